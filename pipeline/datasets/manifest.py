@@ -1,0 +1,265 @@
+"""The manifest: what a data set is, one row an image; and the boxes that some data sets have.
+
+Letters: N images, C labels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Literal, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.errors import GmpipeError
+from pipeline.files import replacing
+
+Split = Literal["train", "test"]
+SPLITS: tuple[Split, Split] = ("train", "test")
+
+MANIFEST_VERSION = 1
+
+COLUMNS = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("labels", pa.list_(pa.int16()), nullable=False),
+        pa.field("ignored", pa.list_(pa.int16()), nullable=False),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A data set, checked on construction.
+
+    Attributes:
+        dataset: its name in params.yaml.
+        split_name: which division into train and test this is, e.g. ``official``.
+        vocabulary: the C label names; a label's number is its place here.
+        sources: what the manifest was made from, file (or ``settings``) -> sha256.
+        table: the N rows, with the columns of `COLUMNS`: ``image_id`` unique; ``path`` relative
+            to the data set's root, with forward slashes; ``split`` train or test; ``labels`` the
+            numbers of the positive labels; ``ignored`` those that are neither positive nor
+            negative; ``width`` and ``height`` in pixels, null where the source does not say.
+
+    Raises:
+        GmpipeError: the first breach of the above, with the row's number and image id.
+    """
+
+    dataset: str
+    split_name: str
+    vocabulary: tuple[str, ...]
+    sources: dict[str, str]
+    table: pa.Table = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.vocabulary or len(set(self.vocabulary)) != len(self.vocabulary):
+            raise GmpipeError(
+                f"manifest of {self.dataset}: the vocabulary must hold at least one label and none "
+                f"twice, found {list(self.vocabulary)}. {self._remedy}"
+            )
+        if not self.table.schema.equals(COLUMNS):
+            raise GmpipeError(
+                f"manifest of {self.dataset}: expected the columns\n{COLUMNS}\nfound\n"
+                f"{self.table.schema.remove_metadata()}\n{self._remedy}"
+            )
+        self._check_rows()
+
+    @property
+    def _remedy(self) -> str:
+        return f"Mend the source and run `gmpipe prepare --dataset {self.dataset}`."
+
+    def _check_rows(self) -> None:
+        seen: dict[str, int] = {}
+        numbers = range(len(self.vocabulary))
+        columns = (self.table.column(name).to_pylist() for name in COLUMNS.names[:5])
+        for row, (image_id, path, split, labels, ignored) in enumerate(zip(*columns, strict=True)):
+            problem = None
+            if not image_id:
+                problem = "the image id is empty"
+            elif image_id in seen:
+                problem = f"the image id stands in row {seen[image_id]} already"
+            elif not path or _leaves_root(path):
+                problem = f"the path {path!r} leaves the data set's root; expected a relative path"
+            elif split not in SPLITS:
+                problem = f"the split is {split!r}, expected one of {SPLITS}"
+            elif labels is None or ignored is None:
+                problem = "labels or ignored is null, expected a list"
+            elif unknown := [n for n in (*labels, *ignored) if n not in numbers]:
+                problem = f"unknown label {unknown[0]}, expected numbers 0 to {len(numbers) - 1}"
+            elif both := set(labels) & set(ignored):
+                name = self.vocabulary[min(both)]
+                problem = f"the label {name!r} is both positive and ignored"
+            if problem:
+                raise GmpipeError(
+                    f"manifest of {self.dataset}, row {row} ({image_id!r}): {problem}. "
+                    f"{self._remedy}"
+                )
+            seen[image_id] = row
+        for split in SPLITS:
+            if split not in set(self.table.column("split").to_pylist()):
+                raise GmpipeError(
+                    f"manifest of {self.dataset}: the split {split!r} has no image. {self._remedy}"
+                )
+
+    def __len__(self) -> int:
+        return cast(int, self.table.num_rows)
+
+    def rows(self, split: Split) -> pa.Table:
+        """The rows of one split, in the manifest's order."""
+        return self.table.filter(pc.equal(self.table.column("split"), split))
+
+    def image_ids(self, split: Split) -> list[str]:
+        """The image ids of one split, in the manifest's order."""
+        return cast(list[str], self.rows(split).column("image_id").to_pylist())
+
+    def truth(self, split: Split) -> np.ndarray:
+        """(N, C) int8 of one split: 1 positive, 0 negative, -1 ignored."""
+        rows = self.rows(split)
+        truth = np.zeros((rows.num_rows, len(self.vocabulary)), dtype=np.int8)
+        for name, value in (("labels", 1), ("ignored", -1)):
+            for row, numbers in enumerate(rows.column(name).to_pylist()):
+                truth[row, numbers] = value
+        return truth
+
+
+def _leaves_root(path: str) -> bool:
+    parts = PurePosixPath(path)
+    return parts.is_absolute() or ".." in parts.parts or "\\" in path
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write a manifest as Parquet, whole or not at all."""
+    metadata = {
+        "gmpipe": json.dumps(
+            {
+                "version": MANIFEST_VERSION,
+                "dataset": manifest.dataset,
+                "split_name": manifest.split_name,
+                "vocabulary": manifest.vocabulary,
+                "sources": manifest.sources,
+            }
+        )
+    }
+    with replacing(path) as temporary:
+        pq.write_table(manifest.table.replace_schema_metadata(metadata), temporary)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read and check a manifest.
+
+    Raises:
+        GmpipeError: there is none, it is no Parquet file, or it breaks the contract.
+    """
+    remedy = "Run `gmpipe prepare` to write it anew."
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise GmpipeError(f"there is no manifest at {path}. {remedy}") from None
+    except pa.ArrowInvalid as error:
+        raise GmpipeError(f"{path} is not a Parquet file ({error}). {remedy}") from error
+    metadata = (table.schema.metadata or {}).get(b"gmpipe")
+    if metadata is None:
+        raise GmpipeError(f"{path} lacks gmpipe's metadata: it is no manifest. {remedy}")
+    described = json.loads(metadata)
+    if described.get("version") != MANIFEST_VERSION:
+        raise GmpipeError(
+            f"{path} has version {described.get('version')}, this gmpipe reads "
+            f"{MANIFEST_VERSION}. {remedy}"
+        )
+    return Manifest(
+        dataset=described["dataset"],
+        split_name=described["split_name"],
+        vocabulary=tuple(described["vocabulary"]),
+        sources=described["sources"],
+        table=table.replace_schema_metadata(None),
+    )
+
+
+@dataclass(frozen=True)
+class ImageBoxes:
+    """The annotated objects of one image; only fitting a detector reads them.
+
+    Attributes:
+        classes: (n,) int64, numbers from 1; 0 is the detector's background.
+        boxes: (n, 4) float32, xyxy in [0,1] of the image.
+    """
+
+    classes: np.ndarray
+    boxes: np.ndarray
+
+
+@dataclass(frozen=True)
+class BoxTable:
+    """The annotated objects of a data set, and the names of their classes (number 1 first)."""
+
+    classes: tuple[str, ...]
+    images: dict[str, ImageBoxes]
+
+
+def write_boxes(path: Path, table: BoxTable) -> None:
+    """Write boxes as Parquet: a row an object (``image_id``, ``class``, ``box``)."""
+    image_ids: list[str] = []
+    for image_id, image in table.images.items():
+        image_ids += [image_id] * len(image.classes)
+    boxes = np.concatenate([image.boxes for image in table.images.values()]).astype(np.float32)
+    classes = np.concatenate([image.classes for image in table.images.values()])
+    columns = pa.table(
+        {
+            "image_id": pa.array(image_ids, pa.string()),
+            "class": pa.array(classes, pa.int16()),
+            "box": pa.FixedSizeListArray.from_arrays(boxes.ravel(), 4),
+        }
+    )
+    with replacing(path) as temporary:
+        metadata = {"classes": json.dumps(table.classes)}
+        pq.write_table(columns.replace_schema_metadata(metadata), temporary)
+
+
+def read_boxes(path: Path, image_ids: Sequence[str]) -> BoxTable:
+    """Read the boxes of ``image_ids``; an image without a row has no box.
+
+    Raises:
+        GmpipeError: the data set has no boxes, or the file breaks the contract.
+    """
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise GmpipeError(
+            f"there are no boxes at {path}, and a detector can only be fitted on boxes. Set "
+            "`detector.<dataset>.source` to `torchvision` or `file` in params.yaml."
+        ) from None
+    names: list[str] = json.loads((table.schema.metadata or {}).get(b"classes", b"[]"))
+    classes = table.column("class").to_numpy().astype(np.int64)
+    boxes = np.asarray(table.column("box").combine_chunks().flatten(), dtype=np.float32)
+    boxes = boxes.reshape(-1, 4)
+    sound = (
+        (classes >= 1)
+        & (classes <= len(names))
+        & (boxes >= 0).all(1)
+        & (boxes <= 1).all(1)
+        & (boxes[:, 2:] > boxes[:, :2]).all(1)
+    )
+    if not sound.all():
+        row = int(np.flatnonzero(~sound)[0])
+        raise GmpipeError(
+            f"{path}, row {row}: class {classes[row]} with box {boxes[row].tolist()}; expected a "
+            f"class in 1..{len(names)} and x0 < x1, y0 < y1 in [0,1]. Run `gmpipe prepare`."
+        )
+    rows: dict[str, list[int]] = {image_id: [] for image_id in image_ids}
+    for row, image_id in enumerate(table.column("image_id").to_pylist()):
+        if image_id in rows:
+            rows[image_id].append(row)
+    return BoxTable(
+        classes=tuple(names),
+        images={key: ImageBoxes(classes[index], boxes[index]) for key, index in rows.items()},
+    )

@@ -1,0 +1,9 @@
+"""The one error that users are meant to read."""
+
+
+class GmpipeError(Exception):
+    """Something the user can mend.
+
+    The message names the thing (file, row, image id, key), what was found and what was expected,
+    and ends with the next step. The command line prints it without a traceback.
+    """

@@ -1,0 +1,31 @@
+"""The weighted cross-entropy of equation (15), on logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+
+def matching_loss(logits: Tensor, truth: Tensor, ratio: Tensor, beta: float) -> Tensor:
+    r"""Equation (15) with the minus sign that its print lacks; sum over labels, mean over images.
+
+    .. math:: -\frac1B \sum_i \sum_c w^c [y \log p + (1-y) \log(1-p)],\quad
+              w^c = y e^{\beta(1-r^c)} + (1-y) e^{\beta r^c}
+
+    Args:
+        logits: (B, C), before the sigmoid.
+        truth: (B, C): 1 positive, 0 negative, -1 ignored (carries no loss).
+        ratio: (C,), r^c: share of the training images that have the label.
+        beta: strength of the class balance; 0 leaves the plain cross-entropy.
+
+    Returns:
+        a scalar.
+    """
+    positive = truth == 1
+    weight = torch.where(positive, torch.exp(beta * (1 - ratio)), torch.exp(beta * ratio))
+    weight = weight.masked_fill(truth < 0, 0.0)
+    loss = binary_cross_entropy_with_logits(
+        logits, positive.to(logits.dtype), weight=weight, reduction="sum"
+    )
+    return loss / len(logits)

@@ -1,0 +1,187 @@
+"""Every setting of params.yaml: its type, bounds, default and meaning.
+
+One class a section of params.yaml; a section holds one such block per data set. Importing this
+module imports nothing heavy, so that a mistake in params.yaml is found before anything runs.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+VARIANTS = (
+    "full",
+    "without-label-graph",
+    "without-instance-graph",
+    "without-matching-edges",
+    "max-pool",
+)
+"""`full` is the paper's network, the three `without-` its ablations (Table 4); `max-pool` is the
+baseline without any graph: an MLP on each region's feature and box, max over regions."""
+
+Variant = Literal[
+    "full",
+    "without-label-graph",
+    "without-instance-graph",
+    "without-matching-edges",
+    "max-pool",
+]
+
+
+class _Settings(BaseModel):
+    """Immutable; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class PrepareSettings(_Settings):
+    """What `prepare` makes the manifest from."""
+
+    source: Literal["scenes"] = Field(description="where the images come from; `scenes` draws them")
+    train: int = Field(1000, ge=10, description="training scenes to draw")
+    test: int = Field(500, ge=1, description="test scenes to draw")
+    size: int = Field(128, ge=64, description="side of a drawn scene, in pixels")
+    seed: int = Field(0, ge=0, description="seed of the drawing")
+
+
+class ArchitectureSettings(_Settings):
+    """A ResNet50-FPN Faster R-CNN; the defaults are torchvision's `fasterrcnn_resnet50_fpn`."""
+
+    width_per_group: int = Field(64, ge=1, description="width of ResNet's bottlenecks")
+    fpn_channels: int = Field(256, ge=1, description="channels of every pyramid level")
+    feature_size: int = Field(1024, ge=1, description="size d of the box head's vector")
+    anchor_sizes: tuple[int, int, int, int, int] = Field(
+        (32, 64, 128, 256, 512), description="anchor side per pyramid level, in pixels"
+    )
+    proposals: int = Field(
+        1000, ge=1, description="proposals kept, per level before the RPN's NMS and of all after it"
+    )
+    norm: Literal["frozen", "batch"] = Field(
+        "frozen",
+        description="`frozen`: FrozenBatchNorm2d with eps 0, as in torchvision's COCO weights; "
+        "`batch`: BatchNorm2d, for a network that is fitted from scratch",
+    )
+
+
+class FitSettings(_Settings):
+    """How a detector is fitted on the boxes of the data set's training split."""
+
+    size: int = Field(448, ge=32, multiple_of=32, description="side of the square view, in pixels")
+    steps: int = Field(400, ge=1, description="optimiser steps")
+    batch_size: int = Field(8, ge=1, description="images a step")
+    learning_rate: float = Field(1e-3, gt=0, description="peak rate of AdamW's one-cycle schedule")
+    weight_decay: float = Field(1e-4, ge=0, description="AdamW's weight decay")
+    holdout: float = Field(
+        0.1, gt=0, lt=1, description="share of the training split held out to measure recall"
+    )
+    seed: int = Field(0, ge=0, description="seed of initial weights, holdout and batches")
+
+
+class DetectorSettings(_Settings):
+    """Which detector finds the regions."""
+
+    source: Literal["torchvision", "file", "fit"] = Field(
+        description="`torchvision`: its COCO weights; `file`: `weights`; `fit`: fitted on the data "
+        "set's own boxes, from scratch or from `weights`"
+    )
+    weights: str | None = Field(
+        None, description="a state dict saved by torch.save, for `file` and, optionally, `fit`"
+    )
+    architecture: ArchitectureSettings = ArchitectureSettings()
+    fit: FitSettings | None = Field(None, description="for `fit` only")
+
+    @model_validator(mode="after")
+    def _check_source(self) -> DetectorSettings:
+        if self.source == "file" and self.weights is None:
+            raise ValueError("source `file` needs `weights`, the path of a state dict")
+        if (self.source == "fit") != (self.fit is not None):
+            raise ValueError("the block `fit` goes with source `fit`, and only with it")
+        if self.source == "torchvision" and (
+            self.weights is not None
+            or self.architecture != ArchitectureSettings(proposals=self.architecture.proposals)
+        ):
+            raise ValueError("source `torchvision` takes neither `weights` nor an architecture")
+        return self
+
+
+class ExtractSettings(_Settings):
+    """Which regions stage one stores. All but the last three decide the features."""
+
+    size: int = Field(448, ge=32, multiple_of=32, description="side of the square view, in pixels")
+    regions: int = Field(10, ge=1, description="m: regions kept of an image, best scores first")
+    score_threshold: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="least detection score; 0 keeps m regions wherever any is found",
+    )
+    nms_threshold: float = Field(0.5, gt=0, le=1, description="IoU of the per-class NMS")
+    views: int = Field(
+        1, ge=1, description="views a training image: the plain one and views-1 random crops"
+    )
+    flip: bool = Field(True, description="whether the random crops are mirrored half of the time")
+    seed: int = Field(0, ge=0, description="seed of the random crops")
+    feature_dtype: Literal["float16", "float32"] = Field("float16", description="as stored")
+    hash_images: bool = Field(
+        True, description="fingerprint images by content; if false, by file size (faster)"
+    )
+    rows_per_shard: int = Field(512, ge=1, description="rows a shard holds at most")
+    batch_size: int = Field(8, ge=1, description="images the detector takes at once")
+
+
+class NetworkSettings(_Settings):
+    """The matching network (section 3.3 of the paper)."""
+
+    latent_size: int = Field(
+        512,
+        ge=2,
+        multiple_of=2,
+        description="H: size of encoded nodes and edges; the last "
+        "convolution module halves it, as the paper's [512, 256] does",
+    )
+    modules: int = Field(2, ge=1, description="k: graph convolution modules")
+    neighbors: int = Field(5, ge=1, description="K: nearest instances an instance gathers from")
+    label_neighbors: int | None = Field(
+        None, ge=1, description="labels a label gathers from, by cosine; null: from all others"
+    )
+    node_norm: bool = Field(
+        True, description="LayerNorm on encoded and updated nodes (ours; the paper has none)"
+    )
+    input_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on region features")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on encoded and updated nodes")
+
+
+class TrainSettings(_Settings):
+    """How stage two trains (section 4.2 of the paper)."""
+
+    network: NetworkSettings = NetworkSettings()
+    label_vectors: str = Field(
+        "wordllama",
+        description="`wordllama` (static embeddings that need no download) or the path of an npz "
+        "with arrays `labels` and `vectors`",
+    )
+    epochs: int = Field(60, ge=1, description="passes over the training split")
+    batch_size: int = Field(32, ge=1, description="images a step")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd is the paper's")
+    learning_rate: float = Field(0.01, gt=0, description="initial learning rate")
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum")
+    weight_decay: float = Field(1e-4, ge=0, description="weight decay")
+    schedule: Literal["step", "cosine"] = Field(
+        "step", description="`step`: a tenth every `step_epochs` (the paper's); `cosine`: to zero"
+    )
+    step_epochs: int = Field(30, ge=1, description="epochs between two steps of schedule `step`")
+    clip_norm: float = Field(5.0, gt=0, description="largest norm of a step's gradient")
+    beta: float = Field(0.0, ge=0, description="class balance of the loss, equation (15)")
+    validation: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the training split kept out of training, on which "
+        "mAP is written to history.csv each epoch; for tuning without the test split",
+    )
+    variants: dict[Variant, dict[str, object]] = Field(
+        default_factory=dict,
+        description="what a variant changes of the settings above, e.g. "
+        "`max-pool: {learning_rate: 0.003}`",
+    )

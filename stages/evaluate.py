@@ -1,0 +1,103 @@
+"""Stage `evaluate`: a run's checkpoint on the test split -> predictions and metrics."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import GmpipeError
+from pipeline.evaluation.metrics import evaluate as measure
+from pipeline.files import folder_lock, replacing, write_json
+from pipeline.learning.checkpoint import load_checkpoint
+from pipeline.learning.data import open_split
+from pipeline.learning.training import Predictions, predict_split
+from pipeline.shards.schema import check_same_recipe
+from stages.train import CHECKPOINT_FILE, RunPlan, open_inputs
+
+METRICS_FILE = "metrics.json"
+SUMMARY_FILE = "summary.json"
+PREDICTIONS_FILE = "predictions.parquet"
+
+
+def evaluate(run: RunPlan) -> str:
+    """Score the test split with a trained run and write predictions and metrics beside it.
+
+    Returns:
+        a line with the headline numbers.
+
+    Raises:
+        GmpipeError: there is no checkpoint, or it was trained on other regions, labels or label
+            vectors than those there now.
+    """
+    path = run.folder / CHECKPOINT_FILE
+    checkpoint = load_checkpoint(path)
+    manifest, cache, vectors = open_inputs(run.dataset, checkpoint.settings)
+    again = f"Train again: `gmpipe train --variant {run.variant} --seed {run.seed}`."
+    if checkpoint.vocabulary != manifest.vocabulary:
+        raise GmpipeError(
+            f"{path} was trained on the labels {list(checkpoint.vocabulary)}, the manifest has "
+            f"{list(manifest.vocabulary)}. {again}"
+        )
+    if checkpoint.label_vectors_sha256 != vectors.sha256:
+        raise GmpipeError(
+            f"{path} was trained with label vectors {checkpoint.label_vectors_sha256}, "
+            f"{vectors.source} now gives {vectors.sha256}. Restore them, or train again."
+        )
+    check_same_recipe(checkpoint.recipe, cache.recipe, f"{path}: its cache")
+    split = open_split(cache, manifest, "test")
+    predictions = predict_split(checkpoint.network(), split, checkpoint.label_vectors)
+    metrics = measure(
+        predictions.scores,
+        split.truth,
+        manifest.vocabulary,
+        voc11=run.dataset == "voc2007",
+    )
+    with folder_lock(run.folder):
+        _write_predictions(run.folder / PREDICTIONS_FILE, split.image_ids, predictions)
+        write_json(
+            run.folder / METRICS_FILE,
+            {
+                **metrics,
+                "dataset": run.dataset,
+                "split": f"{manifest.split_name}/test",
+                "variant": run.variant,
+                "seed": run.seed,
+                "images": len(split),
+                "commit": _commit(),
+                "fingerprint": cache.fingerprint,
+            },
+        )
+        write_json(run.folder / SUMMARY_FILE, _summary(metrics))
+    return f"{run.folder}: mAP {metrics['mAP']:.2f}, OF1 {metrics['OF1']:.2f}"
+
+
+def _summary(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The five numbers that `dvc metrics` shows of a run."""
+    top3 = {name: metrics["top3"][name] for name in ("CF1", "OF1")}
+    return {**{name: metrics[name] for name in ("mAP", "CF1", "OF1")}, "top3": top3}
+
+
+def _write_predictions(path: Path, image_ids: Any, predictions: Predictions) -> None:
+    """A row an image: its id, C scores, and for each label the region that won the max (14)."""
+    labels = predictions.scores.shape[1]
+    table = pa.table(
+        {
+            "image_id": pa.array(image_ids, pa.string()),
+            "scores": pa.FixedSizeListArray.from_arrays(predictions.scores.ravel(), labels),
+            "regions": pa.FixedSizeListArray.from_arrays(predictions.regions.ravel(), labels),
+        }
+    )
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def _commit() -> str | None:
+    """The checkout's commit, None outside of git."""
+    found = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() or None

@@ -1,0 +1,67 @@
+"""Where everything lies, relative to the checkout that gmpipe runs in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.files import sha256_json
+from pipeline.settings import TrainSettings, Variant
+
+
+def data_root(dataset: str) -> Path:
+    """The root that a manifest's paths are relative to."""
+    return Path("data") / dataset
+
+
+def prepared_folder(dataset: str) -> Path:
+    """Output of `prepare`."""
+    return data_root(dataset) / "prepared"
+
+
+def manifest_file(dataset: str) -> Path:
+    """The manifest, in `prepared_folder`."""
+    return prepared_folder(dataset) / "manifest.parquet"
+
+
+def boxes_file(dataset: str) -> Path:
+    """Annotated boxes, where the data set has any, in `prepared_folder`."""
+    return prepared_folder(dataset) / "boxes.parquet"
+
+
+def detector_folder(dataset: str) -> Path:
+    """Output of `detector`."""
+    return data_root(dataset) / "detector"
+
+
+def cache_folder(dataset: str) -> Path:
+    """Output of `extract`: shards and their index."""
+    return Path("cache") / dataset
+
+
+def run_folder(
+    dataset: str, variant: Variant, seed: int, overridden: TrainSettings | None = None
+) -> Path:
+    """Output of `train` and `evaluate`.
+
+    Args:
+        dataset, variant, seed: what the run is.
+        overridden: its settings, where they are not those of params.yaml; their hash keeps such a
+            run apart from the one that DVC tracks.
+    """
+    name = f"{variant}-s{seed}"
+    if overridden is not None:
+        name += f"-{sha256_json(overridden.model_dump(mode='json'))[:8]}"
+    return Path("runs") / dataset / name
+
+
+def report_folder(dataset: str) -> Path:
+    """Output of `report`."""
+    return Path("reports") / dataset
+
+
+def state_file(purpose: str, key: object) -> Path:
+    """What a killed fit or training resumes from, keyed by all that decides its result.
+
+    It does not lie with the outputs: DVC deletes those before it runs a stage again.
+    """
+    return Path(".state") / f"{purpose}-{sha256_json(key)[:16]}.pt"

@@ -1,0 +1,237 @@
+"""params.yaml -> typed settings, or an error that names the key."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipeline.errors import GmpipeError
+from pipeline.settings import (
+    VARIANTS,
+    DetectorSettings,
+    ExtractSettings,
+    PrepareSettings,
+    TrainSettings,
+    Variant,
+)
+
+PARAMS_FILE = Path("params.yaml")
+SECTIONS = ("prepare", "detector", "extract", "train")
+
+
+class Params(BaseModel):
+    """The whole of params.yaml. A section holds a block for each data set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    datasets: list[str] = Field(min_length=1, description="what `dvc repro` runs")
+    variants: list[Variant] = Field(min_length=1, description="what `dvc repro` trains")
+    seeds: list[int] = Field(min_length=1, description="with which seeds")
+    prepare: dict[str, PrepareSettings]
+    detector: dict[str, DetectorSettings]
+    extract: dict[str, ExtractSettings]
+    train: dict[str, TrainSettings]
+
+
+@dataclass(frozen=True)
+class DatasetSettings:
+    """The settings of one data set, overrides applied.
+
+    Attributes:
+        dataset: its name.
+        overridden: the train settings differ from params.yaml's.
+    """
+
+    dataset: str
+    prepare: PrepareSettings
+    detector: DetectorSettings
+    extract: ExtractSettings
+    train: TrainSettings
+    overridden: bool
+
+
+def load_params(overrides: Sequence[str] = (), file: Path = PARAMS_FILE) -> Params:
+    """Read and check all of params.yaml.
+
+    Args:
+        overrides: ``key=value``, keys as in the file, e.g. ``train.demo.epochs=5``; values YAML.
+        file: where params.yaml lies.
+
+    Raises:
+        GmpipeError: there is no such file, or it holds an unknown key, data set or variant, or a
+            value of the wrong kind; names the key and, for a misspelt one, the nearest.
+    """
+    try:
+        raw = YAML(typ="safe").load(file.read_text())
+    except FileNotFoundError:
+        raise GmpipeError(
+            f"there is no {file} in {Path.cwd()}. gmpipe runs from its checkout: change to that "
+            "folder first."
+        ) from None
+    except YAMLError as error:
+        raise GmpipeError(f"{file} is not YAML: {error}. Mend it.") from error
+    if not isinstance(raw, dict):
+        raise GmpipeError(f"{file} holds no settings. Restore it with `git checkout {file}`.")
+    for override in overrides:
+        _override(raw, override)
+    try:
+        params = Params.model_validate(raw)
+    except ValidationError as error:
+        raise GmpipeError(_describe(error, file, "set" if overrides else "file")) from error
+    _check_datasets(params, file)
+    for dataset, settings in params.train.items():
+        for variant in settings.variants:
+            variant_settings(settings, variant, f"{file}: train.{dataset}.variants.{variant}")
+    return params
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    path = key.split(".")
+    if not equals or (len(path) < 2 and key not in ("datasets", "variants", "seeds")):
+        raise GmpipeError(
+            f"--set {override}: expected KEY=VALUE with a key of params.yaml, e.g. "
+            "`--set train.demo.epochs=5`."
+        )
+    block: Any = raw
+    for depth, part in enumerate(path[:-1]):
+        # Blocks with defaults, such as `network`, may be absent from the file.
+        known = isinstance(block, dict) and (part in block or depth >= 2)
+        if not known or not isinstance(block.setdefault(part, {}), dict):
+            choices = block if isinstance(block, dict) else ()
+            raise GmpipeError(
+                f"--set {override}: params.yaml has no block "
+                f"`{'.'.join(path[: depth + 1])}`.{_nearest(part, choices)}"
+            )
+        block = block[part]
+    try:
+        block[path[-1]] = YAML(typ="safe").load(value)
+    except YAMLError as error:
+        raise GmpipeError(f"--set {override}: the value is not YAML. Quote it.") from error
+
+
+def _check_datasets(params: Params, file: Path) -> None:
+    known = set.intersection(*(set(getattr(params, section)) for section in SECTIONS))
+    for section in SECTIONS:
+        for dataset in getattr(params, section):
+            if dataset not in known:
+                lacking = [name for name in SECTIONS if dataset not in getattr(params, name)]
+                raise GmpipeError(
+                    f"{file}: {section}.{dataset} stands without {lacking[0]}.{dataset}; a data "
+                    f"set needs a block in each of {', '.join(SECTIONS)}."
+                    f"{_nearest(dataset, known)}"
+                )
+    for dataset in params.datasets:
+        _check_dataset(params, dataset, f"{file}: datasets")
+
+
+def _check_dataset(params: Params, dataset: str, where: str) -> None:
+    if dataset not in params.prepare:
+        raise GmpipeError(
+            f"{where}: unknown data set {dataset!r}; params.yaml describes "
+            f"{', '.join(params.prepare)}.{_nearest(dataset, params.prepare)}"
+        )
+
+
+def dataset_settings(dataset: str | None, overrides: Sequence[str] = ()) -> DatasetSettings:
+    """The settings of a data set; None means the first of ``datasets``.
+
+    Raises:
+        GmpipeError: as `load_params`, or params.yaml does not describe the data set.
+    """
+    params = load_params(overrides)
+    name = params.datasets[0] if dataset is None else dataset
+    _check_dataset(params, name, "--dataset")
+    train = params.train[name]
+    return DatasetSettings(
+        dataset=name,
+        prepare=params.prepare[name],
+        detector=params.detector[name],
+        extract=params.extract[name],
+        train=train,
+        overridden=bool(overrides) and train != load_params().train[name],
+    )
+
+
+def variant_settings(
+    settings: TrainSettings, variant: Variant, where: str = "train"
+) -> TrainSettings:
+    """The train settings of a variant: the data set's, with what ``variants`` changes of them."""
+    merged = settings.model_dump(exclude={"variants"})
+    _merge(merged, settings.variants.get(variant, {}))
+    try:
+        return TrainSettings.model_validate(merged)
+    except ValidationError as error:
+        raise GmpipeError(_describe(error, Path(where), "file", root=TrainSettings)) from error
+
+
+def check_variant(name: str) -> Variant:
+    """A variant's name.
+
+    Raises:
+        GmpipeError: there is no such variant; names those there are.
+    """
+    for variant in get_args(Variant):
+        if variant == name:
+            return cast(Variant, variant)
+    raise GmpipeError(
+        f"--variant: unknown variant {name!r}; there are {', '.join(VARIANTS)}."
+        f"{_nearest(name, VARIANTS)}"
+    )
+
+
+def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    for key, value in changes.items():
+        if isinstance(value, Mapping) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = copy.deepcopy(value)
+
+
+def _describe(
+    error: ValidationError, file: Path, origin: str, root: type[BaseModel] = Params
+) -> str:
+    """The first of pydantic's findings, in the words of this project."""
+    finding = error.errors()[0]
+    # pydantic names a tuple's place or a dict's key itself `[key]`: not part of a path.
+    location = [part for part in finding["loc"] if part != "[key]"]
+    key = ".".join(str(part) for part in location) or "the whole"
+    where = f"{file}{' or --set' if origin == 'set' else ''}: `{key}`"
+    if finding["type"] == "extra_forbidden":
+        return f"{where} is no setting.{_nearest(str(location[-1]), _keys(root, location[:-1]))}"
+    if finding["type"] == "missing":
+        return f"{where} is missing. Add it."
+    value = finding["input"]
+    hint = ""
+    if isinstance(value, str) and finding["type"] == "literal_error":
+        hint = _nearest(value, VARIANTS)
+    shown = "" if isinstance(value, Mapping) else f" is {value!r}"
+    return f"{where}{shown}: {finding['msg'].removeprefix('Value error, ')}. Change it.{hint}"
+
+
+def _keys(root: type[BaseModel], location: Sequence[int | str]) -> Iterable[str]:
+    """The settings that a block of params.yaml may hold."""
+    model: Any = root
+    for part in location:
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            return ()
+        field = model.model_fields.get(str(part))
+        if field is None:
+            continue  # the data set's name, below a section
+        annotation = cast(Any, field.annotation)
+        arguments = [a for a in getattr(annotation, "__args__", (annotation,)) if a is not str]
+        model = next((a for a in arguments if isinstance(a, type)), None)
+    return model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else ()
+
+
+def _nearest(word: str, choices: Iterable[str]) -> str:
+    found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f" Did you mean `{found[0]}`?" if found else ""

@@ -1,0 +1,89 @@
+"""Tiny inputs for tests, each made from a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from pipeline.matching.graphs import InstanceBatch
+from pipeline.shards.schema import RegionRows
+
+
+def make_rows(
+    rows: int = 4,
+    *,
+    regions: int = 3,
+    feature_size: int = 5,
+    feature_dtype: str = "float16",
+    first: int = 0,
+    view: int = 0,
+    seed: int = 0,
+) -> RegionRows:
+    """Sound region rows of the images `image-<first>`, `image-<first + 1>`, ...
+
+    Row 0 has one real region, row 1 has two, and so on up to ``regions``, then again from one.
+    """
+    rng = np.random.default_rng([seed, first, view])
+    count = (np.arange(rows) % regions + 1).astype(np.int16)
+    real = np.arange(regions) < count[:, None]  # (R, m)
+    corners = np.sort(rng.random((rows, regions, 2, 2), dtype=np.float32), axis=2)
+    return RegionRows(
+        features=(rng.normal(size=(rows, regions, feature_size)) * real[..., None]).astype(
+            feature_dtype
+        ),
+        boxes=corners.reshape(rows, regions, 4) * real[..., None],
+        scores=-np.sort(-rng.random((rows, regions), dtype=np.float32), axis=1) * real,
+        classes=(rng.integers(1, 9, (rows, regions)) * real).astype(np.int16),
+        count=count,
+        image_id=np.array([f"image-{first + row}" for row in range(rows)], dtype=np.bytes_),
+        view=np.full(rows, view, dtype=np.int16),
+    )
+
+
+def make_instances(
+    images: int = 3,
+    *,
+    instances: int = 4,
+    feature_size: int = 6,
+    counts: Sequence[int] | None = None,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> InstanceBatch:
+    """A batch of B = ``images`` images with M = ``instances`` places, padding zero and last.
+
+    Without ``counts`` the images have M, 1, M - 1, then M, 1, M - 1, ... real instances.
+
+    Centres and scores come from few values, so that they tie; boxes and scores are small multiples
+    of powers of two, so that ties are exact in any precision. In an image of two or more, the
+    last real instance has the first one's centre and score, in another box. Instances that agree
+    in box, score and class are one region found twice, and have the same feature.
+    """
+    rng = np.random.default_rng([seed, images, instances])
+    if counts is None:
+        counts = [max(1, (instances, 1, instances - 1)[image % 3]) for image in range(images)]
+    centers = rng.integers(3, 6, (images, instances, 2)) / 8
+    halves = rng.integers(1, 4, (images, instances, 2)) / 16
+    scores = rng.integers(1, 4, (images, instances)) / 4
+    classes = rng.integers(1, 3, (images, instances))
+    features = rng.normal(size=(images, instances, feature_size))
+    for image, count in enumerate(counts):
+        last = count - 1
+        if last > 0:
+            centers[image, last], scores[image, last] = centers[image, 0], scores[image, 0]
+            halves[image, last] = halves[image, 0] + 1 / 32
+        known: dict[tuple[float, ...], int] = {}
+        for place in range(count):
+            key = (*centers[image, place], *halves[image, place], scores[image, place])
+            first = known.setdefault((*key, classes[image, place]), place)
+            features[image, place] = features[image, first]
+    real = np.arange(instances) < np.array(counts)[:, None]  # (B, M)
+    boxes = np.concatenate([centers - halves, centers + halves], axis=-1)
+    return InstanceBatch(
+        features=torch.tensor(features * real[..., None], dtype=dtype),
+        boxes=torch.tensor(boxes * real[..., None], dtype=dtype),
+        scores=torch.tensor(scores * real, dtype=dtype),
+        classes=torch.tensor(classes * real),
+        mask=torch.tensor(real),
+    )

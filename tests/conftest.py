@@ -1,0 +1,23 @@
+"""Fixtures that every test module may ask for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data that the project may test against but must not contain.
+
+    `GMPIPE_SHARED` names it; without that it is looked for at `../shared`, beside the checkout.
+    """
+    places = [Path(__file__).resolve().parents[2] / "shared"]
+    if "GMPIPE_SHARED" in os.environ:
+        places.insert(0, Path(os.environ["GMPIPE_SHARED"]))
+    for place in places:
+        if (place / "data").is_dir():
+            return place
+    pytest.skip(f"no real data: no folder `data` in {' or '.join(map(str, places))}")
