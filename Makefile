@@ -1,50 +1,49 @@
-# make repro   everything for the data sets that params.yaml lists, with DVC
-# make test    the tests; make test-slow: the long ones; make check: ruff, mypy, import-linter
-# make table   variants x three seeds on the demo: mean and spread
-# make clean   remove all that was made; make clean-venv: the packages too
-#
-# INSTALL_ARGS goes to pip, e.g. INSTALL_ARGS='--index-url URL' for another torch (see README.md).
+# make repro      everything for the data sets that params.yaml lists, with DVC
+# make table      all variants with three seeds on the demo: mean and spread
+# make test       the tests; make test-slow: the long ones; make check: ruff, mypy, import-linter
+# make clean      remove what was made for the demo; other data sets are never touched
+# make clean-venv remove the installed packages
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL_ARGS ?=
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
+# For the commands of dvc.yaml, which call `gmpipe` by name.
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .PHONY: repro table test test-slow check clean clean-venv
 
 repro: $(VENV)/.base
-	dvc repro
+	$(BIN)/dvc repro
 
 table: $(VENV)/.base
-	gmpipe compare --seed 0 --seed 1 --seed 2
+	$(BIN)/gmpipe compare --dataset demo --seed 0 --seed 1 --seed 2
 
 test: $(VENV)/.dev
-	pytest
+	$(BIN)/pytest
 
 test-slow: $(VENV)/.dev
-	pytest -m slow
+	$(BIN)/pytest -m slow
 
 check: $(VENV)/.dev
-	ruff check .
-	ruff format --check .
-	mypy
-	lint-imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 clean:
-	rm -rf runs reports .state .dvc/cache .dvc/tmp
-	find data cache -mindepth 1 -not -name README.md -delete
+	rm -rf data/demo cache/demo runs/demo reports/demo
 
 clean-venv:
 	rm -rf $(VENV)
 
-# A marker a set of packages: a second call installs nothing unless pyproject.toml changed.
+# Markers of what is installed: a second call installs nothing unless pyproject.toml changed.
 $(VENV)/.base: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(INSTALL_ARGS) --quiet --disable-pip-version-check --editable .
+	$(PIP) install --editable .
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.base
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(PIP) install --editable '.[dev]'
 	touch $@

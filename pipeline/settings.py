@@ -6,7 +6,7 @@ module imports nothing heavy, so that a mistake in params.yaml is found before a
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -27,6 +27,9 @@ Variant = Literal[
     "without-matching-edges",
     "max-pool",
 ]
+
+
+Side = Annotated[int, Field(ge=1)]
 
 
 class _Settings(BaseModel):
@@ -51,7 +54,7 @@ class ArchitectureSettings(_Settings):
     width_per_group: int = Field(64, ge=1, description="width of ResNet's bottlenecks")
     fpn_channels: int = Field(256, ge=1, description="channels of every pyramid level")
     feature_size: int = Field(1024, ge=1, description="size d of the box head's vector")
-    anchor_sizes: tuple[int, int, int, int, int] = Field(
+    anchor_sizes: tuple[Side, Side, Side, Side, Side] = Field(
         (32, 64, 128, 256, 512), description="anchor side per pyramid level, in pixels"
     )
     proposals: int = Field(
@@ -70,6 +73,9 @@ class FitSettings(_Settings):
     size: int = Field(448, ge=32, multiple_of=32, description="side of the square view, in pixels")
     steps: int = Field(400, ge=1, description="optimiser steps")
     batch_size: int = Field(8, ge=1, description="images a step")
+    sampled_proposals: int = Field(
+        512, ge=4, description="proposals an image that the box head learns from (torchvision: 512)"
+    )
     learning_rate: float = Field(1e-3, gt=0, description="peak rate of AdamW's one-cycle schedule")
     weight_decay: float = Field(1e-4, ge=0, description="AdamW's weight decay")
     holdout: float = Field(

@@ -70,7 +70,10 @@ def _common(command: Command) -> Command:
 
 def _run_options(command: Command) -> Command:
     command = click.option(
-        "--seed", type=int, metavar="N", help="Seed.  [default: the first of params.yaml]"
+        "--seed",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="Seed.  [default: the first of params.yaml]",
     )(command)
     return click.option(
         "--variant", metavar="NAME", default="full", help="The network or an ablation of it."
@@ -151,7 +154,13 @@ def evaluate(
 @cli.command()
 @_common
 @click.option("--variant", "variants", multiple=True, help="Repeatable.  [default: params.yaml's]")
-@click.option("--seed", "seeds", multiple=True, type=int, help="Repeatable.  [default: 0, 1, 2]")
+@click.option(
+    "--seed",
+    "seeds",
+    multiple=True,
+    type=click.IntRange(min=0),
+    help="Repeatable.  [default: 0, 1, 2]",
+)
 def compare(
     dataset: str | None,
     overrides: tuple[str, ...],

@@ -36,7 +36,8 @@ def evaluate(run: RunPlan) -> str:
     path = run.folder / CHECKPOINT_FILE
     checkpoint = load_checkpoint(path)
     manifest, cache, vectors = open_inputs(run.dataset, checkpoint.settings)
-    again = f"Train again: `gmpipe train --variant {run.variant} --seed {run.seed}`."
+    options = f"--dataset {run.dataset} --variant {run.variant} --seed {run.seed}"
+    again = f"Train again: `gmpipe train {options}`."
     if checkpoint.vocabulary != manifest.vocabulary:
         raise GmpipeError(
             f"{path} was trained on the labels {list(checkpoint.vocabulary)}, the manifest has "
@@ -47,7 +48,12 @@ def evaluate(run: RunPlan) -> str:
             f"{path} was trained with label vectors {checkpoint.label_vectors_sha256}, "
             f"{vectors.source} now gives {vectors.sha256}. Restore them, or train again."
         )
-    check_same_recipe(checkpoint.recipe, cache.recipe, f"{path}: its cache")
+    check_same_recipe(
+        checkpoint.recipe,
+        cache.recipe,
+        f"the cache that {path} was trained on",
+        f"{again} Or restore the old setting and run `gmpipe extract --replace`.",
+    )
     split = open_split(cache, manifest, "test")
     predictions = predict_split(checkpoint.network(), split, checkpoint.label_vectors)
     metrics = measure(
@@ -97,7 +103,10 @@ def _write_predictions(path: Path, image_ids: Any, predictions: Predictions) -> 
 
 def _commit() -> str | None:
     """The checkout's commit, None outside of git."""
-    found = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:  # git is not installed
+        return None
     return found.stdout.strip() or None

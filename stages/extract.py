@@ -14,7 +14,7 @@ from pipeline.regions.extraction import (
     load_detector,
     plan_views,
 )
-from pipeline.shards.reader import read_header, read_ids, whole_shards
+from pipeline.shards.reader import RegionCache, read_header, read_ids, whole_shards
 from pipeline.shards.schema import INDEX_NAME, Recipe, check_same_recipe
 from pipeline.shards.writer import shard_name, write_index
 from stages.layout import cache_folder, data_root, detector_folder, manifest_file
@@ -70,9 +70,18 @@ def extract(settings: DatasetSettings, *, replace: bool) -> str:
                         recipe=recipe,
                         on_images=bar.update,
                     )
-        if todo or not (folder / INDEX_NAME).is_file():
+        if not _index_is_current(folder, recipe):
             write_index(folder, dataset, recipe)
     return f"{folder}: {len(jobs)} rows, {len(todo)} of them extracted now"
+
+
+def _index_is_current(folder: Path, recipe: Recipe) -> bool:
+    """Whether the index lists the shards there are: a killed run may have left an older one."""
+    try:
+        listed = {entry.name for entry in RegionCache.open(folder, recipe).shards}
+    except GmpipeError:
+        return False
+    return listed == {path.name for path in whole_shards(folder)}
 
 
 def _sweep(folder: Path, recipe: Recipe, *, replace: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.files import sha256_json
-from pipeline.settings import TrainSettings, Variant
+from pipeline.settings import Variant
 
 
 def data_root(dataset: str) -> Path:
@@ -38,19 +38,17 @@ def cache_folder(dataset: str) -> Path:
     return Path("cache") / dataset
 
 
-def run_folder(
-    dataset: str, variant: Variant, seed: int, overridden: TrainSettings | None = None
-) -> Path:
+def run_folder(dataset: str, variant: Variant, seed: int, overridden: object = None) -> Path:
     """Output of `train` and `evaluate`.
 
     Args:
         dataset, variant, seed: what the run is.
-        overridden: its settings, where they are not those of params.yaml; their hash keeps such a
-            run apart from the one that DVC tracks.
+        overridden: what it is made with (JSON), where that is not what params.yaml says; its hash
+            keeps such a run apart from the one that DVC tracks.
     """
     name = f"{variant}-s{seed}"
     if overridden is not None:
-        name += f"-{sha256_json(overridden.model_dump(mode='json'))[:8]}"
+        name += f"-{sha256_json(overridden)[:8]}"
     return Path("runs") / dataset / name
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Annotated, Any, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -34,11 +35,19 @@ class Params(BaseModel):
 
     datasets: list[str] = Field(min_length=1, description="what `dvc repro` runs")
     variants: list[Variant] = Field(min_length=1, description="what `dvc repro` trains")
-    seeds: list[int] = Field(min_length=1, description="with which seeds")
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, description="with which seeds")
     prepare: dict[str, PrepareSettings]
     detector: dict[str, DetectorSettings]
     extract: dict[str, ExtractSettings]
     train: dict[str, TrainSettings]
+
+    @field_validator("datasets", "variants", "seeds")
+    @classmethod
+    def _check_unique(cls, names: list[Any]) -> list[Any]:
+        # DVC expands stages over these lists; twice the same name is twice the same stage.
+        if len(set(names)) != len(names):
+            raise ValueError("expected each entry once")
+        return names
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,8 @@ class DatasetSettings:
 
     Attributes:
         dataset: its name.
-        overridden: the train settings differ from params.yaml's.
+        prepare, detector, extract, train: its blocks.
+        in_file: the same as params.yaml alone has them; None where it lacks the data set.
     """
 
     dataset: str
@@ -55,7 +65,15 @@ class DatasetSettings:
     detector: DetectorSettings
     extract: ExtractSettings
     train: TrainSettings
-    overridden: bool
+    in_file: DatasetSettings | None
+
+    def overridden(self, variant: Variant) -> bool:
+        """Whether a run of ``variant`` would differ from the one that params.yaml describes."""
+        plain = self.in_file
+        return plain is None or (
+            variant_settings(self.train, variant) != variant_settings(plain.train, variant)
+            or self.extract.views != plain.extract.views
+        )
 
 
 def load_params(overrides: Sequence[str] = (), file: Path = PARAMS_FILE) -> Params:
@@ -76,7 +94,7 @@ def load_params(overrides: Sequence[str] = (), file: Path = PARAMS_FILE) -> Para
             f"there is no {file} in {Path.cwd()}. gmpipe runs from its checkout: change to that "
             "folder first."
         ) from None
-    except YAMLError as error:
+    except (YAMLError, UnicodeDecodeError) as error:
         raise GmpipeError(f"{file} is not YAML: {error}. Mend it.") from error
     if not isinstance(raw, dict):
         raise GmpipeError(f"{file} holds no settings. Restore it with `git checkout {file}`.")
@@ -106,11 +124,12 @@ def _override(raw: dict[str, Any], override: str) -> None:
         # Blocks with defaults, such as `network`, may be absent from the file.
         known = isinstance(block, dict) and (part in block or depth >= 2)
         if not known or not isinstance(block.setdefault(part, {}), dict):
-            choices = block if isinstance(block, dict) else ()
+            choices = block if isinstance(block, dict) and part not in block else ()
             raise GmpipeError(
                 f"--set {override}: params.yaml has no block "
                 f"`{'.'.join(path[: depth + 1])}`.{_nearest(part, choices)}"
             )
+        block[part] = dict(block[part])  # a YAML alias may stand in several places
         block = block[part]
     try:
         block[path[-1]] = YAML(typ="safe").load(value)
@@ -150,23 +169,25 @@ def dataset_settings(dataset: str | None, overrides: Sequence[str] = ()) -> Data
     params = load_params(overrides)
     name = params.datasets[0] if dataset is None else dataset
     _check_dataset(params, name, "--dataset")
-    train = params.train[name]
-    return DatasetSettings(
-        dataset=name,
-        prepare=params.prepare[name],
-        detector=params.detector[name],
-        extract=params.extract[name],
-        train=train,
-        overridden=bool(overrides) and train != load_params().train[name],
-    )
+    plain = load_params() if overrides else params
+    in_file = _blocks(plain, name, None) if name in plain.train else None
+    return _blocks(params, name, in_file)
+
+
+def _blocks(params: Params, name: str, in_file: DatasetSettings | None) -> DatasetSettings:
+    blocks = {section: getattr(params, section)[name] for section in SECTIONS}
+    return DatasetSettings(dataset=name, **blocks, in_file=in_file)
 
 
 def variant_settings(
     settings: TrainSettings, variant: Variant, where: str = "train"
 ) -> TrainSettings:
     """The train settings of a variant: the data set's, with what ``variants`` changes of them."""
+    changes = settings.variants.get(variant, {})
+    if "variants" in changes:
+        raise GmpipeError(f"{where}: `variants` can't stand within a variant. Take it out.")
     merged = settings.model_dump(exclude={"variants"})
-    _merge(merged, settings.variants.get(variant, {}))
+    _merge(merged, changes)
     try:
         return TrainSettings.model_validate(merged)
     except ValidationError as error:
@@ -200,7 +221,9 @@ def _describe(
     error: ValidationError, file: Path, origin: str, root: type[BaseModel] = Params
 ) -> str:
     """The first of pydantic's findings, in the words of this project."""
-    finding = error.errors()[0]
+    # A misspelt key that is required is found twice: first as missing, then as unknown.
+    findings = error.errors()
+    finding = next((one for one in findings if one["type"] == "extra_forbidden"), findings[0])
     # pydantic names a tuple's place or a dict's key itself `[key]`: not part of a path.
     location = [part for part in finding["loc"] if part != "[key]"]
     key = ".".join(str(part) for part in location) or "the whole"
@@ -212,7 +235,7 @@ def _describe(
     value = finding["input"]
     hint = ""
     if isinstance(value, str) and finding["type"] == "literal_error":
-        hint = _nearest(value, VARIANTS)
+        hint = _nearest(value, re.findall("'([^']+)'", finding["ctx"]["expected"]))
     shown = "" if isinstance(value, Mapping) else f" is {value!r}"
     return f"{where}{shown}: {finding['msg'].removeprefix('Value error, ')}. Change it.{hint}"
 

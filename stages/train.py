@@ -39,8 +39,12 @@ class RunPlan:
 def plan_run(settings: DatasetSettings, variant: Variant, seed: int) -> RunPlan:
     """A run of a data set; overridden settings get a folder of their own."""
     own = variant_settings(settings.train, variant)
-    folder = run_folder(settings.dataset, variant, seed, own if settings.overridden else None)
-    return RunPlan(settings.dataset, variant, seed, own, settings.extract.views, folder)
+    views = settings.extract.views
+    different = None
+    if settings.overridden(variant):
+        different = {"train": own.model_dump(mode="json"), "views": views}
+    folder = run_folder(settings.dataset, variant, seed, different)
+    return RunPlan(settings.dataset, variant, seed, own, views, folder)
 
 
 def open_inputs(

@@ -24,6 +24,10 @@ SPLITS: tuple[Split, Split] = ("train", "test")
 
 MANIFEST_VERSION = 1
 
+_BOX_COLUMNS = pa.schema(
+    {"image_id": pa.string(), "class": pa.int16(), "box": pa.list_(pa.float32(), 4)}
+)
+
 COLUMNS = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
@@ -162,27 +166,42 @@ def read_manifest(path: Path) -> Manifest:
     """
     remedy = "Run `gmpipe prepare` to write it anew."
     try:
-        table = pq.read_table(path)
+        table = _read_parquet(path, remedy)
     except FileNotFoundError:
         raise GmpipeError(f"there is no manifest at {path}. {remedy}") from None
-    except pa.ArrowInvalid as error:
-        raise GmpipeError(f"{path} is not a Parquet file ({error}). {remedy}") from error
     metadata = (table.schema.metadata or {}).get(b"gmpipe")
     if metadata is None:
         raise GmpipeError(f"{path} lacks gmpipe's metadata: it is no manifest. {remedy}")
-    described = json.loads(metadata)
-    if described.get("version") != MANIFEST_VERSION:
-        raise GmpipeError(
-            f"{path} has version {described.get('version')}, this gmpipe reads "
-            f"{MANIFEST_VERSION}. {remedy}"
-        )
-    return Manifest(
-        dataset=described["dataset"],
-        split_name=described["split_name"],
-        vocabulary=tuple(described["vocabulary"]),
-        sources=described["sources"],
-        table=table.replace_schema_metadata(None),
+    try:
+        described = json.loads(metadata)
+        version = described["version"]
+        if version == MANIFEST_VERSION:
+            return Manifest(
+                dataset=described["dataset"],
+                split_name=described["split_name"],
+                vocabulary=tuple(described["vocabulary"]),
+                sources=described["sources"],
+                table=table.replace_schema_metadata(None),
+            )
+    except (KeyError, TypeError, ValueError) as error:
+        raise GmpipeError(f"{path}: its metadata are damaged ({error!r}). {remedy}") from error
+    raise GmpipeError(
+        f"{path} has version {version}, this gmpipe reads {MANIFEST_VERSION}. {remedy}"
     )
+
+
+def _read_parquet(path: Path, remedy: str) -> pa.Table:
+    """A whole Parquet file; a missing one is left to the caller."""
+    try:
+        # Not `read_table`: that would read a folder's files as one table.
+        with pq.ParquetFile(path) as file:
+            table = file.read()
+        table.validate(full=True)
+    except FileNotFoundError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        raise GmpipeError(f"{path} is not a whole Parquet file ({error}). {remedy}") from error
+    return table
 
 
 @dataclass(frozen=True)
@@ -218,7 +237,8 @@ def write_boxes(path: Path, table: BoxTable) -> None:
             "image_id": pa.array(image_ids, pa.string()),
             "class": pa.array(classes, pa.int16()),
             "box": pa.FixedSizeListArray.from_arrays(boxes.ravel(), 4),
-        }
+        },
+        schema=_BOX_COLUMNS,
     )
     with replacing(path) as temporary:
         metadata = {"classes": json.dumps(table.classes)}
@@ -231,13 +251,19 @@ def read_boxes(path: Path, image_ids: Sequence[str]) -> BoxTable:
     Raises:
         GmpipeError: the data set has no boxes, or the file breaks the contract.
     """
+    remedy = "Run `gmpipe prepare` to write it anew."
     try:
-        table = pq.read_table(path)
+        table = _read_parquet(path, remedy)
     except FileNotFoundError:
         raise GmpipeError(
             f"there are no boxes at {path}, and a detector can only be fitted on boxes. Set "
             "`detector.<dataset>.source` to `torchvision` or `file` in params.yaml."
         ) from None
+    found = table.schema.remove_metadata()
+    if found != _BOX_COLUMNS or any(column.null_count for column in table.columns):
+        raise GmpipeError(
+            f"{path}: expected the columns\n{_BOX_COLUMNS}\nwithout nulls, found\n{found}\n{remedy}"
+        )
     names: list[str] = json.loads((table.schema.metadata or {}).get(b"classes", b"[]"))
     classes = table.column("class").to_numpy().astype(np.int64)
     boxes = np.asarray(table.column("box").combine_chunks().flatten(), dtype=np.float32)
@@ -253,7 +279,7 @@ def read_boxes(path: Path, image_ids: Sequence[str]) -> BoxTable:
         row = int(np.flatnonzero(~sound)[0])
         raise GmpipeError(
             f"{path}, row {row}: class {classes[row]} with box {boxes[row].tolist()}; expected a "
-            f"class in 1..{len(names)} and x0 < x1, y0 < y1 in [0,1]. Run `gmpipe prepare`."
+            f"class in 1..{len(names)} and x0 < x1, y0 < y1 in [0,1]. {remedy}"
         )
     rows: dict[str, list[int]] = {image_id: [] for image_id in image_ids}
     for row, image_id in enumerate(table.column("image_id").to_pylist()):

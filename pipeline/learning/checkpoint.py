@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,9 +64,12 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     content = {field: getattr(checkpoint, field) for field in Checkpoint.__dataclass_fields__}
     content["settings"] = checkpoint.settings.model_dump(mode="json")
     content["vocabulary"] = list(checkpoint.vocabulary)
-    # Through a stream: given a path, torch.save writes the path's (temporary) name into the file.
-    with replacing(path) as temporary, temporary.open("wb") as stream:
-        torch.save({"gmpipe_checkpoint": CHECKPOINT_VERSION, **content}, stream)
+    # Through memory: given a path, torch.save writes the path's (temporary) name into the file, and
+    # it hides a full disk behind a RuntimeError.
+    stream = io.BytesIO()
+    torch.save({"gmpipe_checkpoint": CHECKPOINT_VERSION, **content}, stream)
+    with replacing(path) as temporary:
+        temporary.write_bytes(stream.getbuffer())
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -90,6 +94,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise GmpipeError(
             f"{path} holds {found}; this gmpipe reads version {CHECKPOINT_VERSION}. {remedy}"
         )
-    content["settings"] = TrainSettings.model_validate(content["settings"])
-    content["vocabulary"] = tuple(content["vocabulary"])
-    return Checkpoint(**content)
+    try:
+        content["settings"] = TrainSettings.model_validate(content["settings"])
+        content["vocabulary"] = tuple(content["vocabulary"])
+        return Checkpoint(**content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise GmpipeError(f"{path} is damaged ({error!r}). {remedy}") from error

@@ -5,6 +5,7 @@ Letters: B images of a batch, C labels.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class Predictions:
 def split_validation(split: SplitData, share: float, seed: int) -> tuple[SplitData, SplitData]:
     """Cut a validation part out of the training split: (to train on, to validate on)."""
     order = np.random.default_rng([seed, 2]).permutation(len(split))
-    held = max(1, round(share * len(split)))
+    held = min(max(1, round(share * len(split))), len(split) - 1)
     return split.take(np.sort(order[held:])), split.take(np.sort(order[:held]))
 
 
@@ -176,18 +177,18 @@ def _schedule(
 def _save(
     file: Path, network: Network, optimizer: Any, schedule: Any, history: list[dict[str, float]]
 ) -> None:
+    state = {
+        "network": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+        "history": history,
+        "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state_all(),
+    }
+    stream = io.BytesIO()  # given a path, torch.save hides a full disk behind a RuntimeError
+    torch.save(state, stream)
     with replacing(file) as temporary:
-        torch.save(
-            {
-                "network": network.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(),
-                "history": history,
-                "rng": torch.get_rng_state(),
-                "cuda_rng": torch.cuda.get_rng_state_all(),
-            },
-            temporary,
-        )
+        temporary.write_bytes(stream.getbuffer())
 
 
 def _restore(file: Path, network: Network, optimizer: Any, schedule: Any) -> list[dict[str, float]]:

@@ -6,6 +6,7 @@ Boxes are xyxy; in pixels of the view inside this module, in [0,1] of the view i
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,9 +122,11 @@ def fit_state(model: FasterRCNN, state: dict[str, Tensor], origin: Path) -> None
     """Load weights into a model, or say how they don't fit.
 
     Raises:
-        GmpipeError: a weight is missing, unknown or of another shape, or the weights were made
-            with the other kind of batch norm (which torch would load without a word).
+        GmpipeError: these are no Faster R-CNN's weights, one is missing, unknown or of another
+            shape, or they were made with the other kind of batch norm (which torch would load
+            without a word).
     """
+    class_count(state, origin)
     remedy = "Make `detector.<dataset>.architecture` in params.yaml that of the weights."
     counted = any(key.endswith("num_batches_tracked") for key in state)
     batch_norm = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
@@ -140,10 +143,19 @@ def fit_state(model: FasterRCNN, state: dict[str, Tensor], origin: Path) -> None
                 f"{tuple(own[key].shape)}. {remedy}"
             )
     try:
-        model.load_state_dict(state, strict=True)
+        # Not compared by name here: torchvision still loads the names of its older releases.
+        outcome: Any = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        detail = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        detail = str(error).splitlines()[-1].strip()
         raise GmpipeError(f"{origin} does not fit the architecture: {detail} {remedy}") from error
+    for keys, problem in (
+        (outcome.missing_keys, "lacks weights that the architecture has"),
+        (outcome.unexpected_keys, "has weights that the architecture lacks"),
+    ):
+        if keys:
+            raise GmpipeError(
+                f"{origin} {problem}: {len(keys)}, the first is `{keys[0]}`. {remedy}"
+            )
 
 
 @dataclass(frozen=True)
@@ -173,10 +185,12 @@ def write_detector(
 ) -> DetectorDescription:
     """Write weights and their description into ``folder``."""
     weights = folder / WEIGHTS_FILE
-    with replacing(weights) as temporary, temporary.open("wb") as stream:
-        # Through a stream: given a path, torch.save writes the path's name into the archive, and
-        # the random temporary name would change the file's hash.
-        torch.save(state, stream)
+    # Through memory: given a path, torch.save writes the path's (temporary) name into the archive,
+    # and it hides a full disk behind a RuntimeError.
+    stream = io.BytesIO()
+    torch.save(state, stream)
+    with replacing(weights) as temporary:
+        temporary.write_bytes(stream.getbuffer())
     description = DetectorDescription(source, architecture, classes, sha256_file(weights))
     write_json(
         folder / DESCRIPTION_FILE,
@@ -201,26 +215,31 @@ def read_description(folder: Path, dataset: str) -> DetectorDescription:
     path = folder / DESCRIPTION_FILE
     if not path.is_file():
         raise GmpipeError(f"there is no detector in {folder}. {remedy}")
-    content = json.loads(path.read_text())
-    if content.get("version") != DETECTOR_VERSION:
+    try:
+        content = json.loads(path.read_text())
+        version = content["version"]
+        if version == DETECTOR_VERSION:
+            description = DetectorDescription(
+                source=content["source"],
+                architecture=ArchitectureSettings.model_validate(content["architecture"]),
+                classes=tuple(content["classes"]),
+                weights_sha256=content["weights_sha256"],
+            )
+    except (KeyError, TypeError, ValueError) as error:
+        raise GmpipeError(f"{path} is damaged ({error!r}). {remedy}") from error
+    if version != DETECTOR_VERSION:
         raise GmpipeError(
-            f"{path} has version {content.get('version')}, this gmpipe reads "
-            f"{DETECTOR_VERSION}. {remedy}"
+            f"{path} has version {version}, this gmpipe reads {DETECTOR_VERSION}. {remedy}"
         )
     if not (folder / WEIGHTS_FILE).is_file():
         raise GmpipeError(f"{folder} lacks {WEIGHTS_FILE}. {remedy}")
     found = sha256_file(folder / WEIGHTS_FILE)
-    if found != content["weights_sha256"]:
+    if found != description.weights_sha256:
         raise GmpipeError(
             f"{folder / WEIGHTS_FILE} has sha256 {found}, {DESCRIPTION_FILE} expects "
-            f"{content['weights_sha256']}: the file was changed or damaged. {remedy}"
+            f"{description.weights_sha256}: the file was changed or damaged. {remedy}"
         )
-    return DetectorDescription(
-        source=content["source"],
-        architecture=ArchitectureSettings.model_validate(content["architecture"]),
-        classes=tuple(content["classes"]),
-        weights_sha256=content["weights_sha256"],
-    )
+    return description
 
 
 def torchvision_weights_file(announce: Any = print) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ def split_holdout(
     images: Sequence[FitImage], settings: FitSettings
 ) -> tuple[list[FitImage], list[FitImage]]:
     """Images to fit on, and images held out to measure on; seeded, both in the given order."""
-    held = max(1, round(settings.holdout * len(images)))
+    held = min(max(1, round(settings.holdout * len(images))), len(images) - 1)
     order = np.random.default_rng(settings.seed).permutation(len(images))
     out = set(order[:held].tolist())
     fit = [image for place, image in enumerate(images) if place not in out]
@@ -87,6 +88,7 @@ def fit_detector(
         score_threshold=_SCORE_THRESHOLD,
         nms_threshold=_NMS_THRESHOLD,
     )
+    model.roi_heads.fg_bg_sampler.batch_size_per_image = settings.sampled_proposals
     if initial is not None:
         fit_state(model, *initial)
     model.to(device).train()
@@ -104,6 +106,7 @@ def fit_detector(
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         torch.set_rng_state(state["rng"])
+        torch.cuda.set_rng_state_all(state["cuda_rng"])
         done = state["done"]
     for step in range(done, settings.steps):
         chosen = _batch_numbers(step, settings.batch_size, len(images), settings.seed)
@@ -166,17 +169,18 @@ def _whole_view(image: FitImage, size: int) -> Tensor:
 
 
 def _save_state(file: Path, model: FasterRCNN, optimizer: Any, schedule: Any, done: int) -> None:
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+        "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state_all(),
+        "done": done,
+    }
+    stream = io.BytesIO()  # given a path, torch.save hides a full disk behind a RuntimeError
+    torch.save(state, stream)
     with replacing(file) as temporary:
-        torch.save(
-            {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(),
-                "rng": torch.get_rng_state(),
-                "done": done,
-            },
-            temporary,
-        )
+        temporary.write_bytes(stream.getbuffer())
 
 
 def measure_detector(

@@ -221,11 +221,20 @@ def fingerprint(recipe: Recipe) -> str:
     return sha256_json(dict(recipe))
 
 
-def check_same_recipe(found: Recipe, expected: Recipe, where: str) -> None:
+_DROP_OR_RESTORE = (
+    "Pass `--replace` to `gmpipe extract` to drop these shards and extract again, or restore the "
+    "old setting."
+)
+
+
+def check_same_recipe(
+    found: Recipe, expected: Recipe, where: str, next_step: str = _DROP_OR_RESTORE
+) -> None:
     """Refuse features that were made another way.
 
     Args:
         where: what was found to have the recipe ``found``, e.g. the path of a shard.
+        next_step: the end of the error's message.
 
     Raises:
         GmpipeError: names ``where`` and every field that differs, with both values.
@@ -242,8 +251,7 @@ def check_same_recipe(found: Recipe, expected: Recipe, where: str) -> None:
     ]
     if differences:
         raise GmpipeError(
-            f"{where} was made with other settings: {'; '.join(differences)}. Pass `--replace` to "
-            "`gmpipe extract` to drop these shards and extract again, or restore the old setting."
+            f"{where} was made with other settings: {'; '.join(differences)}. {next_step}"
         )
 
 
