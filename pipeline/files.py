@@ -61,8 +61,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``folder``; put it in its place when the block ends well."""
+    """Yield a temporary folder beside ``folder``; put it in its place when the block ends well.
+
+    The caller holds the folder's lock.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a killed process
+        shutil.rmtree(leftover)
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
     temporary.mkdir()
     try:

@@ -35,11 +35,13 @@ def _is_current(run: RunPlan) -> bool:
     try:
         checkpoint = load_checkpoint(run.folder / CHECKPOINT_FILE)
         metrics = json.loads((run.folder / METRICS_FILE).read_text())
-    except (GmpipeError, FileNotFoundError):
+        used = fingerprint(checkpoint.recipe), metrics["fingerprint"], metrics["labels_sha256"]
+    except (GmpipeError, FileNotFoundError, ValueError, KeyError):
         return False
-    _, cache, vectors = open_inputs(run.dataset, run.settings)
+    manifest, cache, vectors = open_inputs(run.dataset, run.settings)
     return (
         checkpoint.settings == run.settings
-        and fingerprint(checkpoint.recipe) == metrics["fingerprint"] == cache.fingerprint
+        and checkpoint.labels_sha256 == manifest.labels_sha256
         and checkpoint.label_vectors_sha256 == vectors.sha256
+        and used == (cache.fingerprint, cache.fingerprint, manifest.labels_sha256)
     )

@@ -75,6 +75,7 @@ def evaluate(run: RunPlan) -> str:
                 "images": len(split),
                 "commit": _commit(),
                 "fingerprint": cache.fingerprint,
+                "labels_sha256": manifest.labels_sha256,
             },
         )
         write_json(run.folder / SUMMARY_FILE, _summary(metrics))

@@ -15,7 +15,7 @@ from pipeline.regions.extraction import (
     plan_views,
 )
 from pipeline.shards.reader import RegionCache, read_header, read_ids, whole_shards
-from pipeline.shards.schema import INDEX_NAME, Recipe, check_same_recipe
+from pipeline.shards.schema import DROP_OR_RESTORE, INDEX_NAME, Recipe, check_same_recipe
 from pipeline.shards.writer import shard_name, write_index
 from stages.layout import cache_folder, data_root, detector_folder, manifest_file
 from stages.params import DatasetSettings
@@ -88,12 +88,13 @@ def _sweep(folder: Path, recipe: Recipe, *, replace: bool) -> None:
     """Clear away what a killed run left, and shards that are damaged or of another recipe."""
     for leftover in folder.glob("*.tmp"):
         leftover.unlink()
+    next_step = "It was dropped." if replace else DROP_OR_RESTORE
     for path in whole_shards(folder):
         try:
-            check_same_recipe(read_header(path).recipe, recipe, str(path))
+            check_same_recipe(read_header(path).recipe, recipe, str(path), next_step)
         except GmpipeError as error:
             if not replace:
                 raise
-            print(f"dropping {path}: {error}", flush=True)
+            print(error, flush=True)
             path.unlink()
             (folder / INDEX_NAME).unlink(missing_ok=True)

@@ -73,8 +73,7 @@ def train(run: RunPlan) -> str:
         "settings": run.settings.model_dump(mode="json"),
         "cache": cache.fingerprint,
         "vectors": vectors.sha256,
-        "images": list(split.image_ids),
-        "truth": split.truth.tolist(),
+        "labels": manifest.labels_sha256,
     }
     state = state_file("train", key)
     with folder_lock(run.folder):
@@ -110,6 +109,7 @@ def train(run: RunPlan) -> str:
                 seed=run.seed,
                 settings=run.settings,
                 vocabulary=manifest.vocabulary,
+                labels_sha256=manifest.labels_sha256,
                 label_vectors=torch.from_numpy(vectors.vectors),
                 label_vectors_sha256=vectors.sha256,
                 recipe=dict(cache.recipe),

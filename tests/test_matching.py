@@ -697,7 +697,8 @@ def test_inputs_standardise_and_are_saved_with_the_network() -> None:
     words = vectors(2, dtype=torch.float32) * 7
     network.inputs.set_statistics(
         feature_mean=torch.tensor([1.0, 2.0, 3.0]),
-        feature_std=torch.tensor([2.0, 0.0, 0.5]),  # the second feature never varies
+        # Root mean square 1, so the second feature, which never varies, is scaled by 0.1.
+        feature_std=torch.tensor([1.0, 0.0, math.sqrt(2)]),
         box_mean=torch.tensor([0.5, 0.5, 0.25, 0.75]),
         box_std=torch.tensor([0.25, 0.5, 0.5, 1.0]),
         label_vectors=words,
@@ -705,7 +706,8 @@ def test_inputs_standardise_and_are_saved_with_the_network() -> None:
     copy = build_network("full", 3, 2, W, NetworkSettings(latent_size=4))
     copy.load_state_dict(network.state_dict())
     for inputs in (network.inputs, copy.inputs):
-        assert inputs.features(torch.tensor([5.0, 9.0, 2.0])).tolist() == [2.0, 0.0, -2.0]
+        standardised = inputs.features(torch.tensor([5.0, 9.0, 2.0])).tolist()
+        assert standardised == pytest.approx([4.0, 70.0, -1 / math.sqrt(2)])
         assert inputs.boxes(torch.tensor([0.0, 1.0, 0.75, 0.75])).tolist() == [-2.0, 1.0, 1.0, 0.0]
         scaled = inputs.vectors(words)
         assert scaled.square().mean().item() == pytest.approx(1.0)

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import GmpipeError
-from pipeline.files import replacing
+from pipeline.files import replacing, sha256_json
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, Split] = ("train", "test")
@@ -125,6 +125,12 @@ class Manifest:
     def image_ids(self, split: Split) -> list[str]:
         """The image ids of one split, in the manifest's order."""
         return cast(list[str], self.rows(split).column("image_id").to_pylist())
+
+    @property
+    def labels_sha256(self) -> str:
+        """Hex sha256 over the vocabulary and every image's split and labels."""
+        rows = self.table.select(["image_id", "split", "labels", "ignored"]).to_pylist()
+        return sha256_json([self.vocabulary, rows])
 
     def truth(self, split: Split) -> np.ndarray:
         """(N, C) int8 of one split: 1 positive, 0 negative, -1 ignored."""

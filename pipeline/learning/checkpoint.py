@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +9,10 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import GmpipeError
-from pipeline.files import replacing
 from pipeline.matching.network import MatchingNetwork, MaxPoolNetwork, build_network
 from pipeline.settings import TrainSettings, Variant
 from pipeline.shards.schema import Recipe
+from pipeline.tensors import save_tensors
 
 CHECKPOINT_VERSION = 1
 
@@ -28,6 +27,7 @@ class Checkpoint:
         seed: of the training.
         settings: the variant's own train settings.
         vocabulary: the C label names, in the order of the scores.
+        labels_sha256: `Manifest.labels_sha256` of the labels it was trained on.
         label_vectors: (C, W) float32.
         label_vectors_sha256: of names and vectors.
         recipe: what decided the regions it was trained on.
@@ -40,6 +40,7 @@ class Checkpoint:
     seed: int
     settings: TrainSettings
     vocabulary: tuple[str, ...]
+    labels_sha256: str
     label_vectors: Tensor
     label_vectors_sha256: str
     recipe: Recipe
@@ -64,12 +65,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     content = {field: getattr(checkpoint, field) for field in Checkpoint.__dataclass_fields__}
     content["settings"] = checkpoint.settings.model_dump(mode="json")
     content["vocabulary"] = list(checkpoint.vocabulary)
-    # Through memory: given a path, torch.save writes the path's (temporary) name into the file, and
-    # it hides a full disk behind a RuntimeError.
-    stream = io.BytesIO()
-    torch.save({"gmpipe_checkpoint": CHECKPOINT_VERSION, **content}, stream)
-    with replacing(path) as temporary:
-        temporary.write_bytes(stream.getbuffer())
+    save_tensors(path, {"gmpipe_checkpoint": CHECKPOINT_VERSION, **content})
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -5,7 +5,6 @@ Letters: B images of a batch, C labels.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,13 +17,13 @@ from torch import Tensor
 
 from pipeline.errors import GmpipeError
 from pipeline.evaluation.metrics import evaluate
-from pipeline.files import replacing
 from pipeline.labels.vectors import LabelVectors
 from pipeline.learning.data import SplitData, region_statistics
 from pipeline.learning.seeds import seed_everything
 from pipeline.matching.loss import matching_loss
 from pipeline.matching.network import MatchingNetwork, MaxPoolNetwork, build_network, image_logits
 from pipeline.settings import TrainSettings, Variant
+from pipeline.tensors import save_tensors
 
 Network = MatchingNetwork | MaxPoolNetwork
 
@@ -177,18 +176,17 @@ def _schedule(
 def _save(
     file: Path, network: Network, optimizer: Any, schedule: Any, history: list[dict[str, float]]
 ) -> None:
-    state = {
-        "network": network.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "schedule": schedule.state_dict(),
-        "history": history,
-        "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state_all(),
-    }
-    stream = io.BytesIO()  # given a path, torch.save hides a full disk behind a RuntimeError
-    torch.save(state, stream)
-    with replacing(file) as temporary:
-        temporary.write_bytes(stream.getbuffer())
+    save_tensors(
+        file,
+        {
+            "network": network.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+            "history": history,
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all(),
+        },
+    )
 
 
 def _restore(file: Path, network: Network, optimizer: Any, schedule: Any) -> list[dict[str, float]]:

@@ -23,7 +23,7 @@ and have no parameters.
 
 Initialisation and normalisation. Two-layer MLPs are stacked nine deep here, without a residual
 connection. PyTorch's default initialisation shrinks a signal at every layer, and the network
-hardly trains. So every layer preserves its input's variance: weights have variance 1/fan_in in
+hardly trains. So every layer preserves its input's second moment: weights have variance 1/fan_in in
 first layers, which read plain states, and 2/fan_in (He) in second layers, which read a ReLU.
 Inputs are standardised with statistics of the training split. What still drifts during training
 is held by LayerNorm on the nodes after the encoder and each update. It stands on nodes only:
@@ -43,6 +43,8 @@ from torch import Tensor, nn
 
 from pipeline.matching.graphs import InstanceBatch, Neighbors, instance_neighbors, label_neighbors
 from pipeline.settings import NetworkSettings, Variant
+
+_LEAST_DEVIATION = 0.1  # of the root mean square deviation of all components
 
 
 class MLP(nn.Module):
@@ -371,8 +373,11 @@ class Inputs(nn.Module):
     """Standardisation of what the network reads; the statistics are saved with its weights.
 
     Features and box coordinates get mean 0 and variance 1 over the real regions of the training
-    split, each component by itself; label vectors are divided by the root mean square of all their
-    components, which keeps their geometry.
+    split, each component by itself. A component that varies less than a tenth of the root mean
+    square over all of them is scaled by that tenth: a detector's features have components that
+    are almost always 0, and dividing by their tiny deviation would make single regions stand out
+    by a hundred. Label vectors are divided by the root mean square of all their components, which
+    keeps their geometry.
     """
 
     feature_mean: Tensor
@@ -396,7 +401,7 @@ class Inputs(nn.Module):
         box_std: Tensor,
         label_vectors: Tensor,
     ) -> None:
-        """Take the training split's statistics; a component that never varies is left at 0.
+        """Take the training split's statistics.
 
         Args:
             feature_mean, feature_std: (D,).
@@ -427,7 +432,8 @@ class Inputs(nn.Module):
 
 
 def _inverse(std: Tensor) -> Tensor:
-    return torch.where(std > 1e-6, 1 / std.clamp(min=1e-6), torch.zeros_like(std))
+    floor = _LEAST_DEVIATION * std.square().mean().sqrt()
+    return 1 / torch.maximum(std, floor).clamp(min=1e-6)
 
 
 class MaxPoolNetwork(nn.Module):

@@ -6,7 +6,6 @@ Boxes are xyxy; in pixels of the view inside this module, in [0,1] of the view i
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,9 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from pipeline.errors import GmpipeError
-from pipeline.files import replacing, sha256_file, write_json
+from pipeline.files import sha256_file, write_json
 from pipeline.settings import ArchitectureSettings
+from pipeline.tensors import save_tensors
 
 DETECTOR_VERSION = 1
 WEIGHTS_FILE = "weights.pt"
@@ -185,12 +185,7 @@ def write_detector(
 ) -> DetectorDescription:
     """Write weights and their description into ``folder``."""
     weights = folder / WEIGHTS_FILE
-    # Through memory: given a path, torch.save writes the path's (temporary) name into the archive,
-    # and it hides a full disk behind a RuntimeError.
-    stream = io.BytesIO()
-    torch.save(state, stream)
-    with replacing(weights) as temporary:
-        temporary.write_bytes(stream.getbuffer())
+    save_tensors(weights, state)
     description = DetectorDescription(source, architecture, classes, sha256_file(weights))
     write_json(
         folder / DESCRIPTION_FILE,
@@ -302,8 +297,15 @@ def detect(model: FasterRCNN, views: Tensor) -> list[Detections]:
 
     Returns:
         B detections with 1 to ``box_detections_per_img`` regions each, on the same device.
+
+    Raises:
+        ValueError: the views are not of the model's size.
     """
     size = views.shape[-1]
+    if views.shape[-2:] != (size, size) or model.transform.min_size != (size,):
+        raise ValueError(
+            f"views of {tuple(views.shape)} for a model of size {model.transform.min_size}"
+        )
     images, _ = model.transform(list(views))
     maps = model.backbone(images.tensors)
     proposals, _ = model.rpn(images, maps)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,17 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.ops import box_iou
 
 from pipeline.datasets.manifest import ImageBoxes
-from pipeline.files import replacing
-from pipeline.regions.detector import Detections, best_device, build_model, detect, fit_state
+from pipeline.regions.detector import (
+    Detections,
+    best_device,
+    build_model,
+    class_count,
+    detect,
+    fit_state,
+)
 from pipeline.regions.transforms import load_image, to_tensor, view_of
 from pipeline.settings import ArchitectureSettings, FitSettings
+from pipeline.tensors import save_tensors
 
 RECALL_AT = (5, 10, 20, 35)
 """The numbers m of regions for which recall is measured."""
@@ -27,6 +33,8 @@ RECALL_AT = (5, 10, 20, 35)
 _SCORE_THRESHOLD = 0.05
 _NMS_THRESHOLD = 0.5
 _CONFIDENT = 0.5  # precision is that of detections with at least this score
+# torchvision's quarter would leave few objects among few sampled proposals.
+_POSITIVE_SHARE = 0.5
 _LARGEST_GRADIENT = 10.0
 _SAVE_EVERY = 50
 
@@ -72,7 +80,8 @@ def fit_detector(
         architecture: of the network.
         settings: steps, rates, seed, view size.
         state_file: where the state lies between two attempts.
-        initial: weights to start from and the file they came from; None: from scratch.
+        initial: weights to start from and the file they came from; None: from scratch. Where
+            they were made for another number of classes, the class predictor starts from scratch.
         on_step: called after each step with the number of steps done and the loss.
 
     Returns:
@@ -89,8 +98,9 @@ def fit_detector(
         nms_threshold=_NMS_THRESHOLD,
     )
     model.roi_heads.fg_bg_sampler.batch_size_per_image = settings.sampled_proposals
+    model.roi_heads.fg_bg_sampler.positive_fraction = _POSITIVE_SHARE
     if initial is not None:
-        fit_state(model, *initial)
+        _start_from(model, *initial, classes)
     model.to(device).train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -122,6 +132,15 @@ def fit_detector(
         if (step + 1) % _SAVE_EVERY == 0 and step + 1 < settings.steps:
             _save_state(state_file, model, optimizer, schedule, step + 1)
     return model.eval()
+
+
+def _start_from(model: FasterRCNN, state: dict[str, Tensor], origin: Path, classes: int) -> None:
+    if class_count(state, origin) != classes:
+        # Weights of another vocabulary: all is taken over but the layers that tell its classes.
+        predictor = "roi_heads.box_predictor."
+        own = model.state_dict()
+        state = state | {key: own[key] for key in own if key.startswith(predictor)}
+    fit_state(model, state, origin)
 
 
 def _batch_numbers(step: int, batch_size: int, images: int, seed: int) -> list[int]:
@@ -169,18 +188,17 @@ def _whole_view(image: FitImage, size: int) -> Tensor:
 
 
 def _save_state(file: Path, model: FasterRCNN, optimizer: Any, schedule: Any, done: int) -> None:
-    state = {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "schedule": schedule.state_dict(),
-        "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state_all(),
-        "done": done,
-    }
-    stream = io.BytesIO()  # given a path, torch.save hides a full disk behind a RuntimeError
-    torch.save(state, stream)
-    with replacing(file) as temporary:
-        temporary.write_bytes(stream.getbuffer())
+    save_tensors(
+        file,
+        {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all(),
+            "done": done,
+        },
+    )
 
 
 def measure_detector(

@@ -221,14 +221,14 @@ def fingerprint(recipe: Recipe) -> str:
     return sha256_json(dict(recipe))
 
 
-_DROP_OR_RESTORE = (
+DROP_OR_RESTORE = (
     "Pass `--replace` to `gmpipe extract` to drop these shards and extract again, or restore the "
     "old setting."
 )
 
 
 def check_same_recipe(
-    found: Recipe, expected: Recipe, where: str, next_step: str = _DROP_OR_RESTORE
+    found: Recipe, expected: Recipe, where: str, next_step: str = DROP_OR_RESTORE
 ) -> None:
     """Refuse features that were made another way.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import asdict
 from pathlib import Path
 
@@ -56,8 +57,10 @@ def write_shard(path: Path, rows: RegionRows, *, dataset: str, recipe: Recipe) -
     arrays["image_id"] = np.array(rows.image_id.tolist(), dtype=np.bytes_)
     arrays[CHECKSUMS] = checksums
     with replacing(path) as temporary:
+        # In memory first: on a full disk HDF5 crashes the process.
+        image = io.BytesIO()
         # Fixed bounds: a newer HDF5 library may choose other structures, and so other bytes.
-        with h5py.File(temporary, "w", libver=("earliest", "v110")) as file:
+        with h5py.File(image, "w", libver=("earliest", "v110")) as file:
             for name, array in arrays.items():
                 file.create_dataset(name, data=np.ascontiguousarray(array), track_times=False)
             file.attrs["format_version"] = FORMAT_VERSION
@@ -70,6 +73,7 @@ def write_shard(path: Path, rows: RegionRows, *, dataset: str, recipe: Recipe) -
             # Of fixed length: HDF5 keeps others in a heap, and can hang on a damaged heap.
             for name, text in texts.items():
                 file.attrs[name] = np.bytes_(text.encode())
+        temporary.write_bytes(image.getbuffer())
         _, stored, stored_checksums = map_shard(temporary)
         damaged = (stored_checksums != checksums) | (row_checksums(stored) != checksums)
         if damaged.any():

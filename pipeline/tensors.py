@@ -1,0 +1,23 @@
+"""Tensors in files of their own."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.files import replacing
+
+
+def save_tensors(path: Path, content: Any) -> None:
+    """``torch.save``, whole or not at all; the same content gives the same bytes.
+
+    Through memory: given a path, torch.save writes the path's (temporary) name into the file, and
+    it hides a full disk behind a RuntimeError.
+    """
+    stream = io.BytesIO()
+    torch.save(content, stream)
+    with replacing(path) as temporary:
+        temporary.write_bytes(stream.getbuffer())
