@@ -385,7 +385,7 @@ def test_other_settings_are_refused_until_they_may_replace(flow: Flow, made: Flo
     )
     assert flow.bytes("cache") == made.bytes("cache")
     said = flow.ok("extract", *other, "--replace")
-    assert said.count("dropping") == 6
+    assert said.count("It was dropped.") == 6
     assert "regions-00000.h5" in said
     assert "60 rows, 60 of them extracted now" in said
     cache = RegionCache.open(flow / "cache/tiny")

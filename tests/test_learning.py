@@ -432,6 +432,7 @@ def checkpoint_of(trained: Trained, variant: Variant = "full") -> Checkpoint:
         seed=0,
         settings=SETTINGS,
         vocabulary=LABELS,
+        labels_sha256="0" * 64,
         label_vectors=torch.from_numpy(VECTORS.vectors),
         label_vectors_sha256=VECTORS.sha256,
         recipe=RECIPE,

@@ -289,8 +289,8 @@ def test_outside_the_checkout_the_message_says_where_to_go(
         ("train.demo.label_vectors=a=b.npz", lambda p: p.train["demo"].label_vectors, "a=b.npz"),
         (
             "train.demo.variants.max-pool.learning_rate=0.5",
-            lambda p: p.train["demo"].variants,
-            {"max-pool": {"learning_rate": 0.5}},
+            lambda p: p.train["demo"].variants["max-pool"]["learning_rate"],
+            0.5,
         ),
         ("train.demo={epochs: 3}", lambda p: p.train["demo"], TrainSettings(epochs=3)),
         ("extract.demo.flip=false", lambda p: p.extract["demo"].flip, False),

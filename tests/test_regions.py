@@ -222,6 +222,13 @@ def test_a_stand_in_leaves_the_batchs_other_images_alone(scenes: Scenes) -> None
             torch.testing.assert_close(image.features, before.features[:n], atol=1e-5, rtol=1e-4)
 
 
+def test_views_of_another_size_are_refused(detector: FasterRCNN) -> None:
+    with pytest.raises(ValueError, match="for a model of size"):
+        detect(detector, torch.zeros(1, 3, S, 2 * S))
+    with pytest.raises(ValueError, match="for a model of size"):
+        detect(detector, torch.zeros(1, 3, 2 * S, 2 * S))
+
+
 def test_no_more_regions_than_asked_for_and_the_best_ones(
     detector: FasterRCNN, scenes: Scenes
 ) -> None:
@@ -591,15 +598,28 @@ def test_fitting_from_given_weights_starts_there(scenes: Scenes, tmp_path: Path)
         initial=(initial, Path("w.pt")),
     )
     torch.testing.assert_close(model.state_dict()[CLASSIFIER], initial[CLASSIFIER])
-    with pytest.raises(GmpipeError, match=r"w\.pt.*has shape"):
-        fit_detector(
-            scenes.annotated,
-            CLASSES + 1,
-            TINY,
-            still,
-            state_file=tmp_path / "other.pt",
-            initial=(initial, Path("w.pt")),
-        )
+
+
+def test_weights_of_another_vocabulary_give_all_but_the_class_predictor(
+    scenes: Scenes, tmp_path: Path
+) -> None:
+    initial = tiny_model().state_dict()
+    still = FIT.model_copy(update={"steps": 1, "learning_rate": 1e-12, "weight_decay": 0.0})
+    model = fit_detector(
+        scenes.annotated,
+        CLASSES + 1,
+        TINY,
+        still,
+        state_file=tmp_path / "other.pt",
+        initial=(initial, Path("w.pt")),
+    )
+    fitted = model.state_dict()
+    assert len(fitted[CLASSIFIER]) == CLASSES + 1
+    for key, value in fitted.items():
+        same = "box_predictor" not in key and "running" not in key and "tracked" not in key
+        if same:
+            torch.testing.assert_close(value, initial[key])
+    assert not torch.equal(fitted[CLASSIFIER][:CLASSES], initial[CLASSIFIER])
 
 
 def test_mirrored_objects_move_with_their_images(scenes: Scenes) -> None:
