@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from builders import make_instances
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -37,7 +38,6 @@ from pipeline.matching.reference import (
     reference_logits,
 )
 from pipeline.settings import NetworkSettings, Variant
-from tests.builders import make_instances
 
 D, W, H, M, C = 6, 5, 16, 4, 3  # with a smaller H whole layers die, and hide mistakes
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
