@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+# The tests' tensors are too small to gain from a second thread, and threads that wait for each
+# other lose a lot wherever another process runs. Before torch is imported; subprocesses inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
