@@ -51,7 +51,10 @@ def cli() -> None:
     """Classify images into many labels at once by matching their regions to the labels.
 
     The stages, in order: prepare, detector, extract, train, evaluate, report. `dvc repro` runs
-    them all and skips what is up to date. Settings are in params.yaml.
+    them all and skips what is up to date; `compare` adds seeds. Settings are in params.yaml.
+
+    The variants: full, without-label-graph, without-instance-graph, without-matching-edges,
+    max-pool.
     """
 
 
@@ -61,7 +64,8 @@ def _common(command: Command) -> Command:
         "overrides",
         metavar="KEY=VALUE",
         multiple=True,
-        help="Override a setting of params.yaml, e.g. train.demo.epochs=5. Repeatable.",
+        help="Override a setting of params.yaml, e.g. train.demo.epochs=5; a run with other train "
+        "settings gets a folder of its own. Repeatable.",
     )(command)
     return click.option(
         "--dataset", metavar="NAME", help="Entry of params.yaml.  [default: the first active]"
@@ -131,7 +135,7 @@ def extract(dataset: str | None, overrides: tuple[str, ...], replace: bool) -> N
 @_common
 @_run_options
 def train(dataset: str | None, overrides: tuple[str, ...], variant: str, seed: int | None) -> None:
-    """Stage two: train the matching network, or an ablation, from the cache."""
+    """Stage two: train a network from the cache."""
     run = _plan(dataset, overrides, variant, seed)
     from stages import train as stage
 
@@ -153,10 +157,17 @@ def evaluate(
 
 @cli.command()
 @_common
-@click.option("--variant", "variants", multiple=True, help="Repeatable.  [default: params.yaml's]")
+@click.option(
+    "--variant",
+    "variants",
+    metavar="NAME",
+    multiple=True,
+    help="Repeatable.  [default: params.yaml's]",
+)
 @click.option(
     "--seed",
     "seeds",
+    metavar="N",
     multiple=True,
     type=click.IntRange(min=0),
     help="Repeatable.  [default: 0, 1, 2]",
@@ -167,7 +178,7 @@ def compare(
     variants: tuple[str, ...],
     seeds: tuple[int, ...],
 ) -> None:
-    """Train what is missing of variants x seeds; print mean and spread."""
+    """Train missing variants x seeds; print the table."""
     from stages.params import check_variant, dataset_settings, load_params
 
     settings = dataset_settings(dataset, overrides)
@@ -180,7 +191,7 @@ def compare(
 @cli.command()
 @_common
 def report(dataset: str | None, overrides: tuple[str, ...]) -> None:
-    """Write and print the table of the runs that params.yaml names."""
+    """Print the table of params.yaml's runs."""
     from stages.params import dataset_settings, load_params
 
     settings = dataset_settings(dataset, overrides)
