@@ -38,14 +38,89 @@ class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class PrepareSettings(_Settings):
-    """What `prepare` makes the manifest from."""
+class ScenesSettings(_Settings):
+    """`prepare` draws the demo's scenes."""
 
-    source: Literal["scenes"] = Field(description="where the images come from; `scenes` draws them")
+    source: Literal["scenes"]
     train: int = Field(1000, ge=10, description="training scenes to draw")
     test: int = Field(500, ge=1, description="test scenes to draw")
     size: int = Field(128, ge=64, description="side of a drawn scene, in pixels")
     seed: int = Field(0, ge=0, description="seed of the drawing")
+
+
+class _ListedSettings(_Settings):
+    """What data sets of files have in common; all paths are relative to data/<dataset>/."""
+
+    drop_missing: bool = Field(
+        False, description="leave out images whose file is missing; if false, they are an error"
+    )
+    drop_unlabelled: bool = Field(
+        False, description="leave out images without any positive or ignored label"
+    )
+
+
+class VocSettings(_ListedSettings):
+    """PASCAL VOC 2007 as its devkit lays it out: trainval trains, test tests."""
+
+    source: Literal["voc"]
+    folder: str = Field("VOCdevkit/VOC2007", description="the folder that holds ImageSets")
+    labels: Literal["annotations", "lists"] = Field(
+        "annotations",
+        description="where labels are read: `annotations`, the XML files, which also give boxes; "
+        "`lists`, ImageSets/Main/<class>_<split>.txt",
+    )
+
+
+class CocoSettings(_ListedSettings):
+    """MS-COCO as its publisher lays it out: annotations/instances_<split>.json beside <split>/."""
+
+    source: Literal["coco"]
+    train: str = Field("train2014", description="the split that trains")
+    test: str = Field("val2014", description="the split that tests")
+
+
+class NuswideSettings(_ListedSettings):
+    """NUS-WIDE, in one of the forms that are around."""
+
+    source: Literal["nuswide"]
+    form: Literal["official", "csv", "multi-hot"] = Field(
+        "official",
+        description="`official`: ImageList/, Groundtruth/ and Concepts81.txt; `csv`: one file "
+        "with file name, label list and split; `multi-hot`: two lists of path and 81 times 0 or 1",
+    )
+    images: str = Field("Flickr", description="folder of the images")
+    concepts: str = Field("Concepts81.txt", description="the 81 concepts, in order")
+    file: str = Field("nus_wid_data.csv", description="for `csv`")
+    train_list: str = Field("database.txt", description="for `multi-hot`; may end in .gz")
+    test_list: str = Field("test.txt", description="for `multi-hot`; may end in .gz")
+    split_name: str | None = Field(
+        None, description="how the split is called in results; null: after the form"
+    )
+
+
+class TableSettings(_ListedSettings):
+    """Any data set, from a CSV or Parquet file with a row an image."""
+
+    source: Literal["table"]
+    file: str = Field("labels.csv", description="the table, .csv or .parquet")
+    image: str = Field("image", description="column of the image's path")
+    labels: str = Field("labels", description="column of its labels")
+    split: str = Field("split", description="column that says `train` or `test`")
+    separator: str = Field(";", min_length=1, description="between labels, unless they are a list")
+    vocabulary: list[str] | None = Field(
+        None, description="the labels in their order; null: those in the table, sorted"
+    )
+    split_name: str = Field("own", description="how the split is called in results")
+
+
+class ImportedSettings(_Settings):
+    """The manifest came with regions: `gmpipe import-regions` wrote it."""
+
+    source: Literal["imported"]
+
+
+ListedSettings = VocSettings | CocoSettings | NuswideSettings | TableSettings
+PrepareSettings = ScenesSettings | ListedSettings | ImportedSettings
 
 
 class ArchitectureSettings(_Settings):
@@ -87,9 +162,10 @@ class FitSettings(_Settings):
 class DetectorSettings(_Settings):
     """Which detector finds the regions."""
 
-    source: Literal["torchvision", "file", "fit"] = Field(
+    source: Literal["torchvision", "file", "fit", "imported"] = Field(
         description="`torchvision`: its COCO weights; `file`: `weights`; `fit`: fitted on the data "
-        "set's own boxes, from scratch or from `weights`"
+        "set's own boxes, from scratch or from `weights`; `imported`: none, the regions were made "
+        "elsewhere and `gmpipe import-regions` brings them"
     )
     weights: str | None = Field(
         None, description="a state dict saved by torch.save, for `file` and, optionally, `fit`"
@@ -103,16 +179,16 @@ class DetectorSettings(_Settings):
             raise ValueError("source `file` needs `weights`, the path of a state dict")
         if (self.source == "fit") != (self.fit is not None):
             raise ValueError("the block `fit` goes with source `fit`, and only with it")
-        if self.source == "torchvision" and (
+        if self.source in ("torchvision", "imported") and (
             self.weights is not None
             or self.architecture != ArchitectureSettings(proposals=self.architecture.proposals)
         ):
-            raise ValueError("source `torchvision` takes neither `weights` nor an architecture")
+            raise ValueError(f"source `{self.source}` takes neither `weights` nor an architecture")
         return self
 
 
 class ExtractSettings(_Settings):
-    """Which regions stage one stores. All but the last three decide the features."""
+    """Which regions stage one stores. All but the last four decide the features."""
 
     size: int = Field(448, ge=32, multiple_of=32, description="side of the square view, in pixels")
     regions: int = Field(10, ge=1, description="m: regions kept of an image, best scores first")
@@ -134,6 +210,9 @@ class ExtractSettings(_Settings):
     )
     rows_per_shard: int = Field(512, ge=1, description="rows a shard holds at most")
     batch_size: int = Field(8, ge=1, description="images the detector takes at once")
+    max_failures: int = Field(
+        0, ge=0, description="undecodable images that an extraction may end with and not be failed"
+    )
 
 
 class NetworkSettings(_Settings):

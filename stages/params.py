@@ -36,7 +36,7 @@ class Params(BaseModel):
     datasets: list[str] = Field(min_length=1, description="what `dvc repro` runs")
     variants: list[Variant] = Field(min_length=1, description="what `dvc repro` trains")
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, description="with which seeds")
-    prepare: dict[str, PrepareSettings]
+    prepare: dict[str, Annotated[PrepareSettings, Field(discriminator="source")]]
     detector: dict[str, DetectorSettings]
     extract: dict[str, ExtractSettings]
     train: dict[str, TrainSettings]
@@ -226,13 +226,26 @@ def _describe(
     finding = next((one for one in findings if one["type"] == "extra_forbidden"), findings[0])
     # pydantic names a tuple's place or a dict's key itself `[key]`: not part of a path.
     location = [part for part in finding["loc"] if part != "[key]"]
+    source = ""
+    if location[:1] == ["prepare"] and len(location) > 2:
+        source = str(location.pop(2))  # pydantic's name for the kind of block
     key = ".".join(str(part) for part in location) or "the whole"
     where = f"{file}{' or --set' if origin == 'set' else ''}: `{key}`"
     if finding["type"] == "extra_forbidden":
-        return f"{where} is no setting.{_nearest(str(location[-1]), _keys(root, location[:-1]))}"
+        known = _keys(root, location[:-1], source)
+        return f"{where} is no setting.{_nearest(str(location[-1]), known)}"
     if finding["type"] == "missing":
         return f"{where} is missing. Add it."
     value = finding["input"]
+    if finding["type"] == "union_tag_not_found":
+        misspelt = difflib.get_close_matches("source", list(value), n=1)
+        if misspelt:
+            return f"{where[:-1]}.{misspelt[0]}` is no setting. Did you mean `source`?"
+        return f"{where[:-1]}.source` is missing. Add it."
+    if finding["type"] == "union_tag_invalid":
+        value, expected = finding["ctx"]["tag"], finding["ctx"]["expected_tags"]
+        hint = _nearest(value, re.findall(r"'([^']+)'", expected))
+        return f"{where[:-1]}.source` is {value!r}: expected one of {expected}. Change it.{hint}"
     hint = ""
     if isinstance(value, str) and finding["type"] == "literal_error":
         hint = _nearest(value, re.findall("'([^']+)'", finding["ctx"]["expected"]))
@@ -240,8 +253,8 @@ def _describe(
     return f"{where}{shown}: {finding['msg'].removeprefix('Value error, ')}. Change it.{hint}"
 
 
-def _keys(root: type[BaseModel], location: Sequence[int | str]) -> Iterable[str]:
-    """The settings that a block of params.yaml may hold."""
+def _keys(root: type[BaseModel], location: Sequence[int | str], source: str) -> Iterable[str]:
+    """The settings that a block of params.yaml may hold; ``source`` tells blocks of one place."""
     model: Any = root
     for part in location:
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
@@ -249,10 +262,22 @@ def _keys(root: type[BaseModel], location: Sequence[int | str]) -> Iterable[str]
         field = model.model_fields.get(str(part))
         if field is None:
             continue  # the data set's name, below a section
-        annotation = cast(Any, field.annotation)
-        arguments = [a for a in getattr(annotation, "__args__", (annotation,)) if a is not str]
-        model = next((a for a in arguments if isinstance(a, type)), None)
+        blocks = [kind for kind in _classes(field.annotation) if issubclass(kind, BaseModel)]
+        of_source = [
+            kind
+            for kind in blocks
+            if "source" in kind.model_fields
+            and source in get_args(kind.model_fields["source"].annotation)
+        ]
+        model = next(iter(of_source or blocks), None)
     return model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else ()
+
+
+def _classes(annotation: Any) -> list[type]:
+    """The classes in an annotation, however deep they stand."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        return [annotation]
+    return [kind for part in get_args(annotation) for kind in _classes(part)]
 
 
 def _nearest(word: str, choices: Iterable[str]) -> str:

@@ -61,7 +61,7 @@ from pipeline.regions.fitting import (
     split_holdout,
 )
 from pipeline.regions.transforms import load_image, to_tensor, view_of
-from pipeline.settings import ArchitectureSettings, ExtractSettings, FitSettings, PrepareSettings
+from pipeline.settings import ArchitectureSettings, ExtractSettings, FitSettings, ScenesSettings
 from pipeline.shards.reader import map_shard
 from pipeline.shards.schema import AXES, Recipe
 
@@ -114,7 +114,7 @@ class Scenes:
 
 
 def draw_scenes(root: Path) -> Scenes:
-    settings = PrepareSettings(source="scenes", train=12, test=2, size=S, seed=0)
+    settings = ScenesSettings(source="scenes", train=12, test=2, size=S, seed=0)
     return Scenes(root, *make_scenes(root / "images", "images", "tiny", settings))
 
 

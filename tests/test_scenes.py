@@ -28,7 +28,7 @@ from sklearn.pipeline import make_pipeline
 from pipeline.datasets import scenes
 from pipeline.datasets.manifest import SPLITS, BoxTable, Manifest, Split, read_manifest
 from pipeline.datasets.scenes import KINDS, SceneObject, draw_scene, make_scenes, sample_objects
-from pipeline.settings import PrepareSettings
+from pipeline.settings import ScenesSettings
 from stages.params import dataset_settings
 from stages.prepare import prepare
 
@@ -103,7 +103,7 @@ class Drawn:
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
     root = tmp_path_factory.mktemp("scenes")
-    settings = PrepareSettings(source="scenes", train=300, test=300, seed=7)
+    settings = ScenesSettings(source="scenes", train=300, test=300, seed=7)
     manifest, boxes = make_scenes(root / "prepared/images", "prepared/images", "tiny", settings)
     rows = manifest.table.to_pylist()
     images = {row["image_id"]: Image.open(root / row["path"]).convert("RGB") for row in rows}
@@ -378,7 +378,7 @@ def test_objects_stand_out_from_what_is_behind_them() -> None:
 
 def draw(folder: Path, train: int = 10, seed: int = 5) -> dict[str, tuple[bytes, Any]]:
     """Each image's bytes and row."""
-    settings = PrepareSettings(source="scenes", train=train, test=3, size=64, seed=seed)
+    settings = ScenesSettings(source="scenes", train=train, test=3, size=64, seed=seed)
     manifest, _ = make_scenes(folder / "images", "images", "tiny", settings)
     return {
         row["image_id"]: ((folder / row["path"]).read_bytes(), row)
@@ -408,11 +408,11 @@ def test_pictures_are_what_the_manifest_says(drawn: Drawn) -> None:
 
 
 def test_other_settings_have_other_sources() -> None:
-    settings = PrepareSettings(source="scenes")
+    settings = ScenesSettings(source="scenes")
     changed = [settings.model_copy(update={name: 77}) for name in ("train", "test", "size", "seed")]
     sources = [scenes.scenes_sources(one)["settings"] for one in [settings, *changed]]
     assert len(set(sources)) == 5
-    assert scenes.scenes_sources(PrepareSettings(source="scenes"))["settings"] == sources[0]
+    assert scenes.scenes_sources(ScenesSettings(source="scenes"))["settings"] == sources[0]
 
 
 # --- the stage -----------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ from PIL import Image, ImageDraw
 
 from pipeline.datasets.manifest import COLUMNS, BoxTable, ImageBoxes, Manifest, Split
 from pipeline.files import sha256_json
-from pipeline.settings import PrepareSettings
+from pipeline.settings import ScenesSettings
 
 RULES_VERSION = 1
 """Part of the sources' hash: raise it when a scene of the same seed would look or be labelled
@@ -342,7 +342,7 @@ def _paint(
 # --- the data set --------------------------------------------------------------------------------
 
 
-def scenes_sources(settings: PrepareSettings) -> dict[str, str]:
+def scenes_sources(settings: ScenesSettings) -> dict[str, str]:
     """The hash that decides whether the scenes on disk are the ones asked for."""
     return {"settings": sha256_json({"rules": RULES_VERSION, **settings.model_dump()})}
 
@@ -351,7 +351,7 @@ def make_scenes(
     folder: Path,
     prefix: str,
     dataset: str,
-    settings: PrepareSettings,
+    settings: ScenesSettings,
     progress: Callable[[Sequence[int]], Sequence[int]] = lambda numbers: numbers,
 ) -> tuple[Manifest, BoxTable]:
     """Draw the data set's images as PNG into ``folder``.
