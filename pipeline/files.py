@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +18,19 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pipeline.errors import GmpipeError
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+NO_SPACE = (
+    "no space left on the device{where} ({error}). What was finished before is whole and stays; "
+    "make space and run the same command again."
+)
+
+
+def is_no_space(error: OSError) -> bool:
+    """Whether an error says that the disk, or the user's share of it, is full."""
+    # HDF5 puts the system's error number into its message only.
+    return error.errno in _NO_SPACE or any(f"errno = {n}," in str(error) for n in _NO_SPACE)
 
 
 def sha256_file(path: Path) -> str:
@@ -112,3 +128,59 @@ def folder_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def begin_turn(folder: Path, *, patience: float = 60) -> str:
+    """End the turn of whoever wrote into ``folder`` before, and begin one.
+
+    A killed process can leave workers behind that still write. They do so `in_turn` only, so they
+    are waited for here, and what they begin later is refused. The caller holds `folder_lock`.
+
+    Args:
+        patience: seconds to wait for them.
+
+    Returns:
+        the turn's name, for `in_turn`.
+
+    Raises:
+        GmpipeError: they did not end.
+    """
+    path = _turn_file(folder)
+    deadline = time.monotonic() + patience
+    with path.open("a+") as stream:
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise GmpipeError(
+                        f"workers of an earlier run still write into {folder} after {patience:.0f} "
+                        "s. End them (with Dask: restart the cluster's workers), and run this "
+                        "command again."
+                    ) from None
+                time.sleep(0.2)
+        turn = uuid.uuid4().hex
+        stream.truncate(0)
+        stream.write(turn)
+    return turn
+
+
+@contextmanager
+def in_turn(folder: Path, turn: str) -> Iterator[None]:
+    """Write into ``folder`` as a worker of the run that began ``turn``.
+
+    Raises:
+        GmpipeError: another run has begun its turn since.
+    """
+    with _turn_file(folder).open() as stream:
+        fcntl.flock(stream, fcntl.LOCK_SH)
+        if stream.read() != turn:
+            raise GmpipeError(
+                f"another run writes into {folder} by now. This one ends; wait for the other."
+            )
+        yield
+
+
+def _turn_file(folder: Path) -> Path:
+    return folder.parent / f".{folder.name}.workers.lock"

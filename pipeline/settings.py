@@ -88,9 +88,11 @@ class NuswideSettings(_ListedSettings):
         description="`official`: ImageList/, Groundtruth/ and Concepts81.txt; `csv`: one file "
         "with file name, label list and split; `multi-hot`: two lists of path and 81 times 0 or 1",
     )
-    images: str = Field("Flickr", description="folder of the images")
+    images: str = Field("Flickr", description="folder that the lists' paths are relative to")
     concepts: str = Field("Concepts81.txt", description="the 81 concepts, in order")
-    file: str = Field("nus_wid_data.csv", description="for `csv`")
+    file: str = Field(
+        "nus_wid_data.csv", description="for `csv`: columns `filepath`, `label`, `split_name`"
+    )
     train_list: str = Field("database.txt", description="for `multi-hot`; may end in .gz")
     test_list: str = Field("test.txt", description="for `multi-hot`; may end in .gz")
     split_name: str | None = Field(
@@ -243,8 +245,9 @@ class TrainSettings(_Settings):
     network: NetworkSettings = NetworkSettings()
     label_vectors: str = Field(
         "wordllama",
-        description="`wordllama` (static embeddings that need no download) or the path of an npz "
-        "with arrays `labels` and `vectors`",
+        description="`wordllama` (static embeddings that need no download), or a path: GloVe's "
+        "text (*.txt), a zip with it (*.zip), a text in a zip "
+        "(data/glove/glove.6B.zip/glove.6B.300d.txt), or an npz with arrays `labels` and `vectors`",
     )
     epochs: int = Field(60, ge=1, description="passes over the training split")
     batch_size: int = Field(32, ge=1, description="images a step")

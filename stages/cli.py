@@ -5,19 +5,19 @@ Imports that are slow (torch above all) happen inside the command that needs the
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace as replace_field
+from pathlib import Path
 from typing import Any
 
 import click
 
 from pipeline.errors import GmpipeError
+from pipeline.files import NO_SPACE, is_no_space
 
 Command = Callable[..., Any]
-
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main() -> None:
@@ -31,18 +31,10 @@ def main() -> None:
     except GmpipeError as error:
         _fail(str(error))
     except OSError as error:
-        if not _is_no_space(error):
+        if not is_no_space(error):
             raise
         where = f" while writing {error.filename}" if error.filename else ""
-        _fail(
-            f"no space left on the device{where} ({error}). What was finished before is whole and "
-            "stays; make space and run the same command again."
-        )
-
-
-def _is_no_space(error: OSError) -> bool:
-    # HDF5 puts the system's error number into its message only.
-    return error.errno in _NO_SPACE or any(f"errno = {n}," in str(error) for n in _NO_SPACE)
+        _fail(NO_SPACE.format(where=where, error=error))
 
 
 def _fail(message: str) -> None:
@@ -101,13 +93,23 @@ def _plan(dataset: str | None, overrides: tuple[str, ...], variant: str, seed: i
 
 @cli.command()
 @_common
-def prepare(dataset: str | None, overrides: tuple[str, ...]) -> None:
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Open every image's header and say which are missing, unreadable, duplicate or "
+    "unlabelled; write nothing. Fails if any is missing or unreadable.",
+)
+def prepare(dataset: str | None, overrides: tuple[str, ...], check: bool) -> None:
     """Write the manifest: which images, which split, which labels."""
     from stages.params import dataset_settings
 
     settings = dataset_settings(dataset, overrides)
     from stages import prepare as stage
 
+    if check:
+        text, sound = stage.check(settings)
+        click.echo(text)
+        sys.exit(0 if sound else 1)
     click.echo(stage.prepare(settings))
 
 
@@ -126,14 +128,101 @@ def detector(dataset: str | None, overrides: tuple[str, ...]) -> None:
 @cli.command()
 @_common
 @click.option("--replace", is_flag=True, help="Drop shards that were made with other settings.")
-def extract(dataset: str | None, overrides: tuple[str, ...], replace: bool) -> None:
+@click.option(
+    "--max-failures",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Undecodable images to go on without.  [default: params.yaml's max_failures]",
+)
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Dask scheduler whose workers share this file system.  [default: a cluster on this "
+    "machine, a worker for each GPU, or one for all cores]",
+)
+@click.option(
+    "--resource",
+    "resources",
+    metavar="NAME=AMOUNT",
+    multiple=True,
+    help="Dask resource that a shard's worker must have, e.g. GPU=1. Repeatable.",
+)
+def extract(
+    dataset: str | None,
+    overrides: tuple[str, ...],
+    replace: bool,
+    max_failures: int | None,
+    scheduler: str | None,
+    resources: tuple[str, ...],
+) -> None:
     """Stage one: write every image's regions to the cache."""
     from stages.params import dataset_settings
 
     settings = dataset_settings(dataset, overrides)
+    if max_failures is not None:
+        chosen = settings.extract.model_copy(update={"max_failures": max_failures})
+        settings = replace_field(settings, extract=chosen)
     from stages import extract as stage
 
-    click.echo(stage.extract(settings, replace=replace))
+    line = stage.extract(
+        settings,
+        replace=replace,
+        scheduler=scheduler,
+        resources=dict(_resource(text) for text in resources),
+    )
+    click.echo(line)
+
+
+def _resource(text: str) -> tuple[str, float]:
+    name, _, amount = text.partition("=")
+    try:
+        return name, float(amount)
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r}: expected NAME=AMOUNT, e.g. GPU=1", param_hint="--resource"
+        ) from None
+
+
+@cli.command()
+@_common
+def labels(dataset: str | None, overrides: tuple[str, ...]) -> None:
+    """Print what each label's vector was taken from."""
+    from stages.params import dataset_settings
+
+    settings = dataset_settings(dataset, overrides)
+    from stages import labels as command
+
+    click.echo(command.labels(settings))
+
+
+@cli.command("import-regions")
+@click.argument(
+    "files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@_common
+@click.option(
+    "--form",
+    type=click.Choice(["npz", "bottom-up"]),
+    help="What FILE is: an npz of arrays, or bottom-up-attention TSV, of which several can be "
+    "named.  [default: by its suffix, .npz or .tsv]",
+)
+@click.option("--replace", is_flag=True, help="Drop shards that were made from something else.")
+def import_regions(
+    files: tuple[Path, ...],
+    dataset: str | None,
+    overrides: tuple[str, ...],
+    form: Any,
+    replace: bool,
+) -> None:
+    """Bring regions that were made elsewhere into the cache."""
+    from stages.params import dataset_settings, load_params
+
+    load_params(overrides)
+    from stages import import_regions as stage
+
+    chosen = stage.check_described(dataset, overrides, files, form)
+    settings = dataset_settings(dataset, overrides)
+    click.echo(stage.import_regions(settings, files, chosen, replace=replace))
 
 
 @cli.command()
@@ -204,3 +293,52 @@ def report(dataset: str | None, overrides: tuple[str, ...]) -> None:
     from stages import report as stage
 
     click.echo(stage.report(settings, params.variants, params.seeds))
+
+
+@cli.group()
+def cache() -> None:
+    """Look after a cache of regions."""
+
+
+@cache.command()
+@_common
+def info(dataset: str | None, overrides: tuple[str, ...]) -> None:
+    """Print what the cache holds, and what decided it."""
+    from stages.params import dataset_settings
+
+    settings = dataset_settings(dataset, overrides)
+    from stages import cache as command
+
+    click.echo(command.cache_info(settings.dataset))
+
+
+@cache.command()
+@_common
+@click.option("--repair", is_flag=True, help="Extract what is damaged or missing again.")
+def verify(dataset: str | None, overrides: tuple[str, ...], repair: bool) -> None:
+    """Name every damaged row, damaged or missing shard, and shard of other settings."""
+    from stages.params import dataset_settings
+
+    settings = dataset_settings(dataset, overrides)
+    from stages import cache as command
+
+    click.echo(command.verify(settings, repair=repair))
+
+
+@cache.command()
+@_common
+@click.option(
+    "--probe",
+    type=click.IntRange(min=0),
+    default=32,
+    metavar="N",
+    help="Images to decode and send through the detector to measure its rate; 0 for none.",
+)
+def estimate(dataset: str | None, overrides: tuple[str, ...], probe: int) -> None:
+    """Print the cache's size and, from a probe, the time its extraction will take."""
+    from stages.params import dataset_settings
+
+    settings = dataset_settings(dataset, overrides)
+    from stages import cache as command
+
+    click.echo(command.estimate(settings, probe=probe))

@@ -8,6 +8,8 @@ from typing import Any
 from pipeline.datasets.manifest import Manifest, read_boxes, read_manifest
 from pipeline.files import folder_lock, replacing_folder, sha256_file, write_json
 from pipeline.regions.detector import (
+    DESCRIPTION_FILE,
+    DETECTOR_VERSION,
     TORCHVISION_WEIGHTS,
     build_model,
     class_count,
@@ -32,6 +34,12 @@ def resolve_detector(settings: DatasetSettings) -> str:
     folder = detector_folder(settings.dataset)
     chosen = settings.detector
     with folder_lock(folder):
+        if chosen.source == "imported":
+            with replacing_folder(folder) as temporary:
+                about = {"version": DETECTOR_VERSION, "source": "imported"}
+                write_json(temporary / DESCRIPTION_FILE, about)
+                write_json(temporary / "metrics.json", {})
+            return f"{folder}: no detector, the regions of {settings.dataset} are imported"
         if chosen.source == "fit" and chosen.fit is not None:
             return _fit(folder, settings, chosen, chosen.fit)
         if chosen.source == "torchvision":

@@ -46,7 +46,8 @@ def evaluate(run: RunPlan) -> str:
     if checkpoint.label_vectors_sha256 != vectors.sha256:
         raise GmpipeError(
             f"{path} was trained with label vectors {checkpoint.label_vectors_sha256}, "
-            f"{vectors.source} now gives {vectors.sha256}. Restore them, or train again."
+            f"{vectors.source} now gives {vectors.sha256}. Restore them, or {again[0].lower()}"
+            f"{again[1:]}"
         )
     check_same_recipe(
         checkpoint.recipe,
@@ -73,13 +74,16 @@ def evaluate(run: RunPlan) -> str:
                 "variant": run.variant,
                 "seed": run.seed,
                 "images": len(split),
+                "left_out": split.left_out,
+                "counts": manifest.counts,
                 "commit": _commit(),
                 "fingerprint": cache.fingerprint,
                 "labels_sha256": manifest.labels_sha256,
             },
         )
         write_json(run.folder / SUMMARY_FILE, _summary(metrics))
-    return f"{run.folder}: mAP {metrics['mAP']:.2f}, OF1 {metrics['OF1']:.2f}"
+    left_out = f"; {split.left_out} images without regions left out" if split.left_out else ""
+    return f"{run.folder}: mAP {metrics['mAP']:.2f}, OF1 {metrics['OF1']:.2f}{left_out}"
 
 
 def _summary(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -64,6 +64,9 @@ def train(run: RunPlan) -> str:
     """
     manifest, cache, vectors = open_inputs(run.dataset, run.settings)
     split = open_split(cache, manifest, "train", run.views)
+    left_out = ""
+    if split.left_out:
+        left_out = f"; {split.left_out} images without regions left out"
     validation = None
     if run.settings.validation:
         split, validation = split_validation(split, run.settings.validation, run.seed)
@@ -118,4 +121,5 @@ def train(run: RunPlan) -> str:
             ),
         )
         state.unlink(missing_ok=True)
-    return f"{run.folder}: {run.settings.epochs} epochs, loss {history[-1]['train_loss']:.3f}"
+    loss = history[-1]["train_loss"]
+    return f"{run.folder}: {run.settings.epochs} epochs, loss {loss:.3f}{left_out}"

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
+from torchvision.models.detection import FasterRCNN
 
+from pipeline.datasets.manifest import BoxTable, Manifest
+from pipeline.datasets.scenes import KINDS, make_scenes
 from pipeline.matching.graphs import InstanceBatch
+from pipeline.regions.detector import build_model
+from pipeline.regions.fitting import FitImage
+from pipeline.regions.transforms import load_image, to_tensor
+from pipeline.settings import ArchitectureSettings, ScenesSettings
 from pipeline.shards.schema import RegionRows
 
 
@@ -87,3 +97,56 @@ def make_instances(
         classes=torch.tensor(classes * real),
         mask=torch.tensor(real),
     )
+
+
+S = 64
+CLASSES = len(KINDS) + 1
+TINY = ArchitectureSettings(
+    width_per_group=1,
+    fpn_channels=4,
+    feature_size=8,
+    anchor_sizes=(8, 16, 32, 64, 128),
+    proposals=20,
+    norm="batch",
+)
+
+
+def tiny_model(score_threshold: float = 0.0, regions: int = 40, norm: str = "batch") -> FasterRCNN:
+    """Random weights, the same ones in every call."""
+    torch.manual_seed(0)
+    return build_model(
+        TINY.model_copy(update={"norm": norm}),
+        CLASSES,
+        size=S,
+        regions=regions,
+        score_threshold=score_threshold,
+        nms_threshold=0.5,
+    ).eval()
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Twelve training and two test scenes of 64 pixels; paths are relative to ``root``."""
+
+    root: Path
+    manifest: Manifest
+    boxes: BoxTable
+
+    @property
+    def views(self) -> Tensor:
+        """(14, 3, S, S)"""
+        paths = self.manifest.table.column("path").to_pylist()
+        return torch.stack([to_tensor(np.asarray(load_image(self.root / p))) for p in paths])
+
+    @property
+    def annotated(self) -> list[FitImage]:
+        """The training scenes."""
+        return [
+            FitImage(row["image_id"], self.root / row["path"], self.boxes.images[row["image_id"]])
+            for row in self.manifest.rows("train").to_pylist()
+        ]
+
+
+def draw_scenes(root: Path) -> Scenes:
+    settings = ScenesSettings(source="scenes", train=12, test=2, size=S, seed=0)
+    return Scenes(root, *make_scenes(root / "images", "images", "tiny", settings))

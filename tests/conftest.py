@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 # The tests' tensors are too small to gain from a second thread, and threads that wait for each
 # other lose a lot wherever another process runs. Before torch is imported; subprocesses inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from flows import Flow, run_all
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +28,18 @@ def shared() -> Path:
         if (place / "data").is_dir():
             return place
     pytest.skip(f"no real data: no folder `data` in {' or '.join(map(str, places))}")
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Flow:
+    """A finished flow; to be read only."""
+    flow = Flow(tmp_path_factory.mktemp("flow"))
+    flow.params()
+    run_all(flow)
+    return flow
+
+
+@pytest.fixture
+def flow(made: Flow, tmp_path: Path) -> Flow:
+    """A finished flow, to be changed."""
+    return Flow(Path(shutil.copytree(made.folder, tmp_path / "flow")))

@@ -19,7 +19,7 @@ import pytest
 import torch
 from builders import make_rows
 
-from pipeline.datasets.manifest import COLUMNS, Manifest
+from pipeline.datasets.manifest import COLUMNS, Manifest, full_counts
 from pipeline.errors import GmpipeError
 from pipeline.evaluation.metrics import evaluate
 from pipeline.labels.vectors import LabelVectors
@@ -35,7 +35,7 @@ from pipeline.learning.training import (
 from pipeline.matching.loss import matching_loss
 from pipeline.matching.network import build_network, image_logits
 from pipeline.settings import NetworkSettings, TrainSettings, Variant
-from pipeline.shards.reader import RegionCache
+from pipeline.shards.reader import RegionCache, whole_shards
 from pipeline.shards.schema import Recipe, RegionRows
 from pipeline.shards.writer import shard_name, write_index, write_shard
 
@@ -43,7 +43,7 @@ N_TRAIN, N_TEST, M, C, D, VIEWS = 42, 9, 3, 3, 6, 2
 RECIPE: Recipe = {"regions": M, "views": VIEWS}
 LABELS = ("cat", "dog", "owl")
 VECTORS = LabelVectors(
-    LABELS, np.random.default_rng(5).normal(size=(C, 4)).astype(np.float32), "somewhere"
+    LABELS, np.random.default_rng(5).normal(size=(C, 4)).astype(np.float32), "somewhere", LABELS
 )
 SETTINGS = TrainSettings(
     network=NetworkSettings(latent_size=8, neighbors=2, dropout=0.2, input_dropout=0.1),
@@ -95,7 +95,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
     kinds = np.random.default_rng(3).integers(0, C + 1, size=(images, M))
     for view in range(VIEWS):
         write_shard(folder / shard_name(view), toy_rows(kinds, view), dataset="toy", recipe=RECIPE)
-    write_index(folder, "toy", RECIPE)
+    write_index(folder, "toy", RECIPE, whole_shards(folder))
     counts = np.arange(images) % M + 1
     rows = []
     for image in range(images):
@@ -113,7 +113,8 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
         )
     # Neither positive nor negative, whatever is there.
     rows[4]["labels"], rows[4]["ignored"] = [], [1]
-    manifest = Manifest("toy", "made", LABELS, {}, pa.Table.from_pylist(rows, schema=COLUMNS))
+    table = pa.Table.from_pylist(rows, schema=COLUMNS)
+    manifest = Manifest("toy", "made", LABELS, {}, full_counts(table), table)
     return Toy(RegionCache.open(folder), manifest)
 
 

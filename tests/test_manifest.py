@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 
 from pipeline.datasets.manifest import (
     COLUMNS,
+    COUNTS,
     MANIFEST_VERSION,
     BoxTable,
     ImageBoxes,
     Manifest,
+    full_counts,
     read_boxes,
     read_manifest,
     write_boxes,
@@ -51,11 +53,15 @@ def make_manifest(
     rows: list[Row] | None = None,
     *,
     vocabulary: tuple[str, ...] = VOCABULARY,
+    counts: dict[str, dict[str, int]] | None = None,
     table: pa.Table | None = None,
 ) -> Manifest:
+    sound = pa.Table.from_pylist(make_table() if rows is None else rows, schema=COLUMNS)
     if table is None:
-        table = pa.Table.from_pylist(make_table() if rows is None else rows, schema=COLUMNS)
-    return Manifest("pets", "official", vocabulary, {"list.txt": "ab12"}, table)
+        table = sound
+    if counts is None:
+        counts = full_counts(sound)
+    return Manifest("pets", "official", vocabulary, {"list.txt": "ab12"}, counts, table)
 
 
 # --- a sound manifest ----------------------------------------------------------------------------
@@ -70,6 +76,10 @@ def test_a_manifest_comes_back_as_it_was(tmp_path: Path) -> None:
     assert (read.dataset, read.split_name) == ("pets", "official")
     assert read.vocabulary == VOCABULARY
     assert read.sources == {"list.txt": "ab12"}
+    assert read.counts == {
+        "train": {"listed": 2, "missing": 0, "unlabelled": 0, "images": 2},
+        "test": {"listed": 2, "missing": 0, "unlabelled": 1, "images": 2},
+    }
     assert read.table.to_pylist() == make_table()
     assert [file.name for file in path.parent.iterdir()] == ["manifest.parquet"]
 
@@ -221,6 +231,57 @@ def test_other_columns_are_an_error(change: Callable[[pa.Table], pa.Table]) -> N
         make_manifest(table=table)
 
 
+def counts_of_train(**changes: object) -> Any:
+    counts: dict[str, dict[str, Any]] = full_counts(make_manifest().table)  # type: ignore[assignment]
+    counts["train"].update(changes)
+    return {split: {k: n for k, n in of.items() if n is not None} for split, of in counts.items()}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"listed": 9, "missing": 7},
+        {"listed": 9, "missing": 3, "unlabelled": 4},
+        {"unlabelled": 1},  # counted, not left out
+    ],
+)
+def test_counts_may_tell_of_images_that_were_left_out(changes: Row) -> None:
+    counts = counts_of_train(**changes)
+    assert make_manifest(counts=counts).counts == counts
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"images": 3},
+        {"images": 1, "listed": 1},
+        {"listed": 3},
+        {"missing": 1},
+        {"listed": 9, "missing": 3, "unlabelled": 3},
+        {"listed": 1, "missing": -1},
+        {"listed": 2.0},
+        {"missing": False},
+        {"unlabelled": None},
+        {"more": 1},
+    ],
+)
+def test_counts_that_the_rows_belie_are_an_error(changes: Row) -> None:
+    message = (
+        r"manifest of pets: the counts of train are \{.*\}, expected listed, missing, unlabelled, "
+        "images with 2 images, which .* Mend the source and run"
+    )
+    with pytest.raises(GmpipeError, match=message):
+        make_manifest(counts=counts_of_train(**changes))
+
+
+def test_counts_of_other_splits_are_an_error() -> None:
+    counts = full_counts(make_manifest().table)
+    del counts["test"]
+    message = r"its counts are of the splits \['train'\], expected \['test', 'train'\]\. Mend"
+    with pytest.raises(GmpipeError, match=message):
+        make_manifest(counts=counts)
+
+
 # --- breaches on disk ----------------------------------------------------------------------------
 
 
@@ -261,6 +322,16 @@ NEWER = MANIFEST_VERSION + 1
         (
             lambda path: change_metadata(path, lambda found: found.pop("vocabulary")),
             r"its metadata are damaged \(KeyError\('vocabulary'\)\)",
+        ),
+        (
+            lambda path: change_metadata(path, lambda found: found.pop("counts")),
+            r"its metadata are damaged \(KeyError\('counts'\)\)",
+        ),
+        (
+            lambda path: change_metadata(
+                path, lambda found: found.update(counts={"train": 3, "test": list(COUNTS)})
+            ),
+            "its metadata are damaged",
         ),
         (
             lambda path: change_metadata(path, lambda found: found.update(version=NEWER)),
@@ -307,6 +378,14 @@ def make_boxes() -> BoxTable:
             "b": objects([1], [[0.5, 0.5, 0.75, 1]]),
         },
     )
+
+
+def test_a_data_set_may_have_no_object_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "boxes.parquet"
+    write_boxes(path, BoxTable(("cat", "dog"), {}))
+    read = read_boxes(path, ["a"])
+    assert read.classes == ("cat", "dog")
+    assert_same_boxes(read.images["a"], make_boxes().images["none"])
 
 
 def assert_same_boxes(found: ImageBoxes, expected: ImageBoxes) -> None:

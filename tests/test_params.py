@@ -45,7 +45,7 @@ from stages.train import plan_run
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "params.yaml"
 MISSING = object()
-COMMANDS = ("prepare", "detector", "extract", "train", "evaluate", "compare", "report")
+COMMANDS = ("prepare", "detector", "extract", "train", "evaluate", "compare", "report", "labels")
 COMMANDS_WITH_VARIANT = ("train", "evaluate", "compare")
 HEAVY = ("torch", "torchvision", "pyarrow", "numpy", "h5py", "dask", "PIL", "sklearn")
 
@@ -174,7 +174,7 @@ def test_an_unknown_key_suggests_the_nearest(
     ("changes", "message"),
     [
         # Names of data sets and variants
-        ({"datasets": ["dmeo"]}, "datasets: unknown data set 'dmeo'; .* describes demo.*`demo`"),
+        ({"datasets": ["dmeo"]}, "datasets: unknown data set 'dmeo'; .* describes .*demo.*`demo`"),
         ({"variants": ["full", "max_pool"]}, "`variants.1` is 'max_pool': .*mean `max-pool`"),
         ({"train.demo.variants.ful": {}}, r"`train.demo.variants.ful` is 'ful': .*mean `full`"),
         # Sections and blocks
@@ -391,7 +391,7 @@ def test_a_data_set_takes_its_own_blocks(checkout: Path) -> None:
     assert dataset_settings(None).dataset == "demo"
     assert dataset_settings(None, ["datasets=[voc, demo]"]).dataset == "voc"
     with pytest.raises(
-        GmpipeError, match=r"--dataset: unknown data set 'vox'; .* demo, voc.*`voc`"
+        GmpipeError, match=r"--dataset: unknown data set 'vox'; .* demo, .*voc.*`voc`"
     ):
         dataset_settings("vox")
 

@@ -11,22 +11,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
+from builders import CLASSES, TINY, S, Scenes, draw_scenes, tiny_model
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
 from torchvision.ops import FrozenBatchNorm2d
 
-from pipeline.datasets.manifest import COLUMNS, BoxTable, ImageBoxes, Manifest
-from pipeline.datasets.scenes import KINDS, make_scenes
+from pipeline.datasets.manifest import ImageBoxes
+from pipeline.datasets.scenes import KINDS
 from pipeline.errors import GmpipeError
 from pipeline.files import sha256_file
 from pipeline.regions import fitting
@@ -45,77 +44,14 @@ from pipeline.regions.detector import (
     torchvision_weights_file,
     write_detector,
 )
-from pipeline.regions.extraction import (
-    ViewJob,
-    extract_rows,
-    extract_shard,
-    extraction_recipe,
-    load_detector,
-    plan_views,
-)
 from pipeline.regions.fitting import (
-    FitImage,
     fit_detector,
     match_detections,
     measure_detector,
     split_holdout,
 )
 from pipeline.regions.transforms import load_image, to_tensor, view_of
-from pipeline.settings import ArchitectureSettings, ExtractSettings, FitSettings, ScenesSettings
-from pipeline.shards.reader import map_shard
-from pipeline.shards.schema import AXES, Recipe
-
-S = 64
-CLASSES = len(KINDS) + 1
-TINY = ArchitectureSettings(
-    width_per_group=1,
-    fpn_channels=4,
-    feature_size=8,
-    anchor_sizes=(8, 16, 32, 64, 128),
-    proposals=20,
-    norm="batch",
-)
-
-
-def tiny_model(score_threshold: float = 0.0, regions: int = 40, norm: str = "batch") -> FasterRCNN:
-    """Random weights, the same ones in every call."""
-    torch.manual_seed(0)
-    return build_model(
-        TINY.model_copy(update={"norm": norm}),
-        CLASSES,
-        size=S,
-        regions=regions,
-        score_threshold=score_threshold,
-        nms_threshold=0.5,
-    ).eval()
-
-
-@dataclass(frozen=True)
-class Scenes:
-    """Twelve training and two test scenes of 64 pixels; paths are relative to ``root``."""
-
-    root: Path
-    manifest: Manifest
-    boxes: BoxTable
-
-    @property
-    def views(self) -> Tensor:
-        """(14, 3, S, S)"""
-        paths = self.manifest.table.column("path").to_pylist()
-        return torch.stack([to_tensor(np.asarray(load_image(self.root / p))) for p in paths])
-
-    @property
-    def annotated(self) -> list[FitImage]:
-        """The training scenes."""
-        return [
-            FitImage(row["image_id"], self.root / row["path"], self.boxes.images[row["image_id"]])
-            for row in self.manifest.rows("train").to_pylist()
-        ]
-
-
-def draw_scenes(root: Path) -> Scenes:
-    settings = ScenesSettings(source="scenes", train=12, test=2, size=S, seed=0)
-    return Scenes(root, *make_scenes(root / "images", "images", "tiny", settings))
+from pipeline.settings import ArchitectureSettings, FitSettings
 
 
 @pytest.fixture(scope="module")
@@ -734,195 +670,3 @@ def test_measures_of_a_detector(scenes: Scenes, monkeypatch: pytest.MonkeyPatch)
         hits = sum(min(size, m - 1) for size in sizes)
         assert measured["recall_at"][str(m)] == round(100 * hits / sum(sizes), 2)
     assert measured["precision"] == 50.0
-
-
-# Recipes -----------------------------------------------------------------------------------------
-
-EXTRACT = ExtractSettings(size=S, regions=6, feature_dtype="float32", batch_size=4)
-DESCRIPTION = DetectorDescription("fit", TINY, ("background", *KINDS), "0" * 64)
-
-
-def recipe(
-    scenes: Scenes,
-    description: DetectorDescription = DESCRIPTION,
-    settings: ExtractSettings = EXTRACT,
-    **changes: object,
-) -> Recipe:
-    return extraction_recipe(
-        scenes.manifest, scenes.root, description, settings.model_copy(update=changes)
-    )
-
-
-def with_column(scenes: Scenes, name: str, row: int, value: object) -> Scenes:
-    """The same scenes with one value of the manifest changed."""
-    rows = scenes.manifest.table.to_pylist()
-    rows[row][name] = value
-    manifest = replace(scenes.manifest, table=pa.Table.from_pylist(rows, schema=COLUMNS))
-    return replace(scenes, manifest=manifest)
-
-
-DECIDES = {
-    "size": 96,
-    "regions": 7,
-    "score_threshold": 0.1,
-    "nms_threshold": 0.6,
-    "views": 2,
-    "feature_dtype": "float16",
-    "hash_images": False,
-}
-DECIDES_CROPS = {"flip": False, "seed": 1}
-DECIDES_NOTHING = {"rows_per_shard": 3, "batch_size": 2}
-
-
-def test_every_extract_setting_is_known_to_decide_or_not() -> None:
-    known = {*DECIDES, *DECIDES_CROPS, *DECIDES_NOTHING}
-    assert known == set(ExtractSettings.model_fields)
-
-
-@pytest.mark.parametrize("name", DECIDES)
-def test_what_decides_the_regions_changes_the_recipe(scenes: Scenes, name: str) -> None:
-    assert recipe(scenes, **{name: DECIDES[name]}) != recipe(scenes)
-
-
-@pytest.mark.parametrize("name", DECIDES_CROPS)
-def test_how_crops_are_drawn_counts_only_where_there_are_crops(scenes: Scenes, name: str) -> None:
-    change = {name: DECIDES_CROPS[name]}
-    assert recipe(scenes, **change) == recipe(scenes)
-    assert recipe(scenes, views=2, **change) != recipe(scenes, views=2)
-
-
-@pytest.mark.parametrize("name", DECIDES_NOTHING)
-def test_how_work_is_cut_does_not_change_the_recipe(scenes: Scenes, name: str) -> None:
-    assert recipe(scenes, **{name: DECIDES_NOTHING[name]}) == recipe(scenes)
-
-
-@pytest.mark.parametrize("name", ArchitectureSettings.model_fields)
-def test_every_part_of_the_architecture_changes_the_recipe(scenes: Scenes, name: str) -> None:
-    other = {"norm": "frozen", "anchor_sizes": (8, 16, 32, 64, 127)}.get(name, 3)
-    architecture = ArchitectureSettings.model_validate({**TINY.model_dump(), name: other})
-    assert recipe(scenes, replace(DESCRIPTION, architecture=architecture)) != recipe(scenes)
-
-
-def test_other_weights_change_the_recipe_and_class_names_do_not(scenes: Scenes) -> None:
-    assert recipe(scenes, replace(DESCRIPTION, weights_sha256="1" * 64)) != recipe(scenes)
-    assert recipe(scenes, replace(DESCRIPTION, classes=("a",), source="file")) == recipe(scenes)
-
-
-def test_images_change_the_recipe_and_labels_do_not(tmp_path: Path) -> None:
-    scenes = draw_scenes(tmp_path)
-    changes: list[tuple[int, str, object]] = [(0, "labels", []), (0, "labels", [3])]
-    for row, name, value in (*changes, (0, "width", None)):
-        assert recipe(with_column(scenes, name, row, value)) == recipe(scenes)
-    assert recipe(with_column(scenes, "image_id", 0, "another")) != recipe(scenes)
-    # The same bytes in another place.
-    content = (tmp_path / "images" / "train-00000.png").read_bytes()
-    (tmp_path / "images" / "copy.png").write_bytes(content)
-    assert recipe(with_column(scenes, "path", 0, "images/copy.png")) != recipe(scenes)
-    # A test image has one view, a training image has `views`.
-    moved = with_column(scenes, "split", 0, "test")
-    assert recipe(moved, views=2) != recipe(scenes, views=2)
-
-
-def test_without_hashes_only_the_files_sizes_count(tmp_path: Path) -> None:
-    scenes = draw_scenes(tmp_path)
-    path = tmp_path / scenes.manifest.table["path"][5].as_py()
-    content = bytearray(path.read_bytes())
-    before = {hashed: recipe(scenes, hash_images=hashed) for hashed in (True, False)}
-    content[-1] ^= 1
-    path.write_bytes(content)
-    assert recipe(scenes, hash_images=True) != before[True]
-    assert recipe(scenes, hash_images=False) == before[False]
-    path.write_bytes(content + b"0")
-    assert recipe(scenes, hash_images=False) != before[False]
-
-
-def test_missing_images_are_named_before_anything_is_read(tmp_path: Path) -> None:
-    scenes = draw_scenes(tmp_path)
-    rows = scenes.manifest.table.to_pylist()
-    for row in rows[7:9]:
-        (tmp_path / row["path"]).unlink()
-    with pytest.raises(
-        GmpipeError,
-        match=rf"^2 of 14 images of tiny are missing; the first is '{rows[7]['image_id']}' at "
-        rf"{tmp_path / rows[7]['path']}.*gmpipe prepare --dataset tiny",
-    ):
-        recipe(scenes)
-
-
-# Extraction --------------------------------------------------------------------------------------
-
-
-def test_every_training_view_and_every_test_image_is_planned(scenes: Scenes) -> None:
-    jobs = plan_views(scenes.manifest, 3)
-    assert len(jobs) == 12 * 3 + 2
-    assert jobs[:4] == [
-        ViewJob("train-00000", "images/train-00000.png", 0),
-        ViewJob("train-00000", "images/train-00000.png", 1),
-        ViewJob("train-00000", "images/train-00000.png", 2),
-        ViewJob("train-00001", "images/train-00001.png", 0),
-    ]
-    assert [(job.image_id, job.view) for job in jobs[-2:]] == [
-        ("test-00000", 0),
-        ("test-00001", 0),
-    ]
-
-
-def test_rows_are_sound_and_do_not_depend_on_the_batch_size(scenes: Scenes) -> None:
-    model, jobs = tiny_model(regions=EXTRACT.regions), plan_views(scenes.manifest, 2)[:11]
-    seen: list[int] = []
-    rows = extract_rows(model, jobs, scenes.root, EXTRACT, seen.append)
-    assert seen == [4, 4, 3]
-    rows.check()
-    assert [name.decode() for name in rows.image_id] == [job.image_id for job in jobs]
-    assert rows.view.tolist() == [job.view for job in jobs]
-    assert (rows.count == EXTRACT.regions).all()
-    single = extract_rows(
-        model, jobs, scenes.root, EXTRACT.model_copy(update={"batch_size": 1}), seen.append
-    )
-    for field in ("boxes", "scores", "features"):
-        np.testing.assert_allclose(getattr(single, field), getattr(rows, field), atol=1e-4)
-    np.testing.assert_array_equal(single.classes, rows.classes)
-    crop = view_of(
-        load_image(scenes.root / jobs[1].path),
-        1,
-        size=S,
-        image_id=jobs[1].image_id,
-        seed=EXTRACT.seed,
-        flip=EXTRACT.flip,
-    )
-    [alone] = detect(model, to_tensor(crop)[None])
-    np.testing.assert_allclose(rows.features[1], alone.features.numpy(), atol=1e-4)
-
-
-def test_a_row_without_detections_is_padded(scenes: Scenes) -> None:
-    settings = EXTRACT.model_copy(update={"score_threshold": 0.999})
-    rows = extract_rows(
-        tiny_model(0.999, regions=6), plan_views(scenes.manifest, 1)[:2], scenes.root, settings
-    )
-    rows.check()
-    assert rows.count.tolist() == [1, 1]
-    assert rows.boxes[0].tolist() == [[0, 0, 1, 1], *[[0] * 4] * 5]
-
-
-def test_a_detector_folder_extracts_as_the_model_it_was_written_from(
-    scenes: Scenes, tmp_path: Path
-) -> None:
-    model, jobs = tiny_model(regions=EXTRACT.regions), plan_views(scenes.manifest, 1)[:3]
-    description = write_tiny(tmp_path, model)
-    loaded = load_detector(tmp_path, description, EXTRACT)
-    made = recipe(scenes, description)
-    path = tmp_path / "regions-00000.h5"
-    extract_shard(loaded.cpu(), jobs, scenes.root, EXTRACT, path=path, dataset="tiny", recipe=made)
-    header, stored, _ = map_shard(path)
-    assert (header.recipe, header.dataset) == (made, "tiny")
-    expected = extract_rows(model, jobs, scenes.root, EXTRACT)
-    for field in AXES:
-        np.testing.assert_array_equal(getattr(stored, field), getattr(expected, field), field)
-
-
-def test_an_image_that_is_broken_is_named_by_its_path(tmp_path: Path) -> None:
-    scenes = draw_scenes(tmp_path)
-    jobs = plan_views(scenes.manifest, 1)[:3]
-    (tmp_path / jobs[2].path).write_bytes(b"broken")
-    with pytest.raises(GmpipeError, match=f"{tmp_path / jobs[2].path} can't be decoded"):
-        extract_rows(tiny_model(regions=6), jobs, tmp_path, EXTRACT)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import pickle
 import re
+import resource
+import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +16,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from builders import make_rows
@@ -21,8 +25,8 @@ from hypothesis import strategies as st
 
 from pipeline.errors import GmpipeError
 from pipeline.files import sha256_file
-from pipeline.shards import reader
-from pipeline.shards.reader import RegionCache, read_header, read_ids, whole_shards
+from pipeline.shards import reader, writer
+from pipeline.shards.reader import RegionCache, map_shard, read_header, read_ids, whole_shards
 from pipeline.shards.schema import (
     AXES,
     FORMAT_VERSION,
@@ -34,15 +38,23 @@ from pipeline.shards.schema import (
 )
 from pipeline.shards.writer import shard_name, write_index, write_shard
 
-RECIPE: Recipe = {"m": 3, "nms_threshold": 0.5, "flip": True, "weights": None, "dtype": "float16"}
+RECIPE: Recipe = {
+    "images": "all of them",
+    "m": 3,
+    "nms_threshold": 0.5,
+    "flip": True,
+    "weights": None,
+    "dtype": "float16",
+}
 DATASET = "tiny"
 
 
 def write_cache(folder: Path, *parts: RegionRows) -> RegionRows:
     """Write each of ``parts`` as a shard of ``folder``, and the index; return all their rows."""
-    for number, part in enumerate(parts):
-        write_shard(folder / shard_name(number), part, dataset=DATASET, recipe=RECIPE)
-    write_index(folder, DATASET, RECIPE)
+    paths = [folder / shard_name(number) for number in range(len(parts))]
+    for path, part in zip(paths, parts, strict=True):
+        write_shard(path, part, dataset=DATASET, recipe={**RECIPE, "images": path.name})
+    write_index(folder, DATASET, RECIPE, paths)
     return RegionRows.concatenate(parts)
 
 
@@ -97,13 +109,13 @@ def test_sound_rows_pass() -> None:
         (changed("boxes", (1, 1), [0, 0.5, 1, 0.4]), r"'image-1' .* boxes\[1\] .* y0 <= y1"),
         (changed("boxes", (1, 2), [0, 0, 1, 1]), r"'image-1' .* boxes\[2\] .* expected zeros"),
         (changed("scores", (1, 0), np.inf), r"'image-1' .* scores\[0\] is inf; .*finite"),
-        (changed("scores", (1, 1), 2), r"'image-1' .* scores\[0\] is .*2.*; .*descending"),
+        (changed("scores", (1, 1), 2), r"'image-1' .* scores\[1\] is 2\.0; .*descending"),
         (changed("scores", (1, 2), 0.5), r"'image-1' .* scores\[2\] is 0\.5; expected zeros"),
         (changed("classes", (1, 2), 7), r"'image-1' .* classes\[2\] is 7; expected zeros"),
         (changed("count", 1, 0), r"'image-1' .* count is 0; expected 1 to 3"),
         (changed("count", 1, 4), r"'image-1' .* count is 4; expected 1 to 3"),
         (changed("view", 1, -1), r"'image-1' .* view is -1; expected 0 or more"),
-        (changed("image_id", 1, b""), r"'' \(row 1\): image_id is empty; expected the image's id"),
+        (changed("image_id", 1, b""), r"'' \(row 1\): image_id is b''; expected the image's id"),
         (changed("image_id", 1, b"\xff"), r"\(row 1\): image_id is b'\\xff'; expected UTF-8"),
     ],
 )
@@ -275,23 +287,34 @@ def test_whole_shards_are_sorted_by_number_without_unfinished_ones(tmp_path: Pat
     assert found == ["regions-00002.h5", "regions-99999.h5", "regions-100000.h5"]
 
 
-def test_an_index_takes_the_shards_of_its_recipe_only(folder: Path) -> None:
-    old = {**RECIPE, "m": 4}
-    write_shard(folder / shard_name(0), make_rows(), dataset=DATASET, recipe=old)
-    with pytest.raises(GmpipeError, match=r"no shard with fingerprint .*extract --dataset tiny"):
-        write_index(folder, DATASET, RECIPE)
-    write_shard(folder / shard_name(1), make_rows(2), dataset=DATASET, recipe=RECIPE)
-    write_index(folder, DATASET, RECIPE)
-    assert len(RegionCache.open(folder)) == 2
+def test_an_index_lists_the_given_shards_of_one_recipe(folder: Path) -> None:
+    paths = [folder / shard_name(number) for number in range(4)]
+    for path, images in zip(paths, ["a", "b", "c", "d"], strict=True):
+        rows = make_rows(2, first=2 * paths.index(path))
+        recipe = {**RECIPE, "images": images, "m": 4 if images == "d" else 3}
+        write_shard(path, rows, dataset=DATASET, recipe=recipe)
+    write_index(folder, DATASET, RECIPE, [paths[2], paths[0]])
+    cache = RegionCache.open(folder, RECIPE)
+    assert [entry.name for entry in cache.shards] == ["regions-00002.h5", "regions-00000.h5"]
+    assert [entry.fingerprint for entry in cache.shards] == [
+        fingerprint({**RECIPE, "images": images}) for images in ("c", "a")
+    ]
+    assert cache.ids == ["image-4", "image-5", "image-0", "image-1"]
+    assert cache.gather([0, 2]).image_id.tolist() == [b"image-4", b"image-0"]
+    with pytest.raises(GmpipeError, match=r"00003\.h5 was made .*settings: m is 4, expected 3\. "):
+        write_index(folder, DATASET, RECIPE, paths)
+    with pytest.raises(GmpipeError, match=r"tiny: found no shards to list; .*--dataset tiny`\.$"):
+        write_index(folder, DATASET, RECIPE, [])
 
 
 def test_shards_of_one_recipe_must_be_alike(shard: Path) -> None:
     with pytest.raises(GmpipeError, match=r"00000\.h5: found .*'tiny'.* expected .*'other'"):
-        write_index(shard.parent, "other", RECIPE)
+        write_index(shard.parent, "other", RECIPE, [shard])
     wide = make_rows(feature_size=6, first=9)
-    write_shard(shard.with_name(shard_name(1)), wide, dataset=DATASET, recipe=RECIPE)
+    other = shard.with_name(shard_name(1))
+    write_shard(other, wide, dataset=DATASET, recipe=RECIPE)
     with pytest.raises(GmpipeError, match=r"00001\.h5: found .* 3, 6, .* expected .* 3, 5, "):
-        write_index(shard.parent, DATASET, RECIPE)
+        write_index(shard.parent, DATASET, RECIPE, [shard, other])
 
 
 def test_a_view_that_is_there_twice_names_both_shards(folder: Path) -> None:
@@ -300,6 +323,23 @@ def test_a_view_that_is_there_twice_names_both_shards(folder: Path) -> None:
         GmpipeError, match=r"image 'image-1', view 0, is in regions-00000\.h5 and in .*-00002\.h5"
     ):
         write_cache(folder, make_rows(2), make_rows(2, view=1), make_rows(1, first=1))
+    with pytest.raises(
+        GmpipeError, match=r"'image-0', view 0, is in regions-00000\.h5 and in .*-00000"
+    ):
+        write_cache(folder, make_rows(2).take([0, 1, 0]))
+
+
+def test_a_long_index_is_written_and_read_in_parts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "_ROW_GROUP", 10)
+    monkeypatch.setattr(reader, "_INDEX_PART", 7)
+    parts = [make_rows(4, first=first, view=first % 3) for first in range(0, 10_004, 1000)]
+    rows = write_cache(folder, *parts)
+    assert pq.read_metadata(folder / "index.parquet").num_row_groups == 4
+    cache = RegionCache.open(folder, RECIPE)
+    assert_same_rows(cache.gather(np.arange(44)), rows)
+    assert cache.lookup(["image-8001", "image-2003"], view=2).tolist() == [33, 11]
 
 
 # Refusing shards
@@ -431,6 +471,38 @@ def test_a_shard_of_no_rows_is_refused(shard: Path) -> None:
         read_header(shard)
 
 
+@pytest.mark.parametrize("field", AXES)
+@pytest.mark.parametrize("rows", [5, 10**6, 2**58, 2**62, 2**63 - 1])
+def test_a_shape_that_the_file_cannot_hold_is_refused(shard: Path, field: str, rows: int) -> None:
+    with h5py.File(shard, "r") as file:
+        shape = file[field].shape
+        header = h5py.h5o.get_info(file[field].id).addr
+    stored, declared = (struct.pack(f"<{len(shape)}Q", r, *shape[1:]) for r in (4, rows))
+    content = bytearray(shard.read_bytes())
+    place = content.index(stored, header)
+    assert content[place + len(stored) :].startswith(stored)  # the maximum, which is the same
+    content[place : place + 2 * len(stored)] = 2 * declared
+    shard.write_bytes(content)
+    with pytest.raises(GmpipeError, match=r"shape|cut off|expected a shard"):
+        map_shard(shard)
+
+
+def test_a_text_that_the_file_cannot_hold_is_refused(shard: Path) -> None:
+    content = shard.read_bytes()
+    size = struct.pack("<I", len(DATASET))
+    # The dtype of the attribute after its name: class and version, character set, size.
+    place = content.index(size, content.index(b"dataset\0"))
+    shard.write_bytes(content[:place] + struct.pack("<I", 1 << 31) + content[place + 4 :])
+    with pytest.raises(GmpipeError, match=r"of 2147483648 bytes; expected|expected a shard"):
+        read_header(shard)
+
+
+def test_a_shard_that_another_process_has_locked_is_read(shard: Path) -> None:
+    with shard.open("r+b") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        assert read_header(shard).rows == 4
+
+
 def test_a_newer_format_is_refused_by_name(shard: Path) -> None:
     set_attribute(shard, "format_version", FORMAT_VERSION + 1)
     with pytest.raises(GmpipeError, match=r"format version 2, .*newer gmpipe .*Update gmpipe\.$"):
@@ -478,20 +550,28 @@ def test_a_row_that_breaks_the_contract_is_not_read(folder: Path) -> None:
     with h5py.File(path, "r+") as file:
         file["boxes"][...] = broken.boxes
         file["row_crc32"][...] = row_checksums(broken)
-    with pytest.raises(GmpipeError, match=r"00000\.h5: Image 'image-1' .* boxes\[0\] is .*Delete"):
+    with pytest.raises(
+        GmpipeError, match=r"00000\.h5: row 1 \(image 'image-1', .*: boxes\[0\] is .*Delete"
+    ):
         RegionCache.open(folder).gather([1])
 
 
 def test_an_index_that_tells_of_other_shards_is_refused(folder: Path) -> None:
     write_cache(folder, make_rows())
     path = folder / shard_name(0)
-    rewrite = {"dataset": DATASET, "recipe": RECIPE}
+    recipe = {**RECIPE, "images": path.name}
+    rewrite = {"dataset": DATASET, "recipe": recipe}
     write_shard(path, make_rows().take([1, 0, 2, 3]), **rewrite)
-    with pytest.raises(GmpipeError, match=r"row 0 holds image 'image-1', .* expected 'image-0'"):
+    with pytest.raises(
+        GmpipeError, match=r"row 0 \(image 'image-0'.* holds image 'image-1', .*Delete"
+    ):
         RegionCache.open(folder).gather([0])
-    write_shard(path, make_rows(), dataset=DATASET, recipe={**RECIPE, "m": 4})
-    with pytest.raises(GmpipeError, match=r"00000\.h5 was made with other .* m is 4, expected 3"):
+    write_shard(path, make_rows(), dataset=DATASET, recipe={**recipe, "m": 4})
+    with pytest.raises(GmpipeError, match=r"00000\.h5 was made .*settings: m is 4, expected 3\. "):
         RegionCache.open(folder).gather([0])
+    write_shard(path, make_rows(), dataset=DATASET, recipe={**RECIPE, "images": "regions-00001.h5"})
+    with pytest.raises(GmpipeError, match=r"a shard of other images, .*; expected .*Run `gmpipe"):
+        reopened_without_sizes(folder).gather([0])
     write_shard(path, make_rows(regions=4), **rewrite)
     with pytest.raises(GmpipeError, match=r"regions-00000\.h5: found .* expected .* as index"):
         reopened_without_sizes(folder).gather([0])
@@ -537,21 +617,52 @@ def change_index(path: Path, **changes: object) -> None:
     pq.write_table(table.replace_schema_metadata(metadata), path)
 
 
+ENTRY = {"name": shard_name(0), "sha256": "", "bytes": 1, "rows": 4, "fingerprint": ""}
+
+
+def change_column(path: Path, name: str, values: list[Any]) -> None:
+    table = pq.read_table(path, partitioning=None)
+    columns = {**table.to_pydict(), name: values}
+    pq.write_table(pa.Table.from_pydict(columns, schema=table.schema), path)
+
+
+def flip_in_pages(path: Path) -> None:
+    """Flip a bit of a view's stored number: no shape, text or count changes."""
+    with pq.ParquetFile(path) as file:
+        column = file.metadata.row_group(0).column(1)
+    end = column.dictionary_page_offset + column.total_compressed_size
+    with path.open("r+b") as stream:
+        stream.seek(end - 1)
+        (byte,) = stream.read(1)
+        stream.seek(end - 1)
+        stream.write(bytes([byte ^ 1]))
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lambda path: path.write_bytes(b"PAR1"), "found a damaged file or another format"),
         (lambda path: cut(path, path.stat().st_size // 2), "found a damaged file or another fo"),
-        (lambda path: change_index(path, shards=[]), "found a damaged file or another format"),
+        (lambda path: change_index(path, shards=[]), "contradict each other"),
+        (lambda path: change_index(path, shards=[ENTRY, ENTRY]), "contradict each other"),
+        (lambda path: change_index(path, shards=[{"name": 1}]), "found a damaged file or anoth"),
+        (flip_in_pages, "found a damaged file .*"),
+        (lambda path: change_column(path, "image_id", ["a", "b", None, "c"]), "value is missing"),
+        (lambda path: change_column(path, "view", [0, None, 0, 0]), "value is missing"),
+        (lambda path: change_column(path, "row", [0, 1, 2, 4]), "contradict each other"),
+        (lambda path: change_column(path, "row", [0, 1, 2, -1]), "contradict each other"),
+        (lambda path: change_column(path, "shard", ["regions-00009.h5"] * 4), "contradict each ot"),
         (lambda path: change_index(path, recipe={"m": 4}), "contradict each other"),
+        (lambda path: change_index(path, feature_size=1 << 40), "contradict each other"),
         (lambda path: change_index(path, regions="3"), "contradict each other"),
+        (lambda path: change_index(path, shards=[{**ENTRY, "rows": 3}]), "contradict each other"),
+        (lambda path: change_index(path, shards=[{**ENTRY, "bytes": ""}]), "contradict each oth"),
         (
-            lambda path: change_index(
-                path, shards=[{"name": shard_name(0), "sha256": "", "bytes": 1, "rows": 3}]
-            ),
+            lambda path: change_index(path, shards=[ENTRY, {**ENTRY, "name": "../x"}]),
             "contradict each other",
         ),
-        (lambda path: change_index(path, format_version=2), r"version 2, .*Update gmpipe\.$"),
+        (lambda path: change_index(path, format_version=1), r"version 1; expected 2\. Delete it"),
+        (lambda path: change_index(path, format_version=3), r"version 3, .*Update gmpipe\.$"),
     ],
 )
 def test_a_damaged_index_is_refused(
@@ -602,13 +713,42 @@ def test_a_cache_pickles_without_its_maps(folder: Path) -> None:
         pickle.loads(stored).gather([0])
 
 
-def test_few_shards_are_mapped_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = write_cache(folder, *(make_rows(2, first=2 * part) for part in range(4)))
-    monkeypatch.setattr(reader, "MAPPED_SHARDS", 2)
+def test_mapped_shards_hold_no_files_open(folder: Path) -> None:
+    rows = write_cache(folder, *(make_rows(2, first=2 * part) for part in range(40)))
     cache = RegionCache.open(folder)
-    for numbers in ([7, 0, 3, 5], [0, 1], [6, 2]):
-        assert_same_rows(cache.gather(numbers), rows.take(numbers))
-    assert len(cache._maps) == 2
+    cache.gather([0])
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (len(list(Path("/dev/fd").iterdir())) + 20, limit[1])
+    )
+    try:
+        assert_same_rows(cache.gather(np.arange(80)[::-1]), rows.take(np.arange(80)[::-1]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+
+
+def test_a_shard_that_changes_after_opening_is_refused(folder: Path) -> None:
+    write_cache(folder, make_rows(), make_rows(first=4))
+    cache = RegionCache.open(folder)
+    path = folder / shard_name(1)
+    with path.open("ab") as stream:
+        stream.write(b"more")
+    with pytest.raises(GmpipeError, match=r"h5: found \d+ bytes; expected \d+: it was changed"):
+        cache.gather([4])
+    path.unlink()
+    with pytest.raises(GmpipeError, match=r"00001\.h5: there is no such shard\. Run `gmpipe ext"):
+        cache.gather([4])
+
+
+def test_rows_are_read_unchecked_only_on_request(folder: Path) -> None:
+    write_cache(folder, make_rows())
+    path = folder / shard_name(0)
+    with path.open("r+b") as stream:
+        stream.seek(read_header(path).offsets["scores"])
+        stream.write(b"\xff")
+    assert RegionCache.open(folder, check_rows=False).gather([0]).scores.view(np.uint8)[0, 0] == 255
+    with pytest.raises(GmpipeError, match="is damaged"):
+        RegionCache.open(folder).gather([0])
 
 
 @pytest.fixture(scope="module")

@@ -5,28 +5,38 @@ Letters: N images, C labels.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import GmpipeError
-from pipeline.files import replacing, sha256_json
+from pipeline.files import canonical_json, replacing
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, Split] = ("train", "test")
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
+
+_ANEW = "Run `gmpipe prepare` to write it anew."
+
+COUNTS = ("listed", "missing", "unlabelled", "images")
 
 _BOX_COLUMNS = pa.schema(
     {"image_id": pa.string(), "class": pa.int16(), "box": pa.list_(pa.float32(), 4)}
 )
+
+# A path that leaves its root: empty, absolute, with a part `..`, or with a backslash.
+_OUTSIDE = r"^$|^/|(^|/)\.\.(/|$)|\\"
 
 COLUMNS = pa.schema(
     [
@@ -50,6 +60,10 @@ class Manifest:
         split_name: which division into train and test this is, e.g. ``official``.
         vocabulary: the C label names; a label's number is its place here.
         sources: what the manifest was made from, file (or ``settings``) -> sha256.
+        counts: per split, how many images the source lists (``listed``), how many of them have no
+            file and are left out (``missing``), how many of the others have neither a positive nor
+            an ignored label (``unlabelled``), and how many rows there are (``images``): all that
+            are not missing or, where the settings leave them out, unlabelled.
         table: the N rows, with the columns of `COLUMNS`: ``image_id`` unique; ``path`` relative
             to the data set's root, with forward slashes; ``split`` train or test; ``labels`` the
             numbers of the positive labels; ``ignored`` those that are neither positive nor
@@ -63,6 +77,7 @@ class Manifest:
     split_name: str
     vocabulary: tuple[str, ...]
     sources: dict[str, str]
+    counts: dict[str, dict[str, int]]
     table: pa.Table = field(repr=False)
 
     def __post_init__(self) -> None:
@@ -77,42 +92,93 @@ class Manifest:
                 f"{self.table.schema.remove_metadata()}\n{self._remedy}"
             )
         self._check_rows()
+        self._check_counts()
 
     @property
     def _remedy(self) -> str:
         return f"Mend the source and run `gmpipe prepare --dataset {self.dataset}`."
 
     def _check_rows(self) -> None:
-        seen: dict[str, int] = {}
-        numbers = range(len(self.vocabulary))
-        columns = (self.table.column(name).to_pylist() for name in COLUMNS.names[:5])
-        for row, (image_id, path, split, labels, ignored) in enumerate(zip(*columns, strict=True)):
-            problem = None
-            if not image_id:
-                problem = "the image id is empty"
-            elif image_id in seen:
-                problem = f"the image id stands in row {seen[image_id]} already"
-            elif not path or _leaves_root(path):
-                problem = f"the path {path!r} leaves the data set's root; expected a relative path"
-            elif split not in SPLITS:
-                problem = f"the split is {split!r}, expected one of {SPLITS}"
-            elif labels is None or ignored is None:
-                problem = "labels or ignored is null, expected a list"
-            elif unknown := [n for n in (*labels, *ignored) if n not in numbers]:
-                problem = f"unknown label {unknown[0]}, expected numbers 0 to {len(numbers) - 1}"
-            elif both := set(labels) & set(ignored):
-                name = self.vocabulary[min(both)]
-                problem = f"the label {name!r} is both positive and ignored"
-            if problem:
-                raise GmpipeError(
-                    f"manifest of {self.dataset}, row {row} ({image_id!r}): {problem}. "
-                    f"{self._remedy}"
-                )
-            seen[image_id] = row
+        sound = self._sound_rows()
+        if not sound.all():
+            row = int(sound.argmin())
+            raise GmpipeError(
+                f"manifest of {self.dataset}, row {row} "
+                f"({self.table.column('image_id')[row].as_py()!r}): {self._breach(row)}. "
+                f"{self._remedy}"
+            )
         for split in SPLITS:
-            if split not in set(self.table.column("split").to_pylist()):
+            if not pc.any(pc.equal(self.table.column("split"), split)).as_py():
                 raise GmpipeError(
                     f"manifest of {self.dataset}: the split {split!r} has no image. {self._remedy}"
+                )
+
+    def _sound_rows(self) -> npt.NDArray[np.bool_]:
+        """(N,) bool: which rows have no `_breach`, for all rows at once."""
+        image_ids, paths, splits, labels, ignored = self.table.columns[:5]
+        lists = pc.and_(pc.is_valid(labels), pc.is_valid(ignored))
+        named = pc.fill_null(pc.not_equal(image_ids, ""), False)
+        inside = pc.invert(pc.fill_null(pc.match_substring_regex(paths, _OUTSIDE), True))
+        split = pc.is_in(splits, value_set=pa.array(SPLITS))
+        sound: npt.NDArray[np.bool_] = np.logical_and.reduce([named, inside, split, lists])
+        # Dictionary codes count up from 0 in order of appearance: only a new id is a new maximum.
+        codes = np.asarray(
+            pc.fill_null(pc.dictionary_encode(image_ids).combine_chunks().indices, -1)
+        )
+        sound[codes <= np.maximum.accumulate(np.concatenate([[-1], codes]))[:-1]] = False
+        keys = []
+        for column in (labels, ignored):
+            rows, numbers = _entries(column)
+            unknown = (numbers < 0) | (numbers >= len(self.vocabulary))
+            sound[rows[unknown]] = False
+            keys.append((rows * len(self.vocabulary) + numbers)[~unknown])
+        sound[np.intersect1d(*keys) // len(self.vocabulary)] = False
+        return sound
+
+    def _breach(self, row: int) -> str:
+        """What breaks the contract in a row that is not sound."""
+        image_id, path, split, labels, ignored = (
+            self.table.column(name)[row].as_py() for name in COLUMNS.names[:5]
+        )
+        numbers = range(len(self.vocabulary))
+        if not image_id:
+            return "the image id is empty"
+        first = pc.index(self.table.column("image_id"), image_id).as_py()
+        if first < row:
+            return f"the image id stands in row {first} already"
+        if not path or re.search(_OUTSIDE, path):
+            return f"the path {path!r} leaves the data set's root; expected a relative path"
+        if split not in SPLITS:
+            return f"the split is {split!r}, expected one of {SPLITS}"
+        if labels is None or ignored is None:
+            return "labels or ignored is null, expected a list"
+        if unknown := [number for number in (*labels, *ignored) if number not in numbers]:
+            return f"unknown label {unknown[0]}, expected numbers 0 to {len(numbers) - 1}"
+        both = set(labels) & set(ignored)
+        return f"the label {self.vocabulary[min(both)]!r} is both positive and ignored"
+
+    def _check_counts(self) -> None:
+        """After the rows: a damaged count is the least of a manifest's problems."""
+        if set(self.counts) != set(SPLITS):
+            raise GmpipeError(
+                f"manifest of {self.dataset}: its counts are of the splits {sorted(self.counts)}, "
+                f"expected {sorted(SPLITS)}. {self._remedy}"
+            )
+        for split in SPLITS:
+            found = self.counts[split]
+            rows = self.rows(split).num_rows
+            sound = set(found) == set(COUNTS) and all(
+                type(number) is int and number >= 0 for number in found.values()
+            )
+            if sound:
+                there = found["listed"] - found["missing"]
+                kept = (there, there - found["unlabelled"])  # without and with `drop_unlabelled`
+                sound = found["images"] == rows and found["images"] in kept
+            if not sound:
+                raise GmpipeError(
+                    f"manifest of {self.dataset}: the counts of {split} are {found}, expected "
+                    f"{', '.join(COUNTS)} with {rows} images, which are those listed less the "
+                    f"missing and, where left out, the unlabelled. {self._remedy}"
                 )
 
     def __len__(self) -> int:
@@ -129,22 +195,51 @@ class Manifest:
     @property
     def labels_sha256(self) -> str:
         """Hex sha256 over the vocabulary and every image's split and labels."""
-        rows = self.table.select(["image_id", "split", "labels", "ignored"]).to_pylist()
-        return sha256_json([self.vocabulary, rows])
+        # The hash of the JSON value [vocabulary, rows], of which a part at a time is made.
+        digest = hashlib.sha256(f"[{canonical_json(self.vocabulary)},[".encode())
+        rows = self.table.select(["image_id", "split", "labels", "ignored"])
+        for number, batch in enumerate(rows.to_batches(max_chunksize=1 << 14)):
+            part = canonical_json(batch.to_pylist())[1:-1]
+            digest.update(f"{',' if number else ''}{part}".encode())
+        digest.update(b"]]")
+        return digest.hexdigest()
 
     def truth(self, split: Split) -> np.ndarray:
         """(N, C) int8 of one split: 1 positive, 0 negative, -1 ignored."""
         rows = self.rows(split)
         truth = np.zeros((rows.num_rows, len(self.vocabulary)), dtype=np.int8)
         for name, value in (("labels", 1), ("ignored", -1)):
-            for row, numbers in enumerate(rows.column(name).to_pylist()):
-                truth[row, numbers] = value
+            truth[_entries(rows.column(name))] = value
         return truth
 
 
-def _leaves_root(path: str) -> bool:
-    parts = PurePosixPath(path)
-    return parts.is_absolute() or ".." in parts.parts or "\\" in path
+def unlabelled_rows(table: pa.Table) -> np.ndarray:
+    """(N,) bool: which rows have neither a positive nor an ignored label."""
+    lengths = (pc.list_value_length(table.column(name)) for name in ("labels", "ignored"))
+    return np.asarray(pc.equal(pc.add(*lengths), 0), dtype=bool)
+
+
+def full_counts(table: pa.Table) -> dict[str, dict[str, int]]:
+    """`Manifest.counts` of a table from which nothing was left out."""
+    unlabelled = unlabelled_rows(table)
+    counts: dict[str, dict[str, int]] = {}
+    for split in SPLITS:
+        rows = np.asarray(pc.equal(table.column("split"), split), dtype=bool)
+        listed = int(rows.sum())
+        counts[split] = {
+            "listed": listed,
+            "missing": 0,
+            "unlabelled": int((rows & unlabelled).sum()),
+            "images": listed,
+        }
+    return counts
+
+
+def _entries(lists: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """The row and the number, int64, of every entry of a column of label lists; -1 for null."""
+    lengths = np.asarray(pc.fill_null(pc.list_value_length(lists), 0))
+    numbers = np.asarray(pc.fill_null(pc.list_flatten(lists), -1), dtype=np.int64)
+    return np.repeat(np.arange(len(lists)), lengths), numbers
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
@@ -157,6 +252,7 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
                 "split_name": manifest.split_name,
                 "vocabulary": manifest.vocabulary,
                 "sources": manifest.sources,
+                "counts": manifest.counts,
             }
         )
     }
@@ -164,13 +260,16 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
         pq.write_table(manifest.table.replace_schema_metadata(metadata), temporary)
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path, remedy: str = _ANEW) -> Manifest:
     """Read and check a manifest.
+
+    Args:
+        path: of the file.
+        remedy: what the user can do about a missing or damaged one.
 
     Raises:
         GmpipeError: there is none, it is no Parquet file, or it breaks the contract.
     """
-    remedy = "Run `gmpipe prepare` to write it anew."
     try:
         table = _read_parquet(path, remedy)
     except FileNotFoundError:
@@ -187,9 +286,10 @@ def read_manifest(path: Path) -> Manifest:
                 split_name=described["split_name"],
                 vocabulary=tuple(described["vocabulary"]),
                 sources=described["sources"],
+                counts=described["counts"],
                 table=table.replace_schema_metadata(None),
             )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise GmpipeError(f"{path}: its metadata are damaged ({error!r}). {remedy}") from error
     raise GmpipeError(
         f"{path} has version {version}, this gmpipe reads {MANIFEST_VERSION}. {remedy}"
@@ -236,12 +336,14 @@ def write_boxes(path: Path, table: BoxTable) -> None:
     image_ids: list[str] = []
     for image_id, image in table.images.items():
         image_ids += [image_id] * len(image.classes)
-    boxes = np.concatenate([image.boxes for image in table.images.values()]).astype(np.float32)
-    classes = np.concatenate([image.classes for image in table.images.values()])
+    boxes = np.concatenate(
+        [np.empty((0, 4)), *(image.boxes for image in table.images.values())]
+    ).astype(np.float32)
+    classes = np.concatenate([[], *(image.classes for image in table.images.values())])
     columns = pa.table(
         {
             "image_id": pa.array(image_ids, pa.string()),
-            "class": pa.array(classes, pa.int16()),
+            "class": pa.array(classes.astype(np.int16)),
             "box": pa.FixedSizeListArray.from_arrays(boxes.ravel(), 4),
         },
         schema=_BOX_COLUMNS,
@@ -257,7 +359,7 @@ def read_boxes(path: Path, image_ids: Sequence[str]) -> BoxTable:
     Raises:
         GmpipeError: the data set has no boxes, or the file breaks the contract.
     """
-    remedy = "Run `gmpipe prepare` to write it anew."
+    remedy = _ANEW
     try:
         table = _read_parquet(path, remedy)
     except FileNotFoundError:

@@ -34,7 +34,14 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageDraw
 
-from pipeline.datasets.manifest import COLUMNS, BoxTable, ImageBoxes, Manifest, Split
+from pipeline.datasets.manifest import (
+    COLUMNS,
+    BoxTable,
+    ImageBoxes,
+    Manifest,
+    Split,
+    full_counts,
+)
 from pipeline.files import sha256_json
 from pipeline.settings import ScenesSettings
 
@@ -394,11 +401,13 @@ def make_scenes(
             np.array([KINDS.index(item.kind) + 1 for item in objects]),
             np.array([item.box for item in objects], dtype=np.float32),
         )
+    table = pa.Table.from_pylist(rows, schema=COLUMNS)
     manifest = Manifest(
         dataset=dataset,
         split_name="drawn",
         vocabulary=VOCABULARY,
         sources=scenes_sources(settings),
-        table=pa.Table.from_pylist(rows, schema=COLUMNS),
+        counts=full_counts(table),
+        table=table,
     )
     return manifest, BoxTable(KINDS, boxes)

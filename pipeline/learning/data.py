@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from pipeline.datasets.manifest import Manifest, Split
+from pipeline.errors import GmpipeError
 from pipeline.matching.graphs import InstanceBatch
+from pipeline.shards.failures import FAILURES_NAME, read_failures
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import RegionRows
 
@@ -29,12 +31,14 @@ class SplitData:
         image_ids: N, in the manifest's order.
         rows: (N, V) int64, row numbers in the cache of each image's V views.
         truth: (N, C) int8: 1 positive, 0 negative, -1 ignored.
+        left_out: further images of the split that have no regions, since they can't be decoded.
     """
 
     cache: RegionCache
     image_ids: Sequence[str]
     rows: np.ndarray
     truth: np.ndarray
+    left_out: int = 0
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -56,12 +60,24 @@ class SplitData:
 def open_split(cache: RegionCache, manifest: Manifest, split: Split, views: int = 1) -> SplitData:
     """A split of a data set, with the first ``views`` views of every image.
 
+    Images that the extraction listed as undecodable are left out and counted.
+
     Raises:
-        GmpipeError: an image of the split is not in the cache.
+        GmpipeError: any other image of the split is not in the cache, or none is left.
     """
-    image_ids = manifest.image_ids(split)
+    failures = read_failures(cache.folder)
+    listed = manifest.image_ids(split)
+    kept = [place for place, image_id in enumerate(listed) if image_id not in failures]
+    if not kept:
+        raise GmpipeError(
+            f"{cache.folder}: none of the {len(listed)} images of the {split} split can be decoded; "
+            f"{FAILURES_NAME} says why. Mend them and run `gmpipe extract --dataset "
+            f"{manifest.dataset}`."
+        )
+    image_ids = [listed[place] for place in kept]
     rows = np.stack([cache.lookup(image_ids, view) for view in range(views)], axis=1)
-    return SplitData(cache, image_ids, rows, manifest.truth(split))
+    truth = manifest.truth(split)[kept]
+    return SplitData(cache, image_ids, rows, truth, left_out=len(listed) - len(kept))
 
 
 def instance_batch(rows: RegionRows) -> InstanceBatch:

@@ -1,8 +1,4 @@
-"""The detector: a ResNet50-FPN Faster R-CNN, resolved, stored, loaded, and run on views.
-
-Letters: B images of a batch, S side of a view in pixels, m regions, d feature size.
-Boxes are xyxy; in pixels of the view inside this module, in [0,1] of the view in what it returns.
-"""
+"""The detector: a ResNet50-FPN Faster R-CNN, built, resolved, stored and loaded."""
 
 from __future__ import annotations
 
@@ -23,6 +19,9 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from pipeline.errors import GmpipeError
 from pipeline.files import sha256_file, write_json
+from pipeline.regions.detection import Detections as Detections
+from pipeline.regions.detection import detect as detect
+from pipeline.regions.detection import prepare_for_extraction as prepare_for_extraction
 from pipeline.settings import ArchitectureSettings
 from pipeline.tensors import save_tensors
 
@@ -263,70 +262,6 @@ def torchvision_weights_file(announce: Any = print) -> Path:
                 "`detector.<dataset>.source: file` in params.yaml."
             ) from error
     return path
-
-
-@dataclass(frozen=True)
-class Detections:
-    """The regions of one view, best score first.
-
-    Attributes:
-        boxes: (n, 4) float32, xyxy in [0,1] of the view.
-        scores: (n,) float32, descending.
-        classes: (n,) int64, the detector's class numbers; 0 only for the stand-in region.
-        features: (n, d) float32, the box head's vector, pooled at these very boxes.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    classes: Tensor
-    features: Tensor
-
-
-@torch.inference_mode()
-def detect(model: FasterRCNN, views: Tensor) -> list[Detections]:
-    """The regions of a batch of views, on the model's device.
-
-    torchvision does not tell which proposal a detection came from, and regresses its box
-    afterwards. So features are pooled again at the final boxes: box and feature belong together.
-    A view without any detection gets one stand-in region: the whole view, score 0, class 0.
-
-    Args:
-        model: in eval mode, built for views of this size.
-        views: (B, 3, S, S) float32 in [0, 1], on the model's device. All of one size: torchvision
-            pads mixed sizes, and padding changes boxes and features.
-
-    Returns:
-        B detections with 1 to ``box_detections_per_img`` regions each, on the same device.
-
-    Raises:
-        ValueError: the views are not of the model's size.
-    """
-    size = views.shape[-1]
-    if views.shape[-2:] != (size, size) or model.transform.min_size != (size,):
-        raise ValueError(
-            f"views of {tuple(views.shape)} for a model of size {model.transform.min_size}"
-        )
-    images, _ = model.transform(list(views))
-    maps = model.backbone(images.tensors)
-    proposals, _ = model.rpn(images, maps)
-    heads = model.roi_heads
-    pooled = heads.box_head(heads.box_roi_pool(maps, proposals, images.image_sizes))
-    logits, regression = heads.box_predictor(pooled)
-    boxes, scores, classes = heads.postprocess_detections(
-        logits, regression, proposals, images.image_sizes
-    )
-    for place, found in enumerate(boxes):
-        if not len(found):
-            boxes[place] = found.new_tensor([[0.0, 0.0, size, size]])
-            scores[place] = found.new_zeros(1)
-            classes[place] = classes[place].new_zeros(1)
-    features = heads.box_head(heads.box_roi_pool(maps, boxes, images.image_sizes))
-    return [
-        Detections((box / size).clamp(0, 1), score, label, feature)
-        for box, score, label, feature in zip(
-            boxes, scores, classes, features.split([len(box) for box in boxes]), strict=True
-        )
-    ]
 
 
 def best_device() -> torch.device:

@@ -7,29 +7,109 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from pipeline.errors import GmpipeError
 
 _SMALLEST_CROP = 0.5  # side of a random crop, as a share of the image's
 
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000")
+"""What a photograph may be, by Pillow's names. Pillow knows more: PostScript, for one, which it
+hands to an interpreter of programs."""
+
+MOST_PIXELS = 178_956_970
+"""Pixels of the largest image that is decoded: where Pillow, too, starts to refuse."""
+# Pillow also warns, from half of that on, of photographs that are fine, and filters of warnings
+# can't be set for one thread. So its own limits are doubled, and `load_image` checks this one.
+Image.MAX_IMAGE_PIXELS = MOST_PIXELS
+
+# EXIF standard, tag 0x0112: what turns the stored pixels into the picture. Others are reserved.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
 
 def load_image(path: Path) -> Image.Image:
     """Decode a photograph to RGB, turned as its EXIF orientation says.
 
+    Grey of 16 bits is scaled to 8. What is transparent shows white. Of an animation, it is the
+    first frame. CMYK is read as Adobe's programs write it (in a JPEG: inverted).
+
     Raises:
-        GmpipeError: the file is missing or can't be decoded.
+        GmpipeError: the file is missing or can't be decoded; says why. A file that is damaged
+            without breaking its format's rules (a bit of a JPEG's pixels, say) decodes.
     """
     try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(
+                    f"{image.width} x {image.height} pixels, more than the {MOST_PIXELS} that are "
+                    "decoded"
+                )
+            image.load()
+            turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+            picture = _to_rgb(image)
+            return picture if turn is None else picture.transpose(turn)
+    except MemoryError:  # says nothing of the file
+        raise
     except FileNotFoundError:
         raise GmpipeError(f"there is no image at {path}. Put it there, or prepare anew.") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    # Pillow's plugins raise whatever their parsing of a damaged file runs into: struct.error,
+    # IndexError, KeyError, EOFError, zlib.error, SyntaxError, AttributeError and more.
+    except Exception as error:
         raise GmpipeError(
-            f"{path} can't be decoded ({error}). Replace the file, or take it out of the data set."
+            f"{path} can't be decoded ({_reason(path, error)}). Replace the file, or take it out "
+            "of the data set."
         ) from error
+
+
+def _reason(path: Path, error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        if path.stat().st_size == 0:
+            return "it is empty"
+        return f"it is not, or too damaged to be, one of {', '.join(FORMATS)}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """
+    Raises:
+        ValueError: the values' range is not known.
+    """
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _from_16_bits(image).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, whose black and white are not known")
+    if image.has_transparency_data:
+        if image.mode == "La":  # converts to nothing but LA
+            image = image.convert("LA")
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    # Pillow takes 4 bytes a pixel, 240 MB for 60 megapixels: no copy where it is RGB already.
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    """Grey in [0, 65535] -> grey in [0, 255]; Pillow's own conversion would cut at 255."""
+    values = np.asarray(image).astype(np.int32)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise ValueError(
+            f"grey values from {low} to {high}, expected 16 bits: black and white are not known"
+        )
+    grey = ((values + 128) // 257).astype(np.uint8)  # the nearest of v / 257
+    if "transparency" in image.info:
+        grey[values == image.info["transparency"]] = 255
+    return Image.fromarray(grey)
 
 
 def view_of(

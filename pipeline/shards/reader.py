@@ -7,10 +7,11 @@ they are then mapped from the same file, which reads single random rows several 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,9 +19,11 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import GmpipeError
+from pipeline.shards.mapping import MappedFiles
 from pipeline.shards.schema import (
     AXES,
     CHECKSUMS,
@@ -28,6 +31,7 @@ from pipeline.shards.schema import (
     FORMAT_NAME,
     FORMAT_VERSION,
     INDEX_NAME,
+    INDEX_VERSION,
     Recipe,
     RegionRows,
     ShardEntry,
@@ -35,11 +39,11 @@ from pipeline.shards.schema import (
     fingerprint,
     layout_breach,
     row_checksums,
+    without_images,
 )
 
-MAPPED_SHARDS = 256
-"""Shards that a `RegionCache` keeps mapped: each costs a file descriptor, of which a process
-commonly has 1024, and a large data set with many views has more shards than that."""
+_INDEX_PART = 8192
+"""Rows of an index that are decoded together."""
 
 _SHARD_NAME = re.compile(r"regions-(\d{5,})\.h5")
 INDEX_COLUMNS = pa.schema(
@@ -85,7 +89,9 @@ def read_header(path: Path) -> ShardHeader:
     if not path.is_file():
         raise GmpipeError(f"{path}: there is no such shard. {_run_extract(path.parent)}")
     try:
-        with h5py.File(path, "r") as file:
+        # Without HDF5's lock, which many network file systems lack: a shard never changes once it
+        # has its name, so there is no writer to wait for.
+        with h5py.File(path, "r", locking=False) as file:
             return _checked_header(path, file)
     # h5py's exceptions for a damaged file: which one depends on the structure that is damaged.
     except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -158,51 +164,86 @@ class RegionCache:
 
     Shards are mapped when a row of theirs is first wanted, in the process that wants it: a cache
     may be pickled, and a process that holds one may be forked. Every row is held against its
-    checksum before the process uses it for the first time.
+    checksum and its contract before the process uses it for the first time.
+
+    What a process holds for each row are some 15 bytes and as many as the longest image id has.
     """
 
-    def __init__(self, folder: Path, table: pa.Table, about: Mapping[str, Any]) -> None:
-        """Use `open`; ``table`` and ``about`` are an index that was found sound."""
+    def __init__(self, folder: Path, index: Index, *, check_rows: bool) -> None:
+        """Use `open`."""
         self.folder = folder
-        self.dataset: str = about["dataset"]
-        self.recipe: Recipe = about["recipe"]
-        self.fingerprint: str = about["fingerprint"]
-        self.regions: int = about["regions"]
+        self.dataset = index.dataset
+        self.recipe = index.recipe
+        self.fingerprint = index.fingerprint
+        self.regions = m = index.regions
         """m."""
-        self.feature_size: int = about["feature_size"]
+        self.feature_size = d = index.feature_size
         """d."""
-        self.feature_dtype: str = about["feature_dtype"]
+        self.feature_dtype = index.feature_dtype
         """`float16` or `float32`."""
-        self.shards: tuple[ShardEntry, ...] = about["shards"]
-        self.ids: list[str] = table["image_id"].to_pylist()
-        """Image id of each row, (len(self),)."""
-        self.views: npt.NDArray[np.int16] = table["view"].to_numpy()
+        self.shards = index.shards
+        self.views = index.views
         """View of each row, (len(self),)."""
-        numbers = {entry.name: number for number, entry in enumerate(self.shards)}
-        self._shard = np.array([numbers[name] for name in table["shard"].to_pylist()], np.int32)
-        self._row: npt.NDArray[np.int32] = table["row"].to_numpy()
-        self._image_id = np.array([image_id.encode() for image_id in self.ids], np.bytes_)
-        self._forget()
+        self._index = index
+        self._check_rows = check_rows
+        self._checked = np.zeros(len(self), dtype=np.bool_)
+        self._files = MappedFiles([entry.bytes for entry in index.shards])
+        forms: dict[str, npt.DTypeLike] = {
+            "features": (index.feature_dtype, (m, d)),
+            "boxes": ("<f4", (m, 4)),
+            "scores": ("<f4", (m,)),
+            "classes": ("<i2", (m,)),
+            "count": "<i2",
+            "view": "<i2",
+            CHECKSUMS: "<u4",
+        }
+        # What a row has of a field: for numpy, a dtype that comprises a shape.
+        self._forms = {field: np.dtype(form) for field, form in forms.items()}
+        self._sizes = np.array([form.itemsize for form in self._forms.values()], dtype=np.int64)
+        self._items = {
+            field: self._files.items(form.itemsize) for field, form in self._forms.items()
+        }
+        # Of each shard: whether it is mapped, and where in the maps its arrays begin.
+        shards = len(index.shards)
+        self._is_mapped = np.zeros(shards, dtype=np.bool_)
+        self._all_mapped = False
+        self._places = np.zeros((shards, len(forms)), dtype=np.int64)
+        self._id_places = np.zeros(shards, dtype=np.int64)
+        self._id_widths = np.zeros(shards, dtype=np.int64)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A cache pickles as its index: maps, and what was checked, belong to one process."""
+        return partial(RegionCache, check_rows=self._check_rows), (self.folder, self._index)
 
     @classmethod
-    def open(cls, folder: Path, recipe: Recipe | None = None) -> RegionCache:
+    def open(
+        cls, folder: Path, recipe: Recipe | None = None, *, check_rows: bool = True
+    ) -> RegionCache:
         """Read the index of ``folder`` and compare it with the shards' sizes.
 
         Args:
             recipe: what the features must have been made with; None takes any.
+            check_rows: False reads rows without looking whether they are damaged.
 
         Raises:
             GmpipeError: the index is missing, damaged, of another format or another recipe, or a
                 shard is missing or of another size than the index says.
         """
-        table, about = _read_index(folder)
+        index = read_index(folder)
         if recipe is not None:
-            check_same_recipe(about["recipe"], recipe, str(folder))
-        return cls(folder, table, about)
+            check_same_recipe(index.recipe, recipe, str(folder))
+        for entry in index.shards:
+            _check_size(folder / entry.name, entry)
+        return cls(folder, index, check_rows=check_rows)
 
     def __len__(self) -> int:
         """Rows of all shards."""
-        return len(self.ids)
+        return len(self.views)
+
+    @property
+    def ids(self) -> list[str]:
+        """Image id of each row, (len(self),), made anew at each call."""
+        return [image_id.decode() for image_id in self._index.image_ids.tolist()]
 
     def lookup(self, image_ids: Sequence[str], view: int = 0) -> npt.NDArray[np.int64]:
         """Row numbers (N,) of one view of each of N images.
@@ -210,18 +251,21 @@ class RegionCache:
         Raises:
             GmpipeError: names the first image that has no such view, and how many have none.
         """
-        if view not in self._by_view:
-            rows = np.flatnonzero(self.views == view).tolist()
-            self._by_view[view] = {self.ids[row]: row for row in rows}
-        known = self._by_view[view]
-        missing = [image_id for image_id in image_ids if image_id not in known]
-        if missing:
+        rows = np.flatnonzero(self.views == view)
+        known = pa.array(self._index.image_ids[rows], pa.binary())
+        wanted = pa.array(image_ids, pa.string()).cast(pa.binary())
+        places = pc.index_in(wanted, value_set=known)
+        if places.null_count:
+            first = image_ids[places.is_null().index(True).as_py()]
             raise GmpipeError(
-                f"{self.folder}: found no view {view} of image {missing[0]!r}, and {len(missing)} "
-                f"of {len(image_ids)} images lack it; expected all of them. "
+                f"{self.folder}: found no view {view} of image {first!r}, and "
+                f"{places.null_count} of {len(image_ids)} images lack it; expected all of them. "
                 f"{_run_extract(self.folder)}"
             )
-        return np.array([known[image_id] for image_id in image_ids], dtype=np.int64)
+        found: npt.NDArray[np.int64] = rows[places.to_numpy()]
+        del known, wanted, places
+        pa.default_memory_pool().release_unused()
+        return found
 
     def gather(self, rows: npt.ArrayLike) -> RegionRows:
         """Copy the rows of these numbers (N,), in that order; repeats are allowed.
@@ -232,95 +276,92 @@ class RegionCache:
                 the index lists. Names the shard, the row and its image.
         """
         numbers = np.asarray(rows, dtype=np.int64)
-        outside = (numbers < 0) | (numbers >= len(self))
+        outside = numbers.view(np.uint64) >= len(self)  # and so is a negative one
         if outside.any():
             raise IndexError(f"row {numbers[outside][0]} of a cache of {len(self)} rows")
-        shape = (len(numbers), self.regions)
+        shard, row = self._index.shard[numbers], self._index.row[numbers].astype(np.int64)
+        if not self._all_mapped:
+            self._map(shard)
+        places = self._places_of(shard, row)
         gathered = RegionRows(
-            features=np.empty((*shape, self.feature_size), dtype=self.feature_dtype),
-            boxes=np.empty((*shape, 4), dtype=np.float32),
-            scores=np.empty(shape, dtype=np.float32),
-            classes=np.empty(shape, dtype=np.int16),
-            count=np.empty(len(numbers), dtype=np.int16),
-            image_id=self._image_id[numbers],
+            features=self._stored("features", places),
+            boxes=self._stored("boxes", places),
+            scores=self._stored("scores", places),
+            classes=self._stored("classes", places),
+            count=self._stored("count", places),
+            image_id=self._index.image_ids[numbers],
             view=self.views[numbers],
         )
-        order = np.argsort(self._shard[numbers], kind="stable")
-        ends = np.flatnonzero(np.diff(self._shard[numbers[order]])) + 1
-        for places in np.split(order, ends) if len(order) else ():
-            wanted = numbers[places]
-            stored = self._checked_shard(int(self._shard[wanted[0]]), np.unique(wanted))
-            for field in ("features", "boxes", "scores", "classes", "count"):
-                getattr(gathered, field)[places] = getattr(stored, field)[self._row[wanted]]
+        if self._check_rows and not self._checked[numbers].all():
+            fresh = np.flatnonzero(~self._checked[numbers])
+            self._check(gathered.take(fresh), numbers[fresh])
         return gathered
 
-    def _checked_shard(self, shard: int, numbers: npt.NDArray[np.int64]) -> RegionRows:
-        """All rows of a shard, mapped, of which those of ``numbers`` are known to be sound."""
-        stored, checksums = self._mapped(shard)
-        numbers = numbers[~self._checked[numbers]]
-        if len(numbers) == 0:
-            return stored
-        path = self.folder / self.shards[shard].name
-        fresh = stored.take(self._row[numbers])
-        found, expected = row_checksums(fresh), checksums[self._row[numbers]]
-        for place in np.flatnonzero(found != expected):
-            number = numbers[place]
-            raise GmpipeError(
-                f"{path}: row {self._row[number]} (image {self.ids[number]!r}, view "
-                f"{self.views[number]}) is damaged: its checksum is {found[place]:#010x}, "
-                f"expected {expected[place]:#010x}. {_redo(path)}"
+    def _places_of(
+        self, shard: npt.NDArray[np.int32], row: npt.NDArray[np.int64]
+    ) -> dict[str, npt.NDArray[np.int64]]:
+        """Where in the maps each field of N rows of mapped shards lies: (N,) for each field."""
+        places = self._places[shard] + row[:, None] * self._sizes
+        return dict(zip(self._forms, places.T, strict=True))
+
+    def _stored(self, field: str, places: Mapping[str, npt.NDArray[np.int64]]) -> npt.NDArray[Any]:
+        """A field of the N rows of ``places``, copied from the maps: (N, *its shape)."""
+        return self._items[field][places[field]].view(self._forms[field])
+
+    def _check(self, rows: RegionRows, numbers: npt.NDArray[np.int64]) -> None:
+        """See that ``rows``, copied from the shards, are sound and those that the index tells of.
+
+        Raises:
+            GmpipeError: as `gather`.
+        """
+
+        def refuse(place: int, breach: str, step: str | None = None) -> NoReturn:
+            path = self.folder / self.shards[shard[place]].name
+            image = f"image {rows.image_id[place].decode()!r}, view {rows.view[place]}"
+            raise GmpipeError(f"{path}: row {row[place]} ({image}) {breach}. {step or _redo(path)}")
+
+        shard, row = self._index.shard[numbers], self._index.row[numbers].astype(np.int64)
+        widths = self._id_widths[shard]
+        image_id = np.empty(len(rows), f"S{widths.max()}")
+        for width in np.unique(widths).tolist():
+            same = np.flatnonzero(widths == width)
+            of_ids = self._id_places[shard[same]] + row[same] * width
+            image_id[same] = self._files.items(width)[of_ids].view(f"S{width}")
+        places = self._places_of(shard, row)
+        stored = replace(rows, image_id=image_id, view=self._stored("view", places))
+        expected = self._stored(CHECKSUMS, places)
+        found = row_checksums(stored)
+        for place in np.flatnonzero(found != expected).tolist():
+            refuse(
+                place,
+                f"is damaged: its checksum is {found[place]:#010x}, expected "
+                f"{expected[place]:#010x}",
             )
-        try:
-            fresh.check()
-        except GmpipeError as error:
-            raise GmpipeError(f"{path}: {error} {_redo(path)}") from error
-        moved = (fresh.image_id != self._image_id[numbers]) | (fresh.view != self.views[numbers])
-        for place in np.flatnonzero(moved):
-            number = numbers[place]
-            raise GmpipeError(
-                f"{path}: row {self._row[number]} holds image {fresh.image_id[place].decode()!r}, "
-                f"view {fresh.view[place]}; expected {self.ids[number]!r}, view "
-                f"{self.views[number]}, as {INDEX_NAME} says. {_run_extract(self.folder)}"
+        for place, (breach, rule) in stored.breaches().items():
+            refuse(place, f"breaks the contract: {breach}; expected {rule}")
+        moved = (stored.image_id != rows.image_id) | (stored.view != rows.view)
+        for place in np.flatnonzero(moved).tolist():
+            refuse(
+                place,
+                f"holds image {stored.image_id[place].decode()!r}, view {stored.view[place]}, "
+                f"where {INDEX_NAME} has the former",
+                f"Delete {INDEX_NAME} and {_again(self.folder)}",
             )
         self._checked[numbers] = True
-        return stored
 
-    def _mapped(self, shard: int) -> tuple[RegionRows, npt.NDArray[np.uint32]]:
-        """A shard's rows and stored checksums; the shard longest unused makes room for it."""
-        if shard in self._maps:
-            self._maps[shard] = self._maps.pop(shard)
-            return self._maps[shard]
-        entry = self.shards[shard]
-        path = self.folder / entry.name
-        header, rows, checksums = map_shard(path)
-        check_same_recipe(header.recipe, self.recipe, str(path))
-        found = (header.rows, header.regions, header.feature_size, header.feature_dtype)
-        expected = (entry.rows, self.regions, self.feature_size, self.feature_dtype)
-        if found != expected:
-            raise GmpipeError(
-                f"{path}: found (R, m, d, dtype) {found}; expected {expected}, as {INDEX_NAME} "
-                f"says. {_run_extract(self.folder)}"
-            )
-        if len(self._maps) >= MAPPED_SHARDS:
-            del self._maps[next(iter(self._maps))]
-        self._maps[shard] = rows, checksums
-        return self._maps[shard]
-
-    def _forget(self) -> None:
-        """Drop what belongs to one process: maps, what was checked, and tables made on demand."""
-        self._maps: dict[int, tuple[RegionRows, npt.NDArray[np.uint32]]] = {}
-        self._checked = np.zeros(len(self.ids), dtype=np.bool_)
-        self._by_view: dict[int, dict[str, int]] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        for name in ("_maps", "_checked", "_by_view"):
-            del state[name]
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._forget()
+    def _map(self, wanted: npt.NDArray[np.int32]) -> None:
+        """Map those of the shards ``wanted`` that aren't yet, after a look at their headers."""
+        for shard in np.unique(wanted[~self._is_mapped[wanted]]).tolist():
+            path = self.folder / self.shards[shard].name
+            header = read_header(path)
+            check_listed(path, header, self._index, shard)
+            self._files.map(shard, path)
+            start = self._files.starts[shard]
+            self._places[shard] = [start + header.offsets[field] for field in self._forms]
+            self._id_places[shard] = start + header.offsets["image_id"]
+            self._id_widths[shard] = header.id_width
+            self._is_mapped[shard] = True
+        self._all_mapped = bool(self._is_mapped.all())
 
 
 def _checked_header(path: Path, file: h5py.File) -> ShardHeader:
@@ -337,6 +378,8 @@ def _checked_header(path: Path, file: h5py.File) -> ShardHeader:
         stored = file.attrs.get_id(name)
         if stored.shape != () or stored.dtype.kind not in kinds:
             refuse(f"attribute `{name}`", f"of dtype {stored.dtype} {stored.shape}", expected)
+        if stored.dtype.itemsize > path.stat().st_size:
+            refuse(f"attribute `{name}`", f"of {stored.dtype.itemsize} bytes", "one in the file")
         return file.attrs[name]
 
     def text(name: str) -> str:
@@ -346,7 +389,7 @@ def _checked_header(path: Path, file: h5py.File) -> ShardHeader:
     if (found_name := text("format_name")) != FORMAT_NAME:
         refuse("attribute `format_name`", repr(found_name), repr(FORMAT_NAME))
     version = int(attribute("format_version", "iu", "an integer"))
-    _check_version(str(path), version, _redo(path))
+    _check_version(str(path), version, FORMAT_VERSION, _redo(path))
     dataset = text("dataset")
     recipe = _sound_recipe(text("recipe"), text("fingerprint"))
     if recipe is None:
@@ -382,8 +425,10 @@ def _checked_header(path: Path, file: h5py.File) -> ShardHeader:
         offset = array.id.get_offset()
         if offset is None:
             refuse(f"array `{name}`", "without storage", "at least one row")
-        if offset + array.nbytes > path.stat().st_size:
-            refuse(f"array `{name}`", "cut off", f"{array.nbytes} bytes from byte {offset} on")
+        # Not `array.nbytes`, which overflows for a shape that no file can hold.
+        size = math.prod(array.shape) * array.dtype.itemsize
+        if offset + size > path.stat().st_size:
+            refuse(f"array `{name}`", "cut off", f"{size} bytes from byte {offset} on")
         offsets[name] = offset
     rows, regions, feature_size = file["features"].shape
     return ShardHeader(
@@ -399,68 +444,156 @@ def _checked_header(path: Path, file: h5py.File) -> ShardHeader:
     )
 
 
-def _read_index(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
-    """Table and metadata of a sound index, `shards` as entries; raises as `RegionCache.open`."""
+@dataclass(frozen=True)
+class Index:
+    """What an index holds, once its columns, rows and metadata were found to go together."""
+
+    dataset: str
+    recipe: Recipe
+    """Of the whole cache."""
+    fingerprint: str
+    """`schema.fingerprint` of the recipe."""
+    regions: int
+    """m."""
+    feature_size: int
+    """d."""
+    feature_dtype: str
+    """`float16` or `float32`."""
+    shards: tuple[ShardEntry, ...]
+    image_ids: npt.NDArray[np.bytes_]
+    """(R,) fixed-width bytes: image id of each of the cache's rows."""
+    views: npt.NDArray[np.int16]
+    """(R,)."""
+    shard: npt.NDArray[np.int32]
+    """(R,) number of each row's shard in `shards`."""
+    row: npt.NDArray[np.int32]
+    """(R,) number of each row in its shard."""
+
+
+def read_index(folder: Path) -> Index:
+    """The index of a folder of shards, without a look at the shards.
+
+    Raises:
+        GmpipeError: it is missing, damaged or of another format.
+    """
     path = folder / INDEX_NAME
     if not path.is_file():
         raise GmpipeError(f"{path}: there is no index of regions. {_run_extract(folder)}")
     remake = f"Delete it and run `gmpipe extract --dataset {folder.name}` again."
     try:
-        with pq.ParquetFile(path) as file:
-            table = file.read()
-        about: dict[str, Any] = json.loads(table.schema.metadata[b"gmpipe"])
-        _check_version(str(path), about["format_version"], remake)
-        recipe = _sound_recipe(json.dumps(about["recipe"]), about["fingerprint"])
-        about["shards"] = entries = tuple(ShardEntry(**entry) for entry in about["shards"])
-        rows = {entry.name: entry.rows for entry in entries}
-        limits = np.array([rows[name] for name in table["shard"].to_pylist()], dtype=np.int64)
-        places = table["row"].to_numpy()
-        sound = (
-            recipe is not None
-            and isinstance(about["dataset"], str)
-            and all(isinstance(about[size], int) for size in ("regions", "feature_size"))
-            and about["feature_dtype"] in DTYPES["features"]
-            and table.schema.equals(INDEX_COLUMNS)
-            and not any(column.null_count for column in table.columns)
-            and all(_SHARD_NAME.fullmatch(entry.name) for entry in entries)
-            and bool(((places >= 0) & (places < limits)).all())
-        )
+        with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
+            schema = file.schema_arrow
+            about: dict[str, Any] = json.loads(schema.metadata[b"gmpipe"])
+            _check_version(str(path), about["format_version"], INDEX_VERSION, remake)
+            recipe = _sound_recipe(json.dumps(about["recipe"]), about["fingerprint"])
+            dataset, m, d = about["dataset"], about["regions"], about["feature_size"]
+            entries = tuple(ShardEntry(**entry) for entry in about["shards"])
+            sound = (
+                recipe is not None
+                and isinstance(dataset, str)
+                and type(m) is type(d) is int
+                and about["feature_dtype"] in DTYPES["features"]
+                and schema.equals(INDEX_COLUMNS)
+                and len({entry.name for entry in entries}) == len(entries) > 0
+                and all(_sound_entry(entry) for entry in entries)
+                and 0 < m * d < min(entry.bytes for entry in entries)
+            )
+            names = pa.array([entry.name for entry in entries])
+            # In parts: a large index takes several times as much memory while it is decoded.
+            parts = file.iter_batches(_INDEX_PART, use_threads=False) if sound else ()
+            columns = [_index_part(batch, names) for batch in parts]
+        if sound:
+            image_ids, views, shard, row = (
+                np.concatenate(arrays) for arrays in zip(*columns, strict=True)
+            )
+            rows = np.array([entry.rows for entry in entries])
+            sound = bool(((shard >= 0) & (row >= 0) & (row < rows[shard])).all())
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise GmpipeError(
             f"{path}: found a damaged file or another format ({error!r}); expected an index of "
-            f"format version {FORMAT_VERSION}. {remake}"
+            f"format version {INDEX_VERSION}. {remake}"
         ) from error
-    if not sound:
+    if not sound or recipe is None:
         raise GmpipeError(
             f"{path}: found columns, rows or metadata that contradict each other; expected what "
             f"`gmpipe extract` wrote. {remake}"
         )
-    for entry in entries:
-        shard = folder / entry.name
-        size: int | None = None
-        with suppress(FileNotFoundError):
-            size = shard.stat().st_size
-        if size is None:
-            raise GmpipeError(f"{shard}: {INDEX_NAME} lists it; not found. {_run_extract(folder)}")
-        if size != entry.bytes:
-            raise GmpipeError(
-                f"{shard}: found {size} bytes; expected {entry.bytes}, as {INDEX_NAME} says. "
-                f"{_redo(shard)}"
-            )
-    return table, about
+    pa.default_memory_pool().release_unused()
+    return Index(
+        dataset=dataset,
+        recipe=recipe,
+        fingerprint=about["fingerprint"],
+        regions=m,
+        feature_size=d,
+        feature_dtype=about["feature_dtype"],
+        shards=entries,
+        image_ids=image_ids,
+        views=views,
+        shard=shard,
+        row=row,
+    )
 
 
-def _check_version(where: str, version: int, step: str) -> None:
-    """Refuse every version of the format but this one, the newer ones by name."""
-    if version > FORMAT_VERSION:
+def _index_part(batch: pa.RecordBatch, names: pa.Array) -> tuple[npt.NDArray[Any], ...]:
+    """The columns of some of an index's rows, `shard` as the name's place in ``names``, or -1."""
+    batch.validate(full=True)  # ids are UTF-8
+    if any(column.null_count for column in batch.columns):
+        raise ValueError("a value is missing")
+    image_ids = np.array(batch["image_id"].cast(pa.binary()).to_pylist(), dtype=np.bytes_)
+    shard = pc.fill_null(pc.index_in(batch["shard"], value_set=names), -1)
+    # Copies: the batch's memory belongs to Arrow, which would keep it.
+    return image_ids, *(column.to_numpy().copy() for column in (batch["view"], shard, batch["row"]))
+
+
+def check_listed(path: Path, header: ShardHeader, index: Index, shard: int) -> None:
+    """Refuse a shard that is not the one that the index has under number ``shard``.
+
+    Raises:
+        GmpipeError: it was made with other settings (names the field) or of other images, or has
+            another data set, layout or number of rows.
+    """
+    entry = index.shards[shard]
+    if header.fingerprint != entry.fingerprint:
+        check_same_recipe(without_images(header.recipe), without_images(index.recipe), str(path))
+        raise GmpipeError(
+            f"{path}: found a shard of other images, with fingerprint {header.fingerprint}; "
+            f"expected {entry.fingerprint}, as {INDEX_NAME} says. {_run_extract(path.parent)}"
+        )
+    layouts = [
+        (of.dataset, of.regions, of.feature_size, of.feature_dtype) for of in (header, index)
+    ]
+    found, expected = (header.rows, *layouts[0]), (entry.rows, *layouts[1])
+    if found != expected:
+        raise GmpipeError(
+            f"{path}: found (R, data set, m, d, dtype) {found}; expected {expected}, as "
+            f"{INDEX_NAME} says. {_redo(path)}"
+        )
+
+
+def _check_size(path: Path, entry: ShardEntry) -> None:
+    """Refuse a shard that is missing or of another size than the index says."""
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise GmpipeError(
+            f"{path}: {INDEX_NAME} lists it; not found. {_run_extract(path.parent)}"
+        ) from None
+    if size != entry.bytes:
+        raise GmpipeError(
+            f"{path}: found {size} bytes; expected {entry.bytes}, as {INDEX_NAME} says. "
+            f"{_redo(path)}"
+        )
+
+
+def _check_version(where: str, version: int, expected: int, step: str) -> None:
+    """Refuse every version of a format but ``expected``, the newer ones by name."""
+    if version > expected:
         raise GmpipeError(
             f"{where}: found format version {version}, which a newer gmpipe wrote; expected "
-            f"{FORMAT_VERSION}. Update gmpipe."
+            f"{expected}. Update gmpipe."
         )
-    if version != FORMAT_VERSION:
-        raise GmpipeError(
-            f"{where}: found format version {version}; expected {FORMAT_VERSION}. {step}"
-        )
+    if version != expected:
+        raise GmpipeError(f"{where}: found format version {version}; expected {expected}. {step}")
 
 
 def _sound_recipe(text: str, stored_fingerprint: str) -> Recipe | None:
@@ -473,12 +606,23 @@ def _sound_recipe(text: str, stored_fingerprint: str) -> Recipe | None:
     return recipe
 
 
+def _sound_entry(entry: ShardEntry) -> bool:
+    """Whether the fields of an entry, which came from JSON, are of their types."""
+    texts, numbers = (entry.name, entry.sha256, entry.fingerprint), (entry.bytes, entry.rows)
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(type(number) is int for number in numbers)
+        and _SHARD_NAME.fullmatch(entry.name) is not None
+    )
+
+
 def _run_extract(folder: Path) -> str:
     return f"Run `gmpipe extract --dataset {folder.name}`."
 
 
+def _again(folder: Path) -> str:
+    return f"run `gmpipe extract --dataset {folder.name}` again, which redoes only what is missing."
+
+
 def _redo(path: Path) -> str:
-    return (
-        f"Delete it and run `gmpipe extract --dataset {path.parent.name}` again, which redoes "
-        "only what is missing."
-    )
+    return f"Delete it and {_again(path.parent)}"

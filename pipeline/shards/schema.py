@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,9 +44,15 @@ DTYPES: dict[str, tuple[str, ...]] = {
 
 CHECKSUMS = "row_crc32"
 INDEX_NAME = "index.parquet"
+INDEX_VERSION = 2
 
 Recipe = Mapping[str, str | int | float | bool | None]
-"""Everything that decides the features, and nothing else: flat, of JSON scalars."""
+"""Everything that decides the features, and nothing else: flat, of JSON scalars.
+
+Its field `images` is a digest over the images; a shard's is over its own rows alone, so that a
+changed or added photograph costs no other shard. All other fields are those of the whole cache."""
+
+IMAGES = "images"
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,8 @@ class ShardEntry:
     """Size of the file."""
     rows: int
     """R, the rows it holds."""
+    fingerprint: str
+    """Of the shard's own recipe."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,59 +127,64 @@ class RegionRows:
             breach = layout_breach(field, array.shape, array.dtype, self.features.shape)
             if breach:
                 raise GmpipeError(f"Region rows{self._first_image()}: {breach}. {_WRITE_AGAIN}")
-        regions = self.features.shape[1]
+        for row, (found, expected) in self.breaches().items():
+            image_id = self.image_id[row].decode(errors="replace")
+            raise GmpipeError(
+                f"Image {image_id!r} (row {row}): {found}; expected {expected}. {_WRITE_AGAIN}"
+            )
 
-        for row, image in enumerate(self.image_id.tolist()):
-            if not image:
-                self._refuse(row, "image_id", "empty", "the image's id in the manifest")
-            try:
-                image.decode()
-            except UnicodeDecodeError:
-                self._refuse(row, "image_id", repr(image), "UTF-8")
-        for (row,) in _first(self.view < 0):
-            self._refuse(row, "view", self.view[row], "0 or more")
-        for (row,) in _first((self.count < 1) | (self.count > regions)):
-            self._refuse(row, "count", self.count[row], f"1 to {regions}")
+    def breaches(self) -> dict[int, tuple[str, str]]:
+        """The first breach of this class's contract in each row, by number of row.
+
+        Each as two texts: what was found, e.g. `view is -1`, and what was expected.
+
+        Dtypes and shapes are those of the contract.
+        """
+        first: dict[int, tuple[str, str]] = {}
+
+        def note(field: str, broken: npt.ArrayLike, expected: str) -> None:
+            # `any` first: to look for places takes far longer.
+            for row, *place in np.argwhere(broken) if np.any(broken) else ():
+                found = getattr(self, field)[row, *place]
+                if isinstance(found, np.ndarray):
+                    found = np.array2string(found, precision=6, threshold=8)
+                where = "".join(f"[{axis}]" for axis in place)
+                first.setdefault(int(row), (f"{field}{where} is {found}", expected))
+
+        regions = self.features.shape[1]
+        ids = self.image_id.tolist()
+        note("image_id", [not image_id for image_id in ids], "the image's id, not empty")
+        note("image_id", [not _is_text(image_id) for image_id in ids], "UTF-8")
+        note("view", self.view < 0, "0 or more")
+        note("count", (self.count < 1) | (self.count > regions), f"1 to {regions}")
 
         padding = np.arange(regions) >= self.count[:, None]  # (R, m)
         for field in ("features", "boxes", "scores"):
-            for row, *place in _first(~np.isfinite(getattr(self, field))):
-                found = getattr(self, field)[row, *place]
-                self._refuse(row, field, found, "a finite number", place)
-        for field in ("features", "boxes", "scores", "classes"):
             array = getattr(self, field)
-            filled = np.zeros_like(padding)
-            filled[padding] = (array[padding] != 0).any(axis=tuple(range(1, array.ndim - 1)))
-            for row, region in _first(filled):
-                expected = f"zeros, since the row has {self.count[row]} real regions"
-                self._refuse(row, field, array[row, region], expected, [region])
-        for row, region in _first(((self.boxes < 0) | (self.boxes > 1)).any(axis=2)):
-            found = self.boxes[row, region]
-            self._refuse(row, "boxes", found, "xyxy in [0, 1] of the view", [region])
-        for row, region in _first((self.boxes[..., 2:] < self.boxes[..., :2]).any(axis=2)):
-            found = self.boxes[row, region]
-            self._refuse(row, "boxes", found, "x0 <= x1 and y0 <= y1", [region])
-        rising = (self.scores[:, 1:] > self.scores[:, :-1]) & ~padding[:, 1:]
-        for row, region in _first(rising):
-            found = self.scores[row, region : region + 2]
-            self._refuse(row, "scores", found, "descending scores", [region])
+            suspects = ~_rows_finite(array)
+            if suspects.any():
+                broken = np.zeros(array.shape, dtype=np.bool_)
+                broken[suspects] = ~np.isfinite(array[suspects])
+                note(field, broken, "a finite number")
+        if padding.any():
+            for field in ("features", "boxes", "scores", "classes"):
+                array = getattr(self, field)
+                filled = np.zeros_like(padding)
+                filled[padding] = _nonzero(array[padding]).any(axis=tuple(range(1, array.ndim - 1)))
+                note(field, filled, "zeros, since the row has fewer real regions")
+        low, high = self.boxes[..., :2], self.boxes[..., 2:]
+        note("boxes", ((self.boxes < 0) | (self.boxes > 1)).any(axis=2), "xyxy in [0, 1]")
+        note("boxes", (high < low).any(axis=2), "x0 <= x1 and y0 <= y1")
+        rising = np.zeros_like(padding)
+        rising[:, 1:] = (self.scores[:, 1:] > self.scores[:, :-1]) & ~padding[:, 1:]
+        note("scores", rising, "descending scores, none above the one before it")
+        return first
 
     def _first_image(self) -> str:
         """The first image's id, for breaches that concern every row; rows may be malformed."""
         if self.image_id.dtype.kind == "S" and self.image_id.size:
-            return f" from image {_shown(self.image_id.flat[0])} on"
+            return f" from image {self.image_id.flat[0].decode(errors='replace')!r} on"
         return ""
-
-    def _refuse(
-        self, row: int, field: str, found: object, expected: str, place: Sequence[int] = ()
-    ) -> NoReturn:
-        where = "".join(f"[{axis}]" for axis in place)
-        if isinstance(found, np.ndarray):
-            found = np.array2string(found, precision=6, threshold=8)
-        raise GmpipeError(
-            f"Image {_shown(self.image_id[row])} (row {row}): {field}{where} is {found}; "
-            f"expected {expected}. {_WRITE_AGAIN}"
-        )
 
 
 _WRITE_AGAIN = "Correct what these regions were made from, and write them again."
@@ -221,6 +234,11 @@ def fingerprint(recipe: Recipe) -> str:
     return sha256_json(dict(recipe))
 
 
+def without_images(recipe: Recipe) -> Recipe:
+    """What the recipes of a cache and of each of its shards have in common."""
+    return {field: value for field, value in recipe.items() if field != IMAGES}
+
+
 DROP_OR_RESTORE = (
     "Pass `--replace` to `gmpipe extract` to drop these shards and extract again, or restore the "
     "old setting."
@@ -255,12 +273,32 @@ def check_same_recipe(
         )
 
 
-def _first(breach: npt.ArrayLike) -> list[list[int]]:
-    """The first true place of ``breach``, as a list of one, or an empty list."""
-    # `any` first: looking for places in a breach as large as the features takes far longer.
-    places: list[list[int]] = np.argwhere(breach)[:1].tolist() if np.any(breach) else []
-    return places
+def _rows_finite(array: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
+    """Whether all numbers of a row (R,) are finite."""
+    if array.dtype.itemsize == 2:
+        # Row by row, so that what is made of a row stays in the processor's cache.
+        return np.array([_magnitude(row).max() < 0x7C00 for row in array], dtype=np.bool_)
+    finite: npt.NDArray[np.bool_] = np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
+    return finite
 
 
-def _shown(image_id: bytes) -> str:
-    return repr(image_id.decode(errors="replace"))
+def _nonzero(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    half = values.dtype.kind == "f" and values.dtype.itemsize == 2
+    return np.not_equal(_magnitude(values) if half else values, 0)
+
+
+def _magnitude(halves: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint16]:
+    """The bits of float16 numbers without their signs, which order them by magnitude.
+
+    0x7C00 is infinity, and above it are the NaNs. numpy widens every half that it computes with;
+    to look at the bits is many times faster.
+    """
+    return halves.view("<u2") & np.uint16(0x7FFF)
+
+
+def _is_text(stored: bytes) -> bool:
+    try:
+        stored.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -16,9 +19,7 @@ from pipeline.files import canonical_json, replacing, sha256_file
 from pipeline.shards.reader import (
     INDEX_COLUMNS,
     map_shard,
-    read_header,
     read_ids,
-    whole_shards,
 )
 from pipeline.shards.schema import (
     AXES,
@@ -26,12 +27,18 @@ from pipeline.shards.schema import (
     FORMAT_NAME,
     FORMAT_VERSION,
     INDEX_NAME,
+    INDEX_VERSION,
     Recipe,
     RegionRows,
     ShardEntry,
+    check_same_recipe,
     fingerprint,
     row_checksums,
+    without_images,
 )
+
+_ROW_GROUP = 8192
+"""Rows of an index that are written together."""
 
 
 def shard_name(number: int) -> str:
@@ -85,69 +92,97 @@ def write_shard(path: Path, rows: RegionRows, *, dataset: str, recipe: Recipe) -
             )
 
 
-def write_index(folder: Path, dataset: str, recipe: Recipe) -> None:
-    """Write the index of all whole shards in ``folder`` that have this recipe's fingerprint.
+def write_index(folder: Path, dataset: str, recipe: Recipe, shards: Sequence[Path]) -> None:
+    """Write the index of ``shards``, which lie in ``folder``.
 
     Columns `image_id` string, `view` int16, `shard` string (file name), `row` int32, a row each
     row of a shard, in the order of the shards. The schema's metadata hold, as JSON, what the
     shards have in common and the list of them (`schema.ShardEntry`).
 
+    Args:
+        recipe: of the whole cache; the shards' own differ from it in `images` alone.
+
     Raises:
-        GmpipeError: there is no such shard, shards disagree in data set, m, d or feature dtype, or
-            a view of an image is there twice.
+        GmpipeError: there are no shards, one was made with other settings, they disagree in data
+            set, m, d or feature dtype, or a view of an image is there twice.
     """
-    wanted = fingerprint(recipe)
-    headers = {path: read_header(path) for path in whole_shards(folder)}
-    headers = {path: header for path, header in headers.items() if header.fingerprint == wanted}
-    if not headers:
+    again = f"run `gmpipe extract --dataset {dataset}` again"
+    if not shards:
         raise GmpipeError(
-            f"{folder}: found no shard with fingerprint {wanted}; expected at least one. Run "
-            f"`gmpipe extract --dataset {dataset}`."
+            f"{folder}: found no shards to list; expected at least one. Run `gmpipe extract "
+            f"--dataset {dataset}`."
         )
-    first = next(iter(headers.values()))
-    expected = (dataset, first.regions, first.feature_size, first.feature_dtype)
-    for path, header in headers.items():
+    layout: tuple[str, int, int, str] | None = None
+    entries: list[ShardEntry] = []
+    # Of image id and view of each row: to hold all ids would take far more memory.
+    hashes: list[npt.NDArray[np.uint64]] = []
+    for path in shards:
+        header, rows, _ = map_shard(path)
+        check_same_recipe(without_images(header.recipe), without_images(recipe), str(path))
         found = (header.dataset, header.regions, header.feature_size, header.feature_dtype)
+        expected = layout = layout or (dataset, *found[1:])
         if found != expected:
             raise GmpipeError(
                 f"{path}: found (data set, m, d, dtype) {found}; expected {expected}, as in the "
-                f"first shard of {dataset}. Move it away and run `gmpipe extract --dataset "
-                f"{dataset}` again."
+                f"first shard of {dataset}. Move it away and {again}."
             )
-
-    image_ids: list[str] = []
-    views: list[int] = []
-    shards: list[str] = []
-    rows: list[int] = []
-    holders: dict[tuple[str, int], str] = {}
-    for path, header in headers.items():
-        shard_ids, shard_views = read_ids(path)
-        for key in zip(shard_ids, shard_views.tolist(), strict=True):
-            if key in holders:
-                raise GmpipeError(
-                    f"{folder}: image {key[0]!r}, view {key[1]}, is in {holders[key]} and in "
-                    f"{path.name}; expected it once. Delete one of the two and run `gmpipe extract "
-                    f"--dataset {dataset}` again."
-                )
-            holders[key] = path.name
-        image_ids += shard_ids
-        views += shard_views.tolist()
-        shards += [path.name] * header.rows
-        rows += range(header.rows)
-    entries = [
-        ShardEntry(path.name, sha256_file(path), path.stat().st_size, header.rows)
-        for path, header in headers.items()
-    ]
+        size = path.stat().st_size
+        entries.append(
+            ShardEntry(path.name, sha256_file(path), size, header.rows, header.fingerprint)
+        )
+        keys = zip(rows.image_id.tolist(), rows.view.tolist(), strict=True)
+        hashes.append(np.array([_hash(*key) for key in keys], dtype=np.uint64))
+    assert layout is not None
+    _refuse_repeats(shards, np.concatenate(hashes), again)
     about = {
-        "format_version": FORMAT_VERSION,
+        "format_version": INDEX_VERSION,
         "dataset": dataset,
-        "fingerprint": wanted,
+        "fingerprint": fingerprint(recipe),
         "recipe": dict(recipe),
-        "regions": first.regions,
-        "feature_size": first.feature_size,
-        "feature_dtype": first.feature_dtype,
+        "regions": layout[1],
+        "feature_size": layout[2],
+        "feature_dtype": layout[3],
         "shards": [asdict(entry) for entry in entries],
     }
     schema = INDEX_COLUMNS.with_metadata({"gmpipe": canonical_json(about)})
-    with replacing(folder / INDEX_NAME) as temporary:
-        pq.write_table(pa.table([image_ids, views, shards, rows], schema=schema), temporary)
+    with (
+        replacing(folder / INDEX_NAME) as temporary,
+        pq.ParquetWriter(temporary, schema, write_page_checksum=True) as file,
+    ):
+        group: list[pa.RecordBatch] = []
+        for path in shards:
+            image_ids, views = read_ids(path)
+            names = pa.repeat(path.name, len(views))
+            numbers = np.arange(len(views), dtype=np.int32)
+            group.append(pa.record_batch([image_ids, views, names, numbers], schema=schema))
+            if path == shards[-1] or sum(map(len, group)) >= _ROW_GROUP:
+                file.write_table(pa.Table.from_batches(group))
+                group.clear()
+                pa.default_memory_pool().release_unused()
+
+
+def _refuse_repeats(shards: Sequence[Path], hashes: npt.NDArray[np.uint64], again: str) -> None:
+    """Raise `GmpipeError` if a view of an image is in two rows of ``shards``.
+
+    Args:
+        hashes: `_hash` of each row's image id and view; sorted in place.
+    """
+    hashes.sort()
+    suspects = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+    holders: dict[tuple[bytes, int], str] = {}
+    for path in shards if suspects else ():
+        _, rows, _ = map_shard(path)
+        for key in zip(rows.image_id.tolist(), rows.view.tolist(), strict=True):
+            if _hash(*key) in suspects:
+                if key in holders:
+                    raise GmpipeError(
+                        f"{path.parent}: image {key[0].decode(errors='replace')!r}, view {key[1]}, "
+                        f"is in {holders[key]} and in {path.name}; expected it once. Delete one of "
+                        f"the two and {again}."
+                    )
+                holders[key] = path.name
+
+
+def _hash(image_id: bytes, view: int) -> int:
+    """64 bits: enough that repeats are nearly all that is left to look at."""
+    return int.from_bytes(hashlib.blake2b(b"%d %b" % (view, image_id), digest_size=8).digest())

@@ -1,0 +1,229 @@
+"""Images a second of gmpipe's extraction, against torchvision's model on tensors in memory.
+
+Both see the same images, cut into the same batches, with the same weights, score threshold and
+number of regions. The bare loop has its images decoded, resized and in float32 before the clock
+starts, and drops what it finds; gmpipe decodes the files, finds the regions, pools a feature for
+each and writes shards. The two take turns, so that a machine that grows slower or faster meets
+both alike; each figure is the median over all turns.
+
+    python -m benchmarks.extraction [--images FOLDER] [--help]
+
+The last line is JSON: ``vs_bare_loop`` is gmpipe's rate over the bare loop's at a score threshold
+of 0.05, torchvision's default; ``parts`` has all rates, also those at 0.0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
+
+from pipeline.machine import cores
+from pipeline.regions.detector import DetectorDescription, prepare_for_extraction
+from pipeline.regions.extraction import ShardExtractor, ViewJob, extraction_recipe
+from pipeline.regions.transforms import load_image, to_tensor, view_of
+from pipeline.settings import ArchitectureSettings, ExtractSettings
+
+THRESHOLDS = (0.05, 0.0)
+_SHARDS_AT_ONCE = 3  # as `gmpipe extract` gives a worker: one detects, others decode and write
+
+
+def draw_photographs(folder: Path, count: int) -> None:
+    """JPEGs of 500 x 375 pixels: soft patches of colour with noise, some 60 kB each."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        patches = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+        soft = np.asarray(patches.resize((500, 375), Image.Resampling.BICUBIC), dtype=float)
+        noisy = (soft + rng.normal(0, 8, soft.shape)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(folder / f"{number:05d}.jpg", quality=90)
+
+
+def view(path: Path, settings: ExtractSettings) -> Tensor:
+    """(3, S, S) float32: the whole image, as extraction takes it."""
+    picture = load_image(path)
+    return to_tensor(
+        view_of(picture, 0, size=settings.size, image_id=path.name, seed=0, flip=False)
+    )
+
+
+@torch.no_grad()
+def enliven(model: FasterRCNN, views: Tensor) -> None:
+    """Make random weights detect: norms get the statistics of real activations, and predictors
+    outputs that spread, so that an image has detections of several classes."""
+
+    def normalise(norm: Any, inputs: tuple[Tensor]) -> None:
+        norm.running_mean.copy_(inputs[0].mean((0, 2, 3)))
+        norm.running_var.copy_(inputs[0].var((0, 2, 3)))
+
+    def spread_to(deviation: float) -> Any:
+        def spread(module: Any, _: Any, output: Tensor) -> Tensor:
+            if module in done:
+                return output
+            done.add(module)
+            axis = 0 if output.ndim == 2 else None
+            mean, factor = output.mean(axis), deviation / output.std(axis)
+            module.weight.mul_(factor[:, None] if output.ndim == 2 else factor)
+            module.bias.sub_(mean).mul_(factor)
+            return (output - mean) * factor
+
+        return spread
+
+    done: set[nn.Module] = set()
+    heads = model.roi_heads
+    hooks = [
+        module.register_forward_pre_hook(normalise)
+        for module in model.modules()
+        if isinstance(module, nn.BatchNorm2d)
+    ]
+    for module, deviation in (
+        (model.rpn.head.cls_logits, 2.0),
+        (model.rpn.head.bbox_pred, 0.3),
+        (heads.box_head.fc6, 1.0),
+        (heads.box_head.fc7, 1.0),
+        (heads.box_predictor.cls_score, 1.2),
+        (heads.box_predictor.bbox_pred, 0.5),
+    ):
+        hooks.append(module.register_forward_hook(spread_to(deviation)))
+    model(list(views))
+    for hook in hooks:
+        hook.remove()
+
+
+def bare_loop(model: FasterRCNN, views: Tensor, settings: ExtractSettings) -> int:
+    """torchvision's model on views in memory; number of detections."""
+    found = 0
+    with torch.inference_mode():
+        for batch in views.split(settings.batch_size):
+            found += sum(len(image["scores"]) for image in model(list(batch)))
+    return found
+
+
+def end_to_end(model: FasterRCNN, paths: Sequence[Path], settings: ExtractSettings) -> int:
+    """gmpipe from files to shards, as a worker of `gmpipe extract` does it; number of rows."""
+    description = DetectorDescription(
+        "file", ArchitectureSettings(norm="batch"), ("background", "thing"), "0" * 64
+    )
+    recipe = extraction_recipe(description, settings)
+    extractor = ShardExtractor(model, settings, threads=cores())
+    starts = range(0, len(paths), settings.rows_per_shard)
+
+    with tempfile.TemporaryDirectory() as cache:
+
+        def shard(start: int) -> int:
+            some = paths[start : start + settings.rows_per_shard]
+            outcome = extractor.extract(
+                [ViewJob(path.name, path.name, 0) for path in some],
+                np.zeros((len(some), 32), dtype=np.uint8),
+                paths[0].parent,
+                path=Path(cache) / f"regions-{start:05d}.h5",
+                dataset="benchmark",
+                recipe=recipe,
+            )
+            return outcome.rows
+
+        with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
+            return sum(pool.map(shard, starts))
+
+
+def measure(
+    paths: Sequence[Path], *, repetitions: int, batch_size: int, regions: int, size: int
+) -> dict[str, dict[str, float]]:
+    """Medians of images a second, and their ratio, for each threshold."""
+    torch.manual_seed(0)
+    settings = ExtractSettings(
+        size=size, regions=regions, batch_size=batch_size, rows_per_shard=2 * batch_size
+    )
+    views = torch.stack([view(path, settings) for path in paths])
+    theirs = fasterrcnn_resnet50_fpn(
+        weights=None,
+        weights_backbone=None,
+        min_size=size,
+        max_size=size,
+        box_nms_thresh=settings.nms_threshold,
+        box_detections_per_img=regions,
+    ).eval()
+    enliven(theirs, views[:2])
+    ours = prepare_for_extraction(theirs)
+    rates: dict[tuple[float, str], list[float]] = {
+        (threshold, name): [] for threshold in THRESHOLDS for name in ("bare_loop", "gmpipe")
+    }
+    for turn in range(repetitions + 1):
+        for threshold in THRESHOLDS:
+            theirs.roi_heads.score_thresh = ours.roi_heads.score_thresh = threshold
+            used = settings.model_copy(update={"score_threshold": threshold})
+            started = time.perf_counter()
+            found = bare_loop(theirs, views, used)
+            between = time.perf_counter()
+            rows = end_to_end(ours, paths, used)
+            ended = time.perf_counter()
+            if rows != len(paths) or found < len(paths):
+                raise SystemExit(f"{rows} rows and {found} detections of {len(paths)} images")
+            if turn:  # the first warms up
+                rates[threshold, "bare_loop"].append(len(paths) / (between - started))
+                rates[threshold, "gmpipe"].append(len(paths) / (ended - between))
+                print(
+                    f"turn {turn}, threshold {threshold}: {between - started:.1f} s and "
+                    f"{ended - between:.1f} s, {found / len(paths):.1f} detections an image",
+                    flush=True,
+                )
+    parts = {}
+    for threshold in THRESHOLDS:
+        bare, gmpipe = (rates[threshold, name] for name in ("bare_loop", "gmpipe"))
+        parts[str(threshold)] = {
+            "bare_loop": round(statistics.median(bare), 3),
+            "gmpipe": round(statistics.median(gmpipe), 3),
+            "ratio": round(statistics.median(gmpipe) / statistics.median(bare), 3),
+        }
+    return parts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.extraction",
+        description=(__doc__ or "").split("\n", 1)[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--images", type=Path, help="folder of JPEGs; without it, drawn ones")
+    parser.add_argument("--count", type=int, default=32, help="images")
+    parser.add_argument("--repetitions", type=int, default=3, help="turns of each")
+    parser.add_argument("--batch-size", type=int, default=8, help="images at once")
+    parser.add_argument("--regions", type=int, default=10, help="m, regions an image")
+    parser.add_argument("--size", type=int, default=448, help="side of a view, in pixels")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as drawn:
+        folder = options.images or Path(drawn)
+        if options.images is None:
+            draw_photographs(folder, options.count)
+        paths = sorted(folder.glob("*.jpg"))[: options.count]
+        if not paths:
+            raise SystemExit(f"there is no .jpg in {folder}. Give another folder with --images.")
+        parts = measure(
+            paths,
+            repetitions=options.repetitions,
+            batch_size=options.batch_size,
+            regions=options.regions,
+            size=options.size,
+        )
+    print()
+    print(f"images/s, {len(paths)} images of {options.size} x {options.size}, batches of", end=" ")
+    print(f"{options.batch_size}, m = {options.regions}, {torch.get_num_threads()} threads")
+    print(f"{'threshold':>10} {'bare loop':>10} {'gmpipe':>10} {'ratio':>7}")
+    for threshold, part in parts.items():
+        print(f"{threshold:>10} {part['bare_loop']:>10} {part['gmpipe']:>10} {part['ratio']:>7}")
+    print(json.dumps({"vs_bare_loop": parts["0.05"]["ratio"], "parts": parts}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,289 @@
+"""NUS-WIDE (Chua et al., CIVR 2009): 269,648 Flickr photographs, 81 concepts, in three forms.
+
+Published numbers on NUS-WIDE are of different splits and can't be compared across them. The
+publisher's lists have 161,789 training and 107,859 test images, of which more than a fifth have
+none of the 81 concepts; some papers leave those out. The photographs come on request only, or from
+Flickr, where many are gone, so others use the images that they could get. The CSV of the ASL code
+is split 70 to 30 without unlabelled images [2], and the lists of hashing papers have a small
+training list beside a large "database". So the name of the split, and the counts of images listed,
+missing and unlabelled, go into the manifest and into all metrics.
+
+Form ``official``, split name ``official``. The archives ImageList.zip, Groundtruth.zip and
+ConceptsList.zip of the publisher [1], and the photographs:
+
+    data/nuswide/
+        ImageList/TrainImagelist.txt            an image a line, as `actor\\0002_174174086.jpg`
+        ImageList/TestImagelist.txt
+        Groundtruth/TrainTestLabels/Labels_<concept>_Train.txt      0 or 1 a line, in that order
+        Groundtruth/TrainTestLabels/Labels_<concept>_Test.txt
+        Concepts81.txt                          a concept a line: the vocabulary, in its order
+        Flickr/actor/0002_174174086.jpg         the setting `images` names this folder
+
+Form ``csv``, split name ``csv``. One file that came with the code of ASL and is read by that of
+Query2Label and others, here nus_wid_data.csv (setting `file`):
+
+    filepath,label,split_name
+    0000_2124494179.jpg,"['clouds', 'sky']",train
+
+`split_name` is ``train`` or ``val``, which tests. `filepath` is relative to the folder `images`;
+set `images: .` where it starts with the folder itself. Without Concepts81.txt the vocabulary is
+the 81 labels of the file in alphabetical order, which is that of Concepts81.txt.
+
+Form ``multi-hot``, split name ``multi-hot``. Two lists as those of HashNet (settings `train_list`,
+`test_list`; packed if the name ends in .gz), and Concepts81.txt for the columns' names:
+
+    ./data/nuswide_81/images/8228_2275882321_a4bf6754ba_m.jpg 0 0 1 0 ...       81 times 0 or 1
+
+The path's last part is the image's name in the folder `images`.
+
+An image's id is its path as listed, below the folder `images` and with forward slashes:
+`actor/0002_174174086.jpg` or `8228_2275882321_a4bf6754ba_m.jpg`. It stays when the folder moves.
+
+Letters: N images, C = 81 concepts.
+
+[1] https://lms.comp.nus.edu.sg/wp-content/uploads/2019/research/nuswide/NUS-WIDE.html
+[2] https://github.com/Alibaba-MIIL/ASL/issues/20
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.datasets.listing import Listing, hash_sources, read_lines, read_source
+from pipeline.datasets.manifest import SPLITS, Split
+from pipeline.datasets.table import (
+    REMEDY,
+    check_images,
+    first_true,
+    image_rows,
+    label_lists,
+    name_splits,
+    number_labels,
+    read_csv,
+    text_lines,
+)
+from pipeline.errors import GmpipeError
+from pipeline.settings import NuswideSettings
+
+CONCEPTS = 81
+
+_LISTS: dict[Split, str] = {
+    "train": "ImageList/TrainImagelist.txt",
+    "test": "ImageList/TestImagelist.txt",
+}
+_LABELS = "Groundtruth/TrainTestLabels"
+_FLAGS = frozenset("01")
+_QUOTED = r"""('[^'"]+'|"[^'"]+")"""
+_LABEL_LIST = rf"^\[({_QUOTED}(\s*,\s*{_QUOTED})*)?\]$"  # what Python prints of a list of names
+
+
+def read_nuswide(root: Path, settings: NuswideSettings) -> Listing:
+    """The listing of NUS-WIDE below ``root``, which is data/<dataset>/.
+
+    Raises:
+        GmpipeError: a file is missing (says where to put it and which archive has it) or breaks
+            its format; names file and line.
+    """
+    read: dict[str, Callable[[Path, NuswideSettings], Listing]] = {
+        "official": _read_official,
+        "csv": _read_csv,
+        "multi-hot": _read_multi_hot,
+    }
+    return read[settings.form](root, settings)
+
+
+@dataclass(frozen=True)
+class _Split:
+    """What the files of one split say of its N images.
+
+    Attributes:
+        file: the list of images.
+        lines: the line of each image in it, from 1.
+        images: their ids.
+        positive: (N, C) bool.
+    """
+
+    file: Path
+    lines: Sequence[int]
+    images: list[str]
+    positive: np.ndarray = field(repr=False)
+
+
+# --- official ------------------------------------------------------------------------------------
+
+
+def _read_official(root: Path, settings: NuswideSettings) -> Listing:
+    concepts = _read_concepts(root, settings)
+    splits = {}
+    for split in SPLITS:
+        file = root / _LISTS[split]
+        lines = read_lines(file, _put("ImageList.zip", root))
+        folder = root / _LABELS
+        columns = [
+            _read_column(folder / f"Labels_{concept}_{split.title()}.txt", file, len(lines), root)
+            for concept in concepts
+        ]
+        splits[split] = _Split(
+            file=file,
+            lines=[number for number, _ in lines],
+            images=[line.replace("\\", "/") for _, line in lines],
+            positive=np.stack(columns, axis=1),
+        )
+    sources = hash_sources(root, [*_LISTS.values(), _LABELS, settings.concepts])
+    return _listing(*_join(splits), concepts, settings, sources)
+
+
+def _read_concepts(root: Path, settings: NuswideSettings) -> tuple[str, ...]:
+    file = root / settings.concepts
+    remedy = (
+        f"It is in the publisher's ConceptsList.zip: put it there, or set "
+        f"`prepare.{root.name}.concepts` in params.yaml to its path below {root}."
+    )
+    concepts = tuple(line for _, line in read_lines(file, remedy))
+    if len(set(concepts)) != CONCEPTS or len(concepts) != CONCEPTS:
+        raise GmpipeError(
+            f"{file}: {len(concepts)} concepts, {len(set(concepts))} of them different, expected "
+            f"{CONCEPTS}. {remedy}"
+        )
+    return concepts
+
+
+def _read_column(file: Path, images: Path, count: int, root: Path) -> np.ndarray:
+    """(N,) bool: one concept's labels of the ``count`` images that the file ``images`` lists."""
+    content = read_source(file, _put("Groundtruth.zip", root))
+    text = content.translate(None, b" \t\r").rstrip(b"\n")
+    cells = np.frombuffer(text + b"\n", dtype=np.uint8)
+    if len(cells) == 2 * count:
+        digits, ends = cells.reshape(count, 2).T
+        if (ends == ord("\n")).all() and ((digits == ord("0")) | (digits == ord("1"))).all():
+            return np.equal(digits, ord("1"))
+    lines = text.split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if line not in (b"0", b"1"):
+            raise GmpipeError(
+                f"{file}, line {number}: {line.decode(errors='replace')!r}, expected 0 or 1. "
+                f"{REMEDY}"
+            )
+    raise GmpipeError(
+        f"{file} has {len(lines)} lines, expected {count}, as many as images in {images}. One of "
+        "them is damaged: unpack the publisher's ImageList.zip and Groundtruth.zip again."
+    )
+
+
+def _put(archive: str, root: Path) -> str:
+    return f"It is in the publisher's {archive}: unpack that in {root}."
+
+
+# --- multi-hot -----------------------------------------------------------------------------------
+
+
+def _read_multi_hot(root: Path, settings: NuswideSettings) -> Listing:
+    concepts = _read_concepts(root, settings)
+    names: dict[Split, str] = {"train": settings.train_list, "test": settings.test_list}
+    splits = {split: _read_list(root / name, split, root) for split, name in names.items()}
+    sources = hash_sources(root, [*names.values(), settings.concepts])
+    return _listing(*_join(splits), concepts, settings, sources)
+
+
+def _read_list(file: Path, split: Split, root: Path) -> _Split:
+    remedy = (
+        f"Put it there, or set `prepare.{root.name}.{split}_list` in params.yaml to the list's "
+        f"path below {root}."
+    )
+    lines, images, flags = [], [], []
+    for number, line in enumerate(text_lines(file, remedy), 1):
+        if not line.strip():
+            continue
+        path, *columns = line.split()
+        if len(columns) != CONCEPTS or not _FLAGS.issuperset(columns):
+            other = [column for column in columns if column not in _FLAGS]
+            raise GmpipeError(
+                f"{file}, line {number}: {len(columns)} columns after the path"
+                f"{f', one of them {other[0]!r}' if other else ''}; expected {CONCEPTS}, each 0 "
+                f"or 1. {REMEDY}"
+            )
+        lines.append(number)
+        images.append(path.replace("\\", "/").rpartition("/")[2])
+        flags.append("".join(columns))
+    digits = np.frombuffer("".join(flags).encode(), dtype=np.uint8)
+    return _Split(file, lines, images, digits.reshape(-1, CONCEPTS) == ord("1"))
+
+
+# --- csv -----------------------------------------------------------------------------------------
+
+
+def _read_csv(root: Path, settings: NuswideSettings) -> Listing:
+    file = root / settings.file
+    rows = read_csv(
+        file,
+        {"image": "filepath", "labels": "label", "split": "split_name"},
+        f"Put it there, or set `prepare.{root.name}.file` in params.yaml to its path below {root}.",
+    )
+    images = pc.replace_substring_regex(rows.table.column("image"), r"^(\./)+", "")
+    check_images(images, rows.where)
+    cells = rows.table.column("labels")
+    row = first_true(pc.invert(pc.match_substring_regex(cells, _LABEL_LIST)))
+    if row is not None:
+        raise GmpipeError(
+            f"{rows.where(row)}: the labels are {cells[row].as_py()!r}, expected a list as "
+            f"['clouds', 'sky'] or []. {REMEDY}"
+        )
+    inner = pc.replace_substring_regex(cells, r"""^\[['"]?|['"]?\]$""", "")
+    inner = pc.if_else(pc.equal(inner, ""), pa.scalar(None, pa.string()), inner)
+    labels = pc.split_pattern_regex(inner, r"""['"]\s*,\s*['"]""")
+    names = [settings.file]
+    given = None
+    if (root / settings.concepts).exists():
+        given = _read_concepts(root, settings)
+        names.append(settings.concepts)
+    concepts, numbers = number_labels(labels, given, rows.where, str(root / settings.concepts))
+    if len(concepts) != CONCEPTS:
+        raise GmpipeError(
+            f"{file} has {len(concepts)} different labels, expected {CONCEPTS}. Put Concepts81.txt "
+            f"of the publisher's ConceptsList.zip at {root / settings.concepts}: then a file with "
+            "fewer is taken, and of a file with more, an unknown label is named."
+        )
+    splits = name_splits(rows.table.column("split"), {"train": "train", "val": "test"}, rows.where)
+    return _listing(images, splits, numbers, concepts, settings, hash_sources(root, names))
+
+
+# --- all forms -----------------------------------------------------------------------------------
+
+
+def _join(splits: Mapping[Split, _Split]) -> tuple[pa.ChunkedArray, pa.ChunkedArray, pa.ListArray]:
+    """Image ids, splits and label numbers of all N images, each of which is listed once."""
+    train, test = (splits[split] for split in SPLITS)
+
+    def where(row: int) -> str:
+        part, row = (train, row) if row < len(train.images) else (test, row - len(train.images))
+        return f"{part.file}, line {part.lines[row]}"
+
+    images = pa.chunked_array([train.images, test.images], pa.string())
+    check_images(images, where)
+    names = np.repeat(SPLITS, [len(train.images), len(test.images)])
+    rows, numbers = np.nonzero(np.concatenate([train.positive, test.positive]))
+    return images, pa.chunked_array([names]), label_lists(rows, numbers, len(images))
+
+
+def _listing(
+    images: pa.ChunkedArray,
+    splits: pa.ChunkedArray,
+    labels: pa.ListArray,
+    concepts: tuple[str, ...],
+    settings: NuswideSettings,
+    sources: dict[str, str],
+) -> Listing:
+    folder = PurePosixPath(settings.images).as_posix()
+    paths = images if folder == "." else pc.binary_join_element_wise(folder, images, "/")
+    return Listing(
+        vocabulary=concepts,
+        split_name=settings.split_name or settings.form,
+        sources=sources,
+        table=image_rows(images, paths, splits, labels),
+    )

@@ -1,0 +1,69 @@
+"""The images of a cache that could not be decoded: `failures.parquet` beside its index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import GmpipeError
+from pipeline.files import replacing
+
+FAILURES_NAME = "failures.parquet"
+
+_COLUMNS = pa.schema([("image_id", pa.string()), ("path", pa.string()), ("reason", pa.string())])
+
+
+@dataclass(frozen=True, order=True)
+class Failure:
+    """An image that has no regions, since it can't be decoded."""
+
+    image_id: str
+    path: str
+    """Relative to the data set's root."""
+    reason: str
+
+
+def write_failures(folder: Path, failures: Iterable[Failure]) -> list[Failure]:
+    """Write an image's first failure each, by image id; without any, remove the file.
+
+    Returns:
+        what was written.
+    """
+    by_image: dict[str, Failure] = {}
+    for failure in sorted(failures):
+        by_image.setdefault(failure.image_id, failure)
+    path = folder / FAILURES_NAME
+    if not by_image:
+        path.unlink(missing_ok=True)
+        return []
+    columns = [list(column) for column in zip(*map(astuple, by_image.values()), strict=True)]
+    with replacing(path) as temporary:
+        pq.write_table(pa.table(columns, schema=_COLUMNS), temporary)
+    return list(by_image.values())
+
+
+def read_failures(folder: Path) -> dict[str, Failure]:
+    """The failures of a cache by image id; none where the file is not there.
+
+    Raises:
+        GmpipeError: the file is damaged or of another form.
+    """
+    path = folder / FAILURES_NAME
+    if not path.exists():
+        return {}
+    remedy = f"Delete it and run `gmpipe extract --dataset {folder.name}` again."
+    try:
+        with pq.ParquetFile(path) as file:
+            table = file.read()
+    except (OSError, pa.ArrowException) as error:
+        raise GmpipeError(f"{path} is not a whole Parquet file ({error}). {remedy}") from error
+    if table.schema.remove_metadata() != _COLUMNS or any(c.null_count for c in table.columns):
+        raise GmpipeError(
+            f"{path}: expected the columns\n{_COLUMNS}\nwithout nulls, found\n{table.schema}\n"
+            f"{remedy}"
+        )
+    return {row["image_id"]: Failure(**row) for row in table.to_pylist()}

@@ -1,0 +1,395 @@
+"""What decides a cache's regions, which rows it has, and one shard's way from images to file."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from builders import TINY, S, Scenes, draw_scenes, tiny_model
+from hypothesis import given
+from hypothesis import strategies as st
+from torchvision.models.detection import FasterRCNN
+
+from pipeline.datasets.manifest import COLUMNS, Manifest, full_counts
+from pipeline.datasets.scenes import KINDS
+from pipeline.errors import GmpipeError
+from pipeline.regions.detection import detect, prepare_for_extraction
+from pipeline.regions.detector import DetectorDescription, write_detector
+from pipeline.regions.extraction import (
+    ShardExtractor,
+    ShardOutcome,
+    ViewJob,
+    ViewPlan,
+    extraction_recipe,
+    image_digests,
+    load_detector,
+    rows_digest,
+)
+from pipeline.regions.transforms import load_image, to_tensor, view_of
+from pipeline.settings import ArchitectureSettings, ExtractSettings
+from pipeline.shards.reader import map_shard
+from pipeline.shards.schema import AXES, Recipe, RegionRows
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
+    return draw_scenes(tmp_path_factory.mktemp("scenes"))
+
+
+# Recipes -----------------------------------------------------------------------------------------
+
+EXTRACT = ExtractSettings(size=S, regions=6, feature_dtype="float32", batch_size=4)
+DESCRIPTION = DetectorDescription("fit", TINY, ("background", *KINDS), "0" * 64)
+
+
+def recipe(
+    scenes: Scenes,
+    description: DetectorDescription = DESCRIPTION,
+    settings: ExtractSettings = EXTRACT,
+    **changes: object,
+) -> Recipe:
+    """A whole cache's, with the digest of its images."""
+    settings = settings.model_copy(update=changes)
+    plan = ViewPlan(scenes.manifest, settings.views)
+    digests = image_digests(scenes.manifest, scenes.root, contents=settings.hash_images, threads=2)
+    images = rows_digest(digests[plan.image], plan.view)
+    return {**extraction_recipe(description, settings), "images": images}
+
+
+def with_column(scenes: Scenes, name: str, row: int, value: object) -> Scenes:
+    """The same scenes with one value of the manifest changed."""
+    rows = scenes.manifest.table.to_pylist()
+    rows[row][name] = value
+    table = pa.Table.from_pylist(rows, schema=COLUMNS)
+    manifest = replace(scenes.manifest, counts=full_counts(table), table=table)
+    return replace(scenes, manifest=manifest)
+
+
+DECIDES = {
+    "size": 96,
+    "regions": 7,
+    "score_threshold": 0.1,
+    "nms_threshold": 0.6,
+    "views": 2,
+    "feature_dtype": "float16",
+    "hash_images": False,
+}
+DECIDES_CROPS = {"flip": False, "seed": 1}
+DECIDES_NOTHING = {"rows_per_shard": 3, "batch_size": 2, "max_failures": 5}
+
+
+def test_every_extract_setting_is_known_to_decide_or_not() -> None:
+    known = {*DECIDES, *DECIDES_CROPS, *DECIDES_NOTHING}
+    assert known == set(ExtractSettings.model_fields)
+
+
+@pytest.mark.parametrize("name", DECIDES)
+def test_what_decides_the_regions_changes_the_recipe(scenes: Scenes, name: str) -> None:
+    assert recipe(scenes, **{name: DECIDES[name]}) != recipe(scenes)
+
+
+@pytest.mark.parametrize("name", DECIDES_CROPS)
+def test_how_crops_are_drawn_counts_only_where_there_are_crops(scenes: Scenes, name: str) -> None:
+    change = {name: DECIDES_CROPS[name]}
+    assert recipe(scenes, **change) == recipe(scenes)
+    assert recipe(scenes, views=2, **change) != recipe(scenes, views=2)
+
+
+@pytest.mark.parametrize("name", DECIDES_NOTHING)
+def test_how_work_is_cut_does_not_change_the_recipe(scenes: Scenes, name: str) -> None:
+    assert recipe(scenes, **{name: DECIDES_NOTHING[name]}) == recipe(scenes)
+
+
+@pytest.mark.parametrize("name", ArchitectureSettings.model_fields)
+def test_every_part_of_the_architecture_changes_the_recipe(scenes: Scenes, name: str) -> None:
+    other = {"norm": "frozen", "anchor_sizes": (8, 16, 32, 64, 127)}.get(name, 3)
+    architecture = ArchitectureSettings.model_validate({**TINY.model_dump(), name: other})
+    assert recipe(scenes, replace(DESCRIPTION, architecture=architecture)) != recipe(scenes)
+
+
+def test_other_weights_change_the_recipe_and_class_names_do_not(scenes: Scenes) -> None:
+    assert recipe(scenes, replace(DESCRIPTION, weights_sha256="1" * 64)) != recipe(scenes)
+    assert recipe(scenes, replace(DESCRIPTION, classes=("a",), source="file")) == recipe(scenes)
+
+
+def test_images_change_the_recipe_and_labels_do_not(tmp_path: Path) -> None:
+    scenes = draw_scenes(tmp_path)
+    changes: list[tuple[int, str, object]] = [(0, "labels", []), (0, "labels", [3])]
+    for row, name, value in (*changes, (0, "width", None)):
+        assert recipe(with_column(scenes, name, row, value)) == recipe(scenes)
+    assert recipe(with_column(scenes, "image_id", 0, "another")) != recipe(scenes)
+    # The same bytes in another place.
+    content = (tmp_path / "images" / "train-00000.png").read_bytes()
+    (tmp_path / "images" / "copy.png").write_bytes(content)
+    assert recipe(with_column(scenes, "path", 0, "images/copy.png")) != recipe(scenes)
+    # A test image has one view, a training image has `views`.
+    moved = with_column(scenes, "split", 0, "test")
+    assert recipe(moved, views=2) != recipe(scenes, views=2)
+
+
+def test_without_hashes_only_the_files_sizes_count(tmp_path: Path) -> None:
+    scenes = draw_scenes(tmp_path)
+    path = tmp_path / scenes.manifest.table["path"][5].as_py()
+    content = bytearray(path.read_bytes())
+    before = {hashed: recipe(scenes, hash_images=hashed) for hashed in (True, False)}
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert recipe(scenes, hash_images=True) != before[True]
+    assert recipe(scenes, hash_images=False) == before[False]
+    path.write_bytes(content + b"0")
+    assert recipe(scenes, hash_images=False) != before[False]
+
+
+def test_missing_images_are_named_before_anything_is_read(tmp_path: Path) -> None:
+    scenes = draw_scenes(tmp_path)
+    rows = scenes.manifest.table.to_pylist()
+    for row in rows[7:9]:
+        (tmp_path / row["path"]).unlink()
+    with pytest.raises(
+        GmpipeError,
+        match=rf"^2 of 14 images of tiny are missing; the first is '{rows[7]['image_id']}' at "
+        rf"{tmp_path / rows[7]['path']}.*gmpipe prepare --dataset tiny",
+    ):
+        recipe(scenes)
+
+
+# Which rows --------------------------------------------------------------------------------------
+
+
+def jobs_of(scenes: Scenes, views: int = 1) -> list[ViewJob]:
+    plan = ViewPlan(scenes.manifest, views)
+    return plan.jobs(np.arange(len(plan)))
+
+
+def test_every_training_view_and_every_test_image_is_planned(scenes: Scenes) -> None:
+    jobs = jobs_of(scenes, 3)
+    assert len(jobs) == 12 * 3 + 2
+    assert jobs[:4] == [
+        ViewJob("train-00000", "images/train-00000.png", 0),
+        ViewJob("train-00000", "images/train-00000.png", 1),
+        ViewJob("train-00000", "images/train-00000.png", 2),
+        ViewJob("train-00001", "images/train-00001.png", 0),
+    ]
+    assert [(job.image_id, job.view) for job in jobs[-2:]] == [
+        ("test-00000", 0),
+        ("test-00001", 0),
+    ]
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=30), st.integers(1, 4))
+def test_a_plan_is_what_two_loops_list(train: list[bool], views: int) -> None:
+    """Splits in any order, against the plainest way to write the plan down."""
+    splits = ["train" if one else "test" for one in train]
+    manifest = object.__new__(Manifest)  # a plan may be of one split, a manifest has both
+    columns = {
+        "image_id": [f"i{n}" for n in range(len(splits))],
+        "path": [f"{n}.png" for n in range(len(splits))],
+        "split": splits,
+    }
+    object.__setattr__(manifest, "table", pa.table(columns))
+    expected = [
+        ViewJob(f"i{n}", f"{n}.png", view)
+        for wanted in ("train", "test")
+        for n, split in enumerate(splits)
+        if split == wanted
+        for view in range(views if split == "train" else 1)
+    ]
+    plan = ViewPlan(manifest, views)
+    assert plan.jobs(np.arange(len(plan))) == expected
+    # Back from ids and views to numbers; unknown ids have no place, further views no row.
+    ids = pa.array([*(job.image_id for job in expected), "other"])
+    places = plan.places(ids)
+    assert places[-1] == -1
+    numbers = plan.rows(places[:-1], np.array([job.view for job in expected], np.int16))
+    assert numbers.tolist() == list(range(len(expected)))
+    beyond = np.full(len(expected), views, np.int16)
+    assert len(plan.rows(places[:-1], beyond)) == 0
+
+
+def test_a_digest_of_rows_depends_on_the_rows_alone() -> None:
+    rng = np.random.default_rng(0)
+    digests = rng.integers(0, 256, (5, 32), dtype=np.uint8)
+    views = np.array([0, 1, 0, 300, 2], np.int16)
+    whole = rows_digest(digests, views)
+    order = rng.permutation(5)
+    assert rows_digest(digests[order], views[order]) == whole
+    assert rows_digest(digests[:4], views[:4]) != whole
+    assert rows_digest(digests, views[::-1].copy()) != whole
+    changed = digests.copy()
+    changed[2, 31] ^= 1
+    assert rows_digest(changed, views) != whole
+
+
+# One shard ---------------------------------------------------------------------------------------
+
+
+def extract_rows(
+    model: FasterRCNN, jobs: list[ViewJob], root: Path, settings: ExtractSettings
+) -> RegionRows:
+    rows, kept, outcome = ShardExtractor(model, settings, threads=2).detect(jobs, root)
+    assert rows is not None
+    assert kept.tolist() == list(range(len(jobs)))
+    assert (outcome.rows, outcome.failures) == (len(jobs), ())
+    assert outcome.busy > 0
+    return rows
+
+
+def test_rows_are_sound_and_do_not_depend_on_the_batch_size(scenes: Scenes) -> None:
+    model, jobs = tiny_model(regions=EXTRACT.regions), jobs_of(scenes, 2)[:11]
+    seen: list[int] = []
+    rows, _, _ = ShardExtractor(model, EXTRACT, threads=3).detect(jobs, scenes.root, seen.append)
+    assert rows is not None
+    assert seen == [4, 4, 3]
+    rows.check()
+    assert [name.decode() for name in rows.image_id] == [job.image_id for job in jobs]
+    assert rows.view.tolist() == [job.view for job in jobs]
+    assert (rows.count == EXTRACT.regions).all()
+    single = extract_rows(model, jobs, scenes.root, EXTRACT.model_copy(update={"batch_size": 1}))
+    for field in ("boxes", "scores", "features"):
+        np.testing.assert_allclose(getattr(single, field), getattr(rows, field), atol=1e-4)
+    np.testing.assert_array_equal(single.classes, rows.classes)
+    crop = view_of(
+        load_image(scenes.root / jobs[1].path),
+        1,
+        size=S,
+        image_id=jobs[1].image_id,
+        seed=EXTRACT.seed,
+        flip=EXTRACT.flip,
+    )
+    [alone] = detect(model, to_tensor(crop)[None])
+    np.testing.assert_allclose(rows.features[1], alone.features.numpy(), atol=1e-4)
+
+
+def test_a_row_without_detections_is_padded(scenes: Scenes) -> None:
+    settings = EXTRACT.model_copy(update={"score_threshold": 0.999})
+    rows = extract_rows(tiny_model(0.999, regions=6), jobs_of(scenes)[:2], scenes.root, settings)
+    rows.check()
+    assert rows.count.tolist() == [1, 1]
+    assert rows.boxes[0].tolist() == [[0, 0, 1, 1], *[[0] * 4] * 5]
+
+
+def test_a_detector_folder_extracts_as_the_model_it_was_written_from(
+    scenes: Scenes, tmp_path: Path
+) -> None:
+    model, jobs = tiny_model(regions=EXTRACT.regions), jobs_of(scenes)[:3]
+    description = write_detector(
+        tmp_path,
+        model.state_dict(),
+        source="fit",
+        architecture=TINY,
+        classes=("background", *KINDS),
+    )
+    extractor = ShardExtractor(
+        load_detector(tmp_path, description, EXTRACT).cpu(), EXTRACT, threads=2
+    )
+    common = extraction_recipe(description, EXTRACT)
+    digests = image_digests(scenes.manifest, scenes.root, contents=True, threads=2)
+    path = tmp_path / "regions-00000.h5"
+    outcome = extractor.extract(
+        jobs, digests[:3], scenes.root, path=path, dataset="tiny", recipe=common
+    )
+    assert (outcome.rows, outcome.failures) == (3, ())
+    header, stored, _ = map_shard(path)
+    images = rows_digest(digests[:3], np.zeros(3, np.int16))
+    assert (header.recipe, header.dataset) == ({**common, "images": images}, "tiny")
+    expected = extract_rows(prepare_for_extraction(model), jobs, scenes.root, EXTRACT)
+    for field in AXES:
+        np.testing.assert_array_equal(getattr(stored, field), getattr(expected, field), field)
+
+
+def test_images_that_can_not_be_decoded_are_left_out_and_named(tmp_path: Path) -> None:
+    """The second batch of four loses two, and is not filled up with others."""
+    scenes = draw_scenes(tmp_path)
+    model, jobs = tiny_model(regions=EXTRACT.regions), jobs_of(scenes)
+    expected = extract_rows(model, jobs, tmp_path, EXTRACT)
+    (tmp_path / jobs[4].path).write_bytes(b"broken")
+    (tmp_path / jobs[7].path).unlink()
+    digests = image_digests(draw_scenes(tmp_path / "again").manifest, tmp_path / "again",
+                            contents=True, threads=1)  # fmt: skip
+    seen: list[int] = []
+    path = tmp_path / "regions-00000.h5"
+    outcome = ShardExtractor(model, EXTRACT, threads=2).extract(
+        jobs, digests, tmp_path, path=path, dataset="tiny", recipe={"a": 1}, on_images=seen.append
+    )
+    assert seen == [4, 4, 4, 2]
+    assert outcome.rows == 12
+    assert [failure.image_id for failure in outcome.failures] == ["train-00004", "train-00007"]
+    assert outcome.failures[0].path == jobs[4].path
+    assert "can't be decoded" in outcome.failures[0].reason
+    assert "no image" in outcome.failures[1].reason
+    header, stored, _ = map_shard(path)
+    kept = [n for n in range(14) if n not in (4, 7)]
+    assert stored.image_id.tolist() == expected.image_id[kept].tolist()
+    np.testing.assert_allclose(stored.features, expected.features[kept], atol=1e-4)
+    # The digest is over the rows that are there.
+    assert header.recipe["images"] == rows_digest(digests[kept], np.zeros(12, np.int16))
+
+
+def test_a_shard_of_broken_images_is_no_file(tmp_path: Path) -> None:
+    jobs = [ViewJob("a", "a.png", 0), ViewJob("b", "b.png", 0)]
+    for job in jobs:
+        (tmp_path / job.path).write_bytes(b"")
+    outcome = ShardExtractor(tiny_model(regions=6), EXTRACT, threads=1).extract(
+        jobs,
+        np.zeros((2, 32), np.uint8),
+        tmp_path,
+        path=tmp_path / "regions-00000.h5",
+        dataset="tiny",
+        recipe={},
+    )
+    assert outcome.rows == 0
+    assert len(outcome.failures) == 2
+    assert not (tmp_path / "regions-00000.h5").exists()
+
+
+class Watched(torch.nn.Module):
+    """A detector that takes turns only if it is made to; notes who is in it."""
+
+    def __init__(self, model: FasterRCNN) -> None:
+        super().__init__()
+        self.model, self.inside, self.most = model, 0, 0
+        self.transform, self.roi_heads, self.rpn = model.transform, model.roi_heads, model.rpn
+
+    def backbone(self, views: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        maps: dict[str, torch.Tensor] = self.model.backbone(views)
+        self.inside -= 1
+        return maps
+
+
+def test_threads_take_turns_at_the_detector(scenes: Scenes, tmp_path: Path) -> None:
+    """Four shards at once give what four in a row give, and the detector sees one at a time."""
+    model = Watched(tiny_model(regions=EXTRACT.regions))
+    extractor = ShardExtractor(model, EXTRACT, threads=2)  # type: ignore[arg-type]
+    jobs = jobs_of(scenes)
+    parts = [jobs[n::4] for n in range(4)]
+    expected = [extractor.detect(part, scenes.root)[0] for part in parts]
+    outcomes: dict[int, ShardOutcome] = {}
+
+    def work(number: int) -> None:
+        outcomes[number] = extractor.extract(
+            parts[number],
+            np.zeros((len(parts[number]), 32), np.uint8),
+            scenes.root,
+            path=tmp_path / f"regions-{number:05d}.h5",
+            dataset="tiny",
+            recipe={},
+        )
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert model.most == 1
+    for number, rows in enumerate(expected):
+        assert rows is not None
+        assert outcomes[number].rows == len(rows)
+        _, stored, _ = map_shard(tmp_path / f"regions-{number:05d}.h5")
+        np.testing.assert_array_equal(stored.features, rows.features)

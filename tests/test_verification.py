@@ -1,0 +1,368 @@
+"""Damage: all of it is found and named, none of it is ever read, and what is sound is kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from builders import make_rows
+
+from pipeline.errors import GmpipeError
+from pipeline.files import sha256_file
+from pipeline.shards.reader import RegionCache, map_shard, read_header, read_ids
+from pipeline.shards.schema import AXES, Recipe, RegionRows, fingerprint, row_checksums
+from pipeline.shards.verification import Damage, salvage_shard, sound_rows, verify_cache
+from pipeline.shards.writer import shard_name, write_index, write_shard
+
+DATASET = "tiny"
+RECIPE: Recipe = {"images": "all", "m": 3, "weights": "f00"}
+SHARDS = 3
+
+
+def shard_recipe(number: int) -> Recipe:
+    return {**RECIPE, "images": f"those of {number}"}
+
+
+@pytest.fixture
+def rows() -> RegionRows:
+    """Twelve rows, of which a shard of the cache has four."""
+    return make_rows(4 * SHARDS)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, rows: RegionRows) -> Path:
+    """A sound cache: `image-0` to `image-3` in the first shard, and so on."""
+    folder = tmp_path / DATASET
+    paths = [folder / shard_name(number) for number in range(SHARDS)]
+    for number, path in enumerate(paths):
+        part = rows.take(range(4 * number, 4 * number + 4))
+        write_shard(path, part, dataset=DATASET, recipe=shard_recipe(number))
+    write_index(folder, DATASET, RECIPE, paths)
+    return folder
+
+
+def flip(path: Path, byte: int, bit: int = 0) -> None:
+    with path.open("r+b") as stream:
+        stream.seek(byte)
+        (value,) = stream.read(1)
+        stream.seek(byte)
+        stream.write(bytes([value ^ 1 << bit]))
+
+
+def flip_row(path: Path, field: str, row: int) -> None:
+    """Flip a bit of a field of one row of a shard of four."""
+    with h5py.File(path, "r") as file:
+        size = file[field].nbytes // 4
+    flip(path, read_header(path).offsets[field] + row * size)
+
+
+def kinds(damages: list[Damage]) -> list[tuple[str, str, int | None]]:
+    return [(damage.shard, damage.kind, damage.row) for damage in damages]
+
+
+# Finding
+
+
+def test_a_sound_cache_has_no_damage(folder: Path) -> None:
+    seen: list[str] = []
+    assert verify_cache(folder, seen.append) == []
+    assert seen == [shard_name(number) for number in range(SHARDS)]
+
+
+@pytest.mark.parametrize("field", [*AXES, "row_crc32"])
+def test_a_damaged_row_is_named(folder: Path, field: str) -> None:
+    flip_row(folder / shard_name(1), field, 2)
+    whole, row = verify_cache(folder)
+    assert (whole.shard, whole.kind, whole.row) == (shard_name(1), "file", None)
+    assert (row.shard, row.kind, row.row) == (shard_name(1), "row", 2)
+    assert (row.image_id, row.view) == ("image-6", 0)
+    assert str(row).startswith(
+        "regions-00001.h5: row 2 (image 'image-6', view 0): found checksum 0x"
+    )
+
+
+def test_all_damaged_rows_of_a_file_are_named(folder: Path) -> None:
+    for row in (0, 3):
+        flip_row(folder / shard_name(0), "boxes", row)
+    flip_row(folder / shard_name(2), "features", 1)
+    assert kinds(verify_cache(folder)) == [
+        (shard_name(0), "file", None),
+        (shard_name(0), "row", 0),
+        (shard_name(0), "row", 3),
+        (shard_name(2), "file", None),
+        (shard_name(2), "row", 1),
+    ]
+
+
+def test_rows_beyond_the_first_block_are_looked_at(tmp_path: Path) -> None:
+    path = tmp_path / DATASET / shard_name(0)
+    write_shard(path, make_rows(150), dataset=DATASET, recipe=RECIPE)
+    write_index(path.parent, DATASET, RECIPE, [path])
+    with h5py.File(path, "r+") as file:
+        for row in (63, 64, 149):
+            file["view"][row] = 9
+    assert [damage.row for damage in verify_cache(path.parent)] == [None, 63, 64, 149]
+    sound, image_ids, views = sound_rows(path)
+    assert sound.tolist() == [row for row in range(150) if row not in (63, 64, 149)]
+    assert image_ids == [f"image-{row}" for row in sound]
+    assert views.tolist() == [0] * 147
+
+
+def test_a_row_that_breaks_the_contract_is_named_by_its_value(
+    folder: Path, rows: RegionRows
+) -> None:
+    boxes = rows.boxes[:4].copy()
+    boxes[1, 0, 2] = 3
+    broken = replace(rows.take(range(4)), boxes=boxes)
+    with h5py.File(folder / shard_name(0), "r+") as file:
+        file["boxes"][...] = boxes
+        file["row_crc32"][...] = row_checksums(broken)
+    _, row = verify_cache(folder)
+    assert (row.kind, row.row, row.expected) == ("row", 1, "xyxy in [0, 1]")
+    assert row.found.startswith("boxes[0] is [")
+
+
+def test_bytes_that_belong_to_no_row_are_found(folder: Path) -> None:
+    path = folder / shard_name(0)
+    with path.open("ab") as stream:
+        stream.write(b"\0")
+    size = path.stat().st_size
+    (damage,) = verify_cache(folder)
+    assert (damage.kind, damage.row) == ("file", None)
+    assert damage.found == f"{size} bytes with sha256 {sha256_file(path)}"
+    assert damage.expected.startswith(f"{size - 1} with ")
+
+
+def test_missing_and_unreadable_and_unlisted_shards_are_named(folder: Path) -> None:
+    (folder / shard_name(0)).unlink()
+    (folder / shard_name(1)).write_bytes(b"no shard")
+    (folder / shard_name(7)).write_bytes(b"nor this")
+    other = make_rows(4, first=50)
+    write_shard(folder / shard_name(8), other, dataset=DATASET, recipe=shard_recipe(8))
+    flip_row(folder / shard_name(8), "scores", 3)
+    damages = verify_cache(folder)
+    assert kinds(damages) == [
+        (shard_name(0), "missing", None),
+        (shard_name(1), "unreadable", None),
+        (shard_name(7), "unlisted", None),
+        (shard_name(7), "unreadable", None),
+        (shard_name(8), "unlisted", None),
+        (shard_name(8), "row", 3),
+    ]
+    assert damages[-1].image_id == "image-53"
+    assert "none of HDF5" in damages[1].found
+    assert str(damages[0]).startswith("regions-00000.h5: found no file; expected one of ")
+
+
+def test_a_folder_in_place_of_a_shard_is_missing(folder: Path) -> None:
+    (folder / shard_name(2)).unlink()
+    (folder / shard_name(2)).mkdir()
+    assert kinds(verify_cache(folder)) == [(shard_name(2), "missing", None)]
+
+
+def test_foreign_shards_are_named_with_what_differs(folder: Path, rows: RegionRows) -> None:
+    other: list[tuple[Recipe, str, RegionRows]] = [
+        ({**shard_recipe(0), "m": 4}, DATASET, rows.take(range(4))),
+        (shard_recipe(9), DATASET, rows.take(range(4, 8))),
+        (shard_recipe(2), "other", rows.take(range(8, 12))),
+    ]
+    for number, (recipe, dataset, part) in enumerate(other):
+        write_shard(folder / shard_name(number), part, dataset=dataset, recipe=recipe)
+    damages = [damage for damage in verify_cache(folder) if damage.kind != "file"]
+    assert kinds(damages) == [(shard_name(number), "foreign", None) for number in range(SHARDS)]
+    assert "made with other settings: m is 4, expected 3." in damages[0].found
+    assert f"of other images, with fingerprint {fingerprint(shard_recipe(9))}" in damages[1].found
+    assert "'other', 3, 5, 'float16')" in damages[2].found
+
+
+def test_a_shard_of_other_rows_is_foreign(folder: Path, rows: RegionRows) -> None:
+    path = folder / shard_name(0)
+    write_shard(path, rows.take(range(3)), dataset=DATASET, recipe=shard_recipe(0))
+    assert kinds(verify_cache(folder)) == [
+        (shard_name(0), "file", None),
+        (shard_name(0), "foreign", None),
+    ]
+
+
+def rewrite_index(folder: Path, **columns: list[object]) -> None:
+    path = folder / "index.parquet"
+    table = pq.read_table(path, partitioning=None)
+    arrays = {**table.to_pydict(), **columns}
+    pq.write_table(type(table).from_pydict(arrays, schema=table.schema), path)
+
+
+def test_an_index_that_tells_of_other_images_is_found(folder: Path) -> None:
+    ids = [f"image-{n}" for n in range(12)]
+    ids[1], ids[2] = ids[2], ids[1]
+    rewrite_index(folder, image_id=ids)
+    damages = verify_cache(folder)
+    assert kinds(damages) == [(shard_name(0), "index", 1), (shard_name(0), "index", 2)]
+    assert damages[0].image_id == "image-2"
+    assert damages[0].found == "image 'image-1', view 0"
+    rewrite_index(folder, image_id=[f"image-{n}" for n in range(12)], view=[0] * 11 + [5])
+    assert kinds(verify_cache(folder)) == [(shard_name(2), "index", 3)]
+
+
+def test_an_index_that_lacks_or_repeats_rows_is_found(folder: Path) -> None:
+    rewrite_index(folder, row=[0, 0, 2, 3] * 3)
+    damages = [damage for damage in verify_cache(folder) if damage.shard == shard_name(1)]
+    assert [(damage.row, damage.found, damage.expected) for damage in damages] == [
+        (0, "2 rows of index.parquet", "one"),
+        (1, "0 rows of index.parquet", "one"),
+    ]
+    assert damages[1].image_id == "image-5"
+
+
+def test_a_missing_or_damaged_index_is_an_error(folder: Path) -> None:
+    (folder / "index.parquet").write_bytes(b"PAR1")
+    with pytest.raises(GmpipeError, match="expected an index of format version 2"):
+        verify_cache(folder)
+    (folder / "index.parquet").unlink()
+    with pytest.raises(GmpipeError, match=r"no index of regions\. Run `gmpipe extract --dataset"):
+        verify_cache(folder)
+
+
+# Salvaging
+
+
+def test_sound_rows_of_a_damaged_shard_are_kept(folder: Path, rows: RegionRows) -> None:
+    path = folder / shard_name(1)
+    flip_row(path, "image_id", 2)
+    sound, image_ids, views = sound_rows(path)
+    assert sound.tolist() == [0, 1, 3]
+    assert (image_ids, views.tolist()) == (["image-4", "image-5", "image-7"], [0, 0, 0])
+    salvage_shard(path, sound, {**RECIPE, "images": "three"})
+    header, kept, checksums = map_shard(path)
+    for field in AXES:
+        expected = getattr(rows.take([4, 5, 7]), field)
+        np.testing.assert_array_equal(getattr(kept, field), expected)
+    np.testing.assert_array_equal(checksums, row_checksums(kept))
+    assert (header.dataset, header.recipe) == (DATASET, {**RECIPE, "images": "three"})
+    assert read_ids(path)[0] == image_ids
+    # The index still tells of the old one, and is told of the new one.
+    assert kinds(verify_cache(folder)) == [
+        (shard_name(1), "file", None),
+        (shard_name(1), "foreign", None),
+    ]
+    write_index(folder, DATASET, RECIPE, [folder / shard_name(n) for n in range(SHARDS)])
+    assert verify_cache(folder) == []
+    assert len(RegionCache.open(folder)) == 11
+
+
+def test_damaged_rows_are_not_kept(folder: Path) -> None:
+    path = folder / shard_name(0)
+    flip_row(path, "features", 1)
+    before = sha256_file(path)
+    for keep, recipe, message in [
+        (
+            [0, 1],
+            shard_recipe(9),
+            r"00000\.h5: row 1 is damaged: found checksum .*Delete the shard",
+        ),
+        ([0], {**RECIPE, "m": 4}, r"made with other settings: m is 3, expected 4"),
+        ([], shard_recipe(9), r"found no rows; a shard holds at least one"),
+    ]:
+        with pytest.raises(GmpipeError, match=message):
+            salvage_shard(path, keep, recipe)
+    assert sha256_file(path) == before
+    path.write_bytes(b"")
+    for function in (lambda: sound_rows(path), lambda: salvage_shard(path, [0], RECIPE)):
+        with pytest.raises(GmpipeError, match="expected a shard"):
+            function()
+
+
+# Whatever happens to a file
+
+
+def assert_found_and_never_read(folder: Path, rows: RegionRows, damaged: Path) -> int:
+    """Verify names the damaged shard and no other; what is still read equals what was written.
+
+    Returns:
+        how many rows of the cache could be read.
+    """
+    damages = verify_cache(folder)
+    assert damages
+    assert {damage.shard for damage in damages} == {damaged.name}
+    named = {damage.row for damage in damages if damage.kind == "row"}
+    whole = any(damage.kind in ("unreadable", "foreign") for damage in damages)
+    try:
+        cache = RegionCache.open(folder)
+    except GmpipeError:
+        return 0
+    read = 0
+    for number in range(len(rows)):
+        try:
+            found = cache.gather([number])
+        except GmpipeError:
+            # verify tells of all that a reader refuses
+            assert whole or number % 4 in named
+            continue
+        assert not (number // 4 == int(damaged.stem[-5:]) and number % 4 in named)
+        read += 1
+        for field in AXES:
+            np.testing.assert_array_equal(getattr(found, field), getattr(rows, field)[[number]])
+    return read
+
+
+def damaged_copies(
+    folder: Path, seed: int, count: int, spoil: Callable[[np.random.Generator, bytes], bytes]
+) -> Iterator[Path]:
+    """Yield ``count`` times a shard whose bytes were spoilt, and mend it after each."""
+    rng = np.random.default_rng(seed)
+    for number in rng.integers(SHARDS, size=count):
+        path = folder / shard_name(number)
+        content = path.read_bytes()
+        path.write_bytes(spoil(rng, content))
+        yield path
+        path.write_bytes(content)
+    assert verify_cache(folder) == []
+
+
+def flip_any_bit(rng: np.random.Generator, content: bytes) -> bytes:
+    spoilt = bytearray(content)
+    spoilt[rng.integers(len(content))] ^= 1 << rng.integers(8)
+    return bytes(spoilt)
+
+
+def cut_anywhere(rng: np.random.Generator, content: bytes) -> bytes:
+    return content[: rng.integers(len(content))]
+
+
+FLIPS = [pytest.param(0, 50), pytest.param(1, 500, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("seed", "count"), FLIPS)
+def test_flipped_bits_are_found_and_never_read(
+    folder: Path, rows: RegionRows, seed: int, count: int
+) -> None:
+    read = [
+        assert_found_and_never_read(folder, rows, path)
+        for path in damaged_copies(folder, seed, count, flip_any_bit)
+    ]
+    # Not in vain: some flips cost a row, some a shard, and some nothing at all.
+    assert {8, 11, 12} <= set(read)
+
+
+@pytest.mark.parametrize(("seed", "count"), [(0, 20), pytest.param(1, 200, marks=pytest.mark.slow)])
+def test_truncated_files_are_found_and_never_read(
+    folder: Path, rows: RegionRows, seed: int, count: int
+) -> None:
+    for path in damaged_copies(folder, seed, count, cut_anywhere):
+        assert assert_found_and_never_read(folder, rows, path) == 0
+        # Nor if the index said that length: whoever made the file may have made the index.
+        size = path.stat().st_size
+        table = pq.read_table(folder / "index.parquet", partitioning=None)
+        metadata = table.schema.metadata
+        about = json.loads(metadata[b"gmpipe"])
+        next(e for e in about["shards"] if e["name"] == path.name)["bytes"] = size
+        if size > 15:  # features of a row: less is refused by itself
+            spoilt = table.replace_schema_metadata({"gmpipe": json.dumps(about)})
+            pq.write_table(spoilt, folder / "index.parquet")
+            assert_found_and_never_read(folder, rows, path)
+            pq.write_table(table, folder / "index.parquet")

@@ -1,0 +1,155 @@
+"""Small data sets, laid out on disk as their publishers do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pipeline.datasets.voc import VOCABULARY
+
+SIZE = (20, 10)  # width and height of every image
+
+
+def draw_image(path: Path, seed: int = 0) -> None:
+    """A JPEG whose content depends on ``seed``, in a file of several hundred bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.new("RGB", SIZE)
+    for x in range(SIZE[0]):
+        for y in range(SIZE[1]):
+            image.putpixel((x, y), ((seed * 37 + x * 11) % 256, (y * 23) % 256, seed % 256))
+    image.save(path, quality=95)
+
+
+@dataclass(frozen=True)
+class VocObject:
+    """An object of VOC: xmin, ymin, xmax, ymax in pixels from 1, both ends within."""
+
+    name: str
+    box: tuple[float, float, float, float] = (1, 1, 20, 10)
+    difficult: int = 0
+
+    def xml(self) -> str:
+        tags = ("xmin", "ymin", "xmax", "ymax")
+        box = "".join(f"<{tag}>{side}</{tag}>" for tag, side in zip(tags, self.box, strict=True))
+        return (
+            f"<object><name>{self.name}</name><difficult>{self.difficult}</difficult>"
+            f"<bndbox>{box}</bndbox></object>"
+        )
+
+
+Voc = dict[str, Sequence[VocObject]]
+
+VOC_TRAIN: Voc = {
+    "000001": [VocObject("dog", (1, 1, 10, 5)), VocObject("dog", (11, 6, 20, 10), difficult=1)],
+    "000012": [VocObject("person", difficult=1), VocObject("aeroplane"), VocObject("cow")],
+    "2008_000003": [],
+}
+VOC_TEST: Voc = {
+    "000004": [VocObject("tvmonitor", (3, 2, 3, 2))],
+    "000005": [VocObject("cat", difficult=1)],
+}
+
+
+def voc_xml(objects: Sequence[VocObject], size: tuple[int, int] = SIZE) -> str:
+    """An annotation, as the devkit spells it."""
+    return (
+        f"<annotation><size><width>{size[0]}</width><height>{size[1]}</height></size>\n"
+        f"{''.join(item.xml() for item in objects)}\n</annotation>\n"
+    )
+
+
+def make_voc(
+    root: Path,
+    train: Voc = VOC_TRAIN,
+    test: Voc = VOC_TEST,
+    *,
+    newline: str = "\n",
+    folder: str = "VOCdevkit/VOC2007",
+) -> Path:
+    """A devkit with XML files, class lists that say the same, and images; returns its folder."""
+    top = root / folder
+    lists = top / "ImageSets/Main"
+    lists.mkdir(parents=True)
+    (top / "Annotations").mkdir()
+    for name, split in (("trainval", train), ("test", test)):
+        write_lines(lists / f"{name}.txt", list(split), newline)
+        for image_id, objects in split.items():
+            (top / f"Annotations/{image_id}.xml").write_text(voc_xml(objects))
+            draw_image(top / f"JPEGImages/{image_id}.jpg", len(list(top.rglob("*.jpg"))))
+        for label in VOCABULARY:
+            lines = []
+            for image_id, objects in split.items():
+                kinds = {item.difficult for item in objects if item.name == label}
+                value = 1 if 0 in kinds else 0 if kinds else -1
+                lines.append(f"{image_id} {value:2d}")
+            write_lines(lists / f"{label}_{name}.txt", lines, newline)
+    return top
+
+
+def write_lines(path: Path, lines: Sequence[str], newline: str) -> None:
+    path.write_bytes("".join(line + newline for line in lines).encode())
+
+
+CATEGORIES = [(7, "train"), (1, "person"), (90, "toothbrush")]  # in no order, with gaps
+
+
+def coco_image(image_id: int, split: str = "train2014", **changes: Any) -> dict[str, Any]:
+    """A record of `images`."""
+    name = f"COCO_{split}_{image_id:012d}.jpg"
+    record = {"id": image_id, "file_name": name, "width": SIZE[0], "height": SIZE[1], "license": 1}
+    return {**record, **changes}
+
+
+def coco_object(number: int, image_id: int, category_id: int, **changes: Any) -> dict[str, Any]:
+    """A record of `annotations`: a box over the whole image, no crowd."""
+    record = {"id": number, "image_id": image_id, "category_id": category_id, "iscrowd": 0}
+    return {**record, "bbox": [0, 0, *SIZE], "segmentation": [[1.5, 2, 3e1]], **changes}
+
+
+def coco_file(
+    images: Sequence[Any], annotations: Sequence[Any], categories: Sequence[Any] = CATEGORIES
+) -> dict[str, Any]:
+    """What instances_<split>.json holds, in the order of the 2014 files."""
+    named = [{"supercategory": "x", "id": number, "name": name} for number, name in categories]
+    return {
+        "info": {"year": 2014},
+        "images": list(images),
+        "licenses": [{"id": 1}],
+        "annotations": list(annotations),
+        "categories": named,
+    }
+
+
+def coco_files() -> dict[str, dict[str, Any]]:
+    """Two sound files: four training images, two test images."""
+    train = coco_file(
+        [coco_image(number) for number in (30, 9, 400, 31)],
+        [
+            coco_object(1, 9, 90, bbox=[5, 2.5, 10, 5]),
+            coco_object(2, 30, 1),
+            coco_object(3, 9, 1, iscrowd=1),
+            coco_object(4, 9, 90, bbox=[0, 0, 1, 1]),
+            coco_object(5, 400, 7, bbox=[3, 4, 0, 5]),
+        ],
+    )
+    test = coco_file(
+        [coco_image(8, "val2014"), coco_image(32, "val2014")],
+        [coco_object(1, 8, 7, bbox=[15, -5, 10, 10])],
+    )
+    return {"train2014": train, "val2014": test}
+
+
+def make_coco(root: Path, files: dict[str, Any] | None = None) -> Path:
+    """COCO's tree below ``root``, with images; returns ``root``."""
+    for split, content in (coco_files() if files is None else files).items():
+        path = root / f"annotations/instances_{split}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+        for image in content["images"]:
+            draw_image(root / split / image["file_name"], image["id"])
+    return root
