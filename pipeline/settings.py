@@ -213,7 +213,10 @@ class ExtractSettings(_Settings):
     rows_per_shard: int = Field(512, ge=1, description="rows a shard holds at most")
     batch_size: int = Field(8, ge=1, description="images the detector takes at once")
     max_failures: int = Field(
-        0, ge=0, description="undecodable images that an extraction may end with and not be failed"
+        0,
+        ge=0,
+        description="images that may be without regions, since they can't be decoded or an import "
+        "has none of them, before that is an error",
     )
 
 

@@ -1,4 +1,4 @@
-"""Tensors in files of their own."""
+"""Tensors in files of their own, and the device to compute on."""
 
 from __future__ import annotations
 
@@ -21,3 +21,8 @@ def save_tensors(path: Path, content: Any) -> None:
     torch.save(content, stream)
     with replacing(path) as temporary:
         temporary.write_bytes(stream.getbuffer())
+
+
+def best_device() -> torch.device:
+    """CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

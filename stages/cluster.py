@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from asyncio import CancelledError
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
@@ -20,6 +21,14 @@ Outcome = TypeVar("Outcome")
 _RETRIES = 2  # of a task that raised; an error that would come again is returned, not raised
 _TASKS_PER_WORKER = 3  # one at the detector, one writing, one decoding its first batches
 _JOIN_SECONDS = 60  # for the first worker of a cluster to be there
+_CONFIG = {
+    # Half a minute of silence must not count as the death of a worker that decodes.
+    "distributed.comm.timeouts.tcp": "300s",
+    # Memory must not grow with the hours: the profiler keeps all it saw, and each connection its
+    # last messages, which here are lists of images.
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.low-level-log-length": 10,
+}
 
 
 @contextmanager
@@ -34,8 +43,7 @@ def open_cluster(scheduler: str | None, resources: Mapping[str, float]) -> Itera
             the ``resources`` that a task needs; or there are several GPUs and no dask-cuda.
     """
     with ExitStack() as stack:
-        # Half a minute of silence must not count as the death of a worker that decodes.
-        stack.enter_context(dask.config.set({"distributed.comm.timeouts.tcp": "300s"}))
+        stack.enter_context(dask.config.set(_CONFIG))
         if scheduler is None:
             client = stack.enter_context(Client(stack.enter_context(_local_cluster())))
         else:
@@ -70,7 +78,8 @@ def _local_cluster() -> Any:
     except ImportError as error:
         raise GmpipeError(
             f"{gpus} GPUs are here, and dask-cuda, which gives each a worker, is not installed. "
-            "Run `pip install 'gmpipe[cuda]'`, or choose one GPU with CUDA_VISIBLE_DEVICES=0."
+            "Run `pip install -e '.[cuda]'` in the checkout, or choose one GPU with "
+            "CUDA_VISIBLE_DEVICES=0."
         ) from error
     return LocalCUDACluster(**options)
 
@@ -92,8 +101,8 @@ def _check_resources(client: Client, resources: Mapping[str, float]) -> None:
     needed = ", ".join(f"{name}={amount:g}" for name, amount in resources.items())
     offered = sorted({str(worker["resources"] or "none") for worker in workers})
     raise GmpipeError(
-        f"--resource: a shard needs {needed}, and no worker has that; the {len(workers)} workers "
-        f"have {'; '.join(offered)}. Start one with `dask worker ADDRESS --resources "
+        f"--resource: a shard's worker must have {needed}, and none has; the {len(workers)} "
+        f"workers have {'; '.join(offered)}. Start one with `dask worker ADDRESS --resources "
         f'"{needed}"`, or ask for less.'
     )
 
@@ -130,13 +139,17 @@ def run_tasks(
 ) -> Iterator[tuple[Task, Outcome]]:
     """Run ``function`` on every task; yield what is done, as it is done.
 
+    A task goes to a worker that has ``resources`` and reserves a part of them only: several tasks
+    share a worker.
+
     Only a few tasks a worker are with the cluster at any time, so that millions of images need no
     memory here. A task that raises, or whose worker dies, is tried again; if its worker dies each
     time, that is an error.
 
     Raises:
-        GmpipeError: a task killed its worker several times.
+        GmpipeError: a task killed its worker several times, or the scheduler was lost.
     """
+    reserved = {name: amount / (_TASKS_PER_WORKER + 1) for name, amount in resources.items()}
     client.subscribe_topic(topic, lambda event: on_message(event[1]))
     waiting = as_completed()
     given: dict[Any, Task] = {}
@@ -153,7 +166,7 @@ def run_tasks(
                 key=f"{topic}-{next(numbers)}",
                 pure=False,
                 retries=_RETRIES,
-                resources=dict(resources) or None,
+                resources=reserved or None,
             )
             given[future.key] = task
             waiting.add(future)
@@ -170,6 +183,11 @@ def run_tasks(
                     f"a worker died at each attempt ({error}). Look at its log and at the memory "
                     "it had; a smaller `batch_size` needs less. What was finished stays: run the "
                     "same command again."
+                ) from error
+            except CancelledError as error:
+                raise GmpipeError(
+                    "the scheduler was lost. What was finished stays: start the scheduler and its "
+                    "workers again, and run the same command again."
                 ) from error
             future.release()
             yield task, outcome

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,9 +16,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from pipeline.datasets.manifest import Manifest, read_manifest
+from pipeline.datasets.manifest import SPLITS, Manifest, read_manifest
 from pipeline.errors import GmpipeError
 from pipeline.files import NO_SPACE, begin_turn, folder_lock, in_turn, is_no_space
+from pipeline.learning.data import open_split
 from pipeline.machine import cores
 from pipeline.regions.detector import DetectorDescription, read_description
 from pipeline.regions.extraction import (
@@ -100,6 +102,7 @@ def extract(
                 settings=settings.extract,
                 recipe=recipe,
                 turn=turn,
+                versions={package: version(package) for package in _PACKAGES},
             )
             names = (shard_name(n) for n in _free_numbers(there.shards))
             tasks = _tasks(job, plan, digests, todo, names)
@@ -107,6 +110,7 @@ def extract(
                 total=len(plan), initial=len(plan) - len(todo), desc="extract", unit="image"
             ) as bar:
                 results = _run(job, tasks, bar, scheduler, resources or {})
+            _wait_for(folder, results.written)
             there = _survey(folder, plan, digests, recipe, replace=False)
         _finish(folder, dataset, {**recipe, "images": there.images}, there.shards)
         failures = write_failures(folder, results.failures)
@@ -129,9 +133,16 @@ def extract(
 
 
 def _check_imported(folder: Path, manifest: Manifest) -> str:
-    cache = RegionCache.open(folder)
-    image_ids = [*manifest.image_ids("train"), *manifest.image_ids("test")]
-    cache.lookup(image_ids)
+    """Regions that were made elsewhere are either all there, or must be imported again."""
+    try:
+        cache = RegionCache.open(folder)
+        for split in SPLITS:
+            open_split(cache, manifest, split)
+    except GmpipeError as error:
+        raise GmpipeError(
+            f"{error} These regions are imported: `gmpipe import-regions FILE --dataset "
+            f"{manifest.dataset}` writes what is missing."
+        ) from error
     return f"{folder}: {len(cache)} imported rows, unchanged"
 
 
@@ -196,6 +207,22 @@ def _survey(
     return _Survey(shards, done, images)
 
 
+def _wait_for(folder: Path, names: set[str], patience: float = 90) -> None:
+    """Until the shards that workers wrote are seen here: NFS shows new names up to a minute late.
+
+    Raises:
+        GmpipeError: one is not seen.
+    """
+    deadline = time.monotonic() + patience
+    while missing := names - {path.name for path in whole_shards(folder)}:
+        if time.monotonic() > deadline:
+            raise GmpipeError(
+                f"{folder}: a worker wrote {min(missing)}, and it is not seen from here. See that "
+                "all machines share this folder, and run the same command again."
+            )
+        time.sleep(1)
+
+
 def _finish(folder: Path, dataset: str, recipe: Recipe, shards: dict[Path, str]) -> None:
     """Write the index unless the one that is there lists just these shards."""
     if not shards:
@@ -217,6 +244,7 @@ class _Extraction:
     Attributes:
         root, folder, detector: absolute, on the file system that all workers share.
         turn: of `begin_turn`.
+        versions: of the packages that decide what is computed and written.
     """
 
     dataset: str
@@ -227,6 +255,7 @@ class _Extraction:
     settings: ExtractSettings
     recipe: Recipe
     turn: str
+    versions: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -246,6 +275,7 @@ class _Results:
 
     def __post_init__(self) -> None:
         self.failures: list[Failure] = []
+        self.written: set[str] = set()
 
 
 def _free_numbers(shards: dict[Path, str]) -> Iterator[int]:
@@ -289,8 +319,8 @@ def _run(
 
     try:
         with open_cluster(scheduler, resources) as client:
-            on_every_worker(client, _problem_of_worker, job, _versions())
-            for _, outcome in run_tasks(
+            on_every_worker(client, _problem_of_worker, job)
+            for task, outcome in run_tasks(
                 client,
                 _extract_shard,
                 until_error(),
@@ -305,6 +335,8 @@ def _run(
                 results.busy += outcome.busy
                 results.waiting += outcome.waiting
                 results.failures += outcome.failures
+                if outcome.rows:
+                    results.written.add(task.name)
                 bar.set_postfix(failures=len(results.failures), refresh=False)
     except KeyboardInterrupt:
         raise GmpipeError(
@@ -314,13 +346,9 @@ def _run(
     return results
 
 
-def _versions() -> dict[str, str]:
-    return {package: version(package) for package in _PACKAGES}
-
-
-def _problem_of_worker(job: _Extraction, versions: dict[str, str]) -> str | None:
+def _problem_of_worker(job: _Extraction) -> str | None:
     """What keeps this worker from extracting as the others would."""
-    for package, expected in versions.items():
+    for package, expected in job.versions.items():
         if (found := version(package)) != expected:
             return (
                 f"it has {package} {found}, the command runs with {expected}; the same regions are "
@@ -351,6 +379,9 @@ def _extractor(job: _Extraction, threads: int) -> ShardExtractor:
     with _loading:
         if key not in _loaded:
             _loaded.clear()
+            # Again, for workers that joined after the command had asked all of them.
+            if problem := _problem_of_worker(job):
+                raise GmpipeError(f"a worker that joined later: {problem}")
             found = read_description(job.detector, job.dataset)
             if found != job.description:
                 raise GmpipeError(

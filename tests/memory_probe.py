@@ -22,7 +22,8 @@ from PIL import Image
 
 from pipeline.datasets.manifest import COLUMNS, Manifest, full_counts, write_manifest
 from pipeline.regions import extraction
-from pipeline.regions.detector import Detections, DetectorDescription
+from pipeline.regions.detection import Detections
+from pipeline.regions.detector import DetectorDescription
 from pipeline.settings import ArchitectureSettings
 from pipeline.shards.reader import RegionCache
 from stages import cluster
@@ -57,7 +58,7 @@ def anonymous() -> int:
 
 def make(rows: int) -> None:
     root = Path("data/tiny")
-    root.mkdir(parents=True)
+    (root / "detector").mkdir(parents=True)
     Image.new("RGB", (8, 8), "red").save(root / "one.png")
     table = pa.table(
         {
@@ -85,10 +86,17 @@ def extract() -> None:
     stage.read_description = lambda folder, dataset: description
     stage.load_detector = lambda folder, description, settings: Stub()
     extraction.detect = lambda model, views: [FOUND] * len(views)
-    one: Any = LocalCluster(
-        n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0", memory_limit=0
-    )
-    cluster._local_cluster = lambda: one
+
+    def local() -> Any:
+        return LocalCluster(
+            n_workers=1,
+            threads_per_worker=2,
+            processes=False,
+            dashboard_address="127.0.0.1:0",
+            memory_limit=0,
+        )
+
+    cluster._local_cluster = local
     stage.extract(settings, replace=False)
 
 
@@ -111,9 +119,11 @@ def main(what: str, rows: int) -> None:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    {"extract": extract, "read": read}[what]()
-    ended.set()
-    watcher.join()
+    try:
+        {"extract": extract, "read": read}[what]()
+    finally:
+        ended.set()
+        watcher.join()
     print(peak - begun)
 
 

@@ -22,13 +22,8 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from pipeline.regions import detection
-from pipeline.regions.detector import (
-    Detections,
-    build_model,
-    detect,
-    fit_state,
-    prepare_for_extraction,
-)
+from pipeline.regions.detection import Detections, detect, prepare_for_extraction
+from pipeline.regions.detector import build_model, fit_state
 from pipeline.regions.transforms import load_image, to_tensor, view_of
 from pipeline.settings import ArchitectureSettings
 

@@ -120,7 +120,9 @@ def test_train_says_when_nothing_is_left(flow: Flow) -> None:
     manifest = read_manifest(flow / "data/tiny/prepared/manifest.parquet")
     ids = manifest.image_ids("train")
     write_failures(flow / "cache/tiny", [Failure(name, "x.png", "broken") for name in ids])
-    assert flow.gmpipe("train").refused("none of the 24 images of the train split.*failures")
+    assert flow.gmpipe("train").refused(
+        "none of the 24 images of the train split has regions.*failures"
+    )
 
 
 def test_odd_photographs_are_extracted(flow: Flow) -> None:
@@ -315,7 +317,7 @@ def test_an_existing_cluster_gives_the_same_cache(flow: Flow, made: Flow) -> Non
         with Client(cluster) as client:
             client.wait_for_workers(2)
             wrong = flow.gmpipe("extract", "--scheduler", address, "--resource", "GPU=2")
-            assert wrong.refused(r"a shard needs GPU=2, and no worker has.*2 workers.*'GPU': 1")
+            assert wrong.refused(r"a shard's worker must have GPU=2.*2 workers.*'GPU': 1")
             assert shards(flow) == []
             said = flow.ok("extract", "--scheduler", address, "--resource", "GPU=1")
             assert "60 rows, 60 of them extracted now" in said
@@ -355,10 +357,12 @@ def test_a_worker_that_sees_other_files_is_named(flow: Flow) -> None:
         "root": flow / "data/tiny",
         "detector": flow / "data/tiny/detector",
         "turn": "another",
+        "versions": {},
     }.items():
         object.__setattr__(job, name, value)
-    assert "does not see the cache" in (stage._problem_of_worker(job, {}) or "")
-    assert "it has h5py" in (stage._problem_of_worker(job, {"h5py": "0.1"}) or "")
+    assert "does not see the cache" in (stage._problem_of_worker(job) or "")
+    job.versions["h5py"] = "0.1"
+    assert "it has h5py" in (stage._problem_of_worker(job) or "")
 
 
 def die_once(marker: str) -> str:

@@ -39,6 +39,7 @@ from pipeline.datasets.manifest import (
     write_manifest,
 )
 from pipeline.errors import GmpipeError
+from pipeline.files import sha256_file
 from pipeline.regions.detector import read_description
 from pipeline.shards.failures import read_failures
 from pipeline.shards.imports import BottomUpFiles, ImageRegions, NpzFile, region_rows
@@ -95,6 +96,7 @@ def make_arrays(images: int = 9, places: int = 4, size: int = 6, seed: int = 0) 
 
 def write_npz(folder: Path, **changes: Any) -> Path:
     """A sound npz but for the changes; None leaves an array out."""
+    folder.mkdir(exist_ok=True)
     path = folder / "made.npz"
     arrays = {**make_arrays(), **changes}
     np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
@@ -480,7 +482,7 @@ def test_several_tsvs_are_read_as_one(tmp_path: Path) -> None:
     parts = [write_tsv(tmp_path / f"{n}.tsv", lines[n * 3 : n * 3 + 3]) for n in range(3)]
     told: list[tuple[int, int]] = []
     source = BottomUpFiles.open(parts, lambda *bytes_read: told.append(bytes_read))
-    assert source.sha256 == whole.sha256
+    assert source.sha256 == whole.sha256 == sha256_file(tmp_path / "all.tsv")
     assert source.counts.tolist() == whole.counts.tolist()
     assert source.lines[4].where == f"{parts[1]}, line 2 ('COCO_train2014_000000000104')"
     places = np.array([1, 2, 3, 8])
@@ -614,8 +616,8 @@ def test_ids_without_a_number_are_matched_as_they_are(tmp_path: Path) -> None:
     for line, name in zip(lines, ("cat", "0", "dog"), strict=True):
         line["image_id"] = name
     source = BottomUpFiles.open([write_tsv(tmp_path / "a.tsv", lines)])
-    ids = ["dog", "bird", "x000"]
-    assert source.match(ids, sizes_of(ids)).tolist() == [-1, 2, 0]
+    for ids, places in ((["dog", "x000"], [-1, 1, 0]), (["bird", "x000"], [-1, 1, -1])):
+        assert source.match(ids, sizes_of(ids)).tolist() == places
 
 
 def test_two_lines_of_one_image_are_named(tmp_path: Path) -> None:
@@ -792,6 +794,7 @@ def test_an_npz_becomes_cache_and_manifest_and_a_run(checkout: Checkout, tmp_pat
     said = checkout.ok("import-regions", path)
     assert "cache/tiny: 9 rows of 3 x 6 float16, 9 of them imported now\n" in said
     assert_stored(checkout.cache(), images_of(path), 3)
+    assert len({entry.fingerprint for entry in checkout.cache().shards}) == 5  # of other images
     recipe = checkout.cache().recipe
     assert {name: recipe[name] for name in ("imported_from", "regions", "feature_dtype")} == {
         "imported_from": "npz",
@@ -963,8 +966,12 @@ def test_another_file_is_refused_until_it_may_replace(checkout: Checkout, tmp_pa
         r"regions-00000\.h5 was made with other settings: regions is 3, expected 2.*`--replace`",
         *("import-regions", path, "--set", "extract.tiny.regions=2"),
     )
-    other = write_npz(tmp_path, **make_arrays(images=12, seed=1))
+    other = write_npz(tmp_path / "other", **make_arrays(images=12, seed=1))
     checkout.refused("source_sha256 is .*`--replace` to drop.*restore", "import-regions", other)
+    with mock.patch("stages.import_regions.write_shard", side_effect=KeyboardInterrupt):
+        assert checkout.gmpipe("import-regions", other, "--replace").code == 1
+    assert not (checkout / "cache/tiny/index.parquet").exists()  # of shards that are gone
+    checkout.ok("import-regions", path)
     said = checkout.ok("import-regions", other, "--replace")
     assert said.count("It was dropped.") == 5
     assert "12 rows of 3 x 6 float16, 12 of them imported now" in said
@@ -1002,7 +1009,8 @@ def test_images_without_regions_are_listed_where_they_are_allowed(
 
 
 def test_images_that_a_tsv_lacks_are_told(checkout: Checkout, tmp_path: Path) -> None:
-    path = write_tsv(tmp_path / "a.tsv", make_lines(4))
+    none = dict.fromkeys(("objects", "objects_conf", "boxes", "features"), "")
+    path = write_tsv(tmp_path / "a.tsv", changed_line(4, count=0, **none)[:5])
     write_listed(checkout, [str(100 + n) for n in range(6)])
     command = ("import-regions", path, "--dataset", "listed")
     checkout.refused(
@@ -1014,6 +1022,8 @@ def test_images_that_a_tsv_lacks_are_told(checkout: Checkout, tmp_path: Path) ->
         {"image_id": str(n), "path": f"{n}.jpg", "reason": "a.tsv has no region of it"}
         for n in (104, 105)
     ]
+    assert sorted(checkout.cache("listed").ids) == ["100", "101", "102", "103"]
+    path = write_tsv(path, make_lines(4))
     rest = write_tsv(tmp_path / "b.tsv", make_lines()[4:6])
     checkout.ok(*command[:2], rest, *command[2:], "--replace")
     assert not (checkout / "cache/listed/failures.parquet").exists()

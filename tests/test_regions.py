@@ -29,15 +29,14 @@ from pipeline.datasets.scenes import KINDS
 from pipeline.errors import GmpipeError
 from pipeline.files import sha256_file
 from pipeline.regions import fitting
+from pipeline.regions.detection import Detections, detect
 from pipeline.regions.detector import (
     DESCRIPTION_FILE,
     TORCHVISION_WEIGHTS,
     WEIGHTS_FILE,
-    Detections,
     DetectorDescription,
     build_model,
     class_count,
-    detect,
     fit_state,
     load_state,
     read_description,

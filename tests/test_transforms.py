@@ -18,7 +18,8 @@ import pytest
 from PIL import Image, ImageFile
 
 from pipeline.errors import GmpipeError
-from pipeline.regions.transforms import MOST_PIXELS, load_image, view_of
+from pipeline.images import MOST_PIXELS
+from pipeline.regions.transforms import load_image, view_of
 
 
 def noise(height: int = 24, width: int = 32, channels: int = 3, seed: int = 0) -> np.ndarray:

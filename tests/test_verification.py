@@ -217,6 +217,11 @@ def test_an_index_that_lacks_or_repeats_rows_is_found(folder: Path) -> None:
         (1, "0 rows of index.parquet", "one"),
     ]
     assert damages[1].image_id == "image-5"
+    rewrite_index(
+        folder, image_id=[f"image-{n}" for n in [0, 0, *range(2, 12)]], row=[*range(4)] * 3
+    )
+    rewrite_index(folder, row=[0, 0, 2, 3, *[*range(4)] * 2])
+    assert kinds(verify_cache(folder)) == [(shard_name(0), "index", 0), (shard_name(0), "index", 1)]
 
 
 def test_a_missing_or_damaged_index_is_an_error(folder: Path) -> None:

@@ -21,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from pipeline.datasets.listing import find_files
 from pipeline.datasets.manifest import Manifest, unlabelled_rows
 from pipeline.files import sha256_file
+from pipeline.images import open_image
 
 T = TypeVar("T")
 
@@ -105,7 +106,7 @@ def _open(path: Path) -> tuple[int, str | None]:
                 return size, "the file is empty"
             tail = _end(stream, size, _TAIL)
             stream.seek(0)
-            with Image.open(stream) as image:
+            with open_image(stream) as image:
                 if _CLOSING.get(image.format or "", b"") not in tail:
                     image.load()
     except UnidentifiedImageError:

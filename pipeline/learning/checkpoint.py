@@ -75,7 +75,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         GmpipeError: there is none at ``path``, or the file is damaged, something else, or of
             another version.
     """
-    remedy = "Run `gmpipe train` for this data set, variant and seed."
+    remedy = (
+        "Run `gmpipe train` for this data set, variant and seed, with the same `--set` options."
+    )
     if not path.is_file():
         raise GmpipeError(f"there is no checkpoint at {path}. {remedy}")
     try:

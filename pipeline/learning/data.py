@@ -31,7 +31,7 @@ class SplitData:
         image_ids: N, in the manifest's order.
         rows: (N, V) int64, row numbers in the cache of each image's V views.
         truth: (N, C) int8: 1 positive, 0 negative, -1 ignored.
-        left_out: further images of the split that have no regions, since they can't be decoded.
+        left_out: further images of the split that have no regions, as failures.parquet says.
     """
 
     cache: RegionCache
@@ -60,7 +60,7 @@ class SplitData:
 def open_split(cache: RegionCache, manifest: Manifest, split: Split, views: int = 1) -> SplitData:
     """A split of a data set, with the first ``views`` views of every image.
 
-    Images that the extraction listed as undecodable are left out and counted.
+    Images that are listed as failures are left out and counted.
 
     Raises:
         GmpipeError: any other image of the split is not in the cache, or none is left.
@@ -70,7 +70,7 @@ def open_split(cache: RegionCache, manifest: Manifest, split: Split, views: int 
     kept = [place for place, image_id in enumerate(listed) if image_id not in failures]
     if not kept:
         raise GmpipeError(
-            f"{cache.folder}: none of the {len(listed)} images of the {split} split can be decoded; "
+            f"{cache.folder}: none of the {len(listed)} images of the {split} split has regions; "
             f"{FAILURES_NAME} says why. Mend them and run `gmpipe extract --dataset "
             f"{manifest.dataset}`."
         )

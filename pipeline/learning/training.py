@@ -23,7 +23,7 @@ from pipeline.learning.seeds import seed_everything
 from pipeline.matching.loss import matching_loss
 from pipeline.matching.network import MatchingNetwork, MaxPoolNetwork, build_network, image_logits
 from pipeline.settings import TrainSettings, Variant
-from pipeline.tensors import save_tensors
+from pipeline.tensors import best_device, save_tensors
 
 Network = MatchingNetwork | MaxPoolNetwork
 
@@ -82,7 +82,7 @@ def train_network(
     Raises:
         GmpipeError: the loss is not finite.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     seed_everything(seed)
     network = build_network(
         variant,

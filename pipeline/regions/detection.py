@@ -28,8 +28,8 @@ from torchvision.ops import (
 from torchvision.ops.poolers import LevelMapper
 
 _SMALLEST_SIDE = 1e-2  # of a detection, in pixels; torchvision drops smaller ones
-# Boxes that are pooled at once on a CPU: what they are pooled to (25 MB at full width) is taken
-# from memory that the process already has. Measured: 250 and 1000 are slower.
+# Boxes that are pooled at once on a CPU: what they are pooled to, 25 MB at full width, stays below
+# the 32 MB from which glibc asks the system for new pages each time. 250 and 1000 were slower.
 _PIECE = 500
 # Up to so many boxes, torchvision keeps classes apart in the NMS by shifting their boxes, which
 # rounds coordinates; above, by a loop over classes, which does not (its `batched_nms`).
@@ -200,8 +200,7 @@ def detect(model: FasterRCNN, views: Tensor) -> list[Detections]:
     A view without any detection gets one stand-in region: the whole view, score 0, class 0.
 
     Args:
-        model: in eval mode, built for views of this size; several times faster after
-            `prepare_for_extraction`.
+        model: in eval mode, built for views of this size; faster after `prepare_for_extraction`.
         views: (B, 3, S, S) float32 in [0, 1], on the model's device. All of one size: torchvision
             pads mixed sizes, and padding changes boxes and features.
 

@@ -19,9 +19,6 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from pipeline.errors import GmpipeError
 from pipeline.files import sha256_file, write_json
-from pipeline.regions.detection import Detections as Detections
-from pipeline.regions.detection import detect as detect
-from pipeline.regions.detection import prepare_for_extraction as prepare_for_extraction
 from pipeline.settings import ArchitectureSettings
 from pipeline.tensors import save_tensors
 
@@ -211,6 +208,12 @@ def read_description(folder: Path, dataset: str) -> DetectorDescription:
         raise GmpipeError(f"there is no detector in {folder}. {remedy}")
     try:
         content = json.loads(path.read_text())
+        if content["source"] == "imported":
+            raise GmpipeError(
+                f"{path}: the regions of {dataset} are imported, there is no detector. Set "
+                f"`detector.{dataset}.source` in params.yaml and run `gmpipe detector --dataset "
+                f"{dataset}`."
+            )
         version = content["version"]
         if version == DETECTOR_VERSION:
             description = DetectorDescription(
@@ -262,8 +265,3 @@ def torchvision_weights_file(announce: Any = print) -> Path:
                 "`detector.<dataset>.source: file` in params.yaml."
             ) from error
     return path
-
-
-def best_device() -> torch.device:
-    """CUDA where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -30,7 +30,6 @@ from pipeline.regions.detection import detect, prepare_for_extraction
 from pipeline.regions.detector import (
     WEIGHTS_FILE,
     DetectorDescription,
-    best_device,
     build_model,
     fit_state,
     load_state,
@@ -40,6 +39,7 @@ from pipeline.settings import ExtractSettings
 from pipeline.shards.failures import Failure
 from pipeline.shards.schema import FORMAT_VERSION, Recipe, RegionRows
 from pipeline.shards.writer import write_shard
+from pipeline.tensors import best_device
 
 _CHUNK = 4096  # images whose files are hashed before the next ones are asked for
 _BATCHES_AHEAD = 3  # batches that are decoded while the detector works on one
@@ -110,19 +110,24 @@ class ViewPlan:
         return [ViewJob(*job) for job in zip(image_ids, paths, views, strict=True)]
 
 
-def check_images(manifest: Manifest, root: Path) -> None:
+def check_images(manifest: Manifest, root: Path, *, threads: int) -> None:
     """See that every image is there before hours are spent on the others.
+
+    Args:
+        threads: files looked for at once; on a network's file system each takes a round trip.
 
     Raises:
         GmpipeError: images are missing; says how many and names the first.
     """
     missing = 0
     first: dict[str, str] = {}
-    for batch in manifest.table.select(["image_id", "path"]).to_batches(_CHUNK):
-        for row in batch.to_pylist():
-            if not (root / row["path"]).is_file():
-                missing += 1
-                first = first or row
+    with ThreadPoolExecutor(threads) as pool:
+        for batch in manifest.table.select(["image_id", "path"]).to_batches(_CHUNK):
+            rows = batch.to_pylist()
+            there = pool.map(lambda row: (root / row["path"]).is_file(), rows)
+            lacking = [row for row, found in zip(rows, there, strict=True) if not found]
+            missing += len(lacking)
+            first = first or next(iter(lacking), {})
     if missing:
         raise GmpipeError(
             f"{missing} of {len(manifest)} images of {manifest.dataset} are missing; the first is "
@@ -149,7 +154,7 @@ def image_digests(
     Raises:
         GmpipeError: a file is missing.
     """
-    check_images(manifest, root)
+    check_images(manifest, root, threads=threads)
 
     def digest(image_id: str, path: str) -> bytes:
         file = root / path
@@ -180,8 +185,11 @@ def rows_digest(digests: npt.NDArray[np.uint8], views: npt.NDArray[np.int16]) ->
         digests: (n, 32), of `image_digests`.
         views: (n,).
     """
-    rows = np.concatenate([digests, views.astype("<i2").view(np.uint8).reshape(-1, 2)], axis=1)
-    return hashlib.sha256(np.sort(rows.view("V34").ravel().view("S34")).tobytes()).hexdigest()
+    rows = np.empty((len(views), 34), dtype=np.uint8)
+    rows[:, :32] = digests
+    rows[:, 32:] = views.astype("<i2").view(np.uint8).reshape(-1, 2)
+    rows.view("S34").ravel().sort()  # in place: the copies would add up for millions of rows
+    return hashlib.sha256(rows.data).hexdigest()
 
 
 def extraction_recipe(detector: DetectorDescription, settings: ExtractSettings) -> Recipe:

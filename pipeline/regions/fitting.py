@@ -14,17 +14,11 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.ops import box_iou
 
 from pipeline.datasets.manifest import ImageBoxes
-from pipeline.regions.detector import (
-    Detections,
-    best_device,
-    build_model,
-    class_count,
-    detect,
-    fit_state,
-)
+from pipeline.regions.detection import Detections, detect
+from pipeline.regions.detector import build_model, class_count, fit_state
 from pipeline.regions.transforms import load_image, to_tensor, view_of
 from pipeline.settings import ArchitectureSettings, FitSettings
-from pipeline.tensors import save_tensors
+from pipeline.tensors import best_device, save_tensors
 
 RECALL_AT = (5, 10, 20, 35)
 """The numbers m of regions for which recall is measured."""

@@ -11,18 +11,9 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from pipeline.errors import GmpipeError
+from pipeline.images import FORMATS, open_image
 
 _SMALLEST_CROP = 0.5  # side of a random crop, as a share of the image's
-
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000")
-"""What a photograph may be, by Pillow's names. Pillow knows more: PostScript, for one, which it
-hands to an interpreter of programs."""
-
-MOST_PIXELS = 178_956_970
-"""Pixels of the largest image that is decoded: where Pillow, too, starts to refuse."""
-# Pillow also warns, from half of that on, of photographs that are fine, and filters of warnings
-# can't be set for one thread. So its own limits are doubled, and `load_image` checks this one.
-Image.MAX_IMAGE_PIXELS = MOST_PIXELS
 
 # EXIF standard, tag 0x0112: what turns the stored pixels into the picture. Others are reserved.
 _TURNS = {
@@ -47,12 +38,7 @@ def load_image(path: Path) -> Image.Image:
             without breaking its format's rules (a bit of a JPEG's pixels, say) decodes.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise ValueError(
-                    f"{image.width} x {image.height} pixels, more than the {MOST_PIXELS} that are "
-                    "decoded"
-                )
+        with open_image(path) as image:
             image.load()
             turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
             picture = _to_rgb(image)

@@ -638,7 +638,7 @@ def _decoded_size(field: bytes) -> int:
 def _last_number(image_id: str) -> str | None:
     """The number that an id ends in, without leading zeros, or None."""
     match = re.search("[0-9]+$", image_id)
-    return (match[0].lstrip("0") or "0") if match else None
+    return match[0].lstrip("0") if match else None
 
 
 def _refuse_no_file(path: Path) -> None:

@@ -16,6 +16,9 @@ from pipeline.errors import GmpipeError
 _MAP_FIXED = 0x10
 """Of mmap(2), the same on Linux and macOS; the module `mmap` has neither it nor addresses."""
 
+_ALIGNMENT = 1 << 21
+"""Where a file of the page cache can be mapped with huge pages, which is a third faster."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [
@@ -39,15 +42,13 @@ class MappedFiles:
 
     def __init__(self, sizes: Sequence[int]) -> None:
         """Reserve the addresses of N files of these sizes in bytes, of which one is above 0."""
-        pages = -(-np.array(sizes, dtype=np.int64) // mmap.PAGESIZE)
-        ends = np.cumsum(pages * mmap.PAGESIZE)
-        self.starts: npt.NDArray[np.int64] = ends - pages * mmap.PAGESIZE
-        """(N,) place of each file's first byte."""
+        room = -(-np.array(sizes, dtype=np.int64) // _ALIGNMENT) * _ALIGNMENT
+        length = int(room.sum()) + _ALIGNMENT
         self._sizes = tuple(sizes)
-        self._memory = mmap.mmap(
-            -1, int(ends[-1]), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ
-        )
+        self._memory = mmap.mmap(-1, length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ)
         self._address = np.frombuffer(self._memory, np.uint8).ctypes.data
+        self.starts: npt.NDArray[np.int64] = np.cumsum(room) - room + -self._address % _ALIGNMENT
+        """(N,) place of each file's first byte."""
 
     def map(self, number: int, path: Path) -> None:
         """Put the file ``path`` into the place of file ``number``.
@@ -61,12 +62,16 @@ class MappedFiles:
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 found = os.fstat(descriptor).st_size
-                if found == size:
-                    mapped = _libc.mmap(
-                        place, size, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, descriptor, 0
+                if found != size:
+                    raise GmpipeError(
+                        f"{path}: found {found} bytes; expected {size}: it was changed after its "
+                        "folder was opened. Run the command again."
                     )
-                    if mapped != place:
-                        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+                mapped = _libc.mmap(
+                    place, size, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, descriptor, 0
+                )
+                if mapped != place:
+                    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -75,11 +80,6 @@ class MappedFiles:
                 "may be read, that its file system allows `mmap`, and that `sysctl "
                 "vm.max_map_count` is above the number of files."
             ) from error
-        if found != size:
-            raise GmpipeError(
-                f"{path}: found {found} bytes; expected {size}: it was changed after its folder "
-                "was opened. Run the command again."
-            )
 
     def items(self, size: int) -> npt.NDArray[np.void]:
         """Every stretch of ``size`` bytes by the place of its first byte, without a copy.

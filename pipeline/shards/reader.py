@@ -42,7 +42,7 @@ from pipeline.shards.schema import (
     without_images,
 )
 
-_INDEX_PART = 8192
+_INDEX_PART = 1024
 """Rows of an index that are decoded together."""
 
 _SHARD_NAME = re.compile(r"regions-(\d{5,})\.h5")

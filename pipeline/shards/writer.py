@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import asdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import h5py
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import GmpipeError
 from pipeline.files import canonical_json, replacing, sha256_file
+from pipeline.machine import cores
 from pipeline.shards.reader import (
     INDEX_COLUMNS,
     map_shard,
@@ -127,12 +129,13 @@ def write_index(folder: Path, dataset: str, recipe: Recipe, shards: Sequence[Pat
                 f"first shard of {dataset}. Move it away and {again}."
             )
         size = path.stat().st_size
-        entries.append(
-            ShardEntry(path.name, sha256_file(path), size, header.rows, header.fingerprint)
-        )
+        entries.append(ShardEntry(path.name, "", size, header.rows, header.fingerprint))
         keys = zip(rows.image_id.tolist(), rows.view.tolist(), strict=True)
         hashes.append(np.array([_hash(*key) for key in keys], dtype=np.uint64))
     assert layout is not None
+    with ThreadPoolExecutor(cores()) as pool:  # reads the whole cache
+        sums = pool.map(sha256_file, shards)
+        entries = [replace(entry, sha256=sha) for entry, sha in zip(entries, sums, strict=True)]
     _refuse_repeats(shards, np.concatenate(hashes), again)
     about = {
         "format_version": INDEX_VERSION,
