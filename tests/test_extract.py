@@ -24,10 +24,12 @@ import torch
 from distributed import Client, LocalCluster
 from flows import BIN, Flow, write_params
 from PIL import Image
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 from pipeline.datasets.manifest import read_manifest
 from pipeline.errors import GmpipeError
 from pipeline.machine import cores
+from pipeline.regions.detector import TORCHVISION_WEIGHTS
 from pipeline.shards.failures import Failure, read_failures
 from pipeline.shards.reader import RegionCache, map_shard, read_header, whole_shards
 from stages.cluster import open_cluster, run_tasks, threads_of_worker
@@ -428,3 +430,33 @@ def test_memory_hardly_grows_with_the_rows(tmp_path: Path) -> None:
         growth = (found[2] - found[1]) / 90_000
         print(what, found, f"{growth:.0f} bytes a row")
         assert growth < 300, (what, found)
+
+
+# Weights -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_named_weights_and_the_same_from_a_file_give_the_same_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The full network, under the name that torchvision would download, and as any file."""
+    torch.manual_seed(0)
+    state = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict()
+    named = tmp_path / "hub/checkpoints" / Path(TORCHVISION_WEIGHTS.url).name
+    named.parent.mkdir(parents=True)
+    torch.save(state, named)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    caches = []
+    for source in ({"source": "torchvision"}, {"source": "file", "weights": str(named)}):
+        flow = Flow(tmp_path / source["source"])
+        flow.folder.mkdir()
+        flow.params(
+            prepare__tiny={"source": "scenes", "train": 10, "test": 1, "size": 64},
+            detector__tiny=source,
+        )
+        flow.ok("prepare")
+        flow.ok("detector")
+        flow.ok("extract")
+        caches.append(flow.bytes("cache/tiny"))
+    assert caches[0] == caches[1]
+    assert len(caches[0]) == 4

@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 
 from pipeline.errors import GmpipeError
 from pipeline.files import (
+    begin_turn,
     canonical_json,
     folder_lock,
+    in_turn,
     replacing,
     replacing_folder,
     sha256_file,
@@ -334,3 +336,49 @@ def test_a_files_hash_is_that_of_its_bytes(tmp_path: Path, content: bytes) -> No
     path = tmp_path / "file"
     path.write_bytes(content)
     assert sha256_file(path) == hashlib.sha256(content).hexdigest()
+
+
+# Turns -------------------------------------------------------------------------------------------
+
+
+def test_a_worker_writes_in_its_own_runs_turn_only(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    first = begin_turn(folder)
+    with in_turn(folder, first), in_turn(folder, first):  # workers share a turn
+        pass
+    second = begin_turn(folder)
+    assert second != first
+    with (
+        pytest.raises(GmpipeError, match=r"another run writes into .*cache by now"),
+        in_turn(folder, first),
+    ):
+        raise AssertionError
+    with in_turn(folder, second):
+        pass
+    assert not folder.exists()  # the lock lies beside it
+
+
+def test_a_run_waits_for_the_workers_of_the_one_before(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    turn = begin_turn(folder)
+    worker = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys, time; from pathlib import Path; from pipeline.files import in_turn\n"
+            "with in_turn(Path(sys.argv[1]), sys.argv[2]): print('in', flush=True); time.sleep(60)",
+            str(folder),
+            turn,
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert worker.stdout is not None
+    assert worker.stdout.readline() == "in\n"
+    with pytest.raises(GmpipeError, match=r"workers of an earlier run still write.*after 0 s"):
+        begin_turn(folder, patience=0)
+    with in_turn(folder, turn):  # the turn is still theirs
+        pass
+    worker.kill()  # a lock goes with its process
+    worker.communicate()
+    assert begin_turn(folder, patience=0) != turn
