@@ -24,12 +24,12 @@ import torch
 from distributed import Client, LocalCluster
 from flows import BIN, Flow, write_params
 from PIL import Image
-from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 from pipeline.datasets.manifest import read_manifest
 from pipeline.errors import GmpipeError
 from pipeline.machine import cores
-from pipeline.regions.detector import TORCHVISION_WEIGHTS
+from pipeline.regions.detector import TORCHVISION_WEIGHTS, build_model
+from pipeline.settings import ArchitectureSettings
 from pipeline.shards.failures import Failure, read_failures
 from pipeline.shards.reader import RegionCache, map_shard, read_header, whole_shards
 from stages.cluster import open_cluster, run_tasks, threads_of_worker
@@ -441,10 +441,12 @@ def test_named_weights_and_the_same_from_a_file_give_the_same_cache(
 ) -> None:
     """The full network, under the name that torchvision would download, and as any file."""
     torch.manual_seed(0)
-    state = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict()
+    model = build_model(
+        ArchitectureSettings(), 91, size=64, regions=1, score_threshold=0, nms_threshold=0.5
+    )
     named = tmp_path / "hub/checkpoints" / Path(TORCHVISION_WEIGHTS.url).name
     named.parent.mkdir(parents=True)
-    torch.save(state, named)
+    torch.save(model.state_dict(), named)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     caches = []
     for source in ({"source": "torchvision"}, {"source": "file", "weights": str(named)}):

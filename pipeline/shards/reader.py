@@ -45,6 +45,7 @@ from pipeline.shards.schema import (
 _INDEX_PART = 1024
 """Rows of an index that are decoded together."""
 
+_LOOKED_UP = 4096  # images whose rows are looked for together
 _SHARD_NAME = re.compile(r"regions-(\d{5,})\.h5")
 INDEX_COLUMNS = pa.schema(
     [
@@ -252,19 +253,24 @@ class RegionCache:
             GmpipeError: names the first image that has no such view, and how many have none.
         """
         rows = np.flatnonzero(self.views == view)
-        known = pa.array(self._index.image_ids[rows], pa.binary())
-        wanted = pa.array(image_ids, pa.string()).cast(pa.binary())
-        places = pc.index_in(wanted, value_set=known)
-        if places.null_count:
-            first = image_ids[places.is_null().index(True).as_py()]
+        known = self._index.image_ids[rows]
+        order = np.argsort(known, kind="stable")
+        found = np.full(len(image_ids), -1, dtype=np.int64)
+        # In pieces and by bisection: a hash table of millions of ids takes far more memory.
+        for start in range(0, len(image_ids) if len(rows) else 0, _LOOKED_UP):
+            piece = [image_id.encode() for image_id in image_ids[start : start + _LOOKED_UP]]
+            wanted = np.array(piece, dtype=np.bytes_)
+            places = np.searchsorted(known, wanted, sorter=order).clip(max=len(rows) - 1)
+            places = order[places]
+            there = known[places] == wanted
+            found[start : start + len(piece)][there] = rows[places[there]]
+        missing = np.flatnonzero(found < 0)
+        if len(missing):
             raise GmpipeError(
-                f"{self.folder}: found no view {view} of image {first!r}, and "
-                f"{places.null_count} of {len(image_ids)} images lack it; expected all of them. "
+                f"{self.folder}: found no view {view} of image {image_ids[missing[0]]!r}, and "
+                f"{len(missing)} of {len(image_ids)} images lack it; expected all of them. "
                 f"{_run_extract(self.folder)}"
             )
-        found: npt.NDArray[np.int64] = rows[places.to_numpy()]
-        del known, wanted, places
-        pa.default_memory_pool().release_unused()
         return found
 
     def gather(self, rows: npt.ArrayLike) -> RegionRows:
