@@ -147,6 +147,11 @@ def estimate(settings: DatasetSettings, *, probe: int) -> str:
     """
     dataset = settings.dataset
     folder = cache_folder(dataset)
+    if settings.detector.source == "imported":
+        raise GmpipeError(
+            f"the regions of {dataset} are imported: there is nothing to extract or "
+            f"to estimate. `gmpipe cache info --dataset {dataset}` tells what is there."
+        )
     manifest = read_manifest(manifest_file(dataset))
     plan = ViewPlan(manifest, settings.extract.views)
     there = (detector_folder(dataset) / DESCRIPTION_FILE).is_file()
@@ -182,7 +187,7 @@ def _probe(
     extractor = ShardExtractor(model, settings.extract, threads=cores())
     chosen = np.unique(np.linspace(0, len(plan) - 1, images).astype(np.int64))
     jobs = plan.jobs(chosen)
-    with progress_bar(total=2 * len(jobs), desc="probe", unit="image") as bar:
+    with progress_bar(total=2 * len(jobs), desc="probe, twice", unit="image") as bar:
         extractor.detect(jobs[: settings.extract.batch_size], root)  # what is slow once only
         began = time.perf_counter()
         extractor.decode(jobs, root, bar.update)
@@ -196,7 +201,7 @@ def _probe(
         ("probe", f"{len(jobs)} images on {device}, {cores()} cores"),
         ("decoding alone", f"{decoding:.1f} images/s"),
         ("decoding and detector", f"{together:.1f} images/s; the bottleneck is {slower}"),
-        ("time on this machine", _duration(len(plan) / together)),
+        ("time on this machine", f"{_duration(len(plan) / together)}, and some seconds to start"),
         ("undecodable in the probe", str(len(outcome.failures))),
     ]
 

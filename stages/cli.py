@@ -65,7 +65,9 @@ def _common(command: Command) -> Command:
         "settings gets a folder of its own. Repeatable.",
     )(command)
     return click.option(
-        "--dataset", metavar="NAME", help="Entry of params.yaml.  [default: the first active]"
+        "--dataset",
+        metavar="NAME",
+        help="Entry of params.yaml.  [default: the first of `datasets`]",
     )(command)
 
 
@@ -100,7 +102,7 @@ def _plan(dataset: str | None, overrides: tuple[str, ...], variant: str, seed: i
     "unlabelled; write nothing. Fails if any is missing or unreadable.",
 )
 def prepare(dataset: str | None, overrides: tuple[str, ...], check: bool) -> None:
-    """Write the manifest: which images, which split, which labels."""
+    """Write the manifest: images, split, labels."""
     from stages.params import dataset_settings
 
     settings = dataset_settings(dataset, overrides)
@@ -316,7 +318,11 @@ def info(dataset: str | None, overrides: tuple[str, ...]) -> None:
 @_common
 @click.option("--repair", is_flag=True, help="Extract what is damaged or missing again.")
 def verify(dataset: str | None, overrides: tuple[str, ...], repair: bool) -> None:
-    """Name every damaged row, damaged or missing shard, and shard of other settings."""
+    """Name all that is damaged, missing or foreign in a cache.
+
+    The cache is held against its own index; whether params.yaml asks for other regions by now is
+    what `extract` says.
+    """
     from stages.params import dataset_settings
 
     settings = dataset_settings(dataset, overrides)
@@ -335,7 +341,7 @@ def verify(dataset: str | None, overrides: tuple[str, ...], repair: bool) -> Non
     help="Images to decode and send through the detector to measure its rate; 0 for none.",
 )
 def estimate(dataset: str | None, overrides: tuple[str, ...], probe: int) -> None:
-    """Print the cache's size and, from a probe, the time its extraction will take."""
+    """Print a cache's size and extraction time."""
     from stages.params import dataset_settings
 
     settings = dataset_settings(dataset, overrides)

@@ -121,13 +121,13 @@ def extract(
         share = results.waiting / (results.busy + results.waiting)
         line += f"; the detector waited for images {share:.1%} of its time"
     if failures:
-        line += f"; {len(failures)} images can't be decoded, see {folder / FAILURES_NAME}"
+        line += f"; undecodable images: {len(failures)}, see {folder / FAILURES_NAME}"
     if len(failures) > settings.extract.max_failures:
-        first = failures[0]
         raise GmpipeError(
-            f"{line}. The first is {first.image_id!r}: {first.reason} The rest of the data set is "
-            "extracted. Mend these images and run the same command again, which tries only them; "
-            f"or pass `--max-failures {len(failures)}` to go on without them."
+            f"{line}\nThe first: {failures[0].reason}\nAll others are extracted. Mend these images "
+            "and run the same command again, which tries only them; or go on without them: "
+            f"`--max-failures {len(failures)}`, or `max_failures: {len(failures)}` in "
+            f"`extract.{dataset}` of params.yaml, which `dvc repro` reads."
         )
     return line
 

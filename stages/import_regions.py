@@ -8,7 +8,7 @@ Letters: R images with regions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,7 +26,7 @@ from pipeline.datasets.manifest import (
 )
 from pipeline.errors import GmpipeError
 from pipeline.files import begin_turn, folder_lock, replacing_folder, sha256_json
-from pipeline.settings import ImportedSettings
+from pipeline.settings import ExtractSettings, ImportedSettings
 from pipeline.shards.failures import FAILURES_NAME, Failure, write_failures
 from pipeline.shards.imports import BottomUpFiles, NpzFile, region_rows
 from pipeline.shards.reader import RegionCache, read_header, read_ids, whole_shards
@@ -35,6 +35,7 @@ from pipeline.shards.schema import (
     IMAGES,
     INDEX_NAME,
     Recipe,
+    RegionRows,
     check_same_recipe,
     without_images,
 )
@@ -176,6 +177,10 @@ def import_regions(
             "regions": regions,
             "feature_dtype": chosen.feature_dtype,
         }
+        if replace and not all(_is_of(path, recipe) for path in whole_shards(folder)):
+            # Nothing is dropped for regions of which one is found to be wrong later.
+            for _, rows in _shards(job, list(range(len(job.image_ids))), regions, chosen):
+                rows.check()
         done = _survey(folder, recipe, set(job.image_ids), replace=replace)
         if form == "npz":
             _write_manifest(job.manifest)
@@ -183,18 +188,9 @@ def import_regions(
         with progress_bar(
             total=len(job.images), initial=len(done), desc="import", unit="image"
         ) as bar:
-            found = job.source.read(job.images[todo])
             taken = {path.name for path in whole_shards(folder)}
             names = (name for n in range(1 << 31) if (name := shard_name(n)) not in taken)
-            for start in range(0, len(todo), chosen.rows_per_shard):
-                image_ids = [job.image_ids[p] for p in todo[start : start + chosen.rows_per_shard]]
-                rows = region_rows(
-                    found,
-                    image_ids,
-                    regions=regions,
-                    feature_size=job.source.feature_size,
-                    feature_dtype=chosen.feature_dtype,
-                )
+            for image_ids, rows in _shards(job, todo, regions, chosen):
                 write_shard(
                     folder / next(names),
                     rows,
@@ -208,6 +204,12 @@ def import_regions(
         f"{folder}: {len(job.images)} rows of {regions} x {job.source.feature_size} "
         f"{chosen.feature_dtype}, {len(todo)} of them imported now"
     )
+    most = int(job.source.counts.max())
+    if regions < most:
+        line += (
+            f"; the best {regions} of up to {most} regions of an image, "
+            f"`extract.{dataset}.regions: {most}` keeps all"
+        )
     if job.left_out:
         line += f"; {job.left_out} images of {_named(files)} are not in the manifest"
     if job.failures:
@@ -306,6 +308,33 @@ def _from_bottom_up(source: BottomUpFiles, manifest: Manifest) -> _Import:
     ]
     image_ids = [rows[place]["image_id"] for place in places[images].tolist()]
     return _Import(source, manifest, images, image_ids, failures, int((places < 0).sum()))
+
+
+def _shards(
+    job: _Import, places: list[int], regions: int, settings: ExtractSettings
+) -> Iterator[tuple[list[str], RegionRows]]:
+    """The images at these places, a shard's at a time: their ids and rows."""
+    found = job.source.read(job.images[places])
+    for start in range(0, len(places), settings.rows_per_shard):
+        image_ids = [job.image_ids[p] for p in places[start : start + settings.rows_per_shard]]
+        yield (
+            image_ids,
+            region_rows(
+                found,
+                image_ids,
+                regions=regions,
+                feature_size=job.source.feature_size,
+                feature_dtype=settings.feature_dtype,
+            ),
+        )
+
+
+def _is_of(path: Path, recipe: Recipe) -> bool:
+    """Whether a shard is sound and of this import."""
+    try:
+        return without_images(read_header(path).recipe) == recipe
+    except GmpipeError:
+        return False
 
 
 def _survey(folder: Path, recipe: Recipe, wanted: set[str], *, replace: bool) -> set[str]:

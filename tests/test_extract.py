@@ -67,8 +67,8 @@ def test_a_broken_photograph_is_listed_and_the_rest_goes_on(flow: Flow) -> None:
 
     failed = flow.gmpipe("extract")
     assert failed.refused(
-        r"55 rows, 55 of them extracted.* 3 images can't be decoded, see cache/tiny/failures\."
-        r"parquet.*The first is 'test-00011'.*--max-failures 3"
+        r"55 rows, 55 of them extracted.*undecodable images: 3, see cache/tiny/failures\.parquet"
+        r".*The first: .*test-00011\.png can't be decoded.*--max-failures 3.*max_failures: 3"
     )
     listed = pq.read_table(flow / "cache/tiny/failures.parquet").to_pylist()
     assert [row["image_id"] for row in listed] == ["test-00011", "train-00003", "train-00007"]
@@ -82,7 +82,7 @@ def test_a_broken_photograph_is_listed_and_the_rest_goes_on(flow: Flow) -> None:
     assert flow.gmpipe("extract", "--max-failures", "2").refused("0 of them extracted")
     said = flow.ok("extract", "--max-failures", "3")
     assert "55 rows, 0 of them extracted now" in said
-    assert "3 images can't be decoded" in said
+    assert "undecodable images: 3" in said
     assert len(read_failures(flow / "cache/tiny")) == 3
 
     # Training and evaluation leave them out and say so.
@@ -95,7 +95,7 @@ def test_a_broken_photograph_is_listed_and_the_rest_goes_on(flow: Flow) -> None:
     # A mended one costs its own rows only.
     before = flow.bytes("cache/tiny")
     image(flow, "train-00003").write_bytes(whole)
-    assert flow.gmpipe("extract").refused(r"57 rows, 2 of them extracted now.* 2 images can't")
+    assert flow.gmpipe("extract").refused(r"57 rows, 2 of them extracted now.*images: 2")
     after = flow.bytes("cache/tiny")
     assert {name: after[name] for name in before if name.endswith(".h5")} == {
         name: content for name, content in before.items() if name.endswith(".h5")
@@ -111,7 +111,7 @@ def test_an_image_that_nobody_can_decode_leaves_no_shard(flow: Flow) -> None:
     shutil.rmtree(flow / "cache/tiny")
     for path in (flow / "data/tiny/prepared/images").iterdir():
         path.write_bytes(b"broken")
-    assert flow.gmpipe("extract").refused(r"0 rows, 0 of them.* 36 images can't be decoded")
+    assert flow.gmpipe("extract").refused(r"0 rows, 0 of them.*undecodable images: 36")
     assert whole_shards(flow / "cache/tiny") == []
     assert flow.gmpipe("train").refused(r"no index of regions.*gmpipe extract")
 
@@ -209,12 +209,15 @@ def shards(flow: Flow) -> list[str]:
 
 
 def test_ctrl_c_leaves_whole_shards(flow: Flow, made: Flow) -> None:
-    shutil.rmtree(flow / "cache/tiny")
-    run = start(flow)
-    assert wait_for(lambda: len(shards(flow)) >= 2, run)
-    os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to the workers as well
-    said, _ = run.communicate(timeout=60)
-    assert run.returncode == 1
+    for _ in range(10):  # the run may end before the signal comes
+        shutil.rmtree(flow / "cache/tiny")
+        run = start(flow)
+        assert wait_for(lambda: len(shards(flow)) >= 1, run)
+        os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to the workers as well
+        said, _ = run.communicate(timeout=60)
+        if run.returncode != 0:
+            break
+    assert run.returncode == 1, said
     assert re.search(r"Error: stopped\. .*the same command goes on", said)
     assert "Traceback" not in said
     for path in whole_shards(flow / "cache/tiny"):
@@ -224,18 +227,24 @@ def test_ctrl_c_leaves_whole_shards(flow: Flow, made: Flow) -> None:
 
 
 def test_a_killed_worker_is_replaced_and_its_shards_done_again(flow: Flow, made: Flow) -> None:
-    shutil.rmtree(flow / "cache/tiny")
-    run = start(flow)
-    assert wait_for(lambda: len(shards(flow)) >= 1, run)
-    workers = [
-        process
-        for process in psutil.Process(run.pid).children(recursive=True)
-        if "spawn_main" in " ".join(process.cmdline())
-    ]
+    for _ in range(10):  # the run may end before its worker is killed
+        shutil.rmtree(flow / "cache/tiny")
+        run = start(flow)
+        assert wait_for(lambda: len(shards(flow)) >= 1, run)
+        workers = [
+            process
+            for process in psutil.Process(run.pid).children(recursive=True)
+            if "spawn_main" in " ".join(process.cmdline())
+        ]
+        if workers:
+            workers[0].kill()
+        done = shards(flow) == SHARDS
+        said, _ = run.communicate(timeout=120)
+        assert run.returncode == 0, said
+        if workers and not done:
+            break
     assert len(workers) == 1
-    workers[0].kill()
-    said, _ = run.communicate(timeout=120)
-    assert run.returncode == 0, said
+    assert not done
     assert flow.bytes("cache/tiny") == made.bytes("cache/tiny")
 
 

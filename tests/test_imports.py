@@ -792,7 +792,7 @@ def tsv_images_of(path: Path, name: Callable[[str], str]) -> dict[str, dict[str,
 def test_an_npz_becomes_cache_and_manifest_and_a_run(checkout: Checkout, tmp_path: Path) -> None:
     path = write_npz(tmp_path)
     said = checkout.ok("import-regions", path)
-    assert "cache/tiny: 9 rows of 3 x 6 float16, 9 of them imported now\n" in said
+    assert "cache/tiny: 9 rows of 3 x 6 float16, 9 of them imported now; the best 3 of up to 4 regions" in said
     assert_stored(checkout.cache(), images_of(path), 3)
     assert len({entry.fingerprint for entry in checkout.cache().shards}) == 5  # of other images
     recipe = checkout.cache().recipe
@@ -840,7 +840,8 @@ def test_tsvs_become_a_cache_and_a_run(checkout: Checkout, tmp_path: Path) -> No
     write_listed(checkout, [str(100 + n) for n in range(8)])
     manifest = checkout.bytes("data")
     said = checkout.ok("import-regions", *paths, "--dataset", "listed")
-    assert "cache/listed: 8 rows of 3 x 6 float16, 8 of them imported now; 1 images of" in said
+    assert "cache/listed: 8 rows of 3 x 6 float16, 8 of them imported now; the best 3 of up to 4 regions of an image, "
+        "`extract.listed.regions: 4` keeps all; 1 images of" in said
     expected = tsv_images_of(
         write_tsv(tmp_path / "all.tsv", lines), lambda text: str(int(text[-12:]))
     )
@@ -978,6 +979,20 @@ def test_another_file_is_refused_until_it_may_replace(checkout: Checkout, tmp_pa
     assert_stored(checkout.cache(), images_of(other), 3)
     assert checkout.cache().fingerprint != first.fingerprint
     assert len(read_manifest(checkout / "data/tiny/prepared/manifest.parquet")) == 12
+
+
+def test_a_file_with_a_wrong_row_replaces_nothing(checkout: Checkout, tmp_path: Path) -> None:
+    """It is read to its last row before the shards that are there are dropped."""
+    checkout.ok("import-regions", write_npz(tmp_path))
+    before = {path: path.read_bytes() for path in (checkout / "cache/tiny").iterdir()}
+    manifest = (checkout / "data/tiny/prepared/manifest.parquet").read_bytes()
+    arrays = make_arrays(images=12, seed=1)
+    arrays["boxes"] = arrays["boxes"].copy()
+    arrays["boxes"][11, 0] = (10, 20, 30, 40)
+    other = write_npz(tmp_path / "other", **arrays)
+    checkout.refused(r"boxes\[0\] is \[10.*expected xyxy in", "import-regions", other, "--replace")
+    assert {path: path.read_bytes() for path in (checkout / "cache/tiny").iterdir()} == before
+    assert (checkout / "data/tiny/prepared/manifest.parquet").read_bytes() == manifest
 
 
 def test_images_without_regions_are_listed_where_they_are_allowed(
