@@ -94,17 +94,22 @@ def dask_setup(worker: object) -> None:
 
 def _check_resources(client: Client, resources: Mapping[str, float]) -> None:
     """Dask would wait forever for a worker that can take a task."""
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    for worker in workers:
-        if all(worker["resources"].get(name, 0) >= need for name, need in resources.items()):
+    workers: list[dict[str, float]] = client.run_on_scheduler(_resources_of_workers)
+    for offer in workers:
+        if all(offer.get(name, 0) >= need for name, need in resources.items()):
             return
     needed = ", ".join(f"{name}={amount:g}" for name, amount in resources.items())
-    offered = sorted({str(worker["resources"] or "none") for worker in workers})
+    offered = sorted({str(offer or "none") for offer in workers})
     raise GmpipeError(
         f"--resource: a shard's worker must have {needed}, and none has; the {len(workers)} "
         f"workers have {'; '.join(offered)}. Start one with `dask worker ADDRESS --resources "
         f'"{needed}"`, or ask for less.'
     )
+
+
+def _resources_of_workers(dask_scheduler: Any) -> list[dict[str, float]]:
+    """Runs in the scheduler: a client's own view of it is cut to a few workers."""
+    return [dict(worker.resources) for worker in dask_scheduler.workers.values()]
 
 
 def on_every_worker(client: Client, function: Callable[..., str | None], *args: Any) -> None:
@@ -155,7 +160,7 @@ def run_tasks(
     given: dict[Any, Task] = {}
 
     def give() -> None:
-        workers = len(client.scheduler_info(n_workers=-1)["workers"])
+        workers = len(client.ncores())
         while len(given) < _TASKS_PER_WORKER * max(1, workers):
             task = next(tasks, None)
             if task is None:

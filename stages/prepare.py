@@ -96,8 +96,9 @@ def check(settings: DatasetSettings) -> tuple[str, bool]:
     dataset, source = settings.dataset, settings.prepare
     root = data_root(dataset)
     if isinstance(source, ImportedSettings):
-        manifest = _imported_manifest(dataset)
-    elif isinstance(source, ScenesSettings):
+        counts = _counts(_imported_manifest(dataset))
+        return f"{dataset}: {counts}; its regions are imported, and no photograph is needed", True
+    if isinstance(source, ScenesSettings):
         manifest = read_manifest(manifest_file(dataset))
     else:
         manifest = listed_manifest(_read(root, source), dataset, source)
