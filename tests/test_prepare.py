@@ -402,12 +402,12 @@ def test_an_imported_data_set_brings_its_manifest(checkout: Checkout) -> None:
         "data/brought/prepared: imported, 3 train (1 unlabelled), 2 test, 20 labels\n"
     )
     assert checkout.everything() == before
-    code, lines = checkout.check("brought")
-    assert code == 0
-    assert lines == [
+    assert checkout.run("--dataset", "brought", "--check") == (
+        0,
         "brought: 3 train (1 unlabelled), 2 test, 20 labels; its regions are imported, and no "
-        "photograph is needed"
-    ]
+        "photograph is needed\n",
+        "",
+    )
     path.write_bytes(path.read_bytes()[:-9])
     checkout.refused(rf"manifest\.parquet is not a whole Parquet file .*{remedy}", "brought")
 
