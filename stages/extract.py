@@ -36,7 +36,7 @@ from pipeline.settings import ExtractSettings
 from pipeline.shards.failures import FAILURES_NAME, Failure, write_failures
 from pipeline.shards.reader import RegionCache, read_header, read_ids, whole_shards
 from pipeline.shards.schema import DROP_OR_RESTORE, INDEX_NAME, Recipe, check_same_recipe
-from pipeline.shards.writer import shard_name, write_index
+from pipeline.shards.writer import free_shard_names, update_index
 from stages.layout import cache_folder, data_root, detector_folder, manifest_file
 from stages.params import DatasetSettings
 from stages.progress import progress_bar
@@ -104,15 +104,15 @@ def extract(
                 turn=turn,
                 versions={package: version(package) for package in _PACKAGES},
             )
-            names = (shard_name(n) for n in _free_numbers(there.shards))
-            tasks = _tasks(job, plan, digests, todo, names)
+            tasks = _tasks(job, plan, digests, todo, free_shard_names(folder))
             with progress_bar(
                 total=len(plan), initial=len(plan) - len(todo), desc="extract", unit="image"
             ) as bar:
                 results = _run(job, tasks, bar, scheduler, resources or {})
             _wait_for(folder, results.written)
             there = _survey(folder, plan, digests, recipe, replace=False)
-        _finish(folder, dataset, {**recipe, "images": there.images}, there.shards)
+        if there.shards:
+            update_index(folder, dataset, {**recipe, "images": there.images}, there.shards)
         failures = write_failures(folder, results.failures)
     if results.error:
         raise GmpipeError(results.error)
@@ -223,20 +223,6 @@ def _wait_for(folder: Path, names: set[str], patience: float = 90) -> None:
         time.sleep(1)
 
 
-def _finish(folder: Path, dataset: str, recipe: Recipe, shards: dict[Path, str]) -> None:
-    """Write the index unless the one that is there lists just these shards."""
-    if not shards:
-        return
-    wanted = {path.name: fingerprint for path, fingerprint in shards.items()}
-    try:
-        entries = RegionCache.open(folder, recipe).shards
-        if {entry.name: entry.fingerprint for entry in entries} == wanted:
-            return
-    except GmpipeError:
-        pass  # missing, damaged, or older than the shards: a killed run leaves such an index
-    write_index(folder, dataset, recipe, list(shards))
-
-
 @dataclass(frozen=True)
 class _Extraction:
     """What the tasks of one run have in common; small, and good on any worker.
@@ -276,12 +262,6 @@ class _Results:
     def __post_init__(self) -> None:
         self.failures: list[Failure] = []
         self.written: set[str] = set()
-
-
-def _free_numbers(shards: dict[Path, str]) -> Iterator[int]:
-    """Numbers of shards to write: a run that was killed ends with the names it would have had."""
-    taken = {path.name for path in shards}
-    return (number for number in range(1 << 31) if shard_name(number) not in taken)
 
 
 def _tasks(

@@ -29,7 +29,7 @@ from pipeline.files import begin_turn, folder_lock, replacing_folder, sha256_jso
 from pipeline.settings import ExtractSettings, ImportedSettings
 from pipeline.shards.failures import FAILURES_NAME, Failure, write_failures
 from pipeline.shards.imports import BottomUpFiles, NpzFile, region_rows
-from pipeline.shards.reader import RegionCache, read_header, read_ids, whole_shards
+from pipeline.shards.reader import read_header, read_ids, whole_shards
 from pipeline.shards.schema import (
     FORMAT_VERSION,
     IMAGES,
@@ -39,7 +39,7 @@ from pipeline.shards.schema import (
     check_same_recipe,
     without_images,
 )
-from pipeline.shards.writer import shard_name, write_index, write_shard
+from pipeline.shards.writer import free_shard_names, update_index, write_shard
 from stages.layout import cache_folder, manifest_file, prepared_folder
 from stages.params import DatasetSettings, load_params
 from stages.progress import progress_bar
@@ -188,8 +188,7 @@ def import_regions(
         with progress_bar(
             total=len(job.images), initial=len(done), desc="import", unit="image"
         ) as bar:
-            taken = {path.name for path in whole_shards(folder)}
-            names = (name for n in range(1 << 31) if (name := shard_name(n)) not in taken)
+            names = free_shard_names(folder)
             for image_ids, rows in _shards(job, todo, regions, chosen):
                 write_shard(
                     folder / next(names),
@@ -199,7 +198,12 @@ def import_regions(
                 )
                 bar.update(len(image_ids))
         write_failures(folder, job.failures)
-        _finish(folder, dataset, {**recipe, IMAGES: _images_digest(job.image_ids)})
+        update_index(
+            folder,
+            dataset,
+            {**recipe, IMAGES: _images_digest(job.image_ids)},
+            {path: read_header(path).fingerprint for path in whole_shards(folder)},
+        )
     line = (
         f"{folder}: {len(job.images)} rows of {regions} x {job.source.feature_size} "
         f"{chosen.feature_dtype}, {len(todo)} of them imported now"
@@ -376,19 +380,6 @@ def _write_manifest(manifest: Manifest) -> None:
             pass  # none, or a damaged one
         with replacing_folder(folder) as temporary:
             write_manifest(temporary / manifest_file(manifest.dataset).name, manifest)
-
-
-def _finish(folder: Path, dataset: str, recipe: Recipe) -> None:
-    """Write the index unless the one that is there lists just the shards that are."""
-    shards = whole_shards(folder)
-    wanted = {path.name: read_header(path).fingerprint for path in shards}
-    try:
-        entries = RegionCache.open(folder, recipe).shards
-        if {entry.name: entry.fingerprint for entry in entries} == wanted:
-            return
-    except GmpipeError:
-        pass  # missing, damaged, or older than the shards: a killed run leaves such an index
-    write_index(folder, dataset, recipe, shards)
 
 
 def _images_digest(image_ids: Sequence[str]) -> str:

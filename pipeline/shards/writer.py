@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,8 +21,10 @@ from pipeline.files import canonical_json, replacing, sha256_file
 from pipeline.machine import cores
 from pipeline.shards.reader import (
     INDEX_COLUMNS,
+    RegionCache,
     map_shard,
     read_ids,
+    whole_shards,
 )
 from pipeline.shards.schema import (
     AXES,
@@ -46,6 +49,15 @@ _ROW_GROUP = 8192
 def shard_name(number: int) -> str:
     """The file name of a shard: `regions-00000.h5` for number 0."""
     return f"regions-{number:05d}.h5"
+
+
+def free_shard_names(folder: Path) -> Iterator[str]:
+    """Names for further shards of a folder, the least numbers that are free as of this call.
+
+    A run that goes on after a killed one thus ends with the names that an undisturbed one has.
+    """
+    taken = {path.name for path in whole_shards(folder)}
+    return (name for number in itertools.count() if (name := shard_name(number)) not in taken)
 
 
 def write_shard(path: Path, rows: RegionRows, *, dataset: str, recipe: Recipe) -> None:
@@ -162,6 +174,25 @@ def write_index(folder: Path, dataset: str, recipe: Recipe, shards: Sequence[Pat
                 file.write_table(pa.Table.from_batches(group))
                 group.clear()
                 pa.default_memory_pool().release_unused()
+
+
+def update_index(folder: Path, dataset: str, recipe: Recipe, shards: Mapping[Path, str]) -> None:
+    """Write the index unless the one that is there is of ``recipe`` and lists just ``shards``.
+
+    Args:
+        shards: in ``folder``, at least one, each with its fingerprint.
+
+    Raises:
+        GmpipeError: as `write_index`.
+    """
+    wanted = {path.name: found for path, found in shards.items()}
+    try:
+        entries = RegionCache.open(folder, recipe).shards
+        if {entry.name: entry.fingerprint for entry in entries} == wanted:
+            return
+    except GmpipeError:
+        pass  # missing, damaged, or older than the shards: a killed run leaves such an index
+    write_index(folder, dataset, recipe, list(shards))
 
 
 def _refuse_repeats(shards: Sequence[Path], hashes: npt.NDArray[np.uint64], again: str) -> None:
