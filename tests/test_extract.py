@@ -5,6 +5,7 @@ The finished flow of 60 rows in 6 shards of 10 is what each test starts from.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
@@ -226,22 +227,29 @@ def test_ctrl_c_leaves_whole_shards(flow: Flow, made: Flow) -> None:
     assert flow.bytes("cache/tiny") == made.bytes("cache/tiny")
 
 
+def workers_of(run: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The worker processes of a command."""
+    found = []
+    for process in psutil.Process(run.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended in between
+            if "spawn_main" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
 def test_a_killed_worker_is_replaced_and_its_shards_done_again(flow: Flow, made: Flow) -> None:
     for _ in range(10):  # the run may end before its worker is killed
         shutil.rmtree(flow / "cache/tiny")
         run = start(flow)
+        # Looked for beforehand: from the first shard to the last it is a blink.
+        assert wait_for(lambda run=run: bool(workers_of(run)), run)
+        workers = workers_of(run)
         assert wait_for(lambda: len(shards(flow)) >= 1, run)
-        workers = [
-            process
-            for process in psutil.Process(run.pid).children(recursive=True)
-            if "spawn_main" in " ".join(process.cmdline())
-        ]
-        if workers:
-            workers[0].kill()
+        workers[0].kill()
         done = shards(flow) == SHARDS
         said, _ = run.communicate(timeout=120)
         assert run.returncode == 0, said
-        if workers and not done:
+        if not done:
             break
     assert len(workers) == 1
     assert not done
