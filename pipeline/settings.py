@@ -10,23 +10,18 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-VARIANTS = (
-    "full",
-    "without-label-graph",
-    "without-instance-graph",
-    "without-matching-edges",
-    "max-pool",
-)
-"""`full` is the paper's network, the three `without-` its ablations (Table 4); `max-pool` is the
-baseline without any graph: an MLP on each region's feature and box, max over regions."""
+VARIANTS: dict[str, dict[str, object]] = {
+    "full": {},
+    "without-label-graph": {"network": {"label_graph": False}},
+    "without-instance-graph": {"network": {"instance_graph": False}},
+    "without-matching-edges": {"network": {"matching_edges": False}},
+    "max-pool": {"network": {"architecture": "max-pool"}},
+}
+"""The variants that every data set has, and what each changes of its train settings. `full` is the
+paper's network, the three `without-` its ablations (Table 4); `max-pool` is the baseline without
+any graph: an MLP on each region's feature and box, max over regions."""
 
-Variant = Literal[
-    "full",
-    "without-label-graph",
-    "without-instance-graph",
-    "without-matching-edges",
-    "max-pool",
-]
+VariantName = Annotated[str, Field(pattern=r"^[a-z0-9]+([.-][a-z0-9]+)*$")]
 
 
 Side = Annotated[int, Field(ge=1)]
@@ -221,8 +216,20 @@ class ExtractSettings(_Settings):
 
 
 class NetworkSettings(_Settings):
-    """The matching network (section 3.3 of the paper)."""
+    """The matching network (section 3.3 of the paper), or its baseline."""
 
+    architecture: Literal["matching", "max-pool"] = Field(
+        "matching",
+        description="`matching`: the paper's; `max-pool`: an MLP on each region's feature and box, "
+        "max over regions, which reads `latent_size` and the dropouts only",
+    )
+    instance_graph: bool = Field(True, description="edges between instances, equation (1)")
+    label_graph: bool = Field(True, description="edges between labels, equation (2)")
+    matching_edges: bool = Field(
+        True,
+        description="edges between instances and labels, equation (3); without them the decoder "
+        "reads the two nodes",
+    )
     latent_size: int = Field(
         512,
         ge=2,
@@ -271,8 +278,8 @@ class TrainSettings(_Settings):
         description="share of the training split kept out of training, on which "
         "mAP is written to history.csv each epoch; for tuning without the test split",
     )
-    variants: dict[Variant, dict[str, object]] = Field(
+    variants: dict[VariantName, dict[str, object]] = Field(
         default_factory=dict,
         description="what a variant changes of the settings above, e.g. "
-        "`max-pool: {learning_rate: 0.003}`",
+        "`max-pool: {learning_rate: 0.003}`; a name of your own makes a variant of its own",
     )

@@ -84,13 +84,13 @@ def _run_options(command: Command) -> Command:
 
 
 def _plan(dataset: str | None, overrides: tuple[str, ...], variant: str, seed: int | None) -> Any:
-    from stages.params import check_variant, dataset_settings, load_params
+    from stages.params import dataset_settings, load_params, variant_settings
 
     settings = dataset_settings(dataset, overrides)
-    checked = check_variant(variant)
+    variant_settings(settings.train, variant, "--variant")
     from stages.train import plan_run
 
-    return plan_run(settings, checked, load_params(overrides).seeds[0] if seed is None else seed)
+    return plan_run(settings, variant, load_params(overrides).seeds[0] if seed is None else seed)
 
 
 @cli.command()
@@ -275,10 +275,12 @@ def compare(
     seeds: tuple[int, ...],
 ) -> None:
     """Train missing variants x seeds; print the table."""
-    from stages.params import check_variant, dataset_settings, load_params
+    from stages.params import dataset_settings, load_params, variant_settings
 
     settings = dataset_settings(dataset, overrides)
-    chosen = [check_variant(name) for name in variants] or load_params(overrides).variants
+    for name in variants:
+        variant_settings(settings.train, name, "--variant")
+    chosen = variants or load_params(overrides).variants
     from stages import compare as command
 
     click.echo(command.compare(settings, chosen, seeds or (0, 1, 2)))

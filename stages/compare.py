@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from pipeline.errors import GmpipeError
 from pipeline.learning.checkpoint import load_checkpoint
-from pipeline.settings import Variant
 from pipeline.shards.schema import fingerprint
 from stages.evaluate import METRICS_FILE, evaluate
 from stages.params import DatasetSettings
@@ -15,7 +14,7 @@ from stages.report import load_runs, tables
 from stages.train import CHECKPOINT_FILE, RunPlan, open_inputs, plan_run, train
 
 
-def compare(settings: DatasetSettings, variants: Sequence[Variant], seeds: Sequence[int]) -> str:
+def compare(settings: DatasetSettings, variants: Sequence[str], seeds: Sequence[int]) -> str:
     """Train and evaluate what is not there yet, reuse what is.
 
     Returns:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.files import sha256_json
-from pipeline.settings import Variant
 
 
 def data_root(dataset: str) -> Path:
@@ -38,7 +37,7 @@ def cache_folder(dataset: str) -> Path:
     return Path("cache") / dataset
 
 
-def run_folder(dataset: str, variant: Variant, seed: int, overridden: object = None) -> Path:
+def run_folder(dataset: str, variant: str, seed: int, overridden: object = None) -> Path:
     """Output of `train` and `evaluate`.
 
     Args:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from ruamel.yaml import YAML
@@ -21,7 +21,7 @@ from pipeline.settings import (
     ExtractSettings,
     PrepareSettings,
     TrainSettings,
-    Variant,
+    VariantName,
 )
 
 PARAMS_FILE = Path("params.yaml")
@@ -34,7 +34,7 @@ class Params(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     datasets: list[str] = Field(min_length=1, description="what `dvc repro` runs")
-    variants: list[Variant] = Field(min_length=1, description="what `dvc repro` trains")
+    variants: list[VariantName] = Field(min_length=1, description="what `dvc repro` trains")
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, description="with which seeds")
     prepare: dict[str, Annotated[PrepareSettings, Field(discriminator="source")]]
     detector: dict[str, DetectorSettings]
@@ -67,10 +67,12 @@ class DatasetSettings:
     train: TrainSettings
     in_file: DatasetSettings | None
 
-    def overridden(self, variant: Variant) -> bool:
+    def overridden(self, variant: str) -> bool:
         """Whether a run of ``variant`` would differ from the one that params.yaml describes."""
         plain = self.in_file
-        return plain is None or (
+        if plain is None or not has_variant(plain.train, variant):
+            return True
+        return (
             variant_settings(self.train, variant) != variant_settings(plain.train, variant)
             or self.extract.views != plain.extract.views
         )
@@ -107,7 +109,17 @@ def load_params(overrides: Sequence[str] = (), file: Path = PARAMS_FILE) -> Para
     _check_datasets(params, file)
     for dataset, settings in params.train.items():
         for variant in settings.variants:
-            variant_settings(settings, variant, f"{file}: train.{dataset}.variants.{variant}")
+            where = f"{file}: train.{dataset}.variants.{variant}"
+            meant = difflib.get_close_matches(variant, VARIANTS, n=1, cutoff=0.85)
+            if meant and variant not in VARIANTS:
+                raise GmpipeError(
+                    f"{where} is no variant, and too near to one for a name of your own. Did you "
+                    f"mean `{meant[0]}`?"
+                )
+            variant_settings(settings, variant, where)
+        if dataset in params.datasets:
+            for variant in params.variants:
+                variant_settings(settings, variant, f"{file}: variants, for {dataset}")
     return params
 
 
@@ -179,34 +191,33 @@ def _blocks(params: Params, name: str, in_file: DatasetSettings | None) -> Datas
     return DatasetSettings(dataset=name, **blocks, in_file=in_file)
 
 
-def variant_settings(
-    settings: TrainSettings, variant: Variant, where: str = "train"
-) -> TrainSettings:
-    """The train settings of a variant: the data set's, with what ``variants`` changes of them."""
+def has_variant(settings: TrainSettings, variant: str) -> bool:
+    """Whether it is one that every data set has, or one of the data set's own."""
+    return variant in VARIANTS or variant in settings.variants
+
+
+def variant_settings(settings: TrainSettings, variant: str, where: str = "train") -> TrainSettings:
+    """The train settings of a variant: the data set's, with what the variant changes of them.
+
+    Raises:
+        GmpipeError: there is no such variant, or it changes what is no setting.
+    """
+    if not has_variant(settings, variant):
+        known = [*VARIANTS, *(name for name in settings.variants if name not in VARIANTS)]
+        raise GmpipeError(
+            f"{where}: unknown variant {variant!r}; there are {', '.join(known)}."
+            f"{_nearest(variant, known)}"
+        )
     changes = settings.variants.get(variant, {})
     if "variants" in changes:
         raise GmpipeError(f"{where}: `variants` can't stand within a variant. Take it out.")
     merged = settings.model_dump(exclude={"variants"})
+    _merge(merged, VARIANTS.get(variant, {}))
     _merge(merged, changes)
     try:
         return TrainSettings.model_validate(merged)
     except ValidationError as error:
         raise GmpipeError(_describe(error, Path(where), "file", root=TrainSettings)) from error
-
-
-def check_variant(name: str) -> Variant:
-    """A variant's name.
-
-    Raises:
-        GmpipeError: there is no such variant; names those there are.
-    """
-    for variant in get_args(Variant):
-        if variant == name:
-            return cast(Variant, variant)
-    raise GmpipeError(
-        f"--variant: unknown variant {name!r}; there are {', '.join(VARIANTS)}."
-        f"{_nearest(name, VARIANTS)}"
-    )
 
 
 def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> None:

@@ -10,7 +10,6 @@ from pipeline.datasets import scenes
 from pipeline.errors import GmpipeError
 from pipeline.evaluation.tables import labels_table, results_table
 from pipeline.files import folder_lock, replacing_folder
-from pipeline.settings import Variant
 from stages.evaluate import METRICS_FILE
 from stages.layout import report_folder
 from stages.params import DatasetSettings
@@ -18,7 +17,7 @@ from stages.train import plan_run
 
 
 def load_runs(
-    settings: DatasetSettings, variants: Sequence[Variant], seeds: Sequence[int]
+    settings: DatasetSettings, variants: Sequence[str], seeds: Sequence[int]
 ) -> dict[str, list[dict[str, Any]]]:
     """The metrics of variants x seeds.
 
@@ -65,7 +64,7 @@ def tables(settings: DatasetSettings, runs: dict[str, list[dict[str, Any]]]) -> 
     )
 
 
-def report(settings: DatasetSettings, variants: Sequence[Variant], seeds: Sequence[int]) -> str:
+def report(settings: DatasetSettings, variants: Sequence[str], seeds: Sequence[int]) -> str:
     """Write the tables of variants x seeds.
 
     Returns:

@@ -14,7 +14,7 @@ from pipeline.labels.vectors import LabelVectors, load_label_vectors
 from pipeline.learning.checkpoint import Checkpoint, save_checkpoint
 from pipeline.learning.data import open_split
 from pipeline.learning.training import split_validation, train_network
-from pipeline.settings import TrainSettings, Variant
+from pipeline.settings import TrainSettings
 from pipeline.shards.reader import RegionCache
 from stages.layout import cache_folder, manifest_file, run_folder, state_file
 from stages.params import DatasetSettings, variant_settings
@@ -29,14 +29,14 @@ class RunPlan:
     """What a run is made from, and where it goes."""
 
     dataset: str
-    variant: Variant
+    variant: str
     seed: int
     settings: TrainSettings
     views: int
     folder: Path
 
 
-def plan_run(settings: DatasetSettings, variant: Variant, seed: int) -> RunPlan:
+def plan_run(settings: DatasetSettings, variant: str, seed: int) -> RunPlan:
     """A run of a data set; overridden settings get a folder of their own."""
     own = variant_settings(settings.train, variant)
     views = settings.extract.views
@@ -71,7 +71,6 @@ def train(run: RunPlan) -> str:
     if run.settings.validation:
         split, validation = split_validation(split, run.settings.validation, run.seed)
     key = {
-        "variant": run.variant,
         "seed": run.seed,
         "settings": run.settings.model_dump(mode="json"),
         "cache": cache.fingerprint,
@@ -89,7 +88,6 @@ def train(run: RunPlan) -> str:
             network, history = train_network(
                 split,
                 vectors,
-                run.variant,
                 run.seed,
                 run.settings,
                 state_file=state,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from fractions import Fraction
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -37,11 +37,12 @@ from pipeline.matching.reference import (
     nearest_labels,
     reference_logits,
 )
-from pipeline.settings import NetworkSettings, Variant
+from pipeline.settings import VARIANTS as CHANGES
+from pipeline.settings import NetworkSettings
 
 D, W, H, M, C = 6, 5, 16, 4, 3  # with a smaller H whole layers die, and hide mistakes
-VARIANTS: tuple[Variant, ...] = get_args(Variant)
-GRAPHS: tuple[Variant, ...] = tuple(v for v in VARIANTS if v != "max-pool")
+VARIANTS: tuple[str, ...] = tuple(CHANGES)
+GRAPHS: tuple[str, ...] = tuple(v for v in VARIANTS if v != "max-pool")
 """The variants that the reference computes."""
 
 Network = MatchingNetwork | MaxPoolNetwork
@@ -49,8 +50,13 @@ few = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 10_000)
 
 
+def network_settings(variant: str, **changes: Any) -> NetworkSettings:
+    own: Any = CHANGES[variant].get("network", {})
+    return NetworkSettings(**{**own, **changes})
+
+
 def net(
-    variant: Variant = "full",
+    variant: str = "full",
     *,
     labels: int = C,
     seed: int = 0,
@@ -58,8 +64,8 @@ def net(
     **changes: Any,
 ) -> Network:
     """A tiny network in which no parameter and no statistic has a value that hides its misuse."""
-    config = NetworkSettings(**{"latent_size": H, "neighbors": 2, **changes})
-    network = build_network(variant, D, labels, W, config).to(dtype)
+    config = network_settings(variant, **{"latent_size": H, "neighbors": 2, **changes})
+    network = build_network(D, labels, W, config).to(dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -74,7 +80,7 @@ def net(
     return network
 
 
-def matching_net(variant: Variant = "full", **changes: Any) -> MatchingNetwork:
+def matching_net(variant: str = "full", **changes: Any) -> MatchingNetwork:
     network = net(variant, **changes)
     assert isinstance(network, MatchingNetwork)
     return network
@@ -139,7 +145,7 @@ def case(
     counts: list[int] | None = None,
     instances: int = M,
     labels: int = C,
-    variant: Variant,
+    variant: str,
     seed: int = 0,
     **changes: Any,
 ) -> tuple[MatchingNetwork, InstanceBatch, Tensor]:
@@ -195,7 +201,7 @@ def check_gradients(
 @pytest.mark.parametrize("modules", [1, 2, 3])
 @pytest.mark.parametrize("variant", GRAPHS)
 def test_fast_path_is_the_reference(
-    variant: Variant, modules: int, node_norm: bool, label_neighbors: int | None
+    variant: str, modules: int, node_norm: bool, label_neighbors: int | None
 ) -> None:
     network, batch, words = case(
         variant=variant, modules=modules, node_norm=node_norm, label_neighbors=label_neighbors
@@ -206,7 +212,7 @@ def test_fast_path_is_the_reference(
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("variant", GRAPHS)
-def test_fast_path_is_the_reference_in_every_shape(variant: Variant, shape: str) -> None:
+def test_fast_path_is_the_reference_in_every_shape(variant: str, shape: str) -> None:
     network, batch, words = case(variant=variant, seed=3, **SHAPES[shape])
     check_gradients(network, batch, words, unused=shape in WITHOUT_A_MESSAGE)
     check_scores(network, batch, words)
@@ -231,7 +237,7 @@ def test_dropout_is_off_in_eval_mode_and_random_in_training() -> None:
 def test_two_instances_and_two_labels_by_hand() -> None:
     """One module from size 2 to size 1. Each number is worked out below."""
     config = NetworkSettings(latent_size=2, modules=1, neighbors=1, node_norm=False)
-    network = MatchingNetwork(1, 1, config, "full").double()
+    network = MatchingNetwork(1, 1, config).double()
 
     def put(layer: nn.Linear, weight: list[list[int]], bias: float = 0.0) -> None:
         layer.weight.copy_(torch.tensor(weight))
@@ -469,7 +475,7 @@ sparsities = st.sampled_from([None, 1, 2])
 @few
 @given(variants, seeds, sparsities, st.permutations(range(M)), st.integers(1, 4))
 def test_order_of_instances_never_matters(
-    variant: Variant, seed: int, sparse: int | None, order: list[int], neighbors: int
+    variant: str, seed: int, sparse: int | None, order: list[int], neighbors: int
 ) -> None:
     network = net(variant, seed=seed, label_neighbors=sparse, neighbors=neighbors)
     batch, words = batch64(seed=seed), vectors(seed=seed)
@@ -482,7 +488,7 @@ def test_order_of_instances_never_matters(
 @few
 @given(st.sampled_from(GRAPHS), seeds, sparsities, st.permutations(range(5)))
 def test_order_of_labels_never_matters(
-    variant: Variant, seed: int, sparse: int | None, order: list[int]
+    variant: str, seed: int, sparse: int | None, order: list[int]
 ) -> None:
     network = net(variant, labels=5, seed=seed, label_neighbors=sparse)
     batch, words = batch64(seed=seed), vectors(5, seed=seed)
@@ -491,9 +497,7 @@ def test_order_of_labels_never_matters(
 
 @few
 @given(variants, seeds, st.permutations(range(M + 2)), st.integers(1, 5))
-def test_padding_changes_nothing(
-    variant: Variant, seed: int, order: list[int], neighbors: int
-) -> None:
+def test_padding_changes_nothing(variant: str, seed: int, order: list[int], neighbors: int) -> None:
     """Two more places, full of garbage, and so is the padding that was there; anywhere."""
     network = net(variant, seed=seed, neighbors=neighbors)
     batch, words = batch64(seed=seed), vectors(seed=seed)
@@ -515,7 +519,7 @@ def test_padding_changes_nothing(
 
 @few
 @given(variants, seeds, st.lists(st.integers(1, M), min_size=2, max_size=4))
-def test_images_of_a_batch_never_meet(variant: Variant, seed: int, counts: list[int]) -> None:
+def test_images_of_a_batch_never_meet(variant: str, seed: int, counts: list[int]) -> None:
     network = net(variant, seed=seed)
     batch, words = batch64(len(counts), counts=counts, seed=seed), vectors(seed=seed)
     together = network(batch, words)
@@ -526,7 +530,7 @@ def test_images_of_a_batch_never_meet(variant: Variant, seed: int, counts: list[
 
 @few
 @given(variants, seeds, st.sampled_from([0.0, -1e30]))
-def test_winner_is_a_real_instance(variant: Variant, seed: int, shift: float) -> None:
+def test_winner_is_a_real_instance(variant: str, seed: int, shift: float) -> None:
     network = net(variant, seed=seed, dtype=torch.float32)
     batch = make_instances(4, instances=M, feature_size=D, seed=seed)
     order = torch.arange(M).flip(0)  # padding first
@@ -545,7 +549,7 @@ def test_winner_is_a_real_instance(variant: Variant, seed: int, shift: float) ->
 # Ablations ---------------------------------------------------------------------------------------
 
 
-def names(variant: Variant) -> set[str]:
+def names(variant: str) -> set[str]:
     return {name for name, _ in net(variant).named_parameters()}
 
 
@@ -561,7 +565,7 @@ def names(variant: Variant) -> set[str]:
     ],
 )
 def test_an_ablation_lacks_the_parameters_of_its_edges(
-    variant: Variant, dropped: tuple[str, ...]
+    variant: str, dropped: tuple[str, ...]
 ) -> None:
     gone = {name for name in names("full") if any(part in name for part in dropped)}
     assert gone
@@ -579,7 +583,7 @@ def test_last_module_has_no_parameters_for_edges_that_nothing_reads() -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_boxes_enter_by_the_instance_graph_only(variant: Variant) -> None:
+def test_boxes_enter_by_the_instance_graph_only(variant: str) -> None:
     """And scores and classes nowhere: without ties they decide nothing."""
     network, words = net(variant, neighbors=2), vectors()
     batch = batch64()
@@ -629,7 +633,7 @@ def test_without_label_graph_labels_still_meet_over_instances() -> None:
 
 @pytest.mark.parametrize("modules", [1, 3])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_parameter_has_a_gradient(variant: Variant, modules: int) -> None:
+def test_every_parameter_has_a_gradient(variant: str, modules: int) -> None:
     # Wide enough that no layer's units are all dead on every region.
     network, batch = net(variant, modules=modules, latent_size=32), batch64(4)
     truth = (torch.arange(4 * C) % 3 == 0).long().reshape(4, C)
@@ -649,12 +653,12 @@ def mean_square(states: dict[Any, Tensor]) -> float:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("variant", GRAPHS)
-def test_initial_states_keep_their_scale(variant: Variant, seed: int) -> None:
+def test_initial_states_keep_their_scale(variant: str, seed: int) -> None:
     """Mean square of nodes and edges after every layer stays near 1, without any norm."""
     torch.manual_seed(seed)
     size, places, labels = 128, 6, 5
     config = NetworkSettings(latent_size=size, modules=2, neighbors=2, node_norm=False)
-    network = build_network(variant, size, labels, size, config)
+    network = build_network(size, labels, size, config)
     assert isinstance(network, MatchingNetwork)
     batch = InstanceBatch(
         features=torch.randn(1, places, size),
@@ -680,7 +684,7 @@ def test_initial_states_keep_their_scale(variant: Variant, seed: int) -> None:
 
 def test_initial_biases_are_zero_and_weights_follow_fan_in() -> None:
     torch.manual_seed(0)
-    network = build_network("full", 400, 3, 300, NetworkSettings(latent_size=256))
+    network = build_network(400, 3, 300, NetworkSettings(latent_size=256))
     for name, parameter in network.named_parameters():
         if name.endswith("bias"):
             assert not parameter.any(), name
@@ -693,7 +697,7 @@ def test_initial_biases_are_zero_and_weights_follow_fan_in() -> None:
 
 
 def test_inputs_standardise_and_are_saved_with_the_network() -> None:
-    network = build_network("full", 3, 2, W, NetworkSettings(latent_size=4))
+    network = build_network(3, 2, W, NetworkSettings(latent_size=4))
     words = vectors(2, dtype=torch.float32) * 7
     network.inputs.set_statistics(
         feature_mean=torch.tensor([1.0, 2.0, 3.0]),
@@ -703,7 +707,7 @@ def test_inputs_standardise_and_are_saved_with_the_network() -> None:
         box_std=torch.tensor([0.25, 0.5, 0.5, 1.0]),
         label_vectors=words,
     )
-    copy = build_network("full", 3, 2, W, NetworkSettings(latent_size=4))
+    copy = build_network(3, 2, W, NetworkSettings(latent_size=4))
     copy.load_state_dict(network.state_dict())
     for inputs in (network.inputs, copy.inputs):
         standardised = inputs.features(torch.tensor([5.0, 9.0, 2.0])).tolist()

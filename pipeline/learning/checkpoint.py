@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.errors import GmpipeError
 from pipeline.matching.network import MatchingNetwork, MaxPoolNetwork, build_network
-from pipeline.settings import TrainSettings, Variant
+from pipeline.settings import TrainSettings
 from pipeline.shards.schema import Recipe
 from pipeline.tensors import save_tensors
 
@@ -23,7 +23,7 @@ class Checkpoint:
 
     Attributes:
         dataset: name of the data set it was trained on.
-        variant: of `pipeline.settings.VARIANTS`.
+        variant: its name in params.yaml.
         seed: of the training.
         settings: the variant's own train settings.
         vocabulary: the C label names, in the order of the scores.
@@ -36,7 +36,7 @@ class Checkpoint:
     """
 
     dataset: str
-    variant: Variant
+    variant: str
     seed: int
     settings: TrainSettings
     vocabulary: tuple[str, ...]
@@ -50,7 +50,6 @@ class Checkpoint:
     def network(self) -> MatchingNetwork | MaxPoolNetwork:
         """The network with these weights, in eval mode."""
         network = build_network(
-            self.variant,
             self.feature_size,
             len(self.vocabulary),
             self.label_vectors.shape[1],

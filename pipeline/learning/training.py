@@ -22,7 +22,7 @@ from pipeline.learning.data import SplitData, region_statistics
 from pipeline.learning.seeds import seed_everything
 from pipeline.matching.loss import matching_loss
 from pipeline.matching.network import MatchingNetwork, MaxPoolNetwork, build_network, image_logits
-from pipeline.settings import TrainSettings, Variant
+from pipeline.settings import TrainSettings
 from pipeline.tensors import best_device, save_tensors
 
 Network = MatchingNetwork | MaxPoolNetwork
@@ -51,7 +51,6 @@ def split_validation(split: SplitData, share: float, seed: int) -> tuple[SplitDa
 def train_network(
     split: SplitData,
     vectors: LabelVectors,
-    variant: Variant,
     seed: int,
     settings: TrainSettings,
     *,
@@ -67,7 +66,6 @@ def train_network(
     Args:
         split: the training split.
         vectors: of the C labels.
-        variant: which network.
         seed: of the initial weights, the shuffling, the views and the dropout.
         settings: the variant's own settings.
         state_file: where the state lies between two attempts.
@@ -85,7 +83,6 @@ def train_network(
     device = best_device()
     seed_everything(seed)
     network = build_network(
-        variant,
         split.cache.feature_size,
         len(vectors.names),
         vectors.vectors.shape[1],
@@ -129,7 +126,7 @@ def train_network(
                 step = epoch * math.ceil(len(order) / settings.batch_size)
                 step += start // settings.batch_size + 1
                 raise GmpipeError(
-                    f"training of {variant} diverged in step {step} (epoch {epoch + 1}): loss "
+                    f"training diverged in step {step} (epoch {epoch + 1}): loss "
                     f"{value}, largest gradient norm before {largest:.3g}. Lower "
                     "train.<dataset>.learning_rate or clip_norm."
                 )

@@ -42,7 +42,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.matching.graphs import InstanceBatch, Neighbors, instance_neighbors, label_neighbors
-from pipeline.settings import NetworkSettings, Variant
+from pipeline.settings import NetworkSettings
 
 _LEAST_DEVIATION = 0.1  # of the root mean square deviation of all components
 
@@ -104,11 +104,10 @@ def _neighbor_rows(nodes: Tensor, index: Tensor) -> Tensor:
 class Convolution(nn.Module):
     """One graph convolution module: node convolution (5)-(8), then edge convolution (9)-(12)."""
 
-    def __init__(self, inputs: int, outputs: int, variant: Variant, last: bool, norm: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, settings: NetworkSettings, last: bool) -> None:
         super().__init__()
-        instance_graph = variant != "without-instance-graph"
-        label_graph = variant != "without-label-graph"
-        matching = variant != "without-matching-edges"
+        instance_graph, label_graph = settings.instance_graph, settings.label_graph
+        matching, norm = settings.matching_edges, settings.node_norm
 
         def gather(exists: bool) -> MLP | None:
             return MLP((inputs, inputs), outputs) if exists else None
@@ -157,17 +156,13 @@ class MatchingNetwork(nn.Module):
     Args:
         feature_size: D.
         vector_size: W.
-        settings: sizes, neighbours, normalisation and dropout.
-        variant: `full` or one of its ablations.
+        settings: sizes, graphs, neighbours, normalisation and dropout.
     """
 
-    def __init__(
-        self, feature_size: int, vector_size: int, settings: NetworkSettings, variant: Variant
-    ) -> None:
+    def __init__(self, feature_size: int, vector_size: int, settings: NetworkSettings) -> None:
         super().__init__()
         latent = settings.latent_size
         self.settings = settings
-        self.variant = variant
         self.inputs = Inputs(feature_size)
         self.dropout = nn.Dropout(settings.dropout)
         self.input_dropout = nn.Dropout(settings.input_dropout)
@@ -177,22 +172,20 @@ class MatchingNetwork(nn.Module):
 
         self.encode_instance = MLP((feature_size,), latent)
         self.encode_label = MLP((vector_size,), latent)
-        self.encode_instance_edge = encoder(4, 4, exists=variant != "without-instance-graph")
-        self.encode_label_edge = encoder(
-            vector_size, vector_size, exists=variant != "without-label-graph"
-        )
+        self.encode_instance_edge = encoder(4, 4, exists=settings.instance_graph)
+        self.encode_label_edge = encoder(vector_size, vector_size, exists=settings.label_graph)
         self.encode_matching_edge = encoder(
-            feature_size, vector_size, exists=variant != "without-matching-edges"
+            feature_size, vector_size, exists=settings.matching_edges
         )
         norm = settings.node_norm
         self.encoded_instance_norm = nn.LayerNorm(latent) if norm else nn.Identity()
         self.encoded_label_norm = nn.LayerNorm(latent) if norm else nn.Identity()
         sizes = module_sizes(settings)
         self.convolutions = nn.ModuleList(
-            Convolution(before, after, variant, last=place == len(sizes) - 2, norm=norm)
+            Convolution(before, after, settings, last=place == len(sizes) - 2)
             for place, (before, after) in enumerate(pairwise(sizes))
         )
-        pieces = (sizes[-1],) if variant != "without-matching-edges" else (sizes[-1],) * 2
+        pieces = (sizes[-1],) if settings.matching_edges else (sizes[-1],) * 2
         self.decode = MLP(pieces, 1, hidden=sum(pieces))
 
     def forward(self, batch: InstanceBatch, label_vectors: Tensor) -> Tensor:
@@ -463,12 +456,12 @@ class MaxPoolNetwork(nn.Module):
 
 
 def build_network(
-    variant: Variant, feature_size: int, labels: int, vector_size: int, settings: NetworkSettings
+    feature_size: int, labels: int, vector_size: int, settings: NetworkSettings
 ) -> MatchingNetwork | MaxPoolNetwork:
-    """The network of a variant: sizes D, C and W are the data's."""
-    if variant == "max-pool":
+    """The network that settings describe: sizes D, C and W are the data's."""
+    if settings.architecture == "max-pool":
         return MaxPoolNetwork(feature_size, labels, settings)
-    return MatchingNetwork(feature_size, vector_size, settings, variant)
+    return MatchingNetwork(feature_size, vector_size, settings)
 
 
 def image_logits(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -102,7 +102,7 @@ def build_graph(
     network: MatchingNetwork, batch: InstanceBatch, image: int, label_vectors: Tensor
 ) -> Graph:
     """The graph before the encoder, (1)-(3), with standardised inputs."""
-    settings, variant = network.settings, network.variant
+    settings = network.settings
     inputs = network.inputs
     real = [i for i, there in enumerate(batch.mask[image].tolist()) if there]
     f = {i: inputs.features(batch.features[image, i]) for i in real}
@@ -111,21 +111,21 @@ def build_graph(
 
     # (1): v_i^o = f_i, e_ij^o = [B_i, B_j]
     instance_edges = {}
-    if variant != "without-instance-graph":
+    if settings.instance_graph:
         for i in real:
             for j in nearest_instances(batch, image, i, settings.neighbors):
                 instance_edges[i, j] = torch.cat([box[i], box[j]])
 
     # (2): v_i^l = w_i, e_ij^l = [w_i, w_j]
     label_edges = {}
-    if variant != "without-label-graph":
+    if settings.label_graph:
         for i in w:
             for j in nearest_labels(label_vectors, i, settings.label_neighbors):
                 label_edges[i, j] = torch.cat([w[i], w[j]])
 
     # (3): e_ij^m = [v_i^o, v_j^l]
     matching_edges = {}
-    if variant != "without-matching-edges":
+    if settings.matching_edges:
         for i in real:
             for j in w:
                 matching_edges[i, j] = torch.cat([f[i], w[j]])
@@ -277,10 +277,10 @@ def decode(network: MatchingNetwork, graph: Graph) -> Edges:
     logits: Edges = {}
     for i, v_i in graph.instances.items():
         for j, v_j in graph.labels.items():
-            if network.variant == "without-matching-edges":
-                logit = _mlp(network.decode, v_i, v_j)
-            else:
+            if network.settings.matching_edges:
                 logit = _mlp(network.decode, graph.matching_edges[i, j])
+            else:
+                logit = _mlp(network.decode, v_i, v_j)
             logits[i, j] = logit.squeeze()
     return logits
 
