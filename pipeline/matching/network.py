@@ -5,7 +5,8 @@ Naming: ``X_from_Y`` gathers for nodes X from neighbours Y (the rho of equations
 rho of (9)-(11). X and Y are `instance`, `label` or `matching`.
 
 Letters: B images, M instances (padding included), C labels, K neighbours of an instance,
-L neighbours of a label, D feature size, W label vector size, H hidden size.
+L neighbours of a label, D feature size, W label vector size, H hidden size, G images or 1 (where
+all images share something).
 
 The fast path computes what `pipeline.matching.reference` computes edge by edge, from the same
 parameters, by three identities:
@@ -16,6 +17,10 @@ parameters, by three identities:
    stands no nonlinearity. So an edge is kept as its hidden state, and the second layer is folded
    into the readers' first (`_Edges`). All readers' products run as one.
 3. A mean commutes with a linear layer: messages are averaged before their second layer.
+
+Matching edges and complete label graphs are grids of edges, of which `pipeline.matching.grids`
+holds as little as it can. Edges to listed neighbours (of instances, and of labels in a sparse
+graph) are few.
 
 What is the same for every image (encoded labels, and the edges between them, before they have
 seen an instance) is computed once. The last module's instance and label edges are read by nobody
@@ -42,6 +47,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.matching.graphs import InstanceBatch, Neighbors, instance_neighbors, label_neighbors
+from pipeline.matching.grids import Hidden, Pair, read_grid, update_grid
 from pipeline.settings import NetworkSettings
 
 _LEAST_DEVIATION = 0.1  # of the root mean square deviation of all components
@@ -76,18 +82,18 @@ class MLP(nn.Module):
 
 
 class _Edges(NamedTuple):
-    """Edges as the hidden state of their last update: the attribute is ``second(hidden)``."""
+    """Edges as the hidden state of their last update: the attribute is ``second(hidden)``.
 
-    hidden: Tensor  # (..., H)
+    They go to each node's listed neighbours (..., K, H), or from every row to every column of a
+    grid; see `pipeline.matching.grids`.
+    """
+
+    hidden: Hidden
     second: nn.Linear
 
-    def read(self, *weights: Tensor) -> tuple[Tensor, ...]:
-        """``attribute @ weight.T`` for each weight (H', H), as one product (identity 2)."""
-        stacked = torch.cat(weights)
-        product = nn.functional.linear(
-            self.hidden, stacked @ self.second.weight, stacked @ self.second.bias
-        )
-        return torch.split(product, [len(weight) for weight in weights], dim=-1)
+    def fold(self, *weights: Tensor) -> Tensor:
+        """Weights (H', H) that read the attribute, as one that reads the hidden state."""
+        return torch.cat(weights) @ self.second.weight
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -139,15 +145,26 @@ class Convolution(nn.Module):
 class _State:
     """The assignment graph between two modules; None where the variant has no such edges.
 
-    Label nodes and label edges have no image axis (they broadcast) until labels have seen
-    instances.
+    G is B, and 1 for labels and their edges until labels have seen instances: until then they are
+    the same for every image.
     """
 
     instances: Tensor  # (B, M, H)
-    labels: Tensor  # (C, H) or (B, C, H)
+    labels: Tensor  # (G, C, H)
     instance_edges: _Edges | None  # (B, M, K, H)
-    label_edges: _Edges | None  # (C, L, H) or (B, C, L, H)
+    label_edges: _Edges | None  # (G, C, C, H), or (G, C, L, H)
     matching_edges: _Edges | None  # (B, M, C, H)
+
+
+@dataclass(frozen=True)
+class _Structure:
+    """Whom each node gathers from."""
+
+    mask: Tensor  # (B, M) bool, real instances
+    instance_share: Tensor  # (B, M), a real instance's weight in the mean over instances
+    instance_neighbors: Neighbors
+    label_neighbors: Tensor | None  # (C, L); None for a complete label graph
+    label_share: Tensor  # (C, C), weights of a label's mean over all others
 
 
 class MatchingNetwork(nn.Module):
@@ -198,40 +215,42 @@ class MatchingNetwork(nn.Module):
         Returns:
             (B, M, C) logits; -inf for padding.
         """
-        neighbors = instance_neighbors(batch, self.settings.neighbors)
-        label_index = label_neighbors(label_vectors, self.settings.label_neighbors)
-        state = self._encode(batch, label_vectors, neighbors, label_index)
+        structure = self._structure(batch, label_vectors)
+        state = self._encode(batch, label_vectors, structure)
         for module in self.convolutions:
-            state = self._convolve(
-                cast(Convolution, module), state, batch.mask, neighbors, label_index
-            )
+            state = self._convolve(cast(Convolution, module), state, structure)
         logits = self._decode(state)
         return logits.masked_fill(~batch.mask[..., None], -torch.inf)
+
+    def _structure(self, batch: InstanceBatch, label_vectors: Tensor) -> _Structure:
+        labels, chosen = len(label_vectors), self.settings.label_neighbors
+        sparse = chosen is not None and chosen < labels - 1
+        others = 1 - torch.eye(labels, dtype=batch.features.dtype, device=batch.mask.device)
+        share = batch.mask.to(batch.features.dtype)
+        return _Structure(
+            batch.mask,
+            share / share.sum(dim=1, keepdim=True),
+            instance_neighbors(batch, self.settings.neighbors),
+            label_neighbors(label_vectors, chosen) if sparse else None,
+            others / max(labels - 1, 1),
+        )
 
     def _settle(self, nodes: Tensor, norm: nn.Module) -> Tensor:
         return cast(Tensor, self.dropout(norm(nodes)))
 
-    def _encode(
-        self, batch: InstanceBatch, vectors: Tensor, neighbors: Neighbors, label_index: Tensor
-    ) -> _State:
+    def _encode(self, batch: InstanceBatch, vectors: Tensor, structure: _Structure) -> _State:
         features = self.input_dropout(self.inputs.features(batch.features))
         boxes = self.inputs.boxes(batch.boxes)
-        words = self.inputs.vectors(vectors)
+        words = self.inputs.vectors(vectors)[None]
         instance_edges = label_edges = matching_edges = None
         if (mlp := self.encode_instance_edge) is not None:
-            own, other = mlp.pieces()
-            there = _neighbor_rows(_linear(boxes, other), neighbors.index)
-            here = _linear(boxes, own, mlp.first.bias)[:, :, None]
-            instance_edges = _Edges((here + there).relu(), mlp.second)
+            pair = _pair(mlp, boxes, boxes)
+            instance_edges = _Edges(_listed(pair, structure.instance_neighbors.index), mlp.second)
         if (mlp := self.encode_label_edge) is not None:
-            own, other = mlp.pieces()
-            there = _linear(words, other)[label_index]
-            here = _linear(words, own, mlp.first.bias)[:, None]
-            label_edges = _Edges((here + there).relu(), mlp.second)
+            pair, index = _pair(mlp, words, words), structure.label_neighbors
+            label_edges = _Edges(pair if index is None else _listed(pair, index[None]), mlp.second)
         if (mlp := self.encode_matching_edge) is not None:
-            own, other = mlp.pieces()
-            here = _linear(features, own, mlp.first.bias)[:, :, None]
-            matching_edges = _Edges((here + _linear(words, other)).relu(), mlp.second)
+            matching_edges = _Edges(_pair(mlp, features, words), mlp.second)
         return _State(
             self._settle(self.encode_instance(features), self.encoded_instance_norm),
             self._settle(self.encode_label(words), self.encoded_label_norm),
@@ -240,42 +259,42 @@ class MatchingNetwork(nn.Module):
             matching_edges,
         )
 
-    def _convolve(
-        self,
-        module: Convolution,
-        state: _State,
-        mask: Tensor,
-        neighbors: Neighbors,
-        label_index: Tensor,
-    ) -> _State:
+    def _convolve(self, module: Convolution, state: _State, structure: _Structure) -> _State:
         instance_parts, label_parts = [state.instances], [state.labels]
         instance_read = label_read = matching_read = None  # what the edge updates read of edges
         if (mlp := module.instance_from_instance) is not None:
-            edge, node = mlp.pieces()
-            read, instance_read = _read(state.instance_edges, edge, module.instance_edge)
-            there = _neighbor_rows(_linear(state.instances, node, mlp.first.bias), neighbors.index)
-            messages = (read + there).relu()
-            instance_parts.append(_masked_mean(messages, neighbors.mask, mlp.second))
-        if (mlp := module.label_from_label) is not None:
-            edge, node = mlp.pieces()
-            read, label_read = _read(state.label_edges, edge, module.label_edge)
-            there = _linear(state.labels, node, mlp.first.bias)[..., label_index, :]
-            messages = (read + there).relu()
-            exists = torch.ones_like(label_index, dtype=torch.bool)
-            label_parts.append(_masked_mean(messages, exists, mlp.second))
-        if (mlp := module.instance_from_label) is not None:
-            back = cast(MLP, module.label_from_instance)
-            edge, node = mlp.pieces()
-            back_edge, back_node = back.pieces()
-            to_instance, to_label, matching_read = cast(_Edges, state.matching_edges).read(
-                edge, back_edge, cast(MLP, module.matching_edge).pieces()[0]
+            message, instance_read = _gather_listed(
+                mlp,
+                cast(_Edges, state.instance_edges),
+                state.instances,
+                structure.instance_neighbors.index,
+                structure.instance_neighbors.mask,
+                module.instance_edge,
             )
-            words = _linear(state.labels, node, mlp.first.bias)
-            messages = (to_instance + words.unsqueeze(-3)).relu()  # (B, M, C, H)
-            instance_parts.append(_linear_of(mlp.second, messages.mean(dim=2)))
-            regions = _linear(state.instances, back_node, back.first.bias)[:, :, None]
-            messages = (to_label + regions).relu().transpose(1, 2)  # (B, C, M, H)
-            label_parts.append(_masked_mean(messages, mask[:, None], back.second))
+            instance_parts.append(message)
+        if (mlp := module.label_from_label) is not None:
+            edges, index = cast(_Edges, state.label_edges), structure.label_neighbors
+            if index is None:
+                message, label_read = _gather_others(
+                    mlp, edges, state.labels, structure.label_share, module.label_edge
+                )
+            else:
+                index = index.expand(len(state.labels), -1, -1)
+                there = torch.ones_like(index, dtype=torch.bool)
+                message, label_read = _gather_listed(
+                    mlp, edges, state.labels, index, there, module.label_edge
+                )
+            label_parts.append(message)
+        if (mlp := module.instance_from_label) is not None:
+            to_instances, to_labels, matching_read = _gather_matched(
+                mlp,
+                cast(MLP, module.label_from_instance),
+                cast(MLP, module.matching_edge),
+                state,
+                structure,
+            )
+            instance_parts.append(to_instances)
+            label_parts.append(to_labels)
         instances = self._settle(
             _update(module.instance_node, instance_parts), module.instance_norm
         )
@@ -283,35 +302,35 @@ class MatchingNetwork(nn.Module):
 
         instance_edges = label_edges = matching_edges = None
         if (mlp := module.instance_edge) is not None:
-            between = cast(MLP, module.instance_edge_from_nodes)
-            own, other = between.pieces()
-            there = _neighbor_rows(_linear(instances, other), neighbors.index)
-            here = _linear(instances, own, between.first.bias)[:, :, None]
-            instance_edges = _updated(mlp, cast(Tensor, instance_read), between, here + there)
+            between, before = cast(MLP, module.instance_edge_from_nodes), state.instance_edges
+            pair = _pair(between, instances, instances)
+            states = _listed(pair, structure.instance_neighbors.index)
+            instance_edges = _updated(mlp, between, before, instance_read, states)
         if (mlp := module.label_edge) is not None:
-            between = cast(MLP, module.label_edge_from_nodes)
-            own, other = between.pieces()
-            there = _linear(labels, other)[..., label_index, :]
-            here = _linear(labels, own, between.first.bias)[..., None, :]
-            label_edges = _updated(mlp, cast(Tensor, label_read), between, here + there)
+            between, before = cast(MLP, module.label_edge_from_nodes), state.label_edges
+            pair = _pair(between, labels, labels)
+            if structure.label_neighbors is None:
+                label_edges = _updated(mlp, between, before, label_read, pair)
+            else:
+                states = _listed(pair, structure.label_neighbors.expand(len(labels), -1, -1))
+                label_edges = _updated(mlp, between, before, label_read, states)
         if (mlp := module.matching_edge) is not None:
-            between = cast(MLP, module.matching_edge_from_nodes)
-            own, other = between.pieces()
-            here = _linear(instances, own, between.first.bias)[:, :, None]
-            there = _linear(labels, other).unsqueeze(-3)
-            matching_edges = _updated(mlp, cast(Tensor, matching_read), between, here + there)
+            between, before = cast(MLP, module.matching_edge_from_nodes), state.matching_edges
+            pair = _pair(between, instances, labels)
+            matching_edges = _updated(mlp, between, before, matching_read, pair)
         return _State(instances, labels, instance_edges, label_edges, matching_edges)
 
     def _decode(self, state: _State) -> Tensor:
         first = self.decode.first
         if state.matching_edges is not None:
-            (hidden,) = state.matching_edges.read(first.weight)
-            hidden = hidden + first.bias
+            hidden, second = state.matching_edges
+            bias = first.bias + first.weight @ second.bias
+            read = _linear(cast(Tensor, hidden), state.matching_edges.fold(first.weight), bias)
         else:
             own, other = self.decode.pieces()
-            there = _linear(state.labels, other).unsqueeze(-3)
-            hidden = _linear(state.instances, own, first.bias)[:, :, None] + there
-        return cast(Tensor, self.decode.second(hidden.relu()).squeeze(-1))
+            there = _linear(state.labels, other)[:, None]
+            read = _linear(state.instances, own, first.bias)[:, :, None] + there
+        return cast(Tensor, self.decode.second(read.relu()).squeeze(-1))
 
 
 def module_sizes(settings: NetworkSettings) -> list[int]:
@@ -324,26 +343,86 @@ def _linear_of(layer: nn.Linear, x: Tensor) -> Tensor:
     return cast(Tensor, layer(x))
 
 
-def _masked_mean(messages: Tensor, mask: Tensor, second: nn.Linear) -> Tensor:
-    """Mean over the neighbours that exist, then the second layer (identity 3); 0 for none.
-
-    (..., K, H), (..., K) -> (..., H')
-    """
-    count = mask.sum(dim=-1, keepdim=True)
-    weights = mask.to(messages.dtype) / count.clamp(min=1)
-    mean = torch.einsum("...kh,...k->...h", messages, weights)
-    return _linear_of(second, mean) * (count > 0)
+def _pair(mlp: MLP, own: Tensor, other: Tensor) -> Pair:
+    """Hidden states of an MLP on ``[own_i, other_j]``, as what they are the sum of."""
+    left, right = mlp.pieces()
+    return Pair(_linear(own, left, mlp.first.bias), _linear(other, right))
 
 
-def _read(
-    edges: _Edges | None, gathered: Tensor, update: MLP | None
+def _listed(pair: Pair, index: Tensor) -> Tensor:
+    """A pair's hidden states at each node's neighbours: (G, R, K) -> (G, R, K, H)."""
+    return (pair.left[:, :, None] + _neighbor_rows(pair.right, index)).relu()
+
+
+def _node_term(mlp: MLP, edges: _Edges, nodes: Tensor) -> Tensor:
+    """What a message's first layer reads of the nodes; with it all that is constant."""
+    edge, node = mlp.pieces()
+    return _linear(nodes, node, mlp.first.bias + edge @ edges.second.bias)
+
+
+def _edge_readers(mlp: MLP, update: MLP | None) -> tuple[Tensor, ...]:
+    """Weights by which a message and, unless the module is the last, the update read edges."""
+    return tuple(reader.pieces()[0] for reader in (mlp, update) if reader is not None)
+
+
+def _gather_listed(
+    mlp: MLP, edges: _Edges, nodes: Tensor, index: Tensor, mask: Tensor, update: MLP | None
 ) -> tuple[Tensor, Tensor | None]:
-    """What the aggregation and, unless the module is the last, the update read of edges."""
-    present = cast(_Edges, edges)
-    if update is None:
-        return present.read(gathered)[0], None
-    read, kept = present.read(gathered, update.pieces()[0])
-    return read, kept
+    """Mean message from listed neighbours (5), (7), and what the edges' update reads of them.
+
+    Args:
+        mlp: the rho.
+        edges: (G, R, K, H).
+        nodes: (G, R, H).
+        index, mask: (G, R, K), the neighbours, and which of them there are.
+        update: the edges' phi; None in the last module.
+    """
+    read = _linear(cast(Tensor, edges.hidden), edges.fold(*_edge_readers(mlp, update)))
+    size = mlp.first.out_features
+    there = _neighbor_rows(_node_term(mlp, edges, nodes), index)
+    count = mask.sum(dim=-1, keepdim=True)
+    share = mask.to(read.dtype) / count.clamp(min=1)
+    mean = torch.einsum("...kh,...k->...h", (read[..., :size] + there).relu(), share)
+    kept = None if update is None else read[..., size:]
+    return _linear_of(mlp.second, mean) * (count > 0), kept
+
+
+def _gather_others(
+    mlp: MLP, edges: _Edges, nodes: Tensor, share: Tensor, update: MLP | None
+) -> tuple[Tensor, Tensor | None]:
+    """As `_gather_listed`, in a complete graph: from all other nodes.
+
+    Args:
+        mlp: the rho.
+        edges: a grid of (G, C, C).
+        nodes: (G, C, H).
+        share: (C, C), 1 / (C - 1) off the diagonal.
+        update: the edges' phi; None in the last module.
+    """
+    weight = edges.fold(*_edge_readers(mlp, update))
+    reading = read_grid(edges.hidden, weight, _node_term(mlp, edges, nodes), share)
+    return _linear_of(mlp.second, reading.to_rows) * (len(share) > 1), reading.kept
+
+
+def _gather_matched(
+    to_instance: MLP, to_label: MLP, update: MLP, state: _State, structure: _Structure
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Mean messages to instances (5) and to labels (7), and what the matching edges' update reads.
+
+    All three read the same edges, by one product.
+    """
+    edges = cast(_Edges, state.matching_edges)
+    labels = state.labels.shape[1]
+    reading = read_grid(
+        edges.hidden,
+        edges.fold(to_instance.pieces()[0], to_label.pieces()[0], update.pieces()[0]),
+        _node_term(to_instance, edges, state.labels),
+        structure.label_share.new_full((1, labels), 1 / labels),
+        _node_term(to_label, edges, state.instances),
+        structure.instance_share,
+    )
+    to_labels = _linear_of(to_label.second, cast(Tensor, reading.to_columns))
+    return _linear_of(to_instance.second, reading.to_rows), to_labels, reading.kept
 
 
 def _update(mlp: MLP, parts: list[Tensor]) -> Tensor:
@@ -354,12 +433,26 @@ def _update(mlp: MLP, parts: list[Tensor]) -> Tensor:
     return _linear_of(mlp.second, hidden.relu())
 
 
-def _updated(mlp: MLP, kept: Tensor, between: MLP, pair: Tensor) -> _Edges:
-    """Edge update phi([e, rho([v_i, v_j])]), from phi's reading of e and rho's first layer."""
-    weight = mlp.pieces()[1]
-    bias = mlp.first.bias + weight @ between.second.bias
-    hidden = kept + _linear(pair.relu(), weight @ between.second.weight, bias)
-    return _Edges(hidden.relu(), mlp.second)
+def _updated(
+    mlp: MLP, between: MLP, before: _Edges | None, kept: Tensor | None, states: Hidden
+) -> _Edges:
+    """Edge update phi([e, rho([v_i, v_j])]), (9)-(12).
+
+    Args:
+        mlp: the phi.
+        between: the rho.
+        before: the edges up to now.
+        kept: what phi reads of their hidden state.
+        states: rho's hidden state.
+    """
+    of_edge, of_nodes = mlp.pieces()
+    weight = of_nodes @ between.second.weight
+    bias = mlp.first.bias + of_nodes @ between.second.bias
+    bias = bias + of_edge @ cast(_Edges, before).second.bias
+    read = cast(Tensor, kept)
+    if isinstance(states, Pair):
+        return _Edges(update_grid(read, states, weight, bias), mlp.second)
+    return _Edges((read + _linear(states, weight, bias)).relu(), mlp.second)
 
 
 class Inputs(nn.Module):

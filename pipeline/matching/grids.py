@@ -1,0 +1,335 @@
+"""Edges from every row to every column of a grid, without ever holding what can be made again.
+
+Matching edges are a grid of instances by labels, those of a complete label graph one of labels by
+labels. Both are large (B·35·80 and B·80·80 edges at COCO's size), and what the network does with
+them is little more than matrix products. So both operations here go through a grid a few rows at
+a time: what is added, cut off and averaged between two products stays in the processor's cache,
+and the backward pass keeps only what it can't cheaply make again.
+
+- An edge whose hidden state is ``relu(left_i + right_j)`` is kept as its two nodes (`Pair`).
+- Of ``relu(x)`` that is averaged at once, the backward pass keeps a bit per number, as bool.
+- Of an edge's update it keeps the updated hidden state, which the next reader needs anyway.
+
+Letters: G grids (images, or 1 where all images share one), R rows, N columns, H hidden size of the
+edges as they come, S size of what is read of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_CACHE_BYTES = 2**21
+"""What one piece's largest tensor may take: of the order of a core's cache."""
+
+
+class Pair(NamedTuple):
+    """Hidden states ``relu(left_i + right_j)`` of a grid of edges, by their two nodes."""
+
+    left: Tensor  # (G, R, H)
+    right: Tensor  # (G or 1, N, H)
+
+    def hidden(self) -> Tensor:
+        """(G, R, N, H)"""
+        return (self.left[:, :, None] + self.right[:, None]).relu()
+
+
+Hidden = Pair | Tensor
+"""The hidden states of a grid's edges: of a `Pair`, or themselves (G, R, N, H)."""
+
+
+class Reading(NamedTuple):
+    """What is read of a grid's edges by one fused product.
+
+    Attributes:
+        to_rows: (G, R, S), mean message of each row's edges.
+        to_columns: (G, N, S), mean message of each column's edges; None if there is no reader.
+        kept: (G, R, N, S), what the edges' own update reads of them; None if there is none.
+    """
+
+    to_rows: Tensor
+    to_columns: Tensor | None
+    kept: Tensor | None
+
+
+def read_grid(
+    edges: Hidden,
+    weight: Tensor,
+    column_term: Tensor,
+    column_weight: Tensor,
+    row_term: Tensor | None = None,
+    row_weight: Tensor | None = None,
+) -> Reading:
+    """Messages along a grid's edges, averaged, and what the edges' update reads.
+
+    With ``[x^r, x^c, x^k] = weight @ hidden_ij``:
+
+        to_rows_i    = sum over j of column_weight_ij relu(x^r_ij + column_term_j)
+        to_columns_j = sum over i of row_weight_i relu(x^c_ij + row_term_i)
+        kept_ij      = x^k_ij
+
+    Args:
+        edges: their hidden states.
+        weight: (S, H), (2S, H) or (3S, H): readers in the order of `Reading`; `to_columns` is there
+            if ``row_term`` is, and `kept` if a third is left.
+        column_term: (G or 1, N, S).
+        column_weight: (R or 1, N).
+        row_term: (G, R, S).
+        row_weight: (G, R).
+    """
+    if torch.compiler.is_compiling():
+        return _read_plainly(edges, weight, column_term, column_weight, row_term, row_weight)
+    hidden, left, right = (
+        (None, edges.left, edges.right) if isinstance(edges, Pair) else (edges, None, None)
+    )
+    inputs = (hidden, left, right, weight, column_term, column_weight, row_term, row_weight)
+    return Reading(*cast(Any, _Read).apply(*_as_autocast(*inputs)))
+
+
+def update_grid(kept: Tensor, pair: Pair, weight: Tensor, bias: Tensor) -> Tensor:
+    """Hidden state of the updated edges: ``relu(kept_ij + weight @ pair_ij + bias)``.
+
+    Args:
+        kept: (G or 1, R, N, S).
+        pair: (G, R, H) and (G, N, H).
+        weight: (S, H).
+        bias: (S,).
+
+    Returns:
+        (G, R, N, S).
+    """
+    if torch.compiler.is_compiling():
+        return (kept + pair.hidden() @ weight.T + bias).relu()
+    inputs = _as_autocast(kept, pair.left, pair.right, weight, bias)
+    return cast(Tensor, cast(Any, _Update).apply(*inputs))
+
+
+def _read_plainly(
+    edges: Hidden,
+    weight: Tensor,
+    column_term: Tensor,
+    column_weight: Tensor,
+    row_term: Tensor | None,
+    row_weight: Tensor | None,
+) -> Reading:
+    """`read_grid` in as many lines as it has equations, for compilers, which fuse it themselves."""
+    size = column_term.shape[-1]
+    hidden = edges.hidden() if isinstance(edges, Pair) else edges
+    read = hidden @ weight.T
+    messages = (read[..., :size] + column_term[:, None]).relu()
+    to_rows = (messages * column_weight[..., None]).sum(dim=2)
+    to_columns = None
+    parts = 1
+    if row_term is not None and row_weight is not None:
+        messages = (read[..., size : 2 * size] + row_term[:, :, None]).relu()
+        to_columns = (messages * row_weight[:, :, None, None]).sum(dim=1)
+        parts = 2
+    kept = read[..., parts * size :] if len(weight) > parts * size else None
+    return Reading(to_rows, to_columns, kept)
+
+
+def _as_autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """In the precision that autocast asks for; it does not look into functions of one's own."""
+    device = next(tensor.device.type for tensor in tensors if tensor is not None)
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
+
+
+def _sum_like(tensor: Tensor) -> Tensor:
+    """Zeros of its shape to add many pieces to: in bfloat16 the last would be rounded away."""
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    return torch.zeros_like(tensor, dtype=wide)
+
+
+def _add_product(total: Tensor, gradient: Tensor, states: Tensor) -> None:
+    """``total += gradient.T @ states``"""
+    if total.dtype == states.dtype:
+        torch.addmm(total, gradient.T, states, out=total)
+    else:
+        total.add_(gradient.T @ states)
+
+
+def _pieces(grids: int, rows: int, bytes_a_row: int, device: torch.device) -> list[Any]:
+    """(grid, rows) of each piece; on other devices than the CPU a piece is a whole grid."""
+    some = max(1, _CACHE_BYTES // bytes_a_row) if device.type == "cpu" else rows
+    starts = range(0, rows, some)
+    return [(g, slice(start, start + some)) for g in range(grids) for start in starts]
+
+
+def _of(shared: Tensor, grid: int) -> Tensor:
+    """A grid's own, or what all grids share."""
+    return shared[grid if len(shared) > 1 else 0]
+
+
+class _Read(torch.autograd.Function):
+    """`read_grid`, piece by piece."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor | None,
+        left: Tensor | None,
+        right: Tensor | None,
+        weight: Tensor,
+        column_term: Tensor,
+        column_weight: Tensor,
+        row_term: Tensor | None,
+        row_weight: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        size, columns = column_term.shape[-1], column_term.shape[-2]
+        first = hidden if left is None else left
+        grids, rows = cast(Tensor, first).shape[:2]
+        both = row_term is not None
+        keeps = len(weight) > (1 + both) * size
+        to_rows = weight.new_empty(grids, rows, size)
+        to_columns = _sum_like(weight.new_empty(grids, columns, size)) if both else None
+        kept = weight.new_empty(grids, rows, columns, size) if keeps else None
+        wants_masks = any(ctx.needs_input_grad)
+        mask_shape = (grids, rows, columns, size) if wants_masks else (0,)
+        row_mask = weight.new_empty(mask_shape, dtype=torch.bool)
+        column_mask = row_mask.new_empty(mask_shape if both else (0,))
+        scale = column_weight.expand(rows, columns)[..., None]
+        row_bytes = columns * len(weight) * weight.element_size()
+        for grid, some in _pieces(grids, rows, row_bytes, weight.device):
+            states = _states(hidden, left, right, grid, some)
+            read = (states @ weight.T).view(-1, columns, len(weight))
+            messages = read[..., :size].add_(_of(column_term, grid))
+            if wants_masks:
+                torch.gt(messages, 0, out=row_mask[grid, some])
+            torch.sum(messages.relu_().mul_(scale[some]), dim=1, out=to_rows[grid, some])
+            if row_term is not None and row_weight is not None and to_columns is not None:
+                messages = read[..., size : 2 * size].add_(row_term[grid, some, None])
+                if wants_masks:
+                    torch.gt(messages, 0, out=column_mask[grid, some])
+                weights = row_weight[grid, some, None, None]
+                to_columns[grid] += messages.relu_().mul_(weights).sum(dim=0)
+            if kept is not None:
+                kept[grid, some] = read[..., -size:]
+        ctx.save_for_backward(
+            hidden, left, right, weight, column_term, column_weight, row_weight, row_mask,
+            column_mask,
+        )  # fmt: skip
+        if to_columns is not None:
+            to_columns = to_columns.to(weight.dtype)
+        return to_rows, to_columns, kept
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, to_rows: Tensor, to_columns: Tensor | None, kept: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        """Gradients of the inputs from those of the outputs."""
+        saved = ctx.saved_tensors
+        hidden, left, right, weight, column_term, column_weight, row_weight = saved[:7]
+        row_mask, column_mask = saved[7:]
+        grids, rows, columns, size = row_mask.shape
+        of_hidden = None if hidden is None else torch.empty_like(hidden)
+        of_left = None if left is None else torch.empty_like(left)
+        of_right = None if right is None else _sum_like(right)
+        of_weight, of_column = _sum_like(weight), _sum_like(column_term)
+        of_row = None if to_columns is None else weight.new_empty(grids, rows, size)
+        scale = column_weight.expand(rows, columns)[..., None]
+        row_bytes = columns * len(weight) * weight.element_size()
+        for grid, some in _pieces(grids, rows, row_bytes, weight.device):
+            states = _states(hidden, left, right, grid, some)
+            of_read = weight.new_empty(len(states) // columns, columns, len(weight))
+            part = of_read[..., :size]
+            torch.mul(to_rows[grid, some, None], scale[some], out=part).mul_(row_mask[grid, some])
+            _of(of_column, grid).add_(part.sum(dim=0))
+            if of_row is not None and to_columns is not None:
+                part = of_read[..., size : 2 * size]
+                weights = row_weight[grid, some, None, None]
+                torch.mul(to_columns[grid], weights, out=part).mul_(column_mask[grid, some])
+                torch.sum(part, dim=1, out=of_row[grid, some])
+            if kept is not None:
+                of_read[..., -size:] = kept[grid, some]
+            flat = of_read.view(-1, len(weight))
+            _add_product(of_weight, flat, states)
+            if of_hidden is not None:
+                torch.mm(flat, weight, out=of_hidden[grid, some].view(len(states), -1))
+            else:
+                _split(flat @ weight, states, columns, grid, some, of_left, of_right)
+        return (
+            of_hidden,
+            of_left,
+            None if of_right is None else of_right.to(weight.dtype),
+            of_weight.to(weight.dtype),
+            of_column.to(weight.dtype),
+            None,
+            of_row,
+            None,
+        )
+
+
+class _Update(torch.autograd.Function):
+    """`update_grid`, piece by piece."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, kept: Tensor, left: Tensor, right: Tensor, weight: Tensor, bias: Tensor
+    ) -> Tensor:
+        grids, rows, columns = len(left), left.shape[1], right.shape[1]
+        updated = weight.new_empty(grids, rows, columns, len(weight))
+        row_bytes = columns * max(weight.shape) * weight.element_size()
+        for grid, some in _pieces(grids, rows, row_bytes, weight.device):
+            states = _states(None, left, right, grid, some)
+            piece = updated[grid, some].view(len(states), -1)
+            torch.addmm(_of(kept, grid)[some].view_as(piece), states, weight.T, out=piece)
+            piece.add_(bias).relu_()
+        ctx.save_for_backward(updated, left, right, weight)
+        ctx.shared = len(kept) < grids
+        return updated
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of the inputs from that of the updated edges."""
+        updated, left, right, weight = ctx.saved_tensors
+        grids, rows, columns, size = updated.shape
+        of_kept = gradient.new_empty(1 if ctx.shared else grids, rows, columns, size)
+        if ctx.shared:
+            of_kept = _sum_like(of_kept)
+        of_left, of_right = torch.empty_like(left), _sum_like(right)
+        of_weight, of_bias = _sum_like(weight), _sum_like(weight[:, 0])
+        row_bytes = columns * max(weight.shape) * weight.element_size()
+        for grid, some in _pieces(grids, rows, row_bytes, weight.device):
+            states = _states(None, left, right, grid, some)
+            of_sum = gradient[grid, some] * (updated[grid, some] > 0)
+            if ctx.shared:
+                of_kept[0, some] += of_sum
+            else:
+                of_kept[grid, some] = of_sum
+            flat = of_sum.view(len(states), size)
+            _add_product(of_weight, flat, states)
+            of_bias += flat.sum(dim=0)
+            _split(flat @ weight, states, columns, grid, some, of_left, of_right)
+        dtype = weight.dtype
+        return (
+            of_kept.to(dtype),
+            of_left,
+            of_right.to(dtype),
+            of_weight.to(dtype),
+            of_bias.to(dtype),
+        )
+
+
+def _states(hidden: Tensor | None, left: Any, right: Any, grid: int, some: slice) -> Tensor:
+    """Hidden states of some rows' edges: (rows * N, H)."""
+    if hidden is not None:
+        return hidden[grid, some].reshape(-1, hidden.shape[-1])
+    sums = left[grid, some, None] + _of(right, grid)
+    return cast(Tensor, sums.relu_().view(-1, left.shape[-1]))
+
+
+def _split(
+    of_states: Tensor, states: Tensor, columns: int, grid: int, some: slice, left: Any, right: Any
+) -> None:
+    """Hand the gradient of ``relu(left + right)`` on to both."""
+    of_sums = of_states.mul_(states > 0).view(-1, columns, states.shape[-1])
+    torch.sum(of_sums, dim=1, out=left[grid, some])
+    _of(right, grid).add_(of_sums.sum(dim=0))
