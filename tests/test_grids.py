@@ -22,14 +22,15 @@ def random(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
 
 
-@pytest.fixture(params=[1, 2, R], ids=lambda rows: f"pieces of {rows} rows")
+@pytest.fixture(params=[1, 2, R, 2 * R], ids=lambda rows: f"pieces of {rows} rows")
 def _rows_a_piece(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces of one row, of two with a shorter last one, and of whole grids."""
+    """Pieces of a row, of two with a shorter last one, of a grid, of two with a shorter last."""
 
-    def pieces(number: int, rows: int, bytes_a_row: int, device: torch.device) -> list[Any]:
+    def pieces(number: int, rows: int, bytes_a_row: int, device: torch.device) -> Any:
         monkeypatch.setattr(grids, "_CACHE_BYTES", request.param * bytes_a_row)
         found = cut(number, rows, bytes_a_row, device)
-        assert len(found) == number * -(-rows // request.param)
+        a_grid = -(-rows // request.param)
+        assert len(found) == (number * a_grid if request.param <= rows else -(-number // 2))
         return found
 
     cut = grids._pieces

@@ -154,16 +154,33 @@ def _add_product(total: Tensor, gradient: Tensor, states: Tensor) -> None:
         total.add_(gradient.T @ states)
 
 
-def _pieces(grids: int, rows: int, bytes_a_row: int, device: torch.device) -> list[Any]:
-    """(grid, rows) of each piece; on other devices than the CPU a piece is a whole grid."""
-    some = max(1, _CACHE_BYTES // bytes_a_row) if device.type == "cpu" else rows
+def _pieces(
+    grids: int, rows: int, bytes_a_row: int, device: torch.device
+) -> list[tuple[slice, slice]]:
+    """(grids, rows) of each piece: some rows of a grid, or where it is small, of several grids.
+
+    On other devices than the CPU a piece is a whole grid, at least.
+    """
+    fitting = _CACHE_BYTES // bytes_a_row
+    if fitting >= rows or device.type != "cpu":
+        some = max(1, fitting // rows)
+        return [(slice(g, g + some), slice(0, rows)) for g in range(0, grids, some)]
+    some = max(1, fitting)
     starts = range(0, rows, some)
-    return [(g, slice(start, start + some)) for g in range(grids) for start in starts]
+    return [(slice(g, g + 1), slice(r, r + some)) for g in range(grids) for r in starts]
 
 
-def _of(shared: Tensor, grid: int) -> Tensor:
-    """A grid's own, or what all grids share."""
-    return shared[grid if len(shared) > 1 else 0]
+def _of(shared: Tensor, grids: slice) -> Tensor:
+    """The grids' own, or what all grids share."""
+    return shared[grids] if len(shared) > 1 else shared
+
+
+def _add_to(total: Tensor, grids: slice, part: Tensor) -> None:
+    """Add the grids' parts to their own totals, or to what all grids share."""
+    if len(total) > 1:
+        total[grids] += part
+    else:
+        total += part.sum(dim=0, keepdim=True)
 
 
 class _Read(torch.autograd.Function):
@@ -195,21 +212,21 @@ class _Read(torch.autograd.Function):
         column_mask = row_mask.new_empty(mask_shape if both else (0,))
         scale = column_weight.expand(rows, columns)[..., None]
         row_bytes = columns * len(weight) * weight.element_size()
-        for grid, some in _pieces(grids, rows, row_bytes, weight.device):
-            states = _states(hidden, left, right, grid, some)
-            read = (states @ weight.T).view(-1, columns, len(weight))
-            messages = read[..., :size].add_(_of(column_term, grid))
+        for some, part in _pieces(grids, rows, row_bytes, weight.device):
+            states = _states(hidden, left, right, some, part)
+            read = (states.flatten(0, 2) @ weight.T).view(*states.shape[:3], len(weight))
+            messages = read[..., :size].add_(_of(column_term, some)[:, None])
             if wants_masks:
-                torch.gt(messages, 0, out=row_mask[grid, some])
-            torch.sum(messages.relu_().mul_(scale[some]), dim=1, out=to_rows[grid, some])
+                torch.gt(messages, 0, out=row_mask[some, part])
+            torch.sum(messages.relu_().mul_(scale[part]), dim=2, out=to_rows[some, part])
             if row_term is not None and row_weight is not None and to_columns is not None:
-                messages = read[..., size : 2 * size].add_(row_term[grid, some, None])
+                messages = read[..., size : 2 * size].add_(row_term[some, part, None])
                 if wants_masks:
-                    torch.gt(messages, 0, out=column_mask[grid, some])
-                weights = row_weight[grid, some, None, None]
-                to_columns[grid] += messages.relu_().mul_(weights).sum(dim=0)
+                    torch.gt(messages, 0, out=column_mask[some, part])
+                weights = row_weight[some, part, None, None]
+                to_columns[some] += messages.relu_().mul_(weights).sum(dim=1)
             if kept is not None:
-                kept[grid, some] = read[..., -size:]
+                kept[some, part] = read[..., -size:]
         ctx.save_for_backward(
             hidden, left, right, weight, column_term, column_weight, row_weight, row_mask,
             column_mask,
@@ -235,25 +252,27 @@ class _Read(torch.autograd.Function):
         of_row = None if to_columns is None else weight.new_empty(grids, rows, size)
         scale = column_weight.expand(rows, columns)[..., None]
         row_bytes = columns * len(weight) * weight.element_size()
-        for grid, some in _pieces(grids, rows, row_bytes, weight.device):
-            states = _states(hidden, left, right, grid, some)
-            of_read = weight.new_empty(len(states) // columns, columns, len(weight))
-            part = of_read[..., :size]
-            torch.mul(to_rows[grid, some, None], scale[some], out=part).mul_(row_mask[grid, some])
-            _of(of_column, grid).add_(part.sum(dim=0))
+        for some, part in _pieces(grids, rows, row_bytes, weight.device):
+            states = _states(hidden, left, right, some, part)
+            of_read = weight.new_empty(*states.shape[:3], len(weight))
+            of_messages = of_read[..., :size]
+            torch.mul(to_rows[some, part, None], scale[part], out=of_messages)
+            of_messages *= row_mask[some, part]
+            _add_to(of_column, some, of_messages.sum(dim=1))
             if of_row is not None and to_columns is not None:
-                part = of_read[..., size : 2 * size]
-                weights = row_weight[grid, some, None, None]
-                torch.mul(to_columns[grid], weights, out=part).mul_(column_mask[grid, some])
-                torch.sum(part, dim=1, out=of_row[grid, some])
+                of_messages = of_read[..., size : 2 * size]
+                weights = row_weight[some, part, None, None]
+                torch.mul(to_columns[some, None], weights, out=of_messages)
+                of_messages *= column_mask[some, part]
+                torch.sum(of_messages, dim=2, out=of_row[some, part])
             if kept is not None:
-                of_read[..., -size:] = kept[grid, some]
-            flat = of_read.view(-1, len(weight))
-            _add_product(of_weight, flat, states)
+                of_read[..., -size:] = kept[some, part]
+            flat = of_read.flatten(0, 2)
+            _add_product(of_weight, flat, states.flatten(0, 2))
             if of_hidden is not None:
-                torch.mm(flat, weight, out=of_hidden[grid, some].view(len(states), -1))
+                torch.mm(flat, weight, out=of_hidden[some, part].flatten(0, 2))
             else:
-                _split(flat @ weight, states, columns, grid, some, of_left, of_right)
+                _split(flat @ weight, states, some, part, of_left, of_right)
         return (
             of_hidden,
             of_left,
@@ -276,11 +295,11 @@ class _Update(torch.autograd.Function):
         grids, rows, columns = len(left), left.shape[1], right.shape[1]
         updated = weight.new_empty(grids, rows, columns, len(weight))
         row_bytes = columns * max(weight.shape) * weight.element_size()
-        for grid, some in _pieces(grids, rows, row_bytes, weight.device):
-            states = _states(None, left, right, grid, some)
-            piece = updated[grid, some].view(len(states), -1)
-            torch.addmm(_of(kept, grid)[some].view_as(piece), states, weight.T, out=piece)
-            piece.add_(bias).relu_()
+        for some, part in _pieces(grids, rows, row_bytes, weight.device):
+            states = _states(None, left, right, some, part).flatten(0, 2)
+            piece = updated[some, part]
+            torch.mm(states, weight.T, out=piece.flatten(0, 2))
+            piece.add_(_of(kept, some)[:, part]).add_(bias).relu_()
         ctx.save_for_backward(updated, left, right, weight)
         ctx.shared = len(kept) < grids
         return updated
@@ -297,17 +316,17 @@ class _Update(torch.autograd.Function):
         of_left, of_right = torch.empty_like(left), _sum_like(right)
         of_weight, of_bias = _sum_like(weight), _sum_like(weight[:, 0])
         row_bytes = columns * max(weight.shape) * weight.element_size()
-        for grid, some in _pieces(grids, rows, row_bytes, weight.device):
-            states = _states(None, left, right, grid, some)
-            of_sum = gradient[grid, some] * (updated[grid, some] > 0)
+        for some, part in _pieces(grids, rows, row_bytes, weight.device):
+            states = _states(None, left, right, some, part)
+            of_sum = gradient[some, part] * (updated[some, part] > 0)
             if ctx.shared:
-                of_kept[0, some] += of_sum
+                of_kept[0, part] += of_sum.sum(dim=0)
             else:
-                of_kept[grid, some] = of_sum
-            flat = of_sum.view(len(states), size)
-            _add_product(of_weight, flat, states)
+                of_kept[some, part] = of_sum
+            flat = of_sum.flatten(0, 2)
+            _add_product(of_weight, flat, states.flatten(0, 2))
             of_bias += flat.sum(dim=0)
-            _split(flat @ weight, states, columns, grid, some, of_left, of_right)
+            _split(flat @ weight, states, some, part, of_left, of_right)
         dtype = weight.dtype
         return (
             of_kept.to(dtype),
@@ -318,18 +337,18 @@ class _Update(torch.autograd.Function):
         )
 
 
-def _states(hidden: Tensor | None, left: Any, right: Any, grid: int, some: slice) -> Tensor:
-    """Hidden states of some rows' edges: (rows * N, H)."""
+def _states(hidden: Tensor | None, left: Any, right: Any, some: slice, part: slice) -> Tensor:
+    """Hidden states of some grids' edges of some rows."""
     if hidden is not None:
-        return hidden[grid, some].reshape(-1, hidden.shape[-1])
-    sums = left[grid, some, None] + _of(right, grid)
-    return cast(Tensor, sums.relu_().view(-1, left.shape[-1]))
+        return hidden[some, part]
+    sums = left[some, part, None] + _of(right, some)[:, None]
+    return cast(Tensor, sums.relu_())
 
 
 def _split(
-    of_states: Tensor, states: Tensor, columns: int, grid: int, some: slice, left: Any, right: Any
+    of_states: Tensor, states: Tensor, some: slice, part: slice, left: Any, right: Any
 ) -> None:
     """Hand the gradient of ``relu(left + right)`` on to both."""
-    of_sums = of_states.mul_(states > 0).view(-1, columns, states.shape[-1])
-    torch.sum(of_sums, dim=1, out=left[grid, some])
-    _of(right, grid).add_(of_sums.sum(dim=0))
+    of_sums = of_states.view_as(states).mul_(states > 0)
+    torch.sum(of_sums, dim=2, out=left[some, part])
+    _add_to(right, some, of_sums.sum(dim=1))

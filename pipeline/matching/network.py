@@ -164,7 +164,7 @@ class _Structure:
     instance_share: Tensor  # (B, M), a real instance's weight in the mean over instances
     instance_neighbors: Neighbors
     label_neighbors: Tensor | None  # (C, L); None for a complete label graph
-    label_share: Tensor  # (C, C), weights of a label's mean over all others
+    label_share: Tensor | None  # (C, C), weights in a complete one; None in a sparse one
 
 
 class MatchingNetwork(nn.Module):
@@ -197,6 +197,7 @@ class MatchingNetwork(nn.Module):
         norm = settings.node_norm
         self.encoded_instance_norm = nn.LayerNorm(latent) if norm else nn.Identity()
         self.encoded_label_norm = nn.LayerNorm(latent) if norm else nn.Identity()
+        self._label_graph: tuple[Tensor, Tensor | None, Tensor | None] | None = None
         sizes = module_sizes(settings)
         self.convolutions = nn.ModuleList(
             Convolution(before, after, settings, last=place == len(sizes) - 2)
@@ -223,17 +224,27 @@ class MatchingNetwork(nn.Module):
         return logits.masked_fill(~batch.mask[..., None], -torch.inf)
 
     def _structure(self, batch: InstanceBatch, label_vectors: Tensor) -> _Structure:
-        labels, chosen = len(label_vectors), self.settings.label_neighbors
-        sparse = chosen is not None and chosen < labels - 1
-        others = 1 - torch.eye(labels, dtype=batch.features.dtype, device=batch.mask.device)
         share = batch.mask.to(batch.features.dtype)
         return _Structure(
             batch.mask,
             share / share.sum(dim=1, keepdim=True),
             instance_neighbors(batch, self.settings.neighbors),
-            label_neighbors(label_vectors, chosen) if sparse else None,
-            others / max(labels - 1, 1),
+            *self._label_structure(label_vectors),
         )
+
+    def _label_structure(self, vectors: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """`_Structure`'s last two: the same for all batches, so found once for given vectors."""
+        known = self._label_graph
+        if known is None or known[0].device != vectors.device or not torch.equal(known[0], vectors):
+            labels, chosen = len(vectors), self.settings.label_neighbors
+            index = share = None
+            if chosen is not None and chosen < labels - 1:
+                index = label_neighbors(vectors, chosen)
+            else:
+                others = 1 - torch.eye(labels, dtype=torch.float64, device=vectors.device)
+                share = others / max(labels - 1, 1)
+            known = self._label_graph = (vectors.detach().clone(), index, share)
+        return known[1:]
 
     def _settle(self, nodes: Tensor, norm: nn.Module) -> Tensor:
         return cast(Tensor, self.dropout(norm(nodes)))
@@ -273,12 +284,13 @@ class MatchingNetwork(nn.Module):
             )
             instance_parts.append(message)
         if (mlp := module.label_from_label) is not None:
-            edges, index = cast(_Edges, state.label_edges), structure.label_neighbors
-            if index is None:
+            edges, share = cast(_Edges, state.label_edges), structure.label_share
+            if share is not None:
                 message, label_read = _gather_others(
-                    mlp, edges, state.labels, structure.label_share, module.label_edge
+                    mlp, edges, state.labels, share.to(state.labels.dtype), module.label_edge
                 )
             else:
+                index = cast(Tensor, structure.label_neighbors)
                 index = index.expand(len(state.labels), -1, -1)
                 there = torch.ones_like(index, dtype=torch.bool)
                 message, label_read = _gather_listed(
@@ -417,7 +429,7 @@ def _gather_matched(
         edges.hidden,
         edges.fold(to_instance.pieces()[0], to_label.pieces()[0], update.pieces()[0]),
         _node_term(to_instance, edges, state.labels),
-        structure.label_share.new_full((1, labels), 1 / labels),
+        state.labels.new_full((1, labels), 1 / labels),
         _node_term(to_label, edges, state.instances),
         structure.instance_share,
     )
