@@ -206,30 +206,30 @@ class _Read(torch.autograd.Function):
         to_rows = weight.new_empty(grids, rows, size)
         to_columns = _sum_like(weight.new_empty(grids, columns, size)) if both else None
         kept = weight.new_empty(grids, rows, columns, size) if keeps else None
-        wants_masks = any(ctx.needs_input_grad)
-        mask_shape = (grids, rows, columns, size) if wants_masks else (0,)
-        row_mask = weight.new_empty(mask_shape, dtype=torch.bool)
-        column_mask = row_mask.new_empty(mask_shape if both else (0,))
+        differentiated = any(ctx.needs_input_grad)
+        cut_shape = (grids, rows, columns, size) if differentiated else (0,)
+        row_cut = weight.new_empty(cut_shape, dtype=torch.bool)
+        column_cut = row_cut.new_empty(cut_shape if both else (0,))
         scale = column_weight.expand(rows, columns)[..., None]
         row_bytes = columns * len(weight) * weight.element_size()
         for some, part in _pieces(grids, rows, row_bytes, weight.device):
             states = _states(hidden, left, right, some, part)
             read = (states.flatten(0, 2) @ weight.T).view(*states.shape[:3], len(weight))
             messages = read[..., :size].add_(_of(column_term, some)[:, None])
-            if wants_masks:
-                torch.gt(messages, 0, out=row_mask[some, part])
+            if differentiated:
+                torch.le(messages, 0, out=row_cut[some, part])
             torch.sum(messages.relu_().mul_(scale[part]), dim=2, out=to_rows[some, part])
             if row_term is not None and row_weight is not None and to_columns is not None:
                 messages = read[..., size : 2 * size].add_(row_term[some, part, None])
-                if wants_masks:
-                    torch.gt(messages, 0, out=column_mask[some, part])
+                if differentiated:
+                    torch.le(messages, 0, out=column_cut[some, part])
                 weights = row_weight[some, part, None, None]
                 to_columns[some] += messages.relu_().mul_(weights).sum(dim=1)
             if kept is not None:
                 kept[some, part] = read[..., -size:]
         ctx.save_for_backward(
-            hidden, left, right, weight, column_term, column_weight, row_weight, row_mask,
-            column_mask,
+            hidden, left, right, weight, column_term, column_weight, row_weight, row_cut,
+            column_cut,
         )  # fmt: skip
         if to_columns is not None:
             to_columns = to_columns.to(weight.dtype)
@@ -243,8 +243,8 @@ class _Read(torch.autograd.Function):
         """Gradients of the inputs from those of the outputs."""
         saved = ctx.saved_tensors
         hidden, left, right, weight, column_term, column_weight, row_weight = saved[:7]
-        row_mask, column_mask = saved[7:]
-        grids, rows, columns, size = row_mask.shape
+        row_cut, column_cut = saved[7:]
+        grids, rows, columns, size = row_cut.shape
         of_hidden = None if hidden is None else torch.empty_like(hidden)
         of_left = None if left is None else torch.empty_like(left)
         of_right = None if right is None else _sum_like(right)
@@ -257,13 +257,13 @@ class _Read(torch.autograd.Function):
             of_read = weight.new_empty(*states.shape[:3], len(weight))
             of_messages = of_read[..., :size]
             torch.mul(to_rows[some, part, None], scale[part], out=of_messages)
-            of_messages *= row_mask[some, part]
+            of_messages.masked_fill_(row_cut[some, part], 0)
             _add_to(of_column, some, of_messages.sum(dim=1))
             if of_row is not None and to_columns is not None:
                 of_messages = of_read[..., size : 2 * size]
                 weights = row_weight[some, part, None, None]
                 torch.mul(to_columns[some, None], weights, out=of_messages)
-                of_messages *= column_mask[some, part]
+                of_messages.masked_fill_(column_cut[some, part], 0)
                 torch.sum(of_messages, dim=2, out=of_row[some, part])
             if kept is not None:
                 of_read[..., -size:] = kept[some, part]
@@ -318,7 +318,7 @@ class _Update(torch.autograd.Function):
         row_bytes = columns * max(weight.shape) * weight.element_size()
         for some, part in _pieces(grids, rows, row_bytes, weight.device):
             states = _states(None, left, right, some, part)
-            of_sum = gradient[some, part] * (updated[some, part] > 0)
+            of_sum = _of_relu(gradient[some, part], updated[some, part])
             if ctx.shared:
                 of_kept[0, part] += of_sum.sum(dim=0)
             else:
@@ -337,6 +337,11 @@ class _Update(torch.autograd.Function):
         )
 
 
+def _of_relu(gradient: Tensor, output: Tensor) -> Tensor:
+    """The gradient before a relu, from that after it and its output."""
+    return cast(Tensor, torch.ops.aten.threshold_backward(gradient, output, 0))
+
+
 def _states(hidden: Tensor | None, left: Any, right: Any, some: slice, part: slice) -> Tensor:
     """Hidden states of some grids' edges of some rows."""
     if hidden is not None:
@@ -349,6 +354,6 @@ def _split(
     of_states: Tensor, states: Tensor, some: slice, part: slice, left: Any, right: Any
 ) -> None:
     """Hand the gradient of ``relu(left + right)`` on to both."""
-    of_sums = of_states.view_as(states).mul_(states > 0)
+    of_sums = _of_relu(of_states.view_as(states), states)
     torch.sum(of_sums, dim=2, out=left[some, part])
     _add_to(right, some, of_sums.sum(dim=1))
