@@ -3,8 +3,61 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """Bytes of memory that this process may still take.
+
+    What the kernel estimates without swapping (`MemAvailable` of proc_meminfo(5)), and no more
+    than any control group around the process leaves (`memory.max` of cgroup v2, as `systemd` and
+    Kubernetes set it, or `memory.limit_in_bytes` of v1, whose groups a container sees as its root).
+    Page cache that a group could give back counts as free.
+
+    Args:
+        root: of the file system that /proc and /sys lie in.
+    """
+    for line in (root / "proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) * 1024  # the file says kB and means KiB
+    for group, limit, used, idle in _memory_groups(root):
+        bound = (group / limit).read_text().strip()
+        if bound != "max":
+            lines = (group / "memory.stat").read_text().splitlines()
+            statistics = dict(line.split() for line in lines)
+            taken = int((group / used).read_text()) - int(statistics[idle])
+            available = min(available, max(0, int(bound) - taken))
+    return available
+
+
+def _memory_groups(root: Path) -> list[tuple[Path, str, str, str]]:
+    """The control groups around this process, each with what says its limit, use and idle cache.
+
+    Those are the names of two files, and of a line in `memory.stat`.
+    """
+    found: list[tuple[Path, str, str, str]] = []
+    for line in (root / "proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):
+            folder = root / "sys/fs/cgroup" / controllers
+            inner = folder / path.lstrip("/")
+            names = ("memory.max", "memory.current", "inactive_file")
+            if controllers:
+                names = (
+                    "memory.limit_in_bytes",
+                    "memory.usage_in_bytes",
+                    "total_inactive_file",
+                )
+            # The root of v2 has no limit; in a container the path may be the host's.
+            groups = [inner, *inner.parents]
+            found += [
+                (group, *names)
+                for group in groups
+                if group.is_relative_to(folder) and (group / names[0]).is_file()
+            ]
+    return found

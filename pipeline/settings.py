@@ -260,7 +260,16 @@ class TrainSettings(_Settings):
         "(data/glove/glove.6B.zip/glove.6B.300d.txt), or an npz with arrays `labels` and `vectors`",
     )
     epochs: int = Field(60, ge=1, description="passes over the training split")
-    batch_size: int = Field(32, ge=1, description="images a step")
+    batch_size: int = Field(32, ge=1, description="images a step, of each process")
+    regions: int | None = Field(
+        None,
+        ge=1,
+        description="the best regions of an image that are used; null: all that the cache holds",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="of the forward pass in training; the loss, and all scores, are in float32",
+    )
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd is the paper's")
     learning_rate: float = Field(0.01, gt=0, description="initial learning rate")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum")
@@ -278,8 +287,19 @@ class TrainSettings(_Settings):
         description="share of the training split kept out of training, on which "
         "mAP is written to history.csv each epoch; for tuning without the test split",
     )
+    selection: Literal["last", "best"] = Field(
+        "last",
+        description="the epoch whose weights are the result: the `last`, or the one with the "
+        "`best` mAP on the `validation` part",
+    )
     variants: dict[VariantName, dict[str, object]] = Field(
         default_factory=dict,
         description="what a variant changes of the settings above, e.g. "
         "`max-pool: {learning_rate: 0.003}`; a name of your own makes a variant of its own",
     )
+
+    @model_validator(mode="after")
+    def _check_selection(self) -> TrainSettings:
+        if self.selection == "best" and not self.validation:
+            raise ValueError("selection `best` needs `validation` above 0, e.g. 0.1")
+        return self

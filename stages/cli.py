@@ -48,11 +48,19 @@ def cli() -> None:
     """Classify images into many labels at once by matching their regions to the labels.
 
     The stages, in order: prepare, detector, extract, train, evaluate, report. `dvc repro` runs
-    them all and skips what is up to date; `compare` adds seeds. Settings are in params.yaml.
+    them all and skips what is up to date; `compare` adds seeds, `sweep` varies a setting. Settings
+    are in params.yaml.
 
     The variants: full, without-label-graph, without-instance-graph, without-matching-edges,
     max-pool.
     """
+
+
+_dataset_option = click.option(
+    "--dataset",
+    metavar="NAME",
+    help="Entry of params.yaml.  [default: the first of `datasets`]",
+)
 
 
 def _common(command: Command) -> Command:
@@ -64,11 +72,7 @@ def _common(command: Command) -> Command:
         help="Override a setting of params.yaml, e.g. train.demo.epochs=5; a run with other train "
         "settings gets a folder of its own. Repeatable.",
     )(command)
-    return click.option(
-        "--dataset",
-        metavar="NAME",
-        help="Entry of params.yaml.  [default: the first of `datasets`]",
-    )(command)
+    return _dataset_option(command)
 
 
 def _run_options(command: Command) -> Command:
@@ -83,6 +87,16 @@ def _run_options(command: Command) -> Command:
     )(command)
 
 
+def _jobs_option(command: Command) -> Command:
+    return click.option(
+        "--jobs",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Runs to make at a time, in processes of one thread each.  [default: one a core; on "
+        "a GPU 1]",
+    )(command)
+
+
 def _plan(dataset: str | None, overrides: tuple[str, ...], variant: str, seed: int | None) -> Any:
     from stages.params import dataset_settings, load_params, variant_settings
 
@@ -90,7 +104,8 @@ def _plan(dataset: str | None, overrides: tuple[str, ...], variant: str, seed: i
     variant_settings(settings.train, variant, "--variant")
     from stages.train import plan_run
 
-    return plan_run(settings, variant, load_params(overrides).seeds[0] if seed is None else seed)
+    chosen = load_params(overrides).seeds[0] if seed is None else seed
+    return plan_run(settings, variant, chosen, overrides)
 
 
 @cli.command()
@@ -230,12 +245,30 @@ def import_regions(
 @cli.command()
 @_common
 @_run_options
-def train(dataset: str | None, overrides: tuple[str, ...], variant: str, seed: int | None) -> None:
-    """Stage two: train a network from the cache."""
+@click.option(
+    "--tensorboard",
+    is_flag=True,
+    help="Also write loss, gradient norm, learning rate and validation mAP of each epoch to the "
+    "run's folder `tensorboard`.",
+)
+def train(
+    dataset: str | None,
+    overrides: tuple[str, ...],
+    variant: str,
+    seed: int | None,
+    tensorboard: bool,
+) -> None:
+    """Stage two: train a network from the cache.
+
+    A killed training continues where it was. `torchrun --no-python --nproc-per-node N gmpipe
+    train` trains with N processes, each with a batch of its own.
+    """
     run = _plan(dataset, overrides, variant, seed)
     from stages import train as stage
 
-    click.echo(stage.train(run))
+    line = stage.train(run, tensorboard=tensorboard)
+    if line is not None:  # of several processes one speaks
+        click.echo(line)
 
 
 @cli.command()
@@ -268,13 +301,22 @@ def evaluate(
     type=click.IntRange(min=0),
     help="Repeatable.  [default: 0, 1, 2]",
 )
+@_jobs_option
 def compare(
     dataset: str | None,
     overrides: tuple[str, ...],
     variants: tuple[str, ...],
     seeds: tuple[int, ...],
+    jobs: int | None,
 ) -> None:
-    """Train missing variants x seeds; print the table."""
+    """Train missing variants x seeds; print tables.
+
+    They tell mean, spread, and each variant's difference in mAP to `full` with its 95 % interval
+    over the test images.
+
+    Runs beside each other have one thread each, a run alone has all. The number of threads changes
+    how sums are rounded, and with it the last digits of a run's numbers.
+    """
     from stages.params import dataset_settings, load_params, variant_settings
 
     settings = dataset_settings(dataset, overrides)
@@ -283,7 +325,46 @@ def compare(
     chosen = variants or load_params(overrides).variants
     from stages import compare as command
 
-    click.echo(command.compare(settings, chosen, seeds or (0, 1, 2)))
+    click.echo(command.compare(settings, chosen, seeds or (0, 1, 2), overrides, jobs=jobs))
+
+
+@cli.command()
+@click.argument("setting", metavar="KEY=VALUE,VALUE,...")
+@_common
+@click.option("--variant", metavar="NAME", default="full", help="The network or an ablation of it.")
+@click.option(
+    "--seed",
+    "seeds",
+    metavar="N",
+    multiple=True,
+    type=click.IntRange(min=0),
+    help="Repeatable.  [default: those of params.yaml]",
+)
+@_jobs_option
+def sweep(
+    setting: str,
+    dataset: str | None,
+    overrides: tuple[str, ...],
+    variant: str,
+    seeds: tuple[int, ...],
+    jobs: int | None,
+) -> None:
+    """Train with several values of a setting.
+
+    KEY is any setting of train.<dataset>, e.g. regions=2,4,6,8,10 or network.modules=1,2,3,4 (the
+    paper's Figure 4). Prints a table, and writes it with a figure of mAP to
+    runs/<dataset>/sweeps/KEY/. Runs that are there already are reused.
+
+    Runs beside each other have one thread each, a run alone has all. The number of threads changes
+    how sums are rounded, and with it the last digits of a run's numbers.
+    """
+    from stages.params import dataset_settings, load_params, variant_settings
+
+    variant_settings(dataset_settings(dataset, overrides).train, variant, "--variant")
+    chosen = seeds or load_params(overrides).seeds
+    from stages import sweep as command
+
+    click.echo(command.sweep(setting, dataset, overrides, variant, chosen, jobs=jobs))
 
 
 @cli.command()
@@ -296,7 +377,40 @@ def report(dataset: str | None, overrides: tuple[str, ...]) -> None:
     params = load_params(overrides)
     from stages import report as stage
 
-    click.echo(stage.report(settings, params.variants, params.seeds))
+    click.echo(stage.report(settings, params.variants, params.seeds, overrides))
+
+
+@cli.group()
+def runs() -> None:
+    """Look after the runs of a data set."""
+
+
+@runs.command("list")
+@_dataset_option
+def list_runs(dataset: str | None) -> None:
+    """Print every run, and whether params.yaml names it."""
+    from stages import runs as command
+    from stages.params import dataset_settings, load_params
+
+    params, name = load_params(), dataset_settings(dataset).dataset
+    click.echo(command.list_runs(name, params.variants, params.seeds))
+
+
+@runs.command()
+@_dataset_option
+@click.option("--dry-run", is_flag=True, help="Only print what would go.")
+def prune(dataset: str | None, dry_run: bool) -> None:
+    """Remove runs that params.yaml does not name.
+
+    Those are runs of variants and seeds that it does not list, runs with other settings (--set,
+    sweep), and the tables and figures of sweeps. A run that is being made stays, and so does
+    everything that gmpipe did not write.
+    """
+    from stages import runs as command
+    from stages.params import dataset_settings, load_params
+
+    params, name = load_params(), dataset_settings(dataset).dataset
+    click.echo(command.prune(name, params.variants, params.seeds, dry_run=dry_run))
 
 
 @cli.group()

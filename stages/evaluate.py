@@ -13,7 +13,7 @@ from pipeline.errors import GmpipeError
 from pipeline.evaluation.metrics import evaluate as measure
 from pipeline.files import folder_lock, replacing, write_json
 from pipeline.learning.checkpoint import load_checkpoint
-from pipeline.learning.data import open_split
+from pipeline.learning.data import fill_cache, open_split
 from pipeline.learning.training import Predictions, predict_split
 from pipeline.shards.schema import check_same_recipe
 from stages.train import CHECKPOINT_FILE, RunPlan, open_inputs
@@ -34,10 +34,9 @@ def evaluate(run: RunPlan) -> str:
             vectors than those there now.
     """
     path = run.folder / CHECKPOINT_FILE
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path, f"Run `gmpipe train {run.options}`.")
     manifest, cache, vectors = open_inputs(run.dataset, checkpoint.settings)
-    options = f"--dataset {run.dataset} --variant {run.variant} --seed {run.seed}"
-    again = f"Train again: `gmpipe train {options}`."
+    again = f"Train again: `gmpipe train {run.options}`."
     if checkpoint.vocabulary != manifest.vocabulary:
         raise GmpipeError(
             f"{path} was trained on the labels {list(checkpoint.vocabulary)}, the manifest has "
@@ -53,9 +52,11 @@ def evaluate(run: RunPlan) -> str:
         checkpoint.recipe,
         cache.recipe,
         f"the cache that {path} was trained on",
-        f"{again} Or restore the old setting and run `gmpipe extract --replace`.",
+        f"{again} Or restore the regions that it was trained on: "
+        f"`{fill_cache(checkpoint.recipe, run.dataset)} --replace` with the setting or FILE of "
+        "then.",
     )
-    split = open_split(cache, manifest, "test")
+    split = open_split(cache, manifest, "test", regions=checkpoint.settings.regions)
     predictions = predict_split(checkpoint.network(), split, checkpoint.label_vectors)
     metrics = measure(
         predictions.scores,
@@ -73,6 +74,7 @@ def evaluate(run: RunPlan) -> str:
                 "split": f"{manifest.split_name}/test",
                 "variant": run.variant,
                 "seed": run.seed,
+                "epoch": checkpoint.epoch,
                 "images": len(split),
                 "left_out": split.left_out,
                 "counts": manifest.counts,

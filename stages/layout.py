@@ -37,6 +37,11 @@ def cache_folder(dataset: str) -> Path:
     return Path("cache") / dataset
 
 
+def runs_folder(dataset: str) -> Path:
+    """Where the runs of a data set are."""
+    return Path("runs") / dataset
+
+
 def run_folder(dataset: str, variant: str, seed: int, overridden: object = None) -> Path:
     """Output of `train` and `evaluate`.
 
@@ -48,7 +53,15 @@ def run_folder(dataset: str, variant: str, seed: int, overridden: object = None)
     name = f"{variant}-s{seed}"
     if overridden is not None:
         name += f"-{sha256_json(overridden)[:8]}"
-    return Path("runs") / dataset / name
+    return runs_folder(dataset) / name
+
+
+SWEEPS = "sweeps"
+
+
+def sweep_folder(dataset: str, variant: str, key: str) -> Path:
+    """Output of `sweep`, beside the runs; a folder of its own for each variant but `full`."""
+    return runs_folder(dataset) / SWEEPS / (key if variant == "full" else f"{variant}-{key}")
 
 
 def report_folder(dataset: str) -> Path:

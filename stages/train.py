@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import csv
+import math
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from pipeline.datasets.manifest import Manifest, read_manifest
+from pipeline.errors import GmpipeError
 from pipeline.files import folder_lock, replacing
 from pipeline.labels.vectors import LabelVectors, load_label_vectors
 from pipeline.learning.checkpoint import Checkpoint, save_checkpoint
 from pipeline.learning.data import open_split
-from pipeline.learning.training import split_validation, train_network
+from pipeline.learning.distributed import processes
+from pipeline.learning.training import (
+    Diverged,
+    History,
+    Row,
+    Training,
+    Weights,
+    split_validation,
+    train_network,
+)
 from pipeline.settings import TrainSettings
 from pipeline.shards.reader import RegionCache
 from stages.layout import cache_folder, manifest_file, run_folder, state_file
@@ -21,12 +37,22 @@ from stages.params import DatasetSettings, variant_settings
 from stages.progress import progress_bar
 
 CHECKPOINT_FILE = "checkpoint.pt"
+LAST_GOOD_FILE = "checkpoint-last-good.pt"
 HISTORY_FILE = "history.csv"
+TENSORBOARD_FOLDER = "tensorboard"
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run is made from, and where it goes."""
+    """What a run is made from, and where it goes.
+
+    Attributes:
+        dataset, variant, seed: what the run is.
+        settings: the variant's own.
+        views: of each training image.
+        folder: where it goes.
+        options: of the command line that asks for this run.
+    """
 
     dataset: str
     variant: str
@@ -34,17 +60,27 @@ class RunPlan:
     settings: TrainSettings
     views: int
     folder: Path
+    options: str
 
 
-def plan_run(settings: DatasetSettings, variant: str, seed: int) -> RunPlan:
-    """A run of a data set; overridden settings get a folder of their own."""
+def plan_run(
+    settings: DatasetSettings, variant: str, seed: int, overrides: Sequence[str] = ()
+) -> RunPlan:
+    """A run of a data set; overridden settings get a folder of their own.
+
+    Args:
+        overrides: the `--set` options that ``settings`` were read with.
+    """
     own = variant_settings(settings.train, variant)
     views = settings.extract.views
     different = None
     if settings.overridden(variant):
         different = {"train": own.model_dump(mode="json"), "views": views}
     folder = run_folder(settings.dataset, variant, seed, different)
-    return RunPlan(settings.dataset, variant, seed, own, views, folder)
+    options = ["--dataset", settings.dataset, "--variant", variant, "--seed", str(seed)]
+    for override in overrides:
+        options += ["--set", override]
+    return RunPlan(settings.dataset, variant, seed, own, views, folder, shlex.join(options))
 
 
 def open_inputs(
@@ -56,14 +92,23 @@ def open_inputs(
     return manifest, cache, load_label_vectors(manifest.vocabulary, settings.label_vectors)
 
 
-def train(run: RunPlan) -> str:
+def train(run: RunPlan, *, tensorboard: bool = False) -> str | None:
     """Train a run and write its checkpoint and history.
 
+    Where `torchrun` started several processes, each calls this, and the first one writes.
+
+    Args:
+        tensorboard: also write each epoch's row of the history for TensorBoard.
+
     Returns:
-        a line that says where they are.
+        a line that says where they are; None in all processes but the first.
+
+    Raises:
+        GmpipeError: what it reads is missing or damaged, or training diverged; then the weights
+            of the last whole epoch are in `checkpoint-last-good.pt`.
     """
     manifest, cache, vectors = open_inputs(run.dataset, run.settings)
-    split = open_split(cache, manifest, "train", run.views)
+    split = open_split(cache, manifest, "train", run.views, run.settings.regions)
     left_out = ""
     if split.left_out:
         left_out = f"; {split.left_out} images without regions left out"
@@ -73,51 +118,125 @@ def train(run: RunPlan) -> str:
     key = {
         "seed": run.seed,
         "settings": run.settings.model_dump(mode="json"),
+        "views": run.views,
         "cache": cache.fingerprint,
         "vectors": vectors.sha256,
         "labels": manifest.labels_sha256,
     }
     state = state_file("train", key)
-    with folder_lock(run.folder):
-        with progress_bar(total=run.settings.epochs, desc=run.folder.name, unit="epoch") as bar:
 
-            def on_epoch(row: dict[str, float]) -> None:
-                bar.update(int(row["epoch"]) - bar.n)
-                bar.set_postfix(loss=f"{row['train_loss']:.3f}", refresh=False)
-
-            network, history = train_network(
-                split,
-                vectors,
-                run.seed,
-                run.settings,
-                state_file=state,
-                validation=validation,
-                on_epoch=on_epoch,
-            )
-        run.folder.mkdir(parents=True, exist_ok=True)
-        with (
-            replacing(run.folder / HISTORY_FILE) as temporary,
-            temporary.open("w", newline="") as stream,
-        ):
-            writer = csv.DictWriter(stream, history[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(history)
-        save_checkpoint(
-            run.folder / CHECKPOINT_FILE,
-            Checkpoint(
-                dataset=run.dataset,
-                variant=run.variant,
-                seed=run.seed,
-                settings=run.settings,
-                vocabulary=manifest.vocabulary,
-                labels_sha256=manifest.labels_sha256,
-                label_vectors=torch.from_numpy(vectors.vectors),
-                label_vectors_sha256=vectors.sha256,
-                recipe=dict(cache.recipe),
-                feature_size=cache.feature_size,
-                state=network.cpu().state_dict(),
-            ),
+    def checkpoint(weights: Weights, epoch: int) -> Checkpoint:
+        return Checkpoint(
+            dataset=run.dataset,
+            variant=run.variant,
+            seed=run.seed,
+            settings=run.settings,
+            epoch=epoch,
+            vocabulary=manifest.vocabulary,
+            labels_sha256=manifest.labels_sha256,
+            label_vectors=torch.from_numpy(vectors.vectors),
+            label_vectors_sha256=vectors.sha256,
+            recipe=dict(cache.recipe),
+            feature_size=cache.feature_size,
+            state=weights,
         )
-        state.unlink(missing_ok=True)
-    loss = history[-1]["train_loss"]
-    return f"{run.folder}: {run.settings.epochs} epochs, loss {loss:.3f}{left_out}"
+
+    with processes() as together:
+        learn = partial(
+            train_network,
+            split,
+            vectors,
+            run.seed,
+            run.settings,
+            state_file=state,
+            name=f"{run.variant}, seed {run.seed},",
+            processes=together,
+            validation=validation,
+        )
+        if together.rank:
+            try:
+                learn()
+            except Diverged:  # in the first process too, which says so
+                sys.exit(1)
+            return None
+        with folder_lock(run.folder):
+            last_good = run.folder / LAST_GOOD_FILE
+            last_good.unlink(missing_ok=True)  # of an earlier attempt
+            try:
+                with _watched(run, tensorboard=tensorboard) as on_epoch:
+                    training = learn(on_epoch=on_epoch)
+            except Diverged as error:
+                state.unlink(missing_ok=True)  # it would come to the same end
+                kept = "No epoch was whole by then."
+                if error.weights is not None:
+                    save_checkpoint(last_good, checkpoint(error.weights, len(error.history)))
+                    _write_history(run.folder / HISTORY_FILE, error.history)
+                    kept = f"{last_good} has the weights after epoch {len(error.history)}."
+                raise GmpipeError(f"{error.finding} {kept} {error.remedy}") from error
+            _write_history(run.folder / HISTORY_FILE, training.history)
+            weights = training.network.cpu().state_dict()
+            save_checkpoint(run.folder / CHECKPOINT_FILE, checkpoint(weights, training.epoch))
+            state.unlink(missing_ok=True)
+    return f"{run.folder}: {_summary(training)}{left_out}"
+
+
+def _summary(training: Training) -> str:
+    loss = training.history[-1]["train_loss"]
+    text = f"{len(training.history)} epochs, loss {loss:.3f}"
+    if training.epoch != len(training.history):
+        text += f", weights of epoch {training.epoch}"
+    if not math.isnan(training.waited):
+        text += f", waiting for data {100 * training.waited:.1f} %"
+    return text
+
+
+def _write_history(path: Path, history: History) -> None:
+    with replacing(path) as temporary, temporary.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, history[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+
+
+@contextmanager
+def _watched(run: RunPlan, *, tensorboard: bool) -> Iterator[Callable[[Row], None]]:
+    """What is to be told of each epoch: a progress bar, and TensorBoard if asked for."""
+    with ExitStack() as stack:
+        board = _board(run.folder / TENSORBOARD_FOLDER, stack) if tensorboard else None
+        bar = stack.enter_context(
+            progress_bar(total=run.settings.epochs, desc=run.folder.name, unit="epoch")
+        )
+
+        def on_epoch(row: Row) -> None:
+            bar.update(int(row["epoch"]) - bar.n)
+            bar.set_postfix(loss=f"{row['train_loss']:.3f}", refresh=False)
+            if board is not None:
+                board(row)
+
+        yield on_epoch
+
+
+def _board(folder: Path, stack: ExitStack) -> Callable[[Row], None]:
+    """What writes rows of the history to ``folder``, until the stack is closed.
+
+    Raises:
+        GmpipeError: TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise GmpipeError(
+            f"--tensorboard needs the package `tensorboard` ({error}). Run `pip install "
+            "'.[tensorboard]'` in the checkout, or leave the option out."
+        ) from error
+    writer: SummaryWriter | None = None
+
+    def add(row: Row) -> None:
+        nonlocal writer
+        epoch = int(row["epoch"])
+        if writer is None:
+            # A resumed training repeats epochs; what an earlier attempt wrote of them goes.
+            writer = stack.enter_context(SummaryWriter(str(folder), purge_step=epoch))
+        for column in row.keys() - {"epoch"}:
+            writer.add_scalar(column, row[column], epoch)
+
+    return add

@@ -61,7 +61,7 @@ def test_every_stage_leaves_its_outputs_and_nothing_else(made: Flow) -> None:
     ]
     for variant in VARIANTS:
         assert names(f"runs/tiny/{variant}-s0") == files
-    assert names("reports/tiny") == ["results.md"]
+    assert names("reports/tiny") == ["labels.csv", "results.csv", "results.md"]
     assert names(".state") == []
     assert list(made.folder.rglob("*.tmp*")) == []
 
@@ -257,7 +257,7 @@ def test_compare_trains_what_is_missing_only(flow: Flow) -> None:
     values = [flow.metrics(f"max-pool-s{seed}")["mAP"] for seed in (0, 1)]
     mean, spread = np.mean(values), np.std(values, ddof=1)
     assert re.search(rf"^\| max-pool +\| {mean:.1f} ± {spread:.1f} +\|", said, re.MULTILINE)
-    with mock.patch("stages.compare.train", side_effect=AssertionError):
+    with mock.patch("stages.jobs.train", side_effect=AssertionError):
         assert "± " in flow.ok(*chosen)
     assert flow.bytes("runs/tiny/max-pool-s0") == before
     flow.params(train__tiny__epochs=1)

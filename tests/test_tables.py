@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from typing import Any
 
-from pipeline.evaluation.tables import labels_table, results_table
+from pipeline.evaluation.paper import PAPER
+from pipeline.evaluation.tables import (
+    differences_table,
+    labels_csv,
+    labels_table,
+    paper_table,
+    results_csv,
+    results_table,
+    sweep_table,
+)
 
 
 def metrics(value: float, **ap: float | None) -> dict[str, Any]:
@@ -49,7 +60,7 @@ def test_a_label_without_a_positive_has_a_dash() -> None:
         "max-pool": [metrics(1, sun=60, moon=30), metrics(1, sun=62, moon=None)],
     }
     # 80, 90: mean 85, deviation 5 * root 2. 60, 62: 61, root 2. A single value has no spread.
-    assert cells(labels_table(runs, {"all": ["sun", "moon"]})) == [
+    assert cells(labels_table(runs, {"all": ["sun", "moon"]}, {})) == [
         ["group", "label", "full", "max-pool"],
         ["all", "sun", "85.0 ± 7.1", "61.0 ± 1.4"],
         ["all", "moon", "-", "30.0"],
@@ -59,7 +70,7 @@ def test_a_label_without_a_positive_has_a_dash() -> None:
 def test_groups_have_a_mean_over_the_labels_with_a_positive() -> None:
     seeds = [metrics(1, a=10, b=20, c=None, d=None), metrics(1, a=30, b=60, c=None, d=None)]
     # Means of the first group by seed: 15 and 45; mean 30, deviation 15 * root 2.
-    assert cells(labels_table({"full": seeds}, {"one": ["b", "a"], "two": ["c", "d"]})) == [
+    assert cells(labels_table({"full": seeds}, {"one": ["b", "a"], "two": ["c", "d"]}, {})) == [
         ["group", "label", "full"],
         ["one", "b", "40.0 ± 28.3"],
         ["one", "a", "20.0 ± 14.1"],
@@ -71,5 +82,93 @@ def test_groups_have_a_mean_over_the_labels_with_a_positive() -> None:
 
 
 def test_names_that_look_like_numbers_stay_as_they_are() -> None:
-    table = labels_table({"full": [metrics(1, **{"007": 5.0})]}, {"1e3": ["007"]})
+    table = labels_table({"full": [metrics(1, **{"007": 5.0})]}, {"1e3": ["007"]}, {})
     assert cells(table)[1] == ["1e3", "007", "5.0"]
+
+
+def test_a_difference_has_its_sign_and_interval() -> None:
+    table = differences_table({"max-pool": (-1.234, -2.0, 0.5), "mine": (0.004, 0.0, 12.25)})
+    assert cells(table) == [
+        ["variant", "mAP - full", "95 % interval"],
+        ["max-pool", "-1.23", "-2.00 to +0.50"],
+        ["mine", "+0.00", "+0.00 to +12.25"],
+    ]
+
+
+def test_a_sweep_has_a_row_a_value() -> None:
+    table = sweep_table("regions", {"2": [metrics(10), metrics(12)], "4": [metrics(11)]})
+    assert cells(table) == [
+        ["regions", "mAP", "CF1", "OF1"],
+        ["2", "11.0 ± 1.4", "12.0 ± 1.4", "13.0 ± 1.4"],
+        ["4", "11.0", "12.0", "13.0"],
+    ]
+
+
+def test_ours_stand_above_the_papers() -> None:
+    runs = {"max-pool": [metrics(50)], "full": [metrics(60), metrics(61)]}
+    assert cells(paper_table(runs, PAPER["nuswide"])) == [
+        ["variant", "of", "mAP", "CF1", "OF1", "top-3 CF1", "top-3 OF1"],
+        ["full", "ours", "60.5 ± 0.7", "61.5 ± 0.7", "62.5 ± 0.7", "63.5 ± 0.7", "64.5 ± 0.7"],
+        ["full", "paper", "62.2", "61.0", "74.1", "55.3", "72.5"],
+    ]
+
+
+def test_ablations_stand_beside_the_papers_and_unknown_cells_are_dashes() -> None:
+    numbers = dict.fromkeys(("CP", "CR", "CF1", "OP", "OR", "OF1"), 7.0)
+    ours = {"mAP": 70.0, **numbers, "top3": numbers, "AP": {}}
+    header, *rows = cells(paper_table({"without-label-graph": [ours]}, PAPER["coco"]))
+    assert header[2:6] == ["mAP", "CP", "CR", "CF1"]
+    assert [row[:2] for row in rows] == [
+        ["full", "paper"],
+        ["without-label-graph", "ours"],
+        ["without-label-graph", "paper"],
+        ["without-instance-graph", "paper"],
+        ["without-matching-edges", "paper"],
+    ]
+    assert rows[1][2:] == ["70.0", *["7.0"] * 12]
+    assert rows[2][2:] == ["81.7", "85.1", "68.3", "76.5", *["-"] * 9]
+
+
+def test_the_papers_ap_has_a_column_of_its_own() -> None:
+    table = labels_table({"full": [metrics(1, a=10.0, b=20.0)]}, {"g": ["a", "b"]}, {"a": 99.4})
+    assert cells(table)[1:] == [["g", "a", "10.0", "99.4"], ["g", "b", "20.0", "-"]]
+    groups = {"g": ["a", "b"], "h": []}
+    printed = {"a": 90.0, "b": 95.0}
+    table = labels_table({"full": [metrics(1, a=10.0, b=20.0)]}, groups, printed)
+    assert cells(table)[3:] == [["g", "mean", "15.0", "92.5"], ["h", "mean", "-", "-"]]
+
+
+def complete(seed: int, **more: Any) -> dict[str, Any]:
+    """Metrics as `evaluate` gives and metrics.json holds them."""
+    six = dict(zip(("CP", "CR", "CF1", "OP", "OR", "OF1"), range(6), strict=True))
+    groups = {
+        group: {name: value + base for name, value in six.items()}
+        for group, base in (("top3", 10), ("top3_forced", 20))
+    }
+    return {"mAP": 50.25, **more, **six, **groups, "AP": {"a": 1.5, "b": None}, "seed": seed}
+
+
+def test_a_csv_has_a_row_a_run_and_all_metrics() -> None:
+    runs = {"full": [complete(0), complete(1)], "max-pool": [complete(0)]}
+    rows = list(csv.DictReader(io.StringIO(results_csv(runs))))
+    assert [(row["variant"], row["seed"]) for row in rows] == [
+        ("full", "0"),
+        ("full", "1"),
+        ("max-pool", "0"),
+    ]
+    assert len(rows[0]) == 2 + 1 + 3 * 6
+    assert rows[0]["mAP"] == "50.25"
+    assert (rows[0]["OF1"], rows[0]["top3_CP"], rows[0]["top3_forced_OF1"]) == ("5", "10", "25")
+    [row] = csv.DictReader(io.StringIO(results_csv({"full": [complete(0, mAP11=47.5)]})))
+    assert row["mAP11"] == "47.5"
+
+
+def test_a_csv_of_labels_has_a_row_a_run_and_label() -> None:
+    runs = {"full": [complete(3)], "max-pool": [complete(0)]}
+    assert labels_csv(runs).splitlines() == [
+        "variant,seed,label,AP",
+        "full,3,a,1.5",
+        "full,3,b,",
+        "max-pool,0,a,1.5",
+        "max-pool,0,b,",
+    ]

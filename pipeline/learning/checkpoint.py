@@ -14,7 +14,7 @@ from pipeline.settings import TrainSettings
 from pipeline.shards.schema import Recipe
 from pipeline.tensors import save_tensors
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Checkpoint:
         variant: its name in params.yaml.
         seed: of the training.
         settings: the variant's own train settings.
+        epoch: after which the weights were taken, from 1.
         vocabulary: the C label names, in the order of the scores.
         labels_sha256: `Manifest.labels_sha256` of the labels it was trained on.
         label_vectors: (C, W) float32.
@@ -39,6 +40,7 @@ class Checkpoint:
     variant: str
     seed: int
     settings: TrainSettings
+    epoch: int
     vocabulary: tuple[str, ...]
     labels_sha256: str
     label_vectors: Tensor
@@ -67,16 +69,19 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     save_tensors(path, {"gmpipe_checkpoint": CHECKPOINT_VERSION, **content})
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+TRAIN = "Run `gmpipe train` for this data set, variant and seed, with the same `--set` options."
+
+
+def load_checkpoint(path: Path, remedy: str = TRAIN) -> Checkpoint:
     """Read a checkpoint.
+
+    Args:
+        remedy: the end of the error's message.
 
     Raises:
         GmpipeError: there is none at ``path``, or the file is damaged, something else, or of
             another version.
     """
-    remedy = (
-        "Run `gmpipe train` for this data set, variant and seed, with the same `--set` options."
-    )
     if not path.is_file():
         raise GmpipeError(f"there is no checkpoint at {path}. {remedy}")
     try:

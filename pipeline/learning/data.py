@@ -1,25 +1,25 @@
-"""The rows of a split, from the cache to batches.
+"""The rows of a split in the cache, and its labels.
 
-Letters: N images of the split, B images of a batch, M instances, C labels, D feature size.
+Letters: N images of the split, V views of an image, B images of a batch, M instances, C labels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pipeline.datasets.manifest import Manifest, Split
 from pipeline.errors import GmpipeError
 from pipeline.matching.graphs import InstanceBatch
 from pipeline.shards.failures import FAILURES_NAME, read_failures
 from pipeline.shards.reader import RegionCache
-from pipeline.shards.schema import RegionRows
+from pipeline.shards.schema import Recipe, RegionRows
 
-_CHUNK = 1024  # rows read at once to compute statistics
+_OF_REGIONS = ("features", "boxes", "scores", "classes")
+"""The fields of rows that have an entry a region, of the same names in `InstanceBatch`."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class SplitData:
         image_ids: N, in the manifest's order.
         rows: (N, V) int64, row numbers in the cache of each image's V views.
         truth: (N, C) int8: 1 positive, 0 negative, -1 ignored.
+        regions: M, the best regions of an image that are used.
         left_out: further images of the split that have no regions, as failures.parquet says.
     """
 
@@ -38,6 +39,7 @@ class SplitData:
     image_ids: Sequence[str]
     rows: np.ndarray
     truth: np.ndarray
+    regions: int
     left_out: int = 0
 
     def __len__(self) -> int:
@@ -45,82 +47,75 @@ class SplitData:
 
     def take(self, images: np.ndarray) -> SplitData:
         """Some of the images, by their places."""
-        return SplitData(
-            self.cache, [self.image_ids[i] for i in images], self.rows[images], self.truth[images]
+        return replace(
+            self,
+            image_ids=[self.image_ids[i] for i in images],
+            rows=self.rows[images],
+            truth=self.truth[images],
+            left_out=0,
         )
 
-    def batch(
-        self, images: np.ndarray, views: np.ndarray | int = 0
-    ) -> tuple[InstanceBatch, Tensor]:
-        """The instances of some images in one view each, and their (B, C) labels."""
+    def instances(self, images: np.ndarray, views: np.ndarray | int = 0) -> InstanceBatch:
+        """The instances of some images in one view each, features as stored."""
         rows = self.cache.gather(self.rows[images, views])
-        return instance_batch(rows), torch.from_numpy(self.truth[images])
+        # They come best first.
+        best = {name: getattr(rows, name)[:, : self.regions] for name in _OF_REGIONS}
+        return instance_batch(replace(rows, **best))
 
 
-def open_split(cache: RegionCache, manifest: Manifest, split: Split, views: int = 1) -> SplitData:
+def open_split(
+    cache: RegionCache,
+    manifest: Manifest,
+    split: Split,
+    views: int = 1,
+    regions: int | None = None,
+) -> SplitData:
     """A split of a data set, with the first ``views`` views of every image.
 
     Images that are listed as failures are left out and counted.
 
+    Args:
+        regions: M, the best regions of an image that are used; None: all that the cache holds.
+
     Raises:
-        GmpipeError: any other image of the split is not in the cache, or none is left.
+        GmpipeError: any other image of the split is not in the cache, none is left, or the cache
+            holds fewer regions of an image.
     """
+    if regions is not None and regions > cache.regions:
+        dataset = manifest.dataset
+        raise GmpipeError(
+            f"{cache.folder} holds the best {cache.regions} regions of an image, and "
+            f"train.{dataset}.regions is {regions}. Lower it to {cache.regions}, or raise "
+            f"extract.{dataset}.regions and run `{fill_cache(cache.recipe, dataset)} --replace`."
+        )
     failures = read_failures(cache.folder)
     listed = manifest.image_ids(split)
     kept = [place for place, image_id in enumerate(listed) if image_id not in failures]
     if not kept:
+        again = fill_cache(cache.recipe, manifest.dataset)
         raise GmpipeError(
             f"{cache.folder}: none of the {len(listed)} images of the {split} split has regions; "
-            f"{FAILURES_NAME} says why. Mend them and run `gmpipe extract --dataset "
-            f"{manifest.dataset}`."
+            f"{FAILURES_NAME} says why. Mend them and run `{again}`."
         )
     image_ids = [listed[place] for place in kept]
     rows = np.stack([cache.lookup(image_ids, view) for view in range(views)], axis=1)
     truth = manifest.truth(split)[kept]
-    return SplitData(cache, image_ids, rows, truth, left_out=len(listed) - len(kept))
-
-
-def instance_batch(rows: RegionRows) -> InstanceBatch:
-    """Rows of the cache -> tensors; features become float32."""
-    places = np.arange(rows.boxes.shape[1])
-    return InstanceBatch(
-        features=torch.from_numpy(rows.features.astype(np.float32)),
-        boxes=torch.from_numpy(rows.boxes),
-        scores=torch.from_numpy(rows.scores),
-        classes=torch.from_numpy(rows.classes),
-        mask=torch.from_numpy(places[None, :] < rows.count[:, None]),
+    return SplitData(
+        cache, image_ids, rows, truth, regions or cache.regions, left_out=len(listed) - len(kept)
     )
 
 
-@dataclass(frozen=True)
-class RegionStatistics:
-    """Mean and standard deviation of each component over the real regions of view 0.
-
-    Attributes:
-        feature_mean, feature_std: (D,) float32.
-        box_mean, box_std: (4,) float32.
-    """
-
-    feature_mean: Tensor
-    feature_std: Tensor
-    box_mean: Tensor
-    box_std: Tensor
+def fill_cache(recipe: Recipe, dataset: str) -> str:
+    """The command that writes regions of a recipe into the cache."""
+    if "imported_from" in recipe:
+        return f"gmpipe import-regions FILE --dataset {dataset}"
+    return f"gmpipe extract --dataset {dataset}"
 
 
-def region_statistics(split: SplitData) -> RegionStatistics:
-    """One pass over a split, in float64."""
-    total = 0
-    sums: list[Tensor] = []
-    for start in range(0, len(split), _CHUNK):
-        batch, _ = split.batch(np.arange(start, min(start + _CHUNK, len(split))))
-        total += int(batch.mask.sum())
-        real = (batch.features[batch.mask].double(), batch.boxes[batch.mask].double())
-        moments = [moment for x in real for moment in (x.sum(0), x.square().sum(0))]
-        sums = [a + b for a, b in zip(sums, moments, strict=True)] if sums else moments
-    features, features2, boxes, boxes2 = (value / total for value in sums)
-    return RegionStatistics(
-        features.float(),
-        (features2 - features.square()).clamp(min=0).sqrt().float(),
-        boxes.float(),
-        (boxes2 - boxes.square()).clamp(min=0).sqrt().float(),
+def instance_batch(rows: RegionRows) -> InstanceBatch:
+    """Rows of the cache -> tensors, in the types that are stored."""
+    places = np.arange(rows.boxes.shape[1])
+    return InstanceBatch(
+        **{name: torch.from_numpy(getattr(rows, name)) for name in _OF_REGIONS},
+        mask=torch.from_numpy(places[None, :] < rows.count[:, None]),
     )

@@ -1,31 +1,49 @@
 """The training loop of stage two, section 4.2 of the paper.
 
-Letters: B images of a batch, C labels.
+Letters: N images of a split, B images of a batch, C labels.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.errors import GmpipeError
 from pipeline.evaluation.metrics import evaluate
 from pipeline.labels.vectors import LabelVectors
-from pipeline.learning.data import SplitData, region_statistics
+from pipeline.learning.batches import Batch, Feed, region_statistics
+from pipeline.learning.data import SplitData
+from pipeline.learning.distributed import Processes, alone
 from pipeline.learning.seeds import seed_everything
 from pipeline.matching.loss import matching_loss
 from pipeline.matching.network import MatchingNetwork, MaxPoolNetwork, build_network, image_logits
 from pipeline.settings import TrainSettings
-from pipeline.tensors import best_device, save_tensors
+from pipeline.tensors import (
+    foreign_state,
+    learning_state,
+    load_state,
+    random_state,
+    restore_learning,
+    restore_random,
+    save_tensors,
+)
 
 Network = MatchingNetwork | MaxPoolNetwork
+Row = dict[str, float]
+History = list[Row]
+Weights = dict[str, Tensor]
+
+SAVE_SECONDS = 30.0
+"""What a killed training loses at most. Saving takes a fraction of a second, fsync included, so
+that saving after each epoch would cost more than the epochs where those are short."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +57,69 @@ class Predictions:
 
     scores: np.ndarray
     regions: np.ndarray
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training that came to its end.
+
+    Attributes:
+        network: with the chosen epoch's weights, in eval mode.
+        epoch: the chosen one, from 1.
+        history: a row an epoch: ``epoch``, ``learning_rate``, ``train_loss`` (mean over the
+            images), ``gradient_norm`` (largest before clipping) and, with a validation part,
+            ``validation_mAP`` (percent).
+        waited: share of the time of this attempt's training steps that went by until the step had
+            its batch; nan where it made none.
+    """
+
+    network: Network
+    epoch: int
+    history: History
+    waited: float
+
+
+class Diverged(GmpipeError):
+    """A loss or a gradient is not finite.
+
+    Attributes:
+        finding: what was found.
+        remedy: what to change.
+        weights: the network's at the end of the last whole epoch; None if none was finished.
+        history: of the whole epochs.
+    """
+
+    def __init__(
+        self, finding: str, remedy: str, weights: Weights | None, history: History
+    ) -> None:
+        super().__init__(f"{finding} {remedy}")
+        self.finding = finding
+        self.remedy = remedy
+        self.weights = weights
+        self.history = history
+
+
+@dataclass
+class _Position:
+    """How far a training has come; with the learner and the random states, all that it resumes.
+
+    Attributes:
+        history: of the finished epochs.
+        steps: done in the epoch after those.
+        loss: its steps' losses, each times its images, summed.
+        gradient: its largest gradient norm.
+        weights: at the end of the last finished epoch.
+        chosen: the weights of the best epoch, where that is what is wanted.
+        epoch: the one whose weights are the result, as far as is known.
+    """
+
+    history: History = field(default_factory=list)
+    steps: int = 0
+    loss: float = 0.0
+    gradient: float = 0.0
+    weights: Weights | None = None
+    chosen: Weights | None = None
+    epoch: int = 0
 
 
 def split_validation(split: SplitData, share: float, seed: int) -> tuple[SplitData, SplitData]:
@@ -55,13 +136,18 @@ def train_network(
     settings: TrainSettings,
     *,
     state_file: Path,
+    name: str = "the network",
+    processes: Processes | None = None,
     validation: SplitData | None = None,
-    on_epoch: Callable[[dict[str, float]], None] = lambda row: None,
-) -> tuple[Network, list[dict[str, float]]]:
-    """Train a network on a split; the last epoch's weights are the result.
+    on_epoch: Callable[[Row], None] = lambda row: None,
+    save_every: float = SAVE_SECONDS,
+) -> Training:
+    """Train a network on a split.
 
-    What is needed to resume is written to ``state_file`` after each epoch; a training that was
-    killed continues from there and ends with the same weights as one that was not.
+    What is needed to resume is written to ``state_file`` every 30 s, within an epoch or after it; a
+    training that was killed continues from there and ends with the same weights as one that was
+    not. W processes that each take ``batch_size`` images a step make the steps of one that takes
+    W times as many.
 
     Args:
         split: the training split.
@@ -69,19 +155,24 @@ def train_network(
         seed: of the initial weights, the shuffling, the views and the dropout.
         settings: the variant's own settings.
         state_file: where the state lies between two attempts.
-        validation: a part on which mAP is measured each epoch; it decides nothing.
-        on_epoch: called after each epoch with its row of the history.
-
-    Returns:
-        the network in eval mode, and the history, a row an epoch: ``epoch`` (from 1),
-        ``learning_rate``, ``train_loss`` (mean over the images), ``gradient_norm`` (largest before
-        clipping) and, with a validation part, ``validation_mAP`` (percent).
+        name: of what is trained, for messages.
+        processes: that train it together; None: this one.
+        validation: a part on which mAP is measured each epoch; it decides which epoch's weights
+            are the result if ``settings.selection`` says so, and nothing else.
+        on_epoch: called in process 0 after each epoch with its row of the history.
+        save_every: seconds between two writings of the state; 0: after every step.
 
     Raises:
-        GmpipeError: the loss is not finite.
+        Diverged: a loss or a gradient is not finite.
+        GmpipeError: ``state_file`` is damaged, or was left by another number of processes; or the
+            validation part has no positive label.
     """
-    device = best_device()
+    together = processes or alone()
     seed_everything(seed)
+    feed = Feed(split, together.device, sharers=together.on_machine)
+    held_out = None
+    if validation is not None:
+        held_out = Feed(validation, together.device, sharers=together.on_machine)
     network = build_network(
         split.cache.feature_size,
         len(vectors.names),
@@ -89,7 +180,7 @@ def train_network(
         settings.network,
     )
     label_vectors = torch.from_numpy(vectors.vectors)
-    statistics = region_statistics(split)
+    statistics = region_statistics(feed)
     network.inputs.set_statistics(
         statistics.feature_mean,
         statistics.feature_std,
@@ -97,56 +188,217 @@ def train_network(
         statistics.box_std,
         label_vectors,
     )
-    network.to(device)
-    label_vectors = label_vectors.to(device)
-    ratio = torch.from_numpy((split.truth == 1).mean(axis=0)).float().to(device)
-    optimizer = _optimizer(network, settings)
-    schedule = _schedule(optimizer, settings)
-    history: list[dict[str, float]] = []
-    if state_file.is_file():
-        history = _restore(state_file, network, optimizer, schedule)
-    for epoch in range(len(history), settings.epochs):
-        rate = optimizer.param_groups[0]["lr"]
+    network.to(together.device)
+    loop = _Loop(
+        network,
+        label_vectors.to(together.device),
+        feed,
+        seed,
+        settings,
+        together,
+        name,
+        state_file,
+        save_every,
+    )
+    if together.rank:  # every process has a dropout of its own
+        torch.manual_seed(int(np.random.SeedSequence([seed, together.rank]).generate_state(1)[0]))
+    loop.resume()
+    while len(loop.position.history) < settings.epochs:
+        row = loop.epoch()
+        network.eval()
+        if held_out is not None:
+            truth = held_out.split.truth
+            found = _predict(network, held_out, loop.label_vectors)
+            row["validation_mAP"] = evaluate(found.scores, truth, vectors.names)["mAP"]
+        loop.end_epoch(row)
+        if together.rank == 0:
+            on_epoch(row)
+        loop.save_if_due()
+    return loop.result()
+
+
+class _Loop:
+    """A training under way.
+
+    Args:
+        network: with its inputs' statistics, on the device of ``together``.
+        label_vectors: (C, W) float32, there too.
+        feed: of the training split.
+        seed, settings, together, name, state_file, save_every: as `train_network`.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        label_vectors: Tensor,
+        feed: Feed,
+        seed: int,
+        settings: TrainSettings,
+        together: Processes,
+        name: str,
+        state_file: Path,
+        save_every: float,
+    ) -> None:
+        self.network = network
+        self.label_vectors = label_vectors
+        self.feed = feed
+        self.seed = seed
+        self.settings = settings
+        self.together = together
+        self.name = name
+        self.state_file = state_file
+        self.save_every = save_every
+        self.position = _Position()
+        self._optimizer = _optimizer(network, settings)
+        self._schedule = _schedule(self._optimizer, settings)
+        self._parallel = together.parallel(network)
+        ratio = (feed.split.truth == 1).mean(axis=0)
+        self._ratio = torch.from_numpy(ratio).float().to(together.device)
+        self._waited = self._spent = 0.0
+        self._saved = time.monotonic()
+        self._due = False
+
+    def epoch(self) -> Row:
+        """Make the steps that are left of the epoch.
+
+        Returns:
+            its row of the history, all but the validation's mAP.
+        """
+        position = self.position
+        epoch = len(position.history)
         # Seeded by the epoch alone, so a resumed training sees the same batches.
-        rng = np.random.default_rng([seed, epoch])
-        order = rng.permutation(len(split))
-        views = rng.integers(split.rows.shape[1], size=len(split))
-        network.train()
-        total = largest = 0.0
-        for start in range(0, len(order), settings.batch_size):
-            images = order[start : start + settings.batch_size]
-            batch, truth = split.batch(images, views[images])
-            logits = network(batch.to(device, torch.float32), label_vectors)
-            loss = matching_loss(image_logits(logits)[0], truth.to(device), ratio, settings.beta)
-            optimizer.zero_grad()
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm)
-            value, gradient = loss.item(), norm.item()
-            if not math.isfinite(value) or not math.isfinite(gradient):
-                step = epoch * math.ceil(len(order) / settings.batch_size)
-                step += start // settings.batch_size + 1
-                raise GmpipeError(
-                    f"training diverged in step {step} (epoch {epoch + 1}): loss "
-                    f"{value}, largest gradient norm before {largest:.3g}. Lower "
-                    "train.<dataset>.learning_rate or clip_norm."
-                )
-            optimizer.step()
-            total += value * len(images)
-            largest = max(largest, gradient)
-        schedule.step()
-        row = {
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(len(self.feed))
+        views = rng.integers(self.feed.split.rows.shape[1], size=len(order))
+        size = self.settings.batch_size * self.together.count
+        steps = [order[start : start + size] for start in range(0, len(order), size)]
+        parts = [self.together.part(images) for images in steps]
+        todo = range(position.steps, len(steps))
+        self.network.train()
+        begun = time.perf_counter()
+        chosen = ((own, views[own]) for own, _ in parts[position.steps :])
+        with closing(self.feed.batches(chosen)) as batches:
+            for step in todo:
+                asked = time.perf_counter()
+                batch = next(batches)
+                self._waited += time.perf_counter() - asked
+                loss, norm = self._step(batch, parts[step][1], epoch * len(steps) + step + 1)
+                position.steps += 1
+                position.loss += loss * len(steps[step])
+                position.gradient = max(position.gradient, norm)
+                if position.steps < len(steps):
+                    self.save_if_due()
+        self._spent += time.perf_counter() - begun
+        return {
             "epoch": epoch + 1,
-            "learning_rate": rate,
-            "train_loss": total / len(order),
-            "gradient_norm": largest,
+            "learning_rate": self._optimizer.param_groups[0]["lr"],
+            "train_loss": position.loss / len(order),
+            "gradient_norm": position.gradient,
         }
-        if validation is not None:
-            found = predict_split(network.eval(), validation, label_vectors)
-            row["validation_mAP"] = evaluate(found.scores, validation.truth, vectors.names)["mAP"]
-        history.append(row)
-        on_epoch(row)
-        _save(state_file, network, optimizer, schedule, history)
-    return network.eval(), history
+
+    def _step(self, batch: Batch, share: float, number: int) -> tuple[float, float]:
+        """One step of the optimiser: the loss of all its images, and its gradient's norm."""
+        instances, truth = batch
+        half = self.settings.precision == "bfloat16"
+        with torch.autocast(self.together.device.type, torch.bfloat16, enabled=half):
+            logits = self._parallel(instances, self.label_vectors)
+        best = image_logits(logits.float())[0]
+        # This process's part of the mean over the step's images.
+        loss = matching_loss(best, truth, self._ratio, self.settings.beta) * share
+        self._optimizer.zero_grad()
+        # The processes' gradients are averaged, where their sum is wanted.
+        (loss * self.together.count).backward()
+        due = time.monotonic() - self._saved >= self.save_every
+        value, due_in = self.together.total([loss.item(), float(due)])
+        self._due = due_in > 0
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        size = norm.item()
+        if not math.isfinite(value) or not math.isfinite(size):
+            raise self._diverged(number, value, size)
+        nn.utils.clip_grads_with_norm_(self.network.parameters(), self.settings.clip_norm, norm)
+        self._optimizer.step()
+        return value, size
+
+    def _diverged(self, step: int, loss: float, norm: float) -> Diverged:
+        sizes = {
+            name: parameter.grad.norm().item()
+            for name, parameter in self.network.named_parameters()
+            if parameter.grad is not None
+        }
+        name, size = max(
+            sizes.items(), key=lambda item: item[1] if math.isfinite(item[1]) else math.inf
+        )
+        position, dataset = self.position, self.feed.split.cache.dataset
+        return Diverged(
+            f"training of {self.name} diverged in step {step} (epoch "
+            f"{len(position.history) + 1}): loss {loss:.4g}, gradient norm {norm:.4g}, the largest "
+            f"that of {name} ({size:.4g}); the norm before was at most {position.gradient:.4g} in "
+            "this epoch.",
+            f"Lower train.{dataset}.learning_rate or train.{dataset}.clip_norm.",
+            position.weights,
+            position.history,
+        )
+
+    def end_epoch(self, row: Row) -> None:
+        """Take stock of an epoch, whose row of the history is whole by now."""
+        self._schedule.step()
+        position = self.position
+        history = [*position.history, row]
+        weights = _copied(self.network.state_dict())
+        chosen, epoch = position.chosen, position.epoch
+        if self.settings.selection == "last":
+            epoch = len(history)
+        elif all(row["validation_mAP"] > other["validation_mAP"] for other in position.history):
+            chosen, epoch = weights, len(history)
+        self.position = _Position(history, weights=weights, chosen=chosen, epoch=epoch)
+
+    def save_if_due(self) -> None:
+        """Write what a killed training resumes from, where the last time is long ago."""
+        if not self._due:
+            return
+        randoms = self.together.gathered(random_state())
+        if self.together.rank == 0:
+            learned = learning_state(self.network, self._optimizer, self._schedule)
+            state = {**learned, "random": randoms, "position": vars(self.position)}
+            save_tensors(self.state_file, state)
+        self._saved = time.monotonic()
+        self._due = False
+
+    def resume(self) -> None:
+        """Go on from where a killed training left off, if there is one."""
+        there = self.together.rank == 0 and self.state_file.is_file()
+        state = self.together.of_first(load_state(self.state_file) if there else None)
+        if state is None:
+            return
+        restore_learning(state, self.state_file, self.network, self._optimizer, self._schedule)
+        try:
+            randoms, self.position = state["random"], _Position(**state["position"])
+        except (KeyError, TypeError) as error:
+            raise foreign_state(self.state_file, error) from error
+        if len(randoms) != self.together.count:
+            raise GmpipeError(
+                f"{self.state_file} was left by a training in {len(randoms)} processes, this one "
+                f"has {self.together.count}, which makes other steps. Start as many as before, or "
+                "delete that file to begin anew."
+            )
+        restore_random(randoms[self.together.rank])
+
+    def result(self) -> Training:
+        """The training, after its last epoch."""
+        position = self.position
+        if position.chosen is not None:
+            self.network.load_state_dict(position.chosen)
+        return Training(
+            self.network.eval(),
+            position.epoch,
+            position.history,
+            self._waited / self._spent if self._spent else math.nan,
+        )
+
+
+def _copied(weights: Weights) -> Weights:
+    return {name: value.detach().to("cpu", copy=True) for name, value in weights.items()}
 
 
 def _optimizer(network: Network, settings: TrainSettings) -> torch.optim.Optimizer:
@@ -170,43 +422,22 @@ def _schedule(
     return torch.optim.lr_scheduler.StepLR(optimizer, settings.step_epochs, gamma=0.1)
 
 
-def _save(
-    file: Path, network: Network, optimizer: Any, schedule: Any, history: list[dict[str, float]]
-) -> None:
-    save_tensors(
-        file,
-        {
-            "network": network.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "schedule": schedule.state_dict(),
-            "history": history,
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all(),
-        },
-    )
-
-
-def _restore(file: Path, network: Network, optimizer: Any, schedule: Any) -> list[dict[str, float]]:
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    torch.set_rng_state(state["rng"])
-    torch.cuda.set_rng_state_all(state["cuda_rng"])
-    history: list[dict[str, float]] = state["history"]
-    return history
-
-
-@torch.inference_mode()
 def predict_split(
     network: Network, split: SplitData, label_vectors: Tensor, batch_size: int = 64
 ) -> Predictions:
     """Scores of a split in view 0, by a network in eval mode."""
-    device = label_vectors.device
+    feed = Feed(split, label_vectors.device, once=True)
+    return _predict(network, feed, label_vectors, batch_size)
+
+
+@torch.inference_mode()
+def _predict(
+    network: Network, feed: Feed, label_vectors: Tensor, batch_size: int = 64
+) -> Predictions:
     scores, regions = [], []
-    for start in range(0, len(split), batch_size):
-        batch, _ = split.batch(np.arange(start, min(start + batch_size, len(split))))
-        best, winners = image_logits(network(batch.to(device, torch.float32), label_vectors))
-        scores.append(best.sigmoid().cpu().numpy())
-        regions.append(winners.cpu().numpy().astype(np.int16))
+    with closing(feed.in_order(batch_size)) as batches:
+        for instances, _ in batches:
+            best, winners = image_logits(network(instances, label_vectors))
+            scores.append(best.sigmoid().cpu().numpy())
+            regions.append(winners.cpu().numpy().astype(np.int16))
     return Predictions(np.concatenate(scores), np.concatenate(regions))

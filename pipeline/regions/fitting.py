@@ -18,7 +18,15 @@ from pipeline.regions.detection import Detections, detect
 from pipeline.regions.detector import build_model, class_count, fit_state
 from pipeline.regions.transforms import load_image, to_tensor, view_of
 from pipeline.settings import ArchitectureSettings, FitSettings
-from pipeline.tensors import best_device, save_tensors
+from pipeline.tensors import (
+    best_device,
+    learning_state,
+    load_state,
+    random_state,
+    restore_learning,
+    restore_random,
+    save_tensors,
+)
 
 RECALL_AT = (5, 10, 20, 35)
 """The numbers m of regions for which recall is measured."""
@@ -105,12 +113,9 @@ def fit_detector(
     )
     done = 0
     if state_file.is_file():
-        state = torch.load(state_file, map_location="cpu", weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        torch.set_rng_state(state["rng"])
-        torch.cuda.set_rng_state_all(state["cuda_rng"])
+        state = load_state(state_file)
+        restore_learning(state, state_file, model, optimizer, schedule)
+        restore_random(state["random"])
         done = state["done"]
     for step in range(done, settings.steps):
         chosen = _batch_numbers(step, settings.batch_size, len(images), settings.seed)
@@ -124,7 +129,8 @@ def fit_detector(
         schedule.step()
         on_step(step + 1, loss.item())
         if (step + 1) % _SAVE_EVERY == 0 and step + 1 < settings.steps:
-            _save_state(state_file, model, optimizer, schedule, step + 1)
+            learner = learning_state(model, optimizer, schedule)
+            save_tensors(state_file, {**learner, "random": random_state(), "done": step + 1})
     return model.eval()
 
 
@@ -179,20 +185,6 @@ def _batch(
 def _whole_view(image: FitImage, size: int) -> Tensor:
     picture = load_image(image.path)
     return to_tensor(view_of(picture, 0, size=size, image_id=image.image_id, seed=0, flip=False))
-
-
-def _save_state(file: Path, model: FasterRCNN, optimizer: Any, schedule: Any, done: int) -> None:
-    save_tensors(
-        file,
-        {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "schedule": schedule.state_dict(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all(),
-            "done": done,
-        },
-    )
 
 
 def measure_detector(

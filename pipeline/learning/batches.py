@@ -1,0 +1,195 @@
+"""Batches of a split, so that no training step waits for one.
+
+Letters: N images of the split, V views of an image, B images of a batch, M instances, C labels,
+D feature size.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.learning.data import SplitData
+from pipeline.machine import available_memory
+from pipeline.matching.graphs import InstanceBatch
+
+Chosen = tuple[np.ndarray, np.ndarray | int]
+"""Places of B images in the split, and the view to take of each."""
+
+Batch = tuple[InstanceBatch, Tensor]
+"""Instances with float32 features, and (B, C) int8 truth, both on the device that computes."""
+
+_LARGEST_SHARE = 0.5  # of the memory that is free, for regions that are held in it
+_AHEAD = 3  # batches that are gathered while one is computed on
+_CHUNK = 1024  # images that are read at once to fill memory or to compute statistics
+
+_T = TypeVar("_T")
+_S = TypeVar("_S")
+
+
+class Feed:
+    """Batches of a split on a device; which images, in what order, is up to the caller.
+
+    Regions that fit into half of the free memory are read once, as they are stored, into the
+    memory of the device or else of the machine, and batches are picked there; else they are
+    gathered from the shards. What is not on the device already is done in a background thread, a
+    few batches ahead of the one computed on. The same images give the same numbers in any case.
+
+    Args:
+        split: the images.
+        device: where the batches are wanted.
+        sharers: how many processes hold regions in this machine's memory.
+        once: each image is wanted once only, so that holding it gains nothing.
+    """
+
+    def __init__(
+        self, split: SplitData, device: torch.device, *, sharers: int = 1, once: bool = False
+    ) -> None:
+        self.split = split
+        self.device = device
+        self._truth = torch.from_numpy(split.truth)
+        self._held: InstanceBatch | None = None
+        if once:
+            return
+        size = split.rows.size * _row_bytes(split)
+        if device.type == "cuda" and size <= _LARGEST_SHARE * torch.cuda.mem_get_info(device)[0]:
+            self._held = _read_all(split, device)
+            self._truth = self._truth.to(device)
+        elif size <= _LARGEST_SHARE * available_memory() / sharers:
+            self._held = _read_all(split, torch.device("cpu"))
+
+    def __len__(self) -> int:
+        """N"""
+        return len(self.split)
+
+    def batches(self, chosen: Iterable[Chosen]) -> Generator[Batch]:
+        """A batch for each choice, in order. Close the generator if it isn't read to its end.
+
+        Raises:
+            GmpipeError: as `RegionCache.gather`, where the batch of a damaged row would come.
+        """
+        if self._held is not None and self._held.mask.is_cuda:
+            for images, views in chosen:
+                yield self._ready(*self._pick(images, views))
+            return
+        prepared = ahead(lambda one: self._prepare(*one), chosen)
+        try:
+            for batch in prepared:
+                yield batch if self.device.type == "cpu" else self._ready(*batch)
+        finally:
+            prepared.close()
+
+    def in_order(self, size: int) -> Generator[Batch]:
+        """View 0 of all images as they come, ``size`` a batch."""
+        starts = range(0, len(self), size)
+        return self.batches((np.arange(start, min(start + size, len(self))), 0) for start in starts)
+
+    def _pick(self, images: np.ndarray, views: np.ndarray | int) -> Batch:
+        assert self._held is not None
+        device = self._held.mask.device
+        rows = torch.from_numpy(images * self.split.rows.shape[1] + views).to(device)
+        truth = self._truth[torch.from_numpy(images).to(device)]
+        # Not by index_select: of float16 on the CPU that takes several hundred times as long.
+        return _each(self._held, lambda x: x[rows]), truth
+
+    def _prepare(self, images: np.ndarray, views: np.ndarray | int) -> Batch:
+        if self._held is not None:
+            instances, truth = self._pick(images, views)
+        else:
+            instances = self.split.instances(images, views)
+            truth = self._truth[torch.from_numpy(images)]
+        if self.device.type == "cpu":
+            return self._ready(instances, truth)
+        return _each(instances, Tensor.pin_memory), truth.pin_memory()
+
+    def _ready(self, instances: InstanceBatch, truth: Tensor) -> Batch:
+        # Moved as stored, then made float32: half of the bytes travel.
+        moved = _each(instances, lambda x: x.to(self.device, non_blocking=True))
+        return (
+            moved.to(self.device, torch.float32),
+            truth.to(self.device, non_blocking=True),
+        )
+
+
+def ahead(make: Callable[[_S], _T], items: Iterable[_S]) -> Generator[_T]:
+    """What ``make`` gives for each item, in order, made in one thread a few items ahead.
+
+    An error of ``make`` is raised where its result would come. Closing the generator ends the
+    thread; what is not begun by then is never made.
+    """
+    pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
+    try:
+        waiting: deque[Future[_T]] = deque()
+        for item in items:
+            waiting.append(pool.submit(make, item))
+            if len(waiting) > _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _each(batch: InstanceBatch, change: Callable[[Tensor], Tensor]) -> InstanceBatch:
+    return InstanceBatch(*(change(getattr(batch, field.name)) for field in fields(InstanceBatch)))
+
+
+def _row_bytes(split: SplitData) -> int:
+    """Bytes that a row takes as `_read_all` holds it."""
+    row = split.instances(np.zeros(1, dtype=np.int64))
+    return sum(getattr(row, field.name).nbytes for field in fields(InstanceBatch))
+
+
+def _read_all(split: SplitData, device: torch.device) -> InstanceBatch:
+    """All views of all images: row n * V + v is view v of image n."""
+    images, views = (places.ravel() for places in np.indices(split.rows.shape))
+    held: InstanceBatch | None = None
+    for start in range(0, len(images), _CHUNK):
+        place = slice(start, start + _CHUNK)
+        part = split.instances(images[place], views[place])
+        if held is None:
+            held = _each(part, lambda x: x.new_empty(len(images), *x.shape[1:], device=device))
+        for field in fields(InstanceBatch):
+            getattr(held, field.name)[place] = getattr(part, field.name).to(device)
+    assert held is not None  # a split has an image
+    return held
+
+
+@dataclass(frozen=True)
+class RegionStatistics:
+    """Mean and standard deviation of each component over the real regions of view 0.
+
+    Attributes:
+        feature_mean, feature_std: (D,) float32.
+        box_mean, box_std: (4,) float32.
+    """
+
+    feature_mean: Tensor
+    feature_std: Tensor
+    box_mean: Tensor
+    box_std: Tensor
+
+
+def region_statistics(feed: Feed) -> RegionStatistics:
+    """One pass over a split, in float64; the results are on the CPU."""
+    total = 0
+    sums: list[Tensor] = []
+    for batch, _ in feed.in_order(_CHUNK):
+        total += int(batch.mask.sum())
+        real = (batch.features[batch.mask].double(), batch.boxes[batch.mask].double())
+        moments = [moment for x in real for moment in (x.sum(0), x.square().sum(0))]
+        sums = [a + b for a, b in zip(sums, moments, strict=True)] if sums else moments
+    features, features2, boxes, boxes2 = (value.cpu() / total for value in sums)
+    return RegionStatistics(
+        features.float(),
+        (features2 - features.square()).clamp(min=0).sqrt().float(),
+        boxes.float(),
+        (boxes2 - boxes.square()).clamp(min=0).sqrt().float(),
+    )

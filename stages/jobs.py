@@ -1,0 +1,191 @@
+"""Many runs: which of them are there already, and making the others, several at a time.
+
+A run beside others has one thread, a run alone has them all. The number of threads changes how
+sums are rounded, and with it a run's last digits; everything else is the same.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import torch
+
+from pipeline.errors import GmpipeError
+from pipeline.files import NO_SPACE, is_no_space
+from pipeline.learning.checkpoint import load_checkpoint
+from pipeline.machine import cores
+from pipeline.shards.schema import fingerprint
+from stages.evaluate import METRICS_FILE, evaluate
+from stages.progress import progress_bar
+from stages.train import CHECKPOINT_FILE, RunPlan, open_inputs, train
+
+_CONTEXT = multiprocessing.get_context("spawn")  # torch's threads don't survive a fork
+
+_CHILD = {
+    "OMP_NUM_THREADS": "1",
+    "TQDM_DISABLE": "1",  # one bar over all runs is enough
+}
+"""Environment of a process that makes a run beside others."""
+
+
+def make_runs(runs: Sequence[RunPlan], jobs: int | None) -> None:
+    """Train and evaluate the runs that are not there yet, and print a line on each.
+
+    Args:
+        runs: what is wanted.
+        jobs: how many at a time; None for one a core, or one at all on a GPU.
+
+    Raises:
+        GmpipeError: some failed; the others were made.
+    """
+    missing = [run for run, current in zip(runs, _current(runs), strict=True) if not current]
+    if jobs is None:
+        jobs = 1 if torch.cuda.is_available() else cores()
+    problems = {}
+    if min(jobs, len(missing)) > 1:
+        outcomes = _side_by_side(missing, jobs)
+    else:
+        outcomes = ((run, *_attempt(run)) for run in missing)
+    for run, line, problem in outcomes:
+        if problem:
+            problems[run.folder] = problem
+        else:
+            print(line, flush=True)
+    if problems:
+        listed = "\n".join(f"{folder}: {problem}" for folder, problem in problems.items())
+        raise GmpipeError(
+            f"{len(problems)} of {len(missing)} runs failed.\n{listed}\nThe others are finished "
+            "and stay: mend this, and run the same command again."
+        )
+
+
+def _current(runs: Sequence[RunPlan]) -> list[bool]:
+    """Whether each run was trained and evaluated with its settings on the cache there is."""
+    inputs: dict[str, tuple[str, ...]] = {}
+    found = []
+    for run in runs:
+        key = run.settings.label_vectors
+        if key not in inputs:
+            manifest, cache, vectors = open_inputs(run.dataset, run.settings)
+            inputs[key] = (cache.fingerprint, manifest.labels_sha256, vectors.sha256)
+        found.append(_is_of(run, *inputs[key]))
+    return found
+
+
+def _is_of(run: RunPlan, cache: str, labels: str, vectors: str) -> bool:
+    try:
+        checkpoint = load_checkpoint(run.folder / CHECKPOINT_FILE)
+        metrics = json.loads((run.folder / METRICS_FILE).read_text())
+        evaluated = metrics["fingerprint"], metrics["labels_sha256"]
+    except (GmpipeError, FileNotFoundError, ValueError, KeyError, TypeError):
+        return False
+    return (
+        checkpoint.settings == run.settings
+        and fingerprint(checkpoint.recipe) == cache
+        and checkpoint.labels_sha256 == labels
+        and checkpoint.label_vectors_sha256 == vectors
+        and evaluated == (cache, labels)
+    )
+
+
+def _attempt(run: RunPlan) -> tuple[str, str]:
+    """Make a run: (what to print, "") or ("", what is wrong)."""
+    try:
+        return f"{train(run)}\n{evaluate(run)}", ""
+    except GmpipeError as error:
+        return "", str(error)
+    except OSError as error:
+        if not is_no_space(error):
+            raise
+        where = f" while writing {error.filename}" if error.filename else ""
+        return "", NO_SPACE.format(where=where, error=error)
+
+
+def _side_by_side(runs: Sequence[RunPlan], jobs: int) -> Iterator[tuple[RunPlan, str, str]]:
+    """Make runs in ``jobs`` processes; yield each as it ends.
+
+    A process that is killed takes no run with it but its own: another one goes on with the rest.
+    """
+    waiting = list(reversed(runs))
+    workers: dict[Any, Any] = {}  # our end of the pipe -> process
+    making: dict[Any, RunPlan] = {}
+    with progress_bar(total=len(runs), desc="runs", unit="run") as bar:
+        try:
+            while waiting or making:
+                while waiting and len(making) < jobs:
+                    idle = next((ours for ours in workers if ours not in making), None)
+                    connection = _start_worker(workers) if idle is None else idle
+                    making[connection] = waiting.pop()
+                    connection.send(making[connection])
+                done: list[Any] = wait(list(making))
+                for connection in done:
+                    run = making.pop(connection)
+                    try:
+                        line, problem = connection.recv()
+                    except (EOFError, ConnectionResetError):
+                        line, problem = "", _how_it_ended(workers.pop(connection))
+                    bar.update()
+                    bar.clear()
+                    yield run, line, problem
+        finally:  # Ctrl-C, above all
+            for process in workers.values():
+                process.kill()  # a run goes on from its last epoch when it is made again
+                process.join()
+
+
+def _start_worker(workers: dict[Any, Any]) -> Any:
+    ours, theirs = _CONTEXT.Pipe()
+    process = _CONTEXT.Process(target=_work, args=(theirs,), daemon=True)
+    with _environment(_CHILD):
+        process.start()
+    theirs.close()  # or its end would never be seen here
+    workers[ours] = process
+    return ours
+
+
+def _how_it_ended(process: Any) -> str:
+    process.join()
+    if process.exitcode < 0:
+        name = signal.Signals(-process.exitcode).name
+        return f"its process was killed ({name}); if memory ran out, use a smaller --jobs."
+    return f"its process ended with code {process.exitcode}; see what it printed above."
+
+
+def _work(connection: Connection) -> None:
+    """A process that makes the runs it is sent, one after the other."""
+    # A terminal sends Ctrl-C to every process: the command alone answers, and ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    while True:
+        connection.send(_attempt(connection.recv()))
+
+
+def _end_with_parent() -> None:
+    """Of a command that is killed nothing stays behind."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

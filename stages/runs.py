@@ -1,0 +1,178 @@
+"""Commands `runs list` and `runs prune`: what lies in runs/<dataset>/, and what of it may go.
+
+params.yaml names a run by its variant and seed. Runs with other settings (`--set`, `sweep`), of
+other variants or of other seeds are in folders that it does not name.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from tabulate import tabulate
+
+from pipeline.errors import GmpipeError
+from pipeline.files import folder_lock
+from stages.layout import SWEEPS, run_folder, runs_folder
+
+_TEMPORARY = r"\.[0-9a-f]{8}\.tmp"
+_BOARD = "tensorboard"
+_RUN_NAME = re.compile(r"[a-z0-9]+([.-][a-z0-9]+)*-s[0-9]+(-[0-9a-f]{8})?")
+_RUN_FILE = re.compile(
+    r"(checkpoint(-last-good)?\.pt|history\.csv|metrics\.json|summary\.json|predictions\.parquet"
+    rf")({_TEMPORARY})?"
+)
+_BOARD_FILE = re.compile(r"events\.out\.tfevents\..+")  # TensorBoard's
+_SWEEP_FILE = re.compile(rf"(results\.csv|figure\.(svg|png))({_TEMPORARY})?")
+
+
+def list_runs(dataset: str, variants: Sequence[str], seeds: Sequence[int]) -> str:
+    """A table of the runs of a data set."""
+    top = runs_folder(dataset)
+    named = _named(dataset, variants, seeds)
+    rows = [
+        [str(folder), _map(folder), _epochs(folder), "yes" if folder in named else "no"]
+        for folder in _entries(top)
+        if _is_run(folder)
+    ]
+    if not rows:
+        return f"{top} holds no run. Run `gmpipe train --dataset {dataset}`."
+    headers = ["run", "mAP", "epochs", "named by params.yaml"]
+    return str(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
+
+
+def prune(
+    dataset: str, variants: Sequence[str], seeds: Sequence[int], *, dry_run: bool = False
+) -> str:
+    """Remove the runs that variants x seeds don't name, all sweeps, and what killed runs left.
+
+    What is being written stays, and so does everything that is no run by its name and files.
+
+    Args:
+        dry_run: only say what would go.
+
+    Returns:
+        a line on each, and how much space they take.
+
+    Raises:
+        GmpipeError: something can't be removed.
+    """
+    top = runs_folder(dataset)
+    named = _named(dataset, variants, seeds)
+    lines, total = [], 0
+    for folder, going in _removable(top, named):
+        lock = folder.parent / f".{folder.name}.lock"
+        with ExitStack() as stack:
+            if lock.exists() or (going and not dry_run):
+                try:
+                    stack.enter_context(folder_lock(folder))
+                except GmpipeError:
+                    lines.append(f"{folder}: is being written, stays")
+                    continue
+            for path in going:
+                size = _size(path)
+                total += size
+                lines.append(f"{path}: {size / 1e6:.1f} MB")
+            if not dry_run:
+                # The lock last, while it is held: nobody else holds what is gone.
+                _remove([*going, *([lock] if folder not in named else [])])
+    if not dry_run and (top / SWEEPS).is_dir() and not any((top / SWEEPS).iterdir()):
+        (top / SWEEPS).rmdir()
+    lines.append(f"{total / 1e6:.1f} MB {'would be ' if dry_run else ''}removed from {top}")
+    return "\n".join(lines)
+
+
+def _named(dataset: str, variants: Sequence[str], seeds: Sequence[int]) -> set[Path]:
+    return {run_folder(dataset, variant, seed) for variant in variants for seed in seeds}
+
+
+def _removable(top: Path, named: set[Path]) -> Iterator[tuple[Path, list[Path]]]:
+    """(a folder of a run or sweep, what of it may go); of a stale lock nothing else may."""
+    folders = [*_entries(top), *_entries(top / SWEEPS)]
+    for folder in folders:
+        if _is_run(folder) and folder in named:
+            yield folder, [path for path in _entries(folder) if path.suffix == ".tmp"]
+        elif _is_run(folder) or _is_sweep(folder):
+            yield folder, [folder]
+    for lock in folders:
+        folder = lock.with_name(lock.name.removeprefix(".").removesuffix(".lock"))
+        ours = folder.parent.name == SWEEPS or _RUN_NAME.fullmatch(folder.name)
+        stale = lock.name == f".{folder.name}.lock" and not folder.exists()
+        if stale and ours and folder not in named:
+            yield folder, []
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise GmpipeError(f"{folder} can't be listed ({error}). Mend or remove it.") from error
+
+
+def _is_run(folder: Path) -> bool:
+    return bool(_RUN_NAME.fullmatch(folder.name)) and _holds_only(folder, _RUN_FILE, _BOARD)
+
+
+def _is_sweep(folder: Path) -> bool:
+    return folder.parent.name == SWEEPS and _holds_only(folder, _SWEEP_FILE)
+
+
+def _holds_only(folder: Path, name: re.Pattern[str], board: str = "") -> bool:
+    """Whether it is a folder of such files, and of one of TensorBoard's at ``board``."""
+    return (
+        folder.is_dir()
+        and not folder.is_symlink()
+        and all(
+            _holds_only(path, _BOARD_FILE)
+            if path.name == board
+            else name.fullmatch(path.name) and not path.is_dir()
+            for path in _entries(folder)
+        )
+    )
+
+
+def _map(folder: Path) -> str:
+    try:
+        return f"{json.loads((folder / 'metrics.json').read_text())['mAP']:.1f}"
+    except FileNotFoundError:
+        return "-"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "damaged"
+
+
+def _epochs(folder: Path) -> str:
+    try:
+        with (folder / "history.csv").open(newline="") as stream:
+            return str(sum(1 for _ in csv.DictReader(stream)))
+    except FileNotFoundError:
+        return "-"
+    except (OSError, ValueError, csv.Error):
+        return "damaged"
+
+
+def _size(path: Path) -> int:
+    """Bytes; of a link into DVC's cache those of the link."""
+    if path.is_dir() and not path.is_symlink():
+        return sum(_size(entry) for entry in _entries(path))
+    return path.lstat().st_size
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    for path in paths:
+        try:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise GmpipeError(
+                f"{path} can't be removed ({error}). Give yourself the right to write in its "
+                "folder, and run the same command again."
+            ) from error

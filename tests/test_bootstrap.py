@@ -1,0 +1,123 @@
+"""The paired bootstrap, against rows that are really repeated, and against scikit-learn.
+
+Letters: N images, C labels, R resamples, S seeds.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
+
+from pipeline.errors import GmpipeError
+from pipeline.evaluation.bootstrap import difference_interval, resampled_maps
+from pipeline.evaluation.metrics import evaluate
+
+
+def make_split(
+    images: int, labels: int, *, seed: int = 0, ties: bool = False, runs: int = 1
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Scores and truth; with ``ties`` there are four different scores only."""
+    rng = np.random.default_rng([seed, images, labels])
+    scores = rng.random((runs, images, labels))
+    if ties:
+        scores = np.round(scores * 3) / 3
+    truth = rng.choice([1, 0, 0, -1], size=(images, labels))
+    truth[0, 0] = 1
+    return list(scores.astype(np.float32)), truth
+
+
+def drawn_images(images: int, resamples: int, seed: int) -> list[np.ndarray]:
+    """Which images the resamples are of."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(images, size=images) for _ in range(resamples)]
+
+
+def names(count: int) -> list[str]:
+    return [str(label) for label in range(count)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    images=st.integers(1, 25),
+    labels=st.integers(1, 5),
+    seed=st.integers(0, 10_000),
+    ties=st.booleans(),
+)
+def test_a_resample_has_the_map_of_its_repeated_images(
+    images: int, labels: int, seed: int, ties: bool
+) -> None:
+    [scores], truth = make_split(images, labels, seed=seed, ties=ties)
+    found = resampled_maps([scores], truth, resamples=4, seed=seed)
+    assert found.shape == (1, 4)
+    for value, drawn in zip(found[0], drawn_images(images, 4, seed), strict=True):
+        if (truth[drawn] == 1).any():
+            expected = evaluate(scores[drawn], truth[drawn], names(labels))["mAP"]
+            assert value == pytest.approx(expected, abs=1e-9)
+        else:
+            assert np.isnan(value)
+
+
+def test_a_resample_has_scikit_learns_map() -> None:
+    """Over many images: runs of equal scores and rare labels."""
+    runs, truth = make_split(400, 6, ties=True, runs=2)
+    truth[:, 1] = 0
+    truth[0, 1] = 1  # in some resamples it has no positive
+    found = resampled_maps(runs, truth, resamples=20, seed=3)
+    without = 0
+    for resample, drawn in enumerate(drawn_images(400, 20, 3)):
+        for run, scores in enumerate(runs):
+            ap = []
+            for label in range(6):
+                kept = drawn[truth[drawn, label] != -1]
+                if (truth[kept, label] == 1).any():
+                    ap.append(average_precision_score(truth[kept, label], scores[kept, label]))
+            without += len(ap) < 6
+            assert found[run, resample] == pytest.approx(100 * np.mean(ap), abs=1e-9)
+    assert without
+
+
+def test_the_resamples_depend_on_seed_and_images_alone() -> None:
+    """Those of one run and of many, of few and of more than are computed at once, agree."""
+    runs, truth = make_split(30, 3, runs=3)
+    together = resampled_maps(runs, truth, resamples=520, seed=1)
+    for run, scores in enumerate(runs):
+        assert (resampled_maps([scores], truth, resamples=520, seed=1)[0] == together[run]).all()
+    fewer = resampled_maps(runs, truth, resamples=30, seed=1)
+    assert np.allclose(fewer, together[:, :30], rtol=1e-12)
+    assert not np.allclose(resampled_maps(runs, truth, resamples=30, seed=2), fewer)
+    assert len(np.unique(together[0])) > 500  # no chunk is the one before
+
+
+def test_the_interval_is_of_the_mean_over_seeds_on_the_same_resample() -> None:
+    base = np.zeros((2, 41))
+    # 0, 1, ..., 40 in any order, as the mean of two seeds that differ: quantiles 2.5 % and 97.5 %.
+    mean = np.random.default_rng(0).permutation(41).astype(float)
+    maps = np.stack([mean - 7, mean + 7])
+    assert difference_interval(maps, base) == pytest.approx((1.0, 39.0))
+    assert difference_interval(base, maps) == pytest.approx((-39.0, -1.0))
+
+
+def test_a_run_does_not_differ_from_itself_and_pairs_are_narrower() -> None:
+    [scores, noise], truth = make_split(300, 4, runs=2)
+    scores = 0.8 * scores + 0.1 * (truth == 1)
+    better = scores + 0.1 * (truth == 1) * noise
+    a, b = resampled_maps([better], truth), resampled_maps([scores], truth)
+    assert difference_interval(a, a) == (0, 0)
+    low, high = difference_interval(a, b)
+    assert 0 < low < high
+    unpaired = difference_interval(a, np.roll(b, 1, axis=1))
+    assert high - low < (unpaired[1] - unpaired[0]) / 4
+
+
+def test_resamples_without_a_positive_don_t_count() -> None:
+    maps = np.array([[1.0, np.nan, 3.0]])
+    assert difference_interval(maps, np.zeros((1, 3))) == pytest.approx((1.05, 2.95))
+
+
+def test_scores_of_other_images_are_refused() -> None:
+    [scores], truth = make_split(5, 2)
+    with pytest.raises(GmpipeError, match=r"\(4, 2\).*\(5, 2\).*gmpipe evaluate"):
+        resampled_maps([scores, scores[:4]], truth)

@@ -1,0 +1,197 @@
+"""`gmpipe train` and what `evaluate` makes of it, on the toy problem of `toys`."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from flows import ROOT, Flow
+from toys import KILLED_AT, RECIPE, copied, make_checkout, make_toy
+
+from pipeline.learning.checkpoint import load_checkpoint
+from pipeline.matching.loss import matching_loss
+
+
+@pytest.fixture(autouse=True)
+def _leave_torch_as_it_was() -> Iterator[None]:
+    """Training asks for deterministic kernels, for the whole process."""
+    before = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+RESULTS = ("history.csv", "checkpoint.pt", "predictions.parquet", "metrics.json", "summary.json")
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Flow:
+    """Trained and evaluated, undisturbed; to be read only."""
+    changes: dict[str, Any] = {"validation": 0.25, "selection": "best"}
+    network = {"latent_size": 8, "neighbors": 2, "dropout": 0.2}
+    flow = make_checkout(tmp_path_factory.mktemp("checkout"), network=network, **changes)
+    said = flow.ok("train")
+    assert re.search(r"full-s0: 4 epochs, loss \d\.\d{3}.*, waiting for data \d+\.\d %\n", said)
+    flow.ok("evaluate")
+    return flow
+
+
+def killed(flow: Flow, step: int, where: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_AT, str(step), where],
+        cwd=flow.folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+
+
+def test_kill_9_at_any_moment_changes_nothing(checkout: Flow, tmp_path: Path) -> None:
+    """Each process goes on with the 8 steps of 4 epochs where the one before it was killed."""
+    flow = copied(checkout, tmp_path)
+    for step, where, done in (
+        (3, "step", (1, 1)),
+        (2, "saving", (2, 0)),
+        (99, "checkpoint", (4, 0)),
+    ):
+        killed(flow, step, where)
+        [state] = [path for path in (flow / ".state").iterdir() if path.suffix == ".pt"]
+        position = torch.load(state, weights_only=True)["position"]
+        assert (len(position["history"]), position["steps"]) == done
+        assert not (flow / "runs/toy/full-s0/checkpoint.pt").exists()
+    flow.ok("train")
+    assert [path.suffix for path in (flow / ".state").iterdir()] == [".tmp"]
+    flow.ok("evaluate")
+    found, expected = flow.bytes("runs"), checkout.bytes("runs")
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if found[name] != expected[name]] == []
+
+
+def test_the_chosen_epoch_is_written_down(checkout: Flow) -> None:
+    run = checkout / "runs/toy/full-s0"
+    with (run / "history.csv").open() as stream:
+        measured = [float(row["validation_mAP"]) for row in csv.DictReader(stream)]
+    best = measured.index(max(measured)) + 1
+    assert load_checkpoint(run / "checkpoint.pt").epoch == best
+    assert json.loads((run / "metrics.json").read_text())["epoch"] == best
+    assert {path.name for path in run.iterdir()} == set(RESULTS)
+
+
+def test_a_diverged_run_leaves_its_last_good_weights(checkout: Flow, tmp_path: Path) -> None:
+    flow = copied(checkout, tmp_path)
+    flow.ok("train", "--set", "train.toy.epochs=1")
+    [run] = (flow / "runs/toy").glob("full*")
+    before = flow.bytes(str(run.relative_to(flow.folder)))
+    # The second epoch of the same training meets a loss that is not finite.
+    losses = 0
+
+    def loss(*inputs: Any) -> torch.Tensor:
+        nonlocal losses
+        losses += 1
+        return matching_loss(*inputs) * (math.nan if losses == 4 else 1)
+
+    broken = mock.patch("pipeline.learning.training.matching_loss", loss)
+    with broken:
+        assert flow.gmpipe("train").refused(
+            r"training of full, seed 0, diverged in step 4 \(epoch 2\): loss nan, .*"
+            r"runs/toy/full-s0/checkpoint-last-good\.pt has the weights after epoch 1\. Lower "
+            r"train\.toy\.learning_rate or train\.toy\.clip_norm\.$"
+        )
+    assert list(flow.folder.glob(".state/*")) == []
+    left = flow / "runs/toy/full-s0"
+    assert {path.name for path in left.iterdir()} == {"checkpoint-last-good.pt", "history.csv"}
+    good, plain = (
+        load_checkpoint(path) for path in (left / "checkpoint-last-good.pt", run / "checkpoint.pt")
+    )
+    assert good.epoch == plain.epoch == 1
+    for key, value in plain.state.items():
+        assert torch.equal(good.state[key], value)
+    assert (left / "history.csv").read_bytes() == (run / "history.csv").read_bytes()
+    # A later success leaves nothing of it, and a failure the checkpoint that is there.
+    flow.ok("train")
+    assert {path.name for path in left.iterdir()} == {"checkpoint.pt", "history.csv"}
+    kept = (left / "checkpoint.pt").read_bytes()
+    losses = 2
+    with broken:
+        assert flow.gmpipe("train").refused("in step 2 .*No epoch was whole by then. Lower")
+    assert (left / "checkpoint.pt").read_bytes() == kept
+    assert flow.bytes(str(run.relative_to(flow.folder))) == before
+
+
+def test_fewer_regions_are_a_run_of_their_own(checkout: Flow, tmp_path: Path) -> None:
+    flow = copied(checkout, tmp_path)
+    one = ("--set", "train.toy.regions=1")
+    flow.ok("train", *one)
+    flow.ok("evaluate", *one)
+    [run] = (flow / "runs/toy").glob("full*")
+    regions = pq.read_table(run / "predictions.parquet").column("regions").to_pylist()
+    assert {number for row in regions for number in row} == {0}
+    assert flow.gmpipe("train", "--set", "train.toy.regions=4").refused(
+        r"holds the best 3 regions.*train\.toy\.regions is 4"
+    )
+
+
+@pytest.mark.parametrize("imported", [False, True])
+def test_what_to_run_repeats_the_options(checkout: Flow, tmp_path: Path, imported: bool) -> None:
+    flow = copied(checkout, tmp_path)
+    options = ("--variant", "max-pool", "--seed", "3", "--set", "train.toy.network={dropout: 0.1}")
+    again = re.escape(
+        "gmpipe train --dataset toy --variant max-pool --seed 3 --set "
+        "'train.toy.network={dropout: 0.1}'`"
+    )
+    assert flow.gmpipe("evaluate", *options).refused(f"no checkpoint.*Run `{again}")
+    recipe: dict[str, Any] = {**RECIPE, "imported_from": "npz"} if imported else dict(RECIPE)
+    shutil.rmtree(flow / "cache")
+    make_toy(flow / "cache/toy", recipe)
+    flow.ok("train", *options)
+    shutil.rmtree(flow / "cache")
+    make_toy(flow / "cache/toy", {**recipe, "odd": 1})
+    command = "import-regions FILE" if imported else "extract"
+    assert flow.gmpipe("evaluate", *options).refused(
+        f"odd is absent, expected 1.*`{again}.*`gmpipe {command} --dataset toy --replace`"
+    )
+
+
+def test_tensorboard_has_the_columns_of_the_history(checkout: Flow, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="needs tensorboard"
+    )
+    flow = copied(checkout, tmp_path)
+    flow.ok("train", "--tensorboard")
+    run = flow / "runs/toy/full-s0"
+    with (run / "history.csv").open() as stream:
+        history = list(csv.DictReader(stream))
+    events = accumulator.EventAccumulator(str(run / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) == set(history[0]) - {"epoch"}
+    for column in events.Tags()["scalars"]:
+        found = events.Scalars(column)
+        assert [event.step for event in found] == [int(row["epoch"]) for row in history]
+        expected = [float(row[column]) for row in history]
+        assert [event.value for event in found] == pytest.approx(expected)
+    for name in ("checkpoint.pt", "history.csv"):
+        assert (run / name).read_bytes() == (checkout / f"runs/toy/full-s0/{name}").read_bytes()
+
+
+def test_tensorboard_that_is_not_there_is_named(
+    checkout: Flow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    flow = copied(checkout, tmp_path)
+    assert flow.gmpipe("train", "--tensorboard").refused(
+        r"--tensorboard needs the package `tensorboard` .*pip install '\.\[tensorboard\]'"
+    )
+    assert not (flow / "runs").exists() or list((flow / "runs/toy").glob("full*")) == []
