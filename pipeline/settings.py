@@ -245,8 +245,30 @@ class NetworkSettings(_Settings):
     node_norm: bool = Field(
         True, description="LayerNorm on encoded and updated nodes (ours; the paper has none)"
     )
+    least_deviation: float = Field(
+        0.1,
+        gt=0,
+        description="a feature component is divided by its standard deviation, or by this share of "
+        "the root mean square of all, whichever is more: 0.1 makes nearly all vary alike, 1 leaves "
+        "weak components weak",
+    )
     input_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on region features")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on encoded and updated nodes")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="dropout on encoded and updated nodes of instances"
+    )
+    decoder_dropout: float = Field(
+        0.0, ge=0, lt=1, description="dropout on the decoder's hidden state"
+    )
+    direct_size: int | None = Field(
+        None,
+        ge=1,
+        description="hidden size of a direct term: what an MLP makes of a region's feature and box "
+        "for each label, which the matching edges' logits are added to; null: none, as in the "
+        "paper",
+    )
+    direct_dropout: float = Field(
+        0.5, ge=0, lt=1, description="dropout on the direct term's hidden state"
+    )
 
 
 class TrainSettings(_Settings):
@@ -274,10 +296,17 @@ class TrainSettings(_Settings):
     learning_rate: float = Field(0.01, gt=0, description="initial learning rate")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum")
     weight_decay: float = Field(1e-4, ge=0, description="weight decay")
-    schedule: Literal["step", "cosine"] = Field(
+    schedule: Literal["step", "cosine", "constant"] = Field(
         "step", description="`step`: a tenth every `step_epochs` (the paper's); `cosine`: to zero"
     )
     step_epochs: int = Field(30, ge=1, description="epochs between two steps of schedule `step`")
+    averaging: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay of an exponential moving average of the weights over the steps, which "
+        "is then the result; 0: none. 0.99 is the mean of about the last 100 steps",
+    )
     clip_norm: float = Field(5.0, gt=0, description="largest norm of a step's gradient")
     beta: float = Field(0.0, ge=0, description="class balance of the loss, equation (15)")
     validation: float = Field(

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from toys import LABELS, N_TRAIN, RECIPE, VECTORS, VIEWS, C, D, M, Toy, make_toy
 
 from pipeline.errors import GmpipeError
@@ -54,7 +55,9 @@ def settings(**changes: Any) -> TrainSettings:
     return SETTINGS.model_copy(update=changes)
 
 
-BEST = settings(validation=0.25, selection="best", schedule="cosine", learning_rate=0.2)
+BEST = settings(
+    validation=0.25, selection="best", schedule="cosine", learning_rate=0.2, averaging=0.5
+)
 
 
 @pytest.fixture(autouse=True)
@@ -250,7 +253,8 @@ def undisturbed(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Training:
 def test_a_training_killed_at_any_step_ends_as_an_undisturbed_one(
     toy: Toy, undisturbed: Training, tmp_path: Path, kills: tuple[int, ...]
 ) -> None:
-    """With dropout, views, a schedule, and the best epoch wanted; 8 steps are 4 epochs."""
+    """With dropout, views, a schedule, averaged weights, and the best epoch wanted; 8 steps are 4
+    epochs."""
     kept, held = split_validation(toy.train, 0.25, seed=0)
     options: dict[str, Any] = {"chosen": BEST, "split": kept, "validation": held, "save_every": 0}
     for step in kills:
@@ -431,6 +435,7 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_images(toy: Toy, tmp_path: Pa
     [
         ("step", [1, 1, 0.1, 0.1]),
         ("cosine", [(1 + np.cos(np.pi * epoch / 4)) / 2 for epoch in range(4)]),
+        ("constant", [1, 1, 1, 1]),
     ],
 )
 def test_the_learning_rate_follows_its_schedule(
@@ -439,6 +444,32 @@ def test_the_learning_rate_follows_its_schedule(
     trained = train(toy, tmp_path / "a.pt", chosen=settings(schedule=schedule))
     found = [row["learning_rate"] for row in trained.history]
     assert found == pytest.approx([0.02 * rate for rate in rates])
+
+
+def test_averaged_weights_are_those_of_the_steps(toy: Toy, tmp_path: Path) -> None:
+    """The mean of every step's weights, each step before counting 0.7 times as much."""
+    steps: list[list[np.ndarray]] = []
+
+    def look(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        group = optimizer.param_groups[0]["params"]
+        steps.append([p.detach().double().numpy().copy() for p in group])
+
+    hook = register_optimizer_step_post_hook(look)
+    try:
+        averaged = train(toy, tmp_path / "a.pt", chosen=settings(averaging=0.7))
+    finally:
+        hook.remove()
+    assert len(steps) == 4 * math.ceil(N_TRAIN / 16)
+    shares = np.array(
+        [0.7 ** (len(steps) - 1)] + [0.3 * 0.7**k for k in range(len(steps) - 2, -1, -1)]
+    )
+    assert shares.sum() == pytest.approx(1)
+    for parameter, *history in zip(averaged.network.parameters(), *steps, strict=True):
+        expected = np.tensordot(shares, np.stack(history), axes=1)
+        np.testing.assert_allclose(parameter.detach().numpy(), expected, rtol=1e-4, atol=1e-6)
+    plain = train(toy, tmp_path / "b.pt")
+    assert averaged.history == plain.history  # what is learnt does not depend on it
+    assert not same(averaged, plain)
 
 
 def test_an_epoch_takes_every_image_once_in_a_view_drawn_for_it(
@@ -509,7 +540,7 @@ def test_the_parameter_with_the_largest_gradient_is_named(
 
     def hooked(*sizes: Any) -> Network:
         network = build_network(*sizes)
-        dict(network.named_parameters())["classify.first.bias"].register_hook(hook)
+        dict(network.named_parameters())["classify.mlp.first.bias"].register_hook(hook)
         return network
 
     monkeypatch.setattr("pipeline.learning.training.matching_loss", loss)
@@ -520,7 +551,7 @@ def test_the_parameter_with_the_largest_gradient_is_named(
     with pytest.raises(
         Diverged,
         match=r"in step 5 \(epoch 2\): loss \d\S+, gradient norm inf, the largest that of "
-        r"classify\.first\.bias \(inf\)",
+        r"classify\.mlp\.first\.bias \(inf\)",
     ) as caught:
         train(toy, tmp_path / "a.pt", chosen=maxed)
     assert caught.value.history == whole.history

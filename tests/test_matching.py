@@ -218,6 +218,17 @@ def test_fast_path_is_the_reference_in_every_shape(variant: str, shape: str) -> 
     check_scores(network, batch, words)
 
 
+@pytest.mark.parametrize("variant", GRAPHS)
+def test_fast_path_is_the_reference_with_a_direct_term(variant: str) -> None:
+    network, batch, words = case(variant=variant, direct_size=7)
+    plain, _, _ = case(variant=variant)
+    missing = plain.load_state_dict(network.state_dict(), strict=False)
+    assert {name.split(".")[0] for name in missing.unexpected_keys} == {"direct"}
+    assert (network.eval()(batch, words) - plain(batch, words))[batch.mask].abs().min() > 1e-4
+    check_gradients(network, batch, words, unused=False)
+    check_scores(network, batch, words)
+
+
 def test_reference_and_network_never_see_padding() -> None:
     network, batch, words = case(variant="full", counts=[2, 4])
     for scores in (network(batch, words), reference_logits(network, batch, words)):
@@ -225,9 +236,10 @@ def test_reference_and_network_never_see_padding() -> None:
         assert torch.equal(scores == -torch.inf, ~batch.mask[..., None].expand(2, M, C))
 
 
-def test_dropout_is_off_in_eval_mode_and_random_in_training() -> None:
-    network, batch, words = case(variant="full", input_dropout=0.5, dropout=0.5)
-    assert not torch.equal(network(batch, words), network(batch, words))
+@pytest.mark.parametrize("where", ["input_dropout", "dropout", "decoder_dropout"])
+def test_dropout_is_off_in_eval_mode_and_random_in_training(where: str) -> None:
+    network, batch, words = case(variant="full", **{where: 0.5})
+    assert not torch.equal(network.train()(batch, words), network(batch, words))
     check_scores(network.eval(), batch, words)
 
 
@@ -725,7 +737,7 @@ def test_max_pool_is_a_plain_loop() -> None:
     network, batch, words = net("max-pool"), batch64(), vectors()
     assert isinstance(network, MaxPoolNetwork)
     scores = network(batch, words)
-    first, second = network.classify.first, network.classify.second
+    first, second = network.classify.mlp.first, network.classify.mlp.second
     for image in range(3):
         for i in range(M):
             if not batch.mask[image, i]:

@@ -11,10 +11,12 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.errors import GmpipeError
 from pipeline.evaluation.metrics import evaluate
@@ -205,10 +207,9 @@ def train_network(
     loop.resume()
     while len(loop.position.history) < settings.epochs:
         row = loop.epoch()
-        network.eval()
         if held_out is not None:
             truth = held_out.split.truth
-            found = _predict(network, held_out, loop.label_vectors)
+            found = _predict(loop.result_so_far(), held_out, loop.label_vectors)
             row["validation_mAP"] = evaluate(found.scores, truth, vectors.names)["mAP"]
         loop.end_epoch(row)
         if together.rank == 0:
@@ -252,6 +253,7 @@ class _Loop:
         self._optimizer = _optimizer(network, settings)
         self._schedule = _schedule(self._optimizer, settings)
         self._parallel = together.parallel(network)
+        self._average = _average(network, settings)
         ratio = (feed.split.truth == 1).mean(axis=0)
         self._ratio = torch.from_numpy(ratio).float().to(together.device)
         self._waited = self._spent = 0.0
@@ -318,7 +320,14 @@ class _Loop:
             raise self._diverged(number, value, size)
         nn.utils.clip_grads_with_norm_(self.network.parameters(), self.settings.clip_norm, norm)
         self._optimizer.step()
+        if self._average is not None:
+            self._average.update_parameters(self.network)
         return value, size
+
+    def result_so_far(self) -> Network:
+        """The network whose weights would be the result now, in eval mode."""
+        found = self.network if self._average is None else self._average.module
+        return cast(Network, found.eval())
 
     def _diverged(self, step: int, loss: float, norm: float) -> Diverged:
         sizes = {
@@ -345,7 +354,7 @@ class _Loop:
         self._schedule.step()
         position = self.position
         history = [*position.history, row]
-        weights = _copied(self.network.state_dict())
+        weights = _copied(self.result_so_far().state_dict())
         chosen, epoch = position.chosen, position.epoch
         if self.settings.selection == "last":
             epoch = len(history)
@@ -360,7 +369,9 @@ class _Loop:
         randoms = self.together.gathered(random_state())
         if self.together.rank == 0:
             learned = learning_state(self.network, self._optimizer, self._schedule)
-            state = {**learned, "random": randoms, "position": vars(self.position)}
+            average = None if self._average is None else self._average.state_dict()
+            position = vars(self.position)
+            state = {**learned, "average": average, "random": randoms, "position": position}
             save_tensors(self.state_file, state)
         self._saved = time.monotonic()
         self._due = False
@@ -374,7 +385,9 @@ class _Loop:
         restore_learning(state, self.state_file, self.network, self._optimizer, self._schedule)
         try:
             randoms, self.position = state["random"], _Position(**state["position"])
-        except (KeyError, TypeError) as error:
+            if self._average is not None:
+                self._average.load_state_dict(state["average"])
+        except (KeyError, TypeError, RuntimeError) as error:
             raise foreign_state(self.state_file, error) from error
         if len(randoms) != self.together.count:
             raise GmpipeError(
@@ -387,10 +400,11 @@ class _Loop:
     def result(self) -> Training:
         """The training, after its last epoch."""
         position = self.position
+        network = self.result_so_far()
         if position.chosen is not None:
-            self.network.load_state_dict(position.chosen)
+            network.load_state_dict(position.chosen)
         return Training(
-            self.network.eval(),
+            network,
             position.epoch,
             position.history,
             self._waited / self._spent if self._spent else math.nan,
@@ -399,6 +413,14 @@ class _Loop:
 
 def _copied(weights: Weights) -> Weights:
     return {name: value.detach().to("cpu", copy=True) for name, value in weights.items()}
+
+
+def _average(network: Network, settings: TrainSettings) -> AveragedModel | None:
+    """The moving average of the weights, if there is to be one; it starts with the first step's."""
+    if not settings.averaging:
+        return None
+    average = get_ema_multi_avg_fn(settings.averaging)
+    return AveragedModel(network, multi_avg_fn=average, use_buffers=False)
 
 
 def _optimizer(network: Network, settings: TrainSettings) -> torch.optim.Optimizer:
@@ -419,6 +441,8 @@ def _schedule(
 ) -> torch.optim.lr_scheduler.LRScheduler:
     if settings.schedule == "cosine":
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
+    if settings.schedule == "constant":
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0)
     return torch.optim.lr_scheduler.StepLR(optimizer, settings.step_epochs, gamma=0.1)
 
 

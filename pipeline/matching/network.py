@@ -50,7 +50,7 @@ from pipeline.matching.graphs import InstanceBatch, Neighbors, instance_neighbor
 from pipeline.matching.grids import Hidden, Pair, read_grid, update_grid
 from pipeline.settings import NetworkSettings
 
-_LEAST_DEVIATION = 0.1  # of the root mean square deviation of all components
+_LEAST_BOX_DEVIATION = 0.1  # of the root mean square deviation of the four coordinates
 
 
 class MLP(nn.Module):
@@ -174,14 +174,22 @@ class MatchingNetwork(nn.Module):
         feature_size: D.
         vector_size: W.
         settings: sizes, graphs, neighbours, normalisation and dropout.
+        labels: C; needed for a direct term only, all else is the same for any number of labels.
     """
 
-    def __init__(self, feature_size: int, vector_size: int, settings: NetworkSettings) -> None:
+    def __init__(
+        self,
+        feature_size: int,
+        vector_size: int,
+        settings: NetworkSettings,
+        labels: int | None = None,
+    ) -> None:
         super().__init__()
         latent = settings.latent_size
         self.settings = settings
-        self.inputs = Inputs(feature_size)
+        self.inputs = Inputs(feature_size, settings.least_deviation)
         self.dropout = nn.Dropout(settings.dropout)
+        self.decoder_dropout = nn.Dropout(settings.decoder_dropout)
         self.input_dropout = nn.Dropout(settings.input_dropout)
 
         def encoder(*inputs: int, exists: bool = True) -> MLP | None:
@@ -205,6 +213,13 @@ class MatchingNetwork(nn.Module):
         )
         pieces = (sizes[-1],) if settings.matching_edges else (sizes[-1],) * 2
         self.decode = MLP(pieces, 1, hidden=sum(pieces))
+        self.direct = None
+        if settings.direct_size is not None:
+            if labels is None:
+                raise ValueError("a direct term needs the number of labels")
+            self.direct = RegionClassifier(
+                feature_size, labels, settings.direct_size, settings.direct_dropout
+            )
 
     def forward(self, batch: InstanceBatch, label_vectors: Tensor) -> Tensor:
         """Encoder (4), convolution modules (5)-(12), decoder (13).
@@ -221,6 +236,9 @@ class MatchingNetwork(nn.Module):
         for module in self.convolutions:
             state = self._convolve(cast(Convolution, module), state, structure)
         logits = self._decode(state)
+        if self.direct is not None:
+            features, boxes = self.inputs.features(batch.features), self.inputs.boxes(batch.boxes)
+            logits = logits + self.direct(features, boxes)
         return logits.masked_fill(~batch.mask[..., None], -torch.inf)
 
     def _structure(self, batch: InstanceBatch, label_vectors: Tensor) -> _Structure:
@@ -246,9 +264,6 @@ class MatchingNetwork(nn.Module):
             known = self._label_graph = (vectors.detach().clone(), index, share)
         return known[1:]
 
-    def _settle(self, nodes: Tensor, norm: nn.Module) -> Tensor:
-        return cast(Tensor, self.dropout(norm(nodes)))
-
     def _encode(self, batch: InstanceBatch, vectors: Tensor, structure: _Structure) -> _State:
         features = self.input_dropout(self.inputs.features(batch.features))
         boxes = self.inputs.boxes(batch.boxes)
@@ -263,8 +278,8 @@ class MatchingNetwork(nn.Module):
         if (mlp := self.encode_matching_edge) is not None:
             matching_edges = _Edges(_pair(mlp, features, words), mlp.second)
         return _State(
-            self._settle(self.encode_instance(features), self.encoded_instance_norm),
-            self._settle(self.encode_label(words), self.encoded_label_norm),
+            self.dropout(self.encoded_instance_norm(self.encode_instance(features))),
+            self.encoded_label_norm(self.encode_label(words)),
             instance_edges,
             label_edges,
             matching_edges,
@@ -307,10 +322,9 @@ class MatchingNetwork(nn.Module):
             )
             instance_parts.append(to_instances)
             label_parts.append(to_labels)
-        instances = self._settle(
-            _update(module.instance_node, instance_parts), module.instance_norm
-        )
-        labels = self._settle(_update(module.label_node, label_parts), module.label_norm)
+        instances = module.instance_norm(_update(module.instance_node, instance_parts))
+        instances = self.dropout(instances)
+        labels = module.label_norm(_update(module.label_node, label_parts))
 
         instance_edges = label_edges = matching_edges = None
         if (mlp := module.instance_edge) is not None:
@@ -342,7 +356,7 @@ class MatchingNetwork(nn.Module):
             own, other = self.decode.pieces()
             there = _linear(state.labels, other)[:, None]
             read = _linear(state.instances, own, first.bias)[:, :, None] + there
-        return cast(Tensor, self.decode.second(read.relu()).squeeze(-1))
+        return cast(Tensor, self.decode.second(self.decoder_dropout(read.relu())).squeeze(-1))
 
 
 def module_sizes(settings: NetworkSettings) -> list[int]:
@@ -471,8 +485,8 @@ class Inputs(nn.Module):
     """Standardisation of what the network reads; the statistics are saved with its weights.
 
     Features and box coordinates get mean 0 and variance 1 over the real regions of the training
-    split, each component by itself. A component that varies less than a tenth of the root mean
-    square over all of them is scaled by that tenth: a detector's features have components that
+    split, each component by itself. A component that varies less than ``least_deviation`` times the
+    root mean square over all of them is scaled by that: a detector's features have components that
     are almost always 0, and dividing by their tiny deviation would make single regions stand out
     by a hundred. Label vectors are divided by the root mean square of all their components, which
     keeps their geometry.
@@ -484,8 +498,9 @@ class Inputs(nn.Module):
     box_scale: Tensor
     vector_scale: Tensor
 
-    def __init__(self, feature_size: int) -> None:
+    def __init__(self, feature_size: int, least_deviation: float = 0.1) -> None:
         super().__init__()
+        self.least_deviation = least_deviation
         for name, size in (("feature", feature_size), ("box", 4)):
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_scale", torch.ones(size))
@@ -508,9 +523,9 @@ class Inputs(nn.Module):
         """
         for name, value in (
             ("feature_mean", feature_mean),
-            ("feature_scale", _inverse(feature_std)),
+            ("feature_scale", _inverse(feature_std, self.least_deviation)),
             ("box_mean", box_mean),
-            ("box_scale", _inverse(box_std)),
+            ("box_scale", _inverse(box_std, _LEAST_BOX_DEVIATION)),
             ("vector_scale", label_vectors.square().mean().rsqrt()),
         ):
             buffer = cast(Tensor, getattr(self, name))
@@ -529,9 +544,30 @@ class Inputs(nn.Module):
         return vectors * self.vector_scale
 
 
-def _inverse(std: Tensor) -> Tensor:
-    floor = _LEAST_DEVIATION * std.square().mean().sqrt()
+def _inverse(std: Tensor, least: float) -> Tensor:
+    floor = least * std.square().mean().sqrt()
     return 1 / torch.maximum(std, floor).clamp(min=1e-6)
+
+
+class RegionClassifier(nn.Module):
+    """An MLP on a region's feature and box, for each label.
+
+    Args:
+        feature_size: D.
+        labels: C.
+        hidden: its hidden size.
+        dropout: on its hidden state.
+    """
+
+    def __init__(self, feature_size: int, labels: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.mlp = MLP((feature_size, 4), labels, hidden=hidden)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
+        """(..., D), (..., 4), both standardised -> (..., C)."""
+        hidden = self.mlp.first(torch.cat([features, boxes], dim=-1)).relu()
+        return _linear_of(self.mlp.second, self.dropout(hidden))
 
 
 class MaxPoolNetwork(nn.Module):
@@ -540,24 +576,22 @@ class MaxPoolNetwork(nn.Module):
     Args:
         feature_size: D.
         labels: C.
-        settings: hidden size and dropout, as the matching network reads them.
+        settings: hidden size, inputs' scale and dropout, as the matching network reads them.
     """
 
     def __init__(self, feature_size: int, labels: int, settings: NetworkSettings) -> None:
         super().__init__()
-        self.inputs = Inputs(feature_size)
+        self.inputs = Inputs(feature_size, settings.least_deviation)
         self.input_dropout = nn.Dropout(settings.input_dropout)
-        self.dropout = nn.Dropout(settings.dropout)
-        self.classify = MLP((feature_size, 4), labels, hidden=settings.latent_size)
+        self.classify = RegionClassifier(
+            feature_size, labels, settings.latent_size, settings.dropout
+        )
 
     def forward(self, batch: InstanceBatch, label_vectors: Tensor) -> Tensor:
         """(B, M, C) logits; -inf for padding. The label vectors are not read."""
         features = self.input_dropout(self.inputs.features(batch.features))
-        x = torch.cat([features, self.inputs.boxes(batch.boxes)], dim=-1)
-        hidden = self.dropout(self.classify.first(x).relu())
-        return _linear_of(self.classify.second, hidden).masked_fill(
-            ~batch.mask[..., None], -torch.inf
-        )
+        logits: Tensor = self.classify(features, self.inputs.boxes(batch.boxes))
+        return logits.masked_fill(~batch.mask[..., None], -torch.inf)
 
 
 def build_network(
@@ -566,7 +600,7 @@ def build_network(
     """The network that settings describe: sizes D, C and W are the data's."""
     if settings.architecture == "max-pool":
         return MaxPoolNetwork(feature_size, labels, settings)
-    return MatchingNetwork(feature_size, vector_size, settings)
+    return MatchingNetwork(feature_size, vector_size, settings, labels)
 
 
 def image_logits(logits: Tensor) -> tuple[Tensor, Tensor]:
