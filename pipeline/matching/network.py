@@ -34,6 +34,11 @@ Inputs are standardised with statistics of the training split. What still drifts
 is held by LayerNorm on the nodes after the encoder and each update. It stands on nodes only:
 identity 2 needs the path from an edge's update to its readers to be linear, and a normalised edge
 would have to be materialised.
+
+Beyond the paper, off unless the settings ask for it: dropout on the region features, on instance
+nodes (never on label nodes: a label without its node can't be told from others) and in the decoder;
+and a direct term, `RegionClassifier`, whose logits are added. Without it a label is told from
+another by its vector alone, which all of its classifier has to pass through.
 """
 
 from __future__ import annotations
@@ -160,7 +165,6 @@ class _State:
 class _Structure:
     """Whom each node gathers from."""
 
-    mask: Tensor  # (B, M) bool, real instances
     instance_share: Tensor  # (B, M), a real instance's weight in the mean over instances
     instance_neighbors: Neighbors
     label_neighbors: Tensor | None  # (C, L); None for a complete label graph
@@ -244,7 +248,6 @@ class MatchingNetwork(nn.Module):
     def _structure(self, batch: InstanceBatch, label_vectors: Tensor) -> _Structure:
         share = batch.mask.to(batch.features.dtype)
         return _Structure(
-            batch.mask,
             share / share.sum(dim=1, keepdim=True),
             instance_neighbors(batch, self.settings.neighbors),
             *self._label_structure(label_vectors),
