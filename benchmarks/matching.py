@@ -621,7 +621,7 @@ def main() -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--voc-batch", type=int, default=32, help="images, VOC's size")
-    parser.add_argument("--coco-batch", type=int, default=4, help="images, COCO's size")
+    parser.add_argument("--coco-batch", type=int, default=8, help="images, COCO's size")
     parser.add_argument("--turns", type=int, default=3, help="turns of each")
     parser.add_argument("--threads", type=int, default=cores(), help="threads of torch")
     parser.add_argument("--quick", action="store_true", help="small batches, one turn, 300 labels")
