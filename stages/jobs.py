@@ -135,9 +135,12 @@ def _side_by_side(runs: Sequence[RunPlan], jobs: int) -> Iterator[tuple[RunPlan,
                     bar.update()
                     bar.clear()
                     yield run, line, problem
+            for connection, process in workers.items():
+                connection.send(None)
+                process.join()
         finally:  # Ctrl-C, above all
             for process in workers.values():
-                process.kill()  # a run goes on from its last epoch when it is made again
+                process.kill()  # a run goes on from where it was when it is made again
                 process.join()
 
 
@@ -165,8 +168,8 @@ def _work(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    while True:
-        connection.send(_attempt(connection.recv()))
+    while (run := connection.recv()) is not None:
+        connection.send(_attempt(run))
 
 
 def _end_with_parent() -> None:
