@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -136,7 +136,8 @@ def _side_by_side(runs: Sequence[RunPlan], jobs: int) -> Iterator[tuple[RunPlan,
                     bar.clear()
                     yield run, line, problem
             for connection, process in workers.items():
-                connection.send(None)
+                with suppress(BrokenPipeError):  # an idle process that somebody killed
+                    connection.send(None)
                 process.join()
         finally:  # Ctrl-C, above all
             for process in workers.values():
