@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace as replace_field
 from pathlib import Path
 from typing import Any
@@ -97,11 +97,26 @@ def _jobs_option(command: Command) -> Command:
     )(command)
 
 
+def _say_unreached(settings: Any, overrides: tuple[str, ...], variants: Sequence[str]) -> None:
+    """Warn of `--set` options that a variant's own settings take precedence over."""
+    from stages.params import unreached
+
+    for variant in variants:
+        for key in unreached(settings, overrides, variant):
+            own = f"train.{settings.dataset}.variants.{variant}.{key}"
+            click.echo(
+                f"Note: {variant} has a `{key}` of its own, which this --set does not change; "
+                f"--set {own}=... does.",
+                err=True,
+            )
+
+
 def _plan(dataset: str | None, overrides: tuple[str, ...], variant: str, seed: int | None) -> Any:
     from stages.params import dataset_settings, load_params, variant_settings
 
     settings = dataset_settings(dataset, overrides)
     variant_settings(settings.train, variant, "--variant")
+    _say_unreached(settings, overrides, [variant])
     from stages.train import plan_run
 
     chosen = load_params(overrides).seeds[0] if seed is None else seed
@@ -323,6 +338,7 @@ def compare(
     for name in variants:
         variant_settings(settings.train, name, "--variant")
     chosen = variants or load_params(overrides).variants
+    _say_unreached(settings, overrides, chosen)
     from stages import compare as command
 
     click.echo(command.compare(settings, chosen, seeds or (0, 1, 2), overrides, jobs=jobs))

@@ -23,9 +23,9 @@ from pipeline.files import NO_SPACE, is_no_space
 from pipeline.learning.checkpoint import load_checkpoint
 from pipeline.machine import cores
 from pipeline.shards.schema import fingerprint
-from stages.evaluate import METRICS_FILE, evaluate
+from stages.evaluate import evaluate
 from stages.progress import progress_bar
-from stages.train import CHECKPOINT_FILE, RunPlan, open_inputs, train
+from stages.train import CHECKPOINT_FILE, METRICS_FILE, RunPlan, open_inputs, train
 
 _CONTEXT = multiprocessing.get_context("spawn")  # torch's threads don't survive a fork
 

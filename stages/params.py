@@ -186,6 +186,19 @@ def dataset_settings(dataset: str | None, overrides: Sequence[str] = ()) -> Data
     return _blocks(params, name, in_file)
 
 
+def unreached(settings: DatasetSettings, overrides: Sequence[str], variant: str) -> list[str]:
+    """Keys of a variant's settings that overrides name, but that the variant sets itself."""
+    found: list[str] = []
+    for override in overrides:
+        section, _, key = override.partition("=")[0].partition(f".{settings.dataset}.")
+        own: Any = settings.train.variants.get(variant, {})
+        for part in key.split("."):
+            own = own.get(part, found) if isinstance(own, Mapping) else found
+        if section == "train" and own is not found:
+            found.append(key)
+    return found
+
+
 def _blocks(params: Params, name: str, in_file: DatasetSettings | None) -> DatasetSettings:
     blocks = {section: getattr(params, section)[name] for section in SECTIONS}
     return DatasetSettings(dataset=name, **blocks, in_file=in_file)

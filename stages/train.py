@@ -41,6 +41,11 @@ LAST_GOOD_FILE = "checkpoint-last-good.pt"
 HISTORY_FILE = "history.csv"
 TENSORBOARD_FOLDER = "tensorboard"
 
+METRICS_FILE = "metrics.json"
+SUMMARY_FILE = "summary.json"
+PREDICTIONS_FILE = "predictions.parquet"
+"""What `evaluate` writes beside a checkpoint."""
+
 
 @dataclass(frozen=True)
 class RunPlan:
@@ -173,6 +178,9 @@ def train(run: RunPlan, *, tensorboard: bool = False) -> str | None:
                     _write_history(run.folder / HISTORY_FILE, error.history)
                     kept = f"{last_good} has the weights after epoch {len(error.history)}."
                 raise GmpipeError(f"{error.finding} {kept} {error.remedy}") from error
+            # Or the former checkpoint's numbers would pass for this one's.
+            for name in (METRICS_FILE, SUMMARY_FILE, PREDICTIONS_FILE):
+                (run.folder / name).unlink(missing_ok=True)
             _write_history(run.folder / HISTORY_FILE, training.history)
             weights = training.network.cpu().state_dict()
             save_checkpoint(run.folder / CHECKPOINT_FILE, checkpoint(weights, training.epoch))
@@ -226,7 +234,7 @@ def _board(folder: Path, stack: ExitStack) -> Callable[[Row], None]:
     except ImportError as error:
         raise GmpipeError(
             f"--tensorboard needs the package `tensorboard` ({error}). Run `pip install "
-            "'.[tensorboard]'` in the checkout, or leave the option out."
+            "--editable '.[tensorboard]'` in the checkout, or leave the option out."
         ) from error
     writer: SummaryWriter | None = None
 

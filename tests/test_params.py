@@ -36,6 +36,7 @@ from stages.params import (
     _classes,
     dataset_settings,
     load_params,
+    unreached,
     variant_settings,
 )
 from stages.train import plan_run
@@ -407,6 +408,20 @@ def test_a_variant_changes_what_it_names_and_keeps_the_rest() -> None:
         network=NetworkSettings(architecture="max-pool", latent_size=32, modules=3),
     )
     assert variant_settings(settings, "full") == settings.model_copy(update={"variants": {}})
+
+
+def test_what_a_variant_sets_itself_is_not_reached(checkout: Path) -> None:
+    own = "train.demo.variants={max-pool: {epochs: 3, network: {direct_size: null}}}"
+
+    def found(override: str, variant: str = "max-pool") -> list[str]:
+        return unreached(dataset_settings("demo", [own, override]), [own, override], variant)
+
+    assert found("train.demo.epochs=5") == ["epochs"]
+    assert found("train.demo.network.direct_size=5") == ["network.direct_size"]
+    assert found("train.demo.epochs=5", "full") == []
+    assert found("train.demo.batch_size=5") == []
+    assert found("train.coco.epochs=5") == []
+    assert found("train.demo.variants.max-pool.epochs=5") == []
 
 
 def folder_of(variant: str, overrides: Sequence[str] = ()) -> str:

@@ -91,6 +91,14 @@ def test_the_chosen_epoch_is_written_down(checkout: Flow) -> None:
     assert {path.name for path in run.iterdir()} == set(RESULTS)
 
 
+def test_a_new_checkpoint_leaves_no_numbers_of_the_former(checkout: Flow, tmp_path: Path) -> None:
+    flow = copied(checkout, tmp_path)
+    flow.ok("train")
+    found = {path.name for path in (flow / "runs/toy/full-s0").iterdir()}
+    assert found == {"checkpoint.pt", "history.csv"}
+    assert flow.gmpipe("report").refused("there are no metrics at runs/toy/full-s0/metrics.json")
+
+
 def test_a_diverged_run_leaves_its_last_good_weights(checkout: Flow, tmp_path: Path) -> None:
     flow = copied(checkout, tmp_path)
     flow.ok("train", "--set", "train.toy.epochs=1")
@@ -192,6 +200,6 @@ def test_tensorboard_that_is_not_there_is_named(
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     flow = copied(checkout, tmp_path)
     assert flow.gmpipe("train", "--tensorboard").refused(
-        r"--tensorboard needs the package `tensorboard` .*pip install '\.\[tensorboard\]'"
+        r"--tensorboard needs the package `tensorboard` .*pip install --editable '\.\[tensorboard\]'"
     )
     assert not (flow / "runs").exists() or list((flow / "runs/toy").glob("full*")) == []
