@@ -178,12 +178,12 @@ def train(run: RunPlan, *, tensorboard: bool = False) -> str | None:
                     _write_history(run.folder / HISTORY_FILE, error.history)
                     kept = f"{last_good} has the weights after epoch {len(error.history)}."
                 raise GmpipeError(f"{error.finding} {kept} {error.remedy}") from error
-            # Or the former checkpoint's numbers would pass for this one's.
-            for name in (METRICS_FILE, SUMMARY_FILE, PREDICTIONS_FILE):
-                (run.folder / name).unlink(missing_ok=True)
             _write_history(run.folder / HISTORY_FILE, training.history)
             weights = training.network.cpu().state_dict()
             save_checkpoint(run.folder / CHECKPOINT_FILE, checkpoint(weights, training.epoch))
+            # Or the former checkpoint's numbers would pass for this one's.
+            for name in (METRICS_FILE, SUMMARY_FILE, PREDICTIONS_FILE):
+                (run.folder / name).unlink(missing_ok=True)
             state.unlink(missing_ok=True)
     return f"{run.folder}: {_summary(training)}{left_out}"
 

@@ -394,6 +394,7 @@ def test_a_full_disk_while_training_is_said_and_survived(flow: Flow, made: Flow)
     assert failed.refused("no space left on the device.*run the same command again")
     assert flow.bytes("runs/tiny/full-s0") == before
     flow.ok("train")
+    flow.ok("evaluate")
     assert flow.bytes("runs/tiny/full-s0") == made.bytes("runs/tiny/full-s0")
 
 
