@@ -75,6 +75,11 @@ def _common(command: Command) -> Command:
     return _dataset_option(command)
 
 
+_variant_option = click.option(
+    "--variant", metavar="NAME", default="full", help="The network or an ablation of it."
+)
+
+
 def _run_options(command: Command) -> Command:
     command = click.option(
         "--seed",
@@ -82,9 +87,18 @@ def _run_options(command: Command) -> Command:
         metavar="N",
         help="Seed.  [default: the first of params.yaml]",
     )(command)
+    return _variant_option(command)
+
+
+def _seeds_option(default: str) -> Callable[[Command], Command]:
     return click.option(
-        "--variant", metavar="NAME", default="full", help="The network or an ablation of it."
-    )(command)
+        "--seed",
+        "seeds",
+        metavar="N",
+        multiple=True,
+        type=click.IntRange(min=0),
+        help=f"Repeatable.  [default: {default}]",
+    )
 
 
 def _jobs_option(command: Command) -> Command:
@@ -308,14 +322,7 @@ def evaluate(
     multiple=True,
     help="Repeatable.  [default: params.yaml's]",
 )
-@click.option(
-    "--seed",
-    "seeds",
-    metavar="N",
-    multiple=True,
-    type=click.IntRange(min=0),
-    help="Repeatable.  [default: 0, 1, 2]",
-)
+@_seeds_option("0, 1, 2")
 @_jobs_option
 def compare(
     dataset: str | None,
@@ -347,15 +354,8 @@ def compare(
 @cli.command()
 @click.argument("setting", metavar="KEY=VALUE,VALUE,...")
 @_common
-@click.option("--variant", metavar="NAME", default="full", help="The network or an ablation of it.")
-@click.option(
-    "--seed",
-    "seeds",
-    metavar="N",
-    multiple=True,
-    type=click.IntRange(min=0),
-    help="Repeatable.  [default: those of params.yaml]",
-)
+@_variant_option
+@_seeds_option("those of params.yaml")
 @_jobs_option
 def sweep(
     setting: str,

@@ -14,10 +14,10 @@ from pipeline.errors import GmpipeError
 from pipeline.evaluation.bootstrap import RESAMPLES, difference_interval, resampled_maps
 from pipeline.evaluation.tables import differences_table
 from stages.jobs import make_runs
-from stages.layout import manifest_file
+from stages.layout import PREDICTIONS_FILE, manifest_file
 from stages.params import DatasetSettings
 from stages.report import Result, Results, load_runs, tables
-from stages.train import PREDICTIONS_FILE, plan_run
+from stages.train import plan_run
 
 BASE = "full"
 """The variant that all others are held against."""

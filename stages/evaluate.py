@@ -16,14 +16,8 @@ from pipeline.learning.checkpoint import load_checkpoint
 from pipeline.learning.data import fill_cache, open_split
 from pipeline.learning.training import Predictions, predict_split
 from pipeline.shards.schema import check_same_recipe
-from stages.train import (
-    CHECKPOINT_FILE,
-    METRICS_FILE,
-    PREDICTIONS_FILE,
-    SUMMARY_FILE,
-    RunPlan,
-    open_inputs,
-)
+from stages.layout import CHECKPOINT_FILE, METRICS_FILE, PREDICTIONS_FILE, SUMMARY_FILE
+from stages.train import RunPlan, open_inputs
 
 
 def evaluate(run: RunPlan) -> str:

@@ -24,8 +24,9 @@ from pipeline.learning.checkpoint import load_checkpoint
 from pipeline.machine import cores
 from pipeline.shards.schema import fingerprint
 from stages.evaluate import evaluate
+from stages.layout import CHECKPOINT_FILE, METRICS_FILE
 from stages.progress import progress_bar
-from stages.train import CHECKPOINT_FILE, METRICS_FILE, RunPlan, open_inputs, train
+from stages.train import RunPlan, open_inputs, train
 
 _CONTEXT = multiprocessing.get_context("spawn")  # torch's threads don't survive a fork
 

@@ -6,6 +6,20 @@ from pathlib import Path
 
 from pipeline.files import sha256_json
 
+# In a run's folder, by `train`:
+CHECKPOINT_FILE = "checkpoint.pt"
+LAST_GOOD_FILE = "checkpoint-last-good.pt"
+HISTORY_FILE = "history.csv"
+TENSORBOARD_FOLDER = "tensorboard"
+# and by `evaluate`:
+METRICS_FILE = "metrics.json"
+SUMMARY_FILE = "summary.json"
+PREDICTIONS_FILE = "predictions.parquet"
+EVALUATION_FILES = (METRICS_FILE, SUMMARY_FILE, PREDICTIONS_FILE)
+# In a sweep's folder:
+SWEEP_RESULTS_FILE = "results.csv"
+SWEEP_FIGURE_STEM = "figure"
+
 
 def data_root(dataset: str) -> Path:
     """The root that a manifest's paths are relative to."""

@@ -25,9 +25,9 @@ from pipeline.files import folder_lock, replacing_folder
 from pipeline.learning.checkpoint import load_checkpoint
 from pipeline.settings import TrainSettings
 from pipeline.shards.schema import Recipe
-from stages.layout import report_folder
+from stages.layout import CHECKPOINT_FILE, METRICS_FILE, report_folder
 from stages.params import DatasetSettings
-from stages.train import CHECKPOINT_FILE, METRICS_FILE, RunPlan, plan_run
+from stages.train import RunPlan, plan_run
 
 
 @dataclass(frozen=True)

@@ -18,17 +18,34 @@ from tabulate import tabulate
 
 from pipeline.errors import GmpipeError
 from pipeline.files import folder_lock
-from stages.layout import SWEEPS, run_folder, runs_folder
+from stages.layout import (
+    CHECKPOINT_FILE,
+    EVALUATION_FILES,
+    HISTORY_FILE,
+    LAST_GOOD_FILE,
+    METRICS_FILE,
+    SWEEP_FIGURE_STEM,
+    SWEEP_RESULTS_FILE,
+    SWEEPS,
+    TENSORBOARD_FOLDER,
+    run_folder,
+    runs_folder,
+)
 
 _TEMPORARY = r"\.[0-9a-f]{8}\.tmp"
-_BOARD = "tensorboard"
 _RUN_NAME = re.compile(r"[a-z0-9]+([.-][a-z0-9]+)*-s[0-9]+(-[0-9a-f]{8})?")
-_RUN_FILE = re.compile(
-    r"(checkpoint(-last-good)?\.pt|history\.csv|metrics\.json|summary\.json|predictions\.parquet"
-    rf")({_TEMPORARY})?"
-)
+
+
+def _one_of(*names: str) -> re.Pattern[str]:
+    """Files of these names, or what a killed process left of them."""
+    return re.compile(rf"({'|'.join(map(re.escape, names))})({_TEMPORARY})?")
+
+
+_RUN_FILE = _one_of(CHECKPOINT_FILE, LAST_GOOD_FILE, HISTORY_FILE, *EVALUATION_FILES)
 _BOARD_FILE = re.compile(r"events\.out\.tfevents\..+")  # TensorBoard's
-_SWEEP_FILE = re.compile(rf"(results\.csv|figure\.(svg|png))({_TEMPORARY})?")
+_SWEEP_FILE = _one_of(
+    SWEEP_RESULTS_FILE, *(f"{SWEEP_FIGURE_STEM}.{suffix}" for suffix in ("svg", "png"))
+)
 
 
 def list_runs(dataset: str, variants: Sequence[str], seeds: Sequence[int]) -> str:
@@ -117,7 +134,9 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _is_run(folder: Path) -> bool:
-    return bool(_RUN_NAME.fullmatch(folder.name)) and _holds_only(folder, _RUN_FILE, _BOARD)
+    return bool(_RUN_NAME.fullmatch(folder.name)) and _holds_only(
+        folder, _RUN_FILE, TENSORBOARD_FOLDER
+    )
 
 
 def _is_sweep(folder: Path) -> bool:
@@ -140,7 +159,7 @@ def _holds_only(folder: Path, name: re.Pattern[str], board: str = "") -> bool:
 
 def _map(folder: Path) -> str:
     try:
-        return f"{json.loads((folder / 'metrics.json').read_text())['mAP']:.1f}"
+        return f"{json.loads((folder / METRICS_FILE).read_text())['mAP']:.1f}"
     except FileNotFoundError:
         return "-"
     except (OSError, ValueError, KeyError, TypeError):
@@ -149,7 +168,7 @@ def _map(folder: Path) -> str:
 
 def _epochs(folder: Path) -> str:
     try:
-        with (folder / "history.csv").open(newline="") as stream:
+        with (folder / HISTORY_FILE).open(newline="") as stream:
             return str(sum(1 for _ in csv.DictReader(stream)))
     except FileNotFoundError:
         return "-"

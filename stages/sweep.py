@@ -13,13 +13,10 @@ from pipeline.evaluation.figures import sweep_figure
 from pipeline.evaluation.tables import as_csv, sweep_table
 from pipeline.files import canonical_json, folder_lock, replacing
 from stages.jobs import make_runs
-from stages.layout import sweep_folder
+from stages.layout import SWEEP_FIGURE_STEM, SWEEP_RESULTS_FILE, sweep_folder
 from stages.params import dataset_settings
 from stages.report import caption, load_runs, metrics_of
 from stages.train import RunPlan, plan_run
-
-RESULTS_FILE = "results.csv"
-FIGURE_STEM = "figure"
 
 
 def sweep(
@@ -73,10 +70,10 @@ def sweep(
             for value, seeds_of_value in runs.items()
             for metrics in seeds_of_value
         ]
-        with replacing(folder / RESULTS_FILE) as temporary:
+        with replacing(folder / SWEEP_RESULTS_FILE) as temporary:
             temporary.write_text(as_csv(rows))
         sweep_figure(
-            folder / FIGURE_STEM,
+            folder / SWEEP_FIGURE_STEM,
             key,
             {value: [metrics["mAP"] for metrics in of_value] for value, of_value in runs.items()},
             title=f"{name}, {variant}, split {first['split']}",
@@ -84,7 +81,7 @@ def sweep(
         )
     return (
         f"{caption(name, next(iter(runs.values())))}\n\n{sweep_table(key, runs)}\n\n"
-        f"{folder}: {RESULTS_FILE}, {FIGURE_STEM}.svg, {FIGURE_STEM}.png"
+        f"{folder}: {SWEEP_RESULTS_FILE}, {SWEEP_FIGURE_STEM}.svg, {SWEEP_FIGURE_STEM}.png"
     )
 
 

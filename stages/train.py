@@ -32,19 +32,19 @@ from pipeline.learning.training import (
 )
 from pipeline.settings import TrainSettings
 from pipeline.shards.reader import RegionCache
-from stages.layout import cache_folder, manifest_file, run_folder, state_file
+from stages.layout import (
+    CHECKPOINT_FILE,
+    EVALUATION_FILES,
+    HISTORY_FILE,
+    LAST_GOOD_FILE,
+    TENSORBOARD_FOLDER,
+    cache_folder,
+    manifest_file,
+    run_folder,
+    state_file,
+)
 from stages.params import DatasetSettings, variant_settings
 from stages.progress import progress_bar
-
-CHECKPOINT_FILE = "checkpoint.pt"
-LAST_GOOD_FILE = "checkpoint-last-good.pt"
-HISTORY_FILE = "history.csv"
-TENSORBOARD_FOLDER = "tensorboard"
-
-METRICS_FILE = "metrics.json"
-SUMMARY_FILE = "summary.json"
-PREDICTIONS_FILE = "predictions.parquet"
-"""What `evaluate` writes beside a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def train(run: RunPlan, *, tensorboard: bool = False) -> str | None:
             weights = training.network.cpu().state_dict()
             save_checkpoint(run.folder / CHECKPOINT_FILE, checkpoint(weights, training.epoch))
             # Or the former checkpoint's numbers would pass for this one's.
-            for name in (METRICS_FILE, SUMMARY_FILE, PREDICTIONS_FILE):
+            for name in EVALUATION_FILES:
                 (run.folder / name).unlink(missing_ok=True)
             state.unlink(missing_ok=True)
     return f"{run.folder}: {_summary(training)}{left_out}"

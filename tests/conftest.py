@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,17 @@ import pytest
 # other lose a lot wherever another process runs. Before torch is imported; subprocesses inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import torch
 from flows import Flow, run_all
+from small import make_small
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _leave_torch_as_it_was() -> Iterator[None]:
+    """Training asks for deterministic kernels, for the whole process."""
+    before = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(before)
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +54,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Flow:
 def flow(made: Flow, tmp_path: Path) -> Flow:
     """A finished flow, to be changed."""
     return Flow(Path(shutil.copytree(made.folder, tmp_path / "flow")))
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Flow:
+    """A data set whose runs take a blink, to be changed."""
+    return make_small(tmp_path / "small")

@@ -20,7 +20,6 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
-import torch
 from flows import BIN, Flow
 from small import make_small, run_names, write_params
 
@@ -29,19 +28,6 @@ from pipeline.evaluation.metrics import evaluate
 
 SEEDS = ("--seed", "0", "--seed", "1")
 ALONE = ("--jobs", "1")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _leave_torch_as_it_was() -> Iterator[None]:
-    """Training asks for deterministic kernels, for the whole process."""
-    before = torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.use_deterministic_algorithms(before)
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> Flow:
-    return make_small(tmp_path / "small")
 
 
 def metrics(flow: Flow, run: str) -> Any:

@@ -15,7 +15,6 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -31,15 +30,6 @@ from pipeline.datasets.scenes import VOCABULARY
 from pipeline.evaluation.metrics import evaluate
 from pipeline.learning.checkpoint import load_checkpoint
 from pipeline.shards.reader import RegionCache
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _leave_torch_as_it_was() -> Iterator[None]:
-    """Training asks for deterministic kernels, for the whole process."""
-    before = torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.use_deterministic_algorithms(before)
-
 
 # What is made ------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ import shutil
 import sys
 import tracemalloc
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,7 +24,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from flows import Flow, Outcome
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,14 +62,6 @@ COLUMNS_OF_TSV = (
     "boxes",
     "features",
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _leave_torch_as_it_was() -> Iterator[None]:
-    """Training asks for deterministic kernels, for the whole process."""
-    before = torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.use_deterministic_algorithms(before)
 
 
 # Files -------------------------------------------------------------------------------------------

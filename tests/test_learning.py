@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,14 +58,6 @@ def settings(**changes: Any) -> TrainSettings:
 BEST = settings(
     validation=0.25, selection="best", schedule="cosine", learning_rate=0.2, averaging=0.5
 )
-
-
-@pytest.fixture(autouse=True)
-def _leave_torch_as_it_was() -> Iterator[None]:
-    """Training asks for deterministic kernels, for the whole process."""
-    before = torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.use_deterministic_algorithms(before)
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,11 @@ import csv
 import json
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
-import torch
 from flows import Flow
 from PIL import Image
 from small import make_small, run_names, write_params
@@ -23,19 +21,6 @@ from pipeline.learning.checkpoint import load_checkpoint
 SEEDS = ("--seed", "0", "--seed", "1")
 ALONE = ("--jobs", "1")
 FILES = ["figure.png", "figure.svg", "results.csv"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _leave_torch_as_it_was() -> Iterator[None]:
-    """Training asks for deterministic kernels, for the whole process."""
-    before = torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.use_deterministic_algorithms(before)
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> Flow:
-    return make_small(tmp_path / "small")
 
 
 def sweep(flow: Flow, *arguments: str) -> str:

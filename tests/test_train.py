@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,15 +23,6 @@ from toys import KILLED_AT, RECIPE, copied, make_checkout, make_toy
 
 from pipeline.learning.checkpoint import load_checkpoint
 from pipeline.matching.loss import matching_loss
-
-
-@pytest.fixture(autouse=True)
-def _leave_torch_as_it_was() -> Iterator[None]:
-    """Training asks for deterministic kernels, for the whole process."""
-    before = torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.use_deterministic_algorithms(before)
-
 
 RESULTS = ("history.csv", "checkpoint.pt", "predictions.parquet", "metrics.json", "summary.json")
 
