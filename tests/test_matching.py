@@ -229,6 +229,72 @@ def test_fast_path_is_the_reference_with_a_direct_term(variant: str) -> None:
     check_scores(network, batch, words)
 
 
+def reference_without(
+    network: MatchingNetwork, batch: InstanceBatch, words: Tensor, *kinds: str
+) -> tuple[Tensor, Tensor]:
+    """(B, M, C) logits and (B, C, H) label nodes, edge by edge, of graphs without some edges."""
+    logits = torch.full((*batch.mask.shape, len(words)), -math.inf, dtype=words.dtype)
+    nodes = []
+    for image in range(len(batch.mask)):
+        graph = build_graph(network, batch, image, words)
+        for kind in kinds:
+            edges = getattr(graph, kind)
+            assert edges or kind == "label_edges" or batch.mask[image].sum() == 1
+            edges.clear()
+        graph = encode(network, graph)
+        for module in network.convolutions:
+            assert isinstance(module, Convolution)
+            graph = convolve(module, graph)
+        for (i, j), logit in decode(network, graph).items():
+            logits[image, i, j] = logit
+        nodes.append(torch.stack([graph.labels[j] for j in range(len(words))]))
+    return logits, torch.stack(nodes)
+
+
+@pytest.mark.parametrize(("labels", "label_neighbors"), [(C, None), (6, 2), (1, None)])
+@pytest.mark.parametrize("modules", [1, 2])
+@pytest.mark.parametrize(
+    ("variant", "graphs"),
+    [
+        ("full", ("label",)),
+        ("full", ("instance",)),
+        ("full", ("label", "instance")),
+        ("without-label-graph", ("instance",)),
+        ("without-instance-graph", ("label",)),
+        ("without-matching-edges", ("label", "instance")),
+    ],
+)
+@torch.no_grad()
+def test_a_graph_taken_away_is_the_reference_without_its_edges(
+    variant: str, graphs: tuple[str, ...], modules: int, labels: int, label_neighbors: int | None
+) -> None:
+    network, batch, words = case(
+        variant=variant, labels=labels, modules=modules, label_neighbors=label_neighbors
+    )
+    without: Any = {f"{graph}_graph": False for graph in graphs}
+    logits = network(batch, words, **without)
+    kinds = [f"{graph}_edges" for graph in graphs]
+    assert_same(logits, reference_without(network, batch, words, *kinds)[0], 1e-9)
+    change = (logits - network(batch, words)).nan_to_num().abs().amax(dim=(1, 2))
+    had_edges = torch.full((len(change),), "label" in graphs and labels > 1)
+    if "instance" in graphs:
+        had_edges |= batch.mask.sum(dim=1) > 1
+    assert torch.equal(change > 1e-6, had_edges)
+    assert not change[~had_edges].any()
+
+
+@pytest.mark.parametrize("label_neighbors", [None, 1])
+@pytest.mark.parametrize("variant", GRAPHS)
+@torch.no_grad()
+def test_label_nodes_are_the_reference(variant: str, label_neighbors: int | None) -> None:
+    network, batch, words = case(variant=variant, label_neighbors=label_neighbors)
+    nodes = network.label_nodes(batch, words)
+    assert nodes.shape == (3, C, H // 2)
+    assert_same(nodes, reference_without(network, batch, words)[1], 1e-9)
+    seen = (nodes[0] - nodes[1]).abs().max().item() > 1e-3
+    assert seen == (variant != "without-matching-edges")
+
+
 def test_reference_and_network_never_see_padding() -> None:
     network, batch, words = case(variant="full", counts=[2, 4])
     for scores in (network(batch, words), reference_logits(network, batch, words)):

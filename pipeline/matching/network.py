@@ -225,32 +225,67 @@ class MatchingNetwork(nn.Module):
                 feature_size, labels, settings.direct_size, settings.direct_dropout
             )
 
-    def forward(self, batch: InstanceBatch, label_vectors: Tensor) -> Tensor:
+    def forward(
+        self,
+        batch: InstanceBatch,
+        label_vectors: Tensor,
+        *,
+        instance_graph: bool = True,
+        label_graph: bool = True,
+    ) -> Tensor:
         """Encoder (4), convolution modules (5)-(12), decoder (13).
 
         Args:
             batch: B images with up to M instances.
             label_vectors: (C, W), as they come from their source.
+            instance_graph, label_graph: False takes the edges of that graph away, so that its
+                nodes have no neighbours and their mean message is 0. Where the settings have no
+                such graph, it changes nothing.
 
         Returns:
             (B, M, C) logits; -inf for padding.
         """
-        structure = self._structure(batch, label_vectors)
-        state = self._encode(batch, label_vectors, structure)
-        for module in self.convolutions:
-            state = self._convolve(cast(Convolution, module), state, structure)
-        logits = self._decode(state)
+        logits = self._decode(self._convolved(batch, label_vectors, instance_graph, label_graph))
         if self.direct is not None:
             features, boxes = self.inputs.features(batch.features), self.inputs.boxes(batch.boxes)
             logits = logits + self.direct(features, boxes)
         return logits.masked_fill(~batch.mask[..., None], -torch.inf)
 
-    def _structure(self, batch: InstanceBatch, label_vectors: Tensor) -> _Structure:
+    def label_nodes(self, batch: InstanceBatch, label_vectors: Tensor) -> Tensor:
+        """What each image made of the labels: v_j^l of (8) after the last convolution module.
+
+        Args:
+            batch, label_vectors: as `forward` takes them.
+
+        Returns:
+            (B, C, H); without matching edges a label sees no image, and all B are the same.
+        """
+        labels = self._convolved(batch, label_vectors).labels
+        return labels.expand(len(batch.mask), -1, -1)
+
+    def _convolved(
+        self,
+        batch: InstanceBatch,
+        label_vectors: Tensor,
+        instance_graph: bool = True,
+        label_graph: bool = True,
+    ) -> _State:
+        """The assignment graph after the last module."""
+        structure = self._structure(batch, label_vectors, instance_graph, label_graph)
+        state = self._encode(batch, label_vectors, structure)
+        for module in self.convolutions:
+            state = self._convolve(cast(Convolution, module), state, structure)
+        return state
+
+    def _structure(
+        self, batch: InstanceBatch, label_vectors: Tensor, instance_graph: bool, label_graph: bool
+    ) -> _Structure:
         share = batch.mask.to(batch.features.dtype)
+        labels = (label_neighbors(label_vectors, 0), None)  # a sparse graph without edges
         return _Structure(
             share / share.sum(dim=1, keepdim=True),
-            instance_neighbors(batch, self.settings.neighbors),
-            *self._label_structure(label_vectors),
+            instance_neighbors(batch, self.settings.neighbors if instance_graph else 0),
+            *(self._label_structure(label_vectors) if label_graph else labels),
         )
 
     def _label_structure(self, vectors: Tensor) -> tuple[Tensor | None, Tensor | None]:
