@@ -385,15 +385,27 @@ def sweep(
 
 @cli.command()
 @_common
-def report(dataset: str | None, overrides: tuple[str, ...]) -> None:
-    """Print the table of params.yaml's runs."""
+@click.option(
+    "--images",
+    type=click.IntRange(min=1),
+    default=1000,
+    metavar="N",
+    help="Test images that the gallery shows at most; of more, a random sample.",
+)
+def report(dataset: str | None, overrides: tuple[str, ...], images: int) -> None:
+    """Write the page of params.yaml's runs, and print its tables.
+
+    The page is reports/<dataset>/index.html: open it in a browser. It needs no server, and its
+    folder can be moved and zipped.
+    """
     from stages.params import dataset_settings, load_params
 
     settings = dataset_settings(dataset, overrides)
     params = load_params(overrides)
     from stages import report as stage
 
-    click.echo(stage.report(settings, params.variants, params.seeds, overrides))
+    line = stage.report(settings, params.variants, params.seeds, overrides, images=images)
+    click.echo(line)
 
 
 @cli.group()

@@ -15,7 +15,7 @@ from pipeline.files import canonical_json, folder_lock, replacing
 from stages.jobs import make_runs
 from stages.layout import SWEEP_FIGURE_STEM, SWEEP_RESULTS_FILE, sweep_folder
 from stages.params import dataset_settings
-from stages.report import caption, load_runs, metrics_of
+from stages.results import caption, load_runs, metrics_of
 from stages.train import RunPlan, plan_run
 
 

@@ -83,9 +83,20 @@ def difference_interval(
     Returns:
         its lower and upper end, ``maps`` minus ``base``.
     """
-    differences = (maps - base).mean(axis=0)
+    return mean_interval(maps - base)
+
+
+def mean_interval(maps: NDArray[np.float64]) -> tuple[float, float]:
+    """Where the middle 95 % of the resamples lie, of each the mean over the seeds.
+
+    Args:
+        maps: (S, R) of `resampled_maps`, or a difference of two.
+
+    Returns:
+        the lower and upper end.
+    """
     tail = (1 - COVERAGE) / 2
-    low, high = np.nanquantile(differences, [tail, 1 - tail])
+    low, high = np.nanquantile(maps.mean(axis=0), [tail, 1 - tail])
     return float(low), float(high)
 
 

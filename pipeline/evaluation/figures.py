@@ -1,23 +1,100 @@
-"""Metrics of many runs -> the figures that people look at, the same bytes for the same numbers."""
+"""What runs have shown -> the figures that people look at, the same bytes for the same numbers.
+
+Each is written as <stem>.svg and <stem>.png. An SVG follows the reader's light or dark setting; a
+PNG is light. Colours are told apart by every kind of sight, and variants by marker or dashes too.
+
+Letters: C labels, B bins, T points of a curve.
+"""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.evaluation.diagnostics import Calibration, CoOccurrence
 from pipeline.files import replacing
 
 AXES = {"regions": "regions m", "network.modules": "convolution modules k"}
 """Labels of the settings that the paper's Figure 4 (a) and (b) vary; others have their own name."""
 
-_BLUE, _ORANGE = "#0072b2", "#e69f00"  # told apart by every kind of sight (Okabe and Ito)
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c8c8c")
+"""Of variants, in their order (Okabe and Ito, with grey for black); more of them start again."""
+
+_MARKERS = "osD^vPX*<>"
+_DASHES = ("-", "--", "-.", ":")
+
+_INK, _SOFT, _GRID, _PAPER = "#1b1f24", "#59636e", "#d1d9e0", "#ffffff"
+_DARK = {_INK: "#e6edf3", _SOFT: "#9198a1", _GRID: "#3d444d", _PAPER: "#0d1117"}
+"""What stands for each of these where the reader prefers dark."""
+
+_STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "gmpipe",  # ids come from the content: else each writing would be another
+    "svg.fonttype": "none",  # text stays text
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.edgecolor": _SOFT,
+    "axes.facecolor": _PAPER,
+    "axes.labelcolor": _INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.axisbelow": True,
+    "figure.facecolor": _PAPER,
+    "grid.color": _GRID,
+    "legend.frameon": False,
+    "text.color": _INK,
+    "xtick.color": _SOFT,
+    "xtick.labelcolor": _INK,
+    "ytick.color": _SOFT,
+    "ytick.labelcolor": _INK,
+}
+
+Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Recall and precision (T,)."""
+
+
+@contextmanager
+def _drawing(stem: Path, width: float, height: float) -> Iterator[Any]:
+    """A figure of that size in inches to draw on; it is saved when the block ends well."""
+    # It takes half a second to import, and only figures need it.
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        with replacing(stem.with_suffix(".png")) as temporary:
+            figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
+        with replacing(stem.with_suffix(".svg")) as temporary:
+            figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})
+            temporary.write_text(_following_the_reader(temporary.read_text()))
+
+
+def _following_the_reader(svg: str) -> str:
+    """An SVG with a style sheet that exchanges its inks where the reader prefers dark."""
+    rules = "".join(
+        f'[style*="{what}: {light}"]{{{what}:{dark} !important}}'
+        for light, dark in _DARK.items()
+        for what in ("fill", "stroke")
+    )
+    style = f"<style>@media (prefers-color-scheme: dark){{{rules}}}</style>"
+    head, defs, rest = svg.partition("<defs>")
+    return f"{head}{style}{defs}{rest}"
+
+
+def _colour(place: int) -> str:
+    return COLOURS[place % len(COLOURS)]
 
 
 def sweep_figure(
     stem: Path, key: str, maps: Mapping[str, Sequence[float]], *, title: str, numeric: bool
 ) -> None:
-    """mAP against the value of a setting, as <stem>.svg and <stem>.png.
+    """mAP against the value of a setting.
 
     A line through the means, bars of one sample standard deviation where there are several seeds,
     a dot a run.
@@ -29,23 +106,17 @@ def sweep_figure(
         title: above the figure.
         numeric: whether the values are numbers, which then stand at their places on the axis.
     """
-    # It takes half a second to import, and only figures need it.
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     places = [float(value) if numeric else place for place, value in enumerate(maps)]
     means = [statistics.fmean(values) for values in maps.values()]
     spreads = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in maps.values()]
-    # Text stays text, and ids come from the content: else each writing would be another.
-    with rc_context({"svg.hashsalt": "gmpipe", "svg.fonttype": "none", "font.size": 11}):
-        figure = Figure(figsize=(5.5, 3.8), layout="constrained")
+    with _drawing(stem, 5.5, 3.8) as figure:
         axes = figure.add_subplot()
         several = any(len(values) > 1 for values in maps.values())
         axes.errorbar(
             places,
             means,
             yerr=spreads if several else None,
-            color=_BLUE,
+            color=_colour(0),
             marker="o",
             capsize=4,
             linestyle="-" if numeric else "none",
@@ -53,14 +124,274 @@ def sweep_figure(
         )
         if several:
             dots = [(x, y) for x, of_x in zip(places, maps.values(), strict=True) for y in of_x]
-            axes.plot(*zip(*dots, strict=True), ".", color=_ORANGE, zorder=3, label="a seed")
-            axes.legend(frameon=False)
+            axes.plot(*zip(*dots, strict=True), ".", color=_colour(1), zorder=3, label="a seed")
+            axes.legend()
         axes.set_xticks(places, list(maps))
         axes.set_xlabel(AXES.get(key, key))
         axes.set_ylabel("mAP (%)")
         axes.set_title(title)
-        axes.grid(axis="y", color="0.9")
-        for suffix, metadata in (("svg", {"Date": None, "Creator": None}), ("png", None)):
-            with replacing(stem.with_suffix(f".{suffix}")) as temporary:
-                options = {"Software": None} if metadata is None else metadata
-                figure.savefig(temporary, format=suffix, dpi=150, metadata=options)
+        axes.grid(axis="y")
+
+
+def average_precision_figure(
+    stem: Path, ap: Mapping[str, Mapping[str, float]], spread: Mapping[str, float]
+) -> None:
+    """AP of each label: the first variant as bars, the others as marks on them.
+
+    Args:
+        stem: path without its suffix.
+        ap: variant -> label -> AP in percent, mean over the seeds; labels in the order to show.
+        spread: label -> sample standard deviation of the first variant's; empty for one seed.
+    """
+    first, *others = ap
+    labels = list(ap[first])
+    places = np.arange(len(labels))
+    with _drawing(stem, 7.5, 1.4 + 0.26 * len(labels)) as figure:
+        axes = figure.add_subplot()
+        axes.barh(
+            places,
+            list(ap[first].values()),
+            xerr=[spread[label] for label in labels] if spread else None,
+            color=_colour(0),
+            ecolor=_SOFT,
+            height=0.72,
+            alpha=0.75,
+            label=first,
+        )
+        for number, variant in enumerate(others, 1):
+            axes.plot(
+                [ap[variant][label] for label in labels],
+                places,
+                linestyle="none",
+                marker=_MARKERS[number % len(_MARKERS)],
+                color=_colour(number),
+                markeredgecolor=_PAPER,
+                markeredgewidth=0.7,
+                markersize=7,
+                label=variant,
+            )
+        axes.set_yticks(places, labels)
+        axes.set_ylim(len(labels) - 0.4, -0.6)
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("average precision (%)")
+        axes.grid(axis="x")
+        figure.legend(loc="outside upper center", ncols=3)
+
+
+def gains_figure(
+    stem: Path, differences: Mapping[str, Mapping[str, float]], base: str, most: int = 6
+) -> None:
+    """For each variant the labels that gain and lose most against ``base``.
+
+    Args:
+        stem: path without its suffix.
+        differences: variant -> label -> its AP minus that of ``base``, in points.
+        base: what they are held against.
+        most: labels on either side.
+    """
+    columns = min(2, len(differences))
+    rows = -(-len(differences) // columns)
+    ranked = {
+        variant: sorted(found.items(), key=lambda entry: -entry[1])
+        for variant, found in differences.items()
+    }
+    shown = {
+        variant: found if len(found) <= 2 * most else [*found[:most], *found[-most:]]
+        for variant, found in ranked.items()
+    }
+    longest = max(map(len, shown.values()))
+    reach = 1.1 * max(1.0, *(abs(value) for found in shown.values() for _, value in found))
+    with _drawing(stem, 4.2 * columns, rows * (1.0 + 0.22 * longest)) as figure:
+        panels = figure.subplots(rows, columns, squeeze=False)
+        for axes in panels.flat[len(shown) :]:
+            axes.set_visible(False)
+        for axes, (variant, found) in zip(panels.flat, shown.items(), strict=False):
+            values = [value for _, value in found]
+            places = np.arange(len(found))
+            colours = [_colour(0) if value >= 0 else _colour(3) for value in values]
+            axes.barh(places, values, color=colours, height=0.72)
+            axes.axvline(0, color=_SOFT, linewidth=0.8)
+            axes.set_yticks(places, [label for label, _ in found])
+            axes.set_ylim(len(found) - 0.4, -0.6)
+            axes.set_xlim(-reach, reach)
+            axes.set_title(variant)
+            axes.grid(axis="x")
+            axes.set_xlabel(f"AP minus that of {base} (points)")
+
+
+def learning_figure(
+    stem: Path, histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]
+) -> None:
+    """Loss of every run by epoch, and the mAP of its validation part where there is one.
+
+    Args:
+        stem: path without its suffix.
+        histories: variant -> the rows of each run's history.csv, as numbers.
+    """
+    runs = [run for of_variant in histories.values() for run in of_variant]
+    panels = {"train_loss": "loss of the training split"}
+    if any("validation_mAP" in run[0] for run in runs):
+        panels["validation_mAP"] = "mAP of the validation part (%)"
+    with _drawing(stem, 4.8 * len(panels) + 0.6, 3.8) as figure:
+        for axes, (column, title) in zip(
+            np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True
+        ):
+            for number, (variant, of_variant) in enumerate(histories.items()):
+                for place, run in enumerate(of_variant):
+                    if column in run[0]:
+                        axes.plot(
+                            [row["epoch"] for row in run],
+                            [row[column] for row in run],
+                            _DASHES[number % len(_DASHES)],
+                            color=_colour(number),
+                            linewidth=1.6,
+                            label=variant if place == 0 else None,
+                        )
+            axes.set_xlabel("epoch")
+            axes.set_ylabel(title)
+            axes.grid()
+            if column == "train_loss":
+                if all(row[column] > 0 for run in runs for row in run):
+                    axes.set_yscale("log")
+                axes.legend()
+
+
+def precision_recall_figure(stem: Path, curves: Mapping[str, Mapping[str, Curve]]) -> None:
+    """Precision against recall, a panel a label.
+
+    Args:
+        stem: path without its suffix.
+        curves: label -> variant -> curve; empty where the label has no positive.
+    """
+    columns = min(6, len(curves))
+    rows = -(-len(curves) // columns)
+    with _drawing(stem, 1.7 * columns, 1.7 * rows + 0.5) as figure:
+        panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        for axes in panels.flat[len(curves) :]:
+            axes.set_visible(False)
+        lines: dict[str, Any] = {}
+        for axes, (label, of_label) in zip(panels.flat, curves.items(), strict=False):
+            for number, (variant, (recall, precision)) in enumerate(of_label.items()):
+                [lines[variant]] = axes.plot(
+                    100 * recall,
+                    100 * precision,
+                    _DASHES[number % len(_DASHES)],
+                    color=_colour(number),
+                    linewidth=1.2,
+                )
+            axes.set_title(label, fontsize=9)
+            axes.set_xlim(0, 100)
+            axes.set_ylim(0, 103)
+            axes.grid()
+        figure.supxlabel("recall (%)", fontsize=10)
+        figure.supylabel("precision (%)", fontsize=10)
+        figure.legend(lines.values(), lines, loc="outside upper center", ncols=3)
+
+
+def calibration_figure(stem: Path, found: Mapping[str, Calibration]) -> None:
+    """The reliability diagram, above how many entries each bin has.
+
+    Args:
+        stem: path without its suffix.
+        found: variant -> its calibration.
+    """
+    with _drawing(stem, 5.2, 5.6) as figure:
+        axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        axes.plot([0, 100], [0, 100], color=_SOFT, linewidth=1, linestyle=":", label="as it should")
+        for number, (variant, one) in enumerate(found.items()):
+            there = one.count > 0
+            axes.plot(
+                100 * one.confidence[there],
+                100 * one.frequency[there],
+                _DASHES[number % len(_DASHES)],
+                color=_colour(number),
+                marker=_MARKERS[number % len(_MARKERS)],
+                markersize=5,
+                label=f"{variant} ({one.error:.1f} %)",
+            )
+            edges = np.linspace(0, 100, len(one.count) + 1)
+            counts.stairs(one.count, edges, color=_colour(number), linewidth=1.4)
+        axes.set_ylabel("share that is positive (%)")
+        axes.set_ylim(0, 100)
+        axes.legend(title="expected calibration error", title_fontsize=9)
+        axes.grid()
+        counts.set_yscale("log")
+        counts.set_xlim(0, 100)
+        counts.set_xlabel("probability (%)")
+        counts.set_ylabel("entries")
+
+
+def co_occurrence_figure(stem: Path, found: CoOccurrence, labels: Sequence[str]) -> None:
+    """How often label j comes with label i: in truth, as predicted, and the difference.
+
+    Args:
+        stem: path without its suffix.
+        found: of C labels.
+        labels: C names.
+    """
+    panels: tuple[tuple[str, NDArray[np.float64], str, int], ...] = (
+        ("truth", found.truth, "cividis", 0),
+        ("prediction", found.predicted, "cividis", 0),
+        ("prediction - truth", found.predicted - found.truth, "PuOr_r", -100),
+    )
+    side = max(2.4, 0.17 * len(labels))
+    with _drawing(stem, 3 * side + 2.4, side + 1.6) as figure:
+        row = figure.subplots(1, 3)
+        for place, (axes, (title, shares, colours, low)) in enumerate(
+            zip(row, panels, strict=True)
+        ):
+            axes.set_facecolor(_GRID)
+            image = axes.imshow(100 * shares, cmap=colours, vmin=low, vmax=100)
+            axes.set_title(title)
+            axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=8)
+            axes.set_yticks(range(len(labels)), labels if place == 0 else [], fontsize=8)
+            if place:
+                unit = "points" if low else "%"
+                figure.colorbar(image, ax=row[:2] if not low else axes, label=unit, shrink=0.8)
+        row[0].set_ylabel("of images with ...")
+        row[0].set_xlabel("... the share with ...")
+
+
+def label_map_figure(
+    stem: Path,
+    maps: Mapping[str, NDArray[np.float64]],
+    labels: Sequence[str],
+    groups: Mapping[str, Sequence[str]],
+) -> None:
+    """Where labels lie, a panel a map, coloured by group.
+
+    Args:
+        stem: path without its suffix.
+        maps: title -> (C, 2).
+        labels: C names.
+        groups: name of a group -> its labels.
+    """
+    place = {label: number for number, label in enumerate(labels)}
+    small = 8 if len(labels) <= 40 else 6.5
+    with _drawing(stem, 5.2 * len(maps), 5.4) as figure:
+        row = np.atleast_1d(figure.subplots(1, len(maps)))
+        for axes, (title, places) in zip(row, maps.items(), strict=True):
+            for number, (group, members) in enumerate(groups.items()):
+                kept = [place[label] for label in members if label in place]
+                axes.plot(
+                    *places[kept].T,
+                    linestyle="none",
+                    marker=_MARKERS[number % len(_MARKERS)],
+                    color=_colour(number),
+                    markersize=7,
+                    label=group,
+                )
+                for one in kept:
+                    axes.annotate(
+                        labels[one],
+                        places[one],
+                        xytext=(5, 3),
+                        textcoords="offset points",
+                        fontsize=small,
+                    )
+            axes.set_title(title)
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.margins(0.12)
+        handles, names = row[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=6)

@@ -132,6 +132,24 @@ def evaluate(
     return result
 
 
+def precision_recall(
+    scores: Floats, truth: Integers
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Recall and precision of one label at each distinct score, from the highest down.
+
+    Args:
+        scores: (N,).
+        truth: (N,) in {1, 0, -1}; entries of -1 are left out.
+
+    Returns:
+        R_t and P_t of `average_precision`, (T,) each; empty where no entry is positive.
+    """
+    hits, precision = _curve(scores, truth)
+    if hits.size == 0 or hits[-1] == 0:
+        return np.empty(0), np.empty(0)
+    return hits / hits[-1], precision
+
+
 def _curve(scores: Floats, truth: Integers) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Hits (T,) and precision (T,) among the images at or above each distinct score, descending."""
     kept = truth != -1

@@ -159,6 +159,12 @@ class PaperResults:
         return [name for name in names if name not in VOC_LABELS]
 
     @property
+    def methods(self) -> dict[str, Row]:
+        """Every row of the tables, by method."""
+        names = dict.fromkeys(name for table in self.tables for name in table)
+        return {name: self._row(name) for name in names}
+
+    @property
     def ap(self) -> Row:
         """AP by label; empty but for VOC 2007."""
         row = self.tables[0][METHOD]
@@ -166,11 +172,13 @@ class PaperResults:
 
     def row(self, variant: str) -> Row | None:
         """The numbers of one of our variants; None where the paper has none."""
-        rows = [table.get(VARIANT_NAMES.get(variant, ""), {}) for table in self.tables]
+        return self._row(VARIANT_NAMES.get(variant, "")) or None
+
+    def _row(self, method: str) -> Row:
         found: dict[str, float | None] = {}
-        for row in reversed(rows):
-            found |= row
-        return found or None
+        for table in reversed(self.tables):
+            found |= table.get(method, {})
+        return found
 
 
 PAPER = {

@@ -239,6 +239,17 @@ def read_description(folder: Path, dataset: str) -> DetectorDescription:
     return description
 
 
+def class_names(folder: Path) -> tuple[str, ...] | None:
+    """The names of the detector's class numbers, for people to read; None where none are told.
+
+    Nothing depends on them, so unlike `read_description` it looks at no weights.
+    """
+    try:
+        return tuple(json.loads((folder / DESCRIPTION_FILE).read_text())["classes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def torchvision_weights_file(announce: Any = print) -> Path:
     """torchvision's COCO weights: from its cache, or downloaded into it.
 

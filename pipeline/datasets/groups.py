@@ -1,0 +1,104 @@
+"""Which labels belong together, as the makers of a data set say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pipeline.datasets import scenes
+
+LABEL_GROUPS: Mapping[str, Mapping[str, Sequence[str]]] = {
+    # The kinds of label that the rules of the scenes make.
+    "scenes": {
+        "context": scenes.CONTEXT_LABELS,
+        "position": scenes.POSITION_LABELS,
+        "undrawn": scenes.UNDRAWN_LABELS,
+        "plain": scenes.PLAIN_LABELS,
+    },
+    # The classes as the page of the VOC 2007 challenge lists them.
+    "voc": {
+        "person": ("person",),
+        "animal": ("bird", "cat", "cow", "dog", "horse", "sheep"),
+        "vehicle": ("aeroplane", "bicycle", "boat", "bus", "car", "motorbike", "train"),
+        "indoor": ("bottle", "chair", "diningtable", "pottedplant", "sofa", "tvmonitor"),
+    },
+    # The field `supercategory` of COCO's categories.
+    "coco": {
+        "person": ("person",),
+        "vehicle": (
+            "bicycle",
+            "car",
+            "motorcycle",
+            "airplane",
+            "bus",
+            "train",
+            "truck",
+            "boat",
+        ),
+        "outdoor": (
+            "traffic light",
+            "fire hydrant",
+            "stop sign",
+            "parking meter",
+            "bench",
+        ),
+        "animal": (
+            "bird",
+            "cat",
+            "dog",
+            "horse",
+            "sheep",
+            "cow",
+            "elephant",
+            "bear",
+            "zebra",
+            "giraffe",
+        ),
+        "accessory": ("backpack", "umbrella", "handbag", "tie", "suitcase"),
+        "sports": (
+            "frisbee",
+            "skis",
+            "snowboard",
+            "sports ball",
+            "kite",
+            "baseball bat",
+            "baseball glove",
+            "skateboard",
+            "surfboard",
+            "tennis racket",
+        ),
+        "kitchen": ("bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl"),
+        "food": (
+            "banana",
+            "apple",
+            "sandwich",
+            "orange",
+            "broccoli",
+            "carrot",
+            "hot dog",
+            "pizza",
+            "donut",
+            "cake",
+        ),
+        "furniture": ("chair", "couch", "potted plant", "bed", "dining table", "toilet"),
+        "electronic": ("tv", "laptop", "mouse", "remote", "keyboard", "cell phone"),
+        "appliance": ("microwave", "oven", "toaster", "sink", "refrigerator"),
+        "indoor": (
+            "book",
+            "clock",
+            "vase",
+            "scissors",
+            "teddy bear",
+            "hair drier",
+            "toothbrush",
+        ),
+    },
+}
+"""A group's name -> its labels, by the `source` of the data set in params.yaml."""
+
+
+def label_groups(labels: Sequence[str]) -> Mapping[str, Sequence[str]] | None:
+    """The grouping that knows all of these labels; None where none does."""
+    for groups in LABEL_GROUPS.values():
+        if set(labels) <= {label for group in groups.values() for label in group}:
+            return groups
+    return None
