@@ -263,7 +263,7 @@ class _Writer:
                 threads=cores(),
                 on_images=bar.update,
             )
-            there: np.ndarray = sizes.all(axis=1)
+            there = np.asarray(sizes.all(axis=1))
             for bare in np.flatnonzero(~there):
                 sizes[bare] = [shown[bare][name] or 0 for name in ("width", "height")]
             regions = read_regions(split)
@@ -487,7 +487,8 @@ class _Writer:
             "co-occurrence",
             "Labels that come together",
             f"Three matrices of {len(self.labels)} x {len(self.labels)} labels: how often the "
-            "label of a column comes with that of a row in truth, as predicted, and the difference. "
+            "label of a column comes with that of a row in truth, as predicted, and the "
+            "difference. "
             f"{_largest_gaps(found, self.labels)}",
             f"Of the test images with the label of the row, the share that also has that of the "
             f"column: in truth, as predicted by {self.base}, seed "

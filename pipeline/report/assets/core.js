@@ -1,0 +1,88 @@
+"use strict";
+/* What the other scripts build on: data that arrive as scripts, elements, arrays, numbers. */
+
+const gmpipe = (() => {
+  const received = new Map();
+
+  /** Called by each script in data/. */
+  function receive(name, value) {
+    received.set(name, value);
+  }
+
+  /** A value that a script in data/ brought; null where there is none. */
+  function data(name) {
+    return received.has(name) ? received.get(name) : null;
+  }
+
+  const loading = new Map();
+
+  /** Load data/<name>.js, once: a page from disk may not fetch, but may add scripts. */
+  function load(name) {
+    if (received.has(name)) return Promise.resolve(received.get(name));
+    if (!loading.has(name)) {
+      loading.set(name, new Promise((resolve, reject) => {
+        const script = document.createElement("script");
+        script.src = `data/${name}.js`;
+        script.onload = () => resolve(received.get(name));
+        script.onerror = () => reject(new Error(`data/${name}.js is missing from the page's folder`));
+        document.head.append(script);
+      }));
+    }
+    return loading.get(name);
+  }
+
+  const kinds = { uint8: Uint8Array, int8: Int8Array, uint16: Uint16Array, int16: Int16Array,
+    int32: Int32Array };
+
+  /** An array that page.py packed; row(i) is what it holds of the i-th entry of its first axis. */
+  function unpack(packed) {
+    const text = atob(packed.base64);
+    const bytes = new Uint8Array(text.length);
+    for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+    const values = new kinds[packed.type](bytes.buffer);
+    const width = packed.shape.slice(1).reduce((a, b) => a * b, 1);
+    return { values, shape: packed.shape, row: (i) => values.subarray(i * width, (i + 1) * width) };
+  }
+
+  const STEPS = 65534; // as in page.py
+  const HALF = STEPS / 2; // probability 0.5
+
+  /** An element; attributes that are functions listen to events, null ones are left out. */
+  function element(tag, attributes = {}, ...children) {
+    const made = document.createElementNS(
+      ["svg", "rect", "path", "line", "text", "g"].includes(tag)
+        ? "http://www.w3.org/2000/svg" : "http://www.w3.org/1999/xhtml", tag);
+    for (const [name, value] of Object.entries(attributes)) {
+      if (value === null || value === false || value === undefined) continue;
+      if (typeof value === "function") made.addEventListener(name, value);
+      else made.setAttribute(name, value === true ? "" : value);
+    }
+    made.append(...children.filter((child) => child !== null && child !== undefined));
+    return made;
+  }
+
+  /** A labelled <select>. Choices are [value, text]. */
+  function chooser(title, choices, onChange, chosen) {
+    const select = element("select", { change: () => onChange(select.value) },
+      ...choices.map(([value, text]) =>
+        element("option", { value, selected: value === chosen }, text)));
+    return element("label", {}, `${title} `, select);
+  }
+
+  function checkbox(title, checked, onChange) {
+    const box = element("input", { type: "checkbox", checked, change: () => onChange(box.checked) });
+    return element("label", { class: "check" }, box, ` ${title}`);
+  }
+
+  const colours = ["#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c8c8c"];
+  const dashes = ["", "8 4", "8 3 2 3", "2 3"]; // as in figures.py
+
+  return {
+    receive, data, load, unpack, element, chooser, checkbox, STEPS, HALF,
+    colour: (place) => colours[place % colours.length],
+    dash: (place) => dashes[place % dashes.length],
+    fixed: (value) => value.toFixed(1),
+    signed: (value) => (value > 0 ? "+" : value < 0 ? "\u2212" : "\u00b1") + Math.abs(value).toFixed(1),
+    percent: (steps) => (100 * steps / STEPS).toFixed(1),
+  };
+})();

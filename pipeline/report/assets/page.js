@@ -1,0 +1,67 @@
+"use strict";
+/* Fills the page. */
+
+(() => {
+  const { element } = gmpipe;
+
+  function figure(about) {
+    const file = (folder, kind) => `${folder}/${about.name}.${kind}`;
+    const links = [["figures", "svg"], ["figures", "png"], ...(about.table ? [["tables", "csv"]] : [])];
+    return element("figure", { id: `figure-${about.name}` },
+      element("h3", {}, about.title),
+      element("a", { href: file("figures", "svg") },
+        element("img", { src: file("figures", "svg"), alt: about.alt, loading: "lazy" })),
+      element("figcaption", {}, about.note, " ",
+        ...links.flatMap(([folder, kind], place) => [place ? " \u00b7 " : "",
+          element("a", { href: file(folder, kind), download: `${about.name}.${kind}` },
+            kind.toUpperCase())])));
+  }
+
+  function table(title, head, rows) {
+    return element("div", {}, element("h3", {}, title), element("div", { class: "scroll" },
+      element("table", {},
+        head ? element("thead", {}, element("tr", {},
+          ...head.map((name) => element("th", { scope: "col" }, name)))) : null,
+        element("tbody", {}, ...rows.map(([name, ...cells]) => element("tr", {},
+          element("th", { scope: "row" }, name),
+          ...cells.map((cell) => element("td", {}, cell))))))));
+  }
+
+  function startRun(run, times) {
+    const facts = document.getElementById("run-facts");
+    facts.append(table("Data and runs", null, run.facts));
+    if (times && times.length) {
+      facts.append(table("Time of each stage", ["stage", "of", "seconds", "finished"], times));
+    }
+    facts.append(table("Packages, when this page was made", null, run.packages),
+      element("details", {}, element("summary", {}, "Settings"), element("pre", {}, run.settings)));
+  }
+
+  function start() {
+    const overview = gmpipe.data("overview");
+    document.title = `${overview.dataset} \u2013 gmpipe report`;
+    document.getElementById("title").textContent = overview.dataset;
+    document.getElementById("caption").textContent = overview.caption;
+    const ofLabels = ["average-precision", "gains-and-losses"];
+    for (const about of overview.figures) {
+      const place = ofLabels.includes(about.name) ? "labels-figures" : "curves-figures";
+      document.getElementById(place).append(figure(about));
+    }
+    gmpipe.tables.start();
+    startRun(overview.run, gmpipe.data("times"));
+    return gmpipe.gallery.start();
+  }
+
+  function complain(error) {
+    const problem = document.getElementById("problem");
+    problem.textContent = `This page is incomplete: ${error.message}. Run gmpipe report again.`;
+    problem.hidden = false;
+  }
+
+  try {
+    start().catch(complain);
+  } catch (error) {
+    complain(error);
+    throw error;
+  }
+})();
