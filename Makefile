@@ -33,7 +33,7 @@ check: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf data/demo cache/demo runs/demo reports/demo
+	rm -rf data/demo cache/demo runs/demo reports/demo .state/times/demo.csv
 
 clean-venv:
 	rm -rf $(VENV)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pipeline.settings import DetectorSettings, FitSettings
 from stages.layout import boxes_file, data_root, detector_folder, manifest_file, state_file
 from stages.params import DatasetSettings
 from stages.progress import progress_bar
+from stages.times import record_time
 
 
 def resolve_detector(settings: DatasetSettings) -> str:
@@ -31,6 +33,7 @@ def resolve_detector(settings: DatasetSettings) -> str:
     Returns:
         a line that says which detector it is.
     """
+    began = time.monotonic()
     folder = detector_folder(settings.dataset)
     chosen = settings.detector
     with folder_lock(folder):
@@ -41,7 +44,9 @@ def resolve_detector(settings: DatasetSettings) -> str:
                 write_json(temporary / "metrics.json", {})
             return f"{folder}: no detector, the regions of {settings.dataset} are imported"
         if chosen.source == "fit" and chosen.fit is not None:
-            return _fit(folder, settings, chosen, chosen.fit)
+            line = _fit(folder, settings, chosen, chosen.fit)
+            record_time(settings.dataset, "detector", began)
+            return line
         if chosen.source == "torchvision":
             path = torchvision_weights_file(lambda line: print(line, flush=True))
             classes = tuple(TORCHVISION_WEIGHTS.meta["categories"])
@@ -67,6 +72,7 @@ def resolve_detector(settings: DatasetSettings) -> str:
                 classes=classes,
             )
             write_json(temporary / "metrics.json", {})
+        record_time(settings.dataset, "detector", began)
         return f"{folder}: {path.name}, sha256 {description.weights_sha256}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipeline.learning.data import fill_cache, open_split
 from pipeline.learning.training import Predictions, predict_split
 from pipeline.shards.schema import check_same_recipe
 from stages.layout import CHECKPOINT_FILE, METRICS_FILE, PREDICTIONS_FILE, SUMMARY_FILE
+from stages.times import record_time
 from stages.train import RunPlan, open_inputs
 
 
@@ -30,6 +32,7 @@ def evaluate(run: RunPlan) -> str:
         GmpipeError: there is no checkpoint, or it was trained on other regions, labels or label
             vectors than those there now.
     """
+    began = time.monotonic()
     path = run.folder / CHECKPOINT_FILE
     checkpoint = load_checkpoint(path, f"Run `gmpipe train {run.options}`.")
     manifest, cache, vectors = open_inputs(run.dataset, checkpoint.settings)
@@ -81,6 +84,7 @@ def evaluate(run: RunPlan) -> str:
             },
         )
         write_json(run.folder / SUMMARY_FILE, _summary(metrics))
+    record_time(run.dataset, "evaluate", began, run=run.folder.name)
     left_out = f"; {split.left_out} images without regions left out" if split.left_out else ""
     return f"{run.folder}: mAP {metrics['mAP']:.2f}, OF1 {metrics['OF1']:.2f}{left_out}"
 

@@ -40,6 +40,7 @@ from pipeline.shards.writer import free_shard_names, update_index
 from stages.layout import cache_folder, data_root, detector_folder, manifest_file
 from stages.params import DatasetSettings
 from stages.progress import progress_bar
+from stages.times import record_time
 
 _PACKAGES = ("gmpipe", "torch", "torchvision", "pillow", "h5py", "numpy")
 
@@ -68,6 +69,7 @@ def extract(
             or damaged, the cluster can't do it, or more images than `max_failures` can't be
             decoded; what was extracted stays in any case.
     """
+    began = time.monotonic()
     dataset = settings.dataset
     folder, root = cache_folder(dataset), data_root(dataset)
     manifest = read_manifest(manifest_file(dataset))
@@ -129,6 +131,8 @@ def extract(
             f"`--max-failures {len(failures)}`, or `max_failures: {len(failures)}` in "
             f"`extract.{dataset}` of params.yaml, which `dvc repro` reads."
         )
+    if results.rows:
+        record_time(dataset, "extract", began, rows=results.rows)
     return line
 
 

@@ -89,3 +89,8 @@ def state_file(purpose: str, key: object) -> Path:
     It does not lie with the outputs: DVC deletes those before it runs a stage again.
     """
     return Path(".state") / f"{purpose}-{sha256_json(key)[:16]}.pt"
+
+
+def times_file(dataset: str) -> Path:
+    """How long the stages of a data set took, for `stages.times`; no stage depends on it."""
+    return Path(".state") / "times" / f"{dataset}.csv"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ from pipeline.settings import (
 from stages.layout import boxes_file, data_root, manifest_file, prepared_folder
 from stages.params import DatasetSettings
 from stages.progress import progress_bar
+from stages.times import record_time
 
 _READERS: dict[type, Callable[[Path, Any], Listing]] = {
     VocSettings: read_voc,
@@ -68,6 +70,7 @@ def prepare(settings: DatasetSettings) -> str:
         GmpipeError: the data set's files are missing or break their format, images are missing and
             may not be left out, or the regions of an imported data set are not imported yet.
     """
+    began = time.monotonic()
     dataset, source = settings.dataset, settings.prepare
     folder = prepared_folder(dataset)
     if isinstance(source, ImportedSettings):
@@ -80,6 +83,7 @@ def prepare(settings: DatasetSettings) -> str:
             manifest = _draw(dataset, source)
         else:
             manifest = _list(dataset, source)
+    record_time(dataset, "prepare", began)
     return f"{folder}: {_counts(manifest)}"
 
 

@@ -6,6 +6,7 @@ import csv
 import math
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ from stages.layout import (
 )
 from stages.params import DatasetSettings, variant_settings
 from stages.progress import progress_bar
+from stages.times import record_time
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ def train(run: RunPlan, *, tensorboard: bool = False) -> str | None:
         GmpipeError: what it reads is missing or damaged, or training diverged; then the weights
             of the last whole epoch are in `checkpoint-last-good.pt`.
     """
+    began = time.monotonic()
     manifest, cache, vectors = open_inputs(run.dataset, run.settings)
     split = open_split(cache, manifest, "train", run.views, run.settings.regions)
     left_out = ""
@@ -185,6 +188,7 @@ def train(run: RunPlan, *, tensorboard: bool = False) -> str | None:
             for name in EVALUATION_FILES:
                 (run.folder / name).unlink(missing_ok=True)
             state.unlink(missing_ok=True)
+    record_time(run.dataset, "train", began, run=run.folder.name)
     return f"{run.folder}: {_summary(training)}{left_out}"
 
 

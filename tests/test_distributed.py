@@ -87,7 +87,8 @@ def test_two_processes_make_the_steps_of_one_with_twice_the_batch(
     states = [load_checkpoint(flow / "runs/toy/full-s0/checkpoint.pt").state for flow in (one, two)]
     for key, value in states[0].items():
         torch.testing.assert_close(states[1][key], value, rtol=1e-4, atol=1e-6)
-    assert list((two / ".state").glob("*")) == []
+    assert list((two / ".state").glob("*.*")) == []
+    assert (two / ".state/times/toy.csv").read_text().count("train,full-s0,") == 1
 
 
 @pytest.mark.slow
