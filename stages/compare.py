@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipeline.evaluation.bootstrap import intervals
 from stages.jobs import make_runs
 from stages.params import DatasetSettings
-from stages.results import bootstrap_intervals, load_runs, load_scores, tables
+from stages.results import BASE, load_runs, load_scores, tables
 from stages.train import plan_run
 
 
@@ -30,5 +31,5 @@ def compare(
     plans = [plan_run(settings, variant, seed, overrides) for variant in variants for seed in seeds]
     make_runs(plans, jobs)
     results = load_runs(settings, variants, seeds, overrides)
-    intervals = bootstrap_intervals(results, load_scores(settings, results))
-    return tables(settings, results, intervals)
+    scores = load_scores(settings, results)
+    return tables(settings, results, intervals(scores.runs, scores.truth, BASE))

@@ -18,16 +18,12 @@ import pyarrow.parquet as pq
 from pipeline.datasets.groups import LABEL_GROUPS
 from pipeline.datasets.manifest import read_manifest
 from pipeline.errors import GmpipeError
-from pipeline.evaluation.bootstrap import (
-    RESAMPLES,
-    difference_interval,
-    mean_interval,
-    resampled_maps,
-)
+from pipeline.evaluation.bootstrap import RESAMPLES, Interval
 from pipeline.evaluation.paper import PAPER, PaperResults
 from pipeline.evaluation.tables import (
     differences_table,
     labels_table,
+    mean_difference,
     paper_table,
     results_table,
 )
@@ -173,38 +169,6 @@ def _read(path: Path) -> pa.Table:
         ) from error
 
 
-@dataclass(frozen=True)
-class Interval:
-    """What other test images would do to a variant's mAP: 95 % of the resamples (bootstrap).
-
-    Attributes:
-        ends: of the mAP, mean over the seeds, in percent.
-        difference: mean over the seeds of its mAP minus that of `BASE`, in points, with the two
-            ends of its interval; None for `BASE`, or where `BASE` was not run.
-    """
-
-    ends: tuple[float, float]
-    difference: tuple[float, float, float] | None
-
-
-def bootstrap_intervals(results: Results, scores: Scores) -> dict[str, Interval]:
-    """The interval of each variant."""
-    maps = {
-        variant: resampled_maps(runs, scores.truth, resamples=RESAMPLES)
-        for variant, runs in scores.runs.items()
-    }
-    found = {}
-    for variant, runs in results.items():
-        difference = None
-        if variant != BASE and BASE in results:
-            pairs = zip(runs, results[BASE], strict=True)
-            differences = [run.metrics["mAP"] - base.metrics["mAP"] for run, base in pairs]
-            ends = difference_interval(maps[variant], maps[BASE])
-            difference = (float(np.mean(differences)), *ends)
-        found[variant] = Interval(mean_interval(maps[variant]), difference)
-    return found
-
-
 def metrics_of(results: Results) -> dict[str, list[dict[str, Any]]]:
     """The metrics alone."""
     return {variant: [run.metrics for run in runs] for variant, runs in results.items()}
@@ -214,7 +178,7 @@ def tables(settings: DatasetSettings, results: Results, intervals: Mapping[str, 
     """The tables of a data set's runs, as Markdown.
 
     Args:
-        intervals: of `bootstrap_intervals`.
+        intervals: of `bootstrap.intervals`, against `BASE`.
     """
     runs = metrics_of(results)
     first = next(iter(runs.values()))
@@ -232,7 +196,11 @@ def tables(settings: DatasetSettings, results: Results, intervals: Mapping[str, 
         )
     printed = paper.ap if paper is not None else {}
     text += f"\n## Average precision by label\n\n{labels_table(runs, groups, printed)}\n"
-    rows = {name: found.difference for name, found in intervals.items() if found.difference}
+    rows = {
+        variant: (mean_difference(runs, variant, BASE), *found.difference)
+        for variant, found in intervals.items()
+        if found.difference is not None
+    }
     if rows:
         text += (
             f"\n## Difference to {BASE}\n\nPoints of mAP, mean over the seeds. The interval is "

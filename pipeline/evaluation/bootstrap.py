@@ -10,7 +10,7 @@ a weighted average precision gives the number that the repeated images would.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,6 +98,45 @@ def mean_interval(maps: NDArray[np.float64]) -> tuple[float, float]:
     tail = (1 - COVERAGE) / 2
     low, high = np.nanquantile(maps.mean(axis=0), [tail, 1 - tail])
     return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """What other test images would do to a variant's mAP: the middle 95 % of the resamples.
+
+    Attributes:
+        ends: of the mAP, mean over the seeds, in percent.
+        difference: ends of its mAP minus that of the base, mean over the seeds, in points; None
+            for the base itself, or where there is none.
+    """
+
+    ends: tuple[float, float]
+    difference: tuple[float, float] | None
+
+
+def intervals(
+    runs: Mapping[str, Sequence[Floats]], truth: Integers, base: str
+) -> dict[str, Interval]:
+    """The interval of each variant.
+
+    Args:
+        runs: variant -> (N, C) scores of each of its seeds, the same seeds for all.
+        truth: (N, C).
+        base: the variant that the others are held against.
+    """
+    maps = {
+        variant: resampled_maps(of_variant, truth, resamples=RESAMPLES)
+        for variant, of_variant in runs.items()
+    }
+    return {
+        variant: Interval(
+            mean_interval(of_variant),
+            difference_interval(of_variant, maps[base])
+            if variant != base and base in maps
+            else None,
+        )
+        for variant, of_variant in maps.items()
+    }
 
 
 def _draws(images: int, resamples: int, seed: int) -> Iterator[Tensor]:

@@ -49,6 +49,12 @@ def differences_table(rows: Mapping[str, tuple[float, float, float]]) -> str:
     return _markdown(["variant", "mAP - full", "95 % interval"], cells)
 
 
+def mean_difference(runs: Runs, variant: str, base: str) -> float:
+    """mAP of a variant minus that of another, mean over the seeds, which both have, in points."""
+    pairs = zip(runs[variant], runs[base], strict=True)
+    return statistics.fmean(one["mAP"] - other["mAP"] for one, other in pairs)
+
+
 def sweep_table(key: str, runs: Runs) -> str:
     """A row a value of the setting ``key``, in percent; Markdown."""
     names = ("mAP", "CF1", "OF1")
