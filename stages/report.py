@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 from pipeline.datasets.groups import label_groups
 from pipeline.datasets.manifest import Manifest, read_manifest
 from pipeline.errors import GmpipeError
-from pipeline.evaluation.bootstrap import Interval, intervals
+from pipeline.evaluation.bootstrap import COVERAGE, RESAMPLES, Interval, intervals
 from pipeline.evaluation.diagnostics import found_groups
 from pipeline.evaluation.paper import PAPER
 from pipeline.evaluation.tables import labels_csv, results_csv
@@ -195,6 +195,7 @@ def _write_page(
         {
             "dataset": settings.dataset,
             "caption": caption(settings.dataset, runs[base]),
+            "interval": f"{100 * COVERAGE:.0f} % of {RESAMPLES:,} resamples of the test images",
             "base": base,
             "variants": list(results),
             "labels": labels,

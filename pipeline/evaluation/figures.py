@@ -70,6 +70,9 @@ def _drawing(stem: Path, width: float, height: float) -> Iterator[Any]:
         yield figure
         with replacing(stem.with_suffix(".png")) as temporary:
             figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
+        figure.set_layout_engine(
+            "none"
+        )  # what it found stays; finding it again takes half the time
         with replacing(stem.with_suffix(".svg")) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})
             temporary.write_text(_following_the_reader(temporary.read_text()))
@@ -297,7 +300,7 @@ def calibration_figure(stem: Path, found: Mapping[str, Calibration]) -> None:
     """
     with _drawing(stem, 5.2, 5.6) as figure:
         axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-        axes.plot([0, 100], [0, 100], color=_SOFT, linewidth=1, linestyle=":", label="as it should")
+        axes.plot([0, 100], [0, 100], color=_SOFT, linewidth=1, linestyle=":", label="perfect")
         for number, (variant, one) in enumerate(found.items()):
             there = one.count > 0
             axes.plot(

@@ -82,7 +82,10 @@ const gmpipe = (() => {
     colour: (place) => colours[place % colours.length],
     dash: (place) => dashes[place % dashes.length],
     fixed: (value) => value.toFixed(1),
-    signed: (value) => (value > 0 ? "+" : value < 0 ? "\u2212" : "\u00b1") + Math.abs(value).toFixed(1),
+    signed(value) {
+      const digits = Math.abs(value).toFixed(1);
+      return (digits === "0.0" ? "" : value > 0 ? "+" : "\u2212") + digits;
+    },
     percent: (steps) => (100 * steps / STEPS).toFixed(1),
   };
 })();

@@ -70,7 +70,7 @@ gmpipe.tables = (() => {
     }
     const spans = groups.map((group) => columns.filter((c) => c.group === group).length);
     document.getElementById("results-table").replaceChildren(
-      element("caption", {}, overview.caption + ". Small: 95 % of 1,000 resamples of the test images."),
+      element("caption", {}, `${overview.caption}. Small: ${overview.interval}.`),
       element("thead", {},
         element("tr", {}, element("td"), ...groups.map((group, place) =>
           group ? element("th", { scope: "colgroup", colspan: spans[place] }, group)
@@ -134,7 +134,7 @@ gmpipe.tables = (() => {
     const cell = (variant, place) => numberCell(overview.ap[variant][place], variant);
     document.getElementById("labels-table").replaceChildren(
       element("caption", {}, "Average precision in percent, mean over the seeds. Bar: ",
-        element("span", { class: "key" }, swatch(0), overview.base), "; marks: ",
+        element("span", { class: "key" }, swatch(0), overview.base), others.length ? "Marks: " : null,
         ...others.map((name) => element("span", { class: "key" },
           swatch(overview.variants.indexOf(name)), name))),
       element("thead", {}, element("tr", {}, head("label", "name", false),
