@@ -16,6 +16,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 
 repro: $(VENV)/.base
 	$(BIN)/dvc repro
+	@echo "Open in a browser:" && ls reports/*/index.html
 
 table: $(VENV)/.base
 	$(BIN)/gmpipe compare --dataset demo --seed 0 --seed 1 --seed 2

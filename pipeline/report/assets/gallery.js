@@ -205,15 +205,16 @@ gmpipe.gallery = (() => {
     const chips = (list) => element("ul", { class: "chips" }, ...list.map((label) =>
       element("li", {}, chip(number, variant, label, scores[label], winners[label], light, say))));
     const positive = [...truth.keys()].filter((label) => truth[label] === 1);
+    const heading = whole ? "h3" : "h4"; // below the dialog's h2, or a card's h3
     const made = element("div", { class: "pane" },
       element("p", { class: "network" }, variant), frame, info,
-      element("h4", {}, whole ? "All labels" : `Top ${TOP}`),
+      element(heading, {}, whole ? "All labels" : `Top ${TOP}`),
       chips(whole ? ranked : ranked.slice(0, TOP)),
-      element("h4", {}, "Truth"),
+      element(heading, {}, "Truth"),
       positive.length ? chips(positive) : element("p", { class: "none" }, "no label"));
     if (whole) {
       const regions = [...Array(images.count.row(number)[0]).keys()];
-      made.append(element("h4", {}, "Regions"), element("ul", { class: "chips" },
+      made.append(element(heading, {}, "Regions"), element("ul", { class: "chips" },
         ...regions.map((region) => {
           const on = () => { light(region); sayRegion(number, variant, region, say); };
           const off = () => { light(null); say(""); };

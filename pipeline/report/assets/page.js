@@ -18,7 +18,8 @@
   }
 
   function table(title, head, rows) {
-    return element("div", {}, element("h3", {}, title), element("div", { class: "scroll" },
+    return element("div", {}, element("h3", {}, title), element("div",
+      { class: "scroll", tabindex: 0, role: "region", "aria-label": title },
       element("table", {},
         head ? element("thead", {}, element("tr", {},
           ...head.map((name) => element("th", { scope: "col" }, name)))) : null,
