@@ -64,6 +64,12 @@ class VocSettings(_ListedSettings):
         description="where labels are read: `annotations`, the XML files, which also give boxes; "
         "`lists`, ImageSets/Main/<class>_<split>.txt",
     )
+    vocabulary: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="the classes, in their order, of photographs of your own that are laid out "
+        "alike; null: VOC's 20",
+    )
 
 
 class CocoSettings(_ListedSettings):

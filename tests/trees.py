@@ -72,6 +72,7 @@ def make_voc(
     *,
     newline: str = "\n",
     folder: str = "VOCdevkit/VOC2007",
+    vocabulary: Sequence[str] = VOCABULARY,
 ) -> Path:
     """A devkit with XML files, class lists that say the same, and images; returns its folder."""
     top = root / folder
@@ -83,7 +84,7 @@ def make_voc(
         for image_id, objects in split.items():
             (top / f"Annotations/{image_id}.xml").write_text(voc_xml(objects))
             draw_image(top / f"JPEGImages/{image_id}.jpg", len(list(top.rglob("*.jpg"))))
-        for label in VOCABULARY:
+        for label in vocabulary:
             lines = []
             for image_id, objects in split.items():
                 kinds = {item.difficult for item in objects if item.name == label}
