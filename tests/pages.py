@@ -25,7 +25,7 @@ PAGES = [
     "cache/README.md",
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")),
 ]
-LANGUAGES = {"bibtex", "csv", "python", "sh", "text", "yaml"}
+LANGUAGES = {"bibtex", "csv", "python", "sh", "text", "xml", "yaml"}
 
 _COMMENT = re.compile(r"<!--\s*(.*?)\s*-->", re.DOTALL)
 _ENDS = {"&", "&&", "|", "||", ";"}  # of a command, where a shell line has several

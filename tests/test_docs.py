@@ -26,10 +26,13 @@ from flows import BIN, PARAMS, ROOT, Flow
 from pages import LANGUAGES, PAGES, Block, commands, gmpipe_arguments, read_page
 from ruamel.yaml import YAML
 from small import make_small
-from trees import draw_image, make_coco, make_nuswide, make_voc
+from trees import VocObject, draw_image, make_coco, make_nuswide, make_voc
 
 from stages.cli import cli
 from stages.params import load_params
+
+PETS = ["balcony", "garden", "kitchen", "park", "rain", "sofa", "walk", "window"]
+"""The photographs of docs/own-data.md."""
 
 READ = {name: read_page(name) for name in PAGES}
 BLOCKS = [block for page in READ.values() for block in page.blocks]
@@ -64,8 +67,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Flow:
     shutil.copy(small / "regions.npz", flow.folder)
     shutil.copy(small / "vectors.npz", flow / "voc2007.npz")
     shutil.rmtree(small.folder)
-    for number in range(6):
-        draw_image(flow / f"home/Pictures/pets/{number + 1}.jpg", number)
+    home = flow / "home/Pictures"
+    for number, name in enumerate(PETS):
+        draw_image(home / f"pets/{name}.jpg", number)
+    classes = ["bee", "flower", "wasp"]
+    objects = [VocObject(name, (1, 1, 10, 5)) for name in classes]
+    gardens = {f"bee_{number:02d}": objects[number % 3 :] for number in range(6)}
+    make_voc(home, gardens, {"wasp_01": objects}, vocabulary=classes)
     make_tiny(flow / "params.yaml")
     with in_this_process():
         for command in ("prepare", "detector", "extract"):
@@ -181,6 +189,9 @@ def test_the_commands_of_a_page_run(world: Flow, name: str, tmp_path: Path) -> N
             kind, _, path = block.comment.partition("file: ")
             if block.language == "sh" and block.reason is None:
                 run_block(block, flow)
+            elif block.language == "python":
+                with contextlib.chdir(flow.folder), contextlib.redirect_stdout(None):
+                    exec(compile(block.text, block.where, "exec"), {})
             elif block.comment == "params.yaml":
                 add_settings(block, flow)
             elif not kind and path:
