@@ -22,7 +22,7 @@ import click
 import pytest
 from builders import TINY
 from dask.distributed import LocalCluster
-from flows import BIN, PARAMS, ROOT, Flow
+from flows import BIN, PARAMS, ROOT, STAGES, VARIANTS, Flow
 from pages import LANGUAGES, PAGES, Block, commands, gmpipe_arguments, read_page
 from ruamel.yaml import YAML
 from small import make_small
@@ -55,7 +55,7 @@ OTHER_OPTIONS = {
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Flow:
+def world(tmp_path_factory: pytest.TempPathFactory, _in_this_process: None) -> Flow:
     """A checkout with data sets as their publishers lay them out, and the demo finished."""
     flow = Flow(tmp_path_factory.mktemp("world"))
     for name in ("Makefile", "params.yaml", "dvc.yaml"):
@@ -75,13 +75,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Flow:
     gardens = {f"bee_{number:02d}": objects[number % 3 :] for number in range(6)}
     make_voc(home, gardens, {"wasp_01": objects}, vocabulary=classes)
     make_tiny(flow / "params.yaml")
-    with in_this_process():
-        for command in ("prepare", "detector", "extract"):
-            flow.ok(command)
-        for variant in ("full", "max-pool"):
-            flow.ok("train", "--variant", variant)
-            flow.ok("evaluate", "--variant", variant)
-        flow.ok("report")
+    for command in STAGES:
+        flow.ok(command)
+    for variant in VARIANTS:
+        flow.ok("train", "--variant", variant)
+        flow.ok("evaluate", "--variant", variant)
+    flow.ok("report")
     return flow
 
 
@@ -89,7 +88,7 @@ def make_tiny(file: Path) -> None:
     """Rewrite params.yaml so that every data set takes seconds; where it needs weights that are
     not here, it takes the tiny demo's."""
     raw = YAML(typ="safe").load(file)
-    raw["variants"] = [name for name in raw["variants"] if name in ("full", "max-pool")]
+    raw["variants"] = [name for name in raw["variants"] if name in VARIANTS]
     for block in raw["prepare"].values():
         if block["source"] == "scenes":
             block.update(train=24, test=12, size=64)
@@ -117,21 +116,20 @@ def make_tiny(file: Path) -> None:
         YAML().dump(raw, stream)
 
 
-@contextlib.contextmanager
-def in_this_process() -> Iterator[None]:
-    """Extraction without a worker process, whose start takes longer than a tiny data set."""
-
-    def cluster() -> Any:
-        return LocalCluster(
+@pytest.fixture(scope="module")
+def _in_this_process() -> Iterator[None]:
+    """Extraction and runs without processes, whose start takes longer than tiny data sets do."""
+    with (
+        LocalCluster(
             n_workers=1,
             processes=False,
             threads_per_worker=2,
             dashboard_address=None,
             memory_limit=0,
-            preload=["stages.cluster"],
-        )
-
-    with mock.patch("stages.cluster._local_cluster", cluster):
+        ) as cluster,
+        mock.patch("stages.cluster._local_cluster", lambda: contextlib.nullcontext(cluster)),
+        mock.patch("stages.jobs.cores", return_value=1),
+    ):
         yield
 
 
@@ -184,19 +182,18 @@ def add_settings(block: Block, flow: Flow) -> None:
 def test_the_commands_of_a_page_run(world: Flow, name: str, tmp_path: Path) -> None:
     flow = Flow(Path(shutil.copytree(world.folder, tmp_path / "checkout")))
     (tmp_path / "big").mkdir()
-    with in_this_process():
-        for block in READ[name].blocks:
-            kind, _, path = block.comment.partition("file: ")
-            if block.language == "sh" and block.reason is None:
-                run_block(block, flow)
-            elif block.language == "python":
-                with contextlib.chdir(flow.folder), contextlib.redirect_stdout(None):
-                    exec(compile(block.text, block.where, "exec"), {})
-            elif block.comment == "params.yaml":
-                add_settings(block, flow)
-            elif not kind and path:
-                (flow / path).parent.mkdir(parents=True, exist_ok=True)
-                (flow / path).write_text(block.text)
+    for block in READ[name].blocks:
+        kind, _, path = block.comment.partition("file: ")
+        if block.language == "sh" and block.reason is None:
+            run_block(block, flow)
+        elif block.language == "python":
+            with contextlib.chdir(flow.folder), contextlib.redirect_stdout(None):
+                exec(compile(block.text, block.where, "exec"), {})
+        elif block.comment == "params.yaml":
+            add_settings(block, flow)
+        elif not kind and path:
+            (flow / path).parent.mkdir(parents=True, exist_ok=True)
+            (flow / path).write_text(block.text)
 
 
 # What is not run ----------------------------------------------------------------------------------
@@ -314,8 +311,8 @@ def test_messages_in_troubleshooting_are_those_of_the_source() -> None:
     headings = READ["docs/troubleshooting.md"].headings
     assert len(headings) > 30
     for line, quoted in headings:
-        pattern = re.compile(".*".join(map(re.escape, quoted.split("…"))))
-        assert any(pattern.search(text) for text in texts), f"line {line}: {quoted}"
+        pattern = re.compile(".*".join(map(re.escape, quoted.split("…"))), re.DOTALL)
+        assert any(map(pattern.search, texts)), f"line {line}: {quoted}"
 
 
 # The helper ---------------------------------------------------------------------------------------
