@@ -127,7 +127,7 @@ def _in_this_process() -> Iterator[None]:
             dashboard_address=None,
             memory_limit=0,
         ) as cluster,
-        mock.patch("stages.cluster._local_cluster", lambda: contextlib.nullcontext(cluster)),
+        mock.patch("stages.cluster._local_cluster", return_value=contextlib.nullcontext(cluster)),
         mock.patch("stages.jobs.cores", return_value=1),
     ):
         yield
