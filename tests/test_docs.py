@@ -104,12 +104,12 @@ def make_tiny(file: Path) -> None:
     for name, block in raw["extract"].items():
         if raw["prepare"][name]["source"] != "imported":
             block["size"] = 64
-        block.update(regions=min(block.get("regions", 10), 4), views=min(block.get("views", 1), 2))
+        block.update(regions=min(block.get("regions", 10), 4), views=1)
     for block in raw["train"].values():
         for one in (block, *block.get("variants", {}).values()):
             one.setdefault("network", {})["latent_size"] = 8
             one.pop("regions", None)
-            one["epochs"] = 2
+            one["epochs"] = 1
         if str(block.get("label_vectors", "")).startswith("data/glove"):
             block["label_vectors"] = "wordllama"
     with file.open("w") as stream:

@@ -96,15 +96,15 @@ def read_voc(root: Path, settings: VocSettings) -> Listing:
         GmpipeError: a file is missing, or breaks the format; names the file and the line or object.
     """
     place = PurePosixPath(settings.folder)
+    vocabulary = tuple(settings.vocabulary or VOCABULARY)
+    split_name = "own" if settings.vocabulary else "official"
     if settings.vocabulary is None:
-        vocabulary, split_name = VOCABULARY, "official"
         remedy = (
             f"VOC 2007 is expected with ImageSets/Main/, Annotations/ and JPEGImages/ in "
             f"{root / place}: unpack VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar in "
             f"{root}."
         )
     else:
-        vocabulary, split_name = tuple(settings.vocabulary), "own"
         remedy = (
             f"ImageSets/Main/, Annotations/ and JPEGImages/ are expected in {root / place}. Put "
             "the file there."
