@@ -1,3 +1,4 @@
+# make install    the virtual environment with all that commands need; the others call it
 # make repro      everything for the data sets that params.yaml lists, with DVC
 # make table      all variants with three seeds on the demo: mean and spread
 # make test       the tests; make test-slow: the long ones; make check: ruff, mypy, import-linter
@@ -12,7 +13,9 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # For the commands of dvc.yaml, which call `gmpipe` by name.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: repro table test test-slow check clean clean-venv
+.PHONY: install repro table test test-slow check clean clean-venv
+
+install: $(VENV)/.base
 
 repro: $(VENV)/.base
 	$(BIN)/dvc repro

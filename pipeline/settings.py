@@ -64,6 +64,12 @@ class VocSettings(_ListedSettings):
         description="where labels are read: `annotations`, the XML files, which also give boxes; "
         "`lists`, ImageSets/Main/<class>_<split>.txt",
     )
+    vocabulary: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="the classes, in their order, of photographs of your own that are laid out "
+        "alike; null: VOC's 20",
+    )
 
 
 class CocoSettings(_ListedSettings):
@@ -103,6 +109,13 @@ class TableSettings(_ListedSettings):
     image: str = Field("image", description="column of the image's path")
     labels: str = Field("labels", description="column of its labels")
     split: str = Field("split", description="column that says `train` or `test`")
+    test_share: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="for a table without the column `split`: about this share of the images tests, "
+        "chosen by a hash of each path, so that an image stays on its side when others come or go",
+    )
     separator: str = Field(";", min_length=1, description="between labels, unless they are a list")
     vocabulary: list[str] | None = Field(
         None, description="the labels in their order; null: those in the table, sorted"

@@ -173,7 +173,7 @@ def estimate(settings: DatasetSettings, *, probe: int) -> str:
     if probe:
         rows += _probe(settings, manifest, plan, probe)
     if row * len(plan) > free:
-        rows.append(("", "the cache does not fit: see the README on data on another disk"))
+        rows.append(("", "the cache does not fit: docs/disks.md tells how it goes to another disk"))
     return str(tabulate(rows, tablefmt="plain", disable_numparse=True))
 
 

@@ -11,20 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from trees import NUSWIDE_LABELS as LABELS
+from trees import NUSWIDE_NAMES as NAMES
+from trees import NUSWIDE_TEST as TEST
+from trees import NUSWIDE_TRAIN as TRAIN
+from trees import csv_rows, csv_text, multi_hot_line, write_official
 
 from pipeline.datasets.listing import Listing, make_manifest
 from pipeline.datasets.manifest import COLUMNS
 from pipeline.datasets.nuswide import CONCEPTS, read_nuswide
 from pipeline.errors import GmpipeError
 from pipeline.settings import NuswideSettings
-
-NAMES = [f"concept{number}" for number in range(80, -1, -1)]
-"""81 concepts, not in alphabetical order."""
-
-TRAIN = ["actor/0001_11.jpg", "actor/0002_12.jpg", "zoos/0003_13.jpg"]
-TEST = ["actor/0004_14.jpg", "zoos/0005_15.jpg"]
-LABELS = [[0, 80], [], [3], [1, 2], [80]]
-"""The label numbers of the three training images, then of the two test images."""
 
 AGAIN = r" Mend the file and run `gmpipe prepare` again\.$"
 
@@ -35,34 +32,6 @@ def settings_of(form: str, **changes: object) -> NuswideSettings:
 
 def read(root: Path, form: str, **changes: object) -> Listing:
     return read_nuswide(root, settings_of(form, **changes))
-
-
-def write_official(
-    root: Path,
-    lists: dict[str, list[str]],
-    labels: Sequence[Sequence[int]],
-    *,
-    names: Sequence[str] = NAMES,
-    end: str = "\n",
-) -> None:
-    """The publisher's tree; ``labels`` has the label numbers of the training images first."""
-    (root / "ImageList").mkdir()
-    (root / "Groundtruth" / "TrainTestLabels").mkdir(parents=True)
-    (root / "Concepts81.txt").write_text(end.join([*names, ""]), newline="")
-    for split, first in (("Train", 0), ("Test", len(lists["Train"]))):
-        images = [image.replace("/", "\\") for image in lists[split]]
-        (root / f"ImageList/{split}Imagelist.txt").write_text(end.join([*images, ""]), newline="")
-        lines = np.empty((len(names), len(images), 1 + len(end)), dtype=np.uint8)
-        lines[:] = list(f"0{end}".encode())
-        for row, numbers in enumerate(labels[first : first + len(images)]):
-            lines[list(numbers), row, 0] = ord("1")
-        for name, column in zip(names, lines, strict=True):
-            file = root / "Groundtruth" / "TrainTestLabels" / f"Labels_{name}_{split}.txt"
-            file.write_bytes(column.tobytes())
-
-
-def multi_hot_line(image: str, labels: Sequence[int]) -> str:
-    return " ".join([image, *(str(int(number in labels)) for number in range(CONCEPTS))])
 
 
 @pytest.fixture
@@ -85,18 +54,6 @@ def multi_hot(tmp_path: Path) -> Path:
     (root / "database.txt").write_text(f"{lines[0]}\n{lines[1]} \n{lines[2]}\n")
     (root / "test.txt").write_text(f"{lines[3]}\n{lines[4]}")
     return root
-
-
-def csv_text(rows: Sequence[tuple[str, str, str]]) -> str:
-    lines = [f'{image},"{labels}",{split}\n' for image, labels, split in rows]
-    return "filepath,label,split_name\n" + "".join(lines)
-
-
-def csv_rows() -> list[tuple[str, str, str]]:
-    return [
-        (image, str([NAMES[number] for number in labels]), "train" if image in TRAIN else "val")
-        for image, labels in zip([*TRAIN, *TEST], LABELS, strict=True)
-    ]
 
 
 @pytest.fixture

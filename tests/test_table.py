@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,76 @@ def test_settings_name_columns_separator_vocabulary_and_split(root: Path) -> Non
     assert listing.vocabulary == ("fish", "dog", "cat")
     assert listing.split_name == "mine"
     assert listing.table.column("labels").to_pylist() == [[1, 2], [2]]
+
+
+def unsplit(paths: Sequence[str]) -> str:
+    return "".join(["image,labels\n", *(f"{path},cat\n" for path in paths)])
+
+
+def sides(listing: Listing) -> dict[str, str]:
+    """Path -> split."""
+    return {path: split for path, _, split in named(listing)}
+
+
+PATHS = [f"photos/{number}.jpg" for number in range(400)]
+
+
+def test_a_table_without_split_is_split_by_its_paths(root: Path) -> None:
+    found = sides(read_text(root, unsplit(PATHS), test_share=0.2))
+    tests = [path for path, split in found.items() if split == "test"]
+    assert 60 <= len(tests) <= 100  # 80, with a standard deviation of 8
+    # For whoever splits the same paths elsewhere: sha256's first bytes as a fraction.
+    expected = [
+        path
+        for path in PATHS
+        if int(hashlib.sha256(path.encode()).hexdigest()[:16], 16) < 0.2 * 2**64
+    ]
+    assert tests == expected
+
+
+def test_an_image_stays_on_its_side(root: Path) -> None:
+    all_of_them = sides(read_text(root, unsplit(PATHS), test_share=0.2))
+    fewer = sides(read_text(root, unsplit(PATHS[::-3]), test_share=0.2))
+    assert fewer.items() <= all_of_them.items()
+    assert sides(read_text(root, unsplit([f"./{path}" for path in PATHS]), test_share=0.2)) == (
+        all_of_them
+    )
+    larger = sides(read_text(root, unsplit(PATHS), test_share=0.3))
+    assert {path for path, split in all_of_them.items() if split == "test"} < {
+        path for path, split in larger.items() if split == "test"
+    }
+
+
+def test_parquet_is_split_alike(root: Path) -> None:
+    expected = sides(read_text(root, unsplit(PATHS), test_share=0.5))
+    write_parquet(root, {"image": PATHS, "labels": ["cat"] * len(PATHS)})
+    assert sides(read(root, "labels.parquet", test_share=0.5)) == expected
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.1, 20])
+def test_a_share_is_a_fraction(share: float) -> None:
+    with pytest.raises(ValueError, match="test_share"):
+        TableSettings(source="table", test_share=share)
+
+
+def test_a_split_of_its_own_and_a_share_contradict(root: Path) -> None:
+    message = (
+        r"/labels\.csv has a column 'split', and `prepare\.pets\.test_share` in params\.yaml asks "
+        r"for another split\. Take one of the two out\.$"
+    )
+    with pytest.raises(GmpipeError, match=message):
+        read_text(root, PETS, test_share=0.2)
+    assert len(sides(read_text(root, PETS, test_share=0.4, split="fold"))) == 3
+
+
+@pytest.mark.parametrize(("share", "tests"), [(0.0001, 0), (0.9999, 400)])
+def test_a_share_that_leaves_a_side_empty(root: Path, share: float, tests: int) -> None:
+    message = (
+        rf"/labels\.csv: by `test_share: {share}` {tests} of 400 images test; expected some on "
+        r"both sides\. Change it, or add a column 'split' that says `train` or `test`\.$"
+    )
+    with pytest.raises(GmpipeError, match=message):
+        read_text(root, unsplit(PATHS), test_share=share)
 
 
 @pytest.mark.parametrize(
@@ -365,10 +435,15 @@ def test_a_fault_in_parquet_names_its_row(
             r"labels\.csv: 'labels' is not a column; the columns are 'image', 'label', 'split'\. "
             r"Rename the column, or name another one in params\.yaml\. Did you mean 'label'\?$",
         ),
-        (PETS.replace("split", "qqq"), r"'split' is not a column; .* in params\.yaml\.$"),
+        (
+            PETS.replace("split", "qqq"),
+            r"'split' is not a column; .* in params\.yaml\. Without such a column, "
+            r"`prepare\.pets\.test_share: 0\.2` lets a fifth of the images test\.$",
+        ),
         (PETS.replace("labels", "Labels"), r"'labels' is not a column; .* mean 'Labels'\?"),
         (PETS.replace(",", ";"), r"the columns are 'image;labels;split'\. Rename"),
         (PETS.replace("labels", "image"), r"'image' is more than one column; the columns are"),
+        (PETS.replace("labels", "split"), r"'labels' is not a column; .* in params\.yaml\.$"),
         (
             "image,labels,split\na.jpg,,train\nb.jpg, ,test\n",
             r"from .*labels\.csv, line 2 on: 0 different labels, expected 1 to 32768\. Say in ",

@@ -115,6 +115,43 @@ def test_the_devkit_may_lie_elsewhere(tmp_path: Path) -> None:
         ]
 
 
+OWN: dict[str, Voc] = {
+    "train": {"b1": [VocObject("wasp", (1, 1, 10, 5)), VocObject("bee", difficult=1)], "b2": []},
+    "test": {"b3": [VocObject("bee")]},
+}
+
+
+@pytest.mark.parametrize("source", [ANNOTATIONS, LISTS])
+def test_a_devkit_of_ones_own_has_classes_of_its_own(tmp_path: Path, source: VocSettings) -> None:
+    classes = ("wasp", "bee")  # in the order of the settings
+    make_voc(tmp_path, OWN["train"], OWN["test"], vocabulary=classes)
+    found = read_voc(tmp_path, source.model_copy(update={"vocabulary": list(classes)}))
+    assert (found.vocabulary, found.split_name) == (classes, "own")
+    columns = ("labels", "ignored", "split")
+    assert [[row[name] for name in columns] for row in found.table.to_pylist()] == [
+        [[0], [1], "train"],
+        [[], [], "train"],
+        [[1], [], "test"],
+    ]
+    if found.boxes is not None:
+        assert found.boxes.classes == classes
+        assert found.boxes.images["b3"].classes.tolist() == [2]
+
+
+def test_a_missing_file_of_ones_own_devkit_is_not_looked_for_in_vocs(tmp_path: Path) -> None:
+    make_voc(tmp_path, OWN["train"], OWN["test"], vocabulary=["wasp", "bee"])
+    (tmp_path / "VOCdevkit/VOC2007/Annotations/b3.xml").unlink()
+    own = ANNOTATIONS.model_copy(update={"vocabulary": ["wasp", "bee"]})
+    with pytest.raises(GmpipeError, match=r"no .*/b3\.xml\. .*/VOC2007\. Put the file there\.$"):
+        read_voc(tmp_path, own)
+    with pytest.raises(
+        GmpipeError,
+        match=r"'wasp'\): unknown class, .*name the classes of your own photographs in "
+        r"`prepare\.<dataset>\.vocabulary` of params\.yaml\.$",
+    ):
+        read_voc(tmp_path, ANNOTATIONS)
+
+
 def test_sources_are_all_that_decides_the_labels(tmp_path: Path) -> None:
     top = make_voc(tmp_path)
     before = [read_voc(tmp_path, source).sources for source in (ANNOTATIONS, LISTS)]

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
+from pipeline.datasets.nuswide import CONCEPTS
 from pipeline.datasets.voc import VOCABULARY
 
 SIZE = (20, 10)  # width and height of every image
@@ -70,6 +72,7 @@ def make_voc(
     *,
     newline: str = "\n",
     folder: str = "VOCdevkit/VOC2007",
+    vocabulary: Sequence[str] = VOCABULARY,
 ) -> Path:
     """A devkit with XML files, class lists that say the same, and images; returns its folder."""
     top = root / folder
@@ -81,7 +84,7 @@ def make_voc(
         for image_id, objects in split.items():
             (top / f"Annotations/{image_id}.xml").write_text(voc_xml(objects))
             draw_image(top / f"JPEGImages/{image_id}.jpg", len(list(top.rglob("*.jpg"))))
-        for label in VOCABULARY:
+        for label in vocabulary:
             lines = []
             for image_id, objects in split.items():
                 kinds = {item.difficult for item in objects if item.name == label}
@@ -153,3 +156,73 @@ def make_coco(root: Path, files: dict[str, Any] | None = None) -> Path:
         for image in content["images"]:
             draw_image(root / split / image["file_name"], image["id"])
     return root
+
+
+NUSWIDE_NAMES = [f"concept{number}" for number in range(80, -1, -1)]
+"""81 concepts, not in alphabetical order."""
+
+NUSWIDE_TRAIN = ["actor/0001_11.jpg", "actor/0002_12.jpg", "zoos/0003_13.jpg"]
+NUSWIDE_TEST = ["actor/0004_14.jpg", "zoos/0005_15.jpg"]
+NUSWIDE_LABELS = [[0, 80], [], [3], [1, 2], [80]]
+"""The label numbers of the three training images, then of the two test images."""
+
+
+def write_official(
+    root: Path,
+    lists: dict[str, list[str]],
+    labels: Sequence[Sequence[int]],
+    *,
+    names: Sequence[str] = NUSWIDE_NAMES,
+    end: str = "\n",
+) -> None:
+    """The publisher's tree; ``labels`` has the label numbers of the training images first."""
+    (root / "ImageList").mkdir()
+    (root / "Groundtruth" / "TrainTestLabels").mkdir(parents=True)
+    (root / "Concepts81.txt").write_text(end.join([*names, ""]), newline="")
+    for split, first in (("Train", 0), ("Test", len(lists["Train"]))):
+        images = [image.replace("/", "\\") for image in lists[split]]
+        (root / f"ImageList/{split}Imagelist.txt").write_text(end.join([*images, ""]), newline="")
+        lines = np.empty((len(names), len(images), 1 + len(end)), dtype=np.uint8)
+        lines[:] = list(f"0{end}".encode())
+        for row, numbers in enumerate(labels[first : first + len(images)]):
+            lines[list(numbers), row, 0] = ord("1")
+        for name, column in zip(names, lines, strict=True):
+            file = root / "Groundtruth" / "TrainTestLabels" / f"Labels_{name}_{split}.txt"
+            file.write_bytes(column.tobytes())
+
+
+def multi_hot_line(image: str, labels: Sequence[int]) -> str:
+    return " ".join([image, *(str(int(number in labels)) for number in range(CONCEPTS))])
+
+
+def csv_text(rows: Sequence[tuple[str, str, str]]) -> str:
+    lines = [f'{image},"{labels}",{split}\n' for image, labels, split in rows]
+    return "filepath,label,split_name\n" + "".join(lines)
+
+
+def csv_rows() -> list[tuple[str, str, str]]:
+    return [
+        (
+            image,
+            str([NUSWIDE_NAMES[number] for number in labels]),
+            "train" if image in NUSWIDE_TRAIN else "val",
+        )
+        for image, labels in zip([*NUSWIDE_TRAIN, *NUSWIDE_TEST], NUSWIDE_LABELS, strict=True)
+    ]
+
+
+def make_nuswide(root: Path) -> None:
+    """All three forms beside each other, with images."""
+    root.mkdir(parents=True)
+    images = [*NUSWIDE_TRAIN, *NUSWIDE_TEST]
+    write_official(root, {"Train": NUSWIDE_TRAIN, "Test": NUSWIDE_TEST}, NUSWIDE_LABELS)
+    (root / "nus_wid_data.csv").write_text(csv_text(csv_rows()))
+    lines = [
+        multi_hot_line(image.rpartition("/")[2], labels)
+        for image, labels in zip(images, NUSWIDE_LABELS, strict=True)
+    ]
+    (root / "database.txt").write_text("\n".join(lines[: len(NUSWIDE_TRAIN)]))
+    (root / "test.txt").write_text("\n".join(lines[len(NUSWIDE_TRAIN) :]))
+    for number, image in enumerate(images):
+        draw_image(root / "Flickr" / image, number)
+        draw_image(root / "Flickr" / image.rpartition("/")[2], number)

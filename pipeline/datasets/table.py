@@ -10,7 +10,8 @@ its columns; others are left alone:
   a label don't count. An empty cell, or null, is an image without labels. An empty part, as in
   ``cat;;dog``, is an error: a label may have been lost there. A label that a cell repeats, as in
   exports that have one for each object, counts once;
-- its split, ``train`` or ``test``.
+- its split, ``train`` or ``test``. A table without such a column is split by the setting
+  ``test_share``, which see.
 
 The vocabulary is the settings' or, without one, all labels of the table in the order of their code
 points.
@@ -23,6 +24,7 @@ from __future__ import annotations
 import csv
 import difflib
 import gzip
+import hashlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -62,19 +64,31 @@ def read_table(root: Path, settings: TableSettings) -> Listing:
             docstring; names the file and the line (CSV) or the row counted from 0 (Parquet).
     """
     file = root / settings.file
-    names = {"image": settings.image, "labels": settings.labels, "split": settings.split}
+    names = {"image": settings.image, "labels": settings.labels}
+    hints = {}
+    if settings.test_share is None:
+        names["split"] = settings.split
+        hints[settings.split] = (
+            f" Without such a column, `prepare.{root.name}.test_share: 0.2` lets a fifth of the "
+            "images test."
+        )
     remedy = (
         f"Put the table there, or set `prepare.{root.name}.file` in params.yaml to its path below "
         f"{root}."
     )
     if file.suffix == ".csv":
-        rows = read_csv(file, names, remedy)
+        rows = read_csv(file, names, remedy, hints)
     elif file.suffix == ".parquet":
-        rows = _read_parquet(file, names, remedy)
+        rows = _read_parquet(file, names, remedy, hints)
     else:
         raise GmpipeError(
             f"{file}: expected a name that ends in .csv or .parquet, found {file.suffix!r}. Save "
             "the table as one of them and name it so."
+        )
+    if settings.test_share is not None and settings.split in rows.header:
+        raise GmpipeError(
+            f"{file} has a column {settings.split!r}, and `prepare.{root.name}.test_share` in "
+            "params.yaml asks for another split. Take one of the two out."
         )
     labels = rows.table.column("labels")
     if pa.types.is_string(labels.type):
@@ -90,13 +104,30 @@ def read_table(root: Path, settings: TableSettings) -> Listing:
         vocabulary=vocabulary,
         split_name=settings.split_name,
         sources=hash_sources(root, [settings.file]),
-        table=image_rows(
-            images,
-            images,
-            name_splits(rows.table.column("split"), {"train": "train", "test": "test"}, rows.where),
-            numbers,
-        ),
+        table=image_rows(images, images, _splits(images, rows, settings), numbers),
     )
+
+
+def _splits(images: pa.ChunkedArray, rows: Rows, settings: TableSettings) -> pa.ChunkedArray:
+    """The split of each of N images: the table's, or by `share_of`."""
+    if settings.test_share is None:
+        words: dict[str, Split] = {"train": "train", "test": "test"}
+        return name_splits(rows.table.column("split"), words, rows.where)
+    tests = [share_of(path) < settings.test_share for path in images.to_pylist()]
+    if all(tests) or not any(tests):
+        raise GmpipeError(
+            f"{rows.file}: by `test_share: {settings.test_share}` {sum(tests)} of {len(tests)} "
+            "images test; expected some on both sides. Change it, or add a column "
+            f"{settings.split!r} that says `train` or `test`."
+        )
+    return pa.chunked_array([["test" if test else "train" for test in tests]])
+
+
+def share_of(path: str) -> float:
+    """A number in [0,1), evenly spread over paths: the first 8 bytes of sha256 as a fraction."""
+    digest = hashlib.sha256(path.encode()).digest()
+    # A float has 53 bits: with all 64, the largest would be rounded to 1.
+    return (int.from_bytes(digest[:8], "big") >> 11) / (1 << 53)
 
 
 @dataclass(frozen=True)
@@ -106,12 +137,14 @@ class Rows:
     Attributes:
         file: where they are from.
         unit: what ``place`` counts: ``line``, from 1, or ``row``, from 0.
+        header: the names of all columns that the file has.
         table: the N rows, at least one: ``place`` int64, and the columns that were asked for,
             texts without nulls; ``labels`` may have nulls, and may be lists of texts.
     """
 
     file: Path
     unit: Literal["line", "row"]
+    header: Sequence[str] = field(repr=False)
     table: pa.Table = field(repr=False)
 
     def where(self, row: int) -> str:
@@ -145,7 +178,9 @@ def text_lines(file: Path, remedy: str) -> Iterator[str]:
         ) from error
 
 
-def read_csv(file: Path, columns: Mapping[str, str], remedy: str) -> Rows:
+def read_csv(
+    file: Path, columns: Mapping[str, str], remedy: str, hints: Mapping[str, str] | None = None
+) -> Rows:
     """Columns of a CSV file with a header; empty lines are skipped.
 
     The reader is Python's: pyarrow's knows no row's line, and takes all that follows a quote that
@@ -154,6 +189,7 @@ def read_csv(file: Path, columns: Mapping[str, str], remedy: str) -> Rows:
     Args:
         columns: what to call a column -> its name in the header.
         remedy: what to do if the file is missing.
+        hints: a name in the header -> what else can be done if it is missing.
 
     Raises:
         GmpipeError: as `text_lines`; a column is absent or there twice; a row has another number
@@ -163,7 +199,7 @@ def read_csv(file: Path, columns: Mapping[str, str], remedy: str) -> Rows:
     _, header = next(records, (1, []))
     if not header:
         raise GmpipeError(f"{file} is empty, expected a header and rows. {REMEDY}")
-    places = [_place(file, header, name) for name in columns.values()]
+    places = [_place(file, header, name, hints or {}) for name in columns.values()]
     tables = []
     while batch := list(islice(records, _CSV_BATCH)):
         for line, cells in batch:
@@ -180,7 +216,7 @@ def read_csv(file: Path, columns: Mapping[str, str], remedy: str) -> Rows:
         tables.append(pa.table(found | texts))
     if not tables:
         raise GmpipeError(f"{file} has no row below its header. {REMEDY}")
-    return Rows(file, "line", pa.concat_tables(tables))
+    return Rows(file, "line", header, pa.concat_tables(tables))
 
 
 def _csv_records(file: Path, remedy: str) -> Iterator[tuple[int, list[str]]]:
@@ -198,24 +234,28 @@ def _csv_records(file: Path, remedy: str) -> Iterator[tuple[int, list[str]]]:
         ) from error
 
 
-def _place(file: Path, header: Sequence[str], name: str) -> int:
+def _place(file: Path, header: Sequence[str], name: str, hints: Mapping[str, str]) -> int:
     if header.count(name) != 1:
-        found = "is not a column" if name not in header else "is more than one column"
+        absent = name not in header
+        found = "is not a column" if absent else "is more than one column"
         raise GmpipeError(
             f"{file}: {name!r} {found}; the columns are {', '.join(map(repr, header))}. Rename the "
             f"column, or name another one in params.yaml.{nearest(name, header)}"
+            f"{hints.get(name, '') if absent else ''}"
         )
     return header.index(name)
 
 
-def _read_parquet(file: Path, columns: Mapping[str, str], remedy: str) -> Rows:
+def _read_parquet(
+    file: Path, columns: Mapping[str, str], remedy: str, hints: Mapping[str, str]
+) -> Rows:
     """Columns of a Parquet file, as `read_csv`."""
     try:
         # Not `read_table`: that would read a folder's files as one table.
         with pq.ParquetFile(file) as parquet:
             header = parquet.schema_arrow.names
             for name in columns.values():
-                _place(file, header, name)
+                _place(file, header, name, hints)
             table = parquet.read(columns=list(columns.values()))
     except FileNotFoundError:
         raise GmpipeError(f"there is no {file}. {remedy}") from None
@@ -230,7 +270,7 @@ def _read_parquet(file: Path, columns: Mapping[str, str], remedy: str) -> Rows:
         row = None if key == "labels" else first_true(pc.is_null(column))
         if row is not None:
             raise GmpipeError(f"{file}, row {row}: {name!r} is null, expected text. {REMEDY}")
-    return Rows(file, "row", pa.table(found))
+    return Rows(file, "row", header, pa.table(found))
 
 
 def _as_text(file: Path, name: str, column: pa.ChunkedArray, *, lists: bool) -> pa.ChunkedArray:

@@ -15,6 +15,8 @@ LF line ends, blank lines and stray blanks.
 A class whose objects in an image are all marked `difficult` is ignored there: neither positive
 nor negative. That is what 0 says in the class lists, so both sources give the same labels.
 
+Photographs of one's own in this layout have a vocabulary of their own, in the settings.
+
 Boxes are in the XML only, in pixels that count from 1 and belong to the box on both sides: a box
 covers xmin-1 to xmax of the image's width. Difficult objects are left out of the boxes.
 """
@@ -61,7 +63,6 @@ VOCABULARY = (
 )
 """The devkit's classes, in its (alphabetical) order."""
 
-_NUMBERS = {name: number for number, name in enumerate(VOCABULARY)}
 _LISTS: dict[Split, str] = {"train": "trainval", "test": "test"}
 
 
@@ -84,20 +85,31 @@ class _Image:
 
 
 def read_voc(root: Path, settings: VocSettings) -> Listing:
-    """List VOC 2007; the ids are the devkit's (``000005``).
+    """List VOC 2007, or what is laid out like it; the ids are the devkit's (``000005``).
 
     Args:
         root: data/<dataset>/.
-        settings: where the devkit lies, and whether labels are read from annotations or lists.
+        settings: where the devkit lies, whether labels are read from annotations or lists, and
+            which classes there are.
 
     Raises:
         GmpipeError: a file is missing, or breaks the format; names the file and the line or object.
     """
     place = PurePosixPath(settings.folder)
-    remedy = (
-        f"VOC 2007 is expected with ImageSets/Main/, Annotations/ and JPEGImages/ in "
-        f"{root / place}: unpack VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar in {root}."
-    )
+    vocabulary = tuple(settings.vocabulary or VOCABULARY)
+    split_name = "own" if settings.vocabulary else "official"
+    if settings.vocabulary is None:
+        remedy = (
+            f"VOC 2007 is expected with ImageSets/Main/, Annotations/ and JPEGImages/ in "
+            f"{root / place}: unpack VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar in "
+            f"{root}."
+        )
+    else:
+        remedy = (
+            f"ImageSets/Main/, Annotations/ and JPEGImages/ are expected in {root / place}. Put "
+            "the file there."
+        )
+    numbers = {name: number for number, name in enumerate(vocabulary)}
     top = root / place
     lists = place / "ImageSets" / "Main"
     names = [f"{lists}/{_LISTS[split]}.txt" for split in SPLITS]
@@ -108,11 +120,11 @@ def read_voc(root: Path, settings: VocSettings) -> Listing:
     if settings.labels == "annotations":
         names.append(f"{place}/Annotations")
         for image_id, image in images.items():
-            _read_annotation(top / "Annotations" / f"{image_id}.xml", image, remedy)
+            _read_annotation(top / "Annotations" / f"{image_id}.xml", image, numbers, remedy)
     else:
         for split in SPLITS:
             of_split = {key: image for key, image in images.items() if ids[key] == split}
-            for label, number in _NUMBERS.items():
+            for label, number in numbers.items():
                 names.append(f"{lists}/{label}_{_LISTS[split]}.txt")
                 _read_class_list(root / names[-1], number, of_split, remedy)
     rows = [
@@ -128,21 +140,21 @@ def read_voc(root: Path, settings: VocSettings) -> Listing:
         for image_id, image in images.items()
     ]
     return Listing(
-        vocabulary=VOCABULARY,
-        split_name="official",
+        vocabulary=vocabulary,
+        split_name=split_name,
         sources=hash_sources(root, names),
         table=pa.Table.from_pylist(rows, schema=COLUMNS),
-        boxes=_box_table(images) if settings.labels == "annotations" else None,
+        boxes=_box_table(images, vocabulary) if settings.labels == "annotations" else None,
     )
 
 
-def _box_table(images: dict[str, _Image]) -> BoxTable:
+def _box_table(images: dict[str, _Image], vocabulary: tuple[str, ...]) -> BoxTable:
     found = {}
     for image_id, image in images.items():
         boxes = np.array([box for _, box in image.objects], dtype=np.float32).reshape(-1, 4)
         classes = np.array([number for number, _ in image.objects], dtype=np.int64)
         found[image_id] = ImageBoxes(classes, boxes)
-    return BoxTable(VOCABULARY, found)
+    return BoxTable(vocabulary, found)
 
 
 # --- lists ---------------------------------------------------------------------------------------
@@ -202,8 +214,8 @@ class _TreeBuilder(ElementTree.TreeBuilder):
         raise ValueError("it has a document type (<!DOCTYPE>), and no annotation needs one")
 
 
-def _read_annotation(path: Path, image: _Image, remedy: str) -> None:
-    """Fill in ``image`` from its XML file."""
+def _read_annotation(path: Path, image: _Image, numbers: dict[str, int], remedy: str) -> None:
+    """Fill in ``image`` from its XML file; ``numbers`` has each class's number."""
     content = read_source(path, remedy)
     parser = ElementTree.XMLParser(target=_TreeBuilder())
     try:
@@ -216,11 +228,13 @@ def _read_annotation(path: Path, image: _Image, remedy: str) -> None:
     for place, item in enumerate(tree.findall("object"), start=1):
         name = (item.findtext("name") or "").strip()
         where = f"{path}: object {place} ({name!r})"
-        if name not in _NUMBERS:
+        if name not in numbers:
             raise GmpipeError(
-                f"{where}: unknown class, expected one of {', '.join(VOCABULARY)}. Mend the file."
+                f"{where}: unknown class, expected one of {', '.join(numbers)}. Mend the file, or "
+                "name the classes of your own photographs in `prepare.<dataset>.vocabulary` of "
+                "params.yaml."
             )
-        number = _NUMBERS[name]
+        number = numbers[name]
         if _number(item, "difficult", where, lambda value: value in (0, 1), "0 or 1"):
             image.difficult.add(number)
             continue

@@ -272,7 +272,7 @@ def torchvision_weights_file(announce: Any = print) -> Path:
         except (OSError, RuntimeError) as error:
             raise GmpipeError(
                 f"torchvision's weights {name} are not at {path} and can't be downloaded "
-                f"({error}). Put the file there by hand, or name another with "
-                "`detector.<dataset>.source: file` in params.yaml."
+                f"({error}). Put the file there by hand, from {TORCHVISION_WEIGHTS.url}, or name "
+                "another with `detector.<dataset>.source: file` in params.yaml."
             ) from error
     return path

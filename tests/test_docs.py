@@ -1,0 +1,351 @@
+"""The documentation: its commands run, its links lead somewhere, its options and messages exist.
+
+Commands run in a folder of their own with tiny data sets under the names that the pages use:
+params.yaml is the project's, with what a page adds to it, made tiny. `pages.py` says how a page
+marks its blocks.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import click
+import pytest
+from builders import TINY
+from dask.distributed import LocalCluster
+from flows import BIN, PARAMS, ROOT, STAGES, VARIANTS, Flow
+from pages import LANGUAGES, PAGES, Block, commands, gmpipe_arguments, read_page
+from ruamel.yaml import YAML
+from small import make_small
+from trees import VocObject, draw_image, make_coco, make_nuswide, make_voc
+
+from stages.cli import cli
+from stages.params import load_params
+
+PETS = ["balcony", "garden", "kitchen", "park", "rain", "sofa", "walk", "window"]
+"""The photographs of docs/own-data.md."""
+
+READ = {name: read_page(name) for name in PAGES}
+BLOCKS = [block for page in READ.values() for block in page.blocks]
+SHELL = [block for block in BLOCKS if block.language == "sh"]
+
+OTHER_OPTIONS = {
+    # of torchrun, Dask and pip
+    "--nproc-per-node",
+    "--no-python",
+    "--nthreads",
+    "--memory-limit",
+    "--resources",
+    # of Slurm
+    "--cpus-per-task",
+}
+"""Options that prose names and that are not gmpipe's."""
+
+
+# A page is run ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, _in_this_process: None) -> Flow:
+    """A checkout with data sets as their publishers lay them out, and the demo finished."""
+    flow = Flow(tmp_path_factory.mktemp("world"))
+    for name in ("Makefile", "params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, flow.folder)
+    make_voc(flow / "data/voc2007")
+    make_coco(flow / "data/coco")
+    make_nuswide(flow / "data/nuswide")
+    small = make_small(flow / "small")
+    shutil.copy(small / "regions.npz", flow.folder)
+    shutil.copy(small / "vectors.npz", flow / "voc2007.npz")
+    shutil.rmtree(small.folder)
+    home = flow / "home/Pictures"
+    for number, name in enumerate(PETS):
+        draw_image(home / f"pets/{name}.jpg", number)
+    classes = ["bee", "flower", "wasp"]
+    objects = [VocObject(name, (1, 1, 10, 5)) for name in classes]
+    gardens = {f"bee_{number:02d}": objects[number % 3 :] for number in range(6)}
+    make_voc(home, gardens, {"wasp_01": objects}, vocabulary=classes)
+    make_tiny(flow / "params.yaml")
+    for command in STAGES:
+        flow.ok(command)
+    for variant in VARIANTS:
+        flow.ok("train", "--variant", variant)
+        flow.ok("evaluate", "--variant", variant)
+    flow.ok("report")
+    return flow
+
+
+def make_tiny(file: Path) -> None:
+    """Rewrite params.yaml so that every data set takes seconds; where it needs weights that are
+    not here, it takes the tiny demo's."""
+    raw = YAML(typ="safe").load(file)
+    raw["variants"] = [name for name in raw["variants"] if name in VARIANTS]
+    for block in raw["prepare"].values():
+        if block["source"] == "scenes":
+            block.update(train=24, test=12, size=64)
+    for name, block in raw["detector"].items():
+        if block["source"] == "fit":
+            raw["detector"][name] = PARAMS["detector"]["tiny"]
+        elif block["source"] != "imported":
+            raw["detector"][name] = {
+                "source": "file",
+                "weights": "data/demo/detector/weights.pt",
+                "architecture": TINY.model_dump(mode="json"),
+            }
+    for name, block in raw["extract"].items():
+        if raw["prepare"][name]["source"] != "imported":
+            block["size"] = 64
+        block.update(regions=min(block.get("regions", 10), 4), views=1)
+    for block in raw["train"].values():
+        for one in (block, *block.get("variants", {}).values()):
+            one.setdefault("network", {})["latent_size"] = 8
+            one.pop("regions", None)
+            one["epochs"] = 1
+        if str(block.get("label_vectors", "")).startswith("data/glove"):
+            block["label_vectors"] = "wordllama"
+    with file.open("w") as stream:
+        YAML().dump(raw, stream)
+
+
+@pytest.fixture(scope="module")
+def _in_this_process() -> Iterator[None]:
+    """Extraction and runs without processes, whose start takes longer than tiny data sets do."""
+    with (
+        LocalCluster(
+            n_workers=1,
+            processes=False,
+            threads_per_worker=2,
+            dashboard_address=None,
+            memory_limit=0,
+        ) as cluster,
+        mock.patch("stages.cluster._local_cluster", return_value=contextlib.nullcontext(cluster)),
+        mock.patch("stages.jobs.cores", return_value=1),
+    ):
+        yield
+
+
+def run_block(block: Block, flow: Flow) -> None:
+    for line in block.lines:
+        words = next(commands(line))
+        if words[0] == "gmpipe":
+            outcome = flow.gmpipe(*words[1:])
+            assert outcome.code == 0, f"{block.where}: `{line}`\n{outcome.err}"
+            continue
+        done = subprocess.run(
+            ["bash", "-euc", line],
+            cwd=flow.folder,
+            env={
+                **os.environ,
+                "PATH": f"{BIN}:{os.environ['PATH']}",
+                "HOME": str(flow / "home"),
+                "BIG": str(flow.folder.with_name("big")),
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{block.where}: `{line}`\n{done.stderr}"
+
+
+def merge(base: dict[str, Any], more: Mapping[str, Any]) -> None:
+    for key, value in more.items():
+        if isinstance(value, Mapping) and isinstance(base.get(key), dict):
+            merge(base[key], value)
+        else:
+            base[key] = value
+
+
+def add_settings(block: Block, flow: Flow) -> None:
+    """Merge a block into the checkout's params.yaml, which must be sound, then make that tiny."""
+    yaml, more = YAML(typ="safe"), YAML(typ="safe").load(block.text)
+    for file, tiny in ((flow / "whole.yaml", False), (flow / "params.yaml", True)):
+        source = ROOT / "params.yaml" if not file.exists() else file
+        raw = yaml.load(source)
+        merge(raw, more)
+        with file.open("w") as stream:
+            YAML().dump(raw, stream)
+        if tiny:
+            make_tiny(file)
+        load_params(file=file)
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if READ[name].blocks])
+def test_the_commands_of_a_page_run(world: Flow, name: str, tmp_path: Path) -> None:
+    flow = Flow(Path(shutil.copytree(world.folder, tmp_path / "checkout")))
+    (tmp_path / "big").mkdir()
+    for block in READ[name].blocks:
+        kind, _, path = block.comment.partition("file: ")
+        if block.language == "sh" and block.reason is None:
+            run_block(block, flow)
+        elif block.language == "python":
+            with contextlib.chdir(flow.folder), contextlib.redirect_stdout(None):
+                exec(compile(block.text, block.where, "exec"), {})
+        elif block.comment == "params.yaml":
+            add_settings(block, flow)
+        elif not kind and path:
+            (flow / path).parent.mkdir(parents=True, exist_ok=True)
+            (flow / path).write_text(block.text)
+
+
+# What is not run ----------------------------------------------------------------------------------
+
+
+def test_every_block_says_what_it_is() -> None:
+    for block in BLOCKS:
+        assert block.language in LANGUAGES, f"{block.where}: {block.language!r}"
+        if block.comment.startswith("not run"):
+            assert block.language == "sh", block.where
+            assert block.reason, f"{block.where}: why is it not run?"
+        assert block.language != "yaml" or block.comment == "params.yaml", block.where
+    assert sum(block.reason is None for block in SHELL) > len(SHELL) / 2
+
+
+@pytest.fixture(scope="module")
+def uninvoked() -> Iterator[None]:
+    """Commands are parsed, and do nothing."""
+    with contextlib.ExitStack() as stack:
+        for command in leaves(cli):
+            stack.enter_context(mock.patch.object(command, "callback", return_value=None))
+        yield
+
+
+def leaves(command: click.Command) -> Iterator[click.Command]:
+    if isinstance(command, click.Group):
+        for child in command.commands.values():
+            yield from leaves(child)
+    else:
+        yield command
+
+
+def parse(arguments: list[str], where: str) -> None:
+    try:
+        with contextlib.redirect_stdout(None):
+            cli.main(arguments, standalone_mode=False)
+    except click.ClickException as error:
+        pytest.fail(f"{where}: `gmpipe {' '.join(arguments)}`: {error.format_message()}")
+
+
+@pytest.mark.usefixtures("uninvoked")
+@pytest.mark.parametrize("block", SHELL, ids=lambda block: block.where)
+def test_every_command_exists(block: Block) -> None:
+    for line in block.lines:
+        for words in commands(line):
+            arguments = gmpipe_arguments(words)
+            if arguments is not None:
+                parse(arguments, block.where)
+            elif words[0] == "make":
+                assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M), line
+            elif words[:2] == ["python", "-m"] and words[2].startswith("benchmarks."):
+                assert (ROOT / f"{words[2].replace('.', '/')}.py").is_file(), line
+            elif words[0] == "dvc":
+                from dvc.cli import parse_args
+
+                parse_args(words[1:])
+
+
+@pytest.mark.usefixtures("uninvoked")
+@pytest.mark.parametrize("name", PAGES)
+def test_commands_and_options_in_prose_exist(name: str) -> None:
+    options = {
+        option for command in leaves(cli) for param in command.params for option in param.opts
+    }
+    page = READ[name]
+    for line, span in page.spans + page.headings:
+        where = f"{name}, line {line}"
+        if span.startswith("gmpipe "):
+            parse(gmpipe_arguments(next(commands(span))) or [], where)
+        elif span.startswith("make "):
+            assert re.search(rf"^{span[5:]}:", (ROOT / "Makefile").read_text(), re.M), where
+        elif span.startswith("--"):
+            option = re.split("[ =]", span)[0]
+            assert option in options | OTHER_OPTIONS, f"{where}: {span}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name: str) -> None:
+    for line, link in READ[name].links:
+        if re.match("[a-z]+:", link):
+            continue
+        where = f"{name}, line {line}: {link}"
+        path, _, anchor = link.partition("#")
+        target = (ROOT / name).parent / path if path else ROOT / name
+        assert target.exists(), where
+        if anchor:
+            assert anchor in read_page(str(target.resolve().relative_to(ROOT))).anchors, where
+
+
+def test_every_page_can_be_found_from_the_readme() -> None:
+    linked = {link.partition("#")[0] for _, link in READ["README.md"].links}
+    assert {name for name in PAGES if name != "README.md"} <= linked
+
+
+# Messages -----------------------------------------------------------------------------------------
+
+
+def texts_of_the_source() -> Iterator[str]:
+    """Every text in the code, with `…` for what is filled in."""
+    for folder in ("pipeline", "stages"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.JoinedStr):
+                    parts = node.values
+                    yield "".join(
+                        str(part.value) if isinstance(part, ast.Constant) else "…" for part in parts
+                    )
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield re.sub(r"\{\w*\}", "…", node.value)
+
+
+def test_messages_in_troubleshooting_are_those_of_the_source() -> None:
+    """A heading quotes a message; `…` stands for one thing or several that are filled in."""
+    texts = set(texts_of_the_source())
+    headings = READ["docs/troubleshooting.md"].headings
+    assert len(headings) > 30
+    for line, quoted in headings:
+        pattern = re.compile(".*".join(map(re.escape, quoted.split("…"))), re.DOTALL)
+        assert any(map(pattern.search, texts)), f"line {line}: {quoted}"
+
+
+# The helper ---------------------------------------------------------------------------------------
+
+
+def test_a_page_is_read() -> None:
+    page = read_page(
+        "x.md",
+        "# A `b` & c\n\n## A\n\n## A\n\nSee `gmpipe x` and [y](z.md#q).\n\n"
+        "<!-- not run: takes\nlong -->\n```sh\n# note\ngmpipe a \\\n  --b 'c d'  # e\n\n```\n"
+        "- item\n\n  ```yaml\n  a: 1\n  ```\n",
+    )
+    assert page.anchors == ["a-b--c", "a", "a-1"]
+    assert page.spans == [(7, "gmpipe x")]
+    assert page.headings == [(1, "b")]
+    assert page.links == [(7, "z.md#q")]
+    shell, settings = page.blocks
+    assert (shell.language, shell.reason, shell.line) == ("sh", "takes long", 11)
+    assert [list(commands(line)) for line in shell.lines] == [[["gmpipe", "a", "--b", "c d"]]]
+    assert (settings.language, settings.text, settings.comment) == ("yaml", "a: 1\n", "")
+    assert list(commands("A=1 torchrun gmpipe train > x & wait")) == [
+        ["A=1", "torchrun", "gmpipe", "train"],
+        ["x"],
+        ["wait"],
+    ]
+    assert gmpipe_arguments(["torchrun", "gmpipe", "train"]) == ["train"]
+    assert gmpipe_arguments(["x"]) is None
+
+
+@pytest.mark.usefixtures("uninvoked")
+@pytest.mark.parametrize(
+    "arguments", [["trian"], ["train", "--sede", "0"], ["train", "--seed", "x"], ["cache", "look"]]
+)
+def test_what_is_no_command_is_found(arguments: list[str]) -> None:
+    with pytest.raises(pytest.fail.Exception, match=r"x\.md: `gmpipe"):
+        parse(arguments, "x.md")
