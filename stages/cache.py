@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tabulate import tabulate
 
-from pipeline.datasets.manifest import Manifest, read_manifest
+from pipeline.datasets.manifest import Manifest
 from pipeline.errors import GmpipeError
 from pipeline.files import begin_turn, folder_lock
 from pipeline.machine import cores
@@ -30,7 +30,9 @@ from pipeline.shards.reader import RegionCache, read_header, read_index
 from pipeline.shards.schema import INDEX_NAME
 from pipeline.shards.verification import Damage, salvage_shard, sound_rows, verify_cache
 from stages.extract import extract
-from stages.layout import cache_folder, data_root, detector_folder, manifest_file
+from stages.layout import cache_folder, data_root, detector_folder
+from stages.manifests import dataset_manifest
+from stages.messages import say
 from stages.params import DatasetSettings
 from stages.progress import progress_bar
 
@@ -74,7 +76,7 @@ def verify(settings: DatasetSettings, *, repair: bool) -> str:
             f"{folder} is damaged:\n{named}\nRun `gmpipe cache verify --dataset {dataset} "
             "--repair`, which keeps every sound row and extracts the others again."
         )
-    print(f"{folder} is damaged:\n{named}", flush=True)
+    say(f"{folder} is damaged:\n{named}")
     _drop(settings, damages)
     if settings.detector.source == "imported":
         raise GmpipeError(
@@ -110,7 +112,7 @@ def _salvage(settings: DatasetSettings, paths: list[Path]) -> None:
     dataset = settings.dataset
     index = read_index(cache_folder(dataset))
     numbers = {entry.name: number for number, entry in enumerate(index.shards)}
-    manifest = read_manifest(manifest_file(dataset))
+    manifest = dataset_manifest(dataset)
     plan = ViewPlan(manifest, settings.extract.views)
     digests = image_digests(
         manifest, data_root(dataset), contents=settings.extract.hash_images, threads=cores()
@@ -152,7 +154,7 @@ def estimate(settings: DatasetSettings, *, probe: int) -> str:
             f"the regions of {dataset} are imported: there is nothing to extract or "
             f"to estimate. `gmpipe cache info --dataset {dataset}` tells what is there."
         )
-    manifest = read_manifest(manifest_file(dataset))
+    manifest = dataset_manifest(dataset)
     plan = ViewPlan(manifest, settings.extract.views)
     there = (detector_folder(dataset) / DESCRIPTION_FILE).is_file()
     architecture = settings.detector.architecture

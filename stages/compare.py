@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.datasets.manifest import Manifest, read_manifest
+from pipeline.datasets.manifest import Manifest
 from pipeline.errors import GmpipeError
 from pipeline.evaluation.bootstrap import RESAMPLES, difference_interval, resampled_maps
 from pipeline.evaluation.tables import differences_table
 from stages.jobs import make_runs
-from stages.layout import PREDICTIONS_FILE, manifest_file
+from stages.layout import PREDICTIONS_FILE
+from stages.manifests import dataset_manifest
 from stages.params import DatasetSettings
 from stages.report import Result, Results, load_runs, tables
 from stages.train import plan_run
@@ -50,7 +51,7 @@ def _differences(settings: DatasetSettings, results: Results) -> str:
     """The section on the differences to `full`; empty where it was not run, or alone."""
     if BASE not in results or len(results) == 1:
         return ""
-    manifest = read_manifest(manifest_file(settings.dataset))
+    manifest = dataset_manifest(settings.dataset)
     image_ids = _image_ids(results[BASE][0])
     truth = _truth(manifest, image_ids)
     maps = {

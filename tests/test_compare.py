@@ -160,7 +160,7 @@ def test_no_process_outlives_the_command(small: Flow, number: signal.Signals) ->
         else:
             command.send_signal(number)
         _, said = command.communicate(timeout=30)
-        assert command.returncode != 0
+        assert command.returncode == (130 if number == signal.SIGINT else -number)
         assert "Traceback" not in said
         _, alive = psutil.wait_procs(children, timeout=30)
     assert alive == []
