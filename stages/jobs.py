@@ -78,7 +78,7 @@ def _current(runs: Sequence[RunPlan]) -> list[bool]:
     """Whether each run was trained and evaluated with its settings on the cache there is.
 
     Raises:
-        GmpipeError: what runs read is missing, or holds fewer regions of an image than one asks for.
+        GmpipeError: what runs read is missing, or holds fewer regions than one asks for.
     """
     inputs: dict[str, tuple[RegionCache, str, str]] = {}
     found = []
