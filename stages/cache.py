@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from pipeline.shards.failures import read_failures
 from pipeline.shards.reader import RegionCache, read_header, read_index
 from pipeline.shards.schema import INDEX_NAME
 from pipeline.shards.verification import Damage, salvage_shard, sound_rows, verify_cache
+from stages.disk import free_bytes, shown_bytes
 from stages.extract import extract
 from stages.layout import cache_folder, data_root, detector_folder
 from stages.manifests import dataset_manifest
@@ -43,7 +43,7 @@ def cache_info(dataset: str) -> str:
     cache = RegionCache.open(folder)
     size = sum(entry.bytes for entry in cache.shards)
     rows: list[tuple[str, object]] = [
-        ("rows", f"{len(cache)}, in {len(cache.shards)} shards of together {_size(size)}"),
+        ("rows", f"{len(cache)}, in {len(cache.shards)} shards of together {shown_bytes(size)}"),
         ("regions of a row", cache.regions),
         ("feature", f"{cache.feature_size} x {cache.feature_dtype}"),
         ("images that can't be decoded", len(read_failures(folder))),
@@ -165,12 +165,11 @@ def estimate(settings: DatasetSettings, *, probe: int) -> str:
         architecture.feature_size,
         id_width=pc.max(pc.binary_length(plan.image_ids)).as_py(),
     )
-    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(place).free
+    free = free_bytes(folder)
     rows: list[tuple[str, str]] = [
         ("rows", f"{len(plan)} (views of {len(manifest)} images)"),
-        ("size of the cache", f"{_size(row * len(plan))}, {row} bytes a row"),
-        ("free at its place", _size(free)),
+        ("size of the cache", f"{shown_bytes(row * len(plan))}, {row} bytes a row"),
+        ("free at its place", shown_bytes(free)),
     ]
     if probe:
         rows += _probe(settings, manifest, plan, probe)
@@ -212,14 +211,6 @@ def _row_bytes(settings: ExtractSettings, feature_size: int, id_width: int) -> i
     """Bytes of a row in a shard: the fields of `schema.AXES` and the checksum."""
     region = feature_size * np.dtype(settings.feature_dtype).itemsize + 4 * 4 + 4 + 2
     return settings.regions * region + 2 + id_width + 2 + 4
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.4g} TB"
 
 
 def _duration(seconds: float) -> str:

@@ -519,6 +519,20 @@ def prune(dataset: str | None, dry_run: bool) -> None:
 
 
 @cli.command()
+def doctor() -> None:
+    """Say what is here, what is missing, and how to mend it.
+
+    Nothing is downloaded or written. Fails if a data set that params.yaml lists in `datasets` lacks
+    something; what other data sets lack is a note.
+    """
+    from stages import doctor as command
+
+    text, sound = command.doctor()
+    click.echo(text)
+    sys.exit(DONE if sound else FAILED)
+
+
+@cli.command()
 @click.argument("shell", type=click.Choice(SHELLS))
 def completion(shell: str) -> None:
     """Print what makes a shell complete gmpipe's words.
