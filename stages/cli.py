@@ -492,12 +492,15 @@ def runs() -> None:
 @runs.command("list")
 @_dataset_option
 def list_runs(dataset: str | None) -> None:
-    """Print every run, and whether params.yaml names it."""
+    """Print every run, and whether params.yaml names it.
+
+    Of a run with other settings than those of params.yaml (--set, sweep) also these settings.
+    """
     from stages import runs as command
     from stages.params import dataset_settings, load_params
 
-    params, name = load_params(), dataset_settings(dataset).dataset
-    click.echo(command.list_runs(name, params.variants, params.seeds))
+    params, settings = load_params(), dataset_settings(dataset)
+    click.echo(command.list_runs(settings, params.variants, params.seeds))
 
 
 @runs.command()
@@ -516,6 +519,24 @@ def prune(dataset: str | None, dry_run: bool) -> None:
     params, name = load_params(), dataset_settings(dataset).dataset
     said = command.prune(name, params.variants, params.seeds, dry_run=dry_run)
     (click.echo if dry_run else say)(said)
+
+
+@cli.command()
+@click.argument(
+    "section",
+    metavar="[SECTION]",
+    required=False,
+    type=click.Choice(["prepare", "detector", "extract", "train"]),
+)
+def settings(section: str | None) -> None:
+    """Print what params.yaml may hold: all, or a section.
+
+    SECTION is prepare, detector, extract or train. The tables are Markdown; all of them are the
+    page docs/settings.md.
+    """
+    from stages.settings_page import settings_page
+
+    click.echo(settings_page(section))
 
 
 @cli.command()

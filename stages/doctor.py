@@ -105,11 +105,7 @@ def doctor() -> tuple[str, bool]:
             if one.fix:
                 rows.append(("", "", f"  to do: {one.fix}"))
     missing = sum(one.mark == "missing" for findings in sections.values() for one in findings)
-    end = (
-        f"{missing} missing"
-        if missing
-        else "nothing is missing that the data sets in `datasets` need"
-    )
+    end = f"{missing} missing" if missing else "nothing is missing that `datasets` needs"
     table = tabulate(rows[1:], tablefmt="plain", disable_numparse=True, preserve_whitespace=True)
     lines = [line.rstrip() for line in table.splitlines()]
     return "\n".join([*lines, "", end]), not missing
