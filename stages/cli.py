@@ -50,7 +50,7 @@ def main() -> None:
 def _run() -> int:
     """Run the command; its exit code."""
     try:
-        code: int | None = cli.main(standalone_mode=False)
+        code: int | None = cli.main(prog_name="gmpipe", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return error.exit_code

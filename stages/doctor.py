@@ -401,7 +401,7 @@ def _cache(settings: DatasetSettings) -> Iterator[Finding]:
         yield Finding(
             "ok",
             "cache",
-            f"{len(cache)} rows of {cache.regions} regions in {len(cache.shards)} files",
+            f"{len(cache)} rows of {cache.regions} regions in {len(cache.shards)} shards",
         )
     elif not imported:  # of imported ones the manifest tells already
         yield Finding("note", "cache", "no rows yet", f"`gmpipe extract --dataset {name}`")
