@@ -33,8 +33,8 @@ from stages.messages import QUIET, VERBOSE, is_verbose, note, say, set_level, sp
 Command = Callable[..., Any]
 _AnyCommand = TypeVar("_AnyCommand", bound=click.Command)
 
-DONE, FAILED, USAGE, STOPPED = 0, 1, 2, 130
-"""Exit codes; click exits with `USAGE` itself, and 130 is what shells give for Ctrl-C."""
+DONE, FAILED, STOPPED = 0, 1, 130
+"""Exit codes, beside click's 2 for wrong usage; 130 is what shells give for Ctrl-C."""
 
 
 def main() -> None:

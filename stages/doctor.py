@@ -153,7 +153,7 @@ def _torch() -> Iterator[Finding]:
     if count > 1 and _installed("dask-cuda") is None:
         yield Finding(
             "missing",
-            "dask-cuda",
+            "dask-cuda, for several",
             f"is not installed, and gives each of {count} devices a worker",
             "`pip install --editable '.[cuda]'` in the checkout, or CUDA_VISIBLE_DEVICES=0",
         )

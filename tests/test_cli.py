@@ -153,7 +153,6 @@ def test_exit_codes_tell_done_failed_wrong_usage_and_stopped(small: Flow) -> Non
         ("train", "--sead", "1"),
         ("train", "--seed", "x"),
         ("sweep",),
-        ("runs",),
         ("extract", "--resource", "GPU"),
         ("completion", "tcsh"),
         ("-q", "train", "-v"),

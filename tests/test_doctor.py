@@ -206,6 +206,38 @@ def test_a_link_to_nowhere_is_missing(tmp_path: Path) -> None:
     Flow(tmp_path).ok("doctor")
 
 
+def test_a_disk_that_is_nearly_full_is_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_params(tmp_path)
+    monkeypatch.setattr("stages.doctor.free_bytes", lambda folder: 1.5e9)
+    found = sections(Flow(tmp_path).ok("doctor"))["places"]
+    assert found["runs/"] == (
+        "note",
+        "1.5 GB free | to do: make space, or make it a link to another disk",
+    )
+
+
+def test_gpus_are_named_and_several_need_dask_cuda(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(count: int) -> dict[str, tuple[str, str]]:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: f"card {number}")
+        return sections(Flow(tmp_path).gmpipe("doctor").out)["programs"]
+
+    write_params(tmp_path)
+    monkeypatch.setattr("stages.doctor._installed", lambda package: None)
+    assert found(0)["CUDA"][0] == "note"
+    assert "stage one is slow" in found(0)["CUDA"][1]
+    assert found(1)["CUDA"][0] == "ok"
+    assert found(1)["CUDA"][1].endswith(": card 0")
+    assert found(1)["dask-cuda"][0] == "note"
+    assert found(2)["CUDA"][1].endswith(": card 0, card 1")
+    assert found(2)["dask-cuda, for several"][0] == "missing"
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [
