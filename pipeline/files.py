@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
@@ -18,6 +19,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pipeline.errors import GmpipeError
+
+_log = logging.getLogger(__name__)
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -69,8 +72,10 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
+        size = temporary.stat().st_size
         temporary.replace(path)
         fsync_folder(path.parent)
+        _log.info("wrote %s, %d bytes", path, size)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -92,6 +97,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(folder)
         temporary.replace(folder)
         fsync_folder(folder.parent)
+        _log.info("wrote the folder %s", folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

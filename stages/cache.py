@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tabulate import tabulate
 
-from pipeline.datasets.manifest import Manifest, read_manifest
+from pipeline.datasets.manifest import Manifest
 from pipeline.errors import GmpipeError
 from pipeline.files import begin_turn, folder_lock
 from pipeline.machine import cores
@@ -29,8 +28,11 @@ from pipeline.shards.failures import read_failures
 from pipeline.shards.reader import RegionCache, read_header, read_index
 from pipeline.shards.schema import INDEX_NAME
 from pipeline.shards.verification import Damage, salvage_shard, sound_rows, verify_cache
+from stages.disk import free_bytes, shown_bytes
 from stages.extract import extract
-from stages.layout import cache_folder, data_root, detector_folder, manifest_file
+from stages.layout import cache_folder, data_root, detector_folder
+from stages.manifests import dataset_manifest
+from stages.messages import say
 from stages.params import DatasetSettings
 from stages.progress import progress_bar
 
@@ -41,7 +43,7 @@ def cache_info(dataset: str) -> str:
     cache = RegionCache.open(folder)
     size = sum(entry.bytes for entry in cache.shards)
     rows: list[tuple[str, object]] = [
-        ("rows", f"{len(cache)}, in {len(cache.shards)} shards of together {_size(size)}"),
+        ("rows", f"{len(cache)}, in {len(cache.shards)} shards of together {shown_bytes(size)}"),
         ("regions of a row", cache.regions),
         ("feature", f"{cache.feature_size} x {cache.feature_dtype}"),
         ("images that can't be decoded", len(read_failures(folder))),
@@ -74,7 +76,7 @@ def verify(settings: DatasetSettings, *, repair: bool) -> str:
             f"{folder} is damaged:\n{named}\nRun `gmpipe cache verify --dataset {dataset} "
             "--repair`, which keeps every sound row and extracts the others again."
         )
-    print(f"{folder} is damaged:\n{named}", flush=True)
+    say(f"{folder} is damaged:\n{named}")
     _drop(settings, damages)
     if settings.detector.source == "imported":
         raise GmpipeError(
@@ -110,7 +112,7 @@ def _salvage(settings: DatasetSettings, paths: list[Path]) -> None:
     dataset = settings.dataset
     index = read_index(cache_folder(dataset))
     numbers = {entry.name: number for number, entry in enumerate(index.shards)}
-    manifest = read_manifest(manifest_file(dataset))
+    manifest = dataset_manifest(dataset)
     plan = ViewPlan(manifest, settings.extract.views)
     digests = image_digests(
         manifest, data_root(dataset), contents=settings.extract.hash_images, threads=cores()
@@ -152,7 +154,7 @@ def estimate(settings: DatasetSettings, *, probe: int) -> str:
             f"the regions of {dataset} are imported: there is nothing to extract or "
             f"to estimate. `gmpipe cache info --dataset {dataset}` tells what is there."
         )
-    manifest = read_manifest(manifest_file(dataset))
+    manifest = dataset_manifest(dataset)
     plan = ViewPlan(manifest, settings.extract.views)
     there = (detector_folder(dataset) / DESCRIPTION_FILE).is_file()
     architecture = settings.detector.architecture
@@ -163,12 +165,11 @@ def estimate(settings: DatasetSettings, *, probe: int) -> str:
         architecture.feature_size,
         id_width=pc.max(pc.binary_length(plan.image_ids)).as_py(),
     )
-    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(place).free
+    free = free_bytes(folder)
     rows: list[tuple[str, str]] = [
         ("rows", f"{len(plan)} (views of {len(manifest)} images)"),
-        ("size of the cache", f"{_size(row * len(plan))}, {row} bytes a row"),
-        ("free at its place", _size(free)),
+        ("size of the cache", f"{shown_bytes(row * len(plan))}, {row} bytes a row"),
+        ("free at its place", shown_bytes(free)),
     ]
     if probe:
         rows += _probe(settings, manifest, plan, probe)
@@ -210,14 +211,6 @@ def _row_bytes(settings: ExtractSettings, feature_size: int, id_width: int) -> i
     """Bytes of a row in a shard: the fields of `schema.AXES` and the checksum."""
     region = feature_size * np.dtype(settings.feature_dtype).itemsize + 4 * 4 + 4 + 2
     return settings.regions * region + 2 + id_width + 2 + 4
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.4g} TB"
 
 
 def _duration(seconds: float) -> str:

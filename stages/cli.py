@@ -1,5 +1,8 @@
 """The command line. Each command parses, calls one function, prints what it returns.
 
+What was asked for is printed with `click.echo`, a line on what was done and where it went with
+`say`, which is silent under `--quiet`.
+
 Imports that are slow (torch above all) happen inside the command that needs them.
 """
 
@@ -7,17 +10,31 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace as replace_field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
-from pipeline.errors import GmpipeError
+from pipeline.errors import GmpipeError, Stopped
 from pipeline.files import NO_SPACE, is_no_space
+from stages.completion import (
+    SHELLS,
+    complete_dataset,
+    complete_setting,
+    complete_train_setting,
+    complete_variant,
+    script,
+)
+from stages.messages import QUIET, VERBOSE, is_verbose, note, say, set_level, speaking
 
 Command = Callable[..., Any]
+_AnyCommand = TypeVar("_AnyCommand", bound=click.Command)
+
+DONE, FAILED, STOPPED = 0, 1, 130
+"""Exit codes, beside click's 2 for wrong usage; 130 is what shells give for Ctrl-C."""
 
 
 def main() -> None:
@@ -26,23 +43,77 @@ def main() -> None:
     # another process wants a core: with one beside it on two cores, a training step took 2.4 to 3
     # times as long. Alone, sleeping costs at most a tenth.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with speaking():
+        sys.exit(_run())
+
+
+def _run() -> int:
+    """Run the command; its exit code."""
     try:
-        cli()
+        code: int | None = cli.main(prog_name="gmpipe", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:  # what click makes of Ctrl-C
+        return _fail("stopped. What was finished stays; the same command goes on.", STOPPED)
+    except Stopped as error:
+        return _fail(str(error), STOPPED)
     except GmpipeError as error:
-        _fail(str(error))
+        return _fail(str(error))
     except OSError as error:
         if not is_no_space(error):
             raise
         where = f" while writing {error.filename}" if error.filename else ""
-        _fail(NO_SPACE.format(where=where, error=error))
+        return _fail(NO_SPACE.format(where=where, error=error))
+    return code or DONE
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, code: int = FAILED) -> int:
+    if is_verbose():
+        traceback.print_exc()
     click.echo(f"Error: {message}", err=True)
-    sys.exit(1)
+    return code
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+def _choose_level(context: click.Context, parameter: click.Parameter, chosen: bool) -> None:
+    if chosen:
+        levels = context.meta.setdefault(f"{__name__}.levels", set())
+        levels.add(QUIET if parameter.name == "quiet" else VERBOSE)
+        if len(levels) > 1:
+            raise click.UsageError("--quiet and --verbose: choose one of them.", context)
+        set_level(*levels)
+
+
+def _level_options(command: _AnyCommand) -> _AnyCommand:
+    for name, help_text in (
+        ("quiet", "Say nothing but errors and the results that were asked for."),
+        ("verbose", "Also say what is read and written, and where an error comes from."),
+    ):
+        command = click.option(
+            f"--{name}",
+            f"-{name[0]}",
+            is_flag=True,
+            expose_value=False,
+            callback=_choose_level,
+            help=help_text,
+        )(command)
+    return command
+
+
+class _Commands(click.Group):
+    """A group whose commands all take `--quiet` and `--verbose` as well."""
+
+    group_class = type
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        super().add_command(_level_options(cmd), name)
+
+
+@_level_options
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
 @click.version_option(package_name="gmpipe")
 def cli() -> None:
     """Classify images into many labels at once by matching their regions to the labels.
@@ -53,12 +124,18 @@ def cli() -> None:
 
     The variants: full, without-label-graph, without-instance-graph, without-matching-edges,
     max-pool.
+
+    Exit codes: 0 done; 1 failed, and the message says why; 2 wrong usage; 130 stopped by Ctrl-C.
+
+    Progress goes to stderr: bars in a terminal; elsewhere lines, at the start, every 30 s and at
+    the end. --quiet and --verbose can stand before or after the command.
     """
 
 
 _dataset_option = click.option(
     "--dataset",
     metavar="NAME",
+    shell_complete=complete_dataset,
     help="Entry of params.yaml.  [default: the first of `datasets`]",
 )
 
@@ -69,6 +146,7 @@ def _common(command: Command) -> Command:
         "overrides",
         metavar="KEY=VALUE",
         multiple=True,
+        shell_complete=complete_setting,
         help="Override a setting of params.yaml, e.g. train.demo.epochs=5; a run with other train "
         "settings gets a folder of its own. Repeatable.",
     )(command)
@@ -76,7 +154,11 @@ def _common(command: Command) -> Command:
 
 
 _variant_option = click.option(
-    "--variant", metavar="NAME", default="full", help="The network or an ablation of it."
+    "--variant",
+    metavar="NAME",
+    default="full",
+    shell_complete=complete_variant,
+    help="The network or an ablation of it.",
 )
 
 
@@ -111,17 +193,18 @@ def _jobs_option(command: Command) -> Command:
     )(command)
 
 
-def _say_unreached(settings: Any, overrides: tuple[str, ...], variants: Sequence[str]) -> None:
-    """Warn of `--set` options that a variant's own settings take precedence over."""
-    from stages.params import unreached
+def _note_idle(settings: Any, overrides: tuple[str, ...], variants: Sequence[str]) -> None:
+    """Tell of `--set` options that change nothing in a run of stage two."""
+    from stages.params import unreached, unread_by_runs
 
+    for key in unread_by_runs(settings, overrides):
+        note(f"a run on {settings.dataset} does not read `{key}`: this --set changes nothing.")
     for variant in variants:
         for key in unreached(settings, overrides, variant):
             own = f"train.{settings.dataset}.variants.{variant}.{key}"
-            click.echo(
-                f"Note: {variant} has a `{key}` of its own, which this --set does not change; "
-                f"--set {own}=... does.",
-                err=True,
+            note(
+                f"{variant} has a `{key}` of its own, which this --set does not change; "
+                f"--set {own}=... does."
             )
 
 
@@ -130,7 +213,7 @@ def _plan(dataset: str | None, overrides: tuple[str, ...], variant: str, seed: i
 
     settings = dataset_settings(dataset, overrides)
     variant_settings(settings.train, variant, "--variant")
-    _say_unreached(settings, overrides, [variant])
+    _note_idle(settings, overrides, [variant])
     from stages.train import plan_run
 
     chosen = load_params(overrides).seeds[0] if seed is None else seed
@@ -155,8 +238,8 @@ def prepare(dataset: str | None, overrides: tuple[str, ...], check: bool) -> Non
     if check:
         text, sound = stage.check(settings)
         click.echo(text)
-        sys.exit(0 if sound else 1)
-    click.echo(stage.prepare(settings))
+        sys.exit(DONE if sound else FAILED)
+    say(stage.prepare(settings))
 
 
 @cli.command()
@@ -168,7 +251,7 @@ def detector(dataset: str | None, overrides: tuple[str, ...]) -> None:
     settings = dataset_settings(dataset, overrides)
     from stages import detector as stage
 
-    click.echo(stage.resolve_detector(settings))
+    say(stage.resolve_detector(settings))
 
 
 @cli.command()
@@ -216,7 +299,7 @@ def extract(
         scheduler=scheduler,
         resources=dict(_resource(text) for text in resources),
     )
-    click.echo(line)
+    say(line)
 
 
 def _resource(text: str) -> tuple[str, float]:
@@ -268,7 +351,7 @@ def import_regions(
 
     chosen = stage.check_described(dataset, overrides, files, form)
     settings = dataset_settings(dataset, overrides)
-    click.echo(stage.import_regions(settings, files, chosen, replace=replace))
+    say(stage.import_regions(settings, files, chosen, replace=replace))
 
 
 @cli.command()
@@ -297,7 +380,7 @@ def train(
 
     line = stage.train(run, tensorboard=tensorboard)
     if line is not None:  # of several processes one speaks
-        click.echo(line)
+        say(line)
 
 
 @cli.command()
@@ -310,7 +393,7 @@ def evaluate(
     run = _plan(dataset, overrides, variant, seed)
     from stages import evaluate as stage
 
-    click.echo(stage.evaluate(run))
+    say(stage.evaluate(run))
 
 
 @cli.command()
@@ -320,6 +403,7 @@ def evaluate(
     "variants",
     metavar="NAME",
     multiple=True,
+    shell_complete=complete_variant,
     help="Repeatable.  [default: params.yaml's]",
 )
 @_seeds_option("0, 1, 2")
@@ -345,14 +429,14 @@ def compare(
     for name in variants:
         variant_settings(settings.train, name, "--variant")
     chosen = variants or load_params(overrides).variants
-    _say_unreached(settings, overrides, chosen)
+    _note_idle(settings, overrides, chosen)
     from stages import compare as command
 
     click.echo(command.compare(settings, chosen, seeds or (0, 1, 2), overrides, jobs=jobs))
 
 
 @cli.command()
-@click.argument("setting", metavar="KEY=VALUE,VALUE,...")
+@click.argument("setting", metavar="KEY=VALUE,VALUE,...", shell_complete=complete_train_setting)
 @_common
 @_variant_option
 @_seeds_option("those of params.yaml")
@@ -376,11 +460,15 @@ def sweep(
     """
     from stages.params import dataset_settings, load_params, variant_settings
 
-    variant_settings(dataset_settings(dataset, overrides).train, variant, "--variant")
+    settings = dataset_settings(dataset, overrides)
+    variant_settings(settings.train, variant, "--variant")
+    _note_idle(settings, overrides, [variant])
     chosen = seeds or load_params(overrides).seeds
     from stages import sweep as command
 
-    click.echo(command.sweep(setting, dataset, overrides, variant, chosen, jobs=jobs))
+    table, where = command.sweep(setting, dataset, overrides, variant, chosen, jobs=jobs)
+    click.echo(table)
+    say(f"\n{where}")
 
 
 @cli.command()
@@ -416,12 +504,15 @@ def runs() -> None:
 @runs.command("list")
 @_dataset_option
 def list_runs(dataset: str | None) -> None:
-    """Print every run, and whether params.yaml names it."""
+    """Print every run, and whether params.yaml names it.
+
+    Of a run with other settings than those of params.yaml (--set, sweep) also these settings.
+    """
     from stages import runs as command
     from stages.params import dataset_settings, load_params
 
-    params, name = load_params(), dataset_settings(dataset).dataset
-    click.echo(command.list_runs(name, params.variants, params.seeds))
+    params, settings = load_params(), dataset_settings(dataset)
+    click.echo(command.list_runs(settings, params.variants, params.seeds))
 
 
 @runs.command()
@@ -438,7 +529,51 @@ def prune(dataset: str | None, dry_run: bool) -> None:
     from stages.params import dataset_settings, load_params
 
     params, name = load_params(), dataset_settings(dataset).dataset
-    click.echo(command.prune(name, params.variants, params.seeds, dry_run=dry_run))
+    said = command.prune(name, params.variants, params.seeds, dry_run=dry_run)
+    (click.echo if dry_run else say)(said)
+
+
+@cli.command()
+@click.argument(
+    "section",
+    metavar="[SECTION]",
+    required=False,
+    type=click.Choice(["prepare", "detector", "extract", "train"]),
+)
+def settings(section: str | None) -> None:
+    """Print what params.yaml may hold: all, or a section.
+
+    SECTION is prepare, detector, extract or train. The tables are Markdown; all of them are the
+    page docs/settings.md.
+    """
+    from stages.settings_page import settings_page
+
+    click.echo(settings_page(section))
+
+
+@cli.command()
+def doctor() -> None:
+    """Say what is here, what is missing, and how to mend it.
+
+    Nothing is downloaded or written. Fails if a data set that params.yaml lists in `datasets` lacks
+    something; what other data sets lack is a note.
+    """
+    from stages import doctor as command
+
+    text, sound = command.doctor()
+    click.echo(text)
+    sys.exit(DONE if sound else FAILED)
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(SHELLS))
+def completion(shell: str) -> None:
+    """Print what makes a shell complete gmpipe's words.
+
+    Commands, options, data sets, variants, runs and settings. For now: `eval "$(gmpipe completion
+    bash)"`; for every shell that starts, the last line of what is printed says where to put it.
+    """
+    click.echo(script(shell, cli))
 
 
 @cli.group()

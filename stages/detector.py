@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.datasets.manifest import Manifest, read_boxes, read_manifest
+from pipeline.datasets.manifest import Manifest, read_boxes
 from pipeline.files import folder_lock, replacing_folder, sha256_file, write_json
 from pipeline.regions.detector import (
     DESCRIPTION_FILE,
@@ -21,9 +21,11 @@ from pipeline.regions.detector import (
 )
 from pipeline.regions.fitting import FitImage, fit_detector, measure_detector, split_holdout
 from pipeline.settings import DetectorSettings, FitSettings
-from stages.layout import boxes_file, data_root, detector_folder, manifest_file, state_file
+from stages.layout import boxes_file, data_root, detector_folder, state_file
+from stages.manifests import dataset_manifest
+from stages.messages import say
 from stages.params import DatasetSettings
-from stages.progress import progress_bar
+from stages.progress import progress_bar, shows_bars
 from stages.times import record_time
 
 
@@ -48,7 +50,7 @@ def resolve_detector(settings: DatasetSettings) -> str:
             record_time(settings.dataset, "detector", began)
             return line
         if chosen.source == "torchvision":
-            path = torchvision_weights_file(lambda line: print(line, flush=True))
+            path = torchvision_weights_file(say, progress=shows_bars())
             classes = tuple(TORCHVISION_WEIGHTS.meta["categories"])
         else:
             path = Path(chosen.weights or "")
@@ -79,7 +81,7 @@ def resolve_detector(settings: DatasetSettings) -> str:
 def _fit(
     folder: Path, settings: DatasetSettings, chosen: DetectorSettings, fit: FitSettings
 ) -> str:
-    manifest = read_manifest(manifest_file(settings.dataset))
+    manifest = dataset_manifest(settings.dataset)
     images, classes = _training_images(settings.dataset, manifest)
     fitted, held_out = split_holdout(images, fit)
     initial = None

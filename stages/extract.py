@@ -16,8 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from pipeline.datasets.manifest import SPLITS, Manifest, read_manifest
-from pipeline.errors import GmpipeError
+from pipeline.datasets.manifest import SPLITS, Manifest
+from pipeline.errors import GmpipeError, Stopped
 from pipeline.files import NO_SPACE, begin_turn, folder_lock, in_turn, is_no_space
 from pipeline.learning.data import open_split
 from pipeline.machine import cores
@@ -37,7 +37,9 @@ from pipeline.shards.failures import FAILURES_NAME, Failure, write_failures
 from pipeline.shards.reader import RegionCache, read_header, read_ids, whole_shards
 from pipeline.shards.schema import DROP_OR_RESTORE, INDEX_NAME, Recipe, check_same_recipe
 from pipeline.shards.writer import free_shard_names, update_index
-from stages.layout import cache_folder, data_root, detector_folder, manifest_file
+from stages.layout import cache_folder, data_root, detector_folder
+from stages.manifests import dataset_manifest
+from stages.messages import say
 from stages.params import DatasetSettings
 from stages.progress import progress_bar
 from stages.times import record_time
@@ -72,7 +74,7 @@ def extract(
     began = time.monotonic()
     dataset = settings.dataset
     folder, root = cache_folder(dataset), data_root(dataset)
-    manifest = read_manifest(manifest_file(dataset))
+    manifest = dataset_manifest(dataset)
     if settings.detector.source == "imported":
         return _check_imported(folder, manifest)
     description = read_description(detector_folder(dataset), dataset)
@@ -197,7 +199,7 @@ def _survey(
         except GmpipeError as error:
             if not replace:
                 raise
-            print(error, flush=True)
+            say(str(error))
             path.unlink()
             (folder / INDEX_NAME).unlink(missing_ok=True)
             continue
@@ -323,7 +325,7 @@ def _run(
                     results.written.add(task.name)
                 bar.set_postfix(failures=len(results.failures), refresh=False)
     except KeyboardInterrupt:
-        raise GmpipeError(
+        raise Stopped(
             f"stopped. The shards that were finished are whole and stay in {job.folder}; the same "
             "command goes on with the rest."
         ) from None

@@ -41,6 +41,7 @@ from pipeline.shards.schema import (
 )
 from pipeline.shards.writer import free_shard_names, update_index, write_shard
 from stages.layout import cache_folder, manifest_file, prepared_folder
+from stages.messages import say
 from stages.params import DatasetSettings, load_params
 from stages.progress import progress_bar
 
@@ -359,7 +360,7 @@ def _survey(folder: Path, recipe: Recipe, wanted: set[str], *, replace: bool) ->
             if not replace:
                 # The reader speaks of `gmpipe extract`, which makes no imported shard.
                 raise GmpipeError(f"{error} Import again after that.") from error
-            print(error, flush=True)
+            say(str(error))
             image_ids = set()
         if image_ids and image_ids <= wanted and image_ids.isdisjoint(done):
             done |= image_ids

@@ -7,6 +7,7 @@ sums are rounded, and with it a run's last digits; everything else is the same.
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -21,12 +22,17 @@ import torch
 from pipeline.errors import GmpipeError
 from pipeline.files import NO_SPACE, is_no_space
 from pipeline.learning.checkpoint import load_checkpoint
+from pipeline.learning.data import check_regions
 from pipeline.machine import cores
+from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import fingerprint
 from stages.evaluate import evaluate
 from stages.layout import CHECKPOINT_FILE, METRICS_FILE
+from stages.messages import level, say, speaking
 from stages.progress import progress_bar
 from stages.train import RunPlan, open_inputs, train
+
+_log = logging.getLogger(__name__)
 
 _CONTEXT = multiprocessing.get_context("spawn")  # torch's threads don't survive a fork
 
@@ -59,7 +65,7 @@ def make_runs(runs: Sequence[RunPlan], jobs: int | None) -> None:
         if problem:
             problems[run.folder] = problem
         else:
-            print(line, flush=True)
+            say(line)
     if problems:
         listed = "\n".join(f"{folder}: {problem}" for folder, problem in problems.items())
         raise GmpipeError(
@@ -69,15 +75,21 @@ def make_runs(runs: Sequence[RunPlan], jobs: int | None) -> None:
 
 
 def _current(runs: Sequence[RunPlan]) -> list[bool]:
-    """Whether each run was trained and evaluated with its settings on the cache there is."""
-    inputs: dict[str, tuple[str, ...]] = {}
+    """Whether each run was trained and evaluated with its settings on the cache there is.
+
+    Raises:
+        GmpipeError: what runs read is missing, or holds fewer regions than one asks for.
+    """
+    inputs: dict[str, tuple[RegionCache, str, str]] = {}
     found = []
     for run in runs:
         key = run.settings.label_vectors
         if key not in inputs:
             manifest, cache, vectors = open_inputs(run.dataset, run.settings)
-            inputs[key] = (cache.fingerprint, manifest.labels_sha256, vectors.sha256)
-        found.append(_is_of(run, *inputs[key]))
+            inputs[key] = cache, manifest.labels_sha256, vectors.sha256
+        cache, labels, vectors_sha256 = inputs[key]
+        check_regions(cache, run.dataset, run.settings.regions)  # not after hours of other runs
+        found.append(_is_of(run, cache.fingerprint, labels, vectors_sha256))
     return found
 
 
@@ -102,6 +114,7 @@ def _attempt(run: RunPlan) -> tuple[str, str]:
     try:
         return f"{train(run)}\n{evaluate(run)}", ""
     except GmpipeError as error:
+        _log.info("%s failed", run.folder, exc_info=True)
         return "", str(error)
     except OSError as error:
         if not is_no_space(error):
@@ -148,7 +161,7 @@ def _side_by_side(runs: Sequence[RunPlan], jobs: int) -> Iterator[tuple[RunPlan,
 
 def _start_worker(workers: dict[Any, Any]) -> Any:
     ours, theirs = _CONTEXT.Pipe()
-    process = _CONTEXT.Process(target=_work, args=(theirs,), daemon=True)
+    process = _CONTEXT.Process(target=_work, args=(theirs, level()), daemon=True)
     with _environment(_CHILD):
         process.start()
     theirs.close()  # or its end would never be seen here
@@ -164,14 +177,15 @@ def _how_it_ended(process: Any) -> str:
     return f"its process ended with code {process.exitcode}; see what it printed above."
 
 
-def _work(connection: Connection) -> None:
-    """A process that makes the runs it is sent, one after the other."""
+def _work(connection: Connection, loud: int) -> None:
+    """A process that makes the runs it is sent, one after the other; ``loud`` as its parent."""
     # A terminal sends Ctrl-C to every process: the command alone answers, and ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    while (run := connection.recv()) is not None:
-        connection.send(_attempt(run))
+    with speaking(loud):
+        while (run := connection.recv()) is not None:
+            connection.send(_attempt(run))
 
 
 def _end_with_parent() -> None:

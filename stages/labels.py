@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 from tabulate import tabulate
 
-from pipeline.datasets.manifest import read_manifest
 from pipeline.labels.vectors import LabelVectors, load_label_vectors
-from stages.layout import manifest_file
+from stages.manifests import dataset_manifest
 from stages.params import DatasetSettings
 
 
@@ -17,7 +16,7 @@ def labels(settings: DatasetSettings) -> str:
     Returns:
         a Markdown table, and a line with source, W and sha256.
     """
-    vocabulary = read_manifest(manifest_file(settings.dataset)).vocabulary
+    vocabulary = dataset_manifest(settings.dataset).vocabulary
     return describe(load_label_vectors(vocabulary, settings.train.label_vectors))
 
 

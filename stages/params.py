@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import difflib
+import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -23,6 +24,8 @@ from pipeline.settings import (
     TrainSettings,
     VariantName,
 )
+
+_log = logging.getLogger(__name__)
 
 PARAMS_FILE = Path("params.yaml")
 SECTIONS = ("prepare", "detector", "extract", "train")
@@ -89,17 +92,7 @@ def load_params(overrides: Sequence[str] = (), file: Path = PARAMS_FILE) -> Para
         GmpipeError: there is no such file, or it holds an unknown key, data set or variant, or a
             value of the wrong kind; names the key and, for a misspelt one, the nearest.
     """
-    try:
-        raw = YAML(typ="safe").load(file.read_text())
-    except FileNotFoundError:
-        raise GmpipeError(
-            f"there is no {file} in {Path.cwd()}. gmpipe runs from its checkout: change to that "
-            "folder first."
-        ) from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise GmpipeError(f"{file} is not YAML: {error}. Mend it.") from error
-    if not isinstance(raw, dict):
-        raise GmpipeError(f"{file} holds no settings. Restore it with `git checkout {file}`.")
+    raw = read_params(file)
     for override in overrides:
         _override(raw, override)
     try:
@@ -121,6 +114,27 @@ def load_params(overrides: Sequence[str] = (), file: Path = PARAMS_FILE) -> Para
             for variant in params.variants:
                 variant_settings(settings, variant, f"{file}: variants, for {dataset}")
     return params
+
+
+def read_params(file: Path = PARAMS_FILE) -> dict[str, Any]:
+    """What params.yaml holds, of which nothing is checked but that it is YAML.
+
+    Raises:
+        GmpipeError: there is no such file, or it is something else.
+    """
+    try:
+        raw = YAML(typ="safe").load(file.read_text())
+    except FileNotFoundError:
+        raise GmpipeError(
+            f"there is no {file} in {Path.cwd()}. gmpipe runs from its checkout: change to that "
+            "folder first."
+        ) from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise GmpipeError(f"{file} is not YAML: {error}. Mend it.") from error
+    if not isinstance(raw, dict):
+        raise GmpipeError(f"{file} holds no settings. Restore it with `git checkout {file}`.")
+    _log.info("read %s", file)
+    return raw
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -197,6 +211,17 @@ def unreached(settings: DatasetSettings, overrides: Sequence[str], variant: str)
         if section == "train" and own is not found:
             found.append(key)
     return found
+
+
+def unread_by_runs(settings: DatasetSettings, overrides: Sequence[str]) -> list[str]:
+    """Keys in overrides that are of other stages or data sets than a run of this one reads."""
+    keys = [override.partition("=")[0] for override in overrides]
+    views = f"extract.{settings.dataset}.views"
+    return [
+        key
+        for key in keys
+        if "." in key and not key.startswith(f"train.{settings.dataset}.") and key != views
+    ]
 
 
 def _blocks(params: Params, name: str, in_file: DatasetSettings | None) -> DatasetSettings:
@@ -286,15 +311,37 @@ def _keys(root: type[BaseModel], location: Sequence[int | str], source: str) -> 
         field = model.model_fields.get(str(part))
         if field is None:
             continue  # the data set's name, below a section
-        blocks = [kind for kind in _classes(field.annotation) if issubclass(kind, BaseModel)]
-        of_source = [
-            kind
-            for kind in blocks
-            if "source" in kind.model_fields
-            and source in get_args(kind.model_fields["source"].annotation)
-        ]
-        model = next(iter(of_source or blocks), None)
+        model = _block(field.annotation, source)
     return model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else ()
+
+
+def _block(annotation: Any, source: str) -> type[BaseModel] | None:
+    """The kind of block that a setting holds; None where it holds a plain value."""
+    blocks = [kind for kind in _classes(annotation) if issubclass(kind, BaseModel)]
+    of_source = [
+        kind
+        for kind in blocks
+        if "source" in kind.model_fields
+        and source in get_args(kind.model_fields["source"].annotation)
+    ]
+    return next(iter(of_source or blocks), None)
+
+
+def setting_keys(raw: Mapping[str, Any]) -> Iterator[str]:
+    """The dotted key of every setting that `--set` takes, for the data sets of ``raw``."""
+    for name, field in Params.model_fields.items():
+        if name not in SECTIONS:
+            yield name
+            continue
+        for dataset, given in raw[name].items():
+            block = _block(field.annotation, given.get("source", ""))
+            yield from (f"{name}.{dataset}.{key}" for key in _dotted(block))
+
+
+def _dotted(block: type[BaseModel] | None) -> Iterator[str]:
+    for name, field in block.model_fields.items() if block else ():
+        inner = _block(field.annotation, "")
+        yield from (f"{name}.{key}" for key in _dotted(inner)) if inner else (name,)
 
 
 def _classes(annotation: Any) -> list[type]:

@@ -18,7 +18,7 @@ import numpy as np
 from ruamel.yaml import YAML
 
 from pipeline.datasets.groups import label_groups
-from pipeline.datasets.manifest import Manifest, read_manifest
+from pipeline.datasets.manifest import Manifest
 from pipeline.errors import GmpipeError
 from pipeline.evaluation.bootstrap import COVERAGE, RESAMPLES, Interval, intervals
 from pipeline.evaluation.diagnostics import found_groups
@@ -58,10 +58,10 @@ from stages.layout import (
     cache_folder,
     data_root,
     detector_folder,
-    manifest_file,
     report_folder,
     runs_folder,
 )
+from stages.manifests import dataset_manifest
 from stages.params import DatasetSettings
 from stages.progress import progress_bar
 from stages.results import (
@@ -136,7 +136,7 @@ def _write_page(
     spread: Mapping[str, Interval],
     images: int,
 ) -> None:
-    manifest = read_manifest(manifest_file(settings.dataset))
+    manifest = dataset_manifest(settings.dataset)
     labels = list(manifest.vocabulary)
     runs = metrics_of(results)
     base = BASE if BASE in results else next(iter(results))

@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.datasets.groups import LABEL_GROUPS
-from pipeline.datasets.manifest import read_manifest
 from pipeline.errors import GmpipeError
 from pipeline.evaluation.bootstrap import RESAMPLES, Interval
 from pipeline.evaluation.paper import PAPER, PaperResults
@@ -30,7 +29,8 @@ from pipeline.evaluation.tables import (
 from pipeline.learning.checkpoint import load_checkpoint
 from pipeline.settings import TrainSettings
 from pipeline.shards.schema import Recipe
-from stages.layout import CHECKPOINT_FILE, METRICS_FILE, PREDICTIONS_FILE, manifest_file
+from stages.layout import CHECKPOINT_FILE, METRICS_FILE, PREDICTIONS_FILE
+from stages.manifests import dataset_manifest
 from stages.params import DatasetSettings
 from stages.train import RunPlan, plan_run
 
@@ -154,7 +154,7 @@ def load_scores(settings: DatasetSettings, results: Results) -> Scores:
             flat = np.asarray(table.column("scores").combine_chunks().flatten())
             runs.setdefault(variant, []).append(flat.reshape(len(found), -1))
     assert image_ids is not None  # there is a run
-    manifest = read_manifest(manifest_file(settings.dataset))
+    manifest = dataset_manifest(settings.dataset)
     places = {image_id: place for place, image_id in enumerate(manifest.image_ids("test"))}
     truth = manifest.truth("test")[[places[image_id] for image_id in image_ids]]
     return Scores(image_ids, truth, runs)

@@ -10,14 +10,15 @@ import csv
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
 from pipeline.errors import GmpipeError
-from pipeline.files import folder_lock
+from pipeline.files import canonical_json, folder_lock
 from stages.layout import (
     CHECKPOINT_FILE,
     EVALUATION_FILES,
@@ -31,8 +32,11 @@ from stages.layout import (
     run_folder,
     runs_folder,
 )
+from stages.params import DatasetSettings, has_variant, variant_settings
 
 _TEMPORARY = r"\.[0-9a-f]{8}\.tmp"
+_HASHED = re.compile(r"-s[0-9]+-[0-9a-f]{8}$")
+_SHOWN = 4  # settings of a run
 _RUN_NAME = re.compile(r"[a-z0-9]+([.-][a-z0-9]+)*-s[0-9]+(-[0-9a-f]{8})?")
 
 
@@ -48,18 +52,25 @@ _SWEEP_FILE = _one_of(
 )
 
 
-def list_runs(dataset: str, variants: Sequence[str], seeds: Sequence[int]) -> str:
-    """A table of the runs of a data set."""
+def list_runs(settings: DatasetSettings, variants: Sequence[str], seeds: Sequence[int]) -> str:
+    """A table of the runs of a data set; of those with a hash, what they were made with."""
+    dataset = settings.dataset
     top = runs_folder(dataset)
     named = _named(dataset, variants, seeds)
     rows = [
-        [str(folder), _map(folder), _epochs(folder), "yes" if folder in named else "no"]
+        [
+            str(folder),
+            _map(folder),
+            _epochs(folder),
+            "yes" if folder in named else "no",
+            _differences(folder, settings),
+        ]
         for folder in _entries(top)
         if _is_run(folder)
     ]
     if not rows:
         return f"{top} holds no run. Run `gmpipe train --dataset {dataset}`."
-    headers = ["run", "mAP", "epochs", "named by params.yaml"]
+    headers = ["run", "mAP", "epochs", "named by params.yaml", "made with"]
     return str(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
 
 
@@ -164,6 +175,38 @@ def _map(folder: Path) -> str:
         return "-"
     except (OSError, ValueError, KeyError, TypeError):
         return "damaged"
+
+
+def _differences(folder: Path, settings: DatasetSettings) -> str:
+    """The settings of a run with a hash that are not those of params.yaml, as `key=value`."""
+    if not _HASHED.search(folder.name):
+        return ""
+    from pipeline.learning.checkpoint import load_checkpoint  # torch, for such runs only
+
+    try:
+        checkpoint = load_checkpoint(folder / CHECKPOINT_FILE)
+    except GmpipeError:
+        return "damaged" if (folder / CHECKPOINT_FILE).exists() else "-"
+    if not has_variant(settings.train, checkpoint.variant):
+        return "a variant that params.yaml lacks"
+    plain = dict(_flat(variant_settings(settings.train, checkpoint.variant).model_dump()))
+    found = [
+        f"{key}={canonical_json(value)}"
+        for key, value in _flat(checkpoint.settings.model_dump())
+        if value != plain[key]
+    ]
+    if len(found) > _SHOWN:
+        found[_SHOWN:] = [f"and {len(found) - _SHOWN} more"]
+    return ", ".join(found) or "other views"  # all else that decides the hash
+
+
+def _flat(block: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of all settings but the variants' own."""
+    for name, value in block.items():
+        if isinstance(value, Mapping) and name != "variants":
+            yield from _flat(value, f"{prefix}{name}.")
+        elif name != "variants":
+            yield f"{prefix}{name}", value
 
 
 def _epochs(folder: Path) -> str:

@@ -27,7 +27,7 @@ def sweep(
     seeds: Sequence[int],
     *,
     jobs: int | None = None,
-) -> str:
+) -> tuple[str, str]:
     """Train and evaluate a variant with each value of a setting; reuse what is there.
 
     Args:
@@ -80,8 +80,8 @@ def sweep(
             numeric=numeric,
         )
     return (
-        f"{caption(name, next(iter(runs.values())))}\n\n{sweep_table(key, runs)}\n\n"
-        f"{folder}: {SWEEP_RESULTS_FILE}, {SWEEP_FIGURE_STEM}.svg, {SWEEP_FIGURE_STEM}.png"
+        f"{caption(name, next(iter(runs.values())))}\n\n{sweep_table(key, runs)}",
+        f"{folder}: {SWEEP_RESULTS_FILE}, {SWEEP_FIGURE_STEM}.svg, {SWEEP_FIGURE_STEM}.png",
     )
 
 

@@ -56,6 +56,7 @@ def record_time(
         run, rows: as in `StageTime`.
     """
     seconds = round(time.monotonic() - began, 3)
+    _log.info("%s took %.1f s", f"{stage} of {run}" if run else stage, seconds)
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     path = times_file(dataset)
     try:

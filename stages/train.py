@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import math
 import shlex
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.datasets.manifest import Manifest, read_manifest
+from pipeline.datasets.manifest import Manifest
 from pipeline.errors import GmpipeError
 from pipeline.files import folder_lock, replacing
 from pipeline.labels.vectors import LabelVectors, load_label_vectors
@@ -40,13 +41,15 @@ from stages.layout import (
     LAST_GOOD_FILE,
     TENSORBOARD_FOLDER,
     cache_folder,
-    manifest_file,
     run_folder,
     state_file,
 )
+from stages.manifests import dataset_manifest
 from stages.params import DatasetSettings, variant_settings
 from stages.progress import progress_bar
 from stages.times import record_time
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -94,9 +97,14 @@ def open_inputs(
     dataset: str, settings: TrainSettings
 ) -> tuple[Manifest, RegionCache, LabelVectors]:
     """What training and evaluation read of a data set."""
-    manifest = read_manifest(manifest_file(dataset))
+    manifest = dataset_manifest(dataset)
     cache = RegionCache.open(cache_folder(dataset))
-    return manifest, cache, load_label_vectors(manifest.vocabulary, settings.label_vectors)
+    _log.info(
+        "read the index of %s: %d rows in %d shards", cache.folder, len(cache), len(cache.shards)
+    )
+    vectors = load_label_vectors(manifest.vocabulary, settings.label_vectors)
+    _log.info("read the vectors of %d labels from %s", len(vectors.names), vectors.source)
+    return manifest, cache, vectors
 
 
 def train(run: RunPlan, *, tensorboard: bool = False) -> str | None:

@@ -80,6 +80,10 @@ def test_processes_make_the_same_runs(small: Flow, tmp_path: Path) -> None:
     with mock.patch("stages.jobs._side_by_side", side_effect=AssertionError):
         small.ok(*chosen, *ALONE)
     assert other.bytes("runs") == small.bytes("runs")
+    times = (other / ".state/times/voc2007.csv").read_text()
+    for run in ("max-pool-s0", "max-pool-s1"):
+        for stage in ("train", "evaluate"):
+            assert times.count(f"\n{stage},{run},") == 1
     assert "2/2" in done.err
     assert "epoch/s" not in done.err  # the children draw no bars of their own
     assert "TQDM_DISABLE" not in os.environ
@@ -160,7 +164,7 @@ def test_no_process_outlives_the_command(small: Flow, number: signal.Signals) ->
         else:
             command.send_signal(number)
         _, said = command.communicate(timeout=30)
-        assert command.returncode != 0
+        assert command.returncode == (130 if number == signal.SIGINT else -number)
         assert "Traceback" not in said
         _, alive = psutil.wait_procs(children, timeout=30)
     assert alive == []

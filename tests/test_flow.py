@@ -208,6 +208,7 @@ def test_a_deleted_shard_is_extracted_again(flow: Flow, made: Flow) -> None:
     (flow / "cache/tiny/regions-00002.h5").unlink()
     assert flow.gmpipe("train").refused(r"regions-00002\.h5.*Run `gmpipe extract --dataset tiny`")
     assert "60 rows, 10 of them extracted now" in flow.ok("extract")
+    assert (flow / ".state/times/tiny.csv").read_text().splitlines()[-1].endswith(",10")
     flow.ok("evaluate")
     assert flow.metrics() == made.metrics()
 

@@ -961,7 +961,7 @@ def test_another_file_is_refused_until_it_may_replace(checkout: Checkout, tmp_pa
     other = write_npz(tmp_path / "other", **make_arrays(images=12, seed=1))
     checkout.refused("source_sha256 is .*`--replace` to drop.*restore", "import-regions", other)
     with mock.patch("stages.import_regions.write_shard", side_effect=KeyboardInterrupt):
-        assert checkout.gmpipe("import-regions", other, "--replace").code == 1
+        assert checkout.gmpipe("import-regions", other, "--replace").code == 130
     assert not (checkout / "cache/tiny/index.parquet").exists()  # of shards that are gone
     checkout.ok("import-regions", path)
     said = checkout.ok("import-regions", other, "--replace")

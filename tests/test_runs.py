@@ -202,13 +202,28 @@ def test_the_list_has_a_row_a_run(flow: Flow) -> None:
     header, _, *lines = flow.ok("runs", "list").splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (header, *lines)]
     assert cells == [
-        ["run", "mAP", "epochs", "named by params.yaml"],
-        ["runs/tiny/full-s0", "41.3", "3", "yes"],
-        ["runs/tiny/full-s0-0123abcd", "41.3", "3", "no"],
-        ["runs/tiny/full-s1", "-", "-", "no"],
-        ["runs/tiny/max-pool-s0", "41.3", "3", "yes"],
-        ["runs/tiny/mine.v2-s0", "damaged", "damaged", "no"],
-        ["runs/tiny/without-label-graph-s12", "41.3", "3", "no"],
+        ["run", "mAP", "epochs", "named by params.yaml", "made with"],
+        ["runs/tiny/full-s0", "41.3", "3", "yes", ""],
+        ["runs/tiny/full-s0-0123abcd", "41.3", "3", "no", "damaged"],
+        ["runs/tiny/full-s1", "-", "-", "no", ""],
+        ["runs/tiny/max-pool-s0", "41.3", "3", "yes", ""],
+        ["runs/tiny/mine.v2-s0", "damaged", "damaged", "no", ""],
+        ["runs/tiny/without-label-graph-s12", "41.3", "3", "no", ""],
+    ]
+
+
+def test_the_list_says_what_runs_with_a_hash_were_made_with(small: Flow) -> None:
+    small.ok("train")
+    sets = ("epochs=1", "network.modules=1", "beta=0.4", "momentum=0.5", "clip_norm=2")
+    several = [word for one in sets for word in ("--set", f"train.voc2007.{one}")]
+    for options in (several[:4], several, ["--set", "train.voc2007.variants.mine={}"]):
+        small.ok("train", *options, *(("--variant", "mine") if "mine" in options[-1] else ()))
+    made_with = [line.split("|")[5].strip() for line in small.ok("runs", "list").splitlines()[2:]]
+    assert sorted(made_with) == [
+        "",
+        "a variant that params.yaml lacks",
+        "network.modules=1, epochs=1",
+        "network.modules=1, epochs=1, momentum=0.5, clip_norm=2.0, and 1 more",
     ]
 
 

@@ -114,6 +114,7 @@ def test_a_variant_and_further_settings(small: Flow) -> None:
         ("epocs=1,2", r"`train\.voc2007\.epocs` is no setting.*Did you mean `epochs`"),
         ("epochs=1,0", r"`train\.voc2007\.epochs` is 0"),
         ("train.voc2007.epochs=1,2", r"train\.voc2007\.train"),
+        ("regions=2,50", r"best 3 regions.*train\.voc2007\.regions is 50\. Lower it to 3"),
     ],
 )
 def test_what_can_t_be_swept_is_said_before_anything_is_made(

@@ -155,7 +155,7 @@ def _not_glove(path: Path, finding: str) -> GmpipeError:
 def _open(path: Path) -> Iterator[IO[bytes]]:
     """The text's bytes, be it in a zip or not."""
     try:
-        archive = _archive(path)
+        archive = archive_of(path)
         _check_file(archive or path)
         if archive is None:
             with path.open("rb", buffering=_BUFFER) as stream:
@@ -188,7 +188,7 @@ def _check_file(file: Path) -> None:
         )
 
 
-def _archive(path: Path) -> Path | None:
+def archive_of(path: Path) -> Path | None:
     """The zip that a path names or leads through; a folder of such a name is a folder."""
     for place in (path, *path.parents):
         if place.suffix.lower() == ".zip" and not (place != path and place.is_dir()):

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import GmpipeError
 from pipeline.files import canonical_json
-from pipeline.labels.glove import read_words
+from pipeline.labels.glove import archive_of, read_words
 
 WORDLLAMA = "wordllama"
 """The source that needs no file and no network."""
@@ -127,6 +127,12 @@ def load_label_vectors(labels: Sequence[str], source: str) -> LabelVectors:
             "Put real vectors there, or set `label_vectors: wordllama`."
         )
     return LabelVectors(tuple(labels), vectors, source, tuple(resolution))
+
+
+def source_file(source: str) -> Path | None:
+    """The file that a source of `load_label_vectors` is read from; None for `wordllama`."""
+    path = Path(source)
+    return None if source == WORDLLAMA else archive_of(path) or path
 
 
 def _read(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from pipeline.matching.network import MatchingNetwork, MaxPoolNetwork, build_net
 from pipeline.settings import TrainSettings
 from pipeline.shards.schema import Recipe
 from pipeline.tensors import save_tensors
+
+_log = logging.getLogger(__name__)
 
 CHECKPOINT_VERSION = 2
 
@@ -99,6 +102,8 @@ def load_checkpoint(path: Path, remedy: str = TRAIN) -> Checkpoint:
     try:
         content["settings"] = TrainSettings.model_validate(content["settings"])
         content["vocabulary"] = tuple(content["vocabulary"])
-        return Checkpoint(**content)
+        checkpoint = Checkpoint(**content)
     except (KeyError, TypeError, ValueError) as error:
         raise GmpipeError(f"{path} is damaged ({error!r}). {remedy}") from error
+    _log.info("read %s: %s, seed %d", path, checkpoint.variant, checkpoint.seed)
+    return checkpoint

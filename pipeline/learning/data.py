@@ -81,13 +81,7 @@ def open_split(
         GmpipeError: any other image of the split is not in the cache, none is left, or the cache
             holds fewer regions of an image.
     """
-    if regions is not None and regions > cache.regions:
-        dataset = manifest.dataset
-        raise GmpipeError(
-            f"{cache.folder} holds the best {cache.regions} regions of an image, and "
-            f"train.{dataset}.regions is {regions}. Lower it to {cache.regions}, or raise "
-            f"extract.{dataset}.regions and run `{fill_cache(cache.recipe, dataset)} --replace`."
-        )
+    check_regions(cache, manifest.dataset, regions)
     failures = read_failures(cache.folder)
     listed = manifest.image_ids(split)
     kept = [place for place, image_id in enumerate(listed) if image_id not in failures]
@@ -103,6 +97,20 @@ def open_split(
     return SplitData(
         cache, image_ids, rows, truth, regions or cache.regions, left_out=len(listed) - len(kept)
     )
+
+
+def check_regions(cache: RegionCache, dataset: str, regions: int | None) -> None:
+    """See that a cache holds as many ``regions`` of an image as are to be used.
+
+    Raises:
+        GmpipeError: it holds fewer.
+    """
+    if regions is not None and regions > cache.regions:
+        raise GmpipeError(
+            f"{cache.folder} holds the best {cache.regions} regions of an image, and "
+            f"train.{dataset}.regions is {regions}. Lower it to {cache.regions}, or raise "
+            f"extract.{dataset}.regions and run `{fill_cache(cache.recipe, dataset)} --replace`."
+        )
 
 
 def fill_cache(recipe: Recipe, dataset: str) -> str:

@@ -250,28 +250,36 @@ def class_names(folder: Path) -> tuple[str, ...] | None:
         return None
 
 
-def torchvision_weights_file(announce: Any = print) -> Path:
+def torchvision_weights_path() -> Path:
+    """Where torchvision's COCO weights lie in its cache, or would."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(TORCHVISION_WEIGHTS.url).name
+
+
+def torchvision_weights_file(announce: Any = print, *, progress: bool = True) -> Path:
     """torchvision's COCO weights: from its cache, or downloaded into it.
 
     Args:
         announce: called with a line before a download starts.
+        progress: whether a download draws a bar on stderr.
 
     Raises:
         GmpipeError: they are neither there nor to be had; says where to put the file.
     """
-    name = Path(TORCHVISION_WEIGHTS.url).name
-    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    path = torchvision_weights_path()
     if not path.is_file():
         megabytes = TORCHVISION_WEIGHTS.meta["_file_size"]
-        announce(f"downloading {name} ({megabytes:.0f} MB) to {path.parent}")
+        announce(f"downloading {path.name} ({megabytes:.0f} MB) to {path.parent}")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             torch.hub.download_url_to_file(
-                TORCHVISION_WEIGHTS.url, str(path), hash_prefix=path.stem.rsplit("-", 1)[1]
+                TORCHVISION_WEIGHTS.url,
+                str(path),
+                hash_prefix=path.stem.rsplit("-", 1)[1],
+                progress=progress,
             )
         except (OSError, RuntimeError) as error:
             raise GmpipeError(
-                f"torchvision's weights {name} are not at {path} and can't be downloaded "
+                f"torchvision's weights {path.name} are not at {path} and can't be downloaded "
                 f"({error}). Put the file there by hand, from {TORCHVISION_WEIGHTS.url}, or name "
                 "another with `detector.<dataset>.source: file` in params.yaml."
             ) from error
