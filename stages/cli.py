@@ -492,8 +492,9 @@ def report(dataset: str | None, overrides: tuple[str, ...], images: int) -> None
     params = load_params(overrides)
     from stages import report as stage
 
-    line = stage.report(settings, params.variants, params.seeds, overrides, images=images)
-    click.echo(line)
+    text, page = stage.report(settings, params.variants, params.seeds, overrides, images=images)
+    click.echo(text)
+    say(str(page))
 
 
 @cli.group()

@@ -100,7 +100,7 @@ def report(
     overrides: Sequence[str] = (),
     *,
     images: int,
-) -> str:
+) -> tuple[str, Path]:
     """Write the page of variants x seeds.
 
     Args:
@@ -108,7 +108,7 @@ def report(
         images: test images that the gallery shows at most; of more, a random sample.
 
     Returns:
-        the tables, and where the page is.
+        the tables, and the page.
 
     Raises:
         GmpipeError: as `load_runs`, or the cache is not the one that the runs were trained on.
@@ -125,7 +125,7 @@ def report(
         (temporary / TABLES / "results.csv").write_text(results_csv(runs))
         (temporary / TABLES / "labels.csv").write_text(labels_csv(runs))
         _write_page(temporary, settings, results, scores, spread, images)
-    return f"{text}\n{folder / PAGE}"
+    return text, folder / PAGE
 
 
 def _write_page(
