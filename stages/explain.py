@@ -49,7 +49,7 @@ def _tables(explanation: Explanation, run: TrainedRun) -> str:
     regions = []
     rows = []
     for label in explanation.labels:
-        influential = label.most_influential(_MOST_REGIONS)
+        influential = label.most_influential(_MOST_REGIONS, least=0.0005)
         regions += [label.region, *(region for region, _ in influential)]
         rows.append(
             [

@@ -42,13 +42,18 @@ class LabelExplanation:
     instance_graph: float | None
     region_changes: npt.NDArray[np.float32] | None
 
-    def most_influential(self, most: int) -> list[tuple[int, float]]:
-        """The regions whose loss changes the score most, each with the change, which is not 0."""
+    def most_influential(self, most: int, least: float) -> list[tuple[int, float]]:
+        """The regions whose loss changes the score most, each with the change.
+
+        Args:
+            most: how many.
+            least: change, of either sign, below which a region is not named.
+        """
         if self.region_changes is None:
             return []
         order = np.argsort(-np.abs(self.region_changes), kind="stable")[:most].tolist()
         changes = [(region, float(self.region_changes[region])) for region in order]
-        return [(region, change) for region, change in changes if change]
+        return [(region, change) for region, change in changes if abs(change) >= least]
 
 
 @dataclass(frozen=True, eq=False)
