@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ _STYLES = ("solid", "dashed", "dotted")  # of a winner's box, when colours have 
 _GAIN, _LOSS = "#0072b2", "#d55e00"
 _DARK = "#0072b2"  # of these the one that asks for white letters
 _TAG_SIZE = 8.5  # of letters, in points
+_TAG_WIDTH = 30  # letters of a line
 _ABSENT = "none in this run"
 
 
@@ -127,12 +129,17 @@ def _draw_photograph(
     for region, (colour, style) in winners.items():
         box(region, colour, 2.2, style)
         names = ", ".join(label.label for label in labels if label.region == region)
-        texts[region] = (f"{region}: {names}", colour)
+        texts[region] = (textwrap.fill(f"{region}: {names}", _TAG_WIDTH), colour)
     # Winners first: their tags are the longer ones.
     order = [*winners, *(region for region in texts if region not in winners)]
     pixels = max(width / room[0], height / room[1]) / 72  # of the photograph, in a point
-    sizes = [((len(texts[r][0]) * 0.62 + 0.6) * _TAG_SIZE * pixels, 1.5 * _TAG_SIZE * pixels)
-             for r in order]  # fmt: skip
+    sizes = []
+    for region in order:
+        lines = texts[region][0].splitlines()
+        letters = max(map(len, lines))
+        sizes.append(
+            ((letters * 0.62 + 0.6) * _TAG_SIZE * pixels, (len(lines) + 0.5) * _TAG_SIZE * pixels)
+        )
     boxes = [explanation.prediction.pixel_box(region) for region in order]
     for region, (x, y) in zip(order, _places(boxes, sizes, width, height), strict=True):
         text, colour = texts[region]
