@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,3 +35,16 @@ def open_image(source: Path | BinaryIO) -> Image.Image:
             f"{image.width} x {image.height} pixels, more than the {MOST_PIXELS} that are decoded"
         )
     return image
+
+
+def images_below(folder: Path) -> Iterator[Path]:
+    """The photographs in a folder and its subfolders, by their suffixes, in the order of names.
+
+    Hidden files and folders are passed over, and links to folders are not followed.
+    """
+    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
+    for top, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
+                yield Path(top) / name

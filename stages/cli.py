@@ -497,6 +497,153 @@ def report(dataset: str | None, overrides: tuple[str, ...], images: int) -> None
     say(str(page))
 
 
+def _trained_options(command: Command) -> Command:
+    command = click.option(
+        "--detector",
+        metavar="FOLDER",
+        type=click.Path(path_type=Path),
+        help="The detector whose regions the run was trained on.  [default: "
+        "data/<dataset>/detector of the run's checkout]",
+    )(command)
+    return _trained_option(command)
+
+
+_trained_option = click.option(
+    "--run",
+    "run_folder",
+    metavar="RUN",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder of a trained run, e.g. runs/demo/full-s0.",
+)
+
+
+def _written(*suffixes: str) -> Callable[[Any, Any, Path | None], Path | None]:
+    """A check of an option that names a file to write."""
+
+    def check(context: Any, option: Any, path: Path | None) -> Path | None:
+        if path is not None and path.suffix not in suffixes:
+            raise click.BadParameter(
+                f"{path}: expected a name that ends in {' or '.join(suffixes)}"
+            )
+        return path
+
+    return check
+
+
+@cli.command()
+@click.argument("images", metavar="IMAGE|FOLDER|GLOB...", nargs=-1, required=True)
+@_trained_options
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    metavar="SCORE",
+    help="A label is predicted if its score is above; 0 is all labels.",
+)
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Predict an image's N best labels at most.  [default: any number]",
+)
+@click.option("--json", "stdout", flag_value="json", help="Print JSON: a list of images.")
+@click.option("--csv", "stdout", flag_value="csv", help="Print CSV: a row a label of an image.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    callback=_written(".json", ".csv", ".parquet"),
+    help="Write a file instead of a table: .json, .csv or .parquet.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=8,
+    metavar="N",
+    help="Images that the detector takes at once.",
+)
+def predict(
+    images: tuple[str, ...],
+    run_folder: Path,
+    detector: Path | None,
+    threshold: float,
+    top: int | None,
+    stdout: str | None,
+    output: Path | None,
+    batch_size: int,
+) -> None:
+    """Label photographs with a trained run.
+
+    Folders are searched with their subfolders. The table on the terminal has the predicted labels;
+    JSON, CSV and Parquet have all labels, whether each is predicted, and the region that won it
+    with its box in pixels.
+
+    A photograph that can't be read is named on stderr, the others go on, and the exit code is 1.
+    """
+    from stages import predict as command
+
+    failures = command.predict(
+        images,
+        run_folder,
+        detector,
+        threshold=threshold,
+        top=top,
+        batch_size=batch_size,
+        stdout=stdout,
+        output=output,
+    )
+    if failures:
+        number = "1 photograph" if failures == 1 else f"{failures} photographs"
+        _fail(f"{number} can't be read, for the reasons above; all others are labelled.")
+
+
+@cli.command()
+@click.argument("image", metavar="IMAGE", type=click.Path(path_type=Path))
+@_trained_options
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    callback=_written(".png"),
+    help="Picture to write: .png.",
+)
+def explain(image: Path, run_folder: Path, detector: Path | None, output: Path) -> None:
+    """Show what a photograph's labels are owed to.
+
+    For each label with a score above 0.5, or the best one if there is none: the region that won
+    it, and how its score changes when the label graph, the instance graph or a region is taken
+    away. The network really runs without them.
+    """
+    from stages import explain as command
+
+    click.echo(command.explain(image, run_folder, detector, output))
+
+
+@cli.command()
+@_trained_option
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    callback=_written(".onnx"),
+    help="File to write: .onnx.  [default: <dataset>-<run>.onnx in the current folder]",
+)
+def export(run_folder: Path, output: Path | None) -> None:
+    """Write a run's network as ONNX.
+
+    Its inputs are the regions of any number of images, any number of each, as a cache holds them;
+    the label vectors are part of it.
+    """
+    from stages import export as command
+
+    click.echo(command.export(run_folder, output))
+
+
 @cli.group()
 def runs() -> None:
     """Look after the runs of a data set."""

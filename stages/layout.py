@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.files import sha256_json
+from pipeline.learning import CHECKPOINT_FILE as CHECKPOINT_FILE
 
-# In a run's folder, by `train`:
-CHECKPOINT_FILE = "checkpoint.pt"
+# In a run's folder, by `train`, beside the checkpoint:
 LAST_GOOD_FILE = "checkpoint-last-good.pt"
 HISTORY_FILE = "history.csv"
 TENSORBOARD_FOLDER = "tensorboard"

@@ -118,18 +118,20 @@ class Feed:
         )
 
 
-def ahead(make: Callable[[_S], _T], items: Iterable[_S]) -> Generator[_T]:
-    """What ``make`` gives for each item, in order, made in one thread a few items ahead.
+def ahead(
+    make: Callable[[_S], _T], items: Iterable[_S], *, threads: int = 1, most: int = _AHEAD
+) -> Generator[_T]:
+    """What ``make`` gives for each item, in order, made in threads at most ``most`` items ahead.
 
     An error of ``make`` is raised where its result would come. Closing the generator ends the
-    thread; what is not begun by then is never made.
+    threads; what is not begun by then is never made.
     """
-    pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="ahead")
     try:
         waiting: deque[Future[_T]] = deque()
         for item in items:
             waiting.append(pool.submit(make, item))
-            if len(waiting) > _AHEAD:
+            if len(waiting) > most:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

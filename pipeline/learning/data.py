@@ -16,10 +16,7 @@ from pipeline.errors import GmpipeError
 from pipeline.matching.graphs import InstanceBatch
 from pipeline.shards.failures import FAILURES_NAME, read_failures
 from pipeline.shards.reader import RegionCache
-from pipeline.shards.schema import Recipe, RegionRows
-
-_OF_REGIONS = ("features", "boxes", "scores", "classes")
-"""The fields of rows that have an entry a region, of the same names in `InstanceBatch`."""
+from pipeline.shards.schema import OF_REGIONS, Recipe, RegionRows
 
 
 @dataclass(frozen=True)
@@ -57,10 +54,7 @@ class SplitData:
 
     def instances(self, images: np.ndarray, views: np.ndarray | int = 0) -> InstanceBatch:
         """The instances of some images in one view each, features as stored."""
-        rows = self.cache.gather(self.rows[images, views])
-        # They come best first.
-        best = {name: getattr(rows, name)[:, : self.regions] for name in _OF_REGIONS}
-        return instance_batch(replace(rows, **best))
+        return instance_batch(self.cache.gather(self.rows[images, views]), self.regions)
 
 
 def open_split(
@@ -120,10 +114,13 @@ def fill_cache(recipe: Recipe, dataset: str) -> str:
     return f"gmpipe extract --dataset {dataset}"
 
 
-def instance_batch(rows: RegionRows) -> InstanceBatch:
-    """Rows of the cache -> tensors, in the types that are stored."""
-    places = np.arange(rows.boxes.shape[1])
-    return InstanceBatch(
-        **{name: torch.from_numpy(getattr(rows, name)) for name in _OF_REGIONS},
-        mask=torch.from_numpy(places[None, :] < rows.count[:, None]),
-    )
+def instance_batch(rows: RegionRows, regions: int | None = None) -> InstanceBatch:
+    """Rows of the cache -> tensors, in the types that are stored.
+
+    Args:
+        rows: R rows of m regions.
+        regions: M, how many of the m are used, which come best first; None: all.
+    """
+    best = {name: torch.from_numpy(getattr(rows, name)[:, :regions]) for name in OF_REGIONS}
+    places = np.arange(best["boxes"].shape[1])
+    return InstanceBatch(**best, mask=torch.from_numpy(places < rows.count[:, None]))

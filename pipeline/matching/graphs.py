@@ -105,6 +105,9 @@ def label_neighbors(label_vectors: Tensor, neighbors: int | None) -> Tensor:
     kept = labels - 1 if neighbors is None else min(neighbors, labels - 1)
     directions = normalize(label_vectors.double(), dim=1)
     # Rounded, so that labels with equal vectors tie whatever order they come in.
-    similarity = (directions @ directions.T).round(decimals=12).fill_diagonal_(-torch.inf)
-    nearest = similarity.argsort(dim=1, descending=True, stable=True)[:, :kept]
+    similarity = (directions @ directions.T).round(decimals=12)
+    itself = torch.eye(labels, dtype=torch.bool, device=similarity.device)
+    nearest = similarity.masked_fill(itself, -torch.inf).argsort(
+        dim=1, descending=True, stable=True
+    )[:, :kept]
     return nearest.sort(dim=1).values if neighbors is None else nearest

@@ -26,7 +26,7 @@ from torchvision.models.detection import FasterRCNN
 from pipeline.datasets.manifest import Manifest
 from pipeline.errors import GmpipeError
 from pipeline.files import canonical_json, sha256_file
-from pipeline.regions.detection import detect, prepare_for_extraction
+from pipeline.regions.detection import Detections, detect, prepare_for_extraction
 from pipeline.regions.detector import (
     WEIGHTS_FILE,
     DetectorDescription,
@@ -37,7 +37,7 @@ from pipeline.regions.detector import (
 from pipeline.regions.transforms import load_image, view_of
 from pipeline.settings import ExtractSettings
 from pipeline.shards.failures import Failure
-from pipeline.shards.schema import FORMAT_VERSION, Recipe, RegionRows
+from pipeline.shards.schema import FORMAT_VERSION, OF_REGIONS, Recipe, RegionRows
 from pipeline.shards.writer import write_shard
 from pipeline.tensors import best_device
 
@@ -221,6 +221,20 @@ def extraction_recipe(detector: DetectorDescription, settings: ExtractSettings) 
     }
 
 
+def extraction_settings(recipe: Recipe) -> ExtractSettings:
+    """The settings that `extraction_recipe` made a recipe of; what it leaves out is as default.
+
+    Args:
+        recipe: of regions that were extracted, not imported.
+    """
+    stored = {**recipe, "hash_images": recipe.get("images.hashed_by") == "content"}
+    for field in ("flip", "seed"):
+        if f"views.{field}" in recipe:
+            stored[field] = recipe[f"views.{field}"]
+    fields = ExtractSettings.model_fields.keys() & stored.keys()
+    return ExtractSettings.model_validate({field: stored[field] for field in fields})
+
+
 def load_detector(
     folder: Path, description: DetectorDescription, settings: ExtractSettings
 ) -> FasterRCNN:
@@ -325,12 +339,7 @@ class ShardExtractor:
         with self._turn:
             started = time.perf_counter()
             waiting = 0.0
-            m, d = settings.regions, self.model.roi_heads.box_head.fc7.out_features
-            features = np.zeros((len(jobs), m, d), dtype=settings.feature_dtype)
-            boxes = np.zeros((len(jobs), m, 4), dtype=np.float32)
-            scores = np.zeros((len(jobs), m), dtype=np.float32)
-            classes = np.zeros((len(jobs), m), dtype=np.int16)
-            count = np.zeros(len(jobs), dtype=np.int16)
+            rows = blank_rows(len(jobs), self.model, settings)
             places: list[int] = []
             failures: list[Failure] = []
             for futures in decoded:
@@ -345,16 +354,8 @@ class ShardExtractor:
                         failures.append(Failure(job.image_id, job.path, str(error)))
                 waiting += time.perf_counter() - asked
                 if views:
-                    batch = torch.from_numpy(np.stack(views)).to(device)
-                    found = detect(self.model, _to_float(batch))
                     at = slice(len(places) - len(views), len(places))
-                    count[at] = [len(one.scores) for one in found]
-                    real = np.arange(m) < count[at, None]
-                    # One copy off the device for a batch, not one for an image.
-                    features[at][real] = torch.cat([one.features for one in found]).cpu()
-                    boxes[at][real] = torch.cat([one.boxes for one in found]).cpu()
-                    scores[at][real] = torch.cat([one.scores for one in found]).cpu()
-                    classes[at][real] = torch.cat([one.classes for one in found]).cpu()
+                    fill_rows(rows, at, detect(self.model, to_floats(views, device)))
                 on_images(len(futures))
             busy = time.perf_counter() - started - waiting
         n = len(places)
@@ -363,16 +364,12 @@ class ShardExtractor:
         if not n:
             return None, kept, outcome
         done = [jobs[place] for place in places]
-        rows = RegionRows(
-            features=features[:n],
-            boxes=boxes[:n],
-            scores=scores[:n],
-            classes=classes[:n],
-            count=count[:n],
+        filled = RegionRows(
+            **{field: getattr(rows, field)[:n] for field in ("count", *OF_REGIONS)},
             image_id=np.array([job.image_id.encode() for job in done]),
             view=np.array([job.view for job in done], dtype=np.int16),
         )
-        return rows, kept, outcome
+        return filled, kept, outcome
 
     def decode(
         self,
@@ -420,6 +417,31 @@ class ShardExtractor:
         )
 
 
-def _to_float(views: torch.Tensor) -> torch.Tensor:
-    """(B, S, S, 3) uint8 -> (B, 3, S, S) float32 in [0, 1], where the views are."""
-    return views.permute(0, 3, 1, 2).contiguous().float().div_(255)
+def to_floats(views: Sequence[npt.NDArray[np.uint8]], device: torch.device) -> torch.Tensor:
+    """B views (S, S, 3) uint8 -> (B, 3, S, S) float32 in [0, 1], on a device."""
+    batch = torch.from_numpy(np.stack(views)).to(device)
+    return batch.permute(0, 3, 1, 2).contiguous().float().div_(255)
+
+
+def blank_rows(rows: int, model: FasterRCNN, settings: ExtractSettings) -> RegionRows:
+    """Rows for `fill_rows`: all zero, and of images without a name."""
+    m, d = settings.regions, model.roi_heads.box_head.fc7.out_features
+    return RegionRows(
+        features=np.zeros((rows, m, d), dtype=settings.feature_dtype),
+        boxes=np.zeros((rows, m, 4), dtype=np.float32),
+        scores=np.zeros((rows, m), dtype=np.float32),
+        classes=np.zeros((rows, m), dtype=np.int16),
+        count=np.zeros(rows, dtype=np.int16),
+        image_id=np.zeros(rows, dtype="S1"),
+        view=np.zeros(rows, dtype=np.int16),
+    )
+
+
+def fill_rows(rows: RegionRows, at: slice, found: Sequence[Detections]) -> None:
+    """Put what was detected into the blank rows ``at``, in the types that a cache stores."""
+    rows.count[at] = [len(one.scores) for one in found]
+    real = np.arange(rows.boxes.shape[1]) < rows.count[at, None]
+    for field in OF_REGIONS:
+        # One copy off the device for a batch, not one for an image.
+        values = torch.cat([getattr(one, field) for one in found]).cpu()
+        getattr(rows, field)[at][real] = values

@@ -27,11 +27,17 @@ _TURNS = {
 }
 
 
-def load_image(path: Path) -> Image.Image:
+_OF_A_DATA_SET = "Replace the file, or take it out of the data set."
+
+
+def load_image(path: Path, remedy: str = _OF_A_DATA_SET) -> Image.Image:
     """Decode a photograph to RGB, turned as its EXIF orientation says.
 
     Grey of 16 bits is scaled to 8. What is transparent shows white. Of an animation, it is the
     first frame. CMYK is read as Adobe's programs write it (in a JPEG: inverted).
+
+    Args:
+        remedy: the end of the error's message, where the file can't be decoded.
 
     Raises:
         GmpipeError: the file is missing or can't be decoded; says why. A file that is damaged
@@ -39,10 +45,7 @@ def load_image(path: Path) -> Image.Image:
     """
     try:
         with open_image(path) as image:
-            image.load()
-            turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-            picture = _to_rgb(image)
-            return picture if turn is None else picture.transpose(turn)
+            return upright(image)
     except MemoryError:  # says nothing of the file
         raise
     except FileNotFoundError:
@@ -50,10 +53,20 @@ def load_image(path: Path) -> Image.Image:
     # Pillow's plugins raise whatever their parsing of a damaged file runs into: struct.error,
     # IndexError, KeyError, EOFError, zlib.error, SyntaxError, AttributeError and more.
     except Exception as error:
-        raise GmpipeError(
-            f"{path} can't be decoded ({_reason(path, error)}). Replace the file, or take it out "
-            "of the data set."
-        ) from error
+        raise GmpipeError(f"{path} can't be decoded ({_reason(path, error)}). {remedy}") from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A picture in RGB, turned as its EXIF orientation says; see `load_image`.
+
+    Raises:
+        ValueError: the values' range is not known.
+        Exception: whatever Pillow runs into in damaged pixels.
+    """
+    image.load()
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    picture = _to_rgb(image)
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _reason(path: Path, error: Exception) -> str:

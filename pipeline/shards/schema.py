@@ -31,6 +31,9 @@ AXES = {
 }
 """The fields of a row in their one order, with their axes; `4` is the axis of that length."""
 
+OF_REGIONS = tuple(field for field, axes in AXES.items() if axes.startswith("Rm"))
+"""Those that have an entry a region."""
+
 DTYPES: dict[str, tuple[str, ...]] = {
     "features": ("float16", "float32"),
     "boxes": ("float32",),

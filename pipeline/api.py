@@ -1,0 +1,21 @@
+"""gmpipe from Python: a trained run on images in memory, and a cache as a torch dataset.
+
+docs/python.md has an example of each.
+"""
+
+from __future__ import annotations
+
+from pipeline.inference.explain import Explanation, LabelExplanation, explain
+from pipeline.inference.trained import Prediction, TrainedRun, load_run
+from pipeline.learning.dataset import RegionDataset, open_cache
+
+__all__ = [
+    "Explanation",
+    "LabelExplanation",
+    "Prediction",
+    "RegionDataset",
+    "TrainedRun",
+    "explain",
+    "load_run",
+    "open_cache",
+]

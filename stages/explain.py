@@ -1,0 +1,102 @@
+"""Command `explain`: what a photograph's labels are owed to, as a picture and a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tabulate import tabulate
+
+from pipeline.inference.explain import Explanation, LabelExplanation
+from pipeline.inference.explain import explain as explain_image
+from pipeline.inference.picture import draw
+from pipeline.inference.trained import TrainedRun, load_run
+from pipeline.regions.transforms import load_image
+
+_MOST_REGIONS = 3
+
+
+def explain(image: Path, run_folder: Path, detector: Path | None, output: Path) -> str:
+    """Draw the explanation of a photograph.
+
+    Args:
+        image: the photograph.
+        run_folder, detector: as `load_run` takes them.
+        output: PNG to write.
+
+    Returns:
+        tables of the labels and of the regions that they name.
+
+    Raises:
+        GmpipeError: the run can't be loaded, or the photograph not decoded.
+    """
+    photograph = load_image(image, "Name another photograph.")
+    run = load_run(run_folder, detector)
+    explanation = explain_image(run, photograph)
+    checkpoint = run.checkpoint
+    draw(
+        explanation,
+        photograph,
+        f"{image.name}: {checkpoint.dataset}, {checkpoint.variant}, seed {checkpoint.seed}",
+        output,
+    )
+    return f"{_tables(explanation, run)}\n\n{output}"
+
+
+def _tables(explanation: Explanation, run: TrainedRun) -> str:
+    lines = []
+    if not explanation.predicted:
+        lines += ["No label's score is above 0.5: this is the best one.", ""]
+    regions = []
+    rows = []
+    for label in explanation.labels:
+        influential = label.most_influential(_MOST_REGIONS, least=0.0005)
+        regions += [label.region, *(region for region, _ in influential)]
+        rows.append(
+            [
+                label.label,
+                f"{label.score:.3f}",
+                str(label.region),
+                _change(label.label_graph),
+                _change(label.instance_graph),
+                _changes(label, influential),
+            ]
+        )
+    lines.append("Changes of the score when something is taken away:")
+    headers = ["label", "score", "region", "label graph", "instance graph", "a region"]
+    lines.append(str(tabulate(rows, headers, tablefmt="github", disable_numparse=True)))
+    if missing := _missing(explanation.labels[0]):
+        lines.append(f"{_name(run)} has no {missing}, so there is none to take away.")
+    found = explanation.prediction
+    rows = [
+        [
+            str(region),
+            run.class_name(int(found.detector_classes[region])) or "none",
+            f"{found.detector_scores[region]:.3f}",
+            ", ".join(f"{side:.0f}" for side in found.pixel_box(region)),
+        ]
+        for region in sorted(set(regions))
+    ]
+    headers = ["region", "detector's class", "its score", "box: left, top, right, bottom in pixels"]
+    lines += ["", str(tabulate(rows, headers, tablefmt="github", disable_numparse=True))]
+    return "\n".join(lines)
+
+
+def _name(run: TrainedRun) -> str:
+    """The run as sentences name it."""
+    return f"{run.checkpoint.variant}-s{run.checkpoint.seed}"
+
+
+def _changes(label: LabelExplanation, influential: list[tuple[int, float]]) -> str:
+    if label.region_changes is None:
+        return "there is but one"
+    text = ", ".join(f"{region}: {change:+.3f}" for region, change in influential)
+    return text or "none changes it"
+
+
+def _change(change: float | None) -> str:
+    return "none in this run" if change is None else f"{change:+.3f}"
+
+
+def _missing(label: LabelExplanation) -> str:
+    graphs = {"label graph": label.label_graph, "instance graph": label.instance_graph}
+    return " and no ".join(name for name, change in graphs.items() if change is None)

@@ -1,0 +1,134 @@
+"""pipeline.api: the example of the documentation, and a cache as a torch dataset."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flows import ROOT, Flow
+from torch.utils.data import DataLoader
+
+from pipeline.api import RegionDataset, open_cache
+from pipeline.datasets.manifest import read_manifest
+from pipeline.errors import GmpipeError
+from pipeline.shards.reader import RegionCache
+
+M = 4
+
+
+def opened(made: Flow, *arguments: Any, **options: Any) -> RegionDataset:
+    return open_cache(made / "cache/tiny", *arguments, **options)
+
+
+def manifest_of(made: Flow) -> Path:
+    return made / "data/tiny/prepared/manifest.parquet"
+
+
+def test_the_example_of_the_documentation_runs(made: Flow) -> None:
+    [example] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)
+    assert "demo" in example
+    done = subprocess.run(
+        [sys.executable, "-c", example.replace("demo", "tiny")],
+        cwd=made.folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout.splitlines()
+    assert len(printed) == 4
+    assert all(re.fullmatch(r"\w+ 0\.\d+ \(.*\)", line) for line in printed[:3])
+    assert re.fullmatch(r"train-\d+ \(16, 8\) \(16, 18\)", printed[3])
+
+
+def test_a_cache_alone_is_all_its_rows(made: Flow) -> None:
+    cache, dataset = RegionCache.open(made / "cache/tiny"), opened(made)
+    assert len(dataset) == len(cache) == 24 * 2 + 12
+    rows = cache.gather(range(len(cache)))
+    for place, item in enumerate(dataset):
+        assert item.keys() == {
+            "image_id", "view", "features", "boxes", "scores", "classes", "mask"
+        }  # fmt: skip
+        assert item["image_id"] == rows.image_id[place].decode()
+        assert item["view"] == rows.view[place]
+        assert item["features"].dtype == torch.float32
+        for field in ("features", "boxes", "scores", "classes"):
+            assert np.array_equal(item[field].numpy(), getattr(rows, field)[place])
+        assert item["mask"].tolist() == [i < rows.count[place] for i in range(M)]
+    with pytest.raises(IndexError):
+        dataset[len(dataset)]
+
+
+@pytest.mark.parametrize("split", ["train", "test", None])
+def test_with_a_manifest_it_has_labels_in_the_manifests_order(made: Flow, split: Any) -> None:
+    manifest = read_manifest(manifest_of(made))
+    dataset = opened(made, manifest_of(made), split)
+    assert dataset.vocabulary == manifest.vocabulary
+    expected = []
+    for name in ("train", "test"):
+        if split in (name, None):
+            ids, truth = manifest.image_ids(name), manifest.truth(name)
+            views = 2 if name == "train" else 1
+            expected += [
+                (image_id, view, row.tolist())
+                for image_id, row in zip(ids, truth, strict=True)
+                for view in range(views)
+            ]
+    found = [(item["image_id"], item["view"], item["labels"].tolist()) for item in dataset]
+    assert found == expected
+
+
+def test_one_view_and_fewer_regions(made: Flow) -> None:
+    dataset = opened(made, manifest_of(made), "train", view=1, regions=2)
+    assert len(dataset) == 24
+    item, whole = dataset[3], opened(made, manifest_of(made), "train")[7]
+    assert (item["image_id"], item["view"]) == (whole["image_id"], 1)
+    assert item["features"].shape == (2, 8)
+    assert torch.equal(item["features"], whole["features"][:2])
+
+
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_worker_processes_give_the_same_batches(made: Flow, context: str) -> None:
+    dataset = opened(made, manifest_of(made), "train")
+    dataset[0]  # a shard is open in this process when the others begin
+
+    def batches(workers: int) -> list[dict[str, Any]]:
+        loader = DataLoader(
+            dataset,
+            batch_size=20,
+            shuffle=True,
+            generator=torch.Generator().manual_seed(3),
+            num_workers=workers,
+            multiprocessing_context=context if workers else None,
+        )
+        return list(loader)
+
+    alone, together = batches(0), batches(2)
+    assert [len(batch["image_id"]) for batch in alone] == [20, 20, 8]
+    assert alone[0]["image_id"] != sorted(alone[0]["image_id"])
+    for one, other in zip(alone, together, strict=True):
+        assert one.keys() == other.keys()
+        assert one["image_id"] == other["image_id"]
+        for name in one.keys() - {"image_id"}:
+            assert torch.equal(one[name], other[name]), name
+
+
+def test_what_cannot_be_opened_says_why(made: Flow, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="without a manifest"):
+        opened(made, split="train")
+    for regions in (0, 5):
+        with pytest.raises(ValueError, match=f"regions={regions}, expected 1 to the cache's 4"):
+            opened(made, regions=regions)
+    with pytest.raises(GmpipeError, match="extract"):
+        open_cache(tmp_path)
+    with pytest.raises(GmpipeError, match="prepare"):
+        opened(made, tmp_path / "manifest.parquet")
