@@ -23,6 +23,7 @@ from pipeline.files import NO_SPACE, is_no_space
 from stages.completion import (
     SHELLS,
     complete_dataset,
+    complete_run,
     complete_setting,
     complete_train_setting,
     complete_variant,
@@ -514,6 +515,7 @@ _trained_option = click.option(
     metavar="RUN",
     required=True,
     type=click.Path(path_type=Path),
+    shell_complete=complete_run,
     help="Folder of a trained run, e.g. runs/demo/full-s0.",
 )
 
@@ -596,7 +598,9 @@ def predict(
     )
     if failures:
         number = "1 photograph" if failures == 1 else f"{failures} photographs"
-        _fail(f"{number} can't be read, for the reasons above; all others are labelled.")
+        raise GmpipeError(
+            f"{number} can't be read, for the reasons above; all others are labelled."
+        )
 
 
 @cli.command()
@@ -621,6 +625,7 @@ def explain(image: Path, run_folder: Path, detector: Path | None, output: Path) 
     from stages import explain as command
 
     click.echo(command.explain(image, run_folder, detector, output))
+    say(f"\n{output}")
 
 
 @cli.command()
@@ -641,7 +646,7 @@ def export(run_folder: Path, output: Path | None) -> None:
     """
     from stages import export as command
 
-    click.echo(command.export(run_folder, output))
+    say(command.export(run_folder, output))
 
 
 @cli.group()

@@ -39,7 +39,7 @@ def explain(image: Path, run_folder: Path, detector: Path | None, output: Path) 
         f"{image.name}: {checkpoint.dataset}, {checkpoint.variant}, seed {checkpoint.seed}",
         output,
     )
-    return f"{_tables(explanation, run)}\n\n{output}"
+    return _tables(explanation, run)
 
 
 def _tables(explanation: Explanation, run: TrainedRun) -> str:

@@ -282,7 +282,7 @@ def test_values_are_offered() -> None:
         "compare --dataset other --variant", "wi"
     )
     assert "wide" not in completions("train --dataset other --variant", "wi")
-    assert completions("", "pre") == ["prepare"]
+    assert completions("", "pre") == ["predict", "prepare"]
     assert completions("train --set", "train.tiny.network.direct") == [
         "train.tiny.network.direct_size=",
         "train.tiny.network.direct_dropout=",

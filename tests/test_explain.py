@@ -105,15 +105,15 @@ def test_every_change_is_that_of_the_reference(
         assert label.most_influential(4, least=2) == []
 
 
-def test_what_a_run_lacks_is_not_a_change_of_zero(made: Flow, run: TrainedRun) -> None:
-    [label, *_] = explain(load_run(made / "runs/tiny/max-pool-s0"), photograph()).labels
+def test_what_a_run_lacks_is_not_a_change_of_zero(flow: Flow, run: TrainedRun) -> None:
+    [label, *_] = explain(load_run(flow / "runs/tiny/max-pool-s0"), photograph()).labels
     assert (label.label_graph, label.instance_graph) == (None, None)
     assert label.region_changes is not None
     assert np.flatnonzero(label.region_changes).tolist() == [label.region]
     for lacking, there in (("label_graph", "instance_graph"), ("instance_graph", "label_graph")):
         name = lacking.replace("_", "-")
-        made.ok("train", "--variant", f"without-{name}")
-        [label, *_] = explain(load_run(made / f"runs/tiny/without-{name}-s0"), photograph()).labels
+        flow.ok("train", "--variant", f"without-{name}")
+        [label, *_] = explain(load_run(flow / f"runs/tiny/without-{name}-s0"), photograph()).labels
         assert getattr(label, lacking) is None
         assert getattr(label, there) is not None
     [label, *_] = explain(changed(run, regions=1), photograph()).labels

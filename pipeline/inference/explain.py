@@ -14,13 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pipeline.evaluation.metrics import THRESHOLD
 from pipeline.inference.trained import Picture, Prediction, TrainedRun, as_picture
 from pipeline.matching.graphs import InstanceBatch
 from pipeline.matching.network import MatchingNetwork, image_logits
-
-PREDICTED = 0.5
-"""A label is predicted where its score is above."""
-
 
 @dataclass(frozen=True, eq=False)
 class LabelExplanation:
@@ -103,7 +100,7 @@ def explain(run: TrainedRun, image: Picture) -> Explanation:
         changes = scores(_without_each(batch, regions)) - prediction.scores
 
     order = np.argsort(-prediction.scores, kind="stable").tolist()
-    chosen = [label for label in order if prediction.scores[label] > PREDICTED]
+    chosen = [label for label in order if prediction.scores[label] > THRESHOLD]
     return Explanation(
         prediction,
         tuple(
