@@ -28,13 +28,14 @@ TOLERANCE = 1e-5
 def checkpoint(variant: str = "full", **changes: Any) -> Checkpoint:
     """Of an untrained network in which no parameter is 0."""
     own: Any = VARIANTS[variant].get("network", {})
-    settings = NetworkSettings(**{"latent_size": 8, "neighbors": 2, **own, **changes})
+    settings = NetworkSettings(**{"latent_size": 32, "neighbors": 2, **own, **changes})
     torch.manual_seed(0)
     vectors = torch.randn(C, W)
     network = build_network(D, C, W, settings)
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape))
+            if parameter.dim() == 1:
+                parameter.add_(0.3 * torch.randn(parameter.shape))
     return Checkpoint(
         dataset="toy",
         variant=variant,
@@ -107,7 +108,7 @@ def test_onnxruntime_says_what_torch_says(case: str, tmp_path: Path) -> None:
         won = np.take_along_axis(region_scores, winners[:, None], axis=1)[:, 0]
         assert np.abs(won - scores).max() <= TOLERANCE
         assert (winners < np.array(counts)[:, None]).all()
-        assert np.ptp(scores) > 0.1
+        assert np.ptp(scores) > 0.02
     said = session.get_modelmeta()
     assert said.producer_name == "gmpipe"
     about = said.custom_metadata_map

@@ -44,9 +44,7 @@ class _Whole(nn.Module):
         self.label_vectors = nn.Buffer(label_vectors)
         # With K places of padding there are always K others, so the number of neighbours that are
         # looked for is the same for any M.
-        self.padding = 0
-        if isinstance(network, MatchingNetwork) and network.settings.instance_graph:
-            self.padding = network.settings.neighbors
+        self.padding = network.settings.neighbors if isinstance(network, MatchingNetwork) else 0
 
     def forward(
         self, features: Tensor, boxes: Tensor, scores: Tensor, classes: Tensor, count: Tensor
@@ -108,14 +106,16 @@ def export_onnx(checkpoint: Checkpoint, path: Path) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch's exporter, about its own parts
+            shapes = (*(of_regions for _ in INPUTS[:-1]), {0: of_regions[0]})
+            # By itself torch.onnx.export falls back to fixed sizes where this fails.
+            graph = torch.export.export(whole, example, dynamic_shapes=shapes, strict=False)
             program = torch.onnx.export(
-                whole,
-                example,
-                dynamo=True,
-                dynamic_shapes=(*(of_regions for _ in INPUTS[:-1]), {0: of_regions[0]}),
+                graph,
+                dynamic_shapes=shapes,
                 input_names=INPUTS,
                 output_names=OUTPUTS,
                 custom_translation_table={torch.ops.aten.sort.stable: stable_sort},
+                dynamo=True,
                 verbose=False,
             )
     finally:

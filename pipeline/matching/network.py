@@ -261,7 +261,7 @@ class MatchingNetwork(nn.Module):
             (B, C, H); without matching edges a label sees no image, and all B are the same.
         """
         labels = self._convolved(batch, label_vectors).labels
-        return labels.expand(len(batch.mask), -1, -1)
+        return labels.expand(batch.mask.shape[0], -1, -1)
 
     def _convolved(
         self,
@@ -344,7 +344,7 @@ class MatchingNetwork(nn.Module):
                 )
             else:
                 index = cast(Tensor, structure.label_neighbors)
-                index = index.expand(len(state.labels), -1, -1)
+                index = index.expand(state.labels.shape[0], -1, -1)
                 there = torch.ones_like(index, dtype=torch.bool)
                 message, label_read = _gather_listed(
                     mlp, edges, state.labels, index, there, module.label_edge
@@ -376,7 +376,7 @@ class MatchingNetwork(nn.Module):
             if structure.label_neighbors is None:
                 label_edges = _updated(mlp, between, before, label_read, pair)
             else:
-                states = _listed(pair, structure.label_neighbors.expand(len(labels), -1, -1))
+                states = _listed(pair, structure.label_neighbors.expand(labels.shape[0], -1, -1))
                 label_edges = _updated(mlp, between, before, label_read, states)
         if (mlp := module.matching_edge) is not None:
             between, before = cast(MLP, module.matching_edge_from_nodes), state.matching_edges
