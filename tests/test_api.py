@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from flows import ROOT, Flow
+from flows import Flow
 from torch.utils.data import DataLoader
 
 from pipeline.api import RegionDataset, open_cache
@@ -29,24 +25,6 @@ def opened(made: Flow, *arguments: Any, **options: Any) -> RegionDataset:
 
 def manifest_of(made: Flow) -> Path:
     return made / "data/tiny/prepared/manifest.parquet"
-
-
-def test_the_example_of_the_documentation_runs(made: Flow) -> None:
-    [example] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)
-    assert "demo" in example
-    done = subprocess.run(
-        [sys.executable, "-c", example.replace("demo", "tiny")],
-        cwd=made.folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    printed = done.stdout.splitlines()
-    assert len(printed) == 4
-    assert all(re.fullmatch(r"\w+ 0\.\d+ \(.*\)", line) for line in printed[:3])
-    assert re.fullmatch(r"train-\d+ \(16, 8\) \(16, 18\)", printed[3])
 
 
 def test_a_cache_alone_is_all_its_rows(made: Flow) -> None:

@@ -19,6 +19,7 @@ from pipeline.inference.trained import Picture, Prediction, TrainedRun, as_pictu
 from pipeline.matching.graphs import InstanceBatch
 from pipeline.matching.network import MatchingNetwork, image_logits
 
+
 @dataclass(frozen=True, eq=False)
 class LabelExplanation:
     """One label of one image. A change is the score then, less the score now.
