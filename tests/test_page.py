@@ -292,7 +292,7 @@ def test_pointing_at_a_region_lists_its_best_labels(reader: Reader, made: Flow) 
             f"{VOCABULARY[label]} {100 * value:.1f}"
             for label, value in zip(best.indices, best.values.sigmoid(), strict=True)
         )
-        expect(dialog.locator(".info")).to_contain_text(f"region {region + 1} (detector:")
+        expect(dialog.locator(".info")).to_contain_text(f"region {region} (detector:")
         expect(dialog.locator(".info")).to_contain_text(listed)
 
 

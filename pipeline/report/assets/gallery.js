@@ -154,7 +154,7 @@ gmpipe.gallery = (() => {
   }
 
   async function sayRegion(number, variant, region, say) {
-    const what = `region ${region + 1} (detector: ${detectorSays(number, region)})`;
+    const what = `region ${region} (detector: ${detectorSays(number, region)})`;
     say(what);
     const { labels, scores } = await regionsOf(variant);
     const best = labels.shape[2];
@@ -174,12 +174,12 @@ gmpipe.gallery = (() => {
     const [mark, meaning] = MARKS[kind];
     const on = () => {
       light(winner);
-      say(`${overview.labels[label]} ${percent(score)} %, ${meaning}: won by region ${winner + 1} `
+      say(`${overview.labels[label]} ${percent(score)} %, ${meaning}: won by region ${winner} `
         + `(detector: ${detectorSays(number, winner)})`);
     };
     const off = () => { light(null); say(""); };
     return element("button", { type: "button", class: `chip ${kind}`, "data-label": label,
-      "aria-label": `${overview.labels[label]}, ${percent(score)} percent, ${meaning}, region ${winner + 1}`,
+      "aria-label": `${overview.labels[label]}, ${percent(score)} percent, ${meaning}, region ${winner}`,
       pointerenter: on, pointerleave: off, focus: on, blur: off },
     element("span", { class: "mark", "aria-hidden": "true" }, mark),
     overview.labels[label], element("span", { class: "score" }, percent(score)));
@@ -220,7 +220,7 @@ gmpipe.gallery = (() => {
           const off = () => { light(null); say(""); };
           return element("li", {}, element("button", { type: "button", class: "chip region",
             "data-region": region, pointerenter: on, pointerleave: off, focus: on, blur: off },
-          `${region + 1}: ${detectorSays(number, region)}`));
+          `${region}: ${detectorSays(number, region)}`));
         })));
     }
     return made;
