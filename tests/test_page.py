@@ -330,6 +330,24 @@ def test_two_networks_stand_side_by_side(reader: Reader, made: Flow) -> None:
         assert lit(card) == [regions[1, label]]
 
 
+def test_images_on_which_two_networks_differ(reader: Reader, made: Flow) -> None:
+    page = reader.page
+    show = choice(page, "Show").locator("option")
+    assert show.count() == 4  # a network alone differs from none
+    choice(page, "beside").select_option("max-pool")
+    choice(page, "Show").select_option("differs")
+    over = [truth_and_scores(made, f"{name}-s0")[1] > 0.5 for name in VARIANTS]
+    differs = over[0] != over[1]
+    counter = page.locator("#gallery-count")
+    expect(counter).to_have_text(re.compile(f"^{int(differs.any(axis=1).sum())} of 12 images"))
+    label = int(differs.sum(axis=0).argmax())
+    choice(page, "Label").select_option(str(label))
+    expect(counter).to_have_text(re.compile(f"^{int(differs[:, label].sum())} of 12 images"))
+    choice(page, "beside").select_option("")
+    assert show.count() == 4
+    expect(choice(page, "Show")).to_have_value("any")
+
+
 def test_everything_can_be_reached_by_keyboard(reader: Reader, made: Flow) -> None:
     page = reader.page
     _, scores, regions = truth_and_scores(made, "full-s0")

@@ -61,11 +61,16 @@ const gmpipe = (() => {
     return made;
   }
 
-  /** A labelled <select>. Choices are [value, text]. */
-  function chooser(title, choices, onChange, chosen) {
-    const select = element("select", { change: () => onChange(select.value) },
-      ...choices.map(([value, text]) =>
-        element("option", { value, selected: value === chosen }, text)));
+  /** The <option>s of choices, [value, text] each. */
+  function options(choices, chosen) {
+    return choices.map(([value, text]) =>
+      element("option", { value, selected: value === chosen }, text));
+  }
+
+  /** A labelled <select>. */
+  function chooser(title, choices, onChange, chosen, id = null) {
+    const select = element("select", { id, change: () => onChange(select.value) },
+      ...options(choices, chosen));
     return element("label", {}, `${title} `, select);
   }
 
@@ -78,7 +83,7 @@ const gmpipe = (() => {
   const dashes = ["", "8 4", "8 3 2 3", "2 3"]; // as in figures.py
 
   return {
-    receive, data, load, unpack, element, chooser, checkbox, STEPS, HALF,
+    receive, data, load, unpack, element, options, chooser, checkbox, STEPS, HALF,
     colour: (place) => colours[place % colours.length],
     dash: (place) => dashes[place % dashes.length],
     fixed: (value) => value.toFixed(1),

@@ -3,7 +3,7 @@
    regions that list their best labels, filters, and two networks side by side. */
 
 gmpipe.gallery = (() => {
-  const { element, chooser, unpack, percent, HALF, STEPS } = gmpipe;
+  const { element, chooser, options, unpack, percent, HALF, STEPS } = gmpipe;
   const overview = gmpipe.data("overview");
   const ON_A_PAGE = 24;
   const TOP = 3; // as in the paper's Figure 3
@@ -53,21 +53,31 @@ gmpipe.gallery = (() => {
   const OUTCOMES = [["any", "all"], ["right", "correct"], ["wrong", "false positive"],
     ["missed", "false negative"]];
 
+  /** What can be shown; of two networks also where they differ. */
+  function outcomes() {
+    return state.beside ? [...OUTCOMES, ["differs", `differs from ${state.beside}`]] : OUTCOMES;
+  }
+
   /** The score that decides where an image stands, or null if the filters leave it out. */
-  function confidence(number, of) {
+  function confidence(number, of, beside) {
     const truth = images.truth.row(number);
     const scores = of.scores.row(number);
+    const others = beside ? beside.scores.row(number) : scores;
+    const passes = (label) => {
+      if (state.outcome === "any") return true;
+      if (state.outcome !== "differs") return outcome(truth[label], scores[label]) === state.outcome;
+      return truth[label] >= 0 && (scores[label] > HALF) !== (others[label] > HALF);
+    };
     if (state.label !== "") {
       const label = Number(state.label);
-      const kind = outcome(truth[label], scores[label]);
-      return state.outcome === "any" || kind === state.outcome ? scores[label] : null;
+      return passes(label) ? scores[label] : null;
     }
     let best = null;
     for (let label = 0; label < scores.length; label++) {
-      const kind = outcome(truth[label], scores[label]);
-      if (state.outcome === "right" && (kind === "wrong" || kind === "missed")) return null;
-      const counts = state.outcome === "any" || state.outcome === "right" || kind === state.outcome;
-      if (counts && (best === null || scores[label] > best)) best = scores[label];
+      if (state.outcome === "right") { // of an image: nothing is wrong
+        if (["wrong", "missed"].includes(outcome(truth[label], scores[label]))) return null;
+      } else if (!passes(label)) continue;
+      if (best === null || scores[label] > best) best = scores[label];
     }
     return best;
   }
@@ -86,11 +96,11 @@ gmpipe.gallery = (() => {
 
   async function filter() {
     const of = await network(state.shown);
-    if (state.beside) await network(state.beside);
+    const beside = state.beside ? await network(state.beside) : null;
     const key = new Map();
     found = [];
     for (let number = 0; number < images.ids.length; number++) {
-      const score = confidence(number, of);
+      const score = confidence(number, of, beside);
       if (score === null) continue;
       const share = 100 * score / STEPS;
       if (share < state.from || share > state.to) continue;
@@ -298,14 +308,21 @@ gmpipe.gallery = (() => {
 
   const change = (name) => (value) => { state[name] = value; return filter(); };
 
+  function changeBeside(variant) {
+    state.beside = variant;
+    if (!variant && state.outcome === "differs") state.outcome = "any";
+    document.getElementById("show").replaceChildren(...options(outcomes(), state.outcome));
+    return filter();
+  }
+
   function startControls() {
     const variants = overview.variants.map((name) => [name, name]);
     document.getElementById("gallery-controls").append(
       chooser("Network", variants, change("shown"), state.shown),
-      chooser("beside", [["", "none"], ...variants], change("beside"), ""),
+      chooser("beside", [["", "none"], ...variants], changeBeside, ""),
       chooser("Label", [["", "any"], ...overview.labels.map((name, i) => [String(i), name])],
         change("label"), ""),
-      chooser("Show", OUTCOMES, change("outcome"), "any"),
+      chooser("Show", outcomes(), change("outcome"), "any", "show"),
       percentInput("Confidence from", "from"), percentInput("to", "to"),
       chooser("Order", [["listed", "as listed"], ["highest", "highest confidence first"],
         ["lowest", "lowest confidence first"], ["worst", "worst mistake first"]],
