@@ -30,6 +30,7 @@ from pipeline.report.gallery import BEST_LABELS, ShownRegions, ShownScores
 from pipeline.report.page import write_data, write_frame, write_images, write_scores
 
 VARIANTS = ("full", "max-pool")
+SIZES = ((500, 375), (375, 500), (1000, 100), (100, 1000))  # of the images, in turn
 
 
 def write_random_page(
@@ -70,7 +71,7 @@ def write_random_page(
     write_images(
         folder,
         [f"{place:012d}" for place in range(images)],
-        np.full((images, 2), 100, np.int32),
+        np.resize(np.array(SIZES, np.int32), (images, 2)),
         np.zeros(images, dtype=bool),
         (rng.random((images, labels)) < 0.1).astype(np.int8),
         ShownRegions(

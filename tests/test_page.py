@@ -22,7 +22,7 @@ from flows import VARIANTS, Flow
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from small import make_small, write_params
 
-from benchmarks.page import write_random_page
+from benchmarks.page import SIZES, write_random_page
 from pipeline.datasets.manifest import read_manifest
 from pipeline.datasets.scenes import VOCABULARY
 from pipeline.evaluation.paper import METHOD, PAPER
@@ -445,6 +445,22 @@ def test_five_thousand_images_are_shown_a_page_at_a_time(browser: Browser, tmp_p
     page.locator(".card rect").last.hover()
     expect(page.locator(".info", has_text="detector")).to_contain_text(re.compile(r"\): label \d"))
     assert any("regions-0" in url for url in one.requests)
+    one.close()
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_pictures_keep_their_shape(browser: Browser, tmp_path: Path, width: int) -> None:
+    write_random_page(tmp_path, images=len(SIZES), regions=2, labels=2)
+    one = Reader(browser, tmp_path, viewport={"width": width, "height": 700})
+    for number, (across, down) in enumerate(SIZES):
+        card = one.page.locator(f'.card[data-image="{number}"]')
+        card.locator(".open").click()
+        for place in (card, one.page.locator("dialog")):
+            box = place.locator(".picture").bounding_box()
+            assert box is not None
+            assert box["width"] / box["height"] == pytest.approx(across / down, rel=0.05)
+            assert box["height"] <= 500
+        one.page.keyboard.press("Escape")
     one.close()
 
 

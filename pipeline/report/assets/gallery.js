@@ -126,7 +126,7 @@ gmpipe.gallery = (() => {
   function picture(number, variant, say) {
     const [width, height] = images.sizes.row(number);
     const frame = element("div", { class: "picture" });
-    frame.style.aspectRatio = width ? `${width} / ${height}` : "4 / 3";
+    frame.style.setProperty("--ratio", width ? width / height : 4 / 3);
     const truth = overview.labels.filter((_, label) => images.truth.row(number)[label] === 1);
     const alt = `${images.ids[number]}, with ${truth.join(", ") || "no label"}`;
     if (images.pictures.row(number)[0]) {
