@@ -24,8 +24,9 @@ repro: $(VENV)/.base
 table: $(VENV)/.base
 	$(BIN)/gmpipe compare --dataset demo --seed 0 --seed 1 --seed 2
 
+# Two processes: each test uses one core, and a file's tests share what they have made.
 test: $(VENV)/.dev
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -m slow

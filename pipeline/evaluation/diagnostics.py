@@ -119,6 +119,8 @@ def label_map(vectors: Floats) -> NDArray[np.float64] | None:
         metric="cosine",
         init="random",
         perplexity=min(30.0, (len(vectors) - 1) / 3),
+        # Of so few points all pairs are computed sooner than who is near whom.
+        method="exact" if len(vectors) < 1000 else "barnes_hut",
         random_state=0,
     ).fit_transform(vectors.astype(np.float64))
     return places

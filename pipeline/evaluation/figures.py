@@ -268,8 +268,24 @@ def precision_recall_figure(stem: Path, curves: Mapping[str, Mapping[str, Curve]
     """
     columns = min(6, len(curves))
     rows = -(-len(curves) // columns)
-    with _drawing(stem, 1.7 * columns, 1.7 * rows + 0.5) as figure:
-        panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    width, height = max(6.0, 1.7 * columns), 1.7 * rows + 0.9
+    with _drawing(stem, width, height) as figure:
+        # Placed by hand: to find room for so many panels takes longer than to draw them.
+        figure.set_layout_engine("none")
+        panels = figure.subplots(
+            rows,
+            columns,
+            squeeze=False,
+            sharex=True,
+            sharey=True,
+            gridspec_kw={
+                "left": 0.6 / width,
+                "right": 1 - 0.15 / width,
+                "bottom": 0.5 / height,
+                "top": 1 - 0.75 / height,
+                "hspace": 0.3,
+            },
+        )
         for axes in panels.flat[len(curves) :]:
             axes.set_visible(False)
         lines: dict[str, Any] = {}
@@ -286,9 +302,9 @@ def precision_recall_figure(stem: Path, curves: Mapping[str, Mapping[str, Curve]
             axes.set_xlim(0, 100)
             axes.set_ylim(0, 103)
             axes.grid()
-        figure.supxlabel("recall (%)", fontsize=10)
-        figure.supylabel("precision (%)", fontsize=10)
-        figure.legend(lines.values(), lines, loc="outside upper center", ncols=3)
+        figure.supxlabel("recall (%)", fontsize=10, y=0.08 / height)
+        figure.supylabel("precision (%)", fontsize=10, x=0.08 / width)
+        figure.legend(lines.values(), lines, loc="upper center", ncols=3)
 
 
 def calibration_figure(stem: Path, found: Mapping[str, Calibration]) -> None:
