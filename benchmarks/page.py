@@ -53,6 +53,8 @@ def write_random_page(
             "dataset": "random",
             "caption": "random numbers",
             "interval": "",
+            "few": 1,
+            "detector": "chance",
             "base": VARIANTS[0],
             "variants": VARIANTS,
             "labels": names,

@@ -18,7 +18,7 @@ import numpy as np
 from ruamel.yaml import YAML
 
 from pipeline.datasets.groups import label_groups
-from pipeline.datasets.manifest import Manifest
+from pipeline.datasets.manifest import SPLITS, Manifest
 from pipeline.errors import GmpipeError
 from pipeline.evaluation.bootstrap import COVERAGE, RESAMPLES, Interval, intervals
 from pipeline.evaluation.diagnostics import found_groups
@@ -48,6 +48,7 @@ from pipeline.report.page import (
 )
 from pipeline.report.rows import columns, label_cells, own_rows, paper_rows
 from pipeline.settings import VARIANTS
+from pipeline.shards.failures import read_failures
 from pipeline.shards.reader import RegionCache
 from stages.layout import (
     CHECKPOINT_FILE,
@@ -79,6 +80,9 @@ from stages.results import (
 from stages.times import read_times
 
 PAGE = "index.html"
+
+FEW = 10
+"""Positives in the test split below which the page warns of a label's average precision."""
 
 _PACKAGES = (
     "gmpipe",
@@ -142,8 +146,8 @@ def _write_page(
     base = BASE if BASE in results else next(iter(results))
     first = results[base][0]
     cache = _cache_of(first)
-    groups = label_groups(labels)
-    grouped = "the data set's own groups"
+    groups = label_groups(settings.prepare.source, labels)
+    grouped = "the groups that the data set's makers give"
     if groups is None:
         vectors = load_checkpoint(first.plan.folder / CHECKPOINT_FILE).label_vectors.numpy()
         groups, grouped = found_groups(labels, vectors), "groups of near word vectors"
@@ -195,12 +199,15 @@ def _write_page(
         {
             "dataset": settings.dataset,
             "caption": caption(settings.dataset, runs[base]),
-            "interval": f"{100 * COVERAGE:.0f} % of {RESAMPLES:,} resamples of the test images",
+            "interval": f"{100 * COVERAGE:.0f} % interval over {RESAMPLES:,} resamples of the test "
+            "images",
+            "detector": _detector(settings, first),
             "base": base,
             "variants": list(results),
             "labels": labels,
             "groups": {label: group for group, members in groups.items() for label in members},
             "positives": (scores.truth == 1).sum(axis=0).tolist(),
+            "few": FEW,
             "ap": label_cells(runs),
             "columns": columns(runs, BASE),
             "rows": [*own_rows(runs, spread, BASE), *(paper_rows(paper) if paper else [])],
@@ -336,7 +343,9 @@ def _what_was_run(
             )
             for split, counts in manifest.counts.items()
         ),
+        ("left out of these, without regions", _left_out(manifest)),
         ("labels", str(len(manifest.vocabulary))),
+        ("regions by", _detector(settings, first)),
         ("label vectors", first.plan.settings.label_vectors),
         ("regions of an image", str(first.plan.settings.regions or first.recipe["regions"])),
         ("fingerprint of the regions", first.metrics["fingerprint"]),
@@ -356,6 +365,23 @@ def _what_was_run(
         "packages": [("python", platform.python_version()), *map(_version, _PACKAGES)],
         "settings": _as_yaml(shown),
     }
+
+
+def _left_out(manifest: Manifest) -> str:
+    """How many images neither trained nor tested, since they could not be decoded or imported."""
+    failed = read_failures(cache_folder(manifest.dataset))
+    counts = {split: sum(one in failed for one in manifest.image_ids(split)) for split in SPLITS}
+    return ", ".join(f"{count} of {split}" for split, count in counts.items())
+
+
+def _detector(settings: DatasetSettings, run: Result) -> str:
+    if "imported_from" in run.recipe:
+        return f"another program, imported ({run.recipe['imported_from']})"
+    chosen = settings.detector
+    return {
+        "torchvision": "torchvision's ResNet50-FPN Faster R-CNN, trained on MS-COCO",
+        "fit": "a Faster R-CNN fitted on boxes of this data set",
+    }.get(chosen.source, f"a Faster R-CNN with the weights {chosen.weights}")
 
 
 def _version(package: str) -> tuple[str, str]:

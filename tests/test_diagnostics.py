@@ -53,8 +53,9 @@ def test_a_thinned_curve_is_points_of_the_curve_spread_over_the_recall() -> None
     scores = np.clip(0.4 * truth + rng.random(5000), 0, 1)
     whole = set(zip(*precision_recall(scores, truth), strict=True))
     recall, precision = thinned_curve(scores, truth, points=50)
-    assert 40 <= len(recall) <= 50
-    assert set(zip(recall, precision, strict=True)) <= whole
+    assert 40 <= len(recall) <= 51
+    assert (recall[0], precision[0]) == (0, precision[1])  # where a curve begins
+    assert set(zip(recall[1:], precision[1:], strict=True)) <= whole
     assert (np.diff(recall) > 0).all()
     assert recall[-1] == 1
     # It still has the area of the whole curve, nearly.
@@ -65,8 +66,8 @@ def test_a_thinned_curve_is_points_of_the_curve_spread_over_the_recall() -> None
 def test_a_short_curve_is_left_as_it_is() -> None:
     scores, truth = np.array([0.9, 0.5, 0.5, 0.1]), np.array([1, 1, 0, 0])
     recall, precision = thinned_curve(scores, truth)
-    np.testing.assert_allclose(recall, [0.5, 1, 1])
-    np.testing.assert_allclose(precision, [1, 2 / 3, 1 / 2])
+    np.testing.assert_allclose(recall, [0, 0.5, 1, 1])
+    np.testing.assert_allclose(precision, [1, 1, 2 / 3, 1 / 2])
 
 
 # Calibration -------------------------------------------------------------------------------------
@@ -136,11 +137,12 @@ def test_groups_are_found_by_direction() -> None:
 
 
 def test_known_label_sets_have_groups_of_their_own() -> None:
-    for groups in LABEL_GROUPS.values():
+    for source, groups in LABEL_GROUPS.items():
         labels = [label for members in groups.values() for label in members]
         assert len(set(labels)) == len(labels)
-        assert label_groups(labels[::-1]) is groups
-        assert label_groups([*labels, "something else"]) is None
+        assert label_groups(source, labels[::-1]) is groups
+        assert label_groups(source, [*labels, "something else"]) is None
+        assert label_groups("table", labels) is None  # a user's labels, whatever their names
 
 
 def test_the_groups_of_coco_are_its_supercategories(shared: Path) -> None:

@@ -37,6 +37,7 @@ from pipeline.report.gallery import (
 )
 from pipeline.report.page import in_steps, packed
 from pipeline.report.rows import columns, own_rows, paper_rows
+from pipeline.shards.failures import Failure, write_failures
 from pipeline.shards.reader import RegionCache
 
 NUMBERS = (*(f"all {n}" for n in ("CP", "CF1")), "top3 CF1", "top3_forced OR")
@@ -210,6 +211,8 @@ def test_the_page_holds_what_was_run(made: Flow) -> None:
     facts = dict(overview["run"]["facts"])
     assert facts["split"] == "drawn/test"
     assert facts["images of train"] == "24 (listed 24, missing 0, unlabelled 0)"
+    assert facts["left out of these, without regions"] == "0 of train, 0 of test"
+    assert facts["regions by"] == "a Faster R-CNN fitted on boxes of this data set"
     assert facts["fingerprint of the regions"] == made.metrics()["fingerprint"]
     packages = dict(overview["run"]["packages"])
     assert packages["torch"] == torch.__version__.partition("+")[0]
@@ -273,6 +276,20 @@ def test_a_photograph_that_is_gone_leaves_its_boxes(flow: Flow) -> None:
     assert there.tolist() == [1, 1, 1, 0, *[1] * 8]
     assert unpacked(images["sizes"])[3].tolist() == [64, 64]  # as the manifest says
     assert not (flow / "reports/tiny/pictures/3.jpg").exists()
+
+
+def test_photographs_that_were_left_out_are_counted(flow: Flow) -> None:
+    write_failures(
+        flow / "cache/tiny",
+        [Failure(f"{name}-00003", "x.png", "broken") for name in ("train", "test")],
+    )
+    flow.ok("evaluate")
+    flow.ok("evaluate", "--variant", "max-pool")
+    flow.ok("report")
+    overview = data(flow / "reports/tiny", "overview")
+    facts = dict(overview["run"]["facts"])
+    assert facts["left out of these, without regions"] == "1 of train, 1 of test"
+    assert (overview["gallery"]["images"], overview["gallery"]["of"]) == (11, 11)
 
 
 def test_regions_of_other_settings_are_refused(flow: Flow, made: Flow) -> None:

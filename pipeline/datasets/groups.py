@@ -96,9 +96,14 @@ LABEL_GROUPS: Mapping[str, Mapping[str, Sequence[str]]] = {
 """A group's name -> its labels, by the `source` of the data set in params.yaml."""
 
 
-def label_groups(labels: Sequence[str]) -> Mapping[str, Sequence[str]] | None:
-    """The grouping that knows all of these labels; None where none does."""
-    for groups in LABEL_GROUPS.values():
-        if set(labels) <= {label for group in groups.values() for label in group}:
-            return groups
+def label_groups(source: str, labels: Sequence[str]) -> Mapping[str, Sequence[str]] | None:
+    """The grouping that a data set's makers give its labels; None where there is none.
+
+    Args:
+        source: of the data set in params.yaml.
+        labels: its vocabulary; one that a user chose has no groups.
+    """
+    groups = LABEL_GROUPS.get(source, {})
+    if set(labels) <= {label for group in groups.values() for label in group}:
+        return groups
     return None

@@ -27,17 +27,19 @@ def thinned_curve(
 
     Args:
         scores, truth: (N,); truth of -1 is left out.
-        points: T at the most; of more, those nearest to an even spacing in recall are kept.
+        points: of the curve at the most; of more, those nearest to an even spacing in recall are
+            kept.
 
     Returns:
-        recall and precision, (T,) each, by rising recall; empty where no entry is positive.
+        recall and precision, (T,) each, by rising recall, from recall 0 with the precision of the
+        first point; empty where no entry is positive.
     """
     recall, precision = precision_recall(scores, truth)
     if len(recall) > points:
         wanted = np.linspace(recall[0], 1, points)
         kept = np.unique(np.searchsorted(recall, wanted).clip(max=len(recall) - 1))
         recall, precision = recall[kept], precision[kept]
-    return recall, precision
+    return np.append(0 * recall[:1], recall), np.append(precision[:1], precision)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from pipeline.regions.transforms import load_image
 BEST_LABELS = 5
 """T: labels that are kept of a region."""
 
-LONGEST_SIDE = 320
+LONGEST_SIDE = 400
 """Of a picture, in pixels; smaller photographs stay as they are."""
 
 _QUALITY = 82  # of JPEG: smaller files, and at this size no difference to see

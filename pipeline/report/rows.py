@@ -27,7 +27,7 @@ def columns(runs: Runs, base: str) -> list[dict[str, str]]:
     if "mAP11" in first:
         found.append({"key": "mAP11", "title": "11-point mAP", "group": ""})
     if len(runs) > 1 and base in runs:
-        found.append({"key": "difference", "title": f"to {base}", "group": ""})
+        found.append({"key": "difference", "title": f"minus {base}", "group": ""})
     found += [
         {"key": f"{group} {name}", "title": name, "group": title}
         for group, title in _GROUPS.items()

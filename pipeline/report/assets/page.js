@@ -42,7 +42,8 @@
     const overview = gmpipe.data("overview");
     document.title = `${overview.dataset} \u2013 gmpipe report`;
     document.getElementById("title").textContent = overview.dataset;
-    document.getElementById("caption").textContent = overview.caption;
+    document.getElementById("caption").textContent =
+      `${overview.caption}. Regions by ${overview.detector}.`;
     const ofLabels = ["average-precision", "gains-and-losses"];
     for (const about of overview.figures) {
       const place = ofLabels.includes(about.name) ? "labels-figures" : "curves-figures";

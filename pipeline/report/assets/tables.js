@@ -70,9 +70,8 @@ gmpipe.tables = (() => {
     }
     const spans = groups.map((group) => columns.filter((c) => c.group === group).length);
     document.getElementById("results-table").replaceChildren(
-      element("caption", {}, `${overview.caption}. Small: ${overview.interval}.`),
       element("thead", {},
-        element("tr", {}, element("td"), ...groups.map((group, place) =>
+        element("tr", {}, element("td", {}), ...groups.map((group, place) =>
           group ? element("th", { scope: "colgroup", colspan: spans[place] }, group)
             : element("td", { colspan: spans[place] }))),
         element("tr", {}, sorter("network", "name", results, drawResults),
@@ -87,6 +86,8 @@ gmpipe.tables = (() => {
     if (kinds.has("seed")) controls.append(checkbox("each seed", true, change("seeds")));
     if (kinds.has("paper")) controls.append(checkbox("the paper's rows", true, change("paper")));
     controls.append(checkbox("top-3: always three labels, also under 0.5", false, change("forced")));
+    document.getElementById("results-note").textContent =
+      `In percent; \u00b1 is the sample standard deviation over the seeds, small numbers are the ${overview.interval}.`;
     drawResults();
     if (overview.paper) {
       document.getElementById("paper-differences").append(
@@ -133,10 +134,6 @@ gmpipe.tables = (() => {
       sorter(title, key, labels, drawLabels, number ? { class: "number" } : {});
     const cell = (variant, place) => numberCell(overview.ap[variant][place], variant);
     document.getElementById("labels-table").replaceChildren(
-      element("caption", {}, "Average precision in percent, mean over the seeds. Bar: ",
-        element("span", { class: "key" }, swatch(0), overview.base), others.length ? "Marks: " : null,
-        ...others.map((name) => element("span", { class: "key" },
-          swatch(overview.variants.indexOf(name)), name))),
       element("thead", {}, element("tr", {}, head("label", "name", false),
         head("group", "group", false), head("positives", "positives"),
         element("th", { scope: "col", class: "wide" }, "AP"), head(overview.base, "base"),
@@ -146,7 +143,9 @@ gmpipe.tables = (() => {
       element("tbody", {}, ...rows.map(({ place, value }) => element("tr", {},
         element("th", { scope: "row" }, value.name),
         element("td", {}, value.group),
-        element("td", { class: "number" }, String(value.positives)),
+        element("td", { class: "number" }, value.positives < overview.few
+          ? element("span", { class: "few", title: "too few to tell" }, `${value.positives} \u26a0`)
+          : String(value.positives)),
         element("td", { class: "wide" }, value.base === null ? "no positive" : bars(place)),
         cell(overview.base, place), ...others.map((name) => cell(name, place)),
         labels.against ? differenceCell(value.difference) : null,
@@ -165,7 +164,20 @@ gmpipe.tables = (() => {
     return element("td", { class: `number ${kind}` }, signed(value));
   }
 
+  function describeLabels() {
+    const few = overview.positives.filter((count) => count < overview.few).length;
+    document.getElementById("labels-note").replaceChildren(
+      "Average precision in percent, mean over the seeds. Bar: ",
+      element("span", { class: "key" }, swatch(0), overview.base), others.length ? "Marks: " : "",
+      ...others.map((name) => element("span", { class: "key" },
+        swatch(overview.variants.indexOf(name)), name)),
+      few ? element("span", { class: "few" }, `\u26a0 ${few} of ${overview.labels.length} labels have fewer `
+        + `than ${overview.few} positives among the test images: their numbers, and means and intervals `
+        + "that hold many of them, say little.") : "");
+  }
+
   function startLabels() {
+    describeLabels();
     if (others.length) {
       document.getElementById("labels-controls").append(
         chooser(`Difference to ${overview.base} of`, others.map((name) => [name, name]),
