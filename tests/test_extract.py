@@ -78,12 +78,15 @@ def test_a_broken_photograph_is_listed_and_the_rest_goes_on(flow: Flow) -> None:
     cache = RegionCache.open(flow / "cache/tiny")
     assert len(cache) == 55
     assert not {row["image_id"] for row in listed} & set(cache.ids)
+    times = (flow / ".state/times/tiny.csv").read_text()
+    assert times.endswith(",55\n")
 
     # The next run tries only these again; with leave it succeeds.
     assert flow.gmpipe("extract", "--max-failures", "2").refused("0 of them extracted")
     said = flow.ok("extract", "--max-failures", "3")
     assert "55 rows, 0 of them extracted now" in said
     assert "undecodable images: 3" in said
+    assert (flow / ".state/times/tiny.csv").read_text() == times
     assert len(read_failures(flow / "cache/tiny")) == 3
 
     # Training and evaluation leave them out and say so.
