@@ -194,9 +194,12 @@ def _jobs_option(command: Command) -> Command:
     )(command)
 
 
-def _note_idle(settings: Any, overrides: tuple[str, ...], variants: Sequence[str]) -> None:
-    """Tell of `--set` options that change nothing in a run of stage two."""
+def _note_unfollowed(settings: Any, overrides: tuple[str, ...], variants: Sequence[str]) -> None:
+    """Tell of settings that a run of stage two does not follow."""
     from stages.params import unreached, unread_by_runs
+    from stages.train import note_other_regions
+
+    note_other_regions(settings)
 
     for key in unread_by_runs(settings, overrides):
         note(f"a run on {settings.dataset} does not read `{key}`: this --set changes nothing.")
@@ -214,7 +217,7 @@ def _plan(dataset: str | None, overrides: tuple[str, ...], variant: str, seed: i
 
     settings = dataset_settings(dataset, overrides)
     variant_settings(settings.train, variant, "--variant")
-    _note_idle(settings, overrides, [variant])
+    _note_unfollowed(settings, overrides, [variant])
     from stages.train import plan_run
 
     chosen = load_params(overrides).seeds[0] if seed is None else seed
@@ -430,7 +433,7 @@ def compare(
     for name in variants:
         variant_settings(settings.train, name, "--variant")
     chosen = variants or load_params(overrides).variants
-    _note_idle(settings, overrides, chosen)
+    _note_unfollowed(settings, overrides, chosen)
     from stages import compare as command
 
     click.echo(command.compare(settings, chosen, seeds or (0, 1, 2), overrides, jobs=jobs))
@@ -463,7 +466,7 @@ def sweep(
 
     settings = dataset_settings(dataset, overrides)
     variant_settings(settings.train, variant, "--variant")
-    _note_idle(settings, overrides, [variant])
+    _note_unfollowed(settings, overrides, [variant])
     chosen = seeds or load_params(overrides).seeds
     from stages import sweep as command
 

@@ -12,6 +12,7 @@ import logging
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 import termios
@@ -138,6 +139,21 @@ def test_a_set_that_changes_nothing_is_noted(small: Flow) -> None:
         expected = f"Note: a run on voc2007 does not read `{key.split('=')[0]}`: this --set changes"
         assert (expected in done.err) == idle
         assert done.err.count("Note: ") == idle
+
+
+def test_a_cache_of_other_regions_than_params_yaml_asks_for_is_noted(flow: Flow) -> None:
+    expected = (
+        "Note: the cache of tiny has regions 4, params.yaml asks for 3; feature_dtype float16, "
+        "params.yaml asks for float32. Runs read the cache: `gmpipe extract --dataset tiny "
+        "--replace` makes it what is asked for.\n"
+    )
+    for words in (("evaluate",), ("compare", "--seed", "0")):
+        assert flow.gmpipe(*words).err == ""
+    flow.params(extract__tiny__regions=3, extract__tiny__feature_dtype="float32")
+    for words in (("evaluate",), ("compare", "--seed", "0")):
+        assert flow.gmpipe(*words).err == expected
+    shutil.rmtree(flow / "cache")
+    assert flow.gmpipe("train").err.startswith("Error: cache/tiny/index.parquet: there is no")
 
 
 # --- exit codes ----------------------------------------------------------------------------------

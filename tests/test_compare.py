@@ -338,6 +338,19 @@ def test_removed_variants_and_seeds_leave_the_report(small: Flow) -> None:
             assert b"full,1," not in content, name
 
 
+def test_a_report_without_all_runs_says_how_to_make_them(small: Flow) -> None:
+    write_params(small.folder, seeds=[4, 7])
+    small.ok("compare", "--seed", "4", *ALONE)
+    failed = small.gmpipe("report")
+    assert failed.refused(
+        r"no metrics at runs/voc2007/full-s7/metrics\.json\. Run `gmpipe compare --dataset voc2007 "
+        r"--seed 4 --seed 7`, which.*`gmpipe train .*--seed 7`.*`variants` and `seeds` in params"
+    )
+    [remedy] = re.findall("`gmpipe (compare [^`]*)`", failed.err)
+    small.ok(*remedy.split(), *ALONE)
+    small.ok("report")
+
+
 def test_a_run_of_older_settings_is_not_reported(small: Flow) -> None:
     small.ok("compare", "--seed", "0", *ALONE)
     write_params(small.folder, {"learning_rate": 0.02})
