@@ -588,8 +588,10 @@ def predict(
     A photograph that can't be read is named on stderr, the others go on, and the exit code is 1.
     """
     from stages import predict as command
+    from stages.runs import check_run
 
-    failures = command.predict(
+    check_run(run_folder)
+    labelled, failures = command.predict(
         images,
         run_folder,
         detector,
@@ -601,9 +603,8 @@ def predict(
     )
     if failures:
         number = "1 photograph" if failures == 1 else f"{failures} photographs"
-        raise GmpipeError(
-            f"{number} can't be read, for the reasons above; all others are labelled."
-        )
+        rest = "all others are labelled" if labelled else "none is labelled"
+        raise GmpipeError(f"{number} can't be read, for the reasons above; {rest}.")
 
 
 @cli.command()
@@ -626,7 +627,9 @@ def explain(image: Path, run_folder: Path, detector: Path | None, output: Path) 
     away. The network really runs without them.
     """
     from stages import explain as command
+    from stages.runs import check_run
 
+    check_run(run_folder)
     click.echo(command.explain(image, run_folder, detector, output))
     say(f"\n{output}")
 
@@ -648,7 +651,9 @@ def export(run_folder: Path, output: Path | None) -> None:
     the label vectors are part of it.
     """
     from stages import export as command
+    from stages.runs import check_run
 
+    check_run(run_folder)
     say(command.export(run_folder, output))
 
 

@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, Literal
@@ -85,7 +85,7 @@ def _missing(runs: Sequence[RunPlan]) -> list[list[Stage]]:
         GmpipeError: what runs read is missing, or holds fewer regions than one asks for.
     """
     inputs: dict[str, tuple[RegionCache, str, str]] = {}
-    found = []
+    found: list[list[Stage]] = []
     for run in runs:
         key = run.settings.label_vectors
         if key not in inputs:
@@ -125,7 +125,7 @@ def _is_evaluated(run: RunPlan, cache: str, labels: str) -> bool:
 
 def _attempt(run: RunPlan, stages: Sequence[Stage]) -> tuple[str, str]:
     """Make what a run lacks: (what to print, "") or ("", what is wrong)."""
-    make = {"train": train, "evaluate": evaluate}
+    make: dict[Stage, Callable[[RunPlan], str | None]] = {"train": train, "evaluate": evaluate}
     try:
         return "\n".join(str(make[stage](run)) for stage in stages), ""
     except GmpipeError as error:

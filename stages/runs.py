@@ -55,6 +55,23 @@ _SWEEP_FILE = _one_of(
 )
 
 
+def check_run(folder: Path) -> None:
+    """Suggest the runs of the same name where there is no such folder.
+
+    Raises:
+        GmpipeError: there are some.
+    """
+    if folder.exists():
+        return
+    near = sorted(
+        str(path)
+        for path in Path("runs").glob("*/*")
+        if path.name == folder.name and (path / CHECKPOINT_FILE).is_file()
+    )
+    if near:
+        raise GmpipeError(f"there is no {folder}. Did you mean {' or '.join(near)}?")
+
+
 def list_runs(settings: DatasetSettings, variants: Sequence[str], seeds: Sequence[int]) -> str:
     """A table of the runs of a data set; of those with a hash, what they were made with."""
     dataset = settings.dataset
