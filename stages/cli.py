@@ -485,7 +485,7 @@ def sweep(
     help="Test images that the gallery shows at most; of more, a random sample.",
 )
 def report(dataset: str | None, overrides: tuple[str, ...], images: int) -> None:
-    """Write the page of params.yaml's runs, and print its tables.
+    """Write the page of a data set's runs; print its tables.
 
     The page is reports/<dataset>/index.html: open it in a browser. It needs no server, and its
     folder can be moved and zipped.

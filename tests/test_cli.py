@@ -64,6 +64,15 @@ def test_every_command_takes_quiet_and_verbose(words: str) -> None:
     assert "-v, --verbose" in said
 
 
+@pytest.mark.parametrize("group", ["", "runs", "cache"])
+def test_a_list_of_commands_is_not_cut_off(group: str) -> None:
+    """In 76 columns; click writes 78 in a terminal of 80."""
+    said = CliRunner().invoke(cli, [*group.split(), "--help"], terminal_width=76).output
+    lines = said.split("\nCommands:\n")[1].splitlines()
+    assert lines
+    assert [line for line in lines if not line.endswith(".") or line.endswith("...")] == []
+
+
 def test_quiet_leaves_errors_and_what_was_asked_for(small: Flow) -> None:
     for words in (("-q", "train"), ("train", "--quiet"), ("evaluate", "-q")):
         done = small.gmpipe(*words)
