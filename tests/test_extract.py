@@ -5,7 +5,9 @@ The finished flow of 60 rows in 6 shards of 10 is what each test starts from.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import os
 import random
 import re
@@ -315,6 +317,18 @@ def test_a_worker_uses_all_cores() -> None:
         assert client.submit(threads_of_worker).result() == max(2, cores())
         environment = client.submit(os.environ.get, "OMP_NUM_THREADS").result()
         assert environment == "1"
+
+
+def test_a_worker_ends_without_a_last_look_for_garbage(tmp_path: Path) -> None:
+    """Which takes seconds with torch, and Dask kills a worker that takes 4 s, with a warning."""
+    path = tmp_path / "frozen"
+
+    def note_at_the_end() -> None:
+        atexit.register(lambda: path.write_text(str(gc.get_freeze_count())))
+
+    with open_cluster(None, {}) as client:
+        client.run(note_at_the_end)
+    assert int(path.read_text()) > 100_000
 
 
 def test_the_detector_of_a_worker_gets_its_threads(flow: Flow) -> None:
