@@ -45,6 +45,7 @@ clean-venv:
 
 # Markers of what is installed: a second call installs nothing unless pyproject.toml changed.
 $(VENV)/.base: pyproject.toml
+	@echo "installing packages into $(VENV); the first time takes some minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --editable .
 	touch $@

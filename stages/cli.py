@@ -194,9 +194,12 @@ def _jobs_option(command: Command) -> Command:
     )(command)
 
 
-def _note_idle(settings: Any, overrides: tuple[str, ...], variants: Sequence[str]) -> None:
-    """Tell of `--set` options that change nothing in a run of stage two."""
+def _note_unfollowed(settings: Any, overrides: tuple[str, ...], variants: Sequence[str]) -> None:
+    """Tell of settings that a run of stage two does not follow."""
     from stages.params import unreached, unread_by_runs
+    from stages.train import note_other_regions
+
+    note_other_regions(settings)
 
     for key in unread_by_runs(settings, overrides):
         note(f"a run on {settings.dataset} does not read `{key}`: this --set changes nothing.")
@@ -214,7 +217,7 @@ def _plan(dataset: str | None, overrides: tuple[str, ...], variant: str, seed: i
 
     settings = dataset_settings(dataset, overrides)
     variant_settings(settings.train, variant, "--variant")
-    _note_idle(settings, overrides, [variant])
+    _note_unfollowed(settings, overrides, [variant])
     from stages.train import plan_run
 
     chosen = load_params(overrides).seeds[0] if seed is None else seed
@@ -430,7 +433,7 @@ def compare(
     for name in variants:
         variant_settings(settings.train, name, "--variant")
     chosen = variants or load_params(overrides).variants
-    _note_idle(settings, overrides, chosen)
+    _note_unfollowed(settings, overrides, chosen)
     from stages import compare as command
 
     click.echo(command.compare(settings, chosen, seeds or (0, 1, 2), overrides, jobs=jobs))
@@ -463,7 +466,7 @@ def sweep(
 
     settings = dataset_settings(dataset, overrides)
     variant_settings(settings.train, variant, "--variant")
-    _note_idle(settings, overrides, [variant])
+    _note_unfollowed(settings, overrides, [variant])
     chosen = seeds or load_params(overrides).seeds
     from stages import sweep as command
 
@@ -482,7 +485,7 @@ def sweep(
     help="Test images that the gallery shows at most; of more, a random sample.",
 )
 def report(dataset: str | None, overrides: tuple[str, ...], images: int) -> None:
-    """Write the page of params.yaml's runs, and print its tables.
+    """Write the page of a data set's runs; print its tables.
 
     The page is reports/<dataset>/index.html: open it in a browser. It needs no server, and its
     folder can be moved and zipped.
@@ -585,8 +588,10 @@ def predict(
     A photograph that can't be read is named on stderr, the others go on, and the exit code is 1.
     """
     from stages import predict as command
+    from stages.runs import check_run
 
-    failures = command.predict(
+    check_run(run_folder)
+    labelled, failures = command.predict(
         images,
         run_folder,
         detector,
@@ -598,9 +603,8 @@ def predict(
     )
     if failures:
         number = "1 photograph" if failures == 1 else f"{failures} photographs"
-        raise GmpipeError(
-            f"{number} can't be read, for the reasons above; all others are labelled."
-        )
+        rest = "all others are labelled" if labelled else "none is labelled"
+        raise GmpipeError(f"{number} can't be read, for the reasons above; {rest}.")
 
 
 @cli.command()
@@ -623,7 +627,9 @@ def explain(image: Path, run_folder: Path, detector: Path | None, output: Path) 
     away. The network really runs without them.
     """
     from stages import explain as command
+    from stages.runs import check_run
 
+    check_run(run_folder)
     click.echo(command.explain(image, run_folder, detector, output))
     say(f"\n{output}")
 
@@ -645,7 +651,9 @@ def export(run_folder: Path, output: Path | None) -> None:
     the label vectors are part of it.
     """
     from stages import export as command
+    from stages.runs import check_run
 
+    check_run(run_folder)
     say(command.export(run_folder, output))
 
 

@@ -79,19 +79,27 @@ def doctor() -> tuple[str, bool]:
             *_programs(),
             *_extras(),
         ],
-        "places": [*_tried("disks", _disks)],
+        "places": [],
     }
+    not_made = []
     try:
         params = load_params()
     except GmpipeError as error:
         fix = "mend it; the data sets can be looked at then"
-        if not PARAMS_FILE.exists():
+        outside = not PARAMS_FILE.exists()
+        if outside:
             fix = "change to the checkout, the folder with params.yaml, and ask again"
-        sections["places"].insert(0, Finding("missing", str(PARAMS_FILE), str(error), fix))
+        sections["places"].append(Finding("missing", str(PARAMS_FILE), str(error), fix))
+        if not outside:
+            sections["places"] += _tried("disks", _disks)
     else:
+        sections["places"] += _tried("disks", _disks)
         others = [name for name in params.prepare if name not in params.datasets]
         for name in params.datasets:
-            sections[f"data set {name}"] = list(_tried(name, partial(_dataset, name, wanted=True)))
+            found = list(_tried(name, partial(_dataset, name, wanted=True)))
+            sections[f"data set {name}"] = found
+            if things := [one.thing for one in found if one.mark == "note"]:
+                not_made.append(f"{', '.join(things)} of {name}")
         for name in others:
             sections[f"data set {name}, not listed in `datasets`"] = [
                 replace(one, mark="note") if one.mark == "missing" else one
@@ -106,6 +114,8 @@ def doctor() -> tuple[str, bool]:
                 rows.append(("", "", f"  to do: {one.fix}"))
     missing = sum(one.mark == "missing" for findings in sections.values() for one in findings)
     end = f"{missing} missing" if missing else "nothing is missing that `datasets` needs"
+    if not_made and not missing:
+        end += f"; not made yet: {'; '.join(not_made)} (`dvc repro` makes them)"
     table = tabulate(rows[1:], tablefmt="plain", disable_numparse=True, preserve_whitespace=True)
     lines = [line.rstrip() for line in table.splitlines()]
     return "\n".join([*lines, "", end]), not missing
@@ -261,7 +271,7 @@ def _dataset(name: str, *, wanted: bool) -> Iterator[Finding]:
     yield from _tried("detector", lambda: _detector(settings))
     yield from _label_vectors(settings)
     yield from _tried("cache", lambda: _cache(settings))
-    yield _runs(name)
+    yield _runs(settings)
 
 
 def _files(settings: DatasetSettings) -> Finding | None:
@@ -270,7 +280,9 @@ def _files(settings: DatasetSettings) -> Finding | None:
     needed, fix = _needed(settings.dataset, settings.prepare)
     absent = [root / path for path in needed if not (root / path).exists()]
     if absent:
-        return Finding("missing", "files", f"there is no {absent[0]}", f"{fix} (data/README.md)")
+        own = isinstance(settings.prepare, TableSettings)
+        page = "docs/own-data.md" if own else "docs/datasets.md"
+        return Finding("missing", "files", f"there is no {absent[0]}", f"{fix} ({page})")
     return Finding("ok", "files", f"in {root}/") if needed else None
 
 
@@ -390,6 +402,7 @@ def _label_vectors(settings: DatasetSettings) -> Iterator[Finding]:
 
 
 def _cache(settings: DatasetSettings) -> Iterator[Finding]:
+    from pipeline.shards.failures import FAILURES_NAME, read_failures
     from pipeline.shards.reader import RegionCache
     from pipeline.shards.schema import INDEX_NAME
 
@@ -398,19 +411,22 @@ def _cache(settings: DatasetSettings) -> Iterator[Finding]:
     imported = settings.detector.source == "imported"
     if (folder / INDEX_NAME).exists():
         cache = RegionCache.open(folder)
-        yield Finding(
-            "ok",
-            "cache",
-            f"{len(cache)} rows of {cache.regions} regions in {len(cache.shards)} shards",
-        )
+        found = f"{len(cache)} rows of {cache.regions} regions in {len(cache.shards)} shards"
+        if failures := len(read_failures(folder)):
+            found += f"; images without regions: {failures}, see {folder / FAILURES_NAME}"
+        yield Finding("ok", "cache", found)
     elif not imported:  # of imported ones the manifest tells already
         yield Finding("note", "cache", "no rows yet", f"`gmpipe extract --dataset {name}`")
 
 
-def _runs(name: str) -> Finding:
+def _runs(settings: DatasetSettings) -> Finding:
+    name = settings.dataset
     top = runs_folder(name)
     trained = len(list(top.glob(f"*/{CHECKPOINT_FILE}")))
     evaluated = len(list(top.glob(f"*/{METRICS_FILE}")))
     if not trained:
-        return Finding("note", "runs", "none yet", f"`gmpipe train --dataset {name}`")
+        imported = isinstance(settings.prepare, ImportedSettings)
+        to_import = imported and not manifest_file(name).exists()
+        fix = "" if to_import else f"`gmpipe train --dataset {name}`"
+        return Finding("note", "runs", "none yet", fix)
     return Finding("ok", "runs", f"{trained} trained, {evaluated} of them evaluated")

@@ -126,6 +126,8 @@ def extract(
         line += f"; the detector waited for images {share:.1%} of its time"
     if failures:
         line += f"; undecodable images: {len(failures)}, see {folder / FAILURES_NAME}"
+    if results.rows:
+        record_time(dataset, "extract", began, rows=results.rows)
     if len(failures) > settings.extract.max_failures:
         raise GmpipeError(
             f"{line}\nThe first: {failures[0].reason}\nAll others are extracted. Mend these images "
@@ -133,8 +135,6 @@ def extract(
             f"`--max-failures {len(failures)}`, or `max_failures: {len(failures)}` in "
             f"`extract.{dataset}` of params.yaml, which `dvc repro` reads."
         )
-    if results.rows:
-        record_time(dataset, "extract", began, rows=results.rows)
     return line
 
 

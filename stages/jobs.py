@@ -12,10 +12,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -34,6 +34,8 @@ from stages.train import RunPlan, open_inputs, train
 
 _log = logging.getLogger(__name__)
 
+Stage = Literal["train", "evaluate"]
+
 _CONTEXT = multiprocessing.get_context("spawn")  # torch's threads don't survive a fork
 
 _CHILD = {
@@ -46,6 +48,8 @@ _CHILD = {
 def make_runs(runs: Sequence[RunPlan], jobs: int | None) -> None:
     """Train and evaluate the runs that are not there yet, and print a line on each.
 
+    Of a run that was trained and not evaluated, only the evaluation is missing.
+
     Args:
         runs: what is wanted.
         jobs: how many at a time; None for one a core, or one at all on a GPU.
@@ -53,14 +57,14 @@ def make_runs(runs: Sequence[RunPlan], jobs: int | None) -> None:
     Raises:
         GmpipeError: some failed; the others were made.
     """
-    missing = [run for run, current in zip(runs, _current(runs), strict=True) if not current]
+    missing = [(run, stages) for run, stages in zip(runs, _missing(runs), strict=True) if stages]
     if jobs is None:
         jobs = 1 if torch.cuda.is_available() else cores()
     problems = {}
     if min(jobs, len(missing)) > 1:
         outcomes = _side_by_side(missing, jobs)
     else:
-        outcomes = ((run, *_attempt(run)) for run in missing)
+        outcomes = ((run, *_attempt(run, stages)) for run, stages in missing)
     for run, line, problem in outcomes:
         if problem:
             problems[run.folder] = problem
@@ -74,14 +78,14 @@ def make_runs(runs: Sequence[RunPlan], jobs: int | None) -> None:
         )
 
 
-def _current(runs: Sequence[RunPlan]) -> list[bool]:
-    """Whether each run was trained and evaluated with its settings on the cache there is.
+def _missing(runs: Sequence[RunPlan]) -> list[list[Stage]]:
+    """What of each run is not there, with its settings and on the cache there is.
 
     Raises:
         GmpipeError: what runs read is missing, or holds fewer regions than one asks for.
     """
     inputs: dict[str, tuple[RegionCache, str, str]] = {}
-    found = []
+    found: list[list[Stage]] = []
     for run in runs:
         key = run.settings.label_vectors
         if key not in inputs:
@@ -89,30 +93,41 @@ def _current(runs: Sequence[RunPlan]) -> list[bool]:
             inputs[key] = cache, manifest.labels_sha256, vectors.sha256
         cache, labels, vectors_sha256 = inputs[key]
         check_regions(cache, run.dataset, run.settings.regions)  # not after hours of other runs
-        found.append(_is_of(run, cache.fingerprint, labels, vectors_sha256))
+        if not _is_trained(run, cache.fingerprint, labels, vectors_sha256):
+            found.append(["train", "evaluate"])
+        elif not _is_evaluated(run, cache.fingerprint, labels):
+            found.append(["evaluate"])
+        else:
+            found.append([])
     return found
 
 
-def _is_of(run: RunPlan, cache: str, labels: str, vectors: str) -> bool:
+def _is_trained(run: RunPlan, cache: str, labels: str, vectors: str) -> bool:
     try:
         checkpoint = load_checkpoint(run.folder / CHECKPOINT_FILE)
-        metrics = json.loads((run.folder / METRICS_FILE).read_text())
-        evaluated = metrics["fingerprint"], metrics["labels_sha256"]
-    except (GmpipeError, FileNotFoundError, ValueError, KeyError, TypeError):
+    except GmpipeError:
         return False
     return (
         checkpoint.settings == run.settings
         and fingerprint(checkpoint.recipe) == cache
         and checkpoint.labels_sha256 == labels
         and checkpoint.label_vectors_sha256 == vectors
-        and evaluated == (cache, labels)
     )
 
 
-def _attempt(run: RunPlan) -> tuple[str, str]:
-    """Make a run: (what to print, "") or ("", what is wrong)."""
+def _is_evaluated(run: RunPlan, cache: str, labels: str) -> bool:
     try:
-        return f"{train(run)}\n{evaluate(run)}", ""
+        metrics = json.loads((run.folder / METRICS_FILE).read_text())
+        return (metrics["fingerprint"], metrics["labels_sha256"]) == (cache, labels)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _attempt(run: RunPlan, stages: Sequence[Stage]) -> tuple[str, str]:
+    """Make what a run lacks: (what to print, "") or ("", what is wrong)."""
+    make: dict[Stage, Callable[[RunPlan], str | None]] = {"train": train, "evaluate": evaluate}
+    try:
+        return "\n".join(str(make[stage](run)) for stage in stages), ""
     except GmpipeError as error:
         _log.info("%s failed", run.folder, exc_info=True)
         return "", str(error)
@@ -123,7 +138,9 @@ def _attempt(run: RunPlan) -> tuple[str, str]:
         return "", NO_SPACE.format(where=where, error=error)
 
 
-def _side_by_side(runs: Sequence[RunPlan], jobs: int) -> Iterator[tuple[RunPlan, str, str]]:
+def _side_by_side(
+    runs: Sequence[tuple[RunPlan, Sequence[Stage]]], jobs: int
+) -> Iterator[tuple[RunPlan, str, str]]:
     """Make runs in ``jobs`` processes; yield each as it ends.
 
     A process that is killed takes no run with it but its own: another one goes on with the rest.
@@ -137,8 +154,8 @@ def _side_by_side(runs: Sequence[RunPlan], jobs: int) -> Iterator[tuple[RunPlan,
                 while waiting and len(making) < jobs:
                     idle = next((ours for ours in workers if ours not in making), None)
                     connection = _start_worker(workers) if idle is None else idle
-                    making[connection] = waiting.pop()
-                    connection.send(making[connection])
+                    making[connection], stages = waiting.pop()
+                    connection.send((making[connection], stages))
                 done: list[Any] = wait(list(making))
                 for connection in done:
                     run = making.pop(connection)
@@ -184,8 +201,8 @@ def _work(connection: Connection, loud: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     with speaking(loud):
-        while (run := connection.recv()) is not None:
-            connection.send(_attempt(run))
+        while (wanted := connection.recv()) is not None:
+            connection.send(_attempt(*wanted))
 
 
 def _end_with_parent() -> None:

@@ -21,6 +21,7 @@ from pipeline.errors import GmpipeError
 from pipeline.files import replacing
 from pipeline.images import images_below
 from pipeline.inference.trained import Prediction, TrainedRun, load_run
+from stages.messages import say
 from stages.progress import progress_bar
 
 COLUMNS = pa.schema(
@@ -57,7 +58,7 @@ def predict(
     batch_size: int,
     stdout: str | None,
     output: Path | None,
-) -> int:
+) -> tuple[int, int]:
     """Print or write the labels of photographs; name on stderr those that can't be read.
 
     Args:
@@ -70,14 +71,14 @@ def predict(
         output: file to write: .json, .csv or .parquet.
 
     Returns:
-        how many photographs could not be read.
+        how many photographs were labelled, and how many could not be read.
 
     Raises:
         GmpipeError: a folder or pattern holds no photograph, or the run can't be loaded.
     """
     paths = find_images(names)
     run = load_run(run_folder, detector)
-    failures = 0
+    labelled = failures = 0
     with ExitStack() as stack:
         writers: list[Write] = []
         if stdout is not None:
@@ -96,8 +97,11 @@ def predict(
             rows = _rows(path, outcome, run, threshold, top)
             for write in writers:
                 write(rows)
+            labelled += 1
         bar.close()  # before anything that is kept for the end is printed
-    return failures
+    if output is not None and stdout is None:  # or the line would stand among what is printed
+        say(f"{output}: {labelled} {'image' if labelled == 1 else 'images'}")
+    return labelled, failures
 
 
 def find_images(names: Sequence[str]) -> list[Path]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,11 +73,15 @@ def load_runs(
         GmpipeError: a run was not evaluated yet, was trained with other settings than it would be
             now, or two of them are of other regions or labels, so that no table may hold both.
     """
+    options = ["--dataset", settings.dataset]
+    options += [word for seed in seeds for word in ("--seed", str(seed))]
+    options += [word for override in overrides for word in ("--set", override)]
+    all_of_them = f"`gmpipe compare {shlex.join(options)}`"
     runs: dict[str, list[Result]] = {}
     first: Result | None = None
     for variant in variants:
         for seed in seeds:
-            run = _load_run(plan_run(settings, variant, seed, overrides))
+            run = _load_run(plan_run(settings, variant, seed, overrides), all_of_them)
             first = first or run
             for name in ("fingerprint", "labels_sha256"):
                 if run.metrics[name] != first.metrics[name]:
@@ -89,10 +94,15 @@ def load_runs(
     return runs
 
 
-def _load_run(plan: RunPlan) -> Result:
+def _load_run(plan: RunPlan, all_of_them: str) -> Result:
+    """A finished run; ``all_of_them`` is what makes all that are missing."""
     path = plan.folder / METRICS_FILE
     if not path.is_file():
-        raise GmpipeError(f"there are no metrics at {path}. Run `dvc repro`, or {_commands(plan)}.")
+        raise GmpipeError(
+            f"there are no metrics at {path}. Run {all_of_them}, which makes all that is missing, "
+            f"or {_commands(plan)}, for this run alone. Which runs are wanted, `variants` and "
+            "`seeds` in params.yaml say."
+        )
     checkpoint = load_checkpoint(plan.folder / CHECKPOINT_FILE)
     if checkpoint.settings != plan.settings:
         have, want = checkpoint.settings.model_dump(), plan.settings.model_dump()

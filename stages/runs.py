@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
@@ -34,6 +34,9 @@ from stages.layout import (
 )
 from stages.params import DatasetSettings, has_variant, variant_settings
 
+if TYPE_CHECKING:
+    from pipeline.learning.checkpoint import Checkpoint
+
 _TEMPORARY = r"\.[0-9a-f]{8}\.tmp"
 _HASHED = re.compile(r"-s[0-9]+-[0-9a-f]{8}$")
 _SHOWN = 4  # settings of a run
@@ -52,18 +55,34 @@ _SWEEP_FILE = _one_of(
 )
 
 
+def check_run(folder: Path) -> None:
+    """Suggest the runs of the same name where there is no such folder.
+
+    Raises:
+        GmpipeError: there are some.
+    """
+    if folder.exists():
+        return
+    near = sorted(
+        str(path)
+        for path in Path("runs").glob("*/*")
+        if path.name == folder.name and (path / CHECKPOINT_FILE).is_file()
+    )
+    if near:
+        raise GmpipeError(f"there is no {folder}. Did you mean {' or '.join(near)}?")
+
+
 def list_runs(settings: DatasetSettings, variants: Sequence[str], seeds: Sequence[int]) -> str:
     """A table of the runs of a data set; of those with a hash, what they were made with."""
     dataset = settings.dataset
     top = runs_folder(dataset)
-    named = _named(dataset, variants, seeds)
+    named = _named(dataset, [name for name in variants if has_variant(settings.train, name)], seeds)
     rows = [
         [
             str(folder),
             _map(folder),
             _epochs(folder),
-            "yes" if folder in named else "no",
-            _differences(folder, settings),
+            *_named_and_made_with(folder, settings, named=folder in named),
         ]
         for folder in _entries(top)
         if _is_run(folder)
@@ -177,16 +196,27 @@ def _map(folder: Path) -> str:
         return "damaged"
 
 
-def _differences(folder: Path, settings: DatasetSettings) -> str:
-    """The settings of a run with a hash that are not those of params.yaml, as `key=value`."""
-    if not _HASHED.search(folder.name):
-        return ""
+def _named_and_made_with(
+    folder: Path, settings: DatasetSettings, *, named: bool
+) -> tuple[str, str]:
+    """Whether params.yaml describes a run; of one with a hash, what else it was made with."""
+    answer = "yes" if named else "no"
+    if not named and not _HASHED.search(folder.name):
+        return answer, ""
     from pipeline.learning.checkpoint import load_checkpoint  # torch, for such runs only
 
     try:
         checkpoint = load_checkpoint(folder / CHECKPOINT_FILE)
     except GmpipeError:
-        return "damaged" if (folder / CHECKPOINT_FILE).exists() else "-"
+        return answer, "damaged" if (folder / CHECKPOINT_FILE).exists() else "-"
+    differences = _differences(checkpoint, settings)
+    if named:
+        return f"yes, but other settings: {differences}" if differences else "yes", ""
+    return "no", differences or "other views"  # all else that decides the hash
+
+
+def _differences(checkpoint: Checkpoint, settings: DatasetSettings) -> str:
+    """The settings of a run that are not those of params.yaml, as `key=value`."""
     if not has_variant(settings.train, checkpoint.variant):
         return "a variant that params.yaml lacks"
     plain = dict(_flat(variant_settings(settings.train, checkpoint.variant).model_dump()))
@@ -197,7 +227,7 @@ def _differences(folder: Path, settings: DatasetSettings) -> str:
     ]
     if len(found) > _SHOWN:
         found[_SHOWN:] = [f"and {len(found) - _SHOWN} more"]
-    return ", ".join(found) or "other views"  # all else that decides the hash
+    return ", ".join(found)
 
 
 def _flat(block: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,7 +1,8 @@
 """How long each stage took: `.state/times/<dataset>.csv`, a line whenever one made something.
 
 Nothing depends on this file, and it may be removed at any time: wall-clock times stay out of all
-that a later stage reads. A stage that found everything up to date, or failed, leaves no line.
+that a later stage reads. A stage that found everything up to date, or failed, leaves no line; but
+an extraction that extracted all it could and failed for the broken photographs alone does.
 
 The seconds are those of the execution that finished. What an earlier one spent before it was killed
 is not in them: a training or fitting that was resumed counts from there, and an extraction has, in

@@ -33,7 +33,7 @@ from pipeline.learning.training import (
     train_network,
 )
 from pipeline.settings import TrainSettings
-from pipeline.shards.reader import RegionCache
+from pipeline.shards.reader import RegionCache, read_index
 from stages.layout import (
     CHECKPOINT_FILE,
     EVALUATION_FILES,
@@ -45,6 +45,7 @@ from stages.layout import (
     state_file,
 )
 from stages.manifests import dataset_manifest
+from stages.messages import note
 from stages.params import DatasetSettings, variant_settings
 from stages.progress import progress_bar
 from stages.times import record_time
@@ -105,6 +106,32 @@ def open_inputs(
     vectors = load_label_vectors(manifest.vocabulary, settings.label_vectors)
     _log.info("read the vectors of %d labels from %s", len(vectors.names), vectors.source)
     return manifest, cache, vectors
+
+
+_OF_REGIONS = ("regions", "size", "score_threshold", "nms_threshold", "feature_dtype", "views")
+
+
+def note_other_regions(settings: DatasetSettings) -> None:
+    """Tell that params.yaml asks for other regions than the cache holds, which runs read.
+
+    Nothing is said of imported regions, nor where no index can be read: the command that needs it
+    says so.
+    """
+    try:
+        recipe = read_index(cache_folder(settings.dataset)).recipe
+    except GmpipeError:
+        return
+    asked = (settings.in_file or settings).extract  # of `--set` tells another note
+    differences = [
+        f"{name} {recipe[name]}, params.yaml asks for {getattr(asked, name)}"
+        for name in _OF_REGIONS
+        if name in recipe and recipe[name] != getattr(asked, name)
+    ]
+    if differences and "imported_from" not in recipe:
+        note(
+            f"the cache of {settings.dataset} has {'; '.join(differences)}. Runs read the cache: "
+            f"`gmpipe extract --dataset {settings.dataset} --replace` makes it what is asked for."
+        )
 
 
 def train(run: RunPlan, *, tensorboard: bool = False) -> str | None:

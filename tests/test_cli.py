@@ -12,6 +12,7 @@ import logging
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 import termios
@@ -61,6 +62,15 @@ def test_every_command_takes_quiet_and_verbose(words: str) -> None:
     said = CliRunner().invoke(cli, [*words.split(), "--help"]).output
     assert "-q, --quiet" in said
     assert "-v, --verbose" in said
+
+
+@pytest.mark.parametrize("group", ["", "runs", "cache"])
+def test_a_list_of_commands_is_not_cut_off(group: str) -> None:
+    """In 76 columns; click writes 78 in a terminal of 80."""
+    said = CliRunner().invoke(cli, [*group.split(), "--help"], terminal_width=76).output
+    lines = said.split("\nCommands:\n")[1].splitlines()
+    assert lines
+    assert [line for line in lines if not line.endswith(".") or line.endswith("...")] == []
 
 
 def test_quiet_leaves_errors_and_what_was_asked_for(small: Flow) -> None:
@@ -138,6 +148,21 @@ def test_a_set_that_changes_nothing_is_noted(small: Flow) -> None:
         expected = f"Note: a run on voc2007 does not read `{key.split('=')[0]}`: this --set changes"
         assert (expected in done.err) == idle
         assert done.err.count("Note: ") == idle
+
+
+def test_a_cache_of_other_regions_than_params_yaml_asks_for_is_noted(flow: Flow) -> None:
+    expected = (
+        "Note: the cache of tiny has regions 4, params.yaml asks for 3; feature_dtype float16, "
+        "params.yaml asks for float32. Runs read the cache: `gmpipe extract --dataset tiny "
+        "--replace` makes it what is asked for.\n"
+    )
+    for words in (("evaluate",), ("compare", "--seed", "0")):
+        assert flow.gmpipe(*words).err == ""
+    flow.params(extract__tiny__regions=3, extract__tiny__feature_dtype="float32")
+    for words in (("evaluate",), ("compare", "--seed", "0")):
+        assert flow.gmpipe(*words).err == expected
+    shutil.rmtree(flow / "cache")
+    assert flow.gmpipe("train").err.startswith("Error: cache/tiny/index.parquet: there is no")
 
 
 # --- exit codes ----------------------------------------------------------------------------------

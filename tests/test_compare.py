@@ -52,6 +52,30 @@ def test_what_is_there_is_used_again(small: Flow) -> None:
     assert small.bytes("runs") == before
 
 
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_what_is_trained_is_only_evaluated(small: Flow, jobs: str) -> None:
+    small.ok("train")
+    small.ok("compare", "--variant", "max-pool", "--seed", "0", *ALONE)
+    (small / "runs/voc2007/max-pool-s0/metrics.json").write_text("{}")
+    names = ("full-s0", "max-pool-s0")
+    trained = {name: small.bytes(f"runs/voc2007/{name}/checkpoint.pt") for name in names}
+    times = small / ".state/times/voc2007.csv"
+    before = times.read_text()
+    said = small.ok("compare", "--seed", "0", "--jobs", jobs)
+    assert " epochs, loss " not in said
+    assert sorted(re.findall(r"(\S+): mAP \d", said)) == [
+        "runs/voc2007/full-s0",
+        "runs/voc2007/max-pool-s0",
+    ]
+    later = times.read_text().removeprefix(before)
+    assert sorted(line.split(",")[:2] for line in later.splitlines()) == [
+        ["evaluate", "full-s0"],
+        ["evaluate", "max-pool-s0"],
+    ]
+    for name, content in trained.items():
+        assert small.bytes(f"runs/voc2007/{name}/checkpoint.pt") == content
+
+
 def test_what_is_of_other_settings_labels_or_regions_is_made_again(small: Flow) -> None:
     chosen = ("compare", "--variant", "max-pool", "--seed", "0", *ALONE)
     small.ok(*chosen)
@@ -312,6 +336,19 @@ def test_removed_variants_and_seeds_leave_the_report(small: Flow) -> None:
         assert b"max-pool" not in content, name
         if name.endswith(("/results.csv", "/labels.csv")):
             assert b"full,1," not in content, name
+
+
+def test_a_report_without_all_runs_says_how_to_make_them(small: Flow) -> None:
+    write_params(small.folder, seeds=[4, 7])
+    small.ok("compare", "--seed", "4", *ALONE)
+    failed = small.gmpipe("report")
+    assert failed.refused(
+        r"no metrics at runs/voc2007/full-s7/metrics\.json\. Run `gmpipe compare --dataset voc2007 "
+        r"--seed 4 --seed 7`, which.*`gmpipe train .*--seed 7`.*`variants` and `seeds` in params"
+    )
+    [remedy] = re.findall("`gmpipe (compare [^`]*)`", failed.err)
+    small.ok(*remedy.split(), *ALONE)
+    small.ok("report")
 
 
 def test_a_run_of_older_settings_is_not_reported(small: Flow) -> None:

@@ -124,7 +124,7 @@ def _in_this_process() -> Iterator[None]:
             n_workers=1,
             processes=False,
             threads_per_worker=2,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             memory_limit=0,
         ) as cluster,
         mock.patch("stages.cluster._local_cluster", return_value=contextlib.nullcontext(cluster)),

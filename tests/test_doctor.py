@@ -14,6 +14,8 @@ import torch
 from flows import ROOT, Flow, write_params
 from ruamel.yaml import YAML
 
+from pipeline.shards.failures import Failure, write_failures
+
 GLOVE = "data/glove/glove.6B.zip/glove.6B.300d.txt"
 
 
@@ -82,7 +84,12 @@ def found_labels(flow: Flow) -> int:
 
 def test_on_a_fresh_clone_all_is_still_to_be_made(tmp_path: Path) -> None:
     write_params(tmp_path)
-    found = sections(Flow(tmp_path).ok("doctor"))["data set tiny"]
+    said = Flow(tmp_path).ok("doctor")
+    assert said.endswith(
+        "\nnothing is missing that `datasets` needs; not made yet: prepared, detector, cache, runs "
+        "of tiny (`dvc repro` makes them)\n"
+    )
+    found = sections(said)["data set tiny"]
     for thing, command in (
         ("prepared", "prepare"),
         ("detector", "detector"),
@@ -139,7 +146,8 @@ def test_what_other_data_sets_lack_is_a_note(tmp_path: Path, source: str, file: 
     assert list(found) == ["files"]
     assert found["files"][0] == "note"
     assert file in found["files"][1]
-    assert "data/README.md" in found["files"][1]
+    page = "own-data.md" if source == "table" else "datasets.md"
+    assert found["files"][1].endswith(f"(docs/{page})")
 
 
 def test_weights_of_one_s_own_and_vectors_by_path(tmp_path: Path) -> None:
@@ -163,6 +171,7 @@ def test_an_imported_data_set_needs_no_detector(small: Flow, tmp_path: Path) -> 
     done = small.gmpipe("doctor")
     assert done.code == 1
     assert "gmpipe import-regions FILE --dataset voc2007" in done.out
+    assert "gmpipe train" not in done.out
 
 
 def test_damage_is_a_finding(flow: Flow) -> None:
@@ -177,12 +186,24 @@ def test_damage_is_a_finding(flow: Flow) -> None:
         assert re.search(rf"can't be looked at: .*gmpipe {fix} --dataset tiny", found[thing][1])
 
 
+def test_images_without_regions_are_counted(flow: Flow) -> None:
+    failures = [Failure(f"test-0000{n}", "a.png", "it is empty") for n in range(3)]
+    write_failures(flow / "cache/tiny", failures)
+    said = flow.ok("doctor")
+    assert sections(said)["data set tiny"]["cache"] == (
+        "ok",
+        "60 rows of 4 regions in 6 shards; images without regions: 3, see "
+        "cache/tiny/failures.parquet",
+    )
+
+
 def test_params_yaml_that_is_broken_or_not_there(tmp_path: Path) -> None:
     flow = Flow(tmp_path)
     done = flow.gmpipe("doctor")
     assert done.code == 1
     mark, text = sections(done.out)["places"]["params.yaml"]
     assert mark == "missing"
+    assert list(sections(done.out)["places"]) == ["params.yaml"]
     assert re.search(r"there is no params\.yaml in .*to do: change to the checkout", text)
     assert sections(done.out)["programs"]["torch"][0] == "ok"
     flow.params(train__tiny__epocs=3)
@@ -190,6 +211,7 @@ def test_params_yaml_that_is_broken_or_not_there(tmp_path: Path) -> None:
     assert done.code == 1
     assert "Did you mean `epochs`?" in sections(done.out)["places"]["params.yaml"][1]
     assert list(sections(done.out)) == ["programs", "places"]
+    assert list(sections(done.out)["places"]) == ["params.yaml", "data/", "cache/", "runs/"]
 
 
 def test_a_link_to_nowhere_is_missing(tmp_path: Path) -> None:

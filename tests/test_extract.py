@@ -5,7 +5,9 @@ The finished flow of 60 rows in 6 shards of 10 is what each test starts from.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import os
 import random
 import re
@@ -78,12 +80,15 @@ def test_a_broken_photograph_is_listed_and_the_rest_goes_on(flow: Flow) -> None:
     cache = RegionCache.open(flow / "cache/tiny")
     assert len(cache) == 55
     assert not {row["image_id"] for row in listed} & set(cache.ids)
+    times = (flow / ".state/times/tiny.csv").read_text()
+    assert times.endswith(",55\n")
 
     # The next run tries only these again; with leave it succeeds.
     assert flow.gmpipe("extract", "--max-failures", "2").refused("0 of them extracted")
     said = flow.ok("extract", "--max-failures", "3")
     assert "55 rows, 0 of them extracted now" in said
     assert "undecodable images: 3" in said
+    assert (flow / ".state/times/tiny.csv").read_text() == times
     assert len(read_failures(flow / "cache/tiny")) == 3
 
     # Training and evaluation leave them out and say so.
@@ -312,6 +317,18 @@ def test_a_worker_uses_all_cores() -> None:
         assert client.submit(threads_of_worker).result() == max(2, cores())
         environment = client.submit(os.environ.get, "OMP_NUM_THREADS").result()
         assert environment == "1"
+
+
+def test_a_worker_ends_without_a_last_look_for_garbage(tmp_path: Path) -> None:
+    """Which takes seconds with torch, and Dask kills a worker that takes 4 s, with a warning."""
+    path = tmp_path / "frozen"
+
+    def note_at_the_end() -> None:
+        atexit.register(lambda: path.write_text(str(gc.get_freeze_count())))
+
+    with open_cluster(None, {}) as client:
+        client.run(note_at_the_end)
+    assert int(path.read_text()) > 100_000
 
 
 def test_the_detector_of_a_worker_gets_its_threads(flow: Flow) -> None:

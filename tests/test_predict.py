@@ -165,6 +165,19 @@ def test_a_run_that_was_moved_needs_to_be_told_its_detector(made: Flow, tmp_path
         load_run(tmp_path / "nothing")
 
 
+def test_a_run_that_is_elsewhere_is_suggested(flow: Flow) -> None:
+    for words in (("predict", "."), ("explain", "a.png", "-o", "b.png"), ("export",)):
+        assert flow.gmpipe(*words, "--run", "full-s0").refused(
+            r"there is no full-s0\. Did you mean runs/tiny/full-s0\?"
+        )
+    shutil.copytree(flow / "runs/tiny/full-s0", flow / "runs/other/full-s0")
+    assert flow.gmpipe("export", "--run", "runs/tni/full-s0").refused(
+        r"Did you mean runs/other/full-s0 or runs/tiny/full-s0\?"
+    )
+    (flow / "runs/tiny/max-pool-s0/checkpoint.pt").unlink()
+    assert flow.gmpipe("export", "--run", "max-pool-s0").refused("there is no checkpoint at")
+
+
 def test_a_run_on_imported_regions_has_no_detector(small: Flow) -> None:
     small.ok("train")
     outcome = small.gmpipe("predict", ".", "--run", "runs/voc2007/full-s0")
@@ -221,7 +234,7 @@ def check_failures(outcome: Any, broken: dict[str, str]) -> None:
         [line] = [line for line in lines if f"/{name} can't be decoded" in line]
         assert reason in line.lower(), line
     assert sum("can't be decoded" in line for line in lines) == len(broken) == 5
-    assert "Error: 5 photographs can't be read" in lines[-1]
+    assert "Error: 5 photographs can't be read, for the reasons above; " in lines[-1]
 
 
 def test_a_folder_of_a_hundred_of_which_five_are_broken(made: Flow, tmp_path: Path) -> None:
@@ -239,7 +252,7 @@ def test_a_folder_of_a_hundred_of_which_five_are_broken(made: Flow, tmp_path: Pa
     run = ("--run", "runs/tiny/full-s0")
     outcome = made.gmpipe("predict", str(tmp_path), *run, "-o", str(output))
     check_failures(outcome, broken)
-    assert outcome.out == ""
+    assert outcome.out == f"{output}: 95 images\n"
     table = pq.read_table(output)
     assert table.schema == COLUMNS
     labelled = dict.fromkeys(table["image"].to_pylist())
@@ -248,6 +261,16 @@ def test_a_folder_of_a_hundred_of_which_five_are_broken(made: Flow, tmp_path: Pa
     outcome = made.gmpipe("predict", str(tmp_path / "0*"), *run, "--threshold", "0", "--top", "2")
     assert outcome.code == 0
     assert len(outcome.out.splitlines()) == 2 + 2 * 5  # 00, 02, 04, 06, 08
+
+
+def test_where_every_photograph_is_broken_none_is_labelled(made: Flow, tmp_path: Path) -> None:
+    broken = break_five(tmp_path, drawn("JPEG", 0), drawn("PNG", 0))
+    output = tmp_path / "labels.csv"
+    outcome = made.gmpipe("predict", str(tmp_path), "--run", "runs/tiny/full-s0", "-o", str(output))
+    check_failures(outcome, broken)
+    assert outcome.refused("for the reasons above; none is labelled")
+    assert outcome.out == f"{output}: 0 images\n"
+    assert output.read_text() == f"{','.join(COLUMNS.names)}\n"
 
 
 def test_real_photographs_of_which_five_are_broken(
@@ -314,7 +337,8 @@ def test_forms_say_the_same(made: Flow, run: TrainedRun, tmp_path: Path) -> None
     rows = list(csv.DictReader(io.StringIO(made.ok(*call, "--csv"))))
     images = json.loads(made.ok(*call, "--json"))
     parquet = tmp_path / "labels.parquet"
-    assert made.ok(*call, "-o", str(parquet)) == ""
+    assert made.ok(*call, "-o", str(parquet)) == f"{parquet}: 2 images\n"
+    assert made.ok("-q", *call, "-o", str(parquet)) == ""
     for suffix in ("csv", "json"):
         file = tmp_path / f"labels.{suffix}"
         printed = made.ok(*call, f"--{suffix}", "-o", str(file))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from flows import ROOT, Flow, write_params
+from small import write_params as write_small_params
 
 FILES = ("checkpoint.pt", "history.csv", "metrics.json", "predictions.parquet", "summary.json")
 GONE = ("full-s1", "full-s0-0123abcd", "mine.v2-s0", "without-label-graph-s12")
@@ -203,10 +204,10 @@ def test_the_list_has_a_row_a_run(flow: Flow) -> None:
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (header, *lines)]
     assert cells == [
         ["run", "mAP", "epochs", "named by params.yaml", "made with"],
-        ["runs/tiny/full-s0", "41.3", "3", "yes", ""],
+        ["runs/tiny/full-s0", "41.3", "3", "yes", "damaged"],
         ["runs/tiny/full-s0-0123abcd", "41.3", "3", "no", "damaged"],
         ["runs/tiny/full-s1", "-", "-", "no", ""],
-        ["runs/tiny/max-pool-s0", "41.3", "3", "yes", ""],
+        ["runs/tiny/max-pool-s0", "41.3", "3", "yes", "damaged"],
         ["runs/tiny/mine.v2-s0", "damaged", "damaged", "no", ""],
         ["runs/tiny/without-label-graph-s12", "41.3", "3", "no", ""],
     ]
@@ -218,13 +219,33 @@ def test_the_list_says_what_runs_with_a_hash_were_made_with(small: Flow) -> None
     several = [word for one in sets for word in ("--set", f"train.voc2007.{one}")]
     for options in (several[:4], several, ["--set", "train.voc2007.variants.mine={}"]):
         small.ok("train", *options, *(("--variant", "mine") if "mine" in options[-1] else ()))
-    made_with = [line.split("|")[5].strip() for line in small.ok("runs", "list").splitlines()[2:]]
-    assert sorted(made_with) == [
+    said = column(small, 5)
+    assert sorted(said.values()) == [
         "",
         "a variant that params.yaml lacks",
         "network.modules=1, epochs=1",
         "network.modules=1, epochs=1, momentum=0.5, clip_norm=2.0, and 1 more",
     ]
+
+
+def column(flow: Flow, number: int) -> dict[str, str]:
+    """Of the list, the cells of a column by run."""
+    lines = [line.split("|") for line in flow.ok("runs", "list").splitlines()[2:]]
+    return {Path(cells[1].strip()).name: cells[number].strip() for cells in lines}
+
+
+def test_the_list_says_which_named_run_has_other_settings_by_now(small: Flow) -> None:
+    small.ok("train")
+    small.ok("train", "--variant", "max-pool")
+    assert column(small, 4) == {"full-s0": "yes", "max-pool-s0": "yes"}
+    own = {"variants": {"max-pool": {"epochs": 3}}}
+    write_small_params(small.folder, own)
+    assert column(small, 4) == {
+        "full-s0": "yes",
+        "max-pool-s0": "yes, but other settings: epochs=2",
+    }
+    write_small_params(small.folder, own, variants=["full"])
+    assert column(small, 4) == {"full-s0": "yes", "max-pool-s0": "no"}
 
 
 def test_no_run_is_said(tmp_path: Path) -> None:
