@@ -271,6 +271,79 @@ def test_a_split_without_any_image_left_is_an_error(checkout: Checkout) -> None:
     )
 
 
+def make_pets(root: Path, listed: Sequence[str], there: Sequence[str], **changes: Any) -> str:
+    """The error of a table that lists images of which others are there."""
+    for path in there:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+    source = TableSettings.model_validate({"source": "table", **changes})
+    rows = [{"image_id": name, "path": str(Path(source.images) / name)} for name in listed]
+    with pytest.raises(GmpipeError) as caught:
+        make_manifest(make_listing(rows), "pets", root, source)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("listed", "there", "changes", "clue"),
+    [
+        (
+            ["a.jpg", "b.jpg"],
+            ["photos/a.jpg"],
+            {},
+            "photos/a.jpg: set `prepare.pets.images: photos`",
+        ),
+        (["x/a.jpg", "b.jpg"], ["c/d/x/a.jpg"], {}, "c/d/x/a.jpg: set `prepare.pets.images: c/d`"),
+        (["a.jpg", "b.jpg"], ["a.jpg"], {"images": "x"}, "a.jpg: set `prepare.pets.images: .`"),
+        (["a.jpg", "b.jpg"], ["y/a.jpg"], {"images": "x"}, "y/a.jpg: set `prepare.pets.images: y`"),
+        (["a.jpg", "b.jpg"], ["p/B.JPG"], {}, "p/B.JPG: set `prepare.pets.images: p`"),
+        (
+            ["a.jpg", "x/b.jpg"],
+            ["a.jpg", "x/b.JPG"],
+            {},
+            "x/b.JPG, listed as 'x/b.jpg': correct upper and lower case in the list, or in the",
+        ),
+        (["a.jpg", "x/b.jpg"], ["X/b.jpg"], {}, "X/b.jpg, listed as 'x/b.jpg': correct upper and"),
+        (
+            ["a.jpg", "x/b.jpg"],
+            ["y/b.jpg"],
+            {},
+            "y/b.jpg: correct the path in the list, or move the file",
+        ),
+        (["ba.jpg", "b.jpg"], ["y/a.jpg", "c.jpg"], {}, None),
+    ],
+)
+@pytest.mark.parametrize("drop", [False, True])
+def test_a_missing_image_is_looked_for_elsewhere(
+    tmp_path: Path,
+    listed: list[str],
+    there: list[str],
+    changes: dict[str, str],
+    clue: str | None,
+    drop: bool,
+) -> None:
+    root = tmp_path / "pets"
+    root.mkdir()
+    message = make_pets(root, listed, there, drop_missing=drop, **changes)
+    if clue is None:
+        assert "There is" not in message
+    else:
+        assert f" There is {root}/{clue}" in message
+    assert ("drop_missing: true" in message) == (not drop and not changes and there[0] == listed[0])
+
+
+def test_a_linked_folder_is_looked_through_and_no_circle_is_endless(tmp_path: Path) -> None:
+    root = tmp_path / "pets"
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far/b.jpg").touch()
+    root.mkdir()
+    (root / "again").symlink_to(root)
+    (root / "photos").symlink_to(tmp_path / "far")
+    message = make_pets(root, ["a.jpg", "b.jpg"], [])
+    assert f"There is {root}/photos/b.jpg: set `prepare.pets.images: photos`." in message
+    with mock.patch("pipeline.datasets.listing._MOST_LOOKED_AT", 0):
+        assert "There is" not in make_pets(root, ["a.jpg", "b.jpg"], [])
+
+
 def test_a_folder_in_an_image_s_place_is_no_image(checkout: Checkout) -> None:
     path = checkout / f"{IMAGES}/000001.jpg"
     path.unlink()
@@ -283,7 +356,9 @@ def test_a_folder_in_an_image_s_place_is_no_image(checkout: Checkout) -> None:
 
 def test_an_image_folder_that_is_not_there(checkout: Checkout) -> None:
     shutil.rmtree(checkout / IMAGES)
-    checkout.refused("5 of 5 images that voc lists are missing")
+    checkout.refused(
+        r"5 of 5 images that voc lists are missing; .* and the others likewise\.$"  # no dropping
+    )
     (checkout / IMAGES).write_text("a file")
     checkout.refused("5 of 5 images that voc lists are missing")
 
