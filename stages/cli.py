@@ -227,8 +227,8 @@ def _plan(dataset: str | None, overrides: tuple[str, ...], variant: str, seed: i
     "--check",
     is_flag=True,
     help="Open every image's header, and the whole of a JPEG or PNG file that seems cut off; say "
-    "which are missing, unreadable, duplicate or unlabelled, and count labels; write nothing. Fails "
-    "if any is missing or unreadable.",
+    "which are missing, unreadable, duplicate or unlabelled, and count labels; write nothing. "
+    "Fails if any is missing or unreadable.",
 )
 def prepare(dataset: str | None, overrides: tuple[str, ...], check: bool) -> None:
     """Write the manifest: images, split, labels."""

@@ -271,7 +271,7 @@ def _check_header(
     for name in wrong.values():
         meant = _closest(name, header) if name in absent else None
         found.append(
-            f"{name!r} is {'not a' if name in absent else 'more than one'} column"
+            f"{name!r} {'is not a column' if name in absent else 'is more than one column'}"
             + (f" (perhaps {meant!r} is)" if meant else "")
         )
     step = "Rename it" if len(wrong) == 1 else "Rename them"
