@@ -106,6 +106,10 @@ class TableSettings(_ListedSettings):
 
     source: Literal["table"]
     file: str = Field("labels.csv", description="the table, .csv or .parquet")
+    images: str = Field(
+        ".",
+        description="folder that the table's paths are relative to; `.`: data/<dataset>/ itself",
+    )
     image: str = Field("image", description="column of the image's path")
     labels: str = Field("labels", description="column of its labels")
     split: str = Field("split", description="column that says `train` or `test`")

@@ -229,8 +229,9 @@ def _plan(dataset: str | None, overrides: tuple[str, ...], variant: str, seed: i
 @click.option(
     "--check",
     is_flag=True,
-    help="Open every image's header and say which are missing, unreadable, duplicate or "
-    "unlabelled; write nothing. Fails if any is missing or unreadable.",
+    help="Open every image's header, and the whole of a JPEG or PNG file that seems cut off; say "
+    "which are missing, unreadable, duplicate or unlabelled, and count labels; write nothing. "
+    "Fails if any is missing or unreadable.",
 )
 def prepare(dataset: str | None, overrides: tuple[str, ...], check: bool) -> None:
     """Write the manifest: images, split, labels."""

@@ -8,12 +8,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from tabulate import tabulate
 
-from pipeline.datasets.check import Findings, ListedImage, check_files
+from pipeline.datasets.check import (
+    Findings,
+    ListedImage,
+    check_files,
+    label_counts,
+    similar_labels,
+)
 from pipeline.datasets.coco import read_coco
 from pipeline.datasets.listing import (
     Listing,
+    elsewhere,
     find_files,
     is_current,
     listed_manifest,
@@ -57,14 +66,16 @@ _READERS: dict[type, Callable[[Path, Any], Listing]] = {
 
 _MISSING = "missing.csv"  # beside the manifest: which images were left out, having no file
 _MISSING_COLUMNS = ("image_id", "path")
-_SHOWN = 5  # images of a kind that a check names
+_SHOWN = 5  # images or labels of a kind that are named
+_MOST_LABELS = 40  # in a whole table of labels; of more, the rarest are shown
+_RAREST = 10
 
 
 def prepare(settings: DatasetSettings) -> str:
     """Write the manifest, unless it is of the same sources and what it names is there.
 
     Returns:
-        a line that says what was done.
+        a line that says what was done; the labels with their counts, and what is odd about them.
 
     Raises:
         GmpipeError: the data set's files are missing or break their format, images are missing and
@@ -74,25 +85,27 @@ def prepare(settings: DatasetSettings) -> str:
     dataset, source = settings.dataset, settings.prepare
     folder = prepared_folder(dataset)
     if isinstance(source, ImportedSettings):
-        return f"{folder}: imported, {_counts(_imported_manifest(dataset))}"
+        imported = _imported_manifest(dataset)
+        return "\n".join([f"{folder}: imported, {_counts(imported)}", *_labels(settings, imported)])
     with folder_lock(folder):
         manifest = _current_manifest(dataset, source)
         if manifest is not None:
-            return f"{folder} ({_counts(manifest)}): unchanged"
+            said = f"{folder} ({_counts(manifest)}): unchanged"
+            return "\n".join([said, *_labels(settings, manifest)])
         if isinstance(source, ScenesSettings):
             manifest = _draw(dataset, source)
         else:
             manifest = _list(dataset, source)
     record_time(dataset, "prepare", began)
-    return f"{folder}: {_counts(manifest)}"
+    return "\n".join([f"{folder}: {_counts(manifest)}", *_labels(settings, manifest)])
 
 
 def check(settings: DatasetSettings) -> tuple[str, bool]:
     """Open every image's header; nothing is written.
 
     Returns:
-        what is missing, unreadable, duplicate and unlabelled, line by line; and whether every image
-        is there and can be read.
+        what is missing, unreadable, duplicate and unlabelled, and the labels, line by line; and
+        whether every image is there and can be read.
 
     Raises:
         GmpipeError: the data set's files are missing or break their format.
@@ -100,15 +113,20 @@ def check(settings: DatasetSettings) -> tuple[str, bool]:
     dataset, source = settings.dataset, settings.prepare
     root = data_root(dataset)
     if isinstance(source, ImportedSettings):
-        counts = _counts(_imported_manifest(dataset))
-        return f"{dataset}: {counts}; its regions are imported, and no photograph is needed", True
+        manifest = _imported_manifest(dataset)
+        said = (
+            f"{dataset}: {_counts(manifest)}; its regions are imported, and no photograph is needed"
+        )
+        return "\n".join([said, *_labels(settings, manifest)]), True
     if isinstance(source, ScenesSettings):
         manifest = read_manifest(manifest_file(dataset))
     else:
         manifest = listed_manifest(_read(root, source), dataset, source)
     with progress_bar(total=len(manifest), desc="check", unit="image") as bar:
         found = check_files(manifest, root, bar.update)
-    return "\n".join(_report(dataset, source, found)), not (found.missing or found.unreadable)
+    *lines, verdict = _report(dataset, source, found)
+    said = "\n".join([*lines, *_labels(settings, manifest), verdict])
+    return said, not (found.missing or found.unreadable)
 
 
 # --- what is made --------------------------------------------------------------------------------
@@ -222,6 +240,46 @@ def _counts(manifest: Manifest) -> str:
     return f"{', '.join(parts)}, {len(manifest.vocabulary)} labels"
 
 
+def _labels(settings: DatasetSettings, manifest: Manifest) -> list[str]:
+    """How many images have each label, and notes on what may be wrong with labels."""
+    names, counts = manifest.vocabulary, label_counts(manifest)
+    train, test = (counts[split] for split in SPLITS)
+    shown, more = np.arange(len(names)), []
+    if len(names) > _MOST_LABELS:
+        rarest = np.argsort(train + test, kind="stable")
+        shown = rarest[:_RAREST]
+        least = int((train + test)[rarest[_RAREST]])
+        more = [f"and {len(names) - _RAREST} labels more, each of {least} images at least"]
+    rows = [[names[place], train[place], test[place]] for place in shown]
+    table = tabulate(rows, ["label", *SPLITS], tablefmt="plain", disable_numparse=[0])
+    notes = [
+        ("without an image in test, so not scored", [names[p] for p in np.flatnonzero(test == 0)]),
+        (
+            "with fewer than 2 images in train, so hardly learned",
+            [names[place] for place in np.flatnonzero(train < 2)],
+        ),
+        (
+            "that may be one, spelled in two ways",
+            [f"{one!r} and {other!r}" for one, other in similar_labels(names)],
+        ),
+    ]
+    lines = [f"note: labels {title}: {_some(found)}" for title, found in notes if found]
+    if isinstance(settings.prepare, TableSettings):
+        for mark in "|,/":
+            holding = sum(mark in name for name in names)
+            if holding > len(names) / 2 and mark != settings.prepare.separator:
+                lines.append(
+                    f"note: {holding} of {len(names)} labels contain {mark!r}. Is that what "
+                    f'separates labels? Then set `prepare.{settings.dataset}.separator: "{mark}"`.'
+                )
+    return [*table.splitlines(), *more, *lines]
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = [f"and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
+    return ", ".join([*names[:_SHOWN], *rest])
+
+
 def _report(dataset: str, source: PrepareSettings, found: Findings) -> list[str]:
     unreadable = [f"{_name(image)}: {reason}" for image, reason in found.unreadable]
     across: list[list[ListedImage]] = []
@@ -249,12 +307,29 @@ def _report(dataset: str, source: PrepareSettings, found: Findings) -> list[str]
     if isinstance(source, ScenesSettings):
         step = f"delete {prepared_folder(dataset)} and run `gmpipe prepare --dataset {dataset}`"
     else:
-        step = f"put the missing and unreadable images anew below {data_root(dataset)}"
-        if not isinstance(source, ImportedSettings):
-            step += (
-                f", or delete them and set `prepare.{dataset}.drop_missing: true` in params.yaml"
-            )
+        step = _steps(dataset, source, found)
     return [*lines, f"To do: {step}."]
+
+
+def _steps(dataset: str, source: PrepareSettings, found: Findings) -> str:
+    """What to do about missing and unreadable images that are not drawn."""
+    steps = []
+    if found.missing:
+        step = f"put the missing images below {data_root(dataset)}"
+        if len(found.missing) < found.images:
+            step += f", or leave them out: `prepare.{dataset}.drop_missing: true` in params.yaml"
+        steps.append(step)
+    if found.unreadable:
+        steps.append(
+            "mend the unreadable images, or go on without them: "
+            f"`extract.{dataset}.max_failures: {len(found.unreadable)}` in params.yaml"
+        )
+    if found.missing and not isinstance(source, ScenesSettings | ImportedSettings):
+        missing = [(image.image_id, image.path) for image in found.missing]
+        clue = elsewhere(data_root(dataset), missing, source)
+        if clue is not None:
+            steps.append(f"{clue[0].lower()}{clue[1:].removesuffix('.')}")
+    return "; ".join(steps)
 
 
 def _section(title: str, images: int, entries: Sequence[str]) -> list[str]:
@@ -265,7 +340,8 @@ def _section(title: str, images: int, entries: Sequence[str]) -> list[str]:
 
 
 def _name(image: ListedImage) -> str:
-    return f"{image.image_id} ({image.split}), {image.path}"
+    name = f"{image.image_id} ({image.split})"
+    return name if image.path == image.image_id else f"{name}, {image.path}"
 
 
 def _alike(group: Sequence[ListedImage]) -> str:

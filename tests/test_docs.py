@@ -70,6 +70,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, _in_this_process: None) -> F
     home = flow / "home/Pictures"
     for number, name in enumerate(PETS):
         draw_image(home / f"pets/{name}.jpg", number)
+    draw_image(home / "new/hall.jpg", len(PETS))
     classes = ["bee", "flower", "wasp"]
     objects = [VocObject(name, (1, 1, 10, 5)) for name in classes]
     gardens = {f"bee_{number:02d}": objects[number % 3 :] for number in range(6)}

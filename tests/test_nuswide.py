@@ -450,7 +450,7 @@ def test_the_csv_is_missing_or_another_one(one_csv: Path) -> None:
     with pytest.raises(GmpipeError, match=message):
         read(one_csv, "csv", file="other.csv")
     (one_csv / "other.csv").write_text("filename,label,split\n")
-    with pytest.raises(GmpipeError, match=r"'filepath' is not a column; .* mean 'filename'\?$"):
+    with pytest.raises(GmpipeError, match=r"'filepath' is not a column \(perhaps 'filename'"):
         read(one_csv, "csv", file="other.csv")
 
 

@@ -33,7 +33,7 @@ from trees import (
     voc_xml,
 )
 
-from pipeline.datasets.check import check_files
+from pipeline.datasets.check import check_files, similar_labels
 from pipeline.datasets.listing import (
     Listing,
     find_files,
@@ -106,9 +106,10 @@ class Checkout:
         return code, out.getvalue(), err.getvalue()
 
     def prepare(self, dataset: str = "voc") -> str:
+        """The first line that a run prints; labels follow."""
         code, out, err = self.run("--dataset", dataset)
         assert code == 0, err
-        return out
+        return out[: out.index("\n") + 1]
 
     def refused(self, pattern: str, dataset: str = "voc", *options: str) -> None:
         code, out, err = self.run("--dataset", dataset, *options)
@@ -271,6 +272,79 @@ def test_a_split_without_any_image_left_is_an_error(checkout: Checkout) -> None:
     )
 
 
+def make_pets(root: Path, listed: Sequence[str], there: Sequence[str], **changes: Any) -> str:
+    """The error of a table that lists images of which others are there."""
+    for path in there:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+    source = TableSettings.model_validate({"source": "table", **changes})
+    rows = [{"image_id": name, "path": str(Path(source.images) / name)} for name in listed]
+    with pytest.raises(GmpipeError) as caught:
+        make_manifest(make_listing(rows), "pets", root, source)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("listed", "there", "changes", "clue"),
+    [
+        (
+            ["a.jpg", "b.jpg"],
+            ["photos/a.jpg"],
+            {},
+            "photos/a.jpg: set `prepare.pets.images: photos`",
+        ),
+        (["x/a.jpg", "b.jpg"], ["c/d/x/a.jpg"], {}, "c/d/x/a.jpg: set `prepare.pets.images: c/d`"),
+        (["a.jpg", "b.jpg"], ["a.jpg"], {"images": "x"}, "a.jpg: set `prepare.pets.images: .`"),
+        (["a.jpg", "b.jpg"], ["y/a.jpg"], {"images": "x"}, "y/a.jpg: set `prepare.pets.images: y`"),
+        (["a.jpg", "b.jpg"], ["p/B.JPG"], {}, "p/B.JPG: set `prepare.pets.images: p`"),
+        (
+            ["a.jpg", "x/b.jpg"],
+            ["a.jpg", "x/b.JPG"],
+            {},
+            "x/b.JPG, listed as 'x/b.jpg': correct upper and lower case in the list, or in the",
+        ),
+        (["a.jpg", "x/b.jpg"], ["X/b.jpg"], {}, "X/b.jpg, listed as 'x/b.jpg': correct upper and"),
+        (
+            ["a.jpg", "x/b.jpg"],
+            ["y/b.jpg"],
+            {},
+            "y/b.jpg: correct the path in the list, or move the file",
+        ),
+        (["ba.jpg", "b.jpg"], ["y/a.jpg", "c.jpg"], {}, None),
+    ],
+)
+@pytest.mark.parametrize("drop", [False, True])
+def test_a_missing_image_is_looked_for_elsewhere(
+    tmp_path: Path,
+    listed: list[str],
+    there: list[str],
+    changes: dict[str, str],
+    clue: str | None,
+    drop: bool,
+) -> None:
+    root = tmp_path / "pets"
+    root.mkdir()
+    message = make_pets(root, listed, there, drop_missing=drop, **changes)
+    if clue is None:
+        assert "There is" not in message
+    else:
+        assert f" There is {root}/{clue}" in message
+    assert ("drop_missing: true" in message) == (not drop and not changes and there[0] == listed[0])
+
+
+def test_a_linked_folder_is_looked_through_and_no_circle_is_endless(tmp_path: Path) -> None:
+    root = tmp_path / "pets"
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far/b.jpg").touch()
+    root.mkdir()
+    (root / "again").symlink_to(root)
+    (root / "photos").symlink_to(tmp_path / "far")
+    message = make_pets(root, ["a.jpg", "b.jpg"], [])
+    assert f"There is {root}/photos/b.jpg: set `prepare.pets.images: photos`." in message
+    with mock.patch("pipeline.datasets.listing._MOST_LOOKED_AT", 0):
+        assert "There is" not in make_pets(root, ["a.jpg", "b.jpg"], [])
+
+
 def test_a_folder_in_an_image_s_place_is_no_image(checkout: Checkout) -> None:
     path = checkout / f"{IMAGES}/000001.jpg"
     path.unlink()
@@ -283,7 +357,9 @@ def test_a_folder_in_an_image_s_place_is_no_image(checkout: Checkout) -> None:
 
 def test_an_image_folder_that_is_not_there(checkout: Checkout) -> None:
     shutil.rmtree(checkout / IMAGES)
-    checkout.refused("5 of 5 images that voc lists are missing")
+    checkout.refused(
+        r"5 of 5 images that voc lists are missing; .* and the others likewise\.$"  # no dropping
+    )
     (checkout / IMAGES).write_text("a file")
     checkout.refused("5 of 5 images that voc lists are missing")
 
@@ -402,12 +478,13 @@ def test_an_imported_data_set_brings_its_manifest(checkout: Checkout) -> None:
         "data/brought/prepared: imported, 3 train (1 unlabelled), 2 test, 20 labels\n"
     )
     assert checkout.everything() == before
-    assert checkout.run("--dataset", "brought", "--check") == (
-        0,
+    code, out, err = checkout.run("--dataset", "brought", "--check")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[:2] == [
         "brought: 3 train (1 unlabelled), 2 test, 20 labels; its regions are imported, and no "
-        "photograph is needed\n",
-        "",
-    )
+        "photograph is needed",
+        "label          train    test",
+    ]
     path.write_bytes(path.read_bytes()[:-9])
     checkout.refused(rf"manifest\.parquet is not a whole Parquet file .*{remedy}", "brought")
 
@@ -418,7 +495,7 @@ def test_an_imported_data_set_brings_its_manifest(checkout: Checkout) -> None:
 def test_a_check_of_sound_images(checkout: Checkout) -> None:
     code, lines = checkout.check()
     assert code == 0
-    assert lines == [
+    assert lines[:8] == [
         "voc: 5 images are listed",
         "missing: 0",
         "unreadable: 0",
@@ -426,8 +503,9 @@ def test_a_check_of_sound_images(checkout: Checkout) -> None:
         "duplicates within a split: 0",
         "unlabelled: 1",
         "  2008_000003 (train), VOCdevkit/VOC2007/JPEGImages/2008_000003.jpg",
-        "Every image is there and can be read.",
+        "label          train    test",
     ]
+    assert lines[-1] == "Every image is there and can be read."
 
 
 @pytest.mark.parametrize("drop", [False, True])
@@ -468,8 +546,9 @@ def test_a_check_of_broken_images(checkout: Checkout, drop: bool) -> None:
         f"  000020 (test), {folder}/000020.jpg\n"
     ) in text
     assert lines[-1] == (
-        "To do: put the missing and unreadable images anew below data/voc, or delete them and set "
-        "`prepare.voc.drop_missing: true` in params.yaml."
+        "To do: put the missing images below data/voc, or leave them out: "
+        "`prepare.voc.drop_missing: true` in params.yaml; mend the unreadable images, "
+        "or go on without them: `extract.voc.max_failures: 4` in params.yaml."
     )
 
 
@@ -478,7 +557,10 @@ def test_one_unreadable_image_fails_a_check(checkout: Checkout) -> None:
     code, lines = checkout.check()
     assert code == 1
     assert lines[1:3] == ["missing: 0", "unreadable: 1"]
-    assert lines[-1].startswith("To do: put the missing and unreadable images anew below data/voc")
+    assert lines[-1] == (
+        "To do: mend the unreadable images, or go on without them: "
+        "`extract.voc.max_failures: 1` in params.yaml."
+    )
 
 
 def test_a_check_names_the_first_few(checkout: Checkout) -> None:
@@ -499,6 +581,7 @@ def test_a_check_names_the_first_few(checkout: Checkout) -> None:
     assert lines[1] == "missing: 11"
     assert lines[6].startswith("  000005 (train)")
     assert lines[7] == "  and 6 more"
+    assert lines[-1] == "To do: put the missing images below data/voc."
 
 
 def make_check(root: Path, contents: dict[str, bytes]) -> Any:
@@ -579,6 +662,138 @@ def test_huge_images_are_told_from_bombs(tmp_path: Path) -> None:
     [(image, reason)] = found.unreadable
     assert image.image_id == "bomb"
     assert re.search("DecompressionBombError: .*1600000000 pixels", reason)
+
+
+def test_a_check_says_where_missing_images_lie(tmp_path: Path) -> None:
+    made = Checkout(tmp_path)
+    draw_image(made / "data/coco/photos/a.jpg")
+    table = made / "data/coco/labels.csv"
+    table.write_text("image,labels,split\na.jpg,cat,train\nb.jpg,cat,test\n")
+    made.params(coco={"source": "table"})
+    code, lines = made.check("coco")
+    assert code == 1
+    assert "  a.jpg (train)" in lines
+    assert lines[-1] == (
+        "To do: put the missing images below data/coco; there is data/coco/photos/a.jpg: set "
+        "`prepare.coco.images: photos`."
+    )
+
+
+# --- labels --------------------------------------------------------------------------------------
+
+
+def said_of(folder: Path, rows: Sequence[str], *options: str, **source: Any) -> list[str]:
+    """What a run prints of a table `image,labels,split` of images that are all there."""
+    made = Checkout(folder)
+    root = made / "data/coco"
+    root.mkdir(parents=True)
+    for row in rows:
+        draw_image(root / row.partition(",")[0])
+    (root / "labels.csv").write_text("\n".join(["image,labels,split", *rows]))
+    made.params(coco={"source": "table", **source})
+    code, out, err = made.run("--dataset", "coco", *options)
+    assert code == 0, err
+    return out.splitlines()
+
+
+PETS = ["a.jpg,cat;dog,train", "b.jpg,cat;Dog,train", "c.jpg,cat;sofa,test", "d.jpg,dog,train"]
+
+
+def test_labels_are_counted_and_what_is_odd_is_noted(tmp_path: Path) -> None:
+    expected = [
+        "label      train    test",
+        "Dog            1       0",
+        "cat            2       1",
+        "dog            2       0",
+        "sofa           0       1",
+        "note: labels without an image in test, so not scored: Dog, dog",
+        "note: labels with fewer than 2 images in train, so hardly learned: Dog, sofa",
+        "note: labels that may be one, spelled in two ways: 'Dog' and 'dog'",
+    ]
+    first, *rest = said_of(tmp_path / "a", PETS)
+    assert first == "data/coco/prepared: 3 train, 1 test, 4 labels"
+    assert rest == expected
+    with contextlib.chdir(tmp_path / "a"):
+        code, out, _ = Checkout(tmp_path / "a").run("--dataset", "coco")
+    assert (code, out.splitlines()[1:]) == (0, expected)
+    lines = said_of(tmp_path / "b", PETS, "--check")
+    assert lines[-9:] == [*expected, "Every image is there and can be read."]
+    assert "  a.jpg (train) = b.jpg (train)" in "\n".join(lines)  # a path that is the id: once
+    assert said_of(tmp_path / "c", PETS, "--quiet") == []
+
+
+def test_sound_labels_leave_no_note(tmp_path: Path) -> None:
+    rows = [f"{place}.jpg,cat;dog,{'train' if place else 'test'}" for place in range(3)]
+    assert said_of(tmp_path, rows)[1:] == [
+        "label      train    test",
+        "cat            2       1",
+        "dog            2       1",
+    ]
+
+
+def test_of_many_labels_the_rarest_are_shown(tmp_path: Path) -> None:
+    names = [f"{place:03d}" for place in range(81)]
+    rows = [
+        f"{image}.jpg,{';'.join(names[: 81 - image])},{'test' if image == 1 else 'train'}"
+        for image in range(12)
+    ]
+    lines = said_of(tmp_path, rows)
+    assert lines[1:4] == [
+        "label      train    test",
+        "080            1       0",
+        "079            1       1",
+    ]
+    assert lines[11:] == [
+        "071            9       1",
+        "and 71 labels more, each of 11 images at least",
+        "note: labels without an image in test, so not scored: 080",
+        "note: labels with fewer than 2 images in train, so hardly learned: 079, 080",
+    ]
+
+
+@pytest.mark.parametrize(("mark", "cell"), [("|", "cat|dog"), ("/", "a / b"), (",", '"x, y"')])
+def test_a_wrong_separator_is_guessed(tmp_path: Path, mark: str, cell: str) -> None:
+    rows = [f"a.jpg,{cell},train", f"b.jpg,{cell},train", f"c.jpg,{cell},test", "d.jpg,z,test"]
+    note = (
+        f"note: 1 of 1 labels contain '{mark}'. Is that what separates labels? Then set "
+        f'`prepare.coco.separator: "{mark}"`.'
+    )
+    assert said_of(tmp_path / "a", rows[:3])[-1] == note
+    assert not any("separat" in line for line in said_of(tmp_path / "b", rows))  # one of two
+    assert not any("separat" in line for line in said_of(tmp_path / "c", rows, separator=mark))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ("dining table", "Dining_Table", True),
+        ("t-shirt", "tshirt", True),
+        ("dog", "dogs", True),
+        ("person", "preson", True),
+        ("person", "persan", True),
+        ("person", "pesron", True),
+        ("person", "erson", True),
+        ("cat", "car", False),
+        ("boat", "coat", False),
+        ("ox", "fox", False),
+        ("grade 11", "grade 12", False),
+        ("room", "room 2", False),
+        ("abcde", "bcdea", False),
+        ("person", "prosen", False),
+        ("window", "winners", False),
+    ],
+)
+def test_similar_labels(one: str, other: str, alike: bool) -> None:
+    for pair in ((one, other), (other, one)):
+        assert similar_labels(pair) == ([pair] if alike else [])
+
+
+def test_thousands_of_labels_are_compared() -> None:
+    names = [
+        f"{place:05d}".translate(str.maketrans("0123456789", "abcdefghij")) * 3
+        for place in range(1 << 13)
+    ]
+    assert similar_labels([*names, "aaaaaaaaaaaaaaax"]) == [(names[0], "aaaaaaaaaaaaaaax")]
 
 
 # --- what data sets share ------------------------------------------------------------------------

@@ -110,6 +110,23 @@ def test_settings_name_columns_separator_vocabulary_and_split(root: Path) -> Non
     assert listing.table.column("labels").to_pylist() == [[1, 2], [2]]
 
 
+@pytest.mark.parametrize("images", [".", "photos", "photos/", "./photos", "deep/er"])
+def test_paths_are_relative_to_the_folder_of_images(root: Path, images: str) -> None:
+    plain, listing = read_text(root, PETS).table, read_text(root, PETS, images=images).table
+    folder = Path(images).as_posix()
+    assert listing.column("image_id") == plain.column("image_id")
+    assert listing.column("path").to_pylist() == [
+        (Path(folder) / path).as_posix() for path in plain.column("path").to_pylist()
+    ]
+
+
+def test_the_folder_of_images_does_not_move_the_split(root: Path) -> None:
+    text = unsplit(PATHS)
+    plain = read_text(root, text, test_share=0.2).table
+    moved = read_text(root, text, test_share=0.2, images="more").table
+    assert moved.column("split") == plain.column("split")
+
+
 def unsplit(paths: Sequence[str]) -> str:
     return "".join(["image,labels\n", *(f"{path},cat\n" for path in paths)])
 
@@ -338,6 +355,10 @@ AGAIN = r" Mend the file and run `gmpipe prepare` again\.$"
             r"file or add the label there\. Did you mean 'cat'\?$",
         ),
         (
+            "b.jpg,aeroplane,train",  # 'cat' and 'dog' are nothing like it
+            r"the label 'aeroplane' is not in .* add the label there\.$",
+        ),
+        (
             "b.jpg,qqqq,train",
             r"the label 'qqqq' is not in .* Mend the file or add the label there\.$",
         ),
@@ -432,18 +453,37 @@ def test_a_fault_in_parquet_names_its_row(
         ("image,labels,split\n\n\n", r"labels\.csv has no row below its header"),
         (
             PETS.replace("labels", "label"),
-            r"labels\.csv: 'labels' is not a column; the columns are 'image', 'label', 'split'\. "
-            r"Rename the column, or name another one in params\.yaml\. Did you mean 'label'\?$",
+            r"labels\.csv: 'labels' is not a column \(perhaps 'label' is\); the columns are "
+            r"'image', 'label', 'split'\. Rename it in the file, or set `prepare\.pets\.labels` in "
+            r"params\.yaml to the column's name\.$",
         ),
         (
             PETS.replace("split", "qqq"),
-            r"'split' is not a column; .* in params\.yaml\. Without such a column, "
+            r"'split' is not a column; .* to the column's name\. Without such a column, "
             r"`prepare\.pets\.test_share: 0\.2` lets a fifth of the images test\.$",
         ),
-        (PETS.replace("labels", "Labels"), r"'labels' is not a column; .* mean 'Labels'\?"),
-        (PETS.replace(",", ";"), r"the columns are 'image;labels;split'\. Rename"),
-        (PETS.replace("labels", "image"), r"'image' is more than one column; the columns are"),
-        (PETS.replace("labels", "split"), r"'labels' is not a column; .* in params\.yaml\.$"),
+        (PETS.replace("labels", "Labels"), r"'labels' is not a column \(perhaps 'Labels' is\);"),
+        (
+            "file;tags\na.jpg;cat\n",
+            r"labels\.csv: its cells are separated by semicolons, expected commas: the header is "
+            r"'file;tags'\. Save the file as CSV with commas between cells and run `gmpipe pre",
+        ),
+        (PETS.replace(",", "\t"), r"its cells are separated by tabs, expected commas: the hea"),
+        (
+            "file,tags\na.jpg,cat\n",
+            r"labels\.csv: 'image' is not a column, 'labels' is not a column, 'split' is not a "
+            r"column; the columns are 'file', 'tags'\. Rename them in the file, or set "
+            r"`prepare\.pets\.image` and `prepare\.pets\.labels` and `prepare\.pets\.split` in "
+            r"params\.yaml to the columns' names\. Without such a column, `prepare\.pets\.test_sh",
+        ),
+        (
+            PETS.replace("labels", "image"),
+            r"'image' is more than one column, 'labels' is not a column; the columns are",
+        ),
+        (
+            PETS.replace("labels", "split"),
+            r"'labels' is not a column, 'split' is more than one column; .* the columns' names\.$",
+        ),
         (
             "image,labels,split\na.jpg,,train\nb.jpg, ,test\n",
             r"from .*labels\.csv, line 2 on: 0 different labels, expected 1 to 32768\. Say in ",
@@ -496,9 +536,7 @@ def test_what_is_no_parquet(root: Path) -> None:
 
 def test_a_parquet_file_lacks_columns_or_rows(root: Path) -> None:
     write_parquet(root, {"image": ["a.jpg"], "label": ["cat"], "split": ["train"]})
-    message = (
-        r"labels\.parquet: 'labels' is not a column; the columns are 'image', 'label', 'split'"
-    )
+    message = r"labels\.parquet: 'labels' is not a column \(perhaps 'label' is\); the columns are 'image', "
     with pytest.raises(GmpipeError, match=message):
         read(root, "labels.parquet")
     text = pa.array([], pa.string())

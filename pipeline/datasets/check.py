@@ -1,25 +1,30 @@
-"""Looks at every image of a data set before hours are spent on them.
+"""Looks at every image and label of a data set before hours are spent on them.
 
-Only headers are read, and the ends of files: hundreds of thousands of images take minutes.
+Of images only headers are read, and the ends of files: hundreds of thousands take minutes.
+
+Letters: N images, C labels.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import combinations, takewhile
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import numpy as np
+import pyarrow.compute as pc
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.datasets.listing import find_files
-from pipeline.datasets.manifest import Manifest, unlabelled_rows
+from pipeline.datasets.manifest import SPLITS, Manifest, Split, unlabelled_rows
 from pipeline.files import sha256_file
 from pipeline.images import open_image
 
@@ -94,6 +99,62 @@ def check_files(
         ),
         unlabelled=[images[place] for place in np.flatnonzero(unlabelled_rows(manifest.table))],
     )
+
+
+def label_counts(manifest: Manifest) -> dict[Split, np.ndarray]:
+    """(C,) per split: how many images have each label."""
+    lists, splits = manifest.table.column("labels"), manifest.table.column("split")
+    return {
+        split: np.bincount(
+            np.asarray(pc.list_flatten(pc.filter(lists, pc.equal(splits, split)))),
+            minlength=len(manifest.vocabulary),
+        )
+        for split in SPLITS
+    }
+
+
+def similar_labels(vocabulary: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of labels that may be one, spelled in two ways; in the vocabulary's order.
+
+    They differ in nothing but case, blanks, `_` and `-`; or else by one letter that is missing,
+    another one, or swapped with the next. Short names differ by a letter as a rule (cat, car), so
+    one of four letters at most is only held against the same with a letter more (dog, dogs).
+    """
+    by_form: defaultdict[str, set[int]] = defaultdict(set)
+    words = [re.sub(r"[\s_-]+", "", name.casefold()) for name in vocabulary]
+    for place, word in enumerate(words):
+        # Words one letter apart have one of these in common: no need to compare all with all.
+        for form in {word, *(word[:cut] + word[cut + 1 :] for cut in range(len(word)))}:
+            by_form[form].add(place)
+    pairs = {
+        pair
+        for places in by_form.values()
+        for pair in combinations(sorted(places), 2)
+        if _alike(words[pair[0]], words[pair[1]])
+    }
+    return [(vocabulary[one], vocabulary[other]) for one, other in sorted(pairs)]
+
+
+def _alike(one: str, other: str) -> bool:
+    """Whether two words without blanks and capitals may be one, as `similar_labels` says."""
+    start = _common(one, other)
+    one, other = one[start:], other[start:]
+    end = _common(one[::-1], other[::-1])
+    length = start + max(len(one), len(other))
+    one, other = one[: len(one) - end], other[: len(other) - end]
+    if not one + other:
+        return True
+    if any(letter.isdigit() for letter in one + other):
+        return False
+    if not (one and other):
+        return length >= 4 and len(one + other) == 1
+    return length >= 5 and (len(one) == len(other) == 1 or (one == other[::-1] and len(one) == 2))
+
+
+def _common(one: str, other: str) -> int:
+    """How many letters two words begin with alike."""
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _open(path: Path) -> tuple[int, str | None]:

@@ -25,10 +25,13 @@ from pipeline.datasets.manifest import (
 )
 from pipeline.errors import GmpipeError
 from pipeline.files import sha256_file, sha256_json
-from pipeline.settings import ListedSettings
+from pipeline.settings import ListedSettings, NuswideSettings, TableSettings
 
 LISTING_VERSION = 1
 """Part of the settings' hash: raise it when the same files would be listed otherwise."""
+
+_MOST_LOOKED_AT = 200_000
+"""Files among which a missing image is looked for: more would take minutes on a far disk."""
 
 
 @dataclass(frozen=True)
@@ -152,11 +155,15 @@ def make_manifest(
     missing = table.filter(pa.array(~there))
     if missing.num_rows and not settings.drop_missing:
         first = missing.slice(0, 1).to_pylist()[0]
+        step = f"Put it at {root / first['path']} and the others likewise"
+        if there.any():
+            step += (
+                f", or set `prepare.{dataset}.drop_missing: true` in params.yaml: then they are "
+                "left out, counted, and listed in missing.csv beside the manifest"
+            )
         raise GmpipeError(
             f"{missing.num_rows} of {len(listed)} images that {dataset} lists are missing; the "
-            f"first is {first['image_id']!r}. Put it at {root / first['path']} and the others "
-            f"likewise, or set `prepare.{dataset}.drop_missing: true` in params.yaml: then they "
-            "are left out, counted, and listed in missing.csv beside the manifest."
+            f"first is {first['image_id']!r}. {step}.{_clue(root, missing, settings)}"
         )
     unlabelled = there & unlabelled_rows(table)
     kept = there & ~unlabelled if settings.drop_unlabelled else there
@@ -175,7 +182,7 @@ def make_manifest(
                 f"{dataset}: of {counts[split]['listed']} listed images of the split {split!r} "
                 f"none is left; {counts[split]['missing']} are missing below {root} and "
                 f"{counts[split]['unlabelled']} have no label. Put the images there, or change "
-                f"`prepare.{dataset}` in params.yaml."
+                f"`prepare.{dataset}` in params.yaml.{_clue(root, missing, settings)}"
             )
     manifest = Manifest(
         dataset=dataset,
@@ -229,6 +236,57 @@ def find_files(root: Path, paths: Sequence[str]) -> np.ndarray:
             names[folder] = _file_names(root / folder)
         there[place] = name in names[folder]
     return there
+
+
+def elsewhere(
+    root: Path, missing: Sequence[tuple[str, str]], settings: ListedSettings
+) -> str | None:
+    """Where a file of a missing image's name lies, in upper or lower case, and what to do then.
+
+    Args:
+        root: the data set's; looked through with linked folders, up to some 200,000 files.
+        missing: image id and path of each missing image, in order.
+
+    Returns:
+        a sentence about the first that is found; None if none is.
+    """
+    wanted: dict[str, int] = {}
+    for place, (_, path) in enumerate(missing):
+        wanted.setdefault(path.rpartition("/")[2].casefold(), place)
+    found: tuple[int, str] | None = None
+    known = {root.resolve()}  # a link can lead in circles
+    looked_at = 0
+    for folder, folders, names in os.walk(root, followlinks=True) if wanted else ():
+        places = {name: (Path(folder) / name).resolve() for name in sorted(folders)}
+        folders[:] = [name for name, resolved in places.items() if resolved not in known]
+        known.update(places.values())
+        for name in sorted(names):
+            hit = wanted.get(name.casefold())
+            if hit is not None and (found is None or hit < found[0]):
+                found = hit, (Path(folder) / name).relative_to(root).as_posix()
+        looked_at += len(names) + 1
+        if looked_at > _MOST_LOOKED_AT or (found is not None and found[0] == 0):
+            break
+    if found is None:
+        return None
+    image_id, path = missing[found[0]]
+    if found[1].casefold() == path.casefold():
+        return (
+            f"There is {root / found[1]}, listed as {path!r}: correct upper and lower case in the "
+            "list, or in the file's name."
+        )
+    folder, of_id, rest = f"/{found[1]}".casefold().rpartition(f"/{image_id}".casefold())
+    if of_id and not rest and isinstance(settings, TableSettings | NuswideSettings):
+        images = found[1][: max(len(folder) - 1, 0)] or "."
+        return f"There is {root / found[1]}: set `prepare.{root.name}.images: {images}`."
+    return f"There is {root / found[1]}: correct the path in the list, or move the file."
+
+
+def _clue(root: Path, missing: pa.Table, settings: ListedSettings) -> str:
+    """`elsewhere`, of rows of `Listing.table`, behind a blank; empty if there is nothing."""
+    images = (missing.column(name).to_pylist() for name in ("image_id", "path"))
+    found = elsewhere(root, list(zip(*images, strict=True)), settings)
+    return "" if found is None else f" {found}"
 
 
 def _file_names(folder: Path) -> set[str]:

@@ -49,7 +49,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -59,6 +59,7 @@ from pipeline.datasets.listing import Listing, hash_sources, read_lines, read_so
 from pipeline.datasets.manifest import SPLITS, Split
 from pipeline.datasets.table import (
     REMEDY,
+    below,
     check_images,
     first_true,
     image_rows,
@@ -279,11 +280,9 @@ def _listing(
     settings: NuswideSettings,
     sources: dict[str, str],
 ) -> Listing:
-    folder = PurePosixPath(settings.images).as_posix()
-    paths = images if folder == "." else pc.binary_join_element_wise(folder, images, "/")
     return Listing(
         vocabulary=concepts,
         split_name=settings.split_name or settings.form,
         sources=sources,
-        table=image_rows(images, paths, splits, labels),
+        table=image_rows(images, below(settings.images, images), splits, labels),
     )

@@ -4,8 +4,8 @@ The file is CSV (UTF-8, with or without a byte order mark; a header; commas betw
 quoted as RFC 4180 says) or Parquet, told apart by the end of its name. The settings name three of
 its columns; others are left alone:
 
-- the image's path, relative to data/<dataset>/, with forward slashes. Without a leading ``./``, it
-  is the image's id too;
+- the image's path, relative to the folder ``images`` of the settings or, without one, to
+  data/<dataset>/, with forward slashes. Without a leading ``./``, it is the image's id too;
 - its labels: a text with a separator between labels or, in Parquet, a list of texts. Blanks around
   a label don't count. An empty cell, or null, is an image without labels. An empty part, as in
   ``cat;;dog``, is an error: a label may have been lost there. A label that a cell repeats, as in
@@ -29,7 +29,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
@@ -77,9 +77,9 @@ def read_table(root: Path, settings: TableSettings) -> Listing:
         f"{root}."
     )
     if file.suffix == ".csv":
-        rows = read_csv(file, names, remedy, hints)
+        rows = read_csv(file, names, remedy, hints, f"prepare.{root.name}")
     elif file.suffix == ".parquet":
-        rows = _read_parquet(file, names, remedy, hints)
+        rows = _read_parquet(file, names, remedy, hints, f"prepare.{root.name}")
     else:
         raise GmpipeError(
             f"{file}: expected a name that ends in .csv or .parquet, found {file.suffix!r}. Save "
@@ -104,7 +104,9 @@ def read_table(root: Path, settings: TableSettings) -> Listing:
         vocabulary=vocabulary,
         split_name=settings.split_name,
         sources=hash_sources(root, [settings.file]),
-        table=image_rows(images, images, _splits(images, rows, settings), numbers),
+        table=image_rows(
+            images, below(settings.images, images), _splits(images, rows, settings), numbers
+        ),
     )
 
 
@@ -179,7 +181,11 @@ def text_lines(file: Path, remedy: str) -> Iterator[str]:
 
 
 def read_csv(
-    file: Path, columns: Mapping[str, str], remedy: str, hints: Mapping[str, str] | None = None
+    file: Path,
+    columns: Mapping[str, str],
+    remedy: str,
+    hints: Mapping[str, str] | None = None,
+    block: str | None = None,
 ) -> Rows:
     """Columns of a CSV file with a header; empty lines are skipped.
 
@@ -190,6 +196,8 @@ def read_csv(
         columns: what to call a column -> its name in the header.
         remedy: what to do if the file is missing.
         hints: a name in the header -> what else can be done if it is missing.
+        block: the block of params.yaml whose settings, called as the columns are, name them; None:
+            the names are fixed.
 
     Raises:
         GmpipeError: as `text_lines`; a column is absent or there twice; a row has another number
@@ -199,7 +207,14 @@ def read_csv(
     _, header = next(records, (1, []))
     if not header:
         raise GmpipeError(f"{file} is empty, expected a header and rows. {REMEDY}")
-    places = [_place(file, header, name, hints or {}) for name in columns.values()]
+    if len(header) == 1 and len(columns) > 1 and (mark := _other_separator(header[0])):
+        raise GmpipeError(
+            f"{file}: its cells are separated by {mark}, expected commas: the header is "
+            f"{header[0]!r}. Save the file as CSV with commas between cells and run `gmpipe "
+            "prepare` again."
+        )
+    _check_header(file, header, columns, hints or {}, block)
+    places = [header.index(name) for name in columns.values()]
     tables = []
     while batch := list(islice(records, _CSV_BATCH)):
         for line, cells in batch:
@@ -234,28 +249,53 @@ def _csv_records(file: Path, remedy: str) -> Iterator[tuple[int, list[str]]]:
         ) from error
 
 
-def _place(file: Path, header: Sequence[str], name: str, hints: Mapping[str, str]) -> int:
-    if header.count(name) != 1:
-        absent = name not in header
-        found = "is not a column" if absent else "is more than one column"
-        raise GmpipeError(
-            f"{file}: {name!r} {found}; the columns are {', '.join(map(repr, header))}. Rename the "
-            f"column, or name another one in params.yaml.{nearest(name, header)}"
-            f"{hints.get(name, '') if absent else ''}"
+def _other_separator(header: str) -> str | None:
+    """What separates the cells of a header that has no comma, in words."""
+    marks = {";": "semicolons", "\t": "tabs"}
+    return next((name for mark, name in marks.items() if mark in header), None)
+
+
+def _check_header(
+    file: Path,
+    header: Sequence[str],
+    columns: Mapping[str, str],
+    hints: Mapping[str, str],
+    block: str | None,
+) -> None:
+    """Refuse a header that lacks columns, or has them twice; arguments as those of `read_csv`."""
+    wrong = {key: name for key, name in columns.items() if header.count(name) != 1}
+    if not wrong:
+        return
+    absent = [name for name in wrong.values() if name not in header]
+    found = []
+    for name in wrong.values():
+        meant = _closest(name, header) if name in absent else None
+        found.append(
+            f"{name!r} {'is not a column' if name in absent else 'is more than one column'}"
+            + (f" (perhaps {meant!r} is)" if meant else "")
         )
-    return header.index(name)
+    step = "Rename it" if len(wrong) == 1 else "Rename them"
+    if block is None:
+        step += " in the file."
+    else:
+        keys = [f"`{block}.{key}`" for key in wrong]
+        step += f" in the file, or set {' and '.join(keys)} in params.yaml to "
+        step += "the column's name." if len(wrong) == 1 else "the columns' names."
+    raise GmpipeError(
+        f"{file}: {', '.join(found)}; the columns are {', '.join(map(repr, header))}. {step}"
+        + "".join(hints.get(name, "") for name in absent)
+    )
 
 
 def _read_parquet(
-    file: Path, columns: Mapping[str, str], remedy: str, hints: Mapping[str, str]
+    file: Path, columns: Mapping[str, str], remedy: str, hints: Mapping[str, str], block: str
 ) -> Rows:
     """Columns of a Parquet file, as `read_csv`."""
     try:
         # Not `read_table`: that would read a folder's files as one table.
         with pq.ParquetFile(file) as parquet:
             header = parquet.schema_arrow.names
-            for name in columns.values():
-                _place(file, header, name, hints)
+            _check_header(file, header, columns, hints, block)
             table = parquet.read(columns=list(columns.values()))
     except FileNotFoundError:
         raise GmpipeError(f"there is no {file}. {remedy}") from None
@@ -385,6 +425,12 @@ def label_lists(rows: np.ndarray, numbers: np.ndarray, count: int) -> pa.ListArr
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(numbers.astype(np.int16)))
 
 
+def below(folder: str, images: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The paths of images that are relative to a folder of the data set."""
+    folder = PurePosixPath(folder).as_posix()
+    return images if folder == "." else pc.binary_join_element_wise(folder, images, "/")
+
+
 def image_rows(
     image_ids: pa.ChunkedArray,
     paths: pa.ChunkedArray,
@@ -401,8 +447,12 @@ def image_rows(
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """A sentence that suggests the choice that ``word`` may be a misspelling of, if any is near."""
-    found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
-    return f" Did you mean {found[0]!r}?" if found else ""
+    found = _closest(word, choices)
+    return "" if found is None else f" Did you mean {found!r}?"
+
+
+def _closest(word: str, choices: Iterable[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(word, list(choices), n=1)), None)
 
 
 def first_true(flags: pa.BooleanArray | pa.ChunkedArray) -> int | None:
