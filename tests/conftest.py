@@ -20,10 +20,12 @@ from small import make_small
 
 @pytest.fixture(autouse=True, scope="module")
 def _leave_torch_as_it_was() -> Iterator[None]:
-    """Training asks for deterministic kernels, for the whole process."""
-    before = torch.are_deterministic_algorithms_enabled()
+    """Training asks for deterministic kernels, for the whole process; an extraction in this process
+    sets the number of threads, which every thread that is new to torch then takes over."""
+    before, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
     yield
     torch.use_deterministic_algorithms(before)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
