@@ -258,5 +258,3 @@ def _file(path: Path) -> Iterator[Write]:
 
 
 _TEXTS = {"json": _json, "csv": _csv}
-SUFFIXES = (".json", ".csv", ".parquet")
-"""Of files that `predict` writes."""

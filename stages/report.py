@@ -146,10 +146,11 @@ def _write_page(
     base = BASE if BASE in results else next(iter(results))
     first = results[base][0]
     cache = _cache_of(first)
+    checkpoint = load_checkpoint(first.plan.folder / CHECKPOINT_FILE)
+    vectors = checkpoint.label_vectors.numpy()
     groups = label_groups(settings.prepare.source, labels)
     grouped = "the groups that the data set's makers give"
     if groups is None:
-        vectors = load_checkpoint(first.plan.folder / CHECKPOINT_FILE).label_vectors.numpy()
         groups, grouped = found_groups(labels, vectors), "groups of near word vectors"
 
     figures = [drawn.draw_average_precision(folder, runs, base)]
@@ -162,12 +163,10 @@ def _write_page(
     who = f"{base}, seed {first.plan.seed}"
     figures.append(drawn.draw_co_occurrence(folder, first_seed[base], scores.truth, labels, who))
     shown = _write_gallery(folder, manifest, cache, results, images)
-    checkpoint = load_checkpoint(first.plan.folder / CHECKPOINT_FILE)
     network = checkpoint.network()
     if isinstance(network, MatchingNetwork):
         split = _shown_split(cache, manifest, checkpoint.settings.regions, images)
         nodes = mean_label_nodes(network, split, checkpoint.label_vectors)
-        vectors = checkpoint.label_vectors.numpy()
         mapped = drawn.draw_label_map(folder, vectors, nodes, labels, groups, who, grouped)
         figures += [mapped] if mapped is not None else []
     figures += _sweeps(folder, settings.dataset)
