@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pipeline.inference.explain import Explanation, LabelExplanation, explain
 from pipeline.inference.trained import Prediction, TrainedRun, load_run
-from pipeline.learning.dataset import RegionDataset, open_cache
+from pipeline.learning.torch_dataset import RegionDataset, open_cache
 
 __all__ = [
     "Explanation",

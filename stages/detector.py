@@ -21,12 +21,12 @@ from pipeline.regions.detector import (
 )
 from pipeline.regions.fitting import FitImage, fit_detector, measure_detector, split_holdout
 from pipeline.settings import DetectorSettings, FitSettings
-from stages.layout import boxes_file, data_root, detector_folder, state_file
-from stages.manifests import dataset_manifest
-from stages.messages import say
-from stages.params import DatasetSettings
-from stages.progress import progress_bar, shows_bars
-from stages.times import record_time
+from stages.checkout.layout import boxes_file, data_root, detector_folder, state_file
+from stages.checkout.manifests import dataset_manifest
+from stages.checkout.params import DatasetSettings
+from stages.checkout.times import record_time
+from stages.console.messages import say
+from stages.console.progress import progress_bar, shows_bars
 
 
 def resolve_detector(settings: DatasetSettings) -> str:

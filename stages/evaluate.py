@@ -14,11 +14,11 @@ from pipeline.errors import GmpipeError
 from pipeline.evaluation.metrics import evaluate as measure
 from pipeline.files import folder_lock, replacing, write_json
 from pipeline.learning.checkpoint import load_checkpoint
-from pipeline.learning.data import fill_cache, open_split
+from pipeline.learning.splits import fill_cache, open_split
 from pipeline.learning.training import Predictions, predict_split
 from pipeline.shards.schema import check_same_recipe
-from stages.layout import CHECKPOINT_FILE, METRICS_FILE, PREDICTIONS_FILE, SUMMARY_FILE
-from stages.times import record_time
+from stages.checkout.layout import CHECKPOINT_FILE, METRICS_FILE, PREDICTIONS_FILE, SUMMARY_FILE
+from stages.checkout.times import record_time
 from stages.train import RunPlan, open_inputs
 
 

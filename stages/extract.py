@@ -19,7 +19,7 @@ import torch
 from pipeline.datasets.manifest import SPLITS, Manifest
 from pipeline.errors import GmpipeError, Stopped
 from pipeline.files import NO_SPACE, begin_turn, folder_lock, in_turn, is_no_space
-from pipeline.learning.data import open_split
+from pipeline.learning.splits import open_split
 from pipeline.machine import cores
 from pipeline.regions.detector import DetectorDescription, read_description
 from pipeline.regions.extraction import (
@@ -37,12 +37,12 @@ from pipeline.shards.failures import FAILURES_NAME, Failure, write_failures
 from pipeline.shards.reader import RegionCache, read_header, read_ids, whole_shards
 from pipeline.shards.schema import DROP_OR_RESTORE, INDEX_NAME, Recipe, check_same_recipe
 from pipeline.shards.writer import free_shard_names, update_index
-from stages.layout import cache_folder, data_root, detector_folder
-from stages.manifests import dataset_manifest
-from stages.messages import say
-from stages.params import DatasetSettings
-from stages.progress import progress_bar
-from stages.times import record_time
+from stages.checkout.layout import cache_folder, data_root, detector_folder
+from stages.checkout.manifests import dataset_manifest
+from stages.checkout.params import DatasetSettings
+from stages.checkout.times import record_time
+from stages.console.messages import say
+from stages.console.progress import progress_bar
 
 _PACKAGES = ("gmpipe", "torch", "torchvision", "pillow", "h5py", "numpy")
 
@@ -292,7 +292,7 @@ def _run(
 ) -> _Results:
     """Run the tasks; an error that would come again ends them after those under way."""
     # Here, since a run that has nothing to do need not wait for Dask.
-    from stages.cluster import on_every_worker, open_cluster, run_tasks
+    from stages.workers.cluster import on_every_worker, open_cluster, run_tasks
 
     results = _Results()
     topic = f"gmpipe-{job.turn}"
@@ -381,7 +381,7 @@ def _extractor(job: _Extraction, threads: int) -> ShardExtractor:
 
 def _extract_shard(task: _ShardTask) -> ShardOutcome | str:
     """A task: write one shard. Errors that another attempt would meet as well are returned."""
-    from stages.cluster import tell, threads_of_worker
+    from stages.workers.cluster import tell, threads_of_worker
 
     job = task.job
     threads = threads_of_worker()

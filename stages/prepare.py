@@ -52,10 +52,10 @@ from pipeline.settings import (
     TableSettings,
     VocSettings,
 )
-from stages.layout import boxes_file, data_root, manifest_file, prepared_folder
-from stages.params import DatasetSettings
-from stages.progress import progress_bar
-from stages.times import record_time
+from stages.checkout.layout import boxes_file, data_root, manifest_file, prepared_folder
+from stages.checkout.params import DatasetSettings
+from stages.checkout.times import record_time
+from stages.console.progress import progress_bar
 
 _READERS: dict[type, Callable[[Path, Any], Listing]] = {
     VocSettings: read_voc,

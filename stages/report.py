@@ -26,7 +26,7 @@ from pipeline.evaluation.paper import PAPER
 from pipeline.evaluation.tables import labels_csv, results_csv
 from pipeline.files import folder_lock, replacing_folder
 from pipeline.learning.checkpoint import load_checkpoint
-from pipeline.learning.data import SplitData, fill_cache, open_split
+from pipeline.learning.splits import SplitData, fill_cache, open_split
 from pipeline.machine import cores
 from pipeline.matching.network import MatchingNetwork
 from pipeline.regions.detector import class_names
@@ -50,7 +50,7 @@ from pipeline.report.rows import columns, label_cells, own_rows, paper_rows
 from pipeline.settings import VARIANTS
 from pipeline.shards.failures import read_failures
 from pipeline.shards.reader import RegionCache
-from stages.layout import (
+from stages.checkout.layout import (
     CHECKPOINT_FILE,
     HISTORY_FILE,
     SWEEP_FIGURE_STEM,
@@ -62,10 +62,9 @@ from stages.layout import (
     report_folder,
     runs_folder,
 )
-from stages.manifests import dataset_manifest
-from stages.params import DatasetSettings
-from stages.progress import progress_bar
-from stages.results import (
+from stages.checkout.manifests import dataset_manifest
+from stages.checkout.params import DatasetSettings
+from stages.checkout.results import (
     BASE,
     Result,
     Results,
@@ -77,7 +76,8 @@ from stages.results import (
     paper_differences,
     tables,
 )
-from stages.times import read_times
+from stages.checkout.times import read_times
+from stages.console.progress import progress_bar
 
 PAGE = "index.html"
 

@@ -21,8 +21,8 @@ from pipeline.errors import GmpipeError
 from pipeline.files import folder_lock, replacing
 from pipeline.labels.vectors import LabelVectors, load_label_vectors
 from pipeline.learning.checkpoint import Checkpoint, save_checkpoint
-from pipeline.learning.data import open_split
 from pipeline.learning.distributed import processes
+from pipeline.learning.splits import open_split
 from pipeline.learning.training import (
     Diverged,
     History,
@@ -34,7 +34,7 @@ from pipeline.learning.training import (
 )
 from pipeline.settings import TrainSettings
 from pipeline.shards.reader import RegionCache, read_index
-from stages.layout import (
+from stages.checkout.layout import (
     CHECKPOINT_FILE,
     EVALUATION_FILES,
     HISTORY_FILE,
@@ -44,11 +44,11 @@ from stages.layout import (
     run_folder,
     state_file,
 )
-from stages.manifests import dataset_manifest
-from stages.messages import note
-from stages.params import DatasetSettings, variant_settings
-from stages.progress import progress_bar
-from stages.times import record_time
+from stages.checkout.manifests import dataset_manifest
+from stages.checkout.params import DatasetSettings, variant_settings
+from stages.checkout.times import record_time
+from stages.console.messages import note
+from stages.console.progress import progress_bar
 
 _log = logging.getLogger(__name__)
 

@@ -28,8 +28,8 @@ from ruamel.yaml import YAML
 from small import make_small
 from trees import VocObject, draw_image, make_coco, make_nuswide, make_voc
 
-from stages.cli import cli
-from stages.params import load_params
+from stages.checkout.params import load_params
+from stages.cli.main import cli
 
 PETS = ["balcony", "garden", "kitchen", "park", "rain", "sofa", "walk", "window"]
 """The photographs of docs/own-data.md."""
@@ -128,8 +128,10 @@ def _in_this_process() -> Iterator[None]:
             dashboard_address="127.0.0.1:0",
             memory_limit=0,
         ) as cluster,
-        mock.patch("stages.cluster._local_cluster", return_value=contextlib.nullcontext(cluster)),
-        mock.patch("stages.jobs.cores", return_value=1),
+        mock.patch(
+            "stages.workers.cluster._local_cluster", return_value=contextlib.nullcontext(cluster)
+        ),
+        mock.patch("stages.workers.jobs.cores", return_value=1),
     ):
         yield
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.learning.data import SplitData
+from pipeline.learning.splits import SplitData
 from pipeline.machine import available_memory
 from pipeline.matching.graphs import InstanceBatch
 

@@ -22,9 +22,9 @@ from pipeline.errors import GmpipeError
 from pipeline.evaluation.metrics import evaluate
 from pipeline.labels.vectors import LabelVectors
 from pipeline.learning.batches import Batch, Feed, region_statistics
-from pipeline.learning.data import SplitData
 from pipeline.learning.distributed import Processes, alone
 from pipeline.learning.seeds import seed_everything
+from pipeline.learning.splits import SplitData
 from pipeline.matching.loss import matching_loss
 from pipeline.matching.network import MatchingNetwork, MaxPoolNetwork, build_network, image_logits
 from pipeline.settings import TrainSettings

@@ -8,7 +8,7 @@ Letters: B images, M instances (padding included), C labels, K neighbours of an 
 L neighbours of a label, D feature size, W label vector size, H hidden size, G images or 1 (where
 all images share something).
 
-The fast path computes what `pipeline.matching.reference` computes edge by edge, from the same
+The fast path computes what `reference` computes edge by edge, from the same
 parameters, by three identities:
 
 1. A linear layer on a concatenation is a sum of smaller ones. So what an edge reads of its nodes

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pipeline.errors import GmpipeError
 from pipeline.learning.batches import Feed
-from pipeline.learning.data import SplitData
+from pipeline.learning.splits import SplitData
 from pipeline.learning.training import Network
 from pipeline.matching.network import MatchingNetwork, image_logits
 from pipeline.regions.transforms import load_image

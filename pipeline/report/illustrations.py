@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation import figures
 from pipeline.evaluation.diagnostics import (
     CoOccurrence,
     calibration,
@@ -29,6 +28,7 @@ from pipeline.evaluation.diagnostics import (
 )
 from pipeline.evaluation.metrics import THRESHOLD, Floats, Integers
 from pipeline.evaluation.tables import Runs, as_csv
+from pipeline.report import figures
 from pipeline.report.page import FIGURES, TABLES
 
 Row = Mapping[str, float]

@@ -1,0 +1,481 @@
+"""What every command has in common: how much it says, exit codes, progress, completion, settings.
+
+That each stage checks params.yaml before it does anything is in test_params.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import pty
+import re
+import shutil
+import subprocess
+import sys
+import termios
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import click
+import pytest
+from click.shell_completion import BashComplete
+from click.testing import CliRunner
+from flows import ROOT, Flow, write_params
+
+from stages.cli.main import cli
+from stages.commands.settings_page import SECTIONS, settings_page
+from stages.console.progress import progress_bar
+
+HEAVY = ("torch", "torchvision", "pyarrow", "numpy", "h5py", "dask", "PIL")
+
+
+def commands(group: click.Group = cli, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The words of every command, the groups among them."""
+    for name, command in group.commands.items():
+        yield (*path, name)
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+
+
+def script(folder: Path, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+# --- how much is said ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [" ".join(words) for words in commands()])
+def test_every_command_takes_quiet_and_verbose(words: str) -> None:
+    said = CliRunner().invoke(cli, [*words.split(), "--help"]).output
+    assert "-q, --quiet" in said
+    assert "-v, --verbose" in said
+
+
+@pytest.mark.parametrize("group", ["", "runs", "cache"])
+def test_a_list_of_commands_is_not_cut_off(group: str) -> None:
+    """In 76 columns; click writes 78 in a terminal of 80."""
+    said = CliRunner().invoke(cli, [*group.split(), "--help"], terminal_width=76).output
+    lines = said.split("\nCommands:\n")[1].splitlines()
+    assert lines
+    assert [line for line in lines if not line.endswith(".") or line.endswith("...")] == []
+
+
+def test_quiet_leaves_errors_and_what_was_asked_for(small: Flow) -> None:
+    for words in (("-q", "train"), ("train", "--quiet"), ("evaluate", "-q")):
+        done = small.gmpipe(*words)
+        assert (done.code, done.out, done.err) == (0, "", "")
+    idle = ("--set", "extract.voc2007.regions=2")
+    for words in (("labels",), ("runs", "list"), ("cache", "info")):
+        done = small.gmpipe(*words, "-q")
+        assert done.code == 0
+        assert done.err == ""
+        assert done.out == small.ok(*words)
+    done = small.gmpipe(
+        "-q", "compare", "--variant", "full", "--seed", "0", "--seed", "1", "--jobs", "1", *idle
+    )
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("## Results")
+    done = small.gmpipe("sweep", "epochs=1,2", "--jobs", "1", "-q")
+    assert (done.code, done.err) == (0, "")
+    assert "results.csv" not in done.out
+    assert small.gmpipe("-q", "train", "--set", "train.voc2007.regions=9").refused("Lower it to 3")
+    before = small.bytes("runs")
+    assert "would be removed" in small.ok("runs", "prune", "--dry-run", "-q")
+    assert small.ok("-q", "runs", "prune") == ""
+    assert small.bytes("runs") != before
+
+
+@pytest.mark.parametrize("words", [("-v", "evaluate"), ("evaluate", "--verbose")])
+def test_verbose_says_what_is_read_and_written(small: Flow, words: tuple[str, ...]) -> None:
+    small.ok("train")
+    plain = small.gmpipe("evaluate")
+    done = small.gmpipe(*words)
+    assert done.out == plain.out
+    assert plain.err == ""
+    lines = [line for line in done.err.splitlines() if re.match(r"\d\d:\d\d:\d\d\.\d{3} ", line)]
+    for expected in (
+        "stages.checkout.params: read params.yaml",
+        "pipeline.learning.checkpoint: read runs/voc2007/full-s0/checkpoint.pt",
+        "stages.checkout.manifests: read data/voc2007/prepared/manifest.parquet: 48 images",
+        "stages.train: read the index of cache/voc2007: 48 rows in 1 shards",
+        "stages.train: read the vectors of 20 labels from vectors.npz",
+        "pipeline.files: wrote runs/voc2007/full-s0/metrics.json, ",
+        "stages.checkout.times: evaluate of full-s0 took ",
+    ):
+        assert any(expected in line for line in lines), expected
+
+
+def test_verbose_shows_where_an_error_comes_from(small: Flow) -> None:
+    done = small.gmpipe("-v", "evaluate")
+    assert done.code == 1
+    assert "Traceback" in done.err
+    assert "in load_checkpoint" in done.err
+    assert done.err.splitlines()[-1].startswith("Error: there is no checkpoint at ")
+    assert small.gmpipe("evaluate").refused("there is no checkpoint at ")
+
+
+def test_one_command_leaves_nothing_to_the_next(small: Flow) -> None:
+    for words in (("-q", "train"), ("-v", "train")):
+        small.ok(*words)
+        for name in ("stages", "pipeline"):
+            assert logging.getLogger(name).handlers == []
+            assert logging.getLogger(name).level == logging.NOTSET
+        assert "2 epochs, loss" in small.ok("train")
+
+
+def test_a_set_that_changes_nothing_is_noted(small: Flow) -> None:
+    for key, idle in (
+        ("extract.voc2007.regions=2", True),
+        ("extract.voc2007.views=1", False),
+        ("train.voc2007.epochs=1", False),
+        ("seeds=[3]", False),
+    ):
+        done = small.gmpipe("train", "--set", key)
+        assert done.code == 0
+        expected = f"Note: a run on voc2007 does not read `{key.split('=')[0]}`: this --set changes"
+        assert (expected in done.err) == idle
+        assert done.err.count("Note: ") == idle
+
+
+def test_a_cache_of_other_regions_than_params_yaml_asks_for_is_noted(flow: Flow) -> None:
+    expected = (
+        "Note: the cache of tiny has regions 4, params.yaml asks for 3; feature_dtype float16, "
+        "params.yaml asks for float32. Runs read the cache: `gmpipe extract --dataset tiny "
+        "--replace` makes it what is asked for.\n"
+    )
+    for words in (("evaluate",), ("compare", "--seed", "0")):
+        assert flow.gmpipe(*words).err == ""
+    flow.params(extract__tiny__regions=3, extract__tiny__feature_dtype="float32")
+    for words in (("evaluate",), ("compare", "--seed", "0")):
+        assert flow.gmpipe(*words).err == expected
+    shutil.rmtree(flow / "cache")
+    assert flow.gmpipe("train").err.startswith("Error: cache/tiny/index.parquet: there is no")
+
+
+# --- exit codes ----------------------------------------------------------------------------------
+
+
+def test_exit_codes_tell_done_failed_wrong_usage_and_stopped(small: Flow) -> None:
+    assert small.gmpipe("runs", "list").code == 0
+    assert small.gmpipe("--version").code == 0
+    assert small.gmpipe("evaluate").code == 1
+    assert small.gmpipe("prepare", "--check").code == 0
+    for words in (
+        ("trian",),
+        ("train", "--sead", "1"),
+        ("train", "--seed", "x"),
+        ("sweep",),
+        ("extract", "--resource", "GPU"),
+        ("completion", "tcsh"),
+        ("-q", "train", "-v"),
+        ("train", "-q", "-v"),
+    ):
+        done = small.gmpipe(*words)
+        assert done.code == 2, words
+        assert "Usage: gmpipe " in done.err + done.out
+        assert "Traceback" not in done.err
+    for stop in (KeyboardInterrupt, click.Abort):
+        with mock.patch("stages.train.open_inputs", side_effect=stop):
+            done = small.gmpipe("train")
+        assert done.code == 130
+        assert done.err.endswith(
+            "Error: stopped. What was finished stays; the same command goes on.\n"
+        )
+    said = small.ok("--help")
+    assert "Exit codes: 0 done; 1 failed" in said
+    assert re.search(r"130\s+stopped by Ctrl-C", said)
+
+
+# --- progress ------------------------------------------------------------------------------------
+
+BARS = """
+from stages.console.messages import QUIET, speaking
+from stages.console.progress import progress_bar
+with speaking({level}):
+    with progress_bar(total=5, desc="fit", unit="step") as bar:
+        for step in range(5):
+            bar.set_postfix(loss="0.1", refresh=False)
+            bar.update()
+    list(progress_bar(range(3), desc="draw", unit="scene"))
+    with progress_bar(total=3, desc="hash", unit="image", delay=2) as bar:
+        bar.update(3)
+"""
+
+
+def test_without_a_terminal_progress_is_plain_lines(tmp_path: Path) -> None:
+    done = script(tmp_path, BARS.format(level=""))
+    assert done.stdout == ""
+    assert "\r" not in done.stderr
+    assert "\x1b" not in done.stderr
+    starts = [line.split("[")[0] for line in done.stderr.splitlines()]
+    assert starts == ["fit:   0% 0/5 ", "fit: 100% 5/5 ", "draw:   0% 0/3 ", "draw: 100% 3/3 "]
+    assert done.stderr.splitlines()[1].endswith("step/s, loss=0.1]")
+    assert script(tmp_path, BARS.format(level="QUIET")).stderr == ""
+    assert script(tmp_path, BARS.format(level=""), TQDM_DISABLE="1").stderr == ""
+
+
+def in_terminal(folder: Path, code: str) -> str:
+    """What a script writes to a terminal that is its stderr."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=theirs,
+    )
+    os.close(theirs)
+    said = b""
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while chunk := os.read(ours, 4096):
+            said += chunk
+    os.close(ours)
+    assert process.wait() == 0
+    return said.decode()
+
+
+def test_in_a_terminal_progress_is_bars(tmp_path: Path) -> None:
+    said = in_terminal(tmp_path, BARS.format(level=""))
+    assert "\rfit: 100%|" in said
+    assert "█" in said
+    assert "\rdraw: 100%|" in said
+    assert "hash" not in said
+    assert in_terminal(tmp_path, BARS.format(level="QUIET")) == ""
+
+
+def test_a_line_every_half_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1e6
+    monkeypatch.setattr("tqdm.std.time", lambda: now)
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        for _ in progress_bar(range(100), desc="fit", unit="step"):
+            now += 8
+    lines = said.getvalue().splitlines()
+    assert len(lines) == 100 * 8 // 32 + 1  # after 32 s, being asked every 8
+    assert lines[1] == "fit:   4% 4/100 [00:32<12:48,  8.00s/step]"
+
+
+# --- completion ----------------------------------------------------------------------------------
+
+
+def completions(words: str, typed: str) -> list[str]:
+    shell = BashComplete(cli, {}, "gmpipe", "_GMPIPE_COMPLETE")
+    return [item.value for item in shell.get_completions(words.split(), typed)]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two data sets, one with a variant of its own and two runs; the current folder."""
+    write_params(
+        tmp_path,
+        **{f"{section}__other": {} for section in ("extract", "train")},
+        prepare__other={"source": "voc"},
+        detector__other={"source": "torchvision"},
+        train__tiny={"variants": {"wide": {"network": {"latent_size": 32}}}},
+    )
+    for run in ("tiny/full-s0", "tiny/full-s1", "other/max-pool-s0"):
+        (tmp_path / "runs" / run).mkdir(parents=True)
+        (tmp_path / "runs" / run / "checkpoint.pt").touch()
+    (tmp_path / "runs/tiny/sweeps").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("checkout")
+def test_values_are_offered() -> None:
+    assert completions("train --dataset", "") == ["tiny", "other"]
+    assert completions("runs list --dataset", "o") == ["other"]
+    assert completions("train --variant", "w") == [
+        "without-label-graph",
+        "without-instance-graph",
+        "without-matching-edges",
+        "wide",
+    ]
+    assert completions("train --dataset other --variant", "wi") == completions(
+        "compare --dataset other --variant", "wi"
+    )
+    assert "wide" not in completions("train --dataset other --variant", "wi")
+    assert completions("", "pre") == ["predict", "prepare"]
+    assert completions("train --set", "train.tiny.network.direct") == [
+        "train.tiny.network.direct_size=",
+        "train.tiny.network.direct_dropout=",
+    ]
+    assert completions("prepare --set", "prepare.tiny.t") == [
+        "prepare.tiny.train=",
+        "prepare.tiny.test=",
+    ]
+    assert "prepare.other.folder=" in completions("prepare --set", "prepare.other.")
+    assert completions("prepare --set", "se") == ["seeds="]
+    assert completions("sweep", "network.mod") == ["network.modules="]
+    assert "regions=" in completions("sweep --dataset other", "r")
+    assert completions("completion", "") == ["bash", "zsh", "fish"]
+
+
+def test_runs_are_offered(checkout: Path) -> None:
+    from stages.cli.completion import complete_run
+
+    def runs(typed: str, **chosen: str) -> list[str]:
+        context = click.Context(cli)
+        context.params = {**chosen}
+        return [item.value for item in complete_run(context, click.Option(["--run"]), typed)]
+
+    both = ["runs/tiny/full-s0", "runs/tiny/full-s1"]
+    assert runs("") == ["runs/other/max-pool-s0", *both]
+    assert runs("runs/t") == runs("", dataset="tiny") == both
+
+
+@pytest.mark.parametrize("content", [None, "datasets: [", "- 1", "datasets: [tiny]\ntrain: 3\n"])
+def test_a_broken_params_yaml_offers_nothing(checkout: Path, content: str | None) -> None:
+    (checkout / "params.yaml").unlink()
+    if content is not None:
+        (checkout / "params.yaml").write_text(content)
+    for words in ("train --dataset", "train --variant", "train --set", "sweep"):
+        assert completions(words, "t") == []
+    assert completions("", "tr") == ["train"]
+
+
+def test_every_setting_that_is_offered_is_one(checkout: Path) -> None:
+    from stages.checkout.params import load_params, read_params, setting_keys
+
+    raw = read_params()
+    keys = list(setting_keys(raw))
+    assert len(keys) == len(set(keys)) > 100
+    for key in keys:
+        section, *path = key.split(".")
+        if section in SECTIONS:
+            found = getattr(load_params(), section)[path[0]]
+            for part in path[1:]:
+                found = getattr(found, part, None)  # `fit` is None for `other`, and has keys
+        else:
+            assert hasattr(load_params(), section)
+    assert "train.tiny.epochs" in keys
+
+
+def test_a_real_bash_completes(checkout: Path) -> None:
+    line = "gmpipe sweep --dataset tiny network.modu"
+    code = (
+        "import sys; sys.argv = ['gmpipe', 'completion', 'bash']; from stages.cli.main import main;"
+        "main()"
+    )
+    with pytest.raises(subprocess.CalledProcessError):
+        script(checkout, code.replace("bash", "tcsh"))
+    (checkout / "gmpipe.bash").write_text(script(checkout, code).stdout)
+    (checkout / "bin").mkdir()
+    (checkout / "bin/gmpipe").write_text(
+        f'#!/bin/sh\nexec {sys.executable} -c \'import sys; sys.argv[0] = "gmpipe"; '
+        'from stages.cli.main import main; main()\' "$@"\n'
+    )
+    (checkout / "bin/gmpipe").chmod(0o755)
+    done = subprocess.run(
+        [
+            "bash",
+            "-c",
+            'compopt() { echo "compopt $@"; }; source gmpipe.bash\n'
+            f"COMP_WORDS=({line}); COMP_CWORD=4; _gmpipe_completion gmpipe; complete -p gmpipe\n"
+            'echo "${COMPREPLY[@]}"',
+        ],
+        cwd=checkout,
+        env={**os.environ, "PATH": f"{checkout}/bin:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == [
+        "compopt -o nospace",
+        "complete -o nosort -F _gmpipe_completion gmpipe",
+        "network.modules=",
+    ]
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_script_says_how_to_install_it(shell: str, tmp_path: Path) -> None:
+    *_, last = Flow(tmp_path).ok("completion", shell).splitlines()
+    assert last.startswith("# To install it: ")
+    assert f"gmpipe completion {shell}" in last
+
+
+# --- what is asked most often is quick -----------------------------------------------------------
+
+
+def test_nothing_heavy_is_imported_for_help_completion_and_settings(checkout: Path) -> None:
+    code = f"""
+import json, os, sys
+from stages.cli.main import main
+def run(*words):
+    sys.argv = ["gmpipe", *words]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, words
+for words in (["--help"], ["--version"], ["doctor", "--help"], ["completion", "zsh"], ["settings"]):
+    run(*words)
+os.environ["_GMPIPE_COMPLETE"] = "bash_complete"
+for line in ("gmpipe train --dataset ", "gmpipe train --variant ", "gmpipe train --set "):
+    os.environ |= {{"COMP_WORDS": line, "COMP_CWORD": "3"}}
+    run()
+print()
+print(json.dumps([name for name in {HEAVY} if name in sys.modules]))
+"""
+    said = script(checkout, code).stdout.splitlines()
+    assert json.loads(said[-1]) == []
+    assert "plain,wide" in said
+
+
+def test_the_version_is_that_of_the_project(tmp_path: Path) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert Flow(tmp_path).ok("--version") == f"gmpipe, version {project['version']}\n"
+
+
+# --- the page of settings ------------------------------------------------------------------------
+
+
+def test_the_page_in_docs_is_what_the_command_prints(tmp_path: Path) -> None:
+    said = Flow(tmp_path).ok("settings")
+    assert said == (ROOT / "docs/settings.md").read_text(), "gmpipe settings > docs/settings.md"
+    for section in SECTIONS:
+        assert Flow(tmp_path).ok("settings", section).strip() in said
+
+
+def test_every_setting_has_a_row_with_a_value_a_default_and_a_meaning() -> None:
+    page = settings_page()
+    for blocks in SECTIONS.values():
+        for place, block in blocks.items():
+            part = page.split(f"### {place}\n")[1].split("\n#")[0]
+            rows = dict(re.findall(r"^\| `(\w+)` +\| (.*) \|$", part, re.MULTILINE))
+            assert list(rows) == list(block.model_fields)
+            for name, row in rows.items():
+                value, default, meaning = (cell.strip() for cell in row.split(" | "))
+                assert value
+                assert meaning
+                field = block.model_fields[name]
+                assert (default == "none: must be given") == field.is_required()
+    assert re.findall(r"\b(Field|Optional|Literal|int|str|bool|None|pydantic)\b", page) == []
+
+
+# --- remedies ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["detector", "extract", "labels", "train", "compare", "cache"])
+def test_the_remedy_names_the_data_set(tmp_path: Path, name: str) -> None:
+    write_params(tmp_path)
+    words = (name, "estimate") if name == "cache" else (name,)
+    assert (
+        Flow(tmp_path)
+        .gmpipe(*words, "--dataset", "tiny")
+        .refused(
+            r"there is no manifest at .*Run `gmpipe prepare --dataset tiny` to write it anew\."
+        )
+    )

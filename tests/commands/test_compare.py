@@ -1,0 +1,380 @@
+"""`gmpipe compare` and `gmpipe report`: which runs are made, how, and what is said of them."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from flows import BIN, Flow
+from small import make_small, run_names, write_params
+
+from pipeline.datasets.manifest import read_manifest
+from pipeline.evaluation.metrics import evaluate
+
+SEEDS = ("--seed", "0", "--seed", "1")
+ALONE = ("--jobs", "1")
+
+
+def metrics(flow: Flow, run: str) -> Any:
+    return json.loads((flow / f"runs/voc2007/{run}/metrics.json").read_text())
+
+
+def section(text: str, title: str) -> str:
+    return text.split(f"## {title}\n")[1].split("\n## ")[0]
+
+
+# Which runs are made -----------------------------------------------------------------------------
+
+
+def test_what_is_there_is_used_again(small: Flow) -> None:
+    said = small.ok("compare", *SEEDS, *ALONE)
+    assert run_names(small) == {"full-s0", "full-s1", "max-pool-s0", "max-pool-s1"}
+    assert said.count(" epochs, loss ") == 4
+    before = small.bytes("runs")
+    with mock.patch("stages.workers.jobs.train", side_effect=AssertionError):
+        again = small.ok("compare", *SEEDS)
+    assert said.endswith(again)
+    assert small.bytes("runs") == before
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_what_is_trained_is_only_evaluated(small: Flow, jobs: str) -> None:
+    small.ok("train")
+    small.ok("compare", "--variant", "max-pool", "--seed", "0", *ALONE)
+    (small / "runs/voc2007/max-pool-s0/metrics.json").write_text("{}")
+    names = ("full-s0", "max-pool-s0")
+    trained = {name: small.bytes(f"runs/voc2007/{name}/checkpoint.pt") for name in names}
+    times = small / ".state/times/voc2007.csv"
+    before = times.read_text()
+    said = small.ok("compare", "--seed", "0", "--jobs", jobs)
+    assert " epochs, loss " not in said
+    assert sorted(re.findall(r"(\S+): mAP \d", said)) == [
+        "runs/voc2007/full-s0",
+        "runs/voc2007/max-pool-s0",
+    ]
+    later = times.read_text().removeprefix(before)
+    assert sorted(line.split(",")[:2] for line in later.splitlines()) == [
+        ["evaluate", "full-s0"],
+        ["evaluate", "max-pool-s0"],
+    ]
+    for name, content in trained.items():
+        assert small.bytes(f"runs/voc2007/{name}/checkpoint.pt") == content
+
+
+def test_what_is_of_other_settings_labels_or_regions_is_made_again(small: Flow) -> None:
+    chosen = ("compare", "--variant", "max-pool", "--seed", "0", *ALONE)
+    small.ok(*chosen)
+    made = "max-pool-s0: "
+    assert made not in small.ok(*chosen)
+    write_params(small.folder, {"epochs": 1})
+    assert made in small.ok(*chosen)
+    with np.load(small / "regions.npz") as arrays:
+        changed = {**arrays, "labels": np.roll(arrays["labels"], 1, axis=1)}
+    np.savez(small / "regions.npz", **changed)
+    small.ok("import-regions", "regions.npz", "--replace")
+    assert made in small.ok(*chosen)
+    (small / "runs/voc2007/max-pool-s0/metrics.json").write_text("{}")
+    assert made in small.ok(*chosen)
+    (small / "runs/voc2007/max-pool-s0/checkpoint.pt").unlink()
+    assert made in small.ok(*chosen)
+    assert made not in small.ok(*chosen)
+
+
+def test_processes_make_the_same_runs(small: Flow, tmp_path: Path) -> None:
+    """One thread each here and there, so that the bytes are the same ones."""
+    other = make_small(tmp_path / "other")
+    chosen = ("compare", *SEEDS, "--variant", "max-pool")
+    done = other.installed(*chosen, "--jobs", "2")
+    assert done.code == 0, done.err
+    with mock.patch("stages.workers.jobs._side_by_side", side_effect=AssertionError):
+        small.ok(*chosen, *ALONE)
+    assert other.bytes("runs") == small.bytes("runs")
+    times = (other / ".state/times/voc2007.csv").read_text()
+    for run in ("max-pool-s0", "max-pool-s1"):
+        for stage in ("train", "evaluate"):
+            assert times.count(f"\n{stage},{run},") == 1
+    assert "2/2" in done.err
+    assert "epoch/s" not in done.err  # the children draw no bars of their own
+    assert "TQDM_DISABLE" not in os.environ
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_run_that_fails_is_named_and_the_others_stay(small: Flow, jobs: str) -> None:
+    mine = {"learning_rate": 1e30, "clip_norm": 1e30}
+    write_params(small.folder, {"variants": {"mine": mine}}, variants=["mine", "full"])
+    failed = small.gmpipe("compare", "--seed", "0", "--jobs", jobs)
+    assert failed.refused(
+        r"1 of 2 runs failed\.\nruns/voc2007/mine-s0: .*diverged.*others are finished"
+    )
+    assert run_names(small) == {"full-s0"}
+    with mock.patch("stages.workers.jobs.train", side_effect=AssertionError):
+        small.ok("compare", "--variant", "full", "--seed", "0")
+
+
+def test_variants_are_checked_before_anything_is_made(small: Flow) -> None:
+    assert small.gmpipe("compare", "--variant", "fulll").refused("fulll.*Did you mean `full`")
+    assert not (small / "runs").exists()
+
+
+# Processes ---------------------------------------------------------------------------------------
+
+
+def endless(folder: Path, *variants: str) -> None:
+    """Variants whose training won't end while a test runs."""
+    write_params(folder, {"variants": {name: {"epochs": 1_000_000} for name in variants}})
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def makers(pid: int) -> list[psutil.Process]:
+    """The processes that make runs for a command."""
+    children = psutil.Process(pid).children()
+    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+
+def begun(flow: Flow) -> int:
+    """Trainings that have begun: each holds the lock of its folder."""
+    return len(list((flow / "runs/voc2007").glob(".*.lock")))
+
+
+@contextmanager
+def started(flow: Flow, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [BIN / "gmpipe", *arguments],
+        cwd=flow.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as command:
+        try:
+            yield command
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(command.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_no_process_outlives_the_command(small: Flow, number: signal.Signals) -> None:
+    """Ctrl-C goes to all of them, as a terminal sends it; a kill to the command alone."""
+    endless(small.folder, "full", "max-pool")
+    with started(small, "compare", "--seed", "0", "--jobs", "2") as command:
+        wait_for(lambda: begun(small) == 2)
+        children = makers(command.pid)
+        assert len(children) == 2
+        if number == signal.SIGINT:
+            os.killpg(command.pid, number)
+        else:
+            command.send_signal(number)
+        _, said = command.communicate(timeout=30)
+        assert command.returncode == (130 if number == signal.SIGINT else -number)
+        assert "Traceback" not in said
+        _, alive = psutil.wait_procs(children, timeout=30)
+    assert alive == []
+
+
+@pytest.mark.slow
+def test_a_run_whose_process_is_killed_is_named(small: Flow) -> None:
+    endless(small.folder, "full")
+    with started(small, "compare", "--seed", "0", "--jobs", "2") as command:
+        wait_for(lambda: run_names(small) == {"max-pool-s0"} and begun(small) == 2)
+        for child in makers(command.pid):  # the one at work, and the idle one
+            child.kill()
+        _, said = command.communicate(timeout=30)
+    assert command.returncode == 1
+    assert re.search(r"1 of 2 runs failed\.\nruns/voc2007/full-s0: .*SIGKILL.*--jobs", said)
+
+
+# What is said ------------------------------------------------------------------------------------
+
+
+def scores(flow: Flow, run: str) -> np.ndarray:
+    table = pq.read_table(flow / f"runs/voc2007/{run}/predictions.parquet")
+    return np.array(table.column("scores").to_pylist())
+
+
+def test_the_difference_to_full_is_that_of_the_predictions(
+    small: Flow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for user in ("pipeline.evaluation.bootstrap", "stages.checkout.results"):
+        monkeypatch.setattr(f"{user}.RESAMPLES", 100)
+    said = small.ok("compare", *SEEDS, *ALONE)
+    manifest = read_manifest(small / "data/voc2007/prepared/manifest.parquet")
+    truth = manifest.truth("test")
+    runs = {run: scores(small, run) for run in run_names(small)}
+    rng = np.random.default_rng(0)
+    differences = []
+    for _ in range(100):
+        drawn = rng.integers(len(truth), size=len(truth))
+        maps = {
+            run: evaluate(of_run[drawn], truth[drawn], manifest.vocabulary)["mAP"]
+            for run, of_run in runs.items()
+        }
+        differences.append(
+            np.mean([maps[f"max-pool-s{seed}"] - maps[f"full-s{seed}"] for seed in (0, 1)])
+        )
+    low, high = np.quantile(differences, [0.025, 0.975])
+    values = {run: metrics(small, run)["mAP"] for run in run_names(small)}
+    mean = np.mean([values[f"max-pool-s{seed}"] - values[f"full-s{seed}"] for seed in (0, 1)])
+    rows = section(said, "Difference to full").strip().splitlines()
+    assert "100 resamples of the 18 test images" in rows[0]
+    assert [cell.strip() for cell in rows[-1].split("|")[1:-1]] == [
+        "max-pool",
+        f"{mean:+.2f}",
+        f"{low:+.2f} to {high:+.2f}",
+    ]
+
+
+def test_no_difference_is_told_without_full_or_with_full_alone(small: Flow) -> None:
+    for variant in ("full", "max-pool"):
+        said = small.ok("compare", "--variant", variant, "--seed", "0", *ALONE)
+        assert "Difference" not in said
+        assert "seed 0" in said
+
+
+def test_predictions_of_other_images_are_named(small: Flow) -> None:
+    small.ok("compare", "--seed", "0", *ALONE)
+    path = small / "runs/voc2007/max-pool-s0/predictions.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.take(list(range(17, -1, -1))), path)
+    assert small.gmpipe("compare", "--seed", "0").refused(
+        r"max-pool-s0/predictions\.parquet is of other images.*Delete"
+    )
+    path.write_bytes(b"damaged")
+    assert small.gmpipe("compare", "--seed", "0").refused(
+        r"max-pool-s0/predictions\.parquet can't be read.*Delete its folder"
+    )
+    path.unlink()
+    assert small.gmpipe("compare", "--seed", "0").refused(r"predictions\.parquet can't be read")
+
+
+def test_the_caption_says_over_how_many_labels_the_map_is(small: Flow) -> None:
+    said = small.ok("compare", *SEEDS, *ALONE)
+    assert (
+        "voc2007, split imported/test, 18 images, in percent; mAP, CP and CR over the 19 of 20 "
+        "labels that have a positive; mean and sample standard deviation of seeds 0, 1\n"
+    ) in said
+
+
+def test_the_papers_rows_and_what_differs_stand_beside_ours(small: Flow) -> None:
+    said = small.ok("compare", "--seed", "0", *ALONE)
+    beside = section(said, "Beside the paper")
+    ours = metrics(small, "full-s0")["mAP"]
+    assert re.search(rf"\| full +\| ours +\| {ours:.1f} +\|\n\| full +\| paper +\| 94.7", beside)
+    for words in (
+        r"- detector: ours are imported regions \(npz\);",
+        r"- images: ours 30 to train and 18 to test, the paper's 5,011 and 4,952\n",
+        "- augmentation: ours none;",
+        r"- label vectors: ours vectors\.npz;",
+        "- 2 epochs in batches of 16: the paper gives neither",
+        r"regions 3 \(paper: 10\); network\.latent_size 4 \(paper: 512\); network\.node_norm True",
+        "11-point mAP of full-s0 is",
+    ):
+        assert re.search(words, beside), words
+    assert "learning_rate" not in beside
+    labels = section(said, "Average precision by label")
+    assert re.search(r"\| all +\| tvmonitor +\| - +\| - +\| 94.9 +\|", labels)
+
+
+# The report --------------------------------------------------------------------------------------
+
+
+def test_the_report_has_tables_and_their_numbers(small: Flow) -> None:
+    small.ok("compare", *SEEDS, *ALONE)
+    said = small.ok("report")
+    written = (small / "reports/voc2007/tables/results.md").read_text()
+    assert said == f"{written}\nreports/voc2007/index.html\n"
+    assert small.ok("--quiet", "report") == f"{written}\n"
+    with (small / "reports/voc2007/tables/results.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["variant"], row["seed"]) for row in rows] == [("full", "0"), ("max-pool", "0")]
+    for row in rows:
+        of_run = metrics(small, f"{row['variant']}-s0")
+        for name in ("mAP", "mAP11", "CP", "CR", "CF1", "OP", "OR", "OF1"):
+            assert float(row[name]) == of_run[name]
+        for group in ("top3", "top3_forced"):
+            for name in ("CP", "CR", "CF1", "OP", "OR", "OF1"):
+                assert float(row[f"{group}_{name}"]) == of_run[group][name]
+    with (small / "reports/voc2007/tables/labels.csv").open(newline="") as stream:
+        labels = list(csv.DictReader(stream))
+    assert len(labels) == 2 * 20
+    found = {row["label"]: row["AP"] for row in labels if row["variant"] == "full"}
+    expected = metrics(small, "full-s0")["AP"]
+    assert found == {name: "" if ap is None else str(ap) for name, ap in expected.items()}
+
+
+def test_removed_variants_and_seeds_leave_the_report(small: Flow) -> None:
+    write_params(small.folder, seeds=[0, 1])
+    small.ok("compare", *SEEDS, *ALONE)
+    assert "max-pool" in small.ok("report")
+    write_params(small.folder, variants=["full"])
+    said = small.ok("report")
+    assert "max-pool" not in said
+    assert "seed 0" in said
+    for name, content in small.bytes("reports").items():
+        assert b"max-pool" not in content, name
+        if name.endswith(("/results.csv", "/labels.csv")):
+            assert b"full,1," not in content, name
+
+
+def test_a_report_without_all_runs_says_how_to_make_them(small: Flow) -> None:
+    write_params(small.folder, seeds=[4, 7])
+    small.ok("compare", "--seed", "4", *ALONE)
+    failed = small.gmpipe("report")
+    assert failed.refused(
+        r"no metrics at runs/voc2007/full-s7/metrics\.json\. Run `gmpipe compare --dataset voc2007 "
+        r"--seed 4 --seed 7`, which.*`gmpipe train .*--seed 7`.*`variants` and `seeds` in params"
+    )
+    [remedy] = re.findall("`gmpipe (compare [^`]*)`", failed.err)
+    small.ok(*remedy.split(), *ALONE)
+    small.ok("report")
+
+
+def test_a_run_of_older_settings_is_not_reported(small: Flow) -> None:
+    small.ok("compare", "--seed", "0", *ALONE)
+    write_params(small.folder, {"learning_rate": 0.02})
+    assert small.gmpipe("report").refused(
+        r"full-s0 was trained with other settings: `learning_rate` was 0\.01, expected 0\.02.*"
+        r"gmpipe train --dataset voc2007 --variant full --seed 0"
+    )
+
+
+def test_runs_of_two_caches_don_t_share_a_table(small: Flow) -> None:
+    small.ok("compare", "--seed", "0", *ALONE)
+    path = small / "runs/voc2007/max-pool-s0/metrics.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "fingerprint": "other"}))
+    assert small.gmpipe("report").refused(
+        r"max-pool-s0 and runs/voc2007/full-s0 can't be compared: `fingerprint` .* is other, .*"
+        r"gmpipe train --dataset voc2007 --variant max-pool"
+    )
+
+
+def test_damaged_metrics_are_named(small: Flow) -> None:
+    small.ok("compare", "--seed", "0", *ALONE)
+    path = small / "runs/voc2007/full-s0/metrics.json"
+    for content in ("{", "[1]", "{}"):
+        path.write_text(content)
+        assert small.gmpipe("report").refused(
+            r"full-s0/metrics\.json is damaged.*Run `gmpipe evaluate --dataset voc2007"
+        )

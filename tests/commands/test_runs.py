@@ -1,0 +1,257 @@
+"""`gmpipe runs list` and `gmpipe runs prune`: what goes, what stays, and that nothing else does.
+
+One list of folders is pruned in most tests: params.yaml names full-s0 and max-pool-s0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from flows import ROOT, Flow, write_params
+from small import write_params as write_small_params
+
+FILES = ("checkpoint.pt", "history.csv", "metrics.json", "predictions.parquet", "summary.json")
+GONE = ("full-s1", "full-s0-0123abcd", "mine.v2-s0", "without-label-graph-s12")
+
+
+@pytest.fixture
+def flow(tmp_path: Path) -> Flow:
+    write_params(tmp_path)
+    flow = Flow(tmp_path)
+    for name in ("full-s0", "max-pool-s0", *GONE):
+        make_run(flow, name)
+    sweep = flow / "runs/tiny/sweeps/regions"
+    sweep.mkdir(parents=True)
+    for name in ("results.csv", "figure.svg", "figure.png"):
+        (sweep / name).write_bytes(b"x" * 1000)
+    (sweep.parent / ".regions.lock").touch()
+    return flow
+
+
+def make_run(flow: Flow, name: str) -> Path:
+    """A run folder: mAP 41.26, three epochs, 1.1 MB of checkpoint."""
+    folder = flow / "runs/tiny" / name
+    folder.mkdir(parents=True)
+    for file in FILES:
+        (folder / file).touch()
+    (folder / "checkpoint.pt").write_bytes(b"x" * 1_100_000)
+    (folder / "metrics.json").write_text('{"mAP": 41.26}')
+    (folder / "history.csv").write_text("epoch,train_loss\n1,3.0\n2,2.0\n3,1.0\n")
+    (folder.parent / f".{name}.lock").touch()
+    return folder
+
+
+def names(flow: Flow) -> set[str]:
+    return {path.name for path in (flow / "runs/tiny").iterdir()}
+
+
+@contextlib.contextmanager
+def written(flow: Flow, folder: str) -> Iterator[None]:
+    """Another process holds a folder's lock."""
+    code = (
+        "import sys; from pathlib import Path; from pipeline.files import folder_lock\n"
+        "with folder_lock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(flow / folder)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        yield
+        other.communicate()
+
+
+def test_what_params_yaml_does_not_name_goes(flow: Flow) -> None:
+    before = flow.bytes("runs/tiny/full-s0") | flow.bytes("runs/tiny/max-pool-s0")
+    said = flow.ok("runs", "prune")
+    assert names(flow) == {"full-s0", "max-pool-s0", ".full-s0.lock", ".max-pool-s0.lock"}
+    assert flow.bytes("runs/tiny/full-s0") | flow.bytes("runs/tiny/max-pool-s0") == before
+    for name in (*GONE, "sweeps/regions"):
+        assert f"runs/tiny/{name}: " in said
+    assert "runs/tiny/full-s1: 1.1 MB\n" in said
+    assert said.endswith("4.4 MB removed from runs/tiny\n")
+    assert flow.ok("runs", "prune") == "0.0 MB removed from runs/tiny\n"
+
+
+def test_a_dry_run_says_the_same_and_changes_nothing(flow: Flow) -> None:
+    before, there = flow.bytes("runs"), names(flow)
+    dry = flow.ok("runs", "prune", "--dry-run")
+    assert flow.bytes("runs") == before
+    assert names(flow) == there
+    assert dry == flow.ok("runs", "prune").replace(" removed", " would be removed")
+
+
+def test_what_is_named_depends_on_params_yaml(flow: Flow) -> None:
+    write_params(flow.folder, variants=["full"], seeds=[1, 0])
+    flow.ok("runs", "prune")
+    assert {name for name in names(flow) if name[0] != "."} == {"full-s0", "full-s1"}
+
+
+def test_another_data_set_is_left_alone(flow: Flow) -> None:
+    (flow / "runs/other/full-s7").mkdir(parents=True)
+    flow.ok("runs", "prune")
+    assert (flow / "runs/other/full-s7").is_dir()
+    assert flow.gmpipe("runs", "prune", "--dataset", "other").refused("unknown data set 'other'")
+
+
+def test_what_is_no_run_by_its_form_stays(flow: Flow) -> None:
+    top = flow / "runs/tiny"
+    (top / "full-s1" / "notes.txt").write_text("mine")
+    (top / "mine.v2-s0" / "more").mkdir()
+    (top / "without-label-graph-s12" / "tensorboard").mkdir()
+    (top / "without-label-graph-s12" / "tensorboard" / "notes.txt").touch()
+    (top / "max-pool-s0" / "notes.tmp").touch()
+    (top / "notes").mkdir()
+    (top / "old").mkdir()
+    (top / "full-s3").write_text("a file")
+    (top / "full-s4").symlink_to(flow / "elsewhere")
+    (flow / "elsewhere").mkdir()
+    (top / "full-s5").symlink_to(top / "full-s0")
+    (top / ".mine.lock").touch()
+    (top / "Full-s1").mkdir()
+    (top / "sweeps" / "mine").mkdir()
+    (top / "sweeps" / "mine" / "figure.pdf").touch()
+    stay = {"full-s1", "mine.v2-s0", "without-label-graph-s12", "max-pool-s0"}
+    kept = [path for path in top.rglob("*") if set(path.parts) & stay]
+    kept += [top / "notes", top / "old", top / "full-s3", top / "full-s4", top / "full-s5"]
+    kept += [top / ".mine.lock", top / "Full-s1", top / "sweeps/mine/figure.pdf"]
+    flow.ok("runs", "prune")
+    assert [path for path in kept if not path.exists()] == []
+    assert "full-s0-0123abcd" not in names(flow)
+
+
+def test_a_run_in_progress_stays(flow: Flow) -> None:
+    """With a folder, and without one, as training makes it last."""
+    with written(flow, "runs/tiny/full-s1"), written(flow, "runs/tiny/full-s9"):
+        for options in (("--dry-run",), ()):
+            said = flow.ok("runs", "prune", *options)
+            assert "runs/tiny/full-s1: is being written, stays\n" in said
+            assert "runs/tiny/full-s9: is being written, stays\n" in said
+        assert names(flow) >= {"full-s1", ".full-s1.lock", ".full-s9.lock"}
+        assert "full-s0-0123abcd" not in names(flow)
+    flow.ok("runs", "prune")
+    assert not names(flow) & {"full-s1", ".full-s1.lock", ".full-s9.lock"}
+
+
+def test_what_killed_runs_left_goes(flow: Flow) -> None:
+    top = flow / "runs/tiny"
+    left = [
+        top / "full-s0" / "checkpoint.pt.0123abcd.tmp",  # of a run that stays
+        top / "full-s1" / "metrics.json.0123abcd.tmp",  # of one that goes
+        top / ".gone-s3.lock",
+        top / "sweeps" / ".gone.lock",
+        top / "sweeps" / "regions" / "figure.svg.0123abcd.tmp",
+    ]
+    for path in left:
+        path.touch()
+    left[0].write_bytes(b"x" * 2_000_000)
+    (top / "empty-s0").mkdir()
+    (top / "diverged-s0").mkdir()
+    (top / "diverged-s0" / "checkpoint-last-good.pt").touch()
+    (top / "full-s1" / "tensorboard").mkdir()
+    (top / "full-s1" / "tensorboard" / "events.out.tfevents.17.here").write_bytes(b"x" * 400_000)
+    said = flow.ok("runs", "prune")
+    left += [top / name for name in ("empty-s0", "diverged-s0", "full-s1")]
+    assert [path for path in left if path.exists()] == []
+    assert "runs/tiny/full-s1: 1.5 MB\n" in said
+    assert "runs/tiny/full-s0/checkpoint.pt.0123abcd.tmp: 2.0 MB\n" in said
+    assert sorted(path.name for path in (top / "full-s0").iterdir()) == sorted(FILES)
+
+
+def test_a_run_in_dvcs_cache_loses_its_links_only(flow: Flow) -> None:
+    stored = flow / "stored"
+    stored.write_bytes(b"x" * 5_000_000)
+    path = flow / "runs/tiny/full-s1/checkpoint.pt"
+    path.unlink()
+    path.symlink_to(stored)
+    assert "runs/tiny/full-s1: 0.0 MB\n" in flow.ok("runs", "prune")
+    assert stored.stat().st_size == 5_000_000
+
+
+def test_what_can_t_be_listed_or_removed_is_named(
+    flow: Flow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("stages.commands.runs.shutil.rmtree", refuse)
+        assert flow.gmpipe("runs", "prune").refused(
+            r"runs/tiny/full-s0-0123abcd can't be removed .*Permission denied.*run the same command"
+        )
+    assert flow.gmpipe("runs", "list").code == 0
+    (flow / "runs/tiny").rename(flow / "runs/old")
+    (flow / "runs/tiny").touch()
+    for command in ("list", "prune"):
+        assert flow.gmpipe("runs", command).refused("runs/tiny can't be listed")
+
+
+def test_the_list_has_a_row_a_run(flow: Flow) -> None:
+    (flow / "runs/tiny/full-s1/metrics.json").unlink()
+    (flow / "runs/tiny/full-s1/history.csv").unlink()
+    (flow / "runs/tiny/mine.v2-s0/metrics.json").write_text("{}")
+    (flow / "runs/tiny/mine.v2-s0/history.csv").write_bytes(b"\xff")
+    header, _, *lines = flow.ok("runs", "list").splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (header, *lines)]
+    assert cells == [
+        ["run", "mAP", "epochs", "named by params.yaml", "made with"],
+        ["runs/tiny/full-s0", "41.3", "3", "yes", "damaged"],
+        ["runs/tiny/full-s0-0123abcd", "41.3", "3", "no", "damaged"],
+        ["runs/tiny/full-s1", "-", "-", "no", ""],
+        ["runs/tiny/max-pool-s0", "41.3", "3", "yes", "damaged"],
+        ["runs/tiny/mine.v2-s0", "damaged", "damaged", "no", ""],
+        ["runs/tiny/without-label-graph-s12", "41.3", "3", "no", ""],
+    ]
+
+
+def test_the_list_says_what_runs_with_a_hash_were_made_with(small: Flow) -> None:
+    small.ok("train")
+    sets = ("epochs=1", "network.modules=1", "beta=0.4", "momentum=0.5", "clip_norm=2")
+    several = [word for one in sets for word in ("--set", f"train.voc2007.{one}")]
+    for options in (several[:4], several, ["--set", "train.voc2007.variants.mine={}"]):
+        small.ok("train", *options, *(("--variant", "mine") if "mine" in options[-1] else ()))
+    said = column(small, 5)
+    assert sorted(said.values()) == [
+        "",
+        "a variant that params.yaml lacks",
+        "network.modules=1, epochs=1",
+        "network.modules=1, epochs=1, momentum=0.5, clip_norm=2.0, and 1 more",
+    ]
+
+
+def column(flow: Flow, number: int) -> dict[str, str]:
+    """Of the list, the cells of a column by run."""
+    lines = [line.split("|") for line in flow.ok("runs", "list").splitlines()[2:]]
+    return {Path(cells[1].strip()).name: cells[number].strip() for cells in lines}
+
+
+def test_the_list_says_which_named_run_has_other_settings_by_now(small: Flow) -> None:
+    small.ok("train")
+    small.ok("train", "--variant", "max-pool")
+    assert column(small, 4) == {"full-s0": "yes", "max-pool-s0": "yes"}
+    own = {"variants": {"max-pool": {"epochs": 3}}}
+    write_small_params(small.folder, own)
+    assert column(small, 4) == {
+        "full-s0": "yes",
+        "max-pool-s0": "yes, but other settings: epochs=2",
+    }
+    write_small_params(small.folder, own, variants=["full"])
+    assert column(small, 4) == {"full-s0": "yes", "max-pool-s0": "no"}
+
+
+def test_no_run_is_said(tmp_path: Path) -> None:
+    write_params(tmp_path)
+    assert Flow(tmp_path).ok("runs", "list") == (
+        "runs/tiny holds no run. Run `gmpipe train --dataset tiny`.\n"
+    )
+    assert Flow(tmp_path).ok("runs", "prune") == "0.0 MB removed from runs/tiny\n"
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,178 @@
+"""`gmpipe sweep`: a run a value and seed, the table, the CSV and the figure."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+from flows import Flow
+from PIL import Image
+from small import make_small, run_names, write_params
+
+from pipeline.learning.checkpoint import load_checkpoint
+from pipeline.report.figures import sweep_figure
+
+SEEDS = ("--seed", "0", "--seed", "1")
+ALONE = ("--jobs", "1")
+FILES = ["figure.png", "figure.svg", "results.csv"]
+
+
+def sweep(flow: Flow, *arguments: str) -> str:
+    return flow.ok("sweep", *arguments, *ALONE)
+
+
+def rows(flow: Flow, folder: str) -> list[dict[str, str]]:
+    with (flow / "runs/voc2007/sweeps" / folder / "results.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_each_value_has_a_run_a_seed_and_a_row(small: Flow) -> None:
+    said = sweep(small, "network.modules=3,1,2", *SEEDS)
+    found = rows(small, "network.modules")
+    assert [(row["value"], row["seed"]) for row in found] == [
+        (value, seed) for value in "123" for seed in "01"
+    ]
+    # Two modules are what params.yaml has: the plain folders.
+    names = run_names(small)
+    assert {"full-s0", "full-s1"} < names
+    assert len(names) == 6
+    of_value: dict[str, list[float]] = {}
+    for name in names:
+        folder = small / "runs/voc2007" / name
+        checkpoint = load_checkpoint(folder / "checkpoint.pt")
+        modules = str(checkpoint.settings.network.modules)
+        [row] = [
+            row for row in found if (row["value"], row["seed"]) == (modules, str(checkpoint.seed))
+        ]
+        assert row["variant"] == "full"
+        assert row["setting"] == "network.modules"
+        metrics = json.loads((folder / "metrics.json").read_text())
+        for number in ("mAP", "CF1", "OF1"):
+            assert float(row[number]) == metrics[number]
+        of_value.setdefault(modules, []).append(metrics["mAP"])
+    for value, maps in of_value.items():
+        mean, spread = np.mean(maps), np.std(maps, ddof=1)
+        assert re.search(rf"^\| {value} +\| {mean:.1f} ± {spread:.1f} +\|", said, re.MULTILINE)
+    assert "18 images" in said
+    assert "seeds 0, 1" in said
+
+
+def test_runs_are_used_again_and_every_byte_comes_again(small: Flow, tmp_path: Path) -> None:
+    said = sweep(small, "beta=0.0,0.4")
+    before = small.bytes("runs")
+    with mock.patch("stages.workers.jobs.train", side_effect=AssertionError):
+        assert said.endswith(sweep(small, "beta=0.0,0.4"))
+    assert small.bytes("runs") == before
+    other = make_small(tmp_path / "other")
+    sweep(other, "beta=0.0,0.4")
+    assert other.bytes("runs") == before
+    assert sorted(p.name for p in (small / "runs/voc2007/sweeps/beta").iterdir()) == FILES
+    # One more value trains one more run.
+    assert sweep(small, "beta=0.0,0.2,0.4").count(" epochs, loss ") == 1
+
+
+def test_the_number_of_regions_is_swept_from_one_cache(small: Flow) -> None:
+    cache = small.bytes("cache")
+    sweep(small, "regions=1,2,3")
+    maps = [row["mAP"] for row in rows(small, "regions")]
+    assert len(set(maps)) == 3
+    assert small.bytes("cache") == cache
+    text = "".join(ET.parse(small / "runs/voc2007/sweeps/regions/figure.svg").getroot().itertext())
+    assert "regions m" in text
+    assert "voc2007, full, split imported/test" in text
+
+
+def test_a_variant_and_further_settings(small: Flow) -> None:
+    other = ("--set", "train.voc2007.epochs=1", "--variant", "max-pool")
+    sweep(small, "optimizer=sgd,adamw", *other)
+    found = rows(small, "max-pool-optimizer")
+    assert [(row["variant"], row["value"]) for row in found] == [
+        ("max-pool", "sgd"),
+        ("max-pool", "adamw"),
+    ]
+    folders = [small / "runs/voc2007" / name / "checkpoint.pt" for name in run_names(small)]
+    settings = [load_checkpoint(path).settings for path in folders]
+    assert {(own.epochs, own.optimizer) for own in settings} == {(1, "sgd"), (1, "adamw")}
+    write_params(small.folder, {"variants": {"max-pool": {"epochs": 3}}})
+    sweep(small, "variants.max-pool.epochs=1,2", "--variant", "max-pool")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("epochs", r"epochs: expected KEY=VALUE,VALUE.*network\.modules=1,2,3,4"),
+        ("epochs=1", "expected KEY=VALUE,VALUE.*at least two"),
+        ("=1,2", "expected KEY=VALUE,VALUE"),
+        ("epochs=1,[", "expected KEY=VALUE,VALUE"),
+        ("epochs=1,1", "a value is named twice"),
+        ("epocs=1,2", r"`train\.voc2007\.epocs` is no setting.*Did you mean `epochs`"),
+        ("epochs=1,0", r"`train\.voc2007\.epochs` is 0"),
+        ("train.voc2007.epochs=1,2", r"train\.voc2007\.train"),
+        ("regions=2,50", r"best 3 regions.*train\.voc2007\.regions is 50\. Lower it to 3"),
+    ],
+)
+def test_what_can_t_be_swept_is_said_before_anything_is_made(
+    small: Flow, setting: str, message: str
+) -> None:
+    assert small.gmpipe("sweep", setting).refused(message)
+    assert not (small / "runs").exists()
+
+
+def test_a_setting_that_the_variant_sets_itself_is_said(small: Flow) -> None:
+    write_params(small.folder, {"variants": {"max-pool": {"epochs": 3}}})
+    assert small.gmpipe("sweep", "epochs=1,2", "--variant", "max-pool").refused(
+        r"epochs=1 and epochs=2 make the same run of max-pool.*sweep `variants\.max-pool\.epochs`"
+    )
+    assert small.gmpipe("sweep", "epochs=1,2", "--variant", "maxpool").refused("max-pool")
+
+
+# The figure --------------------------------------------------------------------------------------
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def circles(path: Path) -> list[tuple[float, float]]:
+    """Places of the blue round markers: the means, then the one in the legend."""
+    root = ET.parse(path).getroot()
+    round_ones = {f"#{p.get('id')}" for p in root.iter(f"{SVG}path") if "C " in p.get("d", "")}
+    return [
+        (float(use.get("x", "")), float(use.get("y", "")))
+        for use in root.iter(f"{SVG}use")
+        if "fill: #0072b2" in use.get("style", "")
+        and use.get("{http://www.w3.org/1999/xlink}href") in round_ones
+    ]
+
+
+def test_means_stand_at_their_numbers(tmp_path: Path) -> None:
+    maps = {"1": [50.0, 52.0], "2": [55.0, 57.0], "5": [53.0, 53.0]}
+    sweep_figure(tmp_path / "figure", "network.modules", maps, title="here", numeric=True)
+    (x1, y1), (x2, y2), (x5, y5), _in_legend = circles(tmp_path / "figure.svg")
+    assert (x5 - x2) / (x2 - x1) == pytest.approx(3, rel=1e-3)
+    assert (y5 - y1) / (y2 - y1) == pytest.approx(2 / 5, rel=1e-3)
+    assert y2 < y1  # up is better
+    text = "".join(ET.parse(tmp_path / "figure.svg").getroot().itertext())
+    for words in ("convolution modules k", "mAP (%)", "here", "a seed"):
+        assert words in text
+    with Image.open(tmp_path / "figure.png") as image:
+        assert image.size == (825, 570)
+        assert "Software" not in image.info
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["figure.png", "figure.svg"]
+
+
+def test_words_stand_beside_each_other_and_one_seed_has_no_bars(tmp_path: Path) -> None:
+    maps = {"sgd": [50.0], "adamw": [60.0], "other": [70.0]}
+    sweep_figure(tmp_path / "figure", "optimizer", maps, title="here", numeric=False)
+    places = circles(tmp_path / "figure.svg")
+    steps = np.diff([x for x, _ in places])
+    assert len(places) == 3
+    assert steps == pytest.approx([steps[0]] * 2)
+    text = "".join(ET.parse(tmp_path / "figure.svg").getroot().itertext())
+    assert "adamw" in text
+    assert "a seed" not in text

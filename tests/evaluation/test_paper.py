@@ -1,0 +1,115 @@
+"""The paper's tables: each cell is the print's, where the print is at hand."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+from pipeline.evaluation.paper import (
+    METHOD,
+    PAPER,
+    TABLE_1,
+    TABLE_2,
+    TABLE_3,
+    TABLE_4_COCO,
+    TABLE_4_VOC,
+    VARIANT_NAMES,
+    VOC_LABELS,
+    Table,
+)
+from pipeline.settings import VARIANTS, NetworkSettings, TrainSettings
+from stages.checkout.params import load_params
+
+PRINTED_NAMES = {
+    r"Our w/o $\mathbb{G}^l$": "w/o G^l",
+    r"Our w/o $\mathbb{G}^o$": "w/o G^o",
+    "Our w/o ILM edges": "w/o ILM edges",
+    "Our GM-MLIC": METHOD,
+}
+
+
+def printed_table(text: str, number: int) -> dict[str, list[float | None]]:
+    """The rows above the caption of a table."""
+    above = text[: text.index(f"\nTable {number}: ")].rstrip().splitlines()
+    rows: dict[str, list[float | None]] = {}
+    for line in reversed(above):
+        name, *cells = re.sub("</?b>", "", line).split("\t")
+        if not re.fullmatch(r"[\d.]+|-", cells[-1] if cells else ""):
+            break
+        name = PRINTED_NAMES.get(name, re.sub(r" \[.*", "", name))
+        rows[name] = [None if cell == "-" else float(cell) for cell in cells]
+    return dict(reversed(rows.items()))
+
+
+def columns(table: Table) -> dict[str, list[float | None]]:
+    return {method: list(row.values()) for method, row in table.items()}
+
+
+def test_every_cell_is_printed(shared: Path) -> None:
+    text = (shared / "paper/gm-mlic.md").read_text()
+    assert columns(TABLE_1) == printed_table(text, 1)
+    assert columns(TABLE_2) == printed_table(text, 2)
+    assert columns(TABLE_3) == printed_table(text, 3)
+    both = printed_table(text, 4)
+    assert columns(TABLE_4_COCO) == {method: row[:4] for method, row in both.items()}
+    assert columns(TABLE_4_VOC) == {method: row[4:] for method, row in both.items()}
+
+
+def test_the_map_of_table_1_is_the_mean_of_its_row_but_for_the_papers_own() -> None:
+    for method, row in TABLE_1.items():
+        mean = statistics.fmean(row[label] or 0.0 for label in VOC_LABELS)
+        if method == METHOD:  # so printed
+            assert (round(mean, 1), row["mAP"]) == (95.2, 94.7)
+        else:
+            assert row["mAP"] == pytest.approx(mean, abs=0.051)
+
+
+def test_the_tables_agree_on_the_papers_own_row() -> None:
+    assert TABLE_4_VOC[METHOD]["mAP"] == TABLE_1[METHOD]["mAP"]
+    assert TABLE_4_COCO[METHOD].items() <= TABLE_2[METHOD].items()
+
+
+def test_a_row_is_taken_from_every_table_that_has_it() -> None:
+    coco = PAPER["coco"].row("full")
+    assert coco is not None
+    assert (coco["mAP"], coco["top-3 OF1"]) == (84.3, 77.8)
+    assert PAPER["coco"].row("without-label-graph") == {
+        "mAP": 81.7,
+        "CP": 85.1,
+        "CR": 68.3,
+        "CF1": 76.5,
+    }
+    assert PAPER["voc2007"].row("without-instance-graph") == {"mAP": 93.3}
+    assert PAPER["nuswide"].row("without-label-graph") is None
+    assert PAPER["coco"].row("max-pool") is None
+
+
+def test_columns_are_those_of_the_data_set() -> None:
+    assert PAPER["voc2007"].columns == ["mAP"]
+    assert PAPER["nuswide"].columns == ["mAP", "CF1", "OF1", "top-3 CF1", "top-3 OF1"]
+    assert len(PAPER["coco"].columns) == 13
+    assert PAPER["voc2007"].ap["tvmonitor"] == 94.9
+    assert PAPER["coco"].ap == {}
+
+
+def test_variants_that_the_paper_has_are_ours() -> None:
+    assert VARIANT_NAMES.keys() <= VARIANTS.keys()
+
+
+def test_the_presets_are_the_papers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    params = load_params()
+    for dataset, paper in PAPER.items():
+        assert params.extract[dataset].regions == paper.regions
+        assert params.extract[dataset].size == 448
+        train = params.train[dataset]
+        assert train == TrainSettings(
+            network=NetworkSettings(latent_size=512, modules=2, node_norm=False),
+            label_vectors="data/glove/glove.6B.zip/glove.6B.300d.txt",
+            beta=paper.beta,
+            epochs=train.epochs,
+            batch_size=train.batch_size,
+        )

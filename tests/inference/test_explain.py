@@ -1,0 +1,190 @@
+"""`gmpipe explain`: every change against the edge-by-edge reference, the picture, the tables."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flows import Flow
+from PIL import Image
+from reference import build_graph, convolve, decode, encode
+from torch import Tensor
+
+from pipeline.api import Explanation, TrainedRun, explain, load_run
+from pipeline.inference.picture import draw
+from pipeline.learning.checkpoint import Checkpoint
+from pipeline.matching.graphs import InstanceBatch
+from pipeline.matching.network import Convolution, MatchingNetwork, image_logits
+
+TOLERANCE = 2e-5  # of a probability: float32 against float64
+
+
+@pytest.fixture(scope="module")
+def run(made: Flow) -> TrainedRun:
+    return load_run(made / "runs/tiny/full-s0")
+
+
+def changed(run: TrainedRun, shift: float = 0.0, **changes: Any) -> TrainedRun:
+    """The run with other settings of its network, and all its logits shifted."""
+    before: Checkpoint = run.checkpoint
+    state = dict(before.state)
+    state["decode.second.bias"] = state["decode.second.bias"] + shift
+    regions = changes.pop("regions", before.settings.regions)
+    network = before.settings.network.model_copy(update=changes)
+    settings = before.settings.model_copy(update={"network": network, "regions": regions})
+    after = replace(before, settings=settings, state=state)
+    return TrainedRun(after, run.detector, run.detector_classes, run._extract)
+
+
+def photograph(seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 255, (5, 6, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((90, 70))
+
+
+def reference_scores(run: TrainedRun, batch: InstanceBatch, kinds: tuple[str, ...]) -> Tensor:
+    """(C,) of one image, edge by edge in float64, without some kinds of edges."""
+    network = run.checkpoint.network().double()
+    assert isinstance(network, MatchingNetwork)
+    words = run.checkpoint.label_vectors.double()
+    graph = build_graph(network, batch, 0, words)
+    for kind in kinds:
+        assert getattr(graph, kind)
+        getattr(graph, kind).clear()
+    graph = encode(network, graph)
+    for module in network.convolutions:
+        assert isinstance(module, Convolution)
+        graph = convolve(module, graph)
+    logits = decode(network, graph)
+    of_label = [max(v for (_, j), v in logits.items() if j == label) for label in range(len(words))]
+    return torch.stack(of_label).sigmoid()
+
+
+@pytest.mark.parametrize("label_neighbors", [None, 3])
+@torch.no_grad()
+def test_every_change_is_that_of_the_reference(
+    run: TrainedRun, label_neighbors: int | None
+) -> None:
+    own = changed(run, shift=0.3, label_neighbors=label_neighbors)
+    image = photograph()
+    explanation = explain(own, image)
+    batch = own.instances([image]).to(torch.device("cpu"), torch.float64)
+    regions = int(batch.mask.sum())
+    assert regions == 4
+    scores = reference_scores(own, batch, ())
+    assert explanation.predicted
+    best = scores.sort(descending=True)
+    names = [own.vocabulary[i] for i in best.indices[best.values > 0.5].tolist()]
+    assert [label.label for label in explanation.labels] == names
+    assert len(names) > 3
+    without_label_graph = reference_scores(own, batch, ("label_edges",)) - scores
+    without_instance_graph = reference_scores(own, batch, ("instance_edges",)) - scores
+    without_region = []
+    for region in range(regions):
+        mask = batch.mask.clone()
+        mask[0, region] = False
+        without_region.append(reference_scores(own, replace(batch, mask=mask), ()) - scores)
+    for label in explanation.labels:
+        number = own.vocabulary.index(label.label)
+        assert label.score == pytest.approx(scores[number].item(), abs=TOLERANCE)
+        assert label.region == image_logits(own.logits(own.instances([image])))[1][0, number]
+        for found, expected in (
+            (label.label_graph, without_label_graph),
+            (label.instance_graph, without_instance_graph),
+        ):
+            assert found == pytest.approx(expected[number].item(), abs=TOLERANCE)
+            assert abs(expected[number].item()) > 2 * TOLERANCE
+        assert label.region_changes is not None
+        expected_changes = [change[number].item() for change in without_region]
+        assert label.region_changes.tolist() == pytest.approx(expected_changes, abs=TOLERANCE)
+        order = [region for region, _ in label.most_influential(2, least=0)]
+        assert order == np.argsort(-np.abs(label.region_changes))[:2].tolist()
+        assert label.most_influential(4, least=2) == []
+
+
+def test_what_a_run_lacks_is_not_a_change_of_zero(flow: Flow, run: TrainedRun) -> None:
+    [label, *_] = explain(load_run(flow / "runs/tiny/max-pool-s0"), photograph()).labels
+    assert (label.label_graph, label.instance_graph) == (None, None)
+    assert label.region_changes is not None
+    assert np.flatnonzero(label.region_changes).tolist() == [label.region]
+    for lacking, there in (("label_graph", "instance_graph"), ("instance_graph", "label_graph")):
+        name = lacking.replace("_", "-")
+        flow.ok("train", "--variant", f"without-{name}")
+        [label, *_] = explain(load_run(flow / f"runs/tiny/without-{name}-s0"), photograph()).labels
+        assert getattr(label, lacking) is None
+        assert getattr(label, there) is not None
+    [label, *_] = explain(changed(run, regions=1), photograph()).labels
+    assert label.region_changes is None  # nothing would be left
+    assert label.instance_graph == 0  # it has one, without an edge here
+
+
+def test_without_a_predicted_label_it_is_the_best(run: TrainedRun) -> None:
+    explanation = explain(changed(run, shift=-9), photograph())
+    assert not explanation.predicted
+    [label] = explanation.labels
+    scores = explanation.prediction.scores
+    assert label.label == run.vocabulary[scores.argmax()]
+    assert label.score == scores.max() < 0.5
+
+
+# The picture -------------------------------------------------------------------------------------
+
+
+def drawn(explanation: Explanation, path: Path) -> tuple[int, int]:
+    draw(explanation, photograph(), "a photograph: full, seed 0", path)
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        assert "Software" not in picture.info
+        return picture.size
+
+
+def test_a_picture_of_any_number_of_labels(run: TrainedRun, tmp_path: Path) -> None:
+    every = explain(changed(run, shift=9), photograph())
+    assert len(every.labels) == len(run.vocabulary) > 10
+    sizes = {}
+    for number in (1, 5, len(every.labels)):
+        some = replace(every, labels=every.labels[:number])
+        sizes[number] = drawn(some, tmp_path / f"{number}.png")
+    assert sizes[1][0] < sizes[5][0] == sizes[18][0]
+    assert sizes[1][1] == sizes[5][1] < sizes[18][1] < 1000  # more than ten are not drawn
+    drawn(replace(every, labels=every.labels[:1]), tmp_path / "again.png")
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "1.png").read_bytes()
+    drawn(explain(changed(run, shift=-9), photograph()), tmp_path / "none.png")
+
+
+# The command -------------------------------------------------------------------------------------
+
+
+def test_command(made: Flow, tmp_path: Path) -> None:
+    photo, output = tmp_path / "photo.png", tmp_path / "out/picture.png"
+    photograph().save(photo)
+    printed = made.ok("explain", str(photo), "--run", "runs/tiny/full-s0", "-o", str(output))
+    explanation = explain(load_run(made / "runs/tiny/full-s0"), photograph())
+    labels, regions, path = printed.split("\n\n")[-3:]
+    assert path.strip() == str(output)
+    assert output.read_bytes()[:4] == b"\x89PNG"
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in labels.splitlines()[3:]]
+    assert [(row[0], row[1], int(row[2])) for row in rows] == [
+        (label.label, f"{label.score:.3f}", label.region) for label in explanation.labels
+    ]
+    assert rows[0][3] == f"{explanation.labels[0].label_graph:+.3f}"
+    assert len(regions.splitlines()) > 2
+    assert ("No label's score is above 0.5" in printed) != explanation.predicted
+    printed = made.ok("explain", str(photo), "--run", "runs/tiny/max-pool-s0", "-o", str(output))
+    assert "max-pool-s0 has no label graph and no instance graph, so there is none to" in printed
+    assert "| none in this run | none in this run |" in printed
+
+
+def test_command_refuses(made: Flow, tmp_path: Path) -> None:
+    run = ("--run", "runs/tiny/full-s0", "-o", str(tmp_path / "out.png"))
+    assert made.gmpipe("explain", "absent.jpg", *run).refused("there is no image at absent.jpg")
+    (tmp_path / "empty.jpg").touch()
+    outcome = made.gmpipe("explain", str(tmp_path / "empty.jpg"), *run)
+    assert outcome.refused(r"empty.jpg can't be decoded \(it is empty\). Name another photograph.")
+    outcome = made.gmpipe("explain", "x.jpg", *run[:2], "-o", "out.gif")
+    assert outcome.code == 2
+    assert "out.gif: expected a name that ends in .png" in outcome.err
+    assert not (tmp_path / "out.png").exists()

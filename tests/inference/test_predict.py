@@ -1,0 +1,412 @@
+"""`gmpipe predict`, and loading a run for new photographs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import shutil
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from flows import VARIANTS, Flow
+from PIL import Image
+
+from pipeline.api import Prediction, TrainedRun, load_run
+from pipeline.errors import GmpipeError
+from pipeline.inference import trained
+from pipeline.regions.detector import load_state, read_description, write_detector
+from stages.commands.predict import COLUMNS, find_images
+
+TOLERANCE = 1e-5
+"""Of a probability. Batches of other sizes differed by at most 1.2e-6."""
+
+
+@pytest.fixture(scope="module")
+def run(made: Flow) -> TrainedRun:
+    return load_run(made / "runs/tiny/full-s0")
+
+
+def evaluated(flow: Flow, name: str) -> tuple[list[Path], np.ndarray, np.ndarray]:
+    """Of the test images: their paths, (N, C) scores and (N, C) winning regions by `evaluate`."""
+    rows = pq.read_table(flow / "data/tiny/prepared/manifest.parquet").to_pylist()
+    paths = {row["image_id"]: flow / "data/tiny" / row["path"] for row in rows}
+    table = pq.read_table(flow / f"runs/tiny/{name}/predictions.parquet")
+    scores, regions = (np.array(table[column].to_pylist()) for column in ("scores", "regions"))
+    return [paths[image_id] for image_id in table["image_id"].to_pylist()], scores, regions
+
+
+def found(run: TrainedRun, paths: list[Path], batch_size: int = 8) -> list[Prediction]:
+    """Of files all of which can be read."""
+    outcomes = list(run.predict_files(paths, batch_size=batch_size))
+    assert [path for path, _ in outcomes] == paths
+    return [outcome for _, outcome in outcomes if isinstance(outcome, Prediction)]
+
+
+def check_same(predictions: list[Prediction], scores: np.ndarray, regions: np.ndarray) -> None:
+    assert len(predictions) == len(scores)
+    difference = np.abs(np.stack([p.scores for p in predictions]) - scores).max()
+    assert difference <= TOLERANCE, difference
+    assert np.array_equal(np.stack([p.regions for p in predictions]), regions)
+
+
+# The same as through the pipeline ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 12])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_photograph_scores_as_in_the_pipeline(made: Flow, variant: str, batch_size: int) -> None:
+    run = load_run(made / f"runs/tiny/{variant}-s0")
+    paths, scores, regions = evaluated(made, f"{variant}-s0")
+    predictions = found(run, paths, batch_size)
+    check_same(predictions, scores, regions)
+    for prediction in predictions:
+        regions_there = len(prediction.boxes)
+        assert prediction.region_scores.shape == (regions_there, len(run.vocabulary))
+        assert np.allclose(prediction.region_scores.max(axis=0), prediction.scores, atol=1e-6)
+        assert (np.diff(prediction.detector_scores) <= 0).all()
+        assert prediction.size == (64, 64)
+
+
+def test_params_yaml_decides_nothing_and_fewer_regions_are_the_runs(flow: Flow) -> None:
+    flow.ok("train", "--set", "train.tiny.regions=2")
+    flow.ok("evaluate", "--set", "train.tiny.regions=2")
+    [name] = [path.name for path in (flow / "runs/tiny").glob("full-s0-*")]
+    paths, scores, regions = evaluated(flow, name)
+    flow.params(extract__tiny__size=96, extract__tiny__feature_dtype="float32")
+    shutil.rmtree(flow / "cache")
+    predictions = found(load_run(flow / f"runs/tiny/{name}"), paths)
+    check_same(predictions, scores, regions)
+    assert {len(prediction.boxes) for prediction in predictions} == {2}
+
+
+def test_images_in_memory_are_seen_as_files_are(
+    made: Flow, run: TrainedRun, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 255, (50, 90, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    turned, cut_out = tmp_path / "turned.png", tmp_path / "cut-out.png"
+    Image.fromarray(pixels).save(turned, exif=exif)
+    clear = Image.fromarray(np.dstack([pixels, rng.integers(0, 255, (50, 90, 1), dtype=np.uint8)]))
+    clear.save(cut_out)
+    in_files = found(run, [turned, cut_out])
+    upright = np.rot90(pixels, -1)
+    in_memory = run.predict(
+        [Image.open(turned), Image.open(cut_out), upright, Image.fromarray(upright)], batch_size=3
+    )
+    assert [prediction.size for prediction in in_memory] == [(50, 90), (90, 50), (50, 90), (50, 90)]
+    for prediction, expected in zip(in_memory, [*in_files, in_files[0], in_files[0]], strict=True):
+        assert np.abs(prediction.scores - expected.scores).max() <= TOLERANCE
+        assert np.array_equal(prediction.regions, expected.regions)
+    assert np.abs(in_files[0].scores - in_files[1].scores).max() > TOLERANCE
+    box = in_files[0].boxes[1]
+    assert in_files[0].pixel_box(1) == pytest.approx(box * [50, 90, 50, 90])
+    assert run.predict([]) == []
+
+
+def test_what_is_no_image_is_refused(run: TrainedRun) -> None:
+    grey: Any = np.zeros((4, 4), np.uint8)
+    with pytest.raises(ValueError, match=r"uint8 with shape \(4, 4\), expected \(H, W, 3\) uint8"):
+        run.predict([grey])
+    with pytest.raises(ValueError, match="array of float32"):
+        run.predict([np.zeros((4, 4, 3), np.float32)])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="found a str, expected a Pillow image"):
+        run.predict(["photo.jpg"])  # type: ignore[list-item]
+
+
+# Which run, which detector -----------------------------------------------------------------------
+
+
+def other_detector(made: Flow, folder: Path) -> Path:
+    """One with the same architecture and other weights."""
+    description = read_description(made / "data/tiny/detector", "tiny")
+    state = load_state(made / "data/tiny/detector/weights.pt")
+    state["rpn.head.bbox_pred.bias"] += 0.5
+    folder.mkdir()
+    write_detector(
+        folder,
+        state,
+        source=description.source,
+        architecture=description.architecture,
+        classes=description.classes,
+    )
+    return folder
+
+
+def test_another_detector_is_refused(made: Flow, tmp_path: Path) -> None:
+    other = other_detector(made, tmp_path / "other")
+    wanted = read_description(made / "data/tiny/detector", "tiny").weights_sha256
+    with pytest.raises(GmpipeError, match=f'weights_sha256 is "[0-9a-f]*", expected "{wanted}"'):
+        load_run(made / "runs/tiny/full-s0", other)
+    outcome = made.gmpipe("predict", ".", "--run", "runs/tiny/full-s0", "--detector", str(other))
+    assert outcome.refused("full-s0 was trained with: restore it")
+
+
+def test_a_run_that_was_moved_needs_to_be_told_its_detector(made: Flow, tmp_path: Path) -> None:
+    moved = shutil.copytree(made / "runs/tiny/full-s0", tmp_path / "full-s0")
+    with pytest.raises(GmpipeError, match=r"no detector in .*name its folder with `--detector`"):
+        load_run(moved)
+    paths, scores, regions = evaluated(made, "full-s0")
+    check_same(found(load_run(moved, made / "data/tiny/detector"), paths), scores, regions)
+    linked = tmp_path / "checkout/runs"
+    (tmp_path / "checkout").mkdir()
+    linked.symlink_to(made / "runs")
+    (tmp_path / "checkout/data").symlink_to(made / "data")
+    assert load_run(str(linked / "tiny/full-s0")).checkpoint.variant == "full"
+    with pytest.raises(GmpipeError, match="there is no checkpoint at"):
+        load_run(tmp_path / "nothing")
+
+
+def test_a_run_that_is_elsewhere_is_suggested(flow: Flow) -> None:
+    for words in (("predict", "."), ("explain", "a.png", "-o", "b.png"), ("export",)):
+        assert flow.gmpipe(*words, "--run", "full-s0").refused(
+            r"there is no full-s0\. Did you mean runs/tiny/full-s0\?"
+        )
+    shutil.copytree(flow / "runs/tiny/full-s0", flow / "runs/other/full-s0")
+    assert flow.gmpipe("export", "--run", "runs/tni/full-s0").refused(
+        r"Did you mean runs/other/full-s0 or runs/tiny/full-s0\?"
+    )
+    (flow / "runs/tiny/max-pool-s0/checkpoint.pt").unlink()
+    assert flow.gmpipe("export", "--run", "max-pool-s0").refused("there is no checkpoint at")
+
+
+def test_a_run_on_imported_regions_has_no_detector(small: Flow) -> None:
+    small.ok("train")
+    outcome = small.gmpipe("predict", ".", "--run", "runs/voc2007/full-s0")
+    assert outcome.code == 1
+    photo = small / "photo.png"
+    Image.new("RGB", (9, 9)).save(photo)
+    outcome = small.gmpipe("predict", "photo.png", "--run", "runs/voc2007/full-s0")
+    assert outcome.refused("full-s0 was trained on imported regions.*can be evaluated, reported")
+
+
+# Many photographs --------------------------------------------------------------------------------
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that says its size, and has no pixels."""
+
+    def chunk(content: bytes) -> bytes:
+        length, check = struct.pack(">I", len(content) - 4), struct.pack(">I", zlib.crc32(content))
+        return length + content + check
+
+    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR" + size) + chunk(b"IDAT") + chunk(b"IEND")
+
+
+def break_five(folder: Path, jpeg: bytes, png: bytes) -> dict[str, str]:
+    """Write broken photographs: their names, and what is wrong with each."""
+    broken = {
+        "cut.jpg": (jpeg[: len(jpeg) // 2], "truncated"),
+        "empty.jpg": (b"", "it is empty"),
+        "words.jpg": (b"not a photograph", "is not, or too damaged to be, one of jpeg"),
+        "cut.png": (png[: len(png) // 2], "truncated"),
+        "huge.png": (png_header(16_000, 16_000), "pixels"),
+    }
+    for name, (content, _) in broken.items():
+        (folder / name).write_bytes(content)
+    return {name: reason for name, (_, reason) in broken.items()}
+
+
+def drawn(form: str, seed: int) -> bytes:
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 255, (3, 4, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels).resize((80 + seed % 7, 60 + seed % 5))
+    stream = io.BytesIO()
+    picture.save(stream, form)
+    return stream.getvalue()
+
+
+def check_failures(outcome: Any, broken: dict[str, str]) -> None:
+    """5 named failures, each on a line with its reason, and exit code 1."""
+    assert outcome.code == 1
+    assert "Traceback" not in outcome.err
+    lines = outcome.err.replace("\r", "\n").splitlines()
+    for name, reason in broken.items():
+        [line] = [line for line in lines if f"/{name} can't be decoded" in line]
+        assert reason in line.lower(), line
+    assert sum("can't be decoded" in line for line in lines) == len(broken) == 5
+    assert "Error: 5 photographs can't be read, for the reasons above; " in lines[-1]
+
+
+def test_a_folder_of_a_hundred_of_which_five_are_broken(made: Flow, tmp_path: Path) -> None:
+    """95 results, 5 named failures, exit code 1."""
+    (tmp_path / "more/.hidden").mkdir(parents=True)
+    for n in range(95):
+        form, suffix = (("PNG", "png"), ("JPEG", "JPG"), ("WEBP", "webp"))[n % 3]
+        place = tmp_path / ("more" if n % 2 else "")
+        (place / f"{n:02}.{suffix}").write_bytes(drawn(form, n))
+    broken = break_five(tmp_path / "more", drawn("JPEG", 0), drawn("PNG", 0))
+    (tmp_path / "notes.txt").write_text("no photograph by its name")
+    (tmp_path / "more/._00.png").write_text("nor by its name")
+    (tmp_path / "more/.hidden/00.png").write_text("nor here")
+    output = tmp_path / "out/labels.parquet"
+    run = ("--run", "runs/tiny/full-s0")
+    outcome = made.gmpipe("predict", str(tmp_path), *run, "-o", str(output))
+    check_failures(outcome, broken)
+    assert outcome.out == f"{output}: 95 images\n"
+    table = pq.read_table(output)
+    assert table.schema == COLUMNS
+    labelled = dict.fromkeys(table["image"].to_pylist())
+    assert len(table) == 95 * 18
+    assert {Path(image).name.split(".")[0] for image in labelled} == {f"{n:02}" for n in range(95)}
+    outcome = made.gmpipe("predict", str(tmp_path / "0*"), *run, "--threshold", "0", "--top", "2")
+    assert outcome.code == 0
+    assert len(outcome.out.splitlines()) == 2 + 2 * 5  # 00, 02, 04, 06, 08
+
+
+def test_where_every_photograph_is_broken_none_is_labelled(made: Flow, tmp_path: Path) -> None:
+    broken = break_five(tmp_path, drawn("JPEG", 0), drawn("PNG", 0))
+    output = tmp_path / "labels.csv"
+    outcome = made.gmpipe("predict", str(tmp_path), "--run", "runs/tiny/full-s0", "-o", str(output))
+    check_failures(outcome, broken)
+    assert outcome.refused("for the reasons above; none is labelled")
+    assert outcome.out == f"{output}: 0 images\n"
+    assert output.read_text() == f"{','.join(COLUMNS.names)}\n"
+
+
+def test_real_photographs_of_which_five_are_broken(
+    shared: Path, made: Flow, tmp_path: Path
+) -> None:
+    photographs = sorted((shared / "data/voc2007-sample").rglob("*.jpg"))[:95]
+    assert len(photographs) == 95
+    for path in photographs:
+        (tmp_path / path.name).symlink_to(path)
+    broken = break_five(tmp_path, photographs[0].read_bytes(), drawn("PNG", 0))
+    outcome = made.gmpipe("predict", str(tmp_path), "--run", "runs/tiny/full-s0", "--json")
+    check_failures(outcome, broken)
+    images = json.loads(outcome.out)
+    assert [Path(image["image"]).name for image in images] == [path.name for path in photographs]
+    for image, path in zip(images, photographs, strict=True):
+        with Image.open(path) as photograph:
+            assert (image["width"], image["height"]) == photograph.size
+        for label in image["labels"]:
+            left, top, right, bottom = label["box"]
+            assert 0 <= left < right <= image["width"] + 0.01
+            assert 0 <= top < bottom <= image["height"] + 0.01
+
+
+def test_files_are_decoded_ahead_but_not_all_at_once(
+    made: Flow, run: TrainedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trained, "cores", lambda: 2)
+    [path, *_], _, _ = evaluated(made, "full-s0")
+    asked = itertools.count()
+    paths = (path for _ in asked)  # without end
+    results = run.predict_files(paths, batch_size=4)
+    for _ in range(9):
+        next(results)
+    assert next(asked) <= 3 * 4 + 2 * 4 + 1
+    results.close()
+
+
+# What is named, what is written ------------------------------------------------------------------
+
+
+def test_names_folders_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a/b").mkdir(parents=True)
+    Path("none").mkdir()
+    for name in ("a/2.png", "a/1.JPEG", "a/b/3.tif", "a/notes.txt", "[x].png"):
+        Path(name).touch()
+    in_a = [Path("a/1.JPEG"), Path("a/2.png"), Path("a/b/3.tif")]
+    assert find_images(["a"]) == in_a
+    assert find_images(["a/2.png", "a", "a/2.png"]) == [in_a[1], in_a[0], in_a[2]]
+    assert find_images(["a/*.png"]) == [in_a[1]]
+    assert find_images(["**/*.tif"]) == [in_a[2]]
+    assert find_images(["[x].png", "absent.jpg"]) == [Path("[x].png"), Path("absent.jpg")]
+    assert find_images([str(tmp_path / "a/?.*")]) == [tmp_path / "a/1.JPEG", tmp_path / "a/2.png"]
+    with pytest.raises(GmpipeError, match="none: a folder without a photograph"):
+        find_images(["a", "none"])
+    with pytest.raises(GmpipeError, match=r"\*\.gif: a pattern without a match"):
+        find_images(["*.gif"])
+
+
+def test_forms_say_the_same(made: Flow, run: TrainedRun, tmp_path: Path) -> None:
+    paths, scores, regions = evaluated(made, "full-s0")
+    names = [str(path.relative_to(made.folder)) for path in paths[:2]]
+    call = ("predict", *names, "--run", "runs/tiny/full-s0", "--threshold", "0.4", "--top", "3")
+    rows = list(csv.DictReader(io.StringIO(made.ok(*call, "--csv"))))
+    images = json.loads(made.ok(*call, "--json"))
+    parquet = tmp_path / "labels.parquet"
+    assert made.ok(*call, "-o", str(parquet)) == f"{parquet}: 2 images\n"
+    assert made.ok("-q", *call, "-o", str(parquet)) == ""
+    for suffix in ("csv", "json"):
+        file = tmp_path / f"labels.{suffix}"
+        printed = made.ok(*call, f"--{suffix}", "-o", str(file))
+        assert file.read_text() == printed
+    stored = pq.read_table(parquet).to_pylist()
+    assert len(rows) == len(stored) == 2 * len(run.vocabulary)
+    nested = [(image, label) for image in images for label in image["labels"]]
+    for place, (row, kept, (image, label)) in enumerate(zip(rows, stored, nested, strict=True)):
+        number, order = divmod(place, len(run.vocabulary))
+        best = np.argsort(-scores[number], kind="stable")[order]
+        predicted = bool(order < 3 and scores[number, best] > 0.4)
+        assert row["image"] == kept["image"] == image["image"] == names[number]
+        assert row["label"] == kept["label"] == label["label"] == run.vocabulary[best]
+        assert kept["score"] == pytest.approx(scores[number, best], abs=TOLERANCE)
+        assert label["score"] == float(row["score"]) == pytest.approx(kept["score"], rel=1e-5)
+        assert row["predicted"] == str(predicted).lower()
+        assert kept["predicted"] == label["predicted"] == predicted
+        assert kept["region"] == label["region"] == int(row["region"]) == regions[number, best]
+        box = [kept[side] for side in ("left", "top", "right", "bottom")]
+        assert label["box"] == pytest.approx(box, rel=1e-5)
+        assert kept["detector_class"] == label["detector_class"] in run.detector_classes
+        assert (image["width"], image["height"]) == (kept["width"], kept["height"]) == (64, 64)
+    assert sum(row["predicted"] == "true" for row in rows) > 2
+
+
+def test_the_table_has_predicted_labels_and_says_where_there_are_none(made: Flow) -> None:
+    paths, scores, _ = evaluated(made, "full-s0")
+    name, run = str(paths[0]), ("--run", "runs/tiny/full-s0")
+    lines = made.ok("predict", name, *run, "--threshold", "0.48").splitlines()
+    assert lines[0].split() == ["|", "image", "|", "label", "|", "score", "|"]
+    assert len(lines) == 2 + (scores[0] > 0.48).sum()
+    [line] = made.ok("predict", name, *run, "--threshold", "0.99").splitlines()[2:]
+    assert "| none; best: " in line
+    assert f"| {scores[0].max():.3f} " in line
+    outcome = made.gmpipe("predict", name, "absent.jpg", *run)
+    assert outcome.code == 1
+    assert "absent.jpg: there is no such file." in outcome.err
+    assert "1 photograph can't be read" in outcome.err
+    assert name in outcome.out
+
+
+def test_a_file_is_written_whole_or_not_at_all(
+    made: Flow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, _, _ = evaluated(made, "full-s0")
+    output = tmp_path / "labels.json"
+    output.write_text("former")
+
+    def fail(*arguments: Any) -> None:
+        raise GmpipeError("something else is broken")
+
+    monkeypatch.setattr(trained.TrainedRun, "read", fail)
+    call = ("predict", str(paths[0]), "--run", "runs/tiny/full-s0", "-o", str(output))
+    assert made.gmpipe(*call).refused("something else is broken")
+    assert [path.name for path in tmp_path.iterdir()] == ["labels.json"]
+    assert output.read_text() == "former"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["photo.jpg"], "Missing option '--run'"),
+        (["--run", "runs/tiny/full-s0"], "Missing argument"),
+        (["x.jpg", "--run", "r", "-o", "x.txt"], "x.txt: expected a name that ends in .json or"),
+        (["x.jpg", "--run", "r", "--threshold", "2"], "'--threshold'"),
+    ],
+)
+def test_usage(made: Flow, arguments: list[str], message: str) -> None:
+    outcome = made.gmpipe("predict", *arguments)
+    assert outcome.code == 2
+    assert message in outcome.err

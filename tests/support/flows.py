@@ -1,0 +1,143 @@
+"""Running gmpipe's commands in a folder of their own, on a data set that takes seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from ruamel.yaml import YAML
+
+from stages.cli.main import main
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+STAGES = ("prepare", "detector", "extract")
+VARIANTS = ("full", "max-pool")
+
+PARAMS: dict[str, Any] = {
+    "datasets": ["tiny"],
+    "variants": list(VARIANTS),
+    "seeds": [0],
+    "prepare": {"tiny": {"source": "scenes", "train": 24, "test": 12, "size": 64, "seed": 0}},
+    "detector": {
+        "tiny": {
+            "source": "fit",
+            "architecture": {
+                "width_per_group": 1,
+                "fpn_channels": 4,
+                "feature_size": 8,
+                "anchor_sizes": [8, 16, 32, 64, 128],
+                "proposals": 20,
+                "norm": "batch",
+            },
+            "fit": {"size": 64, "steps": 3, "batch_size": 2, "sampled_proposals": 8},
+        }
+    },
+    "extract": {"tiny": {"size": 64, "regions": 4, "views": 2, "rows_per_shard": 10}},
+    "train": {
+        "tiny": {"network": {"latent_size": 8, "neighbors": 2}, "epochs": 2, "batch_size": 8}
+    },
+}
+
+
+def write_params(folder: Path, **changes: Any) -> None:
+    """Write params.yaml: the tiny one, with dotted keys (`__` for the dot) set."""
+    with (folder / "params.yaml").open("w") as stream:
+        raw = json.loads(json.dumps(PARAMS))
+        for key, value in changes.items():
+            *path, last = key.split("__")
+            block = raw
+            for part in path:
+                block = block[part]
+            block[last] = value
+        YAML().dump(raw, stream)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    def refused(self, pattern: str) -> bool:
+        """Whether it failed with a message for the user that matches, and nothing worse."""
+        assert self.code == 1, self
+        assert "Traceback" not in self.err, self.err
+        message = self.err[self.err.index("Error: ") :]
+        assert re.search(pattern, message, re.DOTALL), message
+        return True
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A folder that gmpipe runs in."""
+
+    folder: Path
+
+    def __truediv__(self, path: str) -> Path:
+        return self.folder / path
+
+    def gmpipe(self, *arguments: str) -> Outcome:
+        """`gmpipe ARGUMENTS`, in this process."""
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        with (
+            contextlib.chdir(self.folder),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            mock.patch.object(sys, "argv", ["gmpipe", *arguments]),
+        ):
+            try:
+                main()
+            except SystemExit as end:
+                code = int(end.code or 0)
+        return Outcome(code, out.getvalue(), err.getvalue())
+
+    def ok(self, *arguments: str) -> str:
+        """As `gmpipe`, for a command that must succeed: what it printed."""
+        outcome = self.gmpipe(*arguments)
+        assert outcome.code == 0, outcome.err
+        return outcome.out
+
+    def installed(self, *arguments: str, **options: Any) -> Outcome:
+        """`gmpipe ARGUMENTS`, the installed script in a process of its own."""
+        done = subprocess.run(
+            [BIN / "gmpipe", *arguments],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            **options,
+        )
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    def params(self, **changes: Any) -> None:
+        """As `write_params`, here."""
+        write_params(self.folder, **changes)
+
+    def bytes(self, path: str) -> dict[str, bytes]:
+        """Every file below a folder, or one file."""
+        top = self.folder / path
+        files = [top] if top.is_file() else [p for p in top.rglob("*") if p.is_file()]
+        return {str(p.relative_to(self.folder)): p.read_bytes() for p in sorted(files)}
+
+    def metrics(self, run: str = "full-s0") -> Any:
+        return json.loads((self.folder / "runs/tiny" / run / "metrics.json").read_text())
+
+
+def run_all(flow: Flow) -> None:
+    for stage in STAGES:
+        flow.ok(stage)
+    for variant in VARIANTS:
+        flow.ok("train", "--variant", variant)
+        flow.ok("evaluate", "--variant", variant)
+    flow.ok("report")
