@@ -1,13 +1,53 @@
-"""The errors that users are meant to read."""
+"""Errors that a user can fix, and whose message is all that the user sees.
+
+Naming: a subclass says what kind of problem it is, so that a caller can catch one kind without
+hiding the others. Anything that is not a `GmpipeError` is a bug, and is shown with its traceback.
+"""
+
+from __future__ import annotations
 
 
 class GmpipeError(Exception):
-    """Something the user can mend.
+    """A problem that the user can fix, and how to fix it.
 
-    The message names the thing (file, row, image id, key), what was found and what was expected,
-    and ends with the next step. The command line prints it without a traceback.
+    `str(error)` is the problem followed by the remedy. The command line prints it without a
+    traceback.
+
+    Attributes:
+        problem: what is wrong, where (file, row, image id, key), what was found and what was
+            expected, in whole sentences.
+        remedy: the next step, in whole sentences; empty where the caller knows it better. Only
+            `stages/` names commands, so it replaces the remedy where a command is the answer.
     """
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        super().__init__(problem, remedy)  # both, so that the error can be pickled
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.problem} {self.remedy}".rstrip()
+
+
+class MissingError(GmpipeError):
+    """A file, folder, row, package or result that is needed does not exist yet."""
+
+
+class DamagedError(GmpipeError):
+    """A file that gmpipe wrote can't be read, is incomplete, or breaks its format."""
+
+
+class MismatchError(GmpipeError):
+    """A cache, detector or run was made from other settings or inputs than those expected."""
+
+
+class BusyError(GmpipeError):
+    """Another process is writing to the same place."""
+
+
+class InputError(GmpipeError):
+    """Something that the user brings is wrong: a data set's files, a setting, an argument."""
 
 
 class Stopped(GmpipeError):
-    """The user stopped it (Ctrl-C). The message says what stays, and how to go on."""
+    """The user pressed Ctrl-C. The problem says what is kept, the remedy how to continue."""

@@ -6,9 +6,9 @@ module imports nothing heavy, so that a mistake in params.yaml is found before a
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 VARIANTS: dict[str, dict[str, object]] = {
     "full": {},
@@ -349,3 +349,36 @@ class TrainSettings(_Settings):
         if self.selection == "best" and not self.validation:
             raise ValueError("selection `best` needs `validation` above 0, e.g. 0.1")
         return self
+
+
+SECTIONS = ("prepare", "detector", "extract", "train")
+"""The sections of params.yaml; each holds one block per data set."""
+
+
+class Params(_Settings):
+    """All of params.yaml."""
+
+    datasets: list[str] = Field(
+        min_length=1,
+        description="the data sets that `dvc repro` runs; the first is the default of `--dataset`",
+    )
+    variants: list[VariantName] = Field(
+        min_length=1, description="the variants that `dvc repro` trains on each data set"
+    )
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(
+        min_length=1,
+        description="the seeds that `dvc repro` trains each variant with; the first is the default "
+        "of `--seed`",
+    )
+    prepare: dict[str, Annotated[PrepareSettings, Field(discriminator="source")]]
+    detector: dict[str, DetectorSettings]
+    extract: dict[str, ExtractSettings]
+    train: dict[str, TrainSettings]
+
+    @field_validator("datasets", "variants", "seeds")
+    @classmethod
+    def _check_unique(cls, names: list[Any]) -> list[Any]:
+        # DVC expands stages over these lists: a repeated name would define the same stage twice.
+        if len(set(names)) != len(names):
+            raise ValueError("expected each entry once")
+        return names

@@ -23,31 +23,31 @@ from pipeline.regions.fitting import FitImage, fit_detector, measure_detector, s
 from pipeline.settings import DetectorSettings, FitSettings
 from stages.checkout.layout import boxes_file, data_root, detector_folder, state_file
 from stages.checkout.manifests import dataset_manifest
-from stages.checkout.params import DatasetSettings
+from stages.checkout.params import Request
 from stages.checkout.times import record_time
 from stages.console.messages import say
 from stages.console.progress import progress_bar, shows_bars
 
 
-def resolve_detector(settings: DatasetSettings) -> str:
+def resolve_detector(request: Request) -> str:
     """Resolve or fit the detector and write its weights, description and metrics.
 
     Returns:
         a line that says which detector it is.
     """
     began = time.monotonic()
-    folder = detector_folder(settings.dataset)
-    chosen = settings.detector
+    folder = detector_folder(request.dataset)
+    chosen = request.detector
     with folder_lock(folder):
         if chosen.source == "imported":
             with replacing_folder(folder) as temporary:
                 about = {"version": DETECTOR_VERSION, "source": "imported"}
                 write_json(temporary / DESCRIPTION_FILE, about)
                 write_json(temporary / "metrics.json", {})
-            return f"{folder}: no detector, the regions of {settings.dataset} are imported"
+            return f"{folder}: no detector, the regions of {request.dataset} are imported"
         if chosen.source == "fit" and chosen.fit is not None:
-            line = _fit(folder, settings, chosen, chosen.fit)
-            record_time(settings.dataset, "detector", began)
+            line = _fit(folder, request, chosen, chosen.fit)
+            record_time(request.dataset, "detector", began)
             return line
         if chosen.source == "torchvision":
             path = torchvision_weights_file(say, progress=shows_bars())
@@ -59,7 +59,7 @@ def resolve_detector(settings: DatasetSettings) -> str:
         model = build_model(  # sizes of views and regions don't touch the weights
             chosen.architecture,
             len(classes),
-            size=settings.extract.size,
+            size=request.extract.size,
             regions=1,
             score_threshold=0,
             nms_threshold=0.5,
@@ -74,20 +74,18 @@ def resolve_detector(settings: DatasetSettings) -> str:
                 classes=classes,
             )
             write_json(temporary / "metrics.json", {})
-        record_time(settings.dataset, "detector", began)
+        record_time(request.dataset, "detector", began)
         return f"{folder}: {path.name}, sha256 {description.weights_sha256}"
 
 
-def _fit(
-    folder: Path, settings: DatasetSettings, chosen: DetectorSettings, fit: FitSettings
-) -> str:
-    manifest = dataset_manifest(settings.dataset)
-    images, classes = _training_images(settings.dataset, manifest)
+def _fit(folder: Path, request: Request, chosen: DetectorSettings, fit: FitSettings) -> str:
+    manifest = dataset_manifest(request.dataset)
+    images, classes = _training_images(request.dataset, manifest)
     fitted, held_out = split_holdout(images, fit)
     initial = None
     key: dict[str, Any] = {
         "detector": chosen.model_dump(mode="json"),
-        "boxes": sha256_file(boxes_file(settings.dataset)),
+        "boxes": sha256_file(boxes_file(request.dataset)),
         "sources": manifest.sources,
     }
     if chosen.weights is not None:

@@ -18,8 +18,8 @@ from pipeline.learning.splits import fill_cache, open_split
 from pipeline.learning.training import Predictions, predict_split
 from pipeline.shards.schema import check_same_recipe
 from stages.checkout.layout import CHECKPOINT_FILE, METRICS_FILE, PREDICTIONS_FILE, SUMMARY_FILE
+from stages.checkout.plans import RunPlan, open_inputs
 from stages.checkout.times import record_time
-from stages.train import RunPlan, open_inputs
 
 
 def evaluate(run: RunPlan) -> str:

@@ -39,7 +39,7 @@ from pipeline.shards.schema import DROP_OR_RESTORE, INDEX_NAME, Recipe, check_sa
 from pipeline.shards.writer import free_shard_names, update_index
 from stages.checkout.layout import cache_folder, data_root, detector_folder
 from stages.checkout.manifests import dataset_manifest
-from stages.checkout.params import DatasetSettings
+from stages.checkout.params import Request
 from stages.checkout.times import record_time
 from stages.console.messages import say
 from stages.console.progress import progress_bar
@@ -48,7 +48,7 @@ _PACKAGES = ("gmpipe", "torch", "torchvision", "pillow", "h5py", "numpy")
 
 
 def extract(
-    settings: DatasetSettings,
+    request: Request,
     *,
     replace: bool,
     scheduler: str | None = None,
@@ -57,7 +57,7 @@ def extract(
     """Extract what the cache lacks; whole shards of the same recipe are kept.
 
     Args:
-        settings: of the data set.
+        request: of the data set.
         replace: drop shards of another recipe; without it they are an error.
         scheduler: address of a Dask scheduler whose workers share this file system; None for a
             cluster on this machine, for as long as the extraction takes.
@@ -72,14 +72,14 @@ def extract(
             decoded; what was extracted stays in any case.
     """
     began = time.monotonic()
-    dataset = settings.dataset
+    dataset = request.dataset
     folder, root = cache_folder(dataset), data_root(dataset)
     manifest = dataset_manifest(dataset)
-    if settings.detector.source == "imported":
+    if request.detector.source == "imported":
         return _check_imported(folder, manifest)
     description = read_description(detector_folder(dataset), dataset)
-    recipe = extraction_recipe(description, settings.extract)
-    plan = ViewPlan(manifest, settings.extract.views)
+    recipe = extraction_recipe(description, request.extract)
+    plan = ViewPlan(manifest, request.extract.views)
     with folder_lock(folder):
         folder.mkdir(parents=True, exist_ok=True)
         turn = begin_turn(folder)
@@ -89,7 +89,7 @@ def extract(
             digests = image_digests(
                 manifest,
                 root,
-                contents=settings.extract.hash_images,
+                contents=request.extract.hash_images,
                 threads=cores(),
                 on_images=bar.update,
             )
@@ -103,7 +103,7 @@ def extract(
                 folder=folder.absolute(),
                 detector=detector_folder(dataset).absolute(),
                 description=description,
-                settings=settings.extract,
+                settings=request.extract,
                 recipe=recipe,
                 turn=turn,
                 versions={package: version(package) for package in _PACKAGES},
@@ -128,7 +128,7 @@ def extract(
         line += f"; undecodable images: {len(failures)}, see {folder / FAILURES_NAME}"
     if results.rows:
         record_time(dataset, "extract", began, rows=results.rows)
-    if len(failures) > settings.extract.max_failures:
+    if len(failures) > request.extract.max_failures:
         raise GmpipeError(
             f"{line}\nThe first: {failures[0].reason}\nAll others are extracted. Mend these images "
             "and run the same command again, which tries only them; or go on without them: "

@@ -53,7 +53,7 @@ from pipeline.settings import (
     VocSettings,
 )
 from stages.checkout.layout import boxes_file, data_root, manifest_file, prepared_folder
-from stages.checkout.params import DatasetSettings
+from stages.checkout.params import Request
 from stages.checkout.times import record_time
 from stages.console.progress import progress_bar
 
@@ -71,7 +71,7 @@ _MOST_LABELS = 40  # in a whole table of labels; of more, the rarest are shown
 _RAREST = 10
 
 
-def prepare(settings: DatasetSettings) -> str:
+def prepare(request: Request) -> str:
     """Write the manifest, unless it is of the same sources and what it names is there.
 
     Returns:
@@ -82,25 +82,25 @@ def prepare(settings: DatasetSettings) -> str:
             may not be left out, or the regions of an imported data set are not imported yet.
     """
     began = time.monotonic()
-    dataset, source = settings.dataset, settings.prepare
+    dataset, source = request.dataset, request.prepare
     folder = prepared_folder(dataset)
     if isinstance(source, ImportedSettings):
         imported = _imported_manifest(dataset)
-        return "\n".join([f"{folder}: imported, {_counts(imported)}", *_labels(settings, imported)])
+        return "\n".join([f"{folder}: imported, {_counts(imported)}", *_labels(request, imported)])
     with folder_lock(folder):
         manifest = _current_manifest(dataset, source)
         if manifest is not None:
             said = f"{folder} ({_counts(manifest)}): unchanged"
-            return "\n".join([said, *_labels(settings, manifest)])
+            return "\n".join([said, *_labels(request, manifest)])
         if isinstance(source, ScenesSettings):
             manifest = _draw(dataset, source)
         else:
             manifest = _list(dataset, source)
     record_time(dataset, "prepare", began)
-    return "\n".join([f"{folder}: {_counts(manifest)}", *_labels(settings, manifest)])
+    return "\n".join([f"{folder}: {_counts(manifest)}", *_labels(request, manifest)])
 
 
-def check(settings: DatasetSettings) -> tuple[str, bool]:
+def check(request: Request) -> tuple[str, bool]:
     """Open every image's header; nothing is written.
 
     Returns:
@@ -110,14 +110,14 @@ def check(settings: DatasetSettings) -> tuple[str, bool]:
     Raises:
         GmpipeError: the data set's files are missing or break their format.
     """
-    dataset, source = settings.dataset, settings.prepare
+    dataset, source = request.dataset, request.prepare
     root = data_root(dataset)
     if isinstance(source, ImportedSettings):
         manifest = _imported_manifest(dataset)
         said = (
             f"{dataset}: {_counts(manifest)}; its regions are imported, and no photograph is needed"
         )
-        return "\n".join([said, *_labels(settings, manifest)]), True
+        return "\n".join([said, *_labels(request, manifest)]), True
     if isinstance(source, ScenesSettings):
         manifest = read_manifest(manifest_file(dataset))
     else:
@@ -125,7 +125,7 @@ def check(settings: DatasetSettings) -> tuple[str, bool]:
     with progress_bar(total=len(manifest), desc="check", unit="image") as bar:
         found = check_files(manifest, root, bar.update)
     *lines, verdict = _report(dataset, source, found)
-    said = "\n".join([*lines, *_labels(settings, manifest), verdict])
+    said = "\n".join([*lines, *_labels(request, manifest), verdict])
     return said, not (found.missing or found.unreadable)
 
 
@@ -240,7 +240,7 @@ def _counts(manifest: Manifest) -> str:
     return f"{', '.join(parts)}, {len(manifest.vocabulary)} labels"
 
 
-def _labels(settings: DatasetSettings, manifest: Manifest) -> list[str]:
+def _labels(request: Request, manifest: Manifest) -> list[str]:
     """How many images have each label, and notes on what may be wrong with labels."""
     names, counts = manifest.vocabulary, label_counts(manifest)
     train, test = (counts[split] for split in SPLITS)
@@ -264,13 +264,13 @@ def _labels(settings: DatasetSettings, manifest: Manifest) -> list[str]:
         ),
     ]
     lines = [f"note: labels {title}: {_some(found)}" for title, found in notes if found]
-    if isinstance(settings.prepare, TableSettings):
+    if isinstance(request.prepare, TableSettings):
         for mark in "|,/":
             holding = sum(mark in name for name in names)
-            if holding > len(names) / 2 and mark != settings.prepare.separator:
+            if holding > len(names) / 2 and mark != request.prepare.separator:
                 lines.append(
                     f"note: {holding} of {len(names)} labels contain {mark!r}. Is that what "
-                    f'separates labels? Then set `prepare.{settings.dataset}.separator: "{mark}"`.'
+                    f'separates labels? Then set `prepare.{request.dataset}.separator: "{mark}"`.'
                 )
     return [*table.splitlines(), *more, *lines]
 

@@ -63,7 +63,7 @@ from stages.checkout.layout import (
     runs_folder,
 )
 from stages.checkout.manifests import dataset_manifest
-from stages.checkout.params import DatasetSettings
+from stages.checkout.params import Request
 from stages.checkout.results import (
     BASE,
     Result,
@@ -98,17 +98,15 @@ _PACKAGES = (
 
 
 def report(
-    settings: DatasetSettings,
+    request: Request,
     variants: Sequence[str],
     seeds: Sequence[int],
-    overrides: Sequence[str] = (),
     *,
     images: int,
 ) -> tuple[str, Path]:
     """Write the page of variants x seeds.
 
     Args:
-        overrides: the `--set` options that ``settings`` were read with.
         images: test images that the gallery shows at most; of more, a random sample.
 
     Returns:
@@ -117,30 +115,30 @@ def report(
     Raises:
         GmpipeError: as `load_runs`, or the cache is not the one that the runs were trained on.
     """
-    results = load_runs(settings, variants, seeds, overrides)
-    scores = load_scores(settings, results)
+    results = load_runs(request, variants, seeds)
+    scores = load_scores(request, results)
     spread = intervals(scores.runs, scores.truth, BASE)
-    text = tables(settings, results, spread)
-    folder = report_folder(settings.dataset)
+    text = tables(request, results, spread)
+    folder = report_folder(request.dataset)
     with folder_lock(folder), replacing_folder(folder) as temporary:
         write_frame(temporary)
         runs = metrics_of(results)
         (temporary / TABLES / "results.md").write_text(text)
         (temporary / TABLES / "results.csv").write_text(results_csv(runs))
         (temporary / TABLES / "labels.csv").write_text(labels_csv(runs))
-        _write_page(temporary, settings, results, scores, spread, images)
+        _write_page(temporary, request, results, scores, spread, images)
     return text, folder / PAGE
 
 
 def _write_page(
     folder: Path,
-    settings: DatasetSettings,
+    request: Request,
     results: Results,
     scores: Scores,
     spread: Mapping[str, Interval],
     images: int,
 ) -> None:
-    manifest = dataset_manifest(settings.dataset)
+    manifest = dataset_manifest(request.dataset)
     labels = list(manifest.vocabulary)
     runs = metrics_of(results)
     base = BASE if BASE in results else next(iter(results))
@@ -148,7 +146,7 @@ def _write_page(
     cache = _cache_of(first)
     checkpoint = load_checkpoint(first.plan.folder / CHECKPOINT_FILE)
     vectors = checkpoint.label_vectors.numpy()
-    groups = label_groups(settings.prepare.source, labels)
+    groups = label_groups(request.prepare.source, labels)
     grouped = "the groups that the data set's makers give"
     if groups is None:
         groups, grouped = found_groups(labels, vectors), "groups of near word vectors"
@@ -169,15 +167,15 @@ def _write_page(
         nodes = mean_label_nodes(network, split, checkpoint.label_vectors)
         mapped = drawn.draw_label_map(folder, vectors, nodes, labels, groups, who, grouped)
         figures += [mapped] if mapped is not None else []
-    figures += _sweeps(folder, settings.dataset)
+    figures += _sweeps(folder, request.dataset)
 
-    paper = PAPER.get(settings.dataset)
+    paper = PAPER.get(request.dataset)
     of_paper = None
     if paper is not None:
         of_paper = {
             "title": paper.title,
             "ap": [paper.ap.get(label) for label in labels] if paper.ap else None,
-            "differences": paper_differences(settings, results, paper),
+            "differences": paper_differences(request, results, paper),
         }
     write_data(
         folder,
@@ -191,16 +189,16 @@ def _write_page(
         },
     )
     # In a script of its own: all others are the same bytes for the same runs.
-    write_data(folder, "times", _times(settings.dataset, results))
+    write_data(folder, "times", _times(request.dataset, results))
     write_data(
         folder,
         "overview",
         {
-            "dataset": settings.dataset,
-            "caption": caption(settings.dataset, runs[base]),
+            "dataset": request.dataset,
+            "caption": caption(request.dataset, runs[base]),
             "interval": f"{100 * COVERAGE:.0f} % interval over {RESAMPLES:,} resamples of the test "
             "images",
-            "detector": _detector(settings, first),
+            "detector": _detector(request, first),
             "base": base,
             "variants": list(results),
             "labels": labels,
@@ -213,7 +211,7 @@ def _write_page(
             "paper": of_paper,
             "figures": [asdict(figure) for figure in figures],
             "gallery": {**shown, "of": len(scores.image_ids), "seed": first.plan.seed},
-            "run": _what_was_run(settings, manifest, results, first),
+            "run": _what_was_run(request, manifest, results, first),
         },
     )
 
@@ -328,11 +326,11 @@ def _read_history(path: Path) -> list[dict[str, float]]:
 
 
 def _what_was_run(
-    settings: DatasetSettings, manifest: Manifest, results: Results, first: Result
+    request: Request, manifest: Manifest, results: Results, first: Result
 ) -> dict[str, Any]:
     commits = {run.metrics["commit"] for runs in results.values() for run in runs}
     facts = [
-        ("data set", settings.dataset),
+        ("data set", request.dataset),
         ("split", first.metrics["split"]),
         *(
             (
@@ -344,17 +342,17 @@ def _what_was_run(
         ),
         ("left out of these, without regions", _left_out(manifest)),
         ("labels", str(len(manifest.vocabulary))),
-        ("regions by", _detector(settings, first)),
+        ("regions by", _detector(request, first)),
         ("label vectors", first.plan.settings.label_vectors),
         ("regions of an image", str(first.plan.settings.regions or first.recipe["regions"])),
         ("fingerprint of the regions", first.metrics["fingerprint"]),
         ("commit of the runs", ", ".join(sorted(commit or "none" for commit in commits))),
     ]
     blocks: dict[str, Any] = {
-        "prepare": settings.prepare,
-        "detector": settings.detector,
-        "extract": settings.extract,
-        "train": settings.train,
+        "prepare": request.prepare,
+        "detector": request.detector,
+        "extract": request.extract,
+        "train": request.train,
     }
     shown = {name: block.model_dump(mode="json") for name, block in blocks.items()}
     own = shown["train"].pop("variants")
@@ -373,10 +371,10 @@ def _left_out(manifest: Manifest) -> str:
     return ", ".join(f"{count} of {split}" for split, count in counts.items())
 
 
-def _detector(settings: DatasetSettings, run: Result) -> str:
+def _detector(request: Request, run: Result) -> str:
     if "imported_from" in run.recipe:
         return f"another program, imported ({run.recipe['imported_from']})"
-    chosen = settings.detector
+    chosen = request.detector
     return {
         "torchvision": "torchvision's ResNet50-FPN Faster R-CNN, trained on MS-COCO",
         "fit": "a Faster R-CNN fitted on boxes of this data set",

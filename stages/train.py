@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import csv
-import logging
 import math
-import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from pipeline.datasets.manifest import Manifest
 from pipeline.errors import GmpipeError
 from pipeline.files import folder_lock, replacing
-from pipeline.labels.vectors import LabelVectors, load_label_vectors
 from pipeline.learning.checkpoint import Checkpoint, save_checkpoint
 from pipeline.learning.distributed import processes
 from pipeline.learning.splits import open_split
@@ -32,106 +27,17 @@ from pipeline.learning.training import (
     split_validation,
     train_network,
 )
-from pipeline.settings import TrainSettings
-from pipeline.shards.reader import RegionCache, read_index
 from stages.checkout.layout import (
     CHECKPOINT_FILE,
     EVALUATION_FILES,
     HISTORY_FILE,
     LAST_GOOD_FILE,
     TENSORBOARD_FOLDER,
-    cache_folder,
-    run_folder,
     state_file,
 )
-from stages.checkout.manifests import dataset_manifest
-from stages.checkout.params import DatasetSettings, variant_settings
+from stages.checkout.plans import RunPlan, open_inputs
 from stages.checkout.times import record_time
-from stages.console.messages import note
 from stages.console.progress import progress_bar
-
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """What a run is made from, and where it goes.
-
-    Attributes:
-        dataset, variant, seed: what the run is.
-        settings: the variant's own.
-        views: of each training image.
-        folder: where it goes.
-        options: of the command line that asks for this run.
-    """
-
-    dataset: str
-    variant: str
-    seed: int
-    settings: TrainSettings
-    views: int
-    folder: Path
-    options: str
-
-
-def plan_run(
-    settings: DatasetSettings, variant: str, seed: int, overrides: Sequence[str] = ()
-) -> RunPlan:
-    """A run of a data set; overridden settings get a folder of their own.
-
-    Args:
-        overrides: the `--set` options that ``settings`` were read with.
-    """
-    own = variant_settings(settings.train, variant)
-    views = settings.extract.views
-    different = None
-    if settings.overridden(variant):
-        different = {"train": own.model_dump(mode="json"), "views": views}
-    folder = run_folder(settings.dataset, variant, seed, different)
-    options = ["--dataset", settings.dataset, "--variant", variant, "--seed", str(seed)]
-    for override in overrides:
-        options += ["--set", override]
-    return RunPlan(settings.dataset, variant, seed, own, views, folder, shlex.join(options))
-
-
-def open_inputs(
-    dataset: str, settings: TrainSettings
-) -> tuple[Manifest, RegionCache, LabelVectors]:
-    """What training and evaluation read of a data set."""
-    manifest = dataset_manifest(dataset)
-    cache = RegionCache.open(cache_folder(dataset))
-    _log.info(
-        "read the index of %s: %d rows in %d shards", cache.folder, len(cache), len(cache.shards)
-    )
-    vectors = load_label_vectors(manifest.vocabulary, settings.label_vectors)
-    _log.info("read the vectors of %d labels from %s", len(vectors.names), vectors.source)
-    return manifest, cache, vectors
-
-
-_OF_REGIONS = ("regions", "size", "score_threshold", "nms_threshold", "feature_dtype", "views")
-
-
-def note_other_regions(settings: DatasetSettings) -> None:
-    """Tell that params.yaml asks for other regions than the cache holds, which runs read.
-
-    Nothing is said of imported regions, nor where no index can be read: the command that needs it
-    says so.
-    """
-    try:
-        recipe = read_index(cache_folder(settings.dataset)).recipe
-    except GmpipeError:
-        return
-    asked = (settings.in_file or settings).extract  # of `--set` tells another note
-    differences = [
-        f"{name} {recipe[name]}, params.yaml asks for {getattr(asked, name)}"
-        for name in _OF_REGIONS
-        if name in recipe and recipe[name] != getattr(asked, name)
-    ]
-    if differences and "imported_from" not in recipe:
-        note(
-            f"the cache of {settings.dataset} has {'; '.join(differences)}. Runs read the cache: "
-            f"`gmpipe extract --dataset {settings.dataset} --replace` makes it what is asked for."
-        )
 
 
 def train(run: RunPlan, *, tensorboard: bool = False) -> str | None:

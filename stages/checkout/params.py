@@ -1,84 +1,128 @@
-"""params.yaml -> typed settings, or an error that names the key."""
+"""params.yaml and `--set` options -> typed settings, or an error that names the key."""
 
 from __future__ import annotations
 
 import copy
 import difflib
 import logging
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline.errors import GmpipeError
+from pipeline.errors import InputError, MissingError
 from pipeline.settings import (
+    SECTIONS,
     VARIANTS,
     DetectorSettings,
     ExtractSettings,
+    Params,
     PrepareSettings,
     TrainSettings,
-    VariantName,
 )
+from stages.checkout.keys import describe, nearest
 
 _log = logging.getLogger(__name__)
 
 PARAMS_FILE = Path("params.yaml")
-SECTIONS = ("prepare", "detector", "extract", "train")
-
-
-class Params(BaseModel):
-    """The whole of params.yaml. A section holds a block for each data set."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    datasets: list[str] = Field(min_length=1, description="what `dvc repro` runs")
-    variants: list[VariantName] = Field(min_length=1, description="what `dvc repro` trains")
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, description="with which seeds")
-    prepare: dict[str, Annotated[PrepareSettings, Field(discriminator="source")]]
-    detector: dict[str, DetectorSettings]
-    extract: dict[str, ExtractSettings]
-    train: dict[str, TrainSettings]
-
-    @field_validator("datasets", "variants", "seeds")
-    @classmethod
-    def _check_unique(cls, names: list[Any]) -> list[Any]:
-        # DVC expands stages over these lists; twice the same name is twice the same stage.
-        if len(set(names)) != len(names):
-            raise ValueError("expected each entry once")
-        return names
 
 
 @dataclass(frozen=True)
-class DatasetSettings:
-    """The settings of one data set, overrides applied.
+class Request:
+    """What a command was asked to do: one data set's settings, with `--set` options applied.
+
+    A command reads params.yaml once, with `read_request`, and passes the request on.
 
     Attributes:
-        dataset: its name.
-        prepare, detector, extract, train: its blocks.
-        in_file: the same as params.yaml alone has them; None where it lacks the data set.
+        dataset: name of the data set.
+        params: all of params.yaml, overrides applied.
+        overrides: the `--set` options as they were given, `key=value`.
+        params_in_file: params.yaml without the overrides.
+        raw: params.yaml as it was read, unchecked and without the overrides.
     """
 
     dataset: str
-    prepare: PrepareSettings
-    detector: DetectorSettings
-    extract: ExtractSettings
-    train: TrainSettings
-    in_file: DatasetSettings | None
+    params: Params
+    overrides: tuple[str, ...]
+    params_in_file: Params
+    raw: Mapping[str, Any] = field(repr=False, compare=False)
 
-    def overridden(self, variant: str) -> bool:
+    @property
+    def prepare(self) -> PrepareSettings:
+        """The data set's block in the section `prepare`."""
+        return self.params.prepare[self.dataset]
+
+    @property
+    def detector(self) -> DetectorSettings:
+        """The data set's block in the section `detector`."""
+        return self.params.detector[self.dataset]
+
+    @property
+    def extract(self) -> ExtractSettings:
+        """The data set's block in the section `extract`."""
+        return self.params.extract[self.dataset]
+
+    @property
+    def train(self) -> TrainSettings:
+        """The data set's block in the section `train`."""
+        return self.params.train[self.dataset]
+
+    @property
+    def extract_in_file(self) -> ExtractSettings:
+        """`extract` without the overrides, where params.yaml describes the data set."""
+        return self.params_in_file.extract.get(self.dataset, self.extract)
+
+    def overriding(self, *overrides: str) -> Request:
+        """The same request with further `--set` options; params.yaml is not read again.
+
+        Raises:
+            InputError: as `load_params`.
+        """
+        return _request(self.raw, self.dataset, (*self.overrides, *overrides))
+
+    def for_dataset(self, dataset: str) -> Request:
+        """The same request for another data set of params.yaml."""
+        return _request(self.raw, dataset, self.overrides)
+
+    def variant(self, name: str, where: str = "train") -> TrainSettings:
+        """The train settings of a variant, as `variant_settings`."""
+        return variant_settings(self.train, name, where)
+
+    def is_overridden(self, variant: str) -> bool:
         """Whether a run of ``variant`` would differ from the one that params.yaml describes."""
-        plain = self.in_file
-        if plain is None or not has_variant(plain.train, variant):
+        train = self.params_in_file.train.get(self.dataset)
+        if train is None or not has_variant(train, variant):
             return True
         return (
-            variant_settings(self.train, variant) != variant_settings(plain.train, variant)
-            or self.extract.views != plain.extract.views
+            self.variant(variant) != variant_settings(train, variant)
+            or self.extract.views != self.extract_in_file.views
         )
+
+
+def read_request(dataset: str | None, overrides: Sequence[str] = ()) -> Request:
+    """Read params.yaml and apply `--set` options.
+
+    Args:
+        dataset: name of the data set; None for the first of ``datasets``.
+        overrides: as `load_params` takes them.
+
+    Raises:
+        InputError: as `load_params`, or params.yaml does not describe the data set.
+        MissingError: there is no params.yaml.
+    """
+    return _request(read_params(), dataset, tuple(overrides))
+
+
+def _request(raw: Mapping[str, Any], dataset: str | None, overrides: tuple[str, ...]) -> Request:
+    params = _check(raw, overrides, PARAMS_FILE)
+    name = params.datasets[0] if dataset is None else dataset
+    _check_dataset(params, name, "--dataset")
+    in_file = _check(raw, (), PARAMS_FILE) if overrides else params
+    return Request(name, params, overrides, in_file, raw)
 
 
 def load_params(overrides: Sequence[str] = (), file: Path = PARAMS_FILE) -> Params:
@@ -89,23 +133,27 @@ def load_params(overrides: Sequence[str] = (), file: Path = PARAMS_FILE) -> Para
         file: where params.yaml lies.
 
     Raises:
-        GmpipeError: there is no such file, or it holds an unknown key, data set or variant, or a
+        InputError: there is no such file, or it holds an unknown key, data set or variant, or a
             value of the wrong kind; names the key and, for a misspelt one, the nearest.
     """
-    raw = read_params(file)
+    return _check(read_params(file), overrides, file)
+
+
+def _check(given: Mapping[str, Any], overrides: Sequence[str], file: Path) -> Params:
+    raw = dict(given)  # `_override` copies each block that it changes
     for override in overrides:
         _override(raw, override)
     try:
         params = Params.model_validate(raw)
     except ValidationError as error:
-        raise GmpipeError(_describe(error, file, "set" if overrides else "file")) from error
+        raise InputError(describe(error, file, "set" if overrides else "file")) from error
     _check_datasets(params, file)
     for dataset, settings in params.train.items():
         for variant in settings.variants:
             where = f"{file}: train.{dataset}.variants.{variant}"
             meant = difflib.get_close_matches(variant, VARIANTS, n=1, cutoff=0.85)
             if meant and variant not in VARIANTS:
-                raise GmpipeError(
+                raise InputError(
                     f"{where} is no variant, and too near to one for a name of your own. Did you "
                     f"mean `{meant[0]}`?"
                 )
@@ -120,19 +168,19 @@ def read_params(file: Path = PARAMS_FILE) -> dict[str, Any]:
     """What params.yaml holds, of which nothing is checked but that it is YAML.
 
     Raises:
-        GmpipeError: there is no such file, or it is something else.
+        InputError: there is no such file, or it is something else.
     """
     try:
         raw = YAML(typ="safe").load(file.read_text())
     except FileNotFoundError:
-        raise GmpipeError(
-            f"there is no {file} in {Path.cwd()}. gmpipe runs from its checkout: change to that "
-            "folder first."
+        raise MissingError(
+            f"There is no {file} in {Path.cwd()}.",
+            "gmpipe runs from its checkout: change to that folder first.",
         ) from None
     except (YAMLError, UnicodeDecodeError) as error:
-        raise GmpipeError(f"{file} is not YAML: {error}. Mend it.") from error
+        raise InputError(f"{file} is not YAML: {error}. Mend it.") from error
     if not isinstance(raw, dict):
-        raise GmpipeError(f"{file} holds no settings. Restore it with `git checkout {file}`.")
+        raise InputError(f"{file} holds no settings. Restore it with `git checkout {file}`.")
     _log.info("read %s", file)
     return raw
 
@@ -141,7 +189,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     path = key.split(".")
     if not equals or (len(path) < 2 and key not in ("datasets", "variants", "seeds")):
-        raise GmpipeError(
+        raise InputError(
             f"--set {override}: expected KEY=VALUE with a key of params.yaml, e.g. "
             "`--set train.demo.epochs=5`."
         )
@@ -151,16 +199,16 @@ def _override(raw: dict[str, Any], override: str) -> None:
         known = isinstance(block, dict) and (part in block or depth >= 2)
         if not known or not isinstance(block.setdefault(part, {}), dict):
             choices = block if isinstance(block, dict) and part not in block else ()
-            raise GmpipeError(
+            raise InputError(
                 f"--set {override}: params.yaml has no block "
-                f"`{'.'.join(path[: depth + 1])}`.{_nearest(part, choices)}"
+                f"`{'.'.join(path[: depth + 1])}`.{nearest(part, choices)}"
             )
         block[part] = dict(block[part])  # a YAML alias may stand in several places
         block = block[part]
     try:
         block[path[-1]] = YAML(typ="safe").load(value)
     except YAMLError as error:
-        raise GmpipeError(f"--set {override}: the value is not YAML. Quote it.") from error
+        raise InputError(f"--set {override}: the value is not YAML. Quote it.") from error
 
 
 def _check_datasets(params: Params, file: Path) -> None:
@@ -169,10 +217,10 @@ def _check_datasets(params: Params, file: Path) -> None:
         for dataset in getattr(params, section):
             if dataset not in known:
                 lacking = [name for name in SECTIONS if dataset not in getattr(params, name)]
-                raise GmpipeError(
+                raise InputError(
                     f"{file}: {section}.{dataset} stands without {lacking[0]}.{dataset}; a data "
                     f"set needs a block in each of {', '.join(SECTIONS)}."
-                    f"{_nearest(dataset, known)}"
+                    f"{nearest(dataset, known)}"
                 )
     for dataset in params.datasets:
         _check_dataset(params, dataset, f"{file}: datasets")
@@ -180,32 +228,18 @@ def _check_datasets(params: Params, file: Path) -> None:
 
 def _check_dataset(params: Params, dataset: str, where: str) -> None:
     if dataset not in params.prepare:
-        raise GmpipeError(
+        raise InputError(
             f"{where}: unknown data set {dataset!r}; params.yaml describes "
-            f"{', '.join(params.prepare)}.{_nearest(dataset, params.prepare)}"
+            f"{', '.join(params.prepare)}.{nearest(dataset, params.prepare)}"
         )
 
 
-def dataset_settings(dataset: str | None, overrides: Sequence[str] = ()) -> DatasetSettings:
-    """The settings of a data set; None means the first of ``datasets``.
-
-    Raises:
-        GmpipeError: as `load_params`, or params.yaml does not describe the data set.
-    """
-    params = load_params(overrides)
-    name = params.datasets[0] if dataset is None else dataset
-    _check_dataset(params, name, "--dataset")
-    plain = load_params() if overrides else params
-    in_file = _blocks(plain, name, None) if name in plain.train else None
-    return _blocks(params, name, in_file)
-
-
-def unreached(settings: DatasetSettings, overrides: Sequence[str], variant: str) -> list[str]:
+def unreached(request: Request, variant: str) -> list[str]:
     """Keys of a variant's settings that overrides name, but that the variant sets itself."""
     found: list[str] = []
-    for override in overrides:
-        section, _, key = override.partition("=")[0].partition(f".{settings.dataset}.")
-        own: Any = settings.train.variants.get(variant, {})
+    for override in request.overrides:
+        section, _, key = override.partition("=")[0].partition(f".{request.dataset}.")
+        own: Any = request.train.variants.get(variant, {})
         for part in key.split("."):
             own = own.get(part, found) if isinstance(own, Mapping) else found
         if section == "train" and own is not found:
@@ -213,20 +247,15 @@ def unreached(settings: DatasetSettings, overrides: Sequence[str], variant: str)
     return found
 
 
-def unread_by_runs(settings: DatasetSettings, overrides: Sequence[str]) -> list[str]:
-    """Keys in overrides that are of other stages or data sets than a run of this one reads."""
-    keys = [override.partition("=")[0] for override in overrides]
-    views = f"extract.{settings.dataset}.views"
+def unread_by_runs(request: Request) -> list[str]:
+    """Keys of overrides that a run of this data set does not read."""
+    keys = [override.partition("=")[0] for override in request.overrides]
+    views = f"extract.{request.dataset}.views"
     return [
         key
         for key in keys
-        if "." in key and not key.startswith(f"train.{settings.dataset}.") and key != views
+        if "." in key and not key.startswith(f"train.{request.dataset}.") and key != views
     ]
-
-
-def _blocks(params: Params, name: str, in_file: DatasetSettings | None) -> DatasetSettings:
-    blocks = {section: getattr(params, section)[name] for section in SECTIONS}
-    return DatasetSettings(dataset=name, **blocks, in_file=in_file)
 
 
 def has_variant(settings: TrainSettings, variant: str) -> bool:
@@ -238,24 +267,24 @@ def variant_settings(settings: TrainSettings, variant: str, where: str = "train"
     """The train settings of a variant: the data set's, with what the variant changes of them.
 
     Raises:
-        GmpipeError: there is no such variant, or it changes what is no setting.
+        InputError: there is no such variant, or it changes what is no setting.
     """
     if not has_variant(settings, variant):
         known = [*VARIANTS, *(name for name in settings.variants if name not in VARIANTS)]
-        raise GmpipeError(
+        raise InputError(
             f"{where}: unknown variant {variant!r}; there are {', '.join(known)}."
-            f"{_nearest(variant, known)}"
+            f"{nearest(variant, known)}"
         )
     changes = settings.variants.get(variant, {})
     if "variants" in changes:
-        raise GmpipeError(f"{where}: `variants` can't stand within a variant. Take it out.")
+        raise InputError(f"{where}: `variants` can't stand within a variant. Take it out.")
     merged = settings.model_dump(exclude={"variants"})
     _merge(merged, VARIANTS.get(variant, {}))
     _merge(merged, changes)
     try:
         return TrainSettings.model_validate(merged)
     except ValidationError as error:
-        raise GmpipeError(_describe(error, Path(where), "file", root=TrainSettings)) from error
+        raise InputError(describe(error, Path(where), "file", root=TrainSettings)) from error
 
 
 def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> None:
@@ -264,93 +293,3 @@ def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> None:
             _merge(base[key], value)
         else:
             base[key] = copy.deepcopy(value)
-
-
-def _describe(
-    error: ValidationError, file: Path, origin: str, root: type[BaseModel] = Params
-) -> str:
-    """The first of pydantic's findings, in the words of this project."""
-    # A misspelt key that is required is found twice: first as missing, then as unknown.
-    findings = error.errors()
-    finding = next((one for one in findings if one["type"] == "extra_forbidden"), findings[0])
-    # pydantic names a tuple's place or a dict's key itself `[key]`: not part of a path.
-    location = [part for part in finding["loc"] if part != "[key]"]
-    source = ""
-    if location[:1] == ["prepare"] and len(location) > 2:
-        source = str(location.pop(2))  # pydantic's name for the kind of block
-    key = ".".join(str(part) for part in location) or "the whole"
-    where = f"{file}{' or --set' if origin == 'set' else ''}: `{key}`"
-    if finding["type"] == "extra_forbidden":
-        known = _keys(root, location[:-1], source)
-        return f"{where} is no setting.{_nearest(str(location[-1]), known)}"
-    if finding["type"] == "missing":
-        return f"{where} is missing. Add it."
-    value = finding["input"]
-    if finding["type"] == "union_tag_not_found":
-        misspelt = difflib.get_close_matches("source", list(value), n=1)
-        if misspelt:
-            return f"{where[:-1]}.{misspelt[0]}` is no setting. Did you mean `source`?"
-        return f"{where[:-1]}.source` is missing. Add it."
-    if finding["type"] == "union_tag_invalid":
-        value, expected = finding["ctx"]["tag"], finding["ctx"]["expected_tags"]
-        hint = _nearest(value, re.findall(r"'([^']+)'", expected))
-        return f"{where[:-1]}.source` is {value!r}: expected one of {expected}. Change it.{hint}"
-    hint = ""
-    if isinstance(value, str) and finding["type"] == "literal_error":
-        hint = _nearest(value, re.findall("'([^']+)'", finding["ctx"]["expected"]))
-    shown = "" if isinstance(value, Mapping) else f" is {value!r}"
-    return f"{where}{shown}: {finding['msg'].removeprefix('Value error, ')}. Change it.{hint}"
-
-
-def _keys(root: type[BaseModel], location: Sequence[int | str], source: str) -> Iterable[str]:
-    """The settings that a block of params.yaml may hold; ``source`` tells blocks of one place."""
-    model: Any = root
-    for part in location:
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
-            return ()
-        field = model.model_fields.get(str(part))
-        if field is None:
-            continue  # the data set's name, below a section
-        model = _block(field.annotation, source)
-    return model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else ()
-
-
-def _block(annotation: Any, source: str) -> type[BaseModel] | None:
-    """The kind of block that a setting holds; None where it holds a plain value."""
-    blocks = [kind for kind in _classes(annotation) if issubclass(kind, BaseModel)]
-    of_source = [
-        kind
-        for kind in blocks
-        if "source" in kind.model_fields
-        and source in get_args(kind.model_fields["source"].annotation)
-    ]
-    return next(iter(of_source or blocks), None)
-
-
-def setting_keys(raw: Mapping[str, Any]) -> Iterator[str]:
-    """The dotted key of every setting that `--set` takes, for the data sets of ``raw``."""
-    for name, field in Params.model_fields.items():
-        if name not in SECTIONS:
-            yield name
-            continue
-        for dataset, given in raw[name].items():
-            block = _block(field.annotation, given.get("source", ""))
-            yield from (f"{name}.{dataset}.{key}" for key in _dotted(block))
-
-
-def _dotted(block: type[BaseModel] | None) -> Iterator[str]:
-    for name, field in block.model_fields.items() if block else ():
-        inner = _block(field.annotation, "")
-        yield from (f"{name}.{key}" for key in _dotted(inner)) if inner else (name,)
-
-
-def _classes(annotation: Any) -> list[type]:
-    """The classes in an annotation, however deep they stand."""
-    if isinstance(annotation, type) and not get_args(annotation):
-        return [annotation]
-    return [kind for part in get_args(annotation) for kind in _classes(part)]
-
-
-def _nearest(word: str, choices: Iterable[str]) -> str:
-    found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
-    return f" Did you mean `{found[0]}`?" if found else ""

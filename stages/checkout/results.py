@@ -32,8 +32,8 @@ from pipeline.settings import TrainSettings
 from pipeline.shards.schema import Recipe
 from stages.checkout.layout import CHECKPOINT_FILE, METRICS_FILE, PREDICTIONS_FILE
 from stages.checkout.manifests import dataset_manifest
-from stages.checkout.params import DatasetSettings
-from stages.train import RunPlan, plan_run
+from stages.checkout.params import Request
+from stages.checkout.plans import RunPlan, plan_run
 
 
 @dataclass(frozen=True)
@@ -59,29 +59,25 @@ BASE = "full"
 
 
 def load_runs(
-    settings: DatasetSettings,
+    request: Request,
     variants: Sequence[str],
     seeds: Sequence[int],
-    overrides: Sequence[str] = (),
 ) -> dict[str, list[Result]]:
     """Variants x seeds.
-
-    Args:
-        overrides: the `--set` options that ``settings`` were read with.
 
     Raises:
         GmpipeError: a run was not evaluated yet, was trained with other settings than it would be
             now, or two of them are of other regions or labels, so that no table may hold both.
     """
-    options = ["--dataset", settings.dataset]
+    options = ["--dataset", request.dataset]
     options += [word for seed in seeds for word in ("--seed", str(seed))]
-    options += [word for override in overrides for word in ("--set", override)]
+    options += [word for override in request.overrides for word in ("--set", override)]
     all_of_them = f"`gmpipe compare {shlex.join(options)}`"
     runs: dict[str, list[Result]] = {}
     first: Result | None = None
     for variant in variants:
         for seed in seeds:
-            run = _load_run(plan_run(settings, variant, seed, overrides), all_of_them)
+            run = _load_run(plan_run(request, variant, seed), all_of_them)
             first = first or run
             for name in ("fingerprint", "labels_sha256"):
                 if run.metrics[name] != first.metrics[name]:
@@ -142,7 +138,7 @@ class Scores:
     runs: dict[str, list[np.ndarray]]
 
 
-def load_scores(settings: DatasetSettings, results: Results) -> Scores:
+def load_scores(request: Request, results: Results) -> Scores:
     """The predictions of finished runs.
 
     Raises:
@@ -164,7 +160,7 @@ def load_scores(settings: DatasetSettings, results: Results) -> Scores:
             flat = np.asarray(table.column("scores").combine_chunks().flatten())
             runs.setdefault(variant, []).append(flat.reshape(len(found), -1))
     assert image_ids is not None  # there is a run
-    manifest = dataset_manifest(settings.dataset)
+    manifest = dataset_manifest(request.dataset)
     places = {image_id: place for place, image_id in enumerate(manifest.image_ids("test"))}
     truth = manifest.truth("test")[[places[image_id] for image_id in image_ids]]
     return Scores(image_ids, truth, runs)
@@ -184,7 +180,7 @@ def metrics_of(results: Results) -> dict[str, list[dict[str, Any]]]:
     return {variant: [run.metrics for run in runs] for variant, runs in results.items()}
 
 
-def tables(settings: DatasetSettings, results: Results, intervals: Mapping[str, Interval]) -> str:
+def tables(request: Request, results: Results, intervals: Mapping[str, Interval]) -> str:
     """The tables of a data set's runs, as Markdown.
 
     Args:
@@ -194,12 +190,12 @@ def tables(settings: DatasetSettings, results: Results, intervals: Mapping[str, 
     first = next(iter(runs.values()))
     vocabulary = list(first[0]["AP"])
     groups = {"all": vocabulary}
-    if settings.prepare.source == "scenes":
+    if request.prepare.source == "scenes":
         groups = {name: list(labels) for name, labels in LABEL_GROUPS["scenes"].items()}
-    paper = PAPER.get(settings.dataset)
-    text = f"## Results\n\n{caption(settings.dataset, first)}\n\n{results_table(runs)}\n"
+    paper = PAPER.get(request.dataset)
+    text = f"## Results\n\n{caption(request.dataset, first)}\n\n{results_table(runs)}\n"
     if paper is not None:
-        lines = "\n".join(f"- {line}" for line in paper_differences(settings, results, paper))
+        lines = "\n".join(f"- {line}" for line in paper_differences(request, results, paper))
         text += (
             f"\n## Beside the paper\n\nGM-MLIC (IJCAI 2021), {paper.title}, in percent.\n\n"
             f"{paper_table(runs, paper)}\n\nWhat differs:\n\n{lines}\n"
@@ -239,15 +235,13 @@ def caption(dataset: str, seeds: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def paper_differences(
-    settings: DatasetSettings, results: Results, paper: PaperResults
-) -> list[str]:
+def paper_differences(request: Request, results: Results, paper: PaperResults) -> list[str]:
     """What a reader must know who sets ours beside the paper's."""
     run = next(iter(results.values()))[0]
     counts, used = run.metrics["counts"], run.plan.settings
     train, test = paper.images
     lines = [
-        _detector(settings, run.recipe),
+        _detector(request, run.recipe),
         f"images: ours {counts['train']['images']:,} to train and {run.metrics['images']:,} to "
         f"test, the paper's {train:,} and {test:,}",
         _augmentation(run),
@@ -267,14 +261,14 @@ def paper_differences(
     return lines
 
 
-def _detector(settings: DatasetSettings, recipe: Recipe) -> str:
+def _detector(request: Request, recipe: Recipe) -> str:
     papers = "the paper's is a pre-trained ResNet50-FPN Faster R-CNN; on what, it does not say"
     if "imported_from" in recipe:
         return f"detector: ours are imported regions ({recipe['imported_from']}); {papers}"
-    if settings.detector.source == "torchvision":
+    if request.detector.source == "torchvision":
         ours = "torchvision's ResNet50-FPN Faster R-CNN, trained on MS-COCO and kept as it is"
     else:
-        ours = f"the one that `detector.{settings.dataset}` describes, kept as it is"
+        ours = f"the one that `detector.{request.dataset}` describes, kept as it is"
     return f"detector: ours is {ours}; {papers}"
 
 

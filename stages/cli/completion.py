@@ -86,7 +86,7 @@ def complete_run(context: click.Context) -> Iterable[str]:
 @_offering
 def complete_setting(_: click.Context) -> Iterable[str]:
     """`KEY=` of every setting that `--set` takes."""
-    from stages.checkout.params import setting_keys
+    from stages.checkout.keys import setting_keys
 
     return [f"{key}=" for key in setting_keys(_params())]
 
@@ -94,7 +94,7 @@ def complete_setting(_: click.Context) -> Iterable[str]:
 @_offering
 def complete_train_setting(context: click.Context) -> Iterable[str]:
     """`KEY=` of every setting of train.<dataset>."""
-    from stages.checkout.params import setting_keys
+    from stages.checkout.keys import setting_keys
 
     top = f"train.{_dataset(context)}."
     keys: Iterator[str] = (key for key in setting_keys(_params()) if key.startswith(top))

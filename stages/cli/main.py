@@ -11,8 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import replace as replace_field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +28,7 @@ from stages.cli.completion import (
     complete_variant,
     script,
 )
-from stages.console.messages import QUIET, VERBOSE, is_verbose, note, say, set_level, speaking
+from stages.console.messages import QUIET, VERBOSE, is_verbose, say, set_level, speaking
 
 Command = Callable[..., Any]
 _AnyCommand = TypeVar("_AnyCommand", bound=click.Command)
@@ -194,34 +193,16 @@ def _jobs_option(command: Command) -> Command:
     )(command)
 
 
-def _note_unfollowed(settings: Any, overrides: tuple[str, ...], variants: Sequence[str]) -> None:
-    """Tell of settings that a run of stage two does not follow."""
-    from stages.checkout.params import unreached, unread_by_runs
-    from stages.train import note_other_regions
-
-    note_other_regions(settings)
-
-    for key in unread_by_runs(settings, overrides):
-        note(f"a run on {settings.dataset} does not read `{key}`: this --set changes nothing.")
-    for variant in variants:
-        for key in unreached(settings, overrides, variant):
-            own = f"train.{settings.dataset}.variants.{variant}.{key}"
-            note(
-                f"{variant} has a `{key}` of its own, which this --set does not change; "
-                f"--set {own}=... does."
-            )
-
-
 def _plan(dataset: str | None, overrides: tuple[str, ...], variant: str, seed: int | None) -> Any:
-    from stages.checkout.params import dataset_settings, load_params, variant_settings
+    from stages.checkout.params import read_request
 
-    settings = dataset_settings(dataset, overrides)
-    variant_settings(settings.train, variant, "--variant")
-    _note_unfollowed(settings, overrides, [variant])
-    from stages.train import plan_run
+    request = read_request(dataset, overrides)
+    request.variant(variant, "--variant")
+    from stages.checkout.plans import note_other_regions, note_unused_overrides, plan_run
 
-    chosen = load_params(overrides).seeds[0] if seed is None else seed
-    return plan_run(settings, variant, chosen, overrides)
+    note_other_regions(request)
+    note_unused_overrides(request, [variant])
+    return plan_run(request, variant, request.params.seeds[0] if seed is None else seed)
 
 
 @cli.command()
@@ -235,28 +216,28 @@ def _plan(dataset: str | None, overrides: tuple[str, ...], variant: str, seed: i
 )
 def prepare(dataset: str | None, overrides: tuple[str, ...], check: bool) -> None:
     """Write the manifest: images, split, labels."""
-    from stages.checkout.params import dataset_settings
+    from stages.checkout.params import read_request
 
-    settings = dataset_settings(dataset, overrides)
+    request = read_request(dataset, overrides)
     from stages import prepare as stage
 
     if check:
-        text, sound = stage.check(settings)
+        text, sound = stage.check(request)
         click.echo(text)
         sys.exit(DONE if sound else FAILED)
-    say(stage.prepare(settings))
+    say(stage.prepare(request))
 
 
 @cli.command()
 @_common
 def detector(dataset: str | None, overrides: tuple[str, ...]) -> None:
     """Fit the detector, or resolve its weights."""
-    from stages.checkout.params import dataset_settings
+    from stages.checkout.params import read_request
 
-    settings = dataset_settings(dataset, overrides)
+    request = read_request(dataset, overrides)
     from stages import detector as stage
 
-    say(stage.resolve_detector(settings))
+    say(stage.resolve_detector(request))
 
 
 @cli.command()
@@ -290,16 +271,15 @@ def extract(
     resources: tuple[str, ...],
 ) -> None:
     """Stage one: write every image's regions to the cache."""
-    from stages.checkout.params import dataset_settings
+    from stages.checkout.params import read_request
 
-    settings = dataset_settings(dataset, overrides)
+    request = read_request(dataset, overrides)
     if max_failures is not None:
-        chosen = settings.extract.model_copy(update={"max_failures": max_failures})
-        settings = replace_field(settings, extract=chosen)
+        request = request.overriding(f"extract.{request.dataset}.max_failures={max_failures}")
     from stages import extract as stage
 
     line = stage.extract(
-        settings,
+        request,
         replace=replace,
         scheduler=scheduler,
         resources=dict(_resource(text) for text in resources),
@@ -321,12 +301,12 @@ def _resource(text: str) -> tuple[str, float]:
 @_common
 def labels(dataset: str | None, overrides: tuple[str, ...]) -> None:
     """Print what each label's vector was taken from."""
-    from stages.checkout.params import dataset_settings
+    from stages.checkout.params import read_request
 
-    settings = dataset_settings(dataset, overrides)
+    request = read_request(dataset, overrides)
     from stages.commands import labels as command
 
-    click.echo(command.labels(settings))
+    click.echo(command.labels(request))
 
 
 @cli.command("import-regions")
@@ -349,14 +329,12 @@ def import_regions(
     replace: bool,
 ) -> None:
     """Bring regions that were made elsewhere into the cache."""
-    from stages.checkout.params import dataset_settings, load_params
-
-    load_params(overrides)
+    from stages.checkout.params import read_request
     from stages.commands import import_regions as stage
 
     chosen = stage.check_described(dataset, overrides, files, form)
-    settings = dataset_settings(dataset, overrides)
-    say(stage.import_regions(settings, files, chosen, replace=replace))
+    request = read_request(dataset, overrides)
+    say(stage.import_regions(request, files, chosen, replace=replace))
 
 
 @cli.command()
@@ -428,16 +406,19 @@ def compare(
     Runs beside each other have one thread each, a run alone has all. The number of threads changes
     how sums are rounded, and with it the last digits of a run's numbers.
     """
-    from stages.checkout.params import dataset_settings, load_params, variant_settings
+    from stages.checkout.params import read_request
 
-    settings = dataset_settings(dataset, overrides)
+    request = read_request(dataset, overrides)
     for name in variants:
-        variant_settings(settings.train, name, "--variant")
-    chosen = variants or load_params(overrides).variants
-    _note_unfollowed(settings, overrides, chosen)
+        request.variant(name, "--variant")
+    chosen = variants or request.params.variants
+    from stages.checkout.plans import note_other_regions, note_unused_overrides
+
+    note_other_regions(request)
+    note_unused_overrides(request, chosen)
     from stages.commands import compare as command
 
-    click.echo(command.compare(settings, chosen, seeds or (0, 1, 2), overrides, jobs=jobs))
+    click.echo(command.compare(request, chosen, seeds or (0, 1, 2), jobs=jobs))
 
 
 @cli.command()
@@ -463,15 +444,18 @@ def sweep(
     Runs beside each other have one thread each, a run alone has all. The number of threads changes
     how sums are rounded, and with it the last digits of a run's numbers.
     """
-    from stages.checkout.params import dataset_settings, load_params, variant_settings
+    from stages.checkout.params import read_request
 
-    settings = dataset_settings(dataset, overrides)
-    variant_settings(settings.train, variant, "--variant")
-    _note_unfollowed(settings, overrides, [variant])
-    chosen = seeds or load_params(overrides).seeds
+    request = read_request(dataset, overrides)
+    request.variant(variant, "--variant")
+    from stages.checkout.plans import note_other_regions, note_unused_overrides
+
+    note_other_regions(request)
+    note_unused_overrides(request, [variant])
+    chosen = seeds or request.params.seeds
     from stages.commands import sweep as command
 
-    table, where = command.sweep(setting, dataset, overrides, variant, chosen, jobs=jobs)
+    table, where = command.sweep(setting, request, variant, chosen, jobs=jobs)
     click.echo(table)
     say(f"\n{where}")
 
@@ -491,13 +475,13 @@ def report(dataset: str | None, overrides: tuple[str, ...], images: int) -> None
     The page is reports/<dataset>/index.html: open it in a browser. It needs no server, and its
     folder can be moved and zipped.
     """
-    from stages.checkout.params import dataset_settings, load_params
+    from stages.checkout.params import read_request
 
-    settings = dataset_settings(dataset, overrides)
-    params = load_params(overrides)
+    request = read_request(dataset, overrides)
     from stages import report as stage
 
-    text, page = stage.report(settings, params.variants, params.seeds, overrides, images=images)
+    params = request.params
+    text, page = stage.report(request, params.variants, params.seeds, images=images)
     click.echo(text)
     say(str(page))
 
@@ -670,11 +654,11 @@ def list_runs(dataset: str | None) -> None:
 
     Of a run with other settings than those of params.yaml (--set, sweep) also these settings.
     """
-    from stages.checkout.params import dataset_settings, load_params
+    from stages.checkout.params import read_request
     from stages.commands import runs as command
 
-    params, settings = load_params(), dataset_settings(dataset)
-    click.echo(command.list_runs(settings, params.variants, params.seeds))
+    request = read_request(dataset)
+    click.echo(command.list_runs(request, request.params.variants, request.params.seeds))
 
 
 @runs.command()
@@ -687,11 +671,13 @@ def prune(dataset: str | None, dry_run: bool) -> None:
     sweep), and the tables and figures of sweeps. A run that is being made stays, and so does
     everything that gmpipe did not write.
     """
-    from stages.checkout.params import dataset_settings, load_params
+    from stages.checkout.params import read_request
     from stages.commands import runs as command
 
-    params, name = load_params(), dataset_settings(dataset).dataset
-    said = command.prune(name, params.variants, params.seeds, dry_run=dry_run)
+    request = read_request(dataset)
+    said = command.prune(
+        request.dataset, request.params.variants, request.params.seeds, dry_run=dry_run
+    )
     (click.echo if dry_run else say)(said)
 
 
@@ -747,12 +733,12 @@ def cache() -> None:
 @_common
 def info(dataset: str | None, overrides: tuple[str, ...]) -> None:
     """Print what the cache holds, and what decided it."""
-    from stages.checkout.params import dataset_settings
+    from stages.checkout.params import read_request
 
-    settings = dataset_settings(dataset, overrides)
+    request = read_request(dataset, overrides)
     from stages.commands import cache as command
 
-    click.echo(command.cache_info(settings.dataset))
+    click.echo(command.cache_info(request.dataset))
 
 
 @cache.command()
@@ -764,12 +750,12 @@ def verify(dataset: str | None, overrides: tuple[str, ...], repair: bool) -> Non
     The cache is held against its own index; whether params.yaml asks for other regions by now is
     what `extract` says.
     """
-    from stages.checkout.params import dataset_settings
+    from stages.checkout.params import read_request
 
-    settings = dataset_settings(dataset, overrides)
+    request = read_request(dataset, overrides)
     from stages.commands import cache as command
 
-    click.echo(command.verify(settings, repair=repair))
+    click.echo(command.verify(request, repair=repair))
 
 
 @cache.command()
@@ -783,9 +769,9 @@ def verify(dataset: str | None, overrides: tuple[str, ...], repair: bool) -> Non
 )
 def estimate(dataset: str | None, overrides: tuple[str, ...], probe: int) -> None:
     """Print a cache's size and extraction time."""
-    from stages.checkout.params import dataset_settings
+    from stages.checkout.params import read_request
 
-    settings = dataset_settings(dataset, overrides)
+    request = read_request(dataset, overrides)
     from stages.commands import cache as command
 
-    click.echo(command.estimate(settings, probe=probe))
+    click.echo(command.estimate(request, probe=probe))

@@ -31,7 +31,7 @@ from pipeline.shards.verification import Damage, salvage_shard, sound_rows, veri
 from stages.checkout.disk import free_bytes, shown_bytes
 from stages.checkout.layout import cache_folder, data_root, detector_folder
 from stages.checkout.manifests import dataset_manifest
-from stages.checkout.params import DatasetSettings
+from stages.checkout.params import Request
 from stages.console.messages import say
 from stages.console.progress import progress_bar
 from stages.extract import extract
@@ -53,7 +53,7 @@ def cache_info(dataset: str) -> str:
     return str(tabulate(rows, tablefmt="plain", disable_numparse=True))
 
 
-def verify(settings: DatasetSettings, *, repair: bool) -> str:
+def verify(request: Request, *, repair: bool) -> str:
     """Name all that is damaged in a cache; with ``repair``, extract just that again.
 
     Returns:
@@ -63,7 +63,7 @@ def verify(settings: DatasetSettings, *, repair: bool) -> str:
         GmpipeError: something is damaged and was not to be repaired, or can't be: each damage is
             named; or there is no sound index.
     """
-    dataset = settings.dataset
+    dataset = request.dataset
     folder = cache_folder(dataset)
     index = read_index(folder)
     with progress_bar(total=len(index.shards), desc="verify", unit="shard") as bar:
@@ -77,45 +77,45 @@ def verify(settings: DatasetSettings, *, repair: bool) -> str:
             "--repair`, which keeps every sound row and extracts the others again."
         )
     say(f"{folder} is damaged:\n{named}")
-    _drop(settings, damages)
-    if settings.detector.source == "imported":
+    _drop(request, damages)
+    if request.detector.source == "imported":
         raise GmpipeError(
             f"{folder}: the damaged shards were dropped. Their regions were imported: run `gmpipe "
             f"import-regions FILE --dataset {dataset}` again, which writes just those."
         )
-    return extract(settings, replace=True)
+    return extract(request, replace=True)
 
 
-def _drop(settings: DatasetSettings, damages: list[Damage]) -> None:
+def _drop(request: Request, damages: list[Damage]) -> None:
     """Remove the damaged shards but for their sound rows; the index goes as well."""
-    folder = cache_folder(settings.dataset)
+    folder = cache_folder(request.dataset)
     kinds: dict[str, set[str]] = {}
     for damage in damages:
         kinds.setdefault(damage.shard, set()).add(damage.kind)
     with folder_lock(folder):
         begin_turn(folder)
-        imported = settings.detector.source == "imported"
+        imported = request.detector.source == "imported"
         salvaged = [
             folder / name for name, found in kinds.items() if found <= {"file", "row", "index"}
         ]
-        # What can't be read, is of other settings, or was imported as a whole, goes as a whole.
+        # What can't be read, is of other request, or was imported as a whole, goes as a whole.
         for name, found in kinds.items():
             if imported or (folder / name not in salvaged and found != {"unlisted"}):
                 (folder / name).unlink(missing_ok=True)
         if salvaged and not imported:
-            _salvage(settings, salvaged)
+            _salvage(request, salvaged)
         (folder / INDEX_NAME).unlink(missing_ok=True)
 
 
-def _salvage(settings: DatasetSettings, paths: list[Path]) -> None:
+def _salvage(request: Request, paths: list[Path]) -> None:
     """Write shards anew with their sound rows; those of photographs that changed are removed."""
-    dataset = settings.dataset
+    dataset = request.dataset
     index = read_index(cache_folder(dataset))
     numbers = {entry.name: number for number, entry in enumerate(index.shards)}
     manifest = dataset_manifest(dataset)
-    plan = ViewPlan(manifest, settings.extract.views)
+    plan = ViewPlan(manifest, request.extract.views)
     digests = image_digests(
-        manifest, data_root(dataset), contents=settings.extract.hash_images, threads=cores()
+        manifest, data_root(dataset), contents=request.extract.hash_images, threads=cores()
     )
 
     def digest(image_ids: pa.Array, views: npt.NDArray[np.int16]) -> str | None:
@@ -134,11 +134,11 @@ def _salvage(settings: DatasetSettings, paths: list[Path]) -> None:
             salvage_shard(path, sound, {**recipe, "images": kept})
 
 
-def estimate(settings: DatasetSettings, *, probe: int) -> str:
+def estimate(request: Request, *, probe: int) -> str:
     """What the cache will need: bytes and, after a probe, time.
 
     Args:
-        settings: of the data set.
+        request: of the data set.
         probe: images that are decoded and sent through the detector to measure; 0 for none.
 
     Returns:
@@ -147,21 +147,21 @@ def estimate(settings: DatasetSettings, *, probe: int) -> str:
     Raises:
         GmpipeError: the data set was not prepared, or ``probe`` and there is no detector.
     """
-    dataset = settings.dataset
+    dataset = request.dataset
     folder = cache_folder(dataset)
-    if settings.detector.source == "imported":
+    if request.detector.source == "imported":
         raise GmpipeError(
             f"the regions of {dataset} are imported: there is nothing to extract or "
             f"to estimate. `gmpipe cache info --dataset {dataset}` tells what is there."
         )
     manifest = dataset_manifest(dataset)
-    plan = ViewPlan(manifest, settings.extract.views)
+    plan = ViewPlan(manifest, request.extract.views)
     there = (detector_folder(dataset) / DESCRIPTION_FILE).is_file()
-    architecture = settings.detector.architecture
+    architecture = request.detector.architecture
     if there:
         architecture = read_description(detector_folder(dataset), dataset).architecture
     row = _row_bytes(
-        settings.extract,
+        request.extract,
         architecture.feature_size,
         id_width=pc.max(pc.binary_length(plan.image_ids)).as_py(),
     )
@@ -172,24 +172,24 @@ def estimate(settings: DatasetSettings, *, probe: int) -> str:
         ("free at its place", shown_bytes(free)),
     ]
     if probe:
-        rows += _probe(settings, manifest, plan, probe)
+        rows += _probe(request, manifest, plan, probe)
     if row * len(plan) > free:
         rows.append(("", "the cache does not fit: docs/disks.md tells how it goes to another disk"))
     return str(tabulate(rows, tablefmt="plain", disable_numparse=True))
 
 
 def _probe(
-    settings: DatasetSettings, manifest: Manifest, plan: ViewPlan, images: int
+    request: Request, manifest: Manifest, plan: ViewPlan, images: int
 ) -> list[tuple[str, str]]:
     """Rates on this machine, and the time that one worker like it would take for all rows."""
-    dataset, root = settings.dataset, data_root(settings.dataset)
+    dataset, root = request.dataset, data_root(request.dataset)
     description = read_description(detector_folder(dataset), dataset)
-    model = load_detector(detector_folder(dataset), description, settings.extract)
-    extractor = ShardExtractor(model, settings.extract, threads=cores())
+    model = load_detector(detector_folder(dataset), description, request.extract)
+    extractor = ShardExtractor(model, request.extract, threads=cores())
     chosen = np.unique(np.linspace(0, len(plan) - 1, images).astype(np.int64))
     jobs = plan.jobs(chosen)
     with progress_bar(total=2 * len(jobs), desc="probe, twice", unit="image") as bar:
-        extractor.detect(jobs[: settings.extract.batch_size], root)  # what is slow once only
+        extractor.detect(jobs[: request.extract.batch_size], root)  # what is slow once only
         began = time.perf_counter()
         extractor.decode(jobs, root, bar.update)
         decoding = len(jobs) / (time.perf_counter() - began)

@@ -40,7 +40,7 @@ from stages.checkout.layout import (
     manifest_file,
     runs_folder,
 )
-from stages.checkout.params import PARAMS_FILE, DatasetSettings, dataset_settings, load_params
+from stages.checkout.params import PARAMS_FILE, Request, read_request
 
 _LITTLE = 2e9  # bytes; the demo with its five runs takes less than a tenth of it
 _INSTALL = "`pip install --editable .` in the checkout"
@@ -83,7 +83,7 @@ def doctor() -> tuple[str, bool]:
     }
     not_made = []
     try:
-        params = load_params()
+        request = read_request(None)
     except GmpipeError as error:
         fix = "mend it; the data sets can be looked at then"
         outside = not PARAMS_FILE.exists()
@@ -94,16 +94,17 @@ def doctor() -> tuple[str, bool]:
             sections["places"] += _tried("disks", _disks)
     else:
         sections["places"] += _tried("disks", _disks)
+        params = request.params
         others = [name for name in params.prepare if name not in params.datasets]
         for name in params.datasets:
-            found = list(_tried(name, partial(_dataset, name, wanted=True)))
+            found = list(_tried(name, partial(_dataset, request.for_dataset(name), wanted=True)))
             sections[f"data set {name}"] = found
             if things := [one.thing for one in found if one.mark == "note"]:
                 not_made.append(f"{', '.join(things)} of {name}")
         for name in others:
             sections[f"data set {name}, not listed in `datasets`"] = [
                 replace(one, mark="note") if one.mark == "missing" else one
-                for one in _tried(name, partial(_dataset, name, wanted=False))
+                for one in _tried(name, partial(_dataset, request.for_dataset(name), wanted=False))
             ]
     rows: list[tuple[str, str, str]] = []
     for title, findings in sections.items():
@@ -258,29 +259,28 @@ def _disks() -> Iterator[Finding]:
 # --- data sets -----------------------------------------------------------------------------------
 
 
-def _dataset(name: str, *, wanted: bool) -> Iterator[Finding]:
+def _dataset(request: Request, *, wanted: bool) -> Iterator[Finding]:
     """What is here of a data set; of one that is not ``wanted`` and has no files, only that."""
-    settings = dataset_settings(name)
-    files = _files(settings)
+    files = _files(request)
     if files is not None:
         yield files
     absent = files is not None and files.mark == "missing"
-    if absent and not wanted and not manifest_file(name).exists():
+    if absent and not wanted and not manifest_file(request.dataset).exists():
         return
-    yield from _tried("prepared", lambda: _prepared(settings))
-    yield from _tried("detector", lambda: _detector(settings))
-    yield from _label_vectors(settings)
-    yield from _tried("cache", lambda: _cache(settings))
-    yield _runs(settings)
+    yield from _tried("prepared", lambda: _prepared(request))
+    yield from _tried("detector", lambda: _detector(request))
+    yield from _label_vectors(request)
+    yield from _tried("cache", lambda: _cache(request))
+    yield _runs(request)
 
 
-def _files(settings: DatasetSettings) -> Finding | None:
+def _files(request: Request) -> Finding | None:
     """The files that a user brings; None for a data set that has none."""
-    root = data_root(settings.dataset)
-    needed, fix = _needed(settings.dataset, settings.prepare)
+    root = data_root(request.dataset)
+    needed, fix = _needed(request.dataset, request.prepare)
     absent = [root / path for path in needed if not (root / path).exists()]
     if absent:
-        own = isinstance(settings.prepare, TableSettings)
+        own = isinstance(request.prepare, TableSettings)
         page = "docs/own-data.md" if own else "docs/datasets.md"
         return Finding("missing", "files", f"there is no {absent[0]}", f"{fix} ({page})")
     return Finding("ok", "files", f"in {root}/") if needed else None
@@ -328,23 +328,23 @@ def _needed(dataset: str, source: PrepareSettings) -> tuple[list[str], str]:
     return [], ""
 
 
-def _prepared(settings: DatasetSettings) -> Iterator[Finding]:
+def _prepared(request: Request) -> Iterator[Finding]:
     from pipeline.datasets.manifest import SPLITS
     from stages.checkout.manifests import dataset_manifest
 
-    name = settings.dataset
+    name = request.dataset
     if manifest_file(name).exists():
         manifest = dataset_manifest(name)
         counts = ", ".join(f"{manifest.counts[split]['images']} {split}" for split in SPLITS)
         yield Finding("ok", "prepared", f"{counts}, {len(manifest.vocabulary)} labels")
-    elif isinstance(settings.prepare, ImportedSettings):
+    elif isinstance(request.prepare, ImportedSettings):
         fix = f"`gmpipe import-regions FILE --dataset {name}`"
         yield Finding("missing", "prepared", "no regions were imported yet", fix)
     else:
         yield Finding("note", "prepared", "not yet", f"`gmpipe prepare --dataset {name}`")
 
 
-def _detector(settings: DatasetSettings) -> Iterator[Finding]:
+def _detector(request: Request) -> Iterator[Finding]:
     from pipeline.regions.detector import (
         DESCRIPTION_FILE,
         TORCHVISION_WEIGHTS,
@@ -352,7 +352,7 @@ def _detector(settings: DatasetSettings) -> Iterator[Finding]:
         torchvision_weights_path,
     )
 
-    name, chosen = settings.dataset, settings.detector
+    name, chosen = request.dataset, request.detector
     command = f"`gmpipe detector --dataset {name}`"
     if chosen.source == "imported":
         return
@@ -377,10 +377,10 @@ def _detector(settings: DatasetSettings) -> Iterator[Finding]:
     yield Finding("note", "detector", f"not {done} yet", command)
 
 
-def _label_vectors(settings: DatasetSettings) -> Iterator[Finding]:
+def _label_vectors(request: Request) -> Iterator[Finding]:
     from pipeline.labels.vectors import source_file
 
-    source = settings.train.label_vectors
+    source = request.train.label_vectors
     path = source_file(source)
     if path is None:
         found = _installed("wordllama")
@@ -391,24 +391,24 @@ def _label_vectors(settings: DatasetSettings) -> Iterator[Finding]:
     elif path.is_file():
         yield Finding("ok", "label vectors", str(path))
     else:
-        fix = f"put {path.name} there, or set `train.{settings.dataset}.label_vectors: wordllama`"
+        fix = f"put {path.name} there, or set `train.{request.dataset}.label_vectors: wordllama`"
         if path.name.startswith("glove."):
             fix = (
                 f"fetch {path.name} from https://nlp.stanford.edu/projects/glove/ and put it at "
                 f"{path}; it need not be unpacked. Or set "
-                f"`train.{settings.dataset}.label_vectors: wordllama`, which needs no file"
+                f"`train.{request.dataset}.label_vectors: wordllama`, which needs no file"
             )
         yield Finding("missing", "label vectors", f"there is no {path}", fix)
 
 
-def _cache(settings: DatasetSettings) -> Iterator[Finding]:
+def _cache(request: Request) -> Iterator[Finding]:
     from pipeline.shards.failures import FAILURES_NAME, read_failures
     from pipeline.shards.reader import RegionCache
     from pipeline.shards.schema import INDEX_NAME
 
-    name = settings.dataset
+    name = request.dataset
     folder = cache_folder(name)
-    imported = settings.detector.source == "imported"
+    imported = request.detector.source == "imported"
     if (folder / INDEX_NAME).exists():
         cache = RegionCache.open(folder)
         found = f"{len(cache)} rows of {cache.regions} regions in {len(cache.shards)} shards"
@@ -419,13 +419,13 @@ def _cache(settings: DatasetSettings) -> Iterator[Finding]:
         yield Finding("note", "cache", "no rows yet", f"`gmpipe extract --dataset {name}`")
 
 
-def _runs(settings: DatasetSettings) -> Finding:
-    name = settings.dataset
+def _runs(request: Request) -> Finding:
+    name = request.dataset
     top = runs_folder(name)
     trained = len(list(top.glob(f"*/{CHECKPOINT_FILE}")))
     evaluated = len(list(top.glob(f"*/{METRICS_FILE}")))
     if not trained:
-        imported = isinstance(settings.prepare, ImportedSettings)
+        imported = isinstance(request.prepare, ImportedSettings)
         to_import = imported and not manifest_file(name).exists()
         fix = "" if to_import else f"`gmpipe train --dataset {name}`"
         return Finding("note", "runs", "none yet", fix)

@@ -41,7 +41,7 @@ from pipeline.shards.schema import (
 )
 from pipeline.shards.writer import free_shard_names, update_index, write_shard
 from stages.checkout.layout import cache_folder, manifest_file, prepared_folder
-from stages.checkout.params import DatasetSettings, load_params
+from stages.checkout.params import Request, load_params
 from stages.console.messages import say
 from stages.console.progress import progress_bar
 
@@ -120,16 +120,14 @@ def check_described(
     return chosen
 
 
-def import_regions(
-    settings: DatasetSettings, files: Sequence[Path], form: Form, *, replace: bool
-) -> str:
+def import_regions(request: Request, files: Sequence[Path], form: Form, *, replace: bool) -> str:
     """Write what the cache lacks of the files' regions; whole shards of the same import are kept.
 
     An image's regions beyond ``extract.<dataset>.regions`` are left out, the least scores first.
     Images without any region are listed in the cache's `failures.parquet`.
 
     Args:
-        settings: of the data set; ``detector.source`` and, for an npz, ``prepare.source`` must say
+        request: of the data set; ``detector.source`` and, for an npz, ``prepare.source`` must say
             that the regions are imported.
         files: one npz, or one or more TSVs.
         form: of the files.
@@ -144,8 +142,8 @@ def import_regions(
             the cache was made from something else. Files are read through before anything is
             written.
     """
-    dataset, chosen = settings.dataset, settings.extract
-    _check_settings(settings, files, form)
+    dataset, chosen = request.dataset, request.extract
+    _check_settings(request, files, form)
     folder = cache_folder(dataset)
     with folder_lock(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -222,14 +220,14 @@ def import_regions(
     return line
 
 
-def _check_settings(settings: DatasetSettings, files: Sequence[Path], form: Form) -> None:
-    dataset = settings.dataset
+def _check_settings(request: Request, files: Sequence[Path], form: Form) -> None:
+    dataset = request.dataset
     if form == "npz" and len(files) != 1:
         raise GmpipeError(
             f"found {len(files)} files of npz; expected one, since it holds the whole data set. "
             "Name one file."
         )
-    makes_manifest = isinstance(settings.prepare, ImportedSettings)
+    makes_manifest = isinstance(request.prepare, ImportedSettings)
     if (form == "npz") != makes_manifest:
         why, expected = (
             ("an npz brings the manifest", "imported")
@@ -237,17 +235,17 @@ def _check_settings(settings: DatasetSettings, files: Sequence[Path], form: Form
             else ("a TSV of bottom-up-attention has no labels", "that of its labels, e.g. coco")
         )
         raise GmpipeError(
-            f"params.yaml: prepare.{dataset}.source is {settings.prepare.source}, but {why}; "
+            f"params.yaml: prepare.{dataset}.source is {request.prepare.source}, but {why}; "
             f"expected {expected}. Change it, or choose another data set with `--dataset`."
         )
-    if settings.detector.source != "imported":
+    if request.detector.source != "imported":
         raise GmpipeError(
-            f"params.yaml: detector.{dataset}.source is {settings.detector.source}; expected "
+            f"params.yaml: detector.{dataset}.source is {request.detector.source}; expected "
             "imported, or the next `gmpipe extract` would replace the imported regions. Change it."
         )
-    if settings.extract.views != 1:
+    if request.extract.views != 1:
         raise GmpipeError(
-            f"params.yaml: extract.{dataset}.views is {settings.extract.views}; expected 1, since "
+            f"params.yaml: extract.{dataset}.views is {request.extract.views}; expected 1, since "
             "imported regions are of the whole image. Change it."
         )
 

@@ -7,17 +7,17 @@ from tabulate import tabulate
 
 from pipeline.labels.vectors import LabelVectors, load_label_vectors
 from stages.checkout.manifests import dataset_manifest
-from stages.checkout.params import DatasetSettings
+from stages.checkout.params import Request
 
 
-def labels(settings: DatasetSettings) -> str:
+def labels(request: Request) -> str:
     """Find the vector of every label in the manifest.
 
     Returns:
         a Markdown table, and a line with source, W and sha256.
     """
-    vocabulary = dataset_manifest(settings.dataset).vocabulary
-    return describe(load_label_vectors(vocabulary, settings.train.label_vectors))
+    vocabulary = dataset_manifest(request.dataset).vocabulary
+    return describe(load_label_vectors(vocabulary, request.train.label_vectors))
 
 
 def describe(vectors: LabelVectors) -> str:

@@ -32,7 +32,7 @@ from stages.checkout.layout import (
     run_folder,
     runs_folder,
 )
-from stages.checkout.params import DatasetSettings, has_variant, variant_settings
+from stages.checkout.params import Request, has_variant, variant_settings
 
 if TYPE_CHECKING:
     from pipeline.learning.checkpoint import Checkpoint
@@ -72,17 +72,17 @@ def check_run(folder: Path) -> None:
         raise GmpipeError(f"there is no {folder}. Did you mean {' or '.join(near)}?")
 
 
-def list_runs(settings: DatasetSettings, variants: Sequence[str], seeds: Sequence[int]) -> str:
+def list_runs(request: Request, variants: Sequence[str], seeds: Sequence[int]) -> str:
     """A table of the runs of a data set; of those with a hash, what they were made with."""
-    dataset = settings.dataset
+    dataset = request.dataset
     top = runs_folder(dataset)
-    named = _named(dataset, [name for name in variants if has_variant(settings.train, name)], seeds)
+    named = _named(dataset, [name for name in variants if has_variant(request.train, name)], seeds)
     rows = [
         [
             str(folder),
             _map(folder),
             _epochs(folder),
-            *_named_and_made_with(folder, settings, named=folder in named),
+            *_named_and_made_with(folder, request, named=folder in named),
         ]
         for folder in _entries(top)
         if _is_run(folder)
@@ -196,9 +196,7 @@ def _map(folder: Path) -> str:
         return "damaged"
 
 
-def _named_and_made_with(
-    folder: Path, settings: DatasetSettings, *, named: bool
-) -> tuple[str, str]:
+def _named_and_made_with(folder: Path, request: Request, *, named: bool) -> tuple[str, str]:
     """Whether params.yaml describes a run; of one with a hash, what else it was made with."""
     answer = "yes" if named else "no"
     if not named and not _HASHED.search(folder.name):
@@ -209,17 +207,17 @@ def _named_and_made_with(
         checkpoint = load_checkpoint(folder / CHECKPOINT_FILE)
     except GmpipeError:
         return answer, "damaged" if (folder / CHECKPOINT_FILE).exists() else "-"
-    differences = _differences(checkpoint, settings)
+    differences = _differences(checkpoint, request)
     if named:
         return f"yes, but other settings: {differences}" if differences else "yes", ""
     return "no", differences or "other views"  # all else that decides the hash
 
 
-def _differences(checkpoint: Checkpoint, settings: DatasetSettings) -> str:
+def _differences(checkpoint: Checkpoint, request: Request) -> str:
     """The settings of a run that are not those of params.yaml, as `key=value`."""
-    if not has_variant(settings.train, checkpoint.variant):
+    if not has_variant(request.train, checkpoint.variant):
         return "a variant that params.yaml lacks"
-    plain = dict(_flat(variant_settings(settings.train, checkpoint.variant).model_dump()))
+    plain = dict(_flat(variant_settings(request.train, checkpoint.variant).model_dump()))
     found = [
         f"{key}={canonical_json(value)}"
         for key, value in _flat(checkpoint.settings.model_dump())

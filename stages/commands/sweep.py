@@ -13,16 +13,15 @@ from pipeline.evaluation.tables import as_csv, sweep_table
 from pipeline.files import canonical_json, folder_lock, replacing
 from pipeline.report.figures import sweep_figure
 from stages.checkout.layout import SWEEP_FIGURE_STEM, SWEEP_RESULTS_FILE, sweep_folder
-from stages.checkout.params import dataset_settings
+from stages.checkout.params import Request
+from stages.checkout.plans import RunPlan, plan_run
 from stages.checkout.results import caption, load_runs, metrics_of
-from stages.train import RunPlan, plan_run
 from stages.workers.jobs import make_runs
 
 
 def sweep(
     setting: str,
-    dataset: str | None,
-    overrides: Sequence[str],
+    request: Request,
     variant: str,
     seeds: Sequence[int],
     *,
@@ -32,8 +31,6 @@ def sweep(
 
     Args:
         setting: ``key=value,value,...``; the key is relative to ``train.<dataset>``.
-        dataset: its name; None for the first of params.yaml.
-        overrides: further settings, as `load_params` takes them.
         jobs: runs at a time, as of `make_runs`.
 
     Returns:
@@ -43,22 +40,21 @@ def sweep(
         GmpipeError: a setting or value that there is not, or two values that make the same run.
     """
     key, values = _parse(setting)
-    name = dataset_settings(dataset, overrides).dataset
+    name = request.dataset
     numeric = all(type(value) in (int, float) for value in values)
     chosen = {
-        _shown(value): (*overrides, f"train.{name}.{key}={canonical_json(value)}")
+        _shown(value): request.overriding(f"train.{name}.{key}={canonical_json(value)}")
         for value in (sorted(values) if numeric else values)
     }
     if len(chosen) < len(values):
         raise GmpipeError(f"{setting}: a value is named twice. Take one out.")
     plans = {
-        value: [plan_run(dataset_settings(name, own), variant, seed, own) for seed in seeds]
-        for value, own in chosen.items()
+        value: [plan_run(own, variant, seed) for seed in seeds] for value, own in chosen.items()
     }
     _check_different(key, variant, plans)
     make_runs([run for runs in plans.values() for run in runs], jobs)
     runs = {
-        value: metrics_of(load_runs(dataset_settings(name, own), [variant], seeds, own))[variant]
+        value: metrics_of(load_runs(own, [variant], seeds))[variant]
         for value, own in chosen.items()
     }
     folder = sweep_folder(name, variant, key)

@@ -27,10 +27,11 @@ from pipeline.machine import cores
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import fingerprint
 from stages.checkout.layout import CHECKPOINT_FILE, METRICS_FILE
+from stages.checkout.plans import RunPlan, open_inputs
 from stages.console.messages import level, say, speaking
 from stages.console.progress import progress_bar
 from stages.evaluate import evaluate
-from stages.train import RunPlan, open_inputs, train
+from stages.train import train
 
 _log = logging.getLogger(__name__)
 

@@ -25,21 +25,21 @@ from ruamel.yaml import YAML
 from pipeline import settings as settings_module
 from pipeline.errors import GmpipeError
 from pipeline.settings import (
+    SECTIONS,
     VARIANTS,
     NetworkSettings,
+    Params,
     TrainSettings,
 )
+from stages.checkout.keys import _classes
 from stages.checkout.params import (
-    SECTIONS,
-    Params,
-    _classes,
-    dataset_settings,
     load_params,
+    read_request,
     unreached,
     variant_settings,
 )
+from stages.checkout.plans import plan_run
 from stages.cli.main import cli, main
-from stages.train import plan_run
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "params.yaml"
@@ -269,7 +269,7 @@ def test_outside_the_checkout_the_message_says_where_to_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    message = f"there is no params.yaml in {re.escape(str(tmp_path))}. gmpipe runs from its checkou"
+    message = f"There is no params.yaml in {re.escape(str(tmp_path))}. gmpipe runs from its checkou"
     with pytest.raises(GmpipeError, match=message):
         load_params()
 
@@ -384,15 +384,15 @@ def test_a_data_set_takes_its_own_blocks(checkout: Path) -> None:
     voc = {"source": "torchvision"}
     changes = {"prepare.voc": {"source": "scenes", "seed": 3}, "detector.voc": voc}
     changed_params(checkout, {**changes, "extract.voc": {}, "train.voc": {"epochs": 3}})
-    found = dataset_settings("voc")
+    found = read_request("voc")
     assert (found.dataset, found.prepare.seed, found.train.epochs) == ("voc", 3, 3)
     assert (found.detector.source, found.extract.size) == ("torchvision", 448)
-    assert dataset_settings(None).dataset == "demo"
-    assert dataset_settings(None, ["datasets=[voc, demo]"]).dataset == "voc"
+    assert read_request(None).dataset == "demo"
+    assert read_request(None, ["datasets=[voc, demo]"]).dataset == "voc"
     with pytest.raises(
         GmpipeError, match=r"--dataset: unknown data set 'vox'; .* demo, .*voc.*`voc`"
     ):
-        dataset_settings("vox")
+        read_request("vox")
 
 
 def test_a_variant_changes_what_it_names_and_keeps_the_rest() -> None:
@@ -414,7 +414,7 @@ def test_what_a_variant_sets_itself_is_not_reached(checkout: Path) -> None:
     own = "train.demo.variants={max-pool: {epochs: 3, network: {direct_size: null}}}"
 
     def found(override: str, variant: str = "max-pool") -> list[str]:
-        return unreached(dataset_settings("demo", [own, override]), [own, override], variant)
+        return unreached(read_request("demo", [own, override]), variant)
 
     assert found("train.demo.epochs=5") == ["epochs"]
     assert found("train.demo.network.direct_size=5") == ["network.direct_size"]
@@ -425,7 +425,7 @@ def test_what_a_variant_sets_itself_is_not_reached(checkout: Path) -> None:
 
 
 def folder_of(variant: str, overrides: Sequence[str] = ()) -> str:
-    run = plan_run(dataset_settings("demo", overrides), variant, 4)
+    run = plan_run(read_request("demo", overrides), variant, 4)
     assert run.folder.parent == Path("runs/demo")
     return run.folder.name
 
@@ -462,9 +462,9 @@ def test_overrides_can_add_a_data_set(checkout: Path) -> None:
         "extract": "{}",
         "train": "{epochs: 2}",
     }
-    found = dataset_settings("new", [f"{key}.new={value}" for key, value in changes.items()])
+    found = read_request("new", [f"{key}.new={value}" for key, value in changes.items()])
     assert found.train.epochs == 2
-    assert found.overridden("full")
+    assert found.is_overridden("full")
 
 
 # --- the command line ----------------------------------------------------------------------------

@@ -109,9 +109,10 @@ def test_verbose_says_what_is_read_and_written(small: Flow, words: tuple[str, ..
     for expected in (
         "stages.checkout.params: read params.yaml",
         "pipeline.learning.checkpoint: read runs/voc2007/full-s0/checkpoint.pt",
-        "stages.checkout.manifests: read data/voc2007/prepared/manifest.parquet: 48 images",
-        "stages.train: read the index of cache/voc2007: 48 rows in 1 shards",
-        "stages.train: read the vectors of 20 labels from vectors.npz",
+        "stages.checkout.manifests: read data/voc2007/prepared/manifest.parquet: 48 images, "
+        "20 labels",
+        "stages.checkout.plans: read the index of cache/voc2007: 48 rows in 1 shards",
+        "stages.checkout.plans: read the vectors of 20 labels from vectors.npz",
         "pipeline.files: wrote runs/voc2007/full-s0/metrics.json, ",
         "stages.checkout.times: evaluate of full-s0 took ",
     ):
@@ -347,7 +348,8 @@ def test_a_broken_params_yaml_offers_nothing(checkout: Path, content: str | None
 
 
 def test_every_setting_that_is_offered_is_one(checkout: Path) -> None:
-    from stages.checkout.params import load_params, read_params, setting_keys
+    from stages.checkout.keys import setting_keys
+    from stages.checkout.params import load_params, read_params
 
     raw = read_params()
     keys = list(setting_keys(raw))

@@ -204,7 +204,7 @@ def test_params_yaml_that_is_broken_or_not_there(tmp_path: Path) -> None:
     mark, text = sections(done.out)["places"]["params.yaml"]
     assert mark == "missing"
     assert list(sections(done.out)["places"]) == ["params.yaml"]
-    assert re.search(r"there is no params\.yaml in .*to do: change to the checkout", text)
+    assert re.search(r"no params\.yaml in .*to do: change to the checkout", text)
     assert sections(done.out)["programs"]["torch"][0] == "ok"
     flow.params(train__tiny__epocs=3)
     done = flow.gmpipe("doctor")

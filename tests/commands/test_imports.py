@@ -40,11 +40,11 @@ from pipeline.datasets.manifest import (
 from pipeline.errors import GmpipeError
 from pipeline.files import sha256_file
 from pipeline.regions.detector import read_description
+from pipeline.settings import Params
 from pipeline.shards.failures import read_failures
 from pipeline.shards.imports import BottomUpFiles, ImageRegions, NpzFile, region_rows
 from pipeline.shards.reader import RegionCache, read_header
 from pipeline.shards.schema import RegionRows
-from stages.checkout.params import Params
 
 Arrays = dict[str, Any]
 Line = dict[str, Any]

@@ -29,7 +29,7 @@ from pipeline.datasets import scenes
 from pipeline.datasets.manifest import SPLITS, BoxTable, Manifest, Split, read_manifest
 from pipeline.datasets.scenes import KINDS, SceneObject, draw_scene, make_scenes, sample_objects
 from pipeline.settings import ScenesSettings
-from stages.checkout.params import dataset_settings
+from stages.checkout.params import read_request
 from stages.prepare import prepare
 
 Array = NDArray[Any]
@@ -428,7 +428,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run_prepare(**changes: int) -> str:
     small = {"train": 10, "test": 2, "size": 64, **changes}
-    return prepare(dataset_settings("demo", [f"prepare.demo.{k}={v}" for k, v in small.items()]))
+    return prepare(read_request("demo", [f"prepare.demo.{k}={v}" for k, v in small.items()]))
 
 
 def test_prepare_leaves_what_is_there(checkout: Path) -> None:

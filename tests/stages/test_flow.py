@@ -294,7 +294,7 @@ def test_compare_trains_what_is_missing_only(flow: Flow) -> None:
 
 def test_commands_in_the_wrong_order_say_what_to_run(tmp_path: Path) -> None:
     flow = Flow(tmp_path)
-    assert flow.gmpipe("prepare").refused("there is no params.yaml in .*change to that folder")
+    assert flow.gmpipe("prepare").refused("no params.yaml in .*change to that folder")
     flow.params()
     for command, first in (
         ("detector", "gmpipe prepare"),

@@ -27,7 +27,7 @@ from pipeline.regions.detector import DetectorDescription
 from pipeline.settings import ArchitectureSettings
 from pipeline.shards.reader import RegionCache
 from stages import extract as stage
-from stages.checkout.params import dataset_settings
+from stages.checkout.params import read_request
 from stages.workers import cluster
 
 FOUND = Detections(
@@ -78,7 +78,7 @@ def make(rows: int) -> None:
 
 def extract() -> None:
     description = DetectorDescription("fit", ArchitectureSettings(), ("none", "one"), "0" * 64)
-    settings = dataset_settings(
+    settings = read_request(
         "tiny",
         ["extract.tiny.rows_per_shard=500", "extract.tiny.views=1", "extract.tiny.size=32",
          "extract.tiny.batch_size=50"],
