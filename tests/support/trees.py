@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
+from pipeline.datasets.listing import Listing
 from pipeline.datasets.nuswide import CONCEPTS
+from pipeline.datasets.table import read_table
 from pipeline.datasets.voc import VOCABULARY
+from pipeline.settings import TableSettings
 
 SIZE = (20, 10)  # width and height of every image
 
@@ -156,6 +161,27 @@ def make_coco(root: Path, files: dict[str, Any] | None = None) -> Path:
         for image in content["images"]:
             draw_image(root / split / image["file_name"], image["id"])
     return root
+
+
+PETS = "image,labels,split\na.jpg,cat;dog,train\ndeep/b.jpg,,train\nc.jpg,dog,test\n"
+"""A table of three images, as labels.csv of a data set."""
+
+
+def read_pets(root: Path, file: str = "labels.csv", **settings: object) -> Listing:
+    """The listing of a table below ``root``."""
+    return read_table(
+        root, TableSettings.model_validate({"source": "table", "file": file} | settings)
+    )
+
+
+def read_pets_text(root: Path, text: str, **settings: object) -> Listing:
+    """The listing of a CSV file with this text."""
+    (root / "labels.csv").write_text(text, newline="")
+    return read_pets(root, **settings)
+
+
+def write_pets_parquet(root: Path, columns: dict[str, Any]) -> None:
+    pq.write_table(pa.table(columns), root / "labels.parquet")
 
 
 NUSWIDE_NAMES = [f"concept{number}" for number in range(80, -1, -1)]
