@@ -21,6 +21,7 @@ def refused(kind: type[GmpipeError], *parts: str) -> Iterator[None]:
     """
     with pytest.raises(GmpipeError) as caught:
         yield
+    assert type(caught.value) is kind, repr(caught.value)
     message = str(caught.value)
     lacking = [part for part in parts if part not in message]
     assert not lacking, f"{lacking} not in: {message}"
