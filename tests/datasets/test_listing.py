@@ -206,7 +206,7 @@ def test_read_lines_keeps_line_numbers(tmp_path: Path) -> None:
         read_lines(tmp_path / "other.txt", "Do that.")
 
 
-def test_normalized_boxes_against_plain_arithmetic() -> None:
+def test_unit_boxes_against_plain_arithmetic() -> None:
     pixels = np.array([[5, 5, 10, 10], [-4, 2, 3, 40], [20, 0, 30, 5], [3, 4, 3, 5], [9, 1, 2, 8]])
     sizes = np.array([SIZE] * 5)
     boxes, valid = unit_boxes(pixels.astype(float), sizes)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from refusals import refused
 from trees import PETS, read_pets, read_pets_text, write_pets_parquet
 
-from pipeline.datasets import table as module
+from pipeline.datasets import rows as module
 from pipeline.datasets.listing import Listing, make_manifest
 from pipeline.datasets.manifest import COLUMNS
 from pipeline.datasets.table import read_table

@@ -40,8 +40,8 @@ def root(tmp_path: Path) -> Path:
         ("x\\b.jpg,cat,train", [r"'x\\b.jpg'"]),
         ("b\0.jpg,cat,train", [r"'b\x00.jpg'"]),
         ('"b\n.jpg",cat,train', [r"'b\n.jpg'"]),
-        ("a.jpg,cat,train", ["'a.jpg'", "labels.csv, line 2 "]),
-        ("./a.jpg,cat,train", ["'a.jpg'", "labels.csv, line 2 "]),
+        ("a.jpg,cat,train", ["'a.jpg'", "labels.csv, line 2"]),
+        ("./a.jpg,cat,train", ["'a.jpg'", "labels.csv, line 2"]),
         ("b.jpg,cat,val", ["'val'", "'train' or 'test'"]),
         ("b.jpg,cat,", ["split is ''", "'train' or 'test'"]),
         ("b.jpg,cat, train", ["split is ' train'", "'train' or 'test'"]),
@@ -164,7 +164,7 @@ def test_invalid_file_is_refused(root: Path, text: str, parts: list[str]) -> Non
 def test_share_is_suggested_only_where_the_split_is_missing(root: Path, header: str) -> None:
     with pytest.raises(InputError, match="'labels'") as caught:
         read_pets_text(root, header)
-    assert "test_share" not in str(caught.value)
+    assert "`prepare.pets.test_share" not in str(caught.value)
 
 
 def test_more_labels_than_a_manifest_can_hold(root: Path) -> None:

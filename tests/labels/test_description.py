@@ -14,9 +14,9 @@ from vector_files import SMALL, write_glove
 
 from pipeline.datasets.manifest import COLUMNS, Manifest, full_counts, write_manifest
 from pipeline.errors import MissingError
+from pipeline.labels.description import describe_vectors
 from pipeline.labels.vectors import LabelVectors, load_label_vectors
 from stages.cli.main import cli
-from stages.commands.labels import describe
 
 
 def cells(table: str) -> list[list[str]]:
@@ -27,7 +27,9 @@ def cells(table: str) -> list[list[str]]:
 
 def test_nearest_other_label_by_cosine() -> None:
     vectors = np.array([[1, 0], [3, 4], [0, -2]], dtype=np.float32)
-    described = describe(LabelVectors(("a", "b c", "d"), vectors, "v.npz", ("A", "b + c", "d")))
+    described = describe_vectors(
+        LabelVectors(("a", "b c", "d"), vectors, "v.npz", ("A", "b + c", "d"))
+    )
     table, line = described.split("\n\n")
     # Between a and b c 3/5, a and d 0, b c and d -4/5.
     assert cells(table)[1:] == [
@@ -42,7 +44,7 @@ def test_nearest_other_label_by_cosine() -> None:
 
 def test_single_label_has_no_nearest_label() -> None:
     single = LabelVectors(("a",), np.ones((1, 2), dtype=np.float32), "v.npz", ("a",))
-    assert cells(describe(single).split("\n\n")[0])[1:] == [["a", "a", "-", "-"]]
+    assert cells(describe_vectors(single).split("\n\n")[0])[1:] == [["a", "a", "-", "-"]]
 
 
 def test_command_reads_manifest_and_setting(
@@ -64,7 +66,7 @@ def test_command_reads_manifest_and_setting(
     )
     assert (ran.exit_code, ran.stderr) == (0, "")
     loaded = load_label_vectors(["traffic light", "sun"], "g.txt")
-    assert ran.stdout == describe(loaded) + "\n"
+    assert ran.stdout == describe_vectors(loaded) + "\n"
     offline = CliRunner().invoke(cli, ["labels"])
     assert "▁traffic + ▁light" in offline.stdout
     assert "256" in offline.stdout

@@ -26,7 +26,7 @@ def lines_of(folder: Path, rows: Sequence[str], *options: str, **source: Any) ->
 
 
 def notes_of(lines: Sequence[str]) -> list[str]:
-    return [line for line in lines if line.lower().startswith("note: ")]
+    return [line for line in lines if line.startswith("Note: ")]
 
 
 def table_of(lines: Sequence[str]) -> list[list[str]]:
