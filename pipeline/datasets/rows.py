@@ -181,10 +181,12 @@ def _check_header(
     absent = [name for name in wrong.values() if name not in header]
     problems = []
     for name in wrong.values():
-        close = _closest(name, header) if name in absent else None
+        if name not in absent:
+            problems.append(f"the column {name!r} appears more than once")
+            continue
+        close = _closest(name, header)
         problems.append(
-            f"the column {name!r} {'is missing' if name in absent else 'appears more than once'}"
-            + (f" (perhaps it is {close!r})" if close else "")
+            f"the column {name!r} is missing" + (f" (perhaps it is {close!r})" if close else "")
         )
     remedy = "Rename it" if len(wrong) == 1 else "Rename them"
     if block is None:
