@@ -33,7 +33,7 @@ def open_image(source: Path | BinaryIO) -> Image.Image:
     if image.width * image.height > MOST_PIXELS:
         image.close()
         raise ValueError(
-            f"{image.width} x {image.height} pixels, more than the limit of {MOST_PIXELS}"
+            f"{image.width} x {image.height} pixels, more than the {MOST_PIXELS} that are decoded"
         )
     return image
 
