@@ -1,4 +1,4 @@
-"""Which files are taken for photographs."""
+"""Which files are read as photographs."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from typing import BinaryIO
 from PIL import Image
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000")
-"""What a photograph may be, by Pillow's names. Pillow knows more: PostScript, for one, which it
-hands to an interpreter of programs."""
+"""The formats of photographs, by Pillow's names. Pillow reads more, among them PostScript, which it
+passes to an interpreter that runs programs."""
 
 MOST_PIXELS = 178_956_970
-"""Pixels of the largest image that is decoded: where Pillow, too, starts to refuse."""
-# Pillow also warns, from half of that on, of photographs that are fine, and filters of warnings
-# can't be set for one thread. So its own limits are doubled, and `open_image` checks this one.
+"""Pixels of the largest image that is decoded. Pillow, too, refuses larger images by default."""
+# Pillow also warns about images of more than half its limit, which are fine here, and warning
+# filters can't be set for a single thread. So Pillow's limits are doubled, and `open_image` checks
+# this one.
 Image.MAX_IMAGE_PIXELS = MOST_PIXELS
 
 
 def open_image(source: Path | BinaryIO) -> Image.Image:
-    """Read a photograph's header; its pixels are not decoded yet.
+    """Read the header of a photograph, without decoding its pixels.
 
     Raises:
-        ValueError: it has more pixels than are decoded.
-        PIL.UnidentifiedImageError: it is of no known format.
-        Exception: whatever Pillow runs into in a damaged header.
+        ValueError: it has more than `MOST_PIXELS` pixels.
+        PIL.UnidentifiedImageError: it has none of the `FORMATS`.
+        Exception: whatever Pillow raises for a damaged header.
     """
     image = Image.open(source, formats=FORMATS)
     if image.width * image.height > MOST_PIXELS:
@@ -38,9 +39,9 @@ def open_image(source: Path | BinaryIO) -> Image.Image:
 
 
 def images_below(folder: Path) -> Iterator[Path]:
-    """The photographs in a folder and its subfolders, by their suffixes, in the order of names.
+    """Yield the photographs in a folder and its subfolders, by suffix, sorted by name.
 
-    Hidden files and folders are passed over, and links to folders are not followed.
+    Hidden files and folders are skipped, and links to folders are not followed.
     """
     suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
     for top, folders, names in os.walk(folder):

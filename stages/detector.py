@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.datasets.manifest import Manifest, read_boxes
+from pipeline.errors import DamagedError
 from pipeline.files import folder_lock, replacing_folder, sha256_file, write_json
 from pipeline.regions.detector import (
     DESCRIPTION_FILE,
@@ -24,6 +25,7 @@ from pipeline.settings import DetectorSettings, FitSettings
 from stages.checkout.layout import boxes_file, data_root, detector_folder, state_file
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request
+from stages.checkout.remedies import advising
 from stages.checkout.times import record_time
 from stages.console.messages import say
 from stages.console.progress import progress_bar, shows_bars
@@ -127,7 +129,8 @@ def _fit(folder: Path, request: Request, chosen: DetectorSettings, fit: FitSetti
 
 def _training_images(dataset: str, manifest: Manifest) -> tuple[list[FitImage], tuple[str, ...]]:
     rows = manifest.rows("train").to_pylist()
-    table = read_boxes(boxes_file(dataset), [row["image_id"] for row in rows])
+    with advising(f"Run `gmpipe prepare --dataset {dataset}`.", DamagedError):
+        table = read_boxes(boxes_file(dataset), [row["image_id"] for row in rows])
     images = [
         FitImage(row["image_id"], data_root(dataset) / row["path"], table.images[row["image_id"]])
         for row in rows

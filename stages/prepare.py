@@ -1,4 +1,4 @@
-"""Stage `prepare`: the files of the world -> data/<dataset>/prepared/."""
+"""Stage `prepare`: from the files of a data set to data/<dataset>/prepared/."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from pipeline.datasets.check import (
 from pipeline.datasets.coco import read_coco
 from pipeline.datasets.listing import (
     Listing,
-    elsewhere,
     find_files,
     is_current,
     listed_manifest,
+    locate_missing,
     make_manifest,
 )
 from pipeline.datasets.manifest import (
@@ -40,7 +40,7 @@ from pipeline.datasets.nuswide import read_nuswide
 from pipeline.datasets.scenes import make_scenes, scenes_sources
 from pipeline.datasets.table import read_table
 from pipeline.datasets.voc import read_voc
-from pipeline.errors import GmpipeError
+from pipeline.errors import DamagedError, MissingError
 from pipeline.files import folder_lock, replacing, replacing_folder
 from pipeline.settings import (
     CocoSettings,
@@ -53,7 +53,9 @@ from pipeline.settings import (
     VocSettings,
 )
 from stages.checkout.layout import boxes_file, data_root, manifest_file, prepared_folder
+from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request
+from stages.checkout.remedies import advising
 from stages.checkout.times import record_time
 from stages.console.progress import progress_bar
 
@@ -64,22 +66,25 @@ _READERS: dict[type, Callable[[Path, Any], Listing]] = {
     TableSettings: read_table,
 }
 
-_MISSING = "missing.csv"  # beside the manifest: which images were left out, having no file
+_MISSING = "missing.csv"  # beside the manifest: the images that were left out without a file
 _MISSING_COLUMNS = ("image_id", "path")
-_SHOWN = 5  # images or labels of a kind that are named
-_MOST_LABELS = 40  # in a whole table of labels; of more, the rarest are shown
+_SHOWN = 5  # images or labels that a list names
+_MOST_LABELS = 40  # labels of which all are shown; of more, only the rarest are
 _RAREST = 10
 
 
 def prepare(request: Request) -> str:
-    """Write the manifest, unless it is of the same sources and what it names is there.
+    """Write the manifest, unless its sources are unchanged and its images exist.
 
     Returns:
-        a line that says what was done; the labels with their counts, and what is odd about them.
+        a line that says what was done; the labels with their counts; and notes on labels that may
+        be wrong.
 
     Raises:
-        GmpipeError: the data set's files are missing or break their format, images are missing and
-            may not be left out, or the regions of an imported data set are not imported yet.
+        MissingError: files of the data set do not exist, images are missing and may not be left
+            out, or the regions of an imported data set are not imported yet.
+        InputError: a file breaks its format.
+        BusyError: another process prepares the data set.
     """
     began = time.monotonic()
     dataset, source = request.dataset, request.prepare
@@ -90,8 +95,8 @@ def prepare(request: Request) -> str:
     with folder_lock(folder):
         manifest = _current_manifest(dataset, source)
         if manifest is not None:
-            said = f"{folder} ({_counts(manifest)}): unchanged"
-            return "\n".join([said, *_labels(request, manifest)])
+            line = f"{folder} ({_counts(manifest)}): unchanged"
+            return "\n".join([line, *_labels(request, manifest)])
         if isinstance(source, ScenesSettings):
             manifest = _draw(dataset, source)
         else:
@@ -101,38 +106,38 @@ def prepare(request: Request) -> str:
 
 
 def check(request: Request) -> tuple[str, bool]:
-    """Open every image's header; nothing is written.
+    """Open the header of every image. Nothing is written.
 
     Returns:
-        what is missing, unreadable, duplicate and unlabelled, and the labels, line by line; and
-        whether every image is there and can be read.
+        which images are missing, unreadable, duplicates or unlabelled, and the labels, line by
+        line; and whether every image exists and can be read.
 
     Raises:
-        GmpipeError: the data set's files are missing or break their format.
+        MissingError: files of the data set do not exist.
+        InputError: a file breaks its format.
     """
     dataset, source = request.dataset, request.prepare
     root = data_root(dataset)
     if isinstance(source, ImportedSettings):
         manifest = _imported_manifest(dataset)
-        said = (
-            f"{dataset}: {_counts(manifest)}; its regions are imported, and no photograph is needed"
-        )
-        return "\n".join([said, *_labels(request, manifest)]), True
+        line = f"{dataset}: {_counts(manifest)}. Its regions are imported, so it needs no images."
+        return "\n".join([line, *_labels(request, manifest)]), True
     if isinstance(source, ScenesSettings):
-        manifest = read_manifest(manifest_file(dataset))
+        manifest = dataset_manifest(dataset)
     else:
         manifest = listed_manifest(_read(root, source), dataset, source)
     with progress_bar(total=len(manifest), desc="check", unit="image") as bar:
-        found = check_files(manifest, root, bar.update)
-    *lines, verdict = _report(dataset, source, found)
-    said = "\n".join([*lines, *_labels(request, manifest), verdict])
-    return said, not (found.missing or found.unreadable)
+        findings = check_files(manifest, root, bar.update)
+    *lines, verdict = _report(dataset, source, findings)
+    report = "\n".join([*lines, *_labels(request, manifest), verdict])
+    return report, not (findings.missing or findings.unreadable)
 
 
-# --- what is made --------------------------------------------------------------------------------
+# --- the manifest --------------------------------------------------------------------------------
 
 
 def _draw(dataset: str, source: ScenesSettings) -> Manifest:
+    """Draw the scenes, and write them with their manifest and boxes."""
     folder = prepared_folder(dataset)
     with replacing_folder(folder) as temporary:
         manifest, boxes = make_scenes(
@@ -148,6 +153,7 @@ def _draw(dataset: str, source: ScenesSettings) -> Manifest:
 
 
 def _list(dataset: str, source: ListedSettings) -> Manifest:
+    """Read the data set's files, and write the manifest, boxes and the missing images."""
     root = data_root(dataset)
     listing = _read(root, source)
     manifest, missing = make_manifest(listing, dataset, root, source)
@@ -165,38 +171,35 @@ def _read(root: Path, source: ListedSettings) -> Listing:
 
 
 def _imported_manifest(dataset: str) -> Manifest:
-    path = manifest_file(dataset)
-    remedy = f"Run `gmpipe import-regions FILE --dataset {dataset}` to write it."
-    if not path.exists():
-        raise GmpipeError(
-            f"there is no manifest at {path}: the manifest of {dataset} comes with its regions. "
-            f"{remedy}"
-        )
-    return read_manifest(path, remedy)
+    """The manifest that came with imported regions."""
+    command = f"Run `gmpipe import-regions FILE --dataset {dataset}`, which writes it."
+    with advising(command, MissingError, DamagedError):
+        return read_manifest(manifest_file(dataset))
 
 
 def _current_manifest(dataset: str, source: ScenesSettings | ListedSettings) -> Manifest | None:
-    """The manifest that is there, if this run would write the same."""
+    """The manifest on disk, if this run would write the same; None if it would not."""
     root = data_root(dataset)
     try:
         manifest = read_manifest(manifest_file(dataset))
         has_boxes = boxes_file(dataset).exists()
         if has_boxes:
             read_boxes(boxes_file(dataset), ())
-    except GmpipeError:
+    except (MissingError, DamagedError):
         return None
     if isinstance(source, ScenesSettings):
         paths = manifest.table.column("path").to_pylist()
-        same = manifest.sources == scenes_sources(source) and bool(find_files(root, paths).all())
+        current = manifest.sources == scenes_sources(source) and bool(find_files(root, paths).all())
     else:
-        same = is_current(
+        current = is_current(
             manifest, _read_missing(prepared_folder(dataset) / _MISSING), root, source
         )
-    same = same and manifest.dataset == dataset and has_boxes == _gives_boxes(source)
-    return manifest if same else None
+    current = current and manifest.dataset == dataset and has_boxes == _gives_boxes(source)
+    return manifest if current else None
 
 
 def _gives_boxes(source: ScenesSettings | ListedSettings) -> bool:
+    """Whether a source has annotated boxes."""
     if isinstance(source, VocSettings):
         return source.labels == "annotations"
     return isinstance(source, ScenesSettings | CocoSettings)
@@ -211,9 +214,9 @@ def _write_missing(path: Path, rows: pa.Table) -> None:
 
 
 def _read_missing(path: Path) -> list[str]:
-    """The paths of the images that were left out; none where the file is missing or damaged.
+    """The paths of the images that were left out; empty if the file is missing or damaged.
 
-    The manifest's counts say how many there must be.
+    `is_current` compares their number with the manifest's counts.
     """
     try:
         with path.open(newline="", encoding="utf-8") as stream:
@@ -222,7 +225,7 @@ def _read_missing(path: Path) -> list[str]:
         return []
 
 
-# --- what is said --------------------------------------------------------------------------------
+# --- what is printed -----------------------------------------------------------------------------
 
 
 def _counts(manifest: Manifest) -> str:
@@ -241,7 +244,7 @@ def _counts(manifest: Manifest) -> str:
 
 
 def _labels(request: Request, manifest: Manifest) -> list[str]:
-    """How many images have each label, and notes on what may be wrong with labels."""
+    """The number of images with each label, and notes on labels that may be wrong."""
     names, counts = manifest.vocabulary, label_counts(manifest)
     train, test = (counts[split] for split in SPLITS)
     shown, more = np.arange(len(names)), []
@@ -249,86 +252,91 @@ def _labels(request: Request, manifest: Manifest) -> list[str]:
         rarest = np.argsort(train + test, kind="stable")
         shown = rarest[:_RAREST]
         least = int((train + test)[rarest[_RAREST]])
-        more = [f"and {len(names) - _RAREST} labels more, each of {least} images at least"]
-    rows = [[names[place], train[place], test[place]] for place in shown]
+        most = f" ({least} or more images each)" if least else ""
+        more = [f"and {len(names) - _RAREST} more labels{most}"]
+    rows = [[names[label], train[label], test[label]] for label in shown]
     table = tabulate(rows, ["label", *SPLITS], tablefmt="plain", disable_numparse=[0])
     notes = [
-        ("without an image in test, so not scored", [names[p] for p in np.flatnonzero(test == 0)]),
         (
-            "with fewer than 2 images in train, so hardly learned",
-            [names[place] for place in np.flatnonzero(train < 2)],
+            "Labels without a test image, which get no score",
+            [names[label] for label in np.flatnonzero(test == 0)],
         ),
         (
-            "that may be one, spelled in two ways",
-            [f"{one!r} and {other!r}" for one, other in similar_labels(names)],
+            "Labels with fewer than 2 training images, which can hardly be learned",
+            [names[label] for label in np.flatnonzero(train < 2)],
+        ),
+        (
+            "Labels that may be two spellings of one label",
+            [f"{first!r} and {second!r}" for first, second in similar_labels(names)],
         ),
     ]
-    lines = [f"note: labels {title}: {_some(found)}" for title, found in notes if found]
+    lines = [f"Note: {title}: {_first_few(labels)}" for title, labels in notes if labels]
     if isinstance(request.prepare, TableSettings):
         for mark in "|,/":
-            holding = sum(mark in name for name in names)
-            if holding > len(names) / 2 and mark != request.prepare.separator:
+            containing = sum(mark in name for name in names)
+            if containing > len(names) / 2 and mark != request.prepare.separator:
                 lines.append(
-                    f"note: {holding} of {len(names)} labels contain {mark!r}. Is that what "
-                    f'separates labels? Then set `prepare.{request.dataset}.separator: "{mark}"`.'
+                    f"Note: {containing} of {len(names)} labels contain {mark!r}. If it separates "
+                    f'labels, set `prepare.{request.dataset}.separator: "{mark}"`.'
                 )
     return [*table.splitlines(), *more, *lines]
 
 
-def _some(names: Sequence[str]) -> str:
+def _first_few(names: Sequence[str]) -> str:
     rest = [f"and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
     return ", ".join([*names[:_SHOWN], *rest])
 
 
-def _report(dataset: str, source: PrepareSettings, found: Findings) -> list[str]:
-    unreadable = [f"{_name(image)}: {reason}" for image, reason in found.unreadable]
+def _report(dataset: str, source: PrepareSettings, findings: Findings) -> list[str]:
+    """The lines of a check; the last says whether all is well, or what to do."""
+    unreadable = [f"{_name(image)}: {reason}" for image, reason in findings.unreadable]
     across: list[list[ListedImage]] = []
     within: list[list[ListedImage]] = []
-    for group in found.duplicates:
+    for group in findings.duplicates:
         (within if len({image.split for image in group}) == 1 else across).append(group)
     lines = [
-        f"{dataset}: {found.images} images are listed",
-        *_section("missing", len(found.missing), [_name(image) for image in found.missing]),
+        f"{dataset}: {findings.images} images",
+        *_section("missing", len(findings.missing), [_name(image) for image in findings.missing]),
         *_section("unreadable", len(unreadable), unreadable),
         *_section(
-            "duplicates, with an image in train and one in test",
-            sum(map(len, across)),
-            [_alike(group) for group in across],
+            "duplicates across train and test", sum(map(len, across)), list(map(_equal, across))
         ),
+        *_section("duplicates within a split", sum(map(len, within)), list(map(_equal, within))),
         *_section(
-            "duplicates within a split", sum(map(len, within)), [_alike(group) for group in within]
-        ),
-        *_section(
-            "unlabelled", len(found.unlabelled), [_name(image) for image in found.unlabelled]
+            "unlabelled",
+            len(findings.unlabelled),
+            [_name(image) for image in findings.unlabelled],
         ),
     ]
-    if not (found.missing or found.unreadable):
-        return [*lines, "Every image is there and can be read."]
+    if not (findings.missing or findings.unreadable):
+        return [*lines, "Every image exists and can be read."]
     if isinstance(source, ScenesSettings):
-        step = f"delete {prepared_folder(dataset)} and run `gmpipe prepare --dataset {dataset}`"
+        steps = f"delete {prepared_folder(dataset)}, then run `gmpipe prepare --dataset {dataset}`"
     else:
-        step = _steps(dataset, source, found)
-    return [*lines, f"To do: {step}."]
+        steps = _steps(dataset, source, findings)
+    return [*lines, f"To do: {steps}."]
 
 
-def _steps(dataset: str, source: PrepareSettings, found: Findings) -> str:
+def _steps(dataset: str, source: PrepareSettings, findings: Findings) -> str:
     """What to do about missing and unreadable images that are not drawn."""
     steps = []
-    if found.missing:
+    if findings.missing:
         step = f"put the missing images below {data_root(dataset)}"
-        if len(found.missing) < found.images:
-            step += f", or leave them out: `prepare.{dataset}.drop_missing: true` in params.yaml"
+        if len(findings.missing) < findings.images:
+            step += f", or set `prepare.{dataset}.drop_missing: true` in params.yaml"
+            step += " to leave them out"
         steps.append(step)
-    if found.unreadable:
+    if findings.unreadable:
         steps.append(
-            "mend the unreadable images, or go on without them: "
-            f"`extract.{dataset}.max_failures: {len(found.unreadable)}` in params.yaml"
+            "fix the unreadable images, or set "
+            f"`extract.{dataset}.max_failures: {len(findings.unreadable)}` in params.yaml to "
+            "continue without them"
         )
-    if found.missing and not isinstance(source, ScenesSettings | ImportedSettings):
-        missing = [(image.image_id, image.path) for image in found.missing]
-        clue = elsewhere(data_root(dataset), missing, source)
-        if clue is not None:
-            steps.append(f"{clue[0].lower()}{clue[1:].removesuffix('.')}")
+    if findings.missing and not isinstance(source, ScenesSettings | ImportedSettings):
+        missing = [(image.image_id, image.path) for image in findings.missing]
+        hint = locate_missing(data_root(dataset), missing, source)
+        if hint is not None:
+            steps.append(f"{hint[0].lower()}{hint[1:].removesuffix('.')}")
     return "; ".join(steps)
 
 
@@ -344,7 +352,8 @@ def _name(image: ListedImage) -> str:
     return name if image.path == image.image_id else f"{name}, {image.path}"
 
 
-def _alike(group: Sequence[ListedImage]) -> str:
+def _equal(group: Sequence[ListedImage]) -> str:
+    """The names of images with equal content."""
     names = [_name(image) for image in group[:_SHOWN]]
     if len(group) > _SHOWN:
         names.append(f"{len(group) - _SHOWN} more")

@@ -1,6 +1,7 @@
-"""Looks at every image and label of a data set before hours are spent on them.
+"""Check every image and label of a data set before hours are spent on them.
 
-Of images only headers are read, and the ends of files: hundreds of thousands take minutes.
+Only the headers of images are read, and the ends of files, so that hundreds of thousands of images
+take minutes.
 
 Letters: N images, C labels.
 """
@@ -30,18 +31,18 @@ from pipeline.images import open_image
 
 T = TypeVar("T")
 
-_END = 4096  # bytes at each end of a file that two like ones must share
-_TAIL = 64  # bytes in which a whole image closes: fewer than lie behind a JPEG's thumbnail
-_CHUNK = 64  # images a thread takes at once
+_END = 4096  # bytes at each end of a file that are compared before the whole file is hashed
+_TAIL = 64  # bytes in which a complete image ends; fewer than follow the thumbnail of a JPEG
+_CHUNK = 64  # images per task of a thread
 
-_CLOSING = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
-"""What stands at the end of a whole file. An image whose last `_TAIL` bytes lack it is decoded, to
-see whether it is cut off or only has something behind it."""
+_END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+"""The marker at the end of a complete file. An image whose last `_TAIL` bytes lack it is decoded,
+to see whether it is truncated or only followed by other bytes."""
 
 
 @dataclass(frozen=True)
 class ListedImage:
-    """An image as its data set lists it; the path is relative to the data set's root."""
+    """An image as its data set lists it. The path is relative to the data set's root."""
 
     image_id: str
     path: str
@@ -53,11 +54,11 @@ class Findings:
     """What is wrong with a data set's images.
 
     Attributes:
-        images: how many are listed.
-        missing: those without a file.
-        unreadable: those that can't be decoded, and why.
-        duplicates: two images or more, of the readable ones, whose files have the same content.
-        unlabelled: those with neither a positive nor an ignored label.
+        images: number of listed images.
+        missing: images without a file.
+        unreadable: images that can't be decoded, and the reason.
+        duplicates: groups of two or more readable images whose files have the same content.
+        unlabelled: images with neither a positive nor an ignored label.
     """
 
     images: int
@@ -70,39 +71,39 @@ class Findings:
 def check_files(
     manifest: Manifest, root: Path, on_images: Callable[[int], object] = lambda number: None
 ) -> Findings:
-    """Open the header of every image of a manifest, in threads; nothing is written.
+    """Open the header of every image of a manifest, in threads. Nothing is written.
 
     Args:
         manifest: the images.
         root: the folder that its paths are relative to.
-        on_images: called with the number of images that have been looked at since the last call.
+        on_images: called with the number of images that were checked since the last call.
     """
     columns = (manifest.table.column(name).to_pylist() for name in ("image_id", "path", "split"))
     images = [ListedImage(*row) for row in zip(*columns, strict=True)]
-    there = find_files(root, [image.path for image in images])
-    on_images(int((~there).sum()))
-    present = [images[place] for place in np.flatnonzero(there)]
+    exists = find_files(root, [image.path for image in images])
+    on_images(int((~exists).sum()))
+    present = [images[row] for row in np.flatnonzero(exists)]
 
-    Image.init()  # not by many threads at once
+    Image.init()  # before the threads, which would all do it at once
     with warnings.catch_warnings():
-        # Extraction decodes what is below Pillow's limit for errors.
+        # Extraction decodes every image up to the limit above which Pillow raises an error.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         opened = _in_threads(_open, [root / image.path for image in present], on_images)
 
-    found = list(zip(present, opened, strict=True))
+    results = list(zip(present, opened, strict=True))
     return Findings(
         images=len(images),
-        missing=[images[place] for place in np.flatnonzero(~there)],
-        unreadable=[(image, problem) for image, (_, problem) in found if problem is not None],
+        missing=[images[row] for row in np.flatnonzero(~exists)],
+        unreadable=[(image, problem) for image, (_, problem) in results if problem is not None],
         duplicates=_duplicates(
-            root, [(image, size) for image, (size, problem) in found if problem is None]
+            root, [(image, size) for image, (size, problem) in results if problem is None]
         ),
-        unlabelled=[images[place] for place in np.flatnonzero(unlabelled_rows(manifest.table))],
+        unlabelled=[images[row] for row in np.flatnonzero(unlabelled_rows(manifest.table))],
     )
 
 
 def label_counts(manifest: Manifest) -> dict[Split, np.ndarray]:
-    """(C,) per split: how many images have each label."""
+    """Count the images that have each label: (C,) per split."""
     lists, splits = manifest.table.column("labels"), manifest.table.column("split")
     return {
         split: np.bincount(
@@ -114,46 +115,46 @@ def label_counts(manifest: Manifest) -> dict[Split, np.ndarray]:
 
 
 def similar_labels(vocabulary: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of labels that may be one, spelled in two ways; in the vocabulary's order.
+    """Find pairs of labels that may be two spellings of one label, in the vocabulary's order.
 
-    They differ in nothing but case, blanks, `_` and `-`; or else by one letter that is missing,
-    another one, or swapped with the next. Short names differ by a letter as a rule (cat, car), so
-    one of four letters at most is only held against the same with a letter more (dog, dogs).
+    The two differ only in case, blanks, `_` and `-`; or in one letter that is missing, replaced,
+    or swapped with the next. Different short names often differ in one letter (cat, car), so names
+    of at most four letters match only if one letter is missing (dog, dogs).
     """
     by_form: defaultdict[str, set[int]] = defaultdict(set)
     words = [re.sub(r"[\s_-]+", "", name.casefold()) for name in vocabulary]
-    for place, word in enumerate(words):
-        # Words one letter apart have one of these in common: no need to compare all with all.
+    for label, word in enumerate(words):
+        # Similar words have one of these forms in common, so not all pairs need be compared.
         for form in {word, *(word[:cut] + word[cut + 1 :] for cut in range(len(word)))}:
-            by_form[form].add(place)
+            by_form[form].add(label)
     pairs = {
         pair
-        for places in by_form.values()
-        for pair in combinations(sorted(places), 2)
-        if _alike(words[pair[0]], words[pair[1]])
+        for labels in by_form.values()
+        for pair in combinations(sorted(labels), 2)
+        if _similar(words[pair[0]], words[pair[1]])
     }
-    return [(vocabulary[one], vocabulary[other]) for one, other in sorted(pairs)]
+    return [(vocabulary[first], vocabulary[second]) for first, second in sorted(pairs)]
 
 
-def _alike(one: str, other: str) -> bool:
-    """Whether two words without blanks and capitals may be one, as `similar_labels` says."""
-    start = _common(one, other)
-    one, other = one[start:], other[start:]
-    end = _common(one[::-1], other[::-1])
-    length = start + max(len(one), len(other))
-    one, other = one[: len(one) - end], other[: len(other) - end]
-    if not one + other:
+def _similar(a: str, b: str) -> bool:
+    """The rule of `similar_labels` for two words in lower case and without blanks."""
+    start = _common_prefix(a, b)
+    a, b = a[start:], b[start:]
+    end = _common_prefix(a[::-1], b[::-1])
+    length = start + max(len(a), len(b))
+    a, b = a[: len(a) - end], b[: len(b) - end]
+    if not a + b:
         return True
-    if any(letter.isdigit() for letter in one + other):
+    if any(letter.isdigit() for letter in a + b):
         return False
-    if not (one and other):
-        return length >= 4 and len(one + other) == 1
-    return length >= 5 and (len(one) == len(other) == 1 or (one == other[::-1] and len(one) == 2))
+    if not (a and b):
+        return length >= 4 and len(a + b) == 1
+    return length >= 5 and (len(a) == len(b) == 1 or (a == b[::-1] and len(a) == 2))
 
 
-def _common(one: str, other: str) -> int:
-    """How many letters two words begin with alike."""
-    pairs = zip(one, other, strict=False)
+def _common_prefix(a: str, b: str) -> int:
+    """The number of letters with which both words begin."""
+    pairs = zip(a, b, strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
@@ -168,13 +169,13 @@ def _open(path: Path) -> tuple[int, str | None]:
             tail = _end(stream, size, _TAIL)
             stream.seek(0)
             with open_image(stream) as image:
-                if _CLOSING.get(image.format or "", b"") not in tail:
+                if _END_MARKERS.get(image.format or "", b"") not in tail:
                     image.load()
     except UnidentifiedImageError:
-        return size, "the file is of no image format that is known here"
+        return size, "the file is not an image of a supported format"
     except OSError as error:
         return size, error.strerror or str(error)
-    except Exception as error:  # whatever a damaged header leads a reader of some format to
+    except Exception as error:  # the readers of formats raise anything for a damaged header
         return size, f"{type(error).__name__}: {error}"
     return size, None
 
@@ -182,18 +183,19 @@ def _open(path: Path) -> tuple[int, str | None]:
 def _duplicates(root: Path, sizes: list[tuple[ListedImage, int]]) -> list[list[ListedImage]]:
     """Groups of images whose files have the same content.
 
-    Few files are as large as another one, fewer still end alike: only those are read.
+    Only files of equal size have their ends hashed, and only those with equal ends are read
+    completely. They are few.
     """
     groups = _groups(sizes)
     for digest in (_sha256_ends, sha256_file):
-        alike = [image for group in groups for image in group]
-        paths = [root / image.path for image in alike]
-        groups = _groups(zip(alike, _in_threads(digest, paths), strict=True))
+        candidates = [image for group in groups for image in group]
+        paths = [root / image.path for image in candidates]
+        groups = _groups(zip(candidates, _in_threads(digest, paths), strict=True))
     return groups
 
 
 def _groups(keyed: Iterable[tuple[ListedImage, object]]) -> list[list[ListedImage]]:
-    """The images of equal keys, where there are two or more."""
+    """Groups of two or more images with equal keys."""
     by_key: defaultdict[object, list[ListedImage]] = defaultdict(list)
     for image, key in keyed:
         by_key[key].append(image)
@@ -201,7 +203,7 @@ def _groups(keyed: Iterable[tuple[ListedImage, object]]) -> list[list[ListedImag
 
 
 def _sha256_ends(path: Path) -> str:
-    """Hex sha256 over a file's size and ends."""
+    """Hex sha256 over a file's size and both its ends."""
     with path.open("rb") as stream:
         start = stream.read(_END)
         size = stream.seek(0, os.SEEK_END)
@@ -209,6 +211,7 @@ def _sha256_ends(path: Path) -> str:
 
 
 def _end(stream: BinaryIO, size: int, length: int) -> bytes:
+    """The last ``length`` bytes of a file of ``size`` bytes."""
     stream.seek(max(0, size - length))
     return stream.read()
 
@@ -218,10 +221,11 @@ def _in_threads(
     paths: Sequence[Path],
     on_images: Callable[[int], object] = lambda number: None,
 ) -> list[T]:
+    """Apply ``function`` to every path, in threads; ``on_images`` as for `check_files`."""
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
-    found: list[T] = []
+    results: list[T] = []
     with ThreadPoolExecutor() as pool:
-        for results in pool.map(lambda chunk: [function(path) for path in chunk], chunks):
-            on_images(len(results))
-            found += results
-    return found
+        for chunk_results in pool.map(lambda chunk: [function(path) for path in chunk], chunks):
+            on_images(len(chunk_results))
+            results += chunk_results
+    return results

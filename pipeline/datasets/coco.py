@@ -11,16 +11,16 @@ make this tree; other years differ in the splits' names only. The format is desc
 cocodataset.org/#format-data.
 
 The vocabulary is the categories in the order of their ids, which have gaps. An image is positive
-for every category of which it has an annotation, be it a crowd. Images without an annotation are
+for every category of which it has an annotation, including crowds. Images without an annotation are
 listed without labels. Image ids are COCO's own, in decimal without leading zeros (`9` for
-COCO_train2014_000000000009.jpg): they are unique over both splits, and the same in every release
-and in features that others publish, while file names changed in 2017.
+COCO_train2014_000000000009.jpg). They are unique over both splits, and equal in every release and
+in features that others publish, while file names changed in 2017.
 
-Boxes are in pixels, x and y of a corner, width and height. Crowds are left out of the boxes, since
-one box stands for many objects; so is a box that covers nothing of its image.
+Boxes are in pixels: x and y of a corner, width and height. Crowds are left out of the boxes, since
+one box stands for many objects. So are boxes that cover nothing of their image.
 
-The files are hundreds of megabytes, most of it outlines that nobody asks for: they are read one
-record at a time.
+The files have hundreds of megabytes, most of them outlines that are not used here. They are read
+one record at a time.
 """
 
 from __future__ import annotations
@@ -38,13 +38,14 @@ import pyarrow as pa
 
 from pipeline.datasets.listing import Listing, hash_sources, unit_boxes
 from pipeline.datasets.manifest import COLUMNS, SPLITS, BoxTable, ImageBoxes
-from pipeline.errors import GmpipeError
+from pipeline.errors import InputError, MissingError
 from pipeline.settings import CocoSettings
 
-_CHUNK = 1 << 22  # characters read at once
-_LONGEST = 1 << 26  # and those of the longest record
+_CHUNK = 1 << 22  # characters that are read at once
+_LONGEST = 1 << 26  # characters of the longest record
 
 _ARRAYS = ("categories", "images", "annotations")
+_FIX = "Fix the file, or download it again."
 
 
 @dataclass
@@ -55,7 +56,7 @@ class _Instances:
         categories: id -> name.
         images: id -> file name, width, height; in the file's order.
         ids, image_ids, category_ids: of each annotation.
-        boxes: x, y, width, height of each annotation, one after the other.
+        boxes: x, y, width, height of each annotation, one annotation after another.
         crowds: 1 for an annotation that is a crowd.
     """
 
@@ -73,44 +74,30 @@ def read_coco(root: Path, settings: CocoSettings) -> Listing:
 
     Args:
         root: data/<dataset>/.
-        settings: which splits train and test.
+        settings: the names of the splits that train and test.
 
     Raises:
-        GmpipeError: a file is missing or breaks the format; names the file and the record.
+        MissingError: a file does not exist.
+        InputError: a file breaks the format; names the file and the record.
     """
     folders = dict(zip(SPLITS, (settings.train, settings.test), strict=True))
     names = {split: f"annotations/instances_{folder}.json" for split, folder in folders.items()}
     remedy = (
-        f"COCO is expected with annotations/, {settings.train}/ and {settings.test}/ in {root}: "
-        f"unpack the publisher's annotations_*.zip, {settings.train}.zip and {settings.test}.zip "
-        "there."
+        f"COCO needs annotations/, {settings.train}/ and {settings.test}/ in {root}: unpack the "
+        f"publisher's annotations_*.zip, {settings.train}.zip and {settings.test}.zip there."
     )
+    splits = {split: _read_instances(root / name, remedy) for split, name in names.items()}
+    _check_splits(splits["train"], splits["test"], root / names["train"], root / names["test"])
     rows: list[dict[str, Any]] = []
     boxes: dict[str, ImageBoxes] = {}
-    categories: dict[int, str] = {}
-    listed: set[int] = set()
-    for split in SPLITS:
-        path = root / names[split]
-        found = _read_instances(path, remedy)
-        if categories and found.categories != categories:
-            raise GmpipeError(
-                f"{path}: its categories are not those of {root / names['train']}; they differ in "
-                f"{sorted(found.categories.items() ^ categories.items())[0]}. Use two files of one "
-                "release."
-            )
-        categories = found.categories
-        twice = listed & found.images.keys()
-        if twice:
-            raise GmpipeError(
-                f"{path}: the image {min(twice)} is in {root / names['train']} too. Take it out of "
-                "one."
-            )
-        listed |= found.images.keys()
-        vocabulary = sorted(categories)
-        numbers = np.searchsorted(vocabulary, np.array(found.category_ids, dtype=np.int64))
-        labels = _labels(found, numbers)
-        boxes.update(_boxes(found, numbers))
-        for image_id, (file_name, width, height) in found.images.items():
+    categories = splits["train"].categories
+    for split, instances in splits.items():
+        numbers = np.searchsorted(
+            sorted(categories), np.array(instances.category_ids, dtype=np.int64)
+        )
+        labels = _labels(instances, numbers)
+        boxes.update(_boxes(instances, numbers))
+        for image_id, (file_name, width, height) in instances.images.items():
             rows.append(
                 {
                     "image_id": str(image_id),
@@ -122,38 +109,55 @@ def read_coco(root: Path, settings: CocoSettings) -> Listing:
                     "height": height,
                 }
             )
-    ordered = tuple(categories[category_id] for category_id in sorted(categories))
+    vocabulary = tuple(categories[category_id] for category_id in sorted(categories))
     return Listing(
-        vocabulary=ordered,
+        vocabulary=vocabulary,
         split_name=f"{settings.train}/{settings.test}",
         sources=hash_sources(root, names.values()),
         table=pa.Table.from_pylist(rows, schema=COLUMNS),
-        boxes=BoxTable(ordered, boxes),
+        boxes=BoxTable(vocabulary, boxes),
     )
 
 
-def _labels(found: _Instances, numbers: np.ndarray) -> dict[int, list[int]]:
-    """Image id -> its labels; ``numbers`` are those of each annotation's category."""
-    pairs = np.unique(np.stack([np.array(found.image_ids, dtype=np.int64), numbers], 1), axis=0)
+def _check_splits(train: _Instances, test: _Instances, train_file: Path, test_file: Path) -> None:
+    """Check that two files have the same categories and no image in common."""
+    if test.categories != train.categories:
+        difference = sorted(test.categories.items() ^ train.categories.items())[0]
+        raise InputError(
+            f"{test_file}: the categories are not those of {train_file}; they differ in "
+            f"{difference}.",
+            "Use two files of one release.",
+        )
+    common = train.images.keys() & test.images.keys()
+    if common:
+        raise InputError(
+            f"{test_file}: the image {min(common)} is also in {train_file}.",
+            "Remove it from one of the two files.",
+        )
+
+
+def _labels(instances: _Instances, numbers: np.ndarray) -> dict[int, list[int]]:
+    """Image id -> its labels; ``numbers`` has the label of each annotation's category."""
+    pairs = np.unique(np.stack([np.array(instances.image_ids, dtype=np.int64), numbers], 1), axis=0)
     labels: dict[int, list[int]] = {}
     for image_id, number in pairs.tolist():
         labels.setdefault(image_id, []).append(number)
     return labels
 
 
-def _boxes(found: _Instances, numbers: np.ndarray) -> dict[str, ImageBoxes]:
-    """Image id -> the boxes of its objects, in the file's order."""
-    image_ids = np.array(found.image_ids, dtype=np.int64)
-    corners = np.array(found.boxes, dtype=np.float64).reshape(-1, 4)
+def _boxes(instances: _Instances, numbers: np.ndarray) -> dict[str, ImageBoxes]:
+    """Image id -> the boxes of its objects, in the file's order; ``numbers`` as for `_labels`."""
+    image_ids = np.array(instances.image_ids, dtype=np.int64)
+    corners = np.array(instances.boxes, dtype=np.float64).reshape(-1, 4)
     corners[:, 2:] += corners[:, :2]
-    sizes = [found.images[image_id][1:] for image_id in image_ids.tolist()]
+    sizes = [instances.images[image_id][1:] for image_id in image_ids.tolist()]
     boxes, covers = unit_boxes(corners, np.array(sizes).reshape(-1, 2))
-    kept = np.flatnonzero(covers & (np.array(found.crowds) == 0))
+    kept = np.flatnonzero(covers & (np.array(instances.crowds) == 0))
     order = kept[np.argsort(image_ids[kept], kind="stable")]
     keys, starts = np.unique(image_ids[order], return_index=True)
     return {
-        str(key): ImageBoxes(numbers[places] + 1, boxes[places])
-        for key, places in zip(keys.tolist(), np.split(order, starts)[1:], strict=True)
+        str(key): ImageBoxes(numbers[rows] + 1, boxes[rows])
+        for key, rows in zip(keys.tolist(), np.split(order, starts)[1:], strict=True)
     }
 
 
@@ -161,108 +165,114 @@ def _boxes(found: _Instances, numbers: np.ndarray) -> dict[str, ImageBoxes]:
 
 
 def _read_instances(path: Path, remedy: str) -> _Instances:
-    found = _Instances()
-    read = {"categories": _add_category, "images": _add_image, "annotations": _add_annotation}
+    instances = _Instances()
+    add = {"categories": _add_category, "images": _add_image, "annotations": _add_annotation}
     seen = set()
     try:
         with path.open(encoding="utf-8") as stream:
             for name, records in _JsonReader(stream, path, remedy).arrays():
-                if name in read:
+                if name in add:
                     seen.add(name)
-                    for place, record in enumerate(records):
-                        read[name](found, record, f"{path}: {name}[{place}]")
+                    for index, record in enumerate(records):
+                        add[name](instances, record, f"{path}: {name}[{index}]")
     except (FileNotFoundError, NotADirectoryError):
-        raise GmpipeError(f"there is no {path}. {remedy}") from None
+        raise MissingError(f"{path} does not exist.", remedy) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise GmpipeError(f"{path} can't be read ({error}). {remedy}") from error
+        raise InputError(f"{path} can't be read ({error}).", remedy) from error
     lacking = [name for name in _ARRAYS if name not in seen]
     if lacking:
-        raise GmpipeError(f"{path} has no array `{lacking[0]}`. {remedy}")
-    # Annotations may stand before the images and categories that they refer to.
-    _check_known(found.image_ids, found.images, path, "image")
-    _check_known(found.category_ids, found.categories, path, "category")
-    ids, first = np.unique(np.array(found.ids, dtype=np.int64), return_index=True)
-    if len(ids) < len(found.ids):
-        place = int(np.setdiff1d(np.arange(len(found.ids)), first)[0])
-        raise GmpipeError(
-            f"{path}: annotations[{place}]: its id {found.ids[place]} stands here twice. Take one "
-            "out."
+        raise InputError(f"{path} has no array `{lacking[0]}`.", remedy)
+    # Annotations may come before the images and categories that they refer to.
+    _check_references(instances.image_ids, instances.images, path, "image")
+    _check_references(instances.category_ids, instances.categories, path, "category")
+    ids, first = np.unique(np.array(instances.ids, dtype=np.int64), return_index=True)
+    if len(ids) < len(instances.ids):
+        index = int(np.setdiff1d(np.arange(len(instances.ids)), first)[0])
+        raise InputError(
+            f"{path}: annotations[{index}]: another annotation has the same id "
+            f"{instances.ids[index]}.",
+            "Remove one of them.",
         )
-    return found
+    return instances
 
 
-def _add_category(found: _Instances, record: Any, where: str) -> None:
+def _add_category(instances: _Instances, record: Any, where: str) -> None:
     number, name = _values(record, ("id", "name"), where)
-    _check_whole(number, "id", where)
+    _check_integer(number, "id", where)
     _check_name(name, "name", where)
-    if number in found.categories or name in found.categories.values():
-        raise GmpipeError(f"{where}: {number} or {name!r} stands here twice. Take one out.")
-    found.categories[number] = name
+    if number in instances.categories or name in instances.categories.values():
+        raise InputError(
+            f"{where}: another category has the same id {number} or the same name {name!r}.",
+            "Remove one of them.",
+        )
+    instances.categories[number] = name
 
 
-def _add_image(found: _Instances, record: Any, where: str) -> None:
+def _add_image(instances: _Instances, record: Any, where: str) -> None:
     number, name, width, height = _values(record, ("id", "file_name", "width", "height"), where)
-    _check_whole(number, "id", where)
-    _check_whole(width, "width", where, least=1)
-    _check_whole(height, "height", where, least=1)
+    _check_integer(number, "id", where)
+    _check_integer(width, "width", where, least=1)
+    _check_integer(height, "height", where, least=1)
     _check_name(name, "file_name", where)
-    if number in found.images:
-        raise GmpipeError(f"{where}: the image {number} stands here twice. Take one out.")
-    found.images[number] = (name, width, height)
+    if number in instances.images:
+        raise InputError(
+            f"{where}: the image {number} appears twice in this file.", "Remove one of the two."
+        )
+    instances.images[number] = (name, width, height)
 
 
-def _add_annotation(found: _Instances, record: Any, where: str) -> None:
+def _add_annotation(instances: _Instances, record: Any, where: str) -> None:
     number, image_id, category_id, box, crowd = _values(
         record, ("id", "image_id", "category_id", "bbox", "iscrowd"), where
     )
     for name, value in (("id", number), ("image_id", image_id), ("category_id", category_id)):
-        _check_whole(value, name, where, most=2**63)
+        _check_integer(value, name, where, most=2**63)
     if not isinstance(crowd, int) or crowd not in (0, 1):
-        raise GmpipeError(f"{where}: `iscrowd` is {crowd!r}, expected 0 or 1. Mend the file.")
+        raise InputError(f"{where}: `iscrowd` is {crowd!r}, expected 0 or 1.", _FIX)
     if not (
         isinstance(box, list)
         and len(box) == 4
         and all(type(side) in (int, float) and abs(side) < 2**31 for side in box)
     ):
-        raise GmpipeError(
-            f"{where}: `bbox` is {box!r}, expected four numbers: x, y, width, height. Mend the "
-            "file."
+        raise InputError(
+            f"{where}: `bbox` is {box!r}, expected four numbers: x, y, width, height.", _FIX
         )
-    found.ids.append(number)
-    found.image_ids.append(image_id)
-    found.category_ids.append(category_id)
-    found.boxes.extend(box)
-    found.crowds.append(crowd)
+    instances.ids.append(number)
+    instances.image_ids.append(image_id)
+    instances.category_ids.append(category_id)
+    instances.boxes.extend(box)
+    instances.crowds.append(crowd)
 
 
 def _values(record: Any, keys: tuple[str, ...], where: str) -> list[Any]:
     if not isinstance(record, dict):
-        raise GmpipeError(f"{where} is {record!r}, expected an object. Mend the file.")
+        raise InputError(f"{where} is {record!r}, expected an object.", _FIX)
     lacking = [key for key in keys if key not in record]
     if lacking:
-        raise GmpipeError(f"{where} has no `{lacking[0]}`. Mend the file.")
+        raise InputError(f"{where} has no `{lacking[0]}`.", _FIX)
     return [record[key] for key in keys]
 
 
 def _check_name(value: Any, key: str, where: str) -> None:
-    # JSON can spell half a character, which no other format holds.
+    # JSON can spell half a character, which no other format can hold.
     if not isinstance(value, str) or not value or value != value.encode(errors="replace").decode():
-        raise GmpipeError(f"{where}: `{key}` is {value!r}, expected a name. Mend the file.")
+        raise InputError(f"{where}: `{key}` is {value!r}, expected a name.", _FIX)
 
 
-def _check_whole(value: Any, key: str, where: str, least: int = 0, most: int = 2**31) -> None:
+def _check_integer(value: Any, key: str, where: str, least: int = 0, most: int = 2**31) -> None:
     if type(value) is not int or not least <= value < most:
-        raise GmpipeError(
-            f"{where}: `{key}` is {value!r}, expected a whole number from {least}. Mend the file."
+        raise InputError(
+            f"{where}: `{key}` is {value!r}, expected an integer of at least {least}.", _FIX
         )
 
 
-def _check_known(references: array[int], known: dict[int, Any], path: Path, kind: str) -> None:
-    for place, reference in enumerate(references):
+def _check_references(references: array[int], known: dict[int, Any], path: Path, kind: str) -> None:
+    for index, reference in enumerate(references):
         if reference not in known:
-            raise GmpipeError(
-                f"{path}: annotations[{place}]: `{kind}_id` is {reference}, and the file has no "
-                f"such {kind}. Mend the file."
+            raise InputError(
+                f"{path}: annotations[{index}]: `{kind}_id` is {reference}, but the file has no "
+                f"{kind} with that id.",
+                _FIX,
             )
 
 
@@ -270,7 +280,8 @@ class _JsonReader:
     """Reads a JSON object of arrays, one element at a time.
 
     Attributes:
-        text: the part of the file that is in memory; what lies before ``at`` is done with.
+        text: the part of the file that is in memory.
+        at: position in ``text`` of the next character to parse.
     """
 
     def __init__(self, stream: TextIO, path: Path, remedy: str) -> None:
@@ -281,19 +292,19 @@ class _JsonReader:
         self._blank = re.compile(r"[ \t\n\r]*")
         self.text = ""
         self.at = 0
-        self._before = 0  # characters of the file before `text`
+        self._before = 0  # number of characters of the file before `text`
 
     def arrays(self) -> Iterator[tuple[str, Iterator[Any]]]:
-        """The names of the object's arrays, each with its elements; other values are skipped."""
+        """Yield the name and the elements of each array in the object, and skip other values."""
         for _ in self._members("{", "}"):
             name = self._value()
             if not isinstance(name, str):
-                self._fail(f"found {name!r}, expected a name")
+                self._fail(f"found {name!r}, expected a key")
             self._take(":")
             if self._peek() == "[":
                 elements = (self._value() for _ in self._members("[", "]"))
                 yield name, elements
-                for _ in elements:  # of an array that the caller did not want
+                for _ in elements:  # that the caller has not consumed
                     pass
             else:
                 self._value()
@@ -312,24 +323,26 @@ class _JsonReader:
                 return
 
     def _peek(self) -> str:
-        """The next character that is not blank; none at the end of the file."""
+        """The next character that is not blank; empty at the end of the file."""
         while True:
-            found = self._blank.match(self.text, self.at)
-            assert found  # the empty string matches
-            self.at = found.end()
+            blanks = self._blank.match(self.text, self.at)
+            assert blanks  # the empty string matches
+            self.at = blanks.end()
             if self.at < len(self.text):
                 return self.text[self.at]
             if not self._read_on():
                 return ""
 
     def _take(self, expected: str) -> str:
-        found = self._peek()
-        if not found or found not in expected:
-            self._fail(f"found {found!r}, expected {' or '.join(map(repr, expected))}")
+        """Skip the next character, which must be one of ``expected``, and return it."""
+        character = self._peek()
+        if not character or character not in expected:
+            self._fail(f"found {character!r}, expected {' or '.join(map(repr, expected))}")
         self.at += 1
-        return found
+        return character
 
     def _value(self) -> Any:
+        """Parse the next value."""
         self._peek()
         while True:
             try:
@@ -338,28 +351,32 @@ class _JsonReader:
                 if after and after in ",:]} \t\n\r":
                     self.at = end
                     return value
-                # Perhaps the rest of a number is still in the file.
+                # The value may be a number whose last digits are not read yet.
                 problem = f"found {after!r} after a value"
             except json.JSONDecodeError as error:
                 problem, end = error.msg, error.pos
             except (ValueError, RecursionError) as error:
                 problem, end = str(error), self.at
-            place = self._before + end
+            position = self._before + end
             if len(self.text) - self.at > _LONGEST or not self._read_on():
-                self._fail(problem, place)
+                self._fail(problem, position)
 
     def _read_on(self) -> bool:
-        """Read more, at least as much as there is, so that a long value is not tried too often."""
+        """Read more text, and report whether there was any.
+
+        At least as much is read as is in memory, so that a long value is parsed few times.
+        """
         chunk = self._stream.read(max(_CHUNK, len(self.text) - self.at))
         self._before += self.at
         self.text = self.text[self.at :] + chunk
         self.at = 0
         return bool(chunk)
 
-    def _fail(self, problem: str, place: int | None = None) -> NoReturn:
-        if place is None:
-            place = self._before + self.at
-        raise GmpipeError(
-            f"{self._path}, after character {place}: {problem}. It is cut off or no JSON. "
-            f"{self._remedy}"
+    def _fail(self, problem: str, position: int | None = None) -> NoReturn:
+        """Raise the error that ``problem`` is found at a position in the file, by default here."""
+        if position is None:
+            position = self._before + self.at
+        raise InputError(
+            f"{self._path} is truncated or not valid JSON, after character {position}: {problem}.",
+            self._remedy,
         )

@@ -1,4 +1,4 @@
-"""Which labels belong together, as the makers of a data set say."""
+"""Groups of labels, as the publishers of data sets define them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from pipeline.datasets import scenes
 
 LABEL_GROUPS: Mapping[str, Mapping[str, Sequence[str]]] = {
-    # The kinds of label that the rules of the scenes make.
+    # The kinds of labels that the rules of the scenes define.
     "scenes": {
         "context": scenes.CONTEXT_LABELS,
         "position": scenes.POSITION_LABELS,
         "undrawn": scenes.UNDRAWN_LABELS,
         "plain": scenes.PLAIN_LABELS,
     },
-    # The classes as the page of the VOC 2007 challenge lists them.
+    # As on the page of the VOC 2007 challenge.
     "voc": {
         "person": ("person",),
         "animal": ("bird", "cat", "cow", "dog", "horse", "sheep"),
@@ -93,15 +93,15 @@ LABEL_GROUPS: Mapping[str, Mapping[str, Sequence[str]]] = {
         ),
     },
 }
-"""A group's name -> its labels, by the `source` of the data set in params.yaml."""
+"""The data set's `source` in params.yaml -> name of a group -> its labels."""
 
 
 def label_groups(source: str, labels: Sequence[str]) -> Mapping[str, Sequence[str]] | None:
-    """The grouping that a data set's makers give its labels; None where there is none.
+    """The groups of a data set's labels; None if it has no groups.
 
     Args:
-        source: of the data set in params.yaml.
-        labels: its vocabulary; one that a user chose has no groups.
+        source: the data set's `source` in params.yaml.
+        labels: its vocabulary. A vocabulary that the user chose has no groups.
     """
     groups = LABEL_GROUPS.get(source, {})
     if set(labels) <= {label for group in groups.values() for label in group}:

@@ -1,7 +1,7 @@
-"""What the files of a data set say -> its manifest.
+"""From the files of a data set to its manifest.
 
 An adapter (`voc`, `coco`, `nuswide`, `table`) reads one layout of files into a `Listing`. What all
-of them have in common happens here: which images are there, which are left out, and how many.
+adapters have in common happens here: which images exist, which are left out, and the counts.
 
 Letters: N listed images, n boxes.
 """
@@ -23,29 +23,29 @@ from pipeline.datasets.manifest import (
     full_counts,
     unlabelled_rows,
 )
-from pipeline.errors import GmpipeError
+from pipeline.errors import InputError, MissingError
 from pipeline.files import sha256_file, sha256_json
 from pipeline.settings import ListedSettings, NuswideSettings, TableSettings
 
 LISTING_VERSION = 1
-"""Part of the settings' hash: raise it when the same files would be listed otherwise."""
+"""Part of the settings' hash: raise it when the same files would give another listing."""
 
 _MOST_LOOKED_AT = 200_000
-"""Files among which a missing image is looked for: more would take minutes on a far disk."""
+"""Files among which a missing image is searched: more would take minutes on a network disk."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Every image that a data set's files list, before any of them is looked for.
+    """Every image that a data set's files list, whether it exists or not.
 
     Attributes:
         vocabulary: the C label names, in the data set's order.
-        split_name: which division into train and test this is, e.g. ``official``.
-        sources: what the listing was read from, file or folder relative to the data set's root ->
-            sha256 (see `hash_sources`); `make_manifest` adds ``settings``.
-        table: a row an image, with the columns of `manifest.COLUMNS`; paths relative to the data
-            set's root.
-        boxes: the annotated objects, where the files have any.
+        split_name: name of the division into train and test, e.g. ``official``.
+        sources: what the listing was read from: file or folder relative to the data set's root ->
+            sha256 (see `hash_sources`). `make_manifest` adds ``settings``.
+        table: one row per image, with the columns of `manifest.COLUMNS`; paths are relative to the
+            data set's root.
+        boxes: the annotated objects, if the files have any.
     """
 
     vocabulary: tuple[str, ...]
@@ -59,58 +59,62 @@ class Listing:
 
 
 def read_source(path: Path, remedy: str) -> bytes:
-    """The bytes of a file that a data set needs.
+    """Read a file that a data set needs.
+
+    Args:
+        remedy: where to get the file; part of every error.
 
     Raises:
-        GmpipeError: there is no such file, or it can't be read; ends with ``remedy``.
+        MissingError: the file does not exist.
+        InputError: it can't be read.
     """
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise GmpipeError(f"there is no {path}. {remedy}") from None
+        raise MissingError(f"{path} does not exist.", remedy) from None
     except OSError as error:
-        raise GmpipeError(f"{path} can't be read ({error.strerror}). {remedy}") from error
+        raise InputError(f"{path} can't be read ({error.strerror}).", remedy) from error
 
 
 def read_lines(path: Path, remedy: str) -> list[tuple[int, str]]:
-    """The lines of a text file that are not blank, stripped, with their numbers from 1.
+    """Read the lines of a text file that are not blank, stripped, with their numbers from 1.
 
     Raises:
-        GmpipeError: as `read_source`, or the file is not UTF-8.
+        MissingError, InputError: as `read_source`, or the file is not UTF-8.
     """
     content = read_source(path, remedy)
     try:
         lines = content.decode().split("\n")
     except UnicodeDecodeError as error:
         number = content[: error.start].count(b"\n") + 1
-        raise GmpipeError(f"{path}, line {number}: not UTF-8 text. {remedy}") from None
+        raise InputError(f"{path}, line {number}: the text is not UTF-8.", remedy) from None
     stripped = ((number, line.strip()) for number, line in enumerate(lines, start=1))
     return [(number, line) for number, line in stripped if line]
 
 
 def hash_sources(root: Path, names: Iterable[str]) -> dict[str, str]:
-    """Hex sha256 of files below ``root``; of a folder, over its files' names and hashes."""
-    found = {}
+    """Hex sha256 of files below ``root``; of a folder, over the names and hashes of its files."""
+    digests = {}
     for name in names:
         path = root / name
         if path.is_dir():
-            found[name] = sha256_json(
+            digests[name] = sha256_json(
                 {f.name: sha256_file(f) for f in path.iterdir() if f.is_file()}
             )
         else:
-            found[name] = sha256_file(path)
-    return found
+            digests[name] = sha256_file(path)
+    return digests
 
 
 def unit_boxes(pixels: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes in pixels -> boxes in [0,1] of their image, clipped to it.
+    """Convert boxes from pixels to [0,1] of their image, and clip them to it.
 
     Args:
         pixels: (n, 4), xyxy, in pixels from the image's upper left corner.
         sizes: (n, 2), width and height of each box's image.
 
     Returns:
-        (n, 4) float32, xyxy in [0,1]; and (n,) bool: which of them cover any of the image.
+        (n, 4) float32, xyxy in [0,1]; and (n,) bool, which of the boxes cover a part of the image.
     """
     boxes = np.clip(pixels / np.tile(sizes, 2), 0, 1).astype(np.float32)
     return boxes, (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
@@ -120,7 +124,7 @@ def unit_boxes(pixels: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def listed_manifest(listing: Listing, dataset: str, settings: ListedSettings) -> Manifest:
-    """The manifest of all N listed images, as if every one were there; its rows are checked."""
+    """Make a manifest of all N listed images, as if every one existed. Its rows are checked."""
     return Manifest(
         dataset=dataset,
         split_name=listing.split_name,
@@ -134,7 +138,7 @@ def listed_manifest(listing: Listing, dataset: str, settings: ListedSettings) ->
 def make_manifest(
     listing: Listing, dataset: str, root: Path, settings: ListedSettings
 ) -> tuple[Manifest, pa.Table]:
-    """The manifest of the listed images that are there and wanted.
+    """Make the manifest of the listed images that exist and that the settings keep.
 
     Args:
         listing: every image.
@@ -146,43 +150,34 @@ def make_manifest(
         the manifest; and the rows of `Listing.table` whose image is missing.
 
     Raises:
-        GmpipeError: a listed row breaks the manifest's contract, images are missing and may not be
-            left out, or a split has no image left.
+        InputError: a listed row breaks the manifest's contract, or a split has no image left.
+        MissingError: images are missing and may not be left out.
     """
     listed = listed_manifest(listing, dataset, settings)
     table = listed.table
-    there = find_files(root, table.column("path").to_pylist())
-    missing = table.filter(pa.array(~there))
+    exists = find_files(root, table.column("path").to_pylist())
+    missing = table.filter(pa.array(~exists))
     if missing.num_rows and not settings.drop_missing:
-        first = missing.slice(0, 1).to_pylist()[0]
-        step = f"Put it at {root / first['path']} and the others likewise"
-        if there.any():
-            step += (
-                f", or set `prepare.{dataset}.drop_missing: true` in params.yaml: then they are "
-                "left out, counted, and listed in missing.csv beside the manifest"
-            )
-        raise GmpipeError(
-            f"{missing.num_rows} of {len(listed)} images that {dataset} lists are missing; the "
-            f"first is {first['image_id']!r}. {step}.{_clue(root, missing, settings)}"
-        )
-    unlabelled = there & unlabelled_rows(table)
-    kept = there & ~unlabelled if settings.drop_unlabelled else there
+        raise _missing_images(listed, missing, root, settings)
+    unlabelled = exists & unlabelled_rows(table)
+    kept = exists & ~unlabelled if settings.drop_unlabelled else exists
     counts: dict[str, dict[str, int]] = {}
     split_column = np.asarray(table.column("split"))
     for split in SPLITS:
         rows = split_column == split
         counts[split] = {
             "listed": int(rows.sum()),
-            "missing": int((rows & ~there).sum()),
+            "missing": int((rows & ~exists).sum()),
             "unlabelled": int((rows & unlabelled).sum()),
             "images": int((rows & kept).sum()),
         }
         if not counts[split]["images"]:
-            raise GmpipeError(
-                f"{dataset}: of {counts[split]['listed']} listed images of the split {split!r} "
-                f"none is left; {counts[split]['missing']} are missing below {root} and "
-                f"{counts[split]['unlabelled']} have no label. Put the images there, or change "
-                f"`prepare.{dataset}` in params.yaml.{_clue(root, missing, settings)}"
+            raise InputError(
+                f"{dataset}: none of the {counts[split]['listed']} listed images of the split "
+                f"{split!r} is left. {counts[split]['missing']} are missing below {root}, and "
+                f"{counts[split]['unlabelled']} have no label.",
+                f"Put the images there, or change `prepare.{dataset}` in params.yaml."
+                f"{_location_hint(root, missing, settings)}",
             )
     manifest = Manifest(
         dataset=dataset,
@@ -195,13 +190,31 @@ def make_manifest(
     return manifest, missing
 
 
+def _missing_images(
+    listed: Manifest, missing: pa.Table, root: Path, settings: ListedSettings
+) -> MissingError:
+    """The error about images that may not be left out; ``missing`` has their rows."""
+    first = missing.slice(0, 1).to_pylist()[0]
+    remedy = f"Put it at {root / first['path']}, and the others accordingly"
+    if missing.num_rows < len(listed):
+        remedy += (
+            f", or set `prepare.{listed.dataset}.drop_missing: true` in params.yaml to leave them "
+            "out; they are then counted, and listed in missing.csv beside the manifest"
+        )
+    return MissingError(
+        f"{missing.num_rows} of {len(listed)} images that {listed.dataset} lists are missing. The "
+        f"first is {first['image_id']!r}.",
+        f"{remedy}.{_location_hint(root, missing, settings)}",
+    )
+
+
 def is_current(
     manifest: Manifest, missing: Sequence[str], root: Path, settings: ListedSettings
 ) -> bool:
     """Whether `make_manifest` would make this manifest again.
 
-    Sources and settings are compared by their hashes, and every image of the manifest is looked
-    for, and every one of the ``missing`` paths. Unlabelled images that were left out are not.
+    The hashes of sources and settings must be equal, every image of the manifest must exist, and
+    none of the ``missing`` paths. Unlabelled images that were left out are not looked for.
     """
     expected = manifest.sources
     if expected.get("settings") != _settings_sha256(settings):
@@ -210,7 +223,7 @@ def is_current(
     try:
         if hash_sources(root, files) != files:
             return False
-    except OSError:  # the reading of the listing says what is wrong
+    except OSError:  # reading the listing says what is wrong
         return False
     return (
         sum(counts["missing"] for counts in manifest.counts.values()) == len(missing)
@@ -222,71 +235,84 @@ def is_current(
 def find_files(root: Path, paths: Sequence[str]) -> np.ndarray:
     """(N,) bool: which of the paths below ``root`` are files.
 
-    Every folder is listed once: a question to the file system for each of 270,000 images takes
-    minutes where the disk is far.
+    Every folder is listed once. Asking the file system about each of 270,000 images would take
+    minutes on a network disk.
 
     Raises:
-        GmpipeError: a folder can't be listed.
+        InputError: a folder can't be read.
     """
     names: dict[str, set[str]] = {}
-    there = np.zeros(len(paths), dtype=bool)
-    for place, path in enumerate(paths):
+    exists = np.zeros(len(paths), dtype=bool)
+    for row, path in enumerate(paths):
         folder, _, name = path.rpartition("/")
         if folder not in names:
             names[folder] = _file_names(root / folder)
-        there[place] = name in names[folder]
-    return there
+        exists[row] = name in names[folder]
+    return exists
 
 
-def elsewhere(
+def locate_missing(
     root: Path, missing: Sequence[tuple[str, str]], settings: ListedSettings
 ) -> str | None:
-    """Where a file of a missing image's name lies, in upper or lower case, and what to do then.
+    """Search for files that have the name of a missing image, in upper or lower case.
 
     Args:
-        root: the data set's; looked through with linked folders, up to some 200,000 files.
+        root: the data set's root. It is searched with linked folders, up to some 200,000 files.
         missing: image id and path of each missing image, in order.
 
     Returns:
-        a sentence about the first that is found; None if none is.
+        a sentence that says where the first image with such a file is, and what to change; None
+        if there is no such file.
     """
-    wanted: dict[str, int] = {}
-    for place, (_, path) in enumerate(missing):
-        wanted.setdefault(path.rpartition("/")[2].casefold(), place)
-    found: tuple[int, str] | None = None
-    known = {root.resolve()}  # a link can lead in circles
-    looked_at = 0
-    for folder, folders, names in os.walk(root, followlinks=True) if wanted else ():
-        places = {name: (Path(folder) / name).resolve() for name in sorted(folders)}
-        folders[:] = [name for name, resolved in places.items() if resolved not in known]
-        known.update(places.values())
-        for name in sorted(names):
-            hit = wanted.get(name.casefold())
-            if hit is not None and (found is None or hit < found[0]):
-                found = hit, (Path(folder) / name).relative_to(root).as_posix()
-        looked_at += len(names) + 1
-        if looked_at > _MOST_LOOKED_AT or (found is not None and found[0] == 0):
-            break
-    if found is None:
+    rows: dict[str, int] = {}
+    for row, (_, path) in enumerate(missing):
+        rows.setdefault(path.rpartition("/")[2].casefold(), row)
+    located = _first_located(root, rows)
+    if located is None:
         return None
-    image_id, path = missing[found[0]]
-    if found[1].casefold() == path.casefold():
+    row, relative = located
+    image_id, path = missing[row]
+    location = f"There is a file {root / relative}"
+    if relative.casefold() == path.casefold():
         return (
-            f"There is {root / found[1]}, listed as {path!r}: correct upper and lower case in the "
-            "list, or in the file's name."
+            f"{location}, but the list has {path!r}: correct upper and lower case in the list, or "
+            "in the file's name."
         )
-    folder, of_id, rest = f"/{found[1]}".casefold().rpartition(f"/{image_id}".casefold())
-    if of_id and not rest and isinstance(settings, TableSettings | NuswideSettings):
-        images = found[1][: max(len(folder) - 1, 0)] or "."
-        return f"There is {root / found[1]}: set `prepare.{root.name}.images: {images}`."
-    return f"There is {root / found[1]}: correct the path in the list, or move the file."
+    folder, id_part, rest = f"/{relative}".casefold().rpartition(f"/{image_id}".casefold())
+    if id_part and not rest and isinstance(settings, TableSettings | NuswideSettings):
+        images = relative[: max(len(folder) - 1, 0)] or "."
+        return f"{location}: set `prepare.{root.name}.images: {images}` in params.yaml."
+    return f"{location}: correct the path in the list, or move the file."
 
 
-def _clue(root: Path, missing: pa.Table, settings: ListedSettings) -> str:
-    """`elsewhere`, of rows of `Listing.table`, behind a blank; empty if there is nothing."""
+def _first_located(root: Path, rows: dict[str, int]) -> tuple[int, str] | None:
+    """The lowest row whose file name exists below ``root``, and the file's path there.
+
+    Args:
+        rows: file name in lower case -> row of the missing image.
+    """
+    first: tuple[int, str] | None = None
+    visited = {root.resolve()}  # a link can lead in circles
+    looked_at = 0
+    for folder, folders, names in os.walk(root, followlinks=True) if rows else ():
+        resolved = {name: (Path(folder) / name).resolve() for name in sorted(folders)}
+        folders[:] = [name for name, target in resolved.items() if target not in visited]
+        visited.update(resolved.values())
+        for name in sorted(names):
+            row = rows.get(name.casefold())
+            if row is not None and (first is None or row < first[0]):
+                first = row, (Path(folder) / name).relative_to(root).as_posix()
+        looked_at += len(names) + 1
+        if looked_at > _MOST_LOOKED_AT or (first is not None and first[0] == 0):
+            break
+    return first
+
+
+def _location_hint(root: Path, missing: pa.Table, settings: ListedSettings) -> str:
+    """`locate_missing` for rows of `Listing.table`, after a blank; empty if there is no file."""
     images = (missing.column(name).to_pylist() for name in ("image_id", "path"))
-    found = elsewhere(root, list(zip(*images, strict=True)), settings)
-    return "" if found is None else f" {found}"
+    hint = locate_missing(root, list(zip(*images, strict=True)), settings)
+    return "" if hint is None else f" {hint}"
 
 
 def _file_names(folder: Path) -> set[str]:
@@ -295,11 +321,12 @@ def _file_names(folder: Path) -> set[str]:
             return {entry.name for entry in entries if entry.is_file()}
     except (FileNotFoundError, NotADirectoryError):
         return set()
-    except ValueError:  # a null byte: no folder has such a name
+    except ValueError:  # a null byte, which no folder's name has
         return set()
     except OSError as error:
-        raise GmpipeError(
-            f"the folder {folder} can't be listed ({error.strerror}). Mend it or its permissions."
+        raise InputError(
+            f"The folder {folder} can't be read ({error.strerror}).",
+            "Fix the folder or its permissions.",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""The manifest: what a data set is, one row an image; and the boxes that some data sets have.
+"""The manifest: what a data set is, one row per image; and the boxes that some data sets have.
 
 Letters: N images, C labels.
 """
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import GmpipeError
+from pipeline.errors import DamagedError, InputError, MissingError
 from pipeline.files import canonical_json, replacing
 
 Split = Literal["train", "test"]
@@ -27,15 +27,16 @@ SPLITS: tuple[Split, Split] = ("train", "test")
 
 MANIFEST_VERSION = 2
 
-_ANEW = "Run `gmpipe prepare` to write it anew."
-
 COUNTS = ("listed", "missing", "unlabelled", "images")
+"""The keys of `Manifest.counts` in each split."""
+
+_FIX_SOURCE = "Fix the files that the data set is read from, then prepare it again."
 
 _BOX_COLUMNS = pa.schema(
     {"image_id": pa.string(), "class": pa.int16(), "box": pa.list_(pa.float32(), 4)}
 )
 
-# A path that leaves its root: empty, absolute, with a part `..`, or with a backslash.
+# A path that leads outside the root: empty, absolute, with a part `..`, or with a backslash.
 _OUTSIDE = r"^$|^/|(^|/)\.\.(/|$)|\\"
 
 COLUMNS = pa.schema(
@@ -49,28 +50,30 @@ COLUMNS = pa.schema(
         pa.field("height", pa.int32()),
     ]
 )
+"""The columns of `Manifest.table`."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A data set, checked on construction.
+    """The images of a data set with their splits and labels, checked on construction.
 
     Attributes:
         dataset: its name in params.yaml.
-        split_name: which division into train and test this is, e.g. ``official``.
-        vocabulary: the C label names; a label's number is its place here.
-        sources: what the manifest was made from, file (or ``settings``) -> sha256.
+        split_name: name of the division into train and test, e.g. ``official``.
+        vocabulary: the C label names. The number of a label is its index in this tuple.
+        sources: what the manifest was made from: file (or ``settings``) -> sha256.
         counts: per split, how many images the source lists (``listed``), how many of them have no
             file and are left out (``missing``), how many of the others have neither a positive nor
             an ignored label (``unlabelled``), and how many rows there are (``images``): all that
-            are not missing or, where the settings leave them out, unlabelled.
+            are not missing, without the unlabelled where the settings leave those out.
         table: the N rows, with the columns of `COLUMNS`: ``image_id`` unique; ``path`` relative
             to the data set's root, with forward slashes; ``split`` train or test; ``labels`` the
-            numbers of the positive labels; ``ignored`` those that are neither positive nor
-            negative; ``width`` and ``height`` in pixels, null where the source does not say.
+            numbers of the positive labels; ``ignored`` the numbers of the labels that are neither
+            positive nor negative; ``width`` and ``height`` in pixels, null where the source does
+            not give them.
 
     Raises:
-        GmpipeError: the first breach of the above, with the row's number and image id.
+        InputError: something contradicts the above; names the first row with its image id.
     """
 
     dataset: str
@@ -82,61 +85,59 @@ class Manifest:
 
     def __post_init__(self) -> None:
         if not self.vocabulary or len(set(self.vocabulary)) != len(self.vocabulary):
-            raise GmpipeError(
-                f"manifest of {self.dataset}: the vocabulary must hold at least one label and none "
-                f"twice, found {list(self.vocabulary)}. {self._remedy}"
+            raise InputError(
+                f"Manifest of {self.dataset}: the vocabulary is {list(self.vocabulary)}, expected "
+                "at least one label, and each only once.",
+                _FIX_SOURCE,
             )
         if not self.table.schema.equals(COLUMNS):
-            raise GmpipeError(
-                f"manifest of {self.dataset}: expected the columns\n{COLUMNS}\nfound\n"
-                f"{self.table.schema.remove_metadata()}\n{self._remedy}"
+            raise InputError(
+                f"Manifest of {self.dataset}: expected the columns\n{COLUMNS}\nfound\n"
+                f"{self.table.schema.remove_metadata()}\n",
+                _FIX_SOURCE,
             )
         self._check_rows()
         self._check_counts()
 
-    @property
-    def _remedy(self) -> str:
-        return f"Mend the source and run `gmpipe prepare --dataset {self.dataset}`."
-
     def _check_rows(self) -> None:
-        sound = self._sound_rows()
-        if not sound.all():
-            row = int(sound.argmin())
-            raise GmpipeError(
-                f"manifest of {self.dataset}, row {row} "
-                f"({self.table.column('image_id')[row].as_py()!r}): {self._breach(row)}. "
-                f"{self._remedy}"
+        valid = self._valid_rows()
+        if not valid.all():
+            row = int(valid.argmin())
+            raise InputError(
+                f"Manifest of {self.dataset}, row {row} "
+                f"({self.table.column('image_id')[row].as_py()!r}): {self._row_problem(row)}.",
+                _FIX_SOURCE,
             )
         for split in SPLITS:
             if not pc.any(pc.equal(self.table.column("split"), split)).as_py():
-                raise GmpipeError(
-                    f"manifest of {self.dataset}: the split {split!r} has no image. {self._remedy}"
+                raise InputError(
+                    f"Manifest of {self.dataset}: the split {split!r} has no image.", _FIX_SOURCE
                 )
 
-    def _sound_rows(self) -> npt.NDArray[np.bool_]:
-        """(N,) bool: which rows have no `_breach`, for all rows at once."""
+    def _valid_rows(self) -> npt.NDArray[np.bool_]:
+        """(N,) bool: which rows have no `_row_problem`, for all rows at once."""
         image_ids, paths, splits, labels, ignored = self.table.columns[:5]
         lists = pc.and_(pc.is_valid(labels), pc.is_valid(ignored))
         named = pc.fill_null(pc.not_equal(image_ids, ""), False)
         inside = pc.invert(pc.fill_null(pc.match_substring_regex(paths, _OUTSIDE), True))
         split = pc.is_in(splits, value_set=pa.array(SPLITS))
-        sound: npt.NDArray[np.bool_] = np.logical_and.reduce([named, inside, split, lists])
+        valid: npt.NDArray[np.bool_] = np.logical_and.reduce([named, inside, split, lists])
         # Dictionary codes count up from 0 in order of appearance: only a new id is a new maximum.
         codes = np.asarray(
             pc.fill_null(pc.dictionary_encode(image_ids).combine_chunks().indices, -1)
         )
-        sound[codes <= np.maximum.accumulate(np.concatenate([[-1], codes]))[:-1]] = False
+        valid[codes <= np.maximum.accumulate(np.concatenate([[-1], codes]))[:-1]] = False
         keys = []
         for column in (labels, ignored):
             rows, numbers = _entries(column)
             unknown = (numbers < 0) | (numbers >= len(self.vocabulary))
-            sound[rows[unknown]] = False
+            valid[rows[unknown]] = False
             keys.append((rows * len(self.vocabulary) + numbers)[~unknown])
-        sound[np.intersect1d(*keys) // len(self.vocabulary)] = False
-        return sound
+        valid[np.intersect1d(*keys) // len(self.vocabulary)] = False
+        return valid
 
-    def _breach(self, row: int) -> str:
-        """What breaks the contract in a row that is not sound."""
+    def _row_problem(self, row: int) -> str:
+        """What is wrong with a row that is not valid."""
         image_id, path, split, labels, ignored = (
             self.table.column(name)[row].as_py() for name in COLUMNS.names[:5]
         )
@@ -145,40 +146,46 @@ class Manifest:
             return "the image id is empty"
         first = pc.index(self.table.column("image_id"), image_id).as_py()
         if first < row:
-            return f"the image id stands in row {first} already"
+            return f"row {first} has the same image id"
         if not path or re.search(_OUTSIDE, path):
-            return f"the path {path!r} leaves the data set's root; expected a relative path"
+            return (
+                f"the path {path!r} leads outside the data set's root, expected a relative path "
+                "below it"
+            )
         if split not in SPLITS:
             return f"the split is {split!r}, expected one of {SPLITS}"
         if labels is None or ignored is None:
             return "labels or ignored is null, expected a list"
         if unknown := [number for number in (*labels, *ignored) if number not in numbers]:
-            return f"unknown label {unknown[0]}, expected numbers 0 to {len(numbers) - 1}"
+            return f"unknown label {unknown[0]}, expected numbers from 0 to {len(numbers) - 1}"
         both = set(labels) & set(ignored)
         return f"the label {self.vocabulary[min(both)]!r} is both positive and ignored"
 
     def _check_counts(self) -> None:
-        """After the rows: a damaged count is the least of a manifest's problems."""
+        """Check the counts, after the rows: a wrong count is the least important problem."""
         if set(self.counts) != set(SPLITS):
-            raise GmpipeError(
-                f"manifest of {self.dataset}: its counts are of the splits {sorted(self.counts)}, "
-                f"expected {sorted(SPLITS)}. {self._remedy}"
+            raise InputError(
+                f"Manifest of {self.dataset}: it has counts of the splits {sorted(self.counts)}, "
+                f"expected {sorted(SPLITS)}.",
+                _FIX_SOURCE,
             )
         for split in SPLITS:
-            found = self.counts[split]
+            counts = self.counts[split]
             rows = self.rows(split).num_rows
-            sound = set(found) == set(COUNTS) and all(
-                type(number) is int and number >= 0 for number in found.values()
+            valid = set(counts) == set(COUNTS) and all(
+                type(number) is int and number >= 0 for number in counts.values()
             )
-            if sound:
-                there = found["listed"] - found["missing"]
-                kept = (there, there - found["unlabelled"])  # without and with `drop_unlabelled`
-                sound = found["images"] == rows and found["images"] in kept
-            if not sound:
-                raise GmpipeError(
-                    f"manifest of {self.dataset}: the counts of {split} are {found}, expected "
-                    f"{', '.join(COUNTS)} with {rows} images, which are those listed less the "
-                    f"missing and, where left out, the unlabelled. {self._remedy}"
+            if valid:
+                existing = counts["listed"] - counts["missing"]
+                # without and with `drop_unlabelled`
+                possible = (existing, existing - counts["unlabelled"])
+                valid = counts["images"] == rows and counts["images"] in possible
+            if not valid:
+                raise InputError(
+                    f"Manifest of {self.dataset}: the counts of {split} are {counts}, expected "
+                    f"{', '.join(COUNTS)} with {rows} images: those listed without the missing "
+                    "and, where they are left out, without the unlabelled.",
+                    _FIX_SOURCE,
                 )
 
     def __len__(self) -> int:
@@ -195,7 +202,7 @@ class Manifest:
     @property
     def labels_sha256(self) -> str:
         """Hex sha256 over the vocabulary and every image's split and labels."""
-        # The hash of the JSON value [vocabulary, rows], of which a part at a time is made.
+        # The hash of the JSON value [vocabulary, rows], made in parts to save memory.
         digest = hashlib.sha256(f"[{canonical_json(self.vocabulary)},[".encode())
         rows = self.table.select(["image_id", "split", "labels", "ignored"])
         for number, batch in enumerate(rows.to_batches(max_chunksize=1 << 14)):
@@ -205,7 +212,7 @@ class Manifest:
         return digest.hexdigest()
 
     def truth(self, split: Split) -> np.ndarray:
-        """(N, C) int8 of one split: 1 positive, 0 negative, -1 ignored."""
+        """The labels of one split as (N, C) int8: 1 positive, 0 negative, -1 ignored."""
         rows = self.rows(split)
         truth = np.zeros((rows.num_rows, len(self.vocabulary)), dtype=np.int8)
         for name, value in (("labels", 1), ("ignored", -1)):
@@ -220,7 +227,7 @@ def unlabelled_rows(table: pa.Table) -> np.ndarray:
 
 
 def full_counts(table: pa.Table) -> dict[str, dict[str, int]]:
-    """`Manifest.counts` of a table from which nothing was left out."""
+    """`Manifest.counts` of a table from which no image was left out."""
     unlabelled = unlabelled_rows(table)
     counts: dict[str, dict[str, int]] = {}
     for split in SPLITS:
@@ -236,14 +243,14 @@ def full_counts(table: pa.Table) -> dict[str, dict[str, int]]:
 
 
 def _entries(lists: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """The row and the number, int64, of every entry of a column of label lists; -1 for null."""
+    """The row and the label number, int64, of every entry of a column of lists; -1 for null."""
     lengths = np.asarray(pc.fill_null(pc.list_value_length(lists), 0))
     numbers = np.asarray(pc.fill_null(pc.list_flatten(lists), -1), dtype=np.int64)
     return np.repeat(np.arange(len(lists)), lengths), numbers
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Write a manifest as Parquet, whole or not at all."""
+    """Write a manifest as Parquet, either completely or not at all."""
     metadata = {
         "gmpipe": json.dumps(
             {
@@ -260,23 +267,21 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
         pq.write_table(manifest.table.replace_schema_metadata(metadata), temporary)
 
 
-def read_manifest(path: Path, remedy: str = _ANEW) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
     """Read and check a manifest.
 
-    Args:
-        path: of the file.
-        remedy: what the user can do about a missing or damaged one.
-
     Raises:
-        GmpipeError: there is none, it is no Parquet file, or it breaks the contract.
+        MissingError: the file does not exist.
+        DamagedError: it is not a complete Parquet file, has another version, or contradicts the
+            contract of `Manifest`.
     """
     try:
-        table = _read_parquet(path, remedy)
+        table = _read_parquet(path)
     except FileNotFoundError:
-        raise GmpipeError(f"there is no manifest at {path}. {remedy}") from None
+        raise MissingError(f"There is no manifest at {path}.") from None
     metadata = (table.schema.metadata or {}).get(b"gmpipe")
     if metadata is None:
-        raise GmpipeError(f"{path} lacks gmpipe's metadata: it is no manifest. {remedy}")
+        raise DamagedError(f"{path} is not a manifest: it lacks gmpipe's metadata.")
     try:
         described = json.loads(metadata)
         version = described["version"]
@@ -289,33 +294,41 @@ def read_manifest(path: Path, remedy: str = _ANEW) -> Manifest:
                 counts=described["counts"],
                 table=table.replace_schema_metadata(None),
             )
+    except InputError as error:  # what is an error of the user's files elsewhere is damage here
+        raise DamagedError(f"{path} is damaged. {error.problem}") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise GmpipeError(f"{path}: its metadata are damaged ({error!r}). {remedy}") from error
-    raise GmpipeError(
-        f"{path} has version {version}, this gmpipe reads {MANIFEST_VERSION}. {remedy}"
+        raise DamagedError(f"{path}: the metadata is damaged ({error!r}).") from error
+    raise DamagedError(
+        f"{path} has version {version} of the manifest's format, expected version "
+        f"{MANIFEST_VERSION}."
     )
 
 
-def _read_parquet(path: Path, remedy: str) -> pa.Table:
-    """A whole Parquet file; a missing one is left to the caller."""
+def _read_parquet(path: Path) -> pa.Table:
+    """A complete Parquet file.
+
+    Raises:
+        FileNotFoundError: the file does not exist; the caller knows what it would hold.
+        DamagedError: it is not a complete Parquet file.
+    """
     try:
-        # Not `read_table`: that would read a folder's files as one table.
+        # Not `read_table`, which would read all files of a folder as one table.
         with pq.ParquetFile(path) as file:
             table = file.read()
         table.validate(full=True)
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException) as error:
-        raise GmpipeError(f"{path} is not a whole Parquet file ({error}). {remedy}") from error
+        raise DamagedError(f"{path} is not a complete Parquet file ({error}).") from error
     return table
 
 
 @dataclass(frozen=True)
 class ImageBoxes:
-    """The annotated objects of one image; only fitting a detector reads them.
+    """The annotated objects of one image. They are needed only to fit a detector.
 
     Attributes:
-        classes: (n,) int64, numbers from 1; 0 is the detector's background.
+        classes: (n,) int64, class numbers from 1; 0 is the detector's background.
         boxes: (n, 4) float32, xyxy in [0,1] of the image.
     """
 
@@ -332,7 +345,7 @@ class BoxTable:
 
 
 def write_boxes(path: Path, table: BoxTable) -> None:
-    """Write boxes as Parquet: a row an object (``image_id``, ``class``, ``box``)."""
+    """Write boxes as Parquet, one row per object (``image_id``, ``class``, ``box``)."""
     image_ids: list[str] = []
     for image_id, image in table.images.items():
         image_ids += [image_id] * len(image.classes)
@@ -354,40 +367,41 @@ def write_boxes(path: Path, table: BoxTable) -> None:
 
 
 def read_boxes(path: Path, image_ids: Sequence[str]) -> BoxTable:
-    """Read the boxes of ``image_ids``; an image without a row has no box.
+    """Read the boxes of some images. An image without a row has no boxes.
 
     Raises:
-        GmpipeError: the data set has no boxes, or the file breaks the contract.
+        MissingError: the data set has no boxes.
+        DamagedError: the file is not complete, or breaks the format that `write_boxes` writes;
+            names the first row.
     """
-    remedy = _ANEW
     try:
-        table = _read_parquet(path, remedy)
+        table = _read_parquet(path)
     except FileNotFoundError:
-        raise GmpipeError(
-            f"there are no boxes at {path}, and a detector can only be fitted on boxes. Set "
-            "`detector.<dataset>.source` to `torchvision` or `file` in params.yaml."
+        raise MissingError(
+            f"There are no boxes at {path}, and only boxes can fit a detector.",
+            "Set `detector.<dataset>.source` in params.yaml to `torchvision` or `file`.",
         ) from None
-    found = table.schema.remove_metadata()
-    if found != _BOX_COLUMNS or any(column.null_count for column in table.columns):
-        raise GmpipeError(
-            f"{path}: expected the columns\n{_BOX_COLUMNS}\nwithout nulls, found\n{found}\n{remedy}"
+    schema = table.schema.remove_metadata()
+    if schema != _BOX_COLUMNS or any(column.null_count for column in table.columns):
+        raise DamagedError(
+            f"{path}: expected the columns\n{_BOX_COLUMNS}\nwithout nulls, found\n{schema}\n"
         )
     names: list[str] = json.loads((table.schema.metadata or {}).get(b"classes", b"[]"))
     classes = table.column("class").to_numpy().astype(np.int64)
     boxes = np.asarray(table.column("box").combine_chunks().flatten(), dtype=np.float32)
     boxes = boxes.reshape(-1, 4)
-    sound = (
+    valid = (
         (classes >= 1)
         & (classes <= len(names))
         & (boxes >= 0).all(1)
         & (boxes <= 1).all(1)
         & (boxes[:, 2:] > boxes[:, :2]).all(1)
     )
-    if not sound.all():
-        row = int(np.flatnonzero(~sound)[0])
-        raise GmpipeError(
-            f"{path}, row {row}: class {classes[row]} with box {boxes[row].tolist()}; expected a "
-            f"class in 1..{len(names)} and x0 < x1, y0 < y1 in [0,1]. {remedy}"
+    if not valid.all():
+        row = int(np.flatnonzero(~valid)[0])
+        raise DamagedError(
+            f"{path}, row {row}: class {classes[row]} with the box {boxes[row].tolist()}, expected "
+            f"a class in 1..{len(names)}, and x0 < x1 and y0 < y1 in [0,1]."
         )
     rows: dict[str, list[int]] = {image_id: [] for image_id in image_ids}
     for row, image_id in enumerate(table.column("image_id").to_pylist()):

@@ -1,43 +1,45 @@
 """NUS-WIDE (Chua et al., CIVR 2009): 269,648 Flickr photographs, 81 concepts, in three forms.
 
-Published numbers on NUS-WIDE are of different splits and can't be compared across them. The
-publisher's lists have 161,789 training and 107,859 test images, of which more than a fifth have
-none of the 81 concepts; some papers leave those out. The photographs come on request only, or from
-Flickr, where many are gone, so others use the images that they could get. The CSV of the ASL code
-is split 70 to 30 without unlabelled images [2], and the lists of hashing papers have a small
-training list beside a large "database". So the name of the split, and the counts of images listed,
-missing and unlabelled, go into the manifest and into all metrics.
+Published numbers on NUS-WIDE use different splits and can't be compared across them. The
+publisher's lists have 161,789 training and 107,859 test images. More than a fifth of these have
+none of the 81 concepts, and some papers leave them out. The photographs are available on request
+only, or from Flickr, where many are gone, so others use the images that they could get. The CSV of
+the ASL code is split 70 to 30 without unlabelled images [2]. The lists of hashing papers have a
+small training list beside a large "database". So the manifest and all metrics state the name of the
+split, and how many images are listed, missing and unlabelled.
 
 Form ``official``, split name ``official``. The archives ImageList.zip, Groundtruth.zip and
 ConceptsList.zip of the publisher [1], and the photographs:
 
     data/nuswide/
-        ImageList/TrainImagelist.txt            an image a line, as `actor\\0002_174174086.jpg`
+        ImageList/TrainImagelist.txt            one image per line, as `actor\\0002_174174086.jpg`
         ImageList/TestImagelist.txt
-        Groundtruth/TrainTestLabels/Labels_<concept>_Train.txt      0 or 1 a line, in that order
+        Groundtruth/TrainTestLabels/Labels_<concept>_Train.txt      0 or 1 per line, in that order
         Groundtruth/TrainTestLabels/Labels_<concept>_Test.txt
-        Concepts81.txt                          a concept a line: the vocabulary, in its order
+        Concepts81.txt                          one concept per line: the vocabulary, in order
         Flickr/actor/0002_174174086.jpg         the setting `images` names this folder
 
-Form ``csv``, split name ``csv``. One file that came with the code of ASL and is read by that of
-Query2Label and others, here nus_wid_data.csv (setting `file`):
+Form ``csv``, split name ``csv``. One file that came with the code of ASL and that the code of
+Query2Label and others reads, here nus_wid_data.csv (setting `file`):
 
     filepath,label,split_name
     0000_2124494179.jpg,"['clouds', 'sky']",train
 
-`split_name` is ``train`` or ``val``, which tests. `filepath` is relative to the folder `images`;
-set `images: .` where it starts with the folder itself. Without Concepts81.txt the vocabulary is
-the 81 labels of the file in alphabetical order, which is that of Concepts81.txt.
+`split_name` is ``train`` or ``val``; ``val`` is the test split. `filepath` is relative to the
+folder `images`; set `images: .` if it starts with the folder itself. Without Concepts81.txt, the
+vocabulary is the 81 labels of the file in alphabetical order, which is the order of Concepts81.txt.
 
-Form ``multi-hot``, split name ``multi-hot``. Two lists as those of HashNet (settings `train_list`,
-`test_list`; packed if the name ends in .gz), and Concepts81.txt for the columns' names:
+Form ``multi-hot``, split name ``multi-hot``. Two lists in the form of HashNet's (settings
+`train_list`, `test_list`; compressed if the name ends in .gz), and Concepts81.txt for the names of
+the columns:
 
     ./data/nuswide_81/images/8228_2275882321_a4bf6754ba_m.jpg 0 0 1 0 ...       81 times 0 or 1
 
-The path's last part is the image's name in the folder `images`.
+The last part of the path is the name of the image in the folder `images`.
 
-An image's id is its path as listed, below the folder `images` and with forward slashes:
-`actor/0002_174174086.jpg` or `8228_2275882321_a4bf6754ba_m.jpg`. It stays when the folder moves.
+The id of an image is its listed path below the folder `images`, with forward slashes:
+`actor/0002_174174086.jpg` or `8228_2275882321_a4bf6754ba_m.jpg`. It does not change when the folder
+moves.
 
 Letters: N images, C = 81 concepts.
 
@@ -57,19 +59,19 @@ import pyarrow.compute as pc
 
 from pipeline.datasets.listing import Listing, hash_sources, read_lines, read_source
 from pipeline.datasets.manifest import SPLITS, Split
-from pipeline.datasets.table import (
-    REMEDY,
-    below,
-    check_images,
+from pipeline.datasets.rows import (
+    FIX_FILE,
+    check_paths,
+    encode_labels,
     first_true,
-    image_rows,
+    join_folder,
     label_lists,
-    name_splits,
-    number_labels,
+    listing_table,
+    parse_splits,
     read_csv,
     text_lines,
 )
-from pipeline.errors import GmpipeError
+from pipeline.errors import InputError
 from pipeline.settings import NuswideSettings
 
 CONCEPTS = 81
@@ -81,15 +83,15 @@ _LISTS: dict[Split, str] = {
 _LABELS = "Groundtruth/TrainTestLabels"
 _FLAGS = frozenset("01")
 _QUOTED = r"""('[^'"]+'|"[^'"]+")"""
-_LABEL_LIST = rf"^\[({_QUOTED}(\s*,\s*{_QUOTED})*)?\]$"  # what Python prints of a list of names
+_LABEL_LIST = rf"^\[({_QUOTED}(\s*,\s*{_QUOTED})*)?\]$"  # a list of names as Python prints it
 
 
 def read_nuswide(root: Path, settings: NuswideSettings) -> Listing:
-    """The listing of NUS-WIDE below ``root``, which is data/<dataset>/.
+    """List NUS-WIDE below ``root``, which is data/<dataset>/.
 
     Raises:
-        GmpipeError: a file is missing (says where to put it and which archive has it) or breaks
-            its format; names file and line.
+        MissingError: a file does not exist; says where to put it and which archive has it.
+        InputError: a file breaks its format; names the file and the line.
     """
     read: dict[str, Callable[[Path, NuswideSettings], Listing]] = {
         "official": _read_official,
@@ -101,12 +103,12 @@ def read_nuswide(root: Path, settings: NuswideSettings) -> Listing:
 
 @dataclass(frozen=True)
 class _Split:
-    """What the files of one split say of its N images.
+    """The N images of one split.
 
     Attributes:
         file: the list of images.
-        lines: the line of each image in it, from 1.
-        images: their ids.
+        lines: the line of each image in the list, from 1.
+        images: the image ids.
         positive: (N, C) bool.
     """
 
@@ -124,7 +126,7 @@ def _read_official(root: Path, settings: NuswideSettings) -> Listing:
     splits = {}
     for split in SPLITS:
         file = root / _LISTS[split]
-        lines = read_lines(file, _put("ImageList.zip", root))
+        lines = read_lines(file, _unpack("ImageList.zip", root))
         folder = root / _LABELS
         columns = [
             _read_column(folder / f"Labels_{concept}_{split.title()}.txt", file, len(lines), root)
@@ -141,23 +143,25 @@ def _read_official(root: Path, settings: NuswideSettings) -> Listing:
 
 
 def _read_concepts(root: Path, settings: NuswideSettings) -> tuple[str, ...]:
+    """The 81 concepts, in order."""
     file = root / settings.concepts
     remedy = (
-        f"It is in the publisher's ConceptsList.zip: put it there, or set "
+        f"The file is in the publisher's ConceptsList.zip: put it there, or set "
         f"`prepare.{root.name}.concepts` in params.yaml to its path below {root}."
     )
     concepts = tuple(line for _, line in read_lines(file, remedy))
     if len(set(concepts)) != CONCEPTS or len(concepts) != CONCEPTS:
-        raise GmpipeError(
-            f"{file}: {len(concepts)} concepts, {len(set(concepts))} of them different, expected "
-            f"{CONCEPTS}. {remedy}"
+        raise InputError(
+            f"{file} has {len(concepts)} concepts, {len(set(concepts))} of them different, "
+            f"expected {CONCEPTS}.",
+            remedy,
         )
     return concepts
 
 
 def _read_column(file: Path, images: Path, count: int, root: Path) -> np.ndarray:
-    """(N,) bool: one concept's labels of the ``count`` images that the file ``images`` lists."""
-    content = read_source(file, _put("Groundtruth.zip", root))
+    """(N,) bool: the labels of one concept for the ``count`` images in the list ``images``."""
+    content = read_source(file, _unpack("Groundtruth.zip", root))
     text = content.translate(None, b" \t\r").rstrip(b"\n")
     cells = np.frombuffer(text + b"\n", dtype=np.uint8)
     if len(cells) == 2 * count:
@@ -167,18 +171,19 @@ def _read_column(file: Path, images: Path, count: int, root: Path) -> np.ndarray
     lines = text.split(b"\n")
     for number, line in enumerate(lines, 1):
         if line not in (b"0", b"1"):
-            raise GmpipeError(
-                f"{file}, line {number}: {line.decode(errors='replace')!r}, expected 0 or 1. "
-                f"{REMEDY}"
+            raise InputError(
+                f"{file}, line {number}: found {line.decode(errors='replace')!r}, expected 0 or 1.",
+                FIX_FILE,
             )
-    raise GmpipeError(
-        f"{file} has {len(lines)} lines, expected {count}, as many as images in {images}. One of "
-        "them is damaged: unpack the publisher's ImageList.zip and Groundtruth.zip again."
+    raise InputError(
+        f"{file} has {len(lines)} lines, expected {count}, one per image in {images}. One of the "
+        "two files is damaged.",
+        "Unpack the publisher's ImageList.zip and Groundtruth.zip again.",
     )
 
 
-def _put(archive: str, root: Path) -> str:
-    return f"It is in the publisher's {archive}: unpack that in {root}."
+def _unpack(archive: str, root: Path) -> str:
+    return f"The file is in the publisher's {archive}: unpack that in {root}."
 
 
 # --- multi-hot -----------------------------------------------------------------------------------
@@ -194,7 +199,7 @@ def _read_multi_hot(root: Path, settings: NuswideSettings) -> Listing:
 
 def _read_list(file: Path, split: Split, root: Path) -> _Split:
     remedy = (
-        f"Put it there, or set `prepare.{root.name}.{split}_list` in params.yaml to the list's "
+        f"Put the list there, or set `prepare.{root.name}.{split}_list` in params.yaml to its "
         f"path below {root}."
     )
     lines, images, flags = [], [], []
@@ -204,10 +209,11 @@ def _read_list(file: Path, split: Split, root: Path) -> _Split:
         path, *columns = line.split()
         if len(columns) != CONCEPTS or not _FLAGS.issuperset(columns):
             other = [column for column in columns if column not in _FLAGS]
-            raise GmpipeError(
-                f"{file}, line {number}: {len(columns)} columns after the path"
-                f"{f', one of them {other[0]!r}' if other else ''}; expected {CONCEPTS}, each 0 "
-                f"or 1. {REMEDY}"
+            raise InputError(
+                f"{file}, line {number}: found {len(columns)} columns after the path"
+                f"{f', one of them {other[0]!r}' if other else ''}, expected {CONCEPTS}, each 0 "
+                "or 1.",
+                FIX_FILE,
             )
         lines.append(number)
         images.append(path.replace("\\", "/").rpartition("/")[2])
@@ -224,33 +230,36 @@ def _read_csv(root: Path, settings: NuswideSettings) -> Listing:
     rows = read_csv(
         file,
         {"image": "filepath", "labels": "label", "split": "split_name"},
-        f"Put it there, or set `prepare.{root.name}.file` in params.yaml to its path below {root}.",
+        f"Put the file there, or set `prepare.{root.name}.file` in params.yaml to its path below "
+        f"{root}.",
     )
     images = pc.replace_substring_regex(rows.table.column("image"), r"^(\./)+", "")
-    check_images(images, rows.where)
+    check_paths(images, rows.where)
     cells = rows.table.column("labels")
     row = first_true(pc.invert(pc.match_substring_regex(cells, _LABEL_LIST)))
     if row is not None:
-        raise GmpipeError(
-            f"{rows.where(row)}: the labels are {cells[row].as_py()!r}, expected a list as "
-            f"['clouds', 'sky'] or []. {REMEDY}"
+        raise InputError(
+            f"{rows.where(row)}: the labels are {cells[row].as_py()!r}, expected a list such as "
+            "['clouds', 'sky'] or [].",
+            FIX_FILE,
         )
     inner = pc.replace_substring_regex(cells, r"""^\[['"]?|['"]?\]$""", "")
     inner = pc.if_else(pc.equal(inner, ""), pa.scalar(None, pa.string()), inner)
     labels = pc.split_pattern_regex(inner, r"""['"]\s*,\s*['"]""")
     names = [settings.file]
-    given = None
+    vocabulary = None
     if (root / settings.concepts).exists():
-        given = _read_concepts(root, settings)
+        vocabulary = _read_concepts(root, settings)
         names.append(settings.concepts)
-    concepts, numbers = number_labels(labels, given, rows.where, str(root / settings.concepts))
+    concepts, numbers = encode_labels(labels, vocabulary, rows.where, str(root / settings.concepts))
     if len(concepts) != CONCEPTS:
-        raise GmpipeError(
-            f"{file} has {len(concepts)} different labels, expected {CONCEPTS}. Put Concepts81.txt "
-            f"of the publisher's ConceptsList.zip at {root / settings.concepts}: then a file with "
-            "fewer is taken, and of a file with more, an unknown label is named."
+        raise InputError(
+            f"{file} has {len(concepts)} different labels, expected {CONCEPTS}.",
+            "Put Concepts81.txt of the publisher's ConceptsList.zip at "
+            f"{root / settings.concepts}. A file with fewer labels is then valid, and of a file "
+            "with more, an unknown label is named.",
         )
-    splits = name_splits(rows.table.column("split"), {"train": "train", "val": "test"}, rows.where)
+    splits = parse_splits(rows.table.column("split"), {"train": "train", "val": "test"}, rows.where)
     return _listing(images, splits, numbers, concepts, settings, hash_sources(root, names))
 
 
@@ -258,7 +267,7 @@ def _read_csv(root: Path, settings: NuswideSettings) -> Listing:
 
 
 def _join(splits: Mapping[Split, _Split]) -> tuple[pa.ChunkedArray, pa.ChunkedArray, pa.ListArray]:
-    """Image ids, splits and label numbers of all N images, each of which is listed once."""
+    """Image ids, splits and label numbers of all N images, none of which may be listed twice."""
     train, test = (splits[split] for split in SPLITS)
 
     def where(row: int) -> str:
@@ -266,7 +275,7 @@ def _join(splits: Mapping[Split, _Split]) -> tuple[pa.ChunkedArray, pa.ChunkedAr
         return f"{part.file}, line {part.lines[row]}"
 
     images = pa.chunked_array([train.images, test.images], pa.string())
-    check_images(images, where)
+    check_paths(images, where)
     names = np.repeat(SPLITS, [len(train.images), len(test.images)])
     rows, numbers = np.nonzero(np.concatenate([train.positive, test.positive]))
     return images, pa.chunked_array([names]), label_lists(rows, numbers, len(images))
@@ -284,5 +293,5 @@ def _listing(
         vocabulary=concepts,
         split_name=settings.split_name or settings.form,
         sources=sources,
-        table=image_rows(images, below(settings.images, images), splits, labels),
+        table=listing_table(images, join_folder(settings.images, images), splits, labels),
     )

@@ -1,21 +1,21 @@
 """The embedded data set: small drawn scenes whose labels follow from written rules.
 
-A scene is a list of objects on a background that says nothing. Eleven kinds of object are drawn
-(`KINDS`; they are the detector's classes), with varying size, shape, colour, overlap and clutter.
-The eighteen labels (`VOCABULARY`) follow from the objects alone:
+A scene is a list of objects on a background that is independent of the labels. Eleven kinds of
+object are drawn (`KINDS`; they are the detector's classes), with varying size, shape, colour,
+overlap and clutter. The eighteen labels (`VOCABULARY`) follow from the objects alone:
 
 Plain labels: house, tree, boat, fish, car, star, lamp, person, dog.
     Present where such an object is drawn.
-Context labels: the object looks the same, another object of the scene decides.
+Context labels: the object always looks the same, and another object in the scene decides.
     disc      -> `moon` if the scene has a star or a lamp, else `sun`.
     triangle  -> `tent` if the scene has a tree, else `pyramid`.
-Labels of position: the same two objects, told apart by how they stand to each other.
-    `chase` if a person and a dog stand side by side; absent if one is above the other.
-    `catch` if a boat and a fish stand one above the other; absent if they are side by side.
-    Side by side: centres differ more in x than in y. The positions are drawn such that a single
-    box is distributed alike in both cases (see `_place_pair`), so neither its place nor its size
-    gives the label away.
-Labels that are never drawn:
+Position labels: the same two objects, and their relative position decides.
+    `chase` if a person and a dog are side by side; absent if one is above the other.
+    `catch` if a boat and a fish are one above the other; absent if they are side by side.
+    Side by side: the centres differ more in x than in y. The positions are sampled so that each
+    box alone has the same distribution in both cases (see `_place_pair`). So neither the position
+    nor the size of a single box reveals the label.
+Undrawn labels: no object is drawn for them.
     `night` if there is a star or a lamp; `harbour` if there are a boat and a house; `village` if
     there are two houses.
 
@@ -46,8 +46,8 @@ from pipeline.files import sha256_json
 from pipeline.settings import ScenesSettings
 
 RULES_VERSION = 1
-"""Part of the sources' hash: raise it when a scene of the same seed would look or be labelled
-otherwise."""
+"""Part of the sources' hash: raise it when a scene of the same seed would change in its look or its
+labels."""
 
 KINDS = (
     "disc",
@@ -84,7 +84,7 @@ class SceneObject:
 
 
 def scene_labels(objects: Sequence[SceneObject]) -> set[str]:
-    """The labels of a scene, by the rules at the top of this module."""
+    """The labels of a scene, by the rules in the module's docstring."""
     first = {item.kind: item for item in reversed(objects)}
     houses = sum(item.kind == "house" for item in objects)
     night = "star" in first or "lamp" in first
@@ -110,18 +110,18 @@ def _side_by_side(a: SceneObject, b: SceneObject) -> bool:
     return abs(a.center[0] - b.center[0]) > abs(a.center[1] - b.center[1])
 
 
-# --- what stands where ---------------------------------------------------------------------------
+# --- objects and their positions -----------------------------------------------------------------
 
-_SIDE = (0.15, 0.23)  # an object's longer side
-_SMALL = {"star", "disc", "lamp"}  # drawn at 0.8 of it
-_REACH = (0.24, 0.32)  # distance of a pair's centres along its axis
-_JITTER = 0.04  # and across it
-_OVERLAP = 0.15  # share of the smaller of two boxes that the other may cover
+_SIDE = (0.15, 0.23)  # longer side of an object
+_SMALL = {"star", "disc", "lamp"}  # drawn at 0.8 of that size
+_REACH = (0.24, 0.32)  # distance of the centres of a pair along its axis
+_JITTER = 0.04  # and across its axis
+_OVERLAP = 0.15  # largest share of the smaller of two boxes that the other covers
 
 
 def sample_objects(rng: np.random.Generator) -> list[SceneObject]:
-    """Draw a scene's objects, 1 to 12 of them, in the order in which they are painted."""
-    while True:  # a crowded scene may find no room; its like is drawn anew
+    """Sample the objects of a scene, 1 to 12 of them, in the order in which they are drawn."""
+    while True:  # until the objects of a crowded scene find room
         objects = _try_objects(rng)
         if objects:
             order = rng.permutation(len(objects))
@@ -129,6 +129,7 @@ def sample_objects(rng: np.random.Generator) -> list[SceneObject]:
 
 
 def _try_objects(rng: np.random.Generator) -> list[SceneObject] | None:
+    """Sample the objects of a scene; None if one of them finds no room."""
     singles: list[str] = []
     if rng.random() < 0.5:
         singles += [("star",), ("lamp",), ("star", "lamp")][rng.integers(3)]
@@ -157,6 +158,7 @@ def _try_objects(rng: np.random.Generator) -> list[SceneObject] | None:
 def _attempt(
     draw: Callable[[], list[SceneObject]], placed: list[SceneObject]
 ) -> list[SceneObject] | None:
+    """Sample objects until they overlap little with those in ``placed``; None after 60 attempts."""
     for _ in range(60):
         candidates = draw()
         if all(_covered(new.box, old.box) <= _OVERLAP for new in candidates for old in placed):
@@ -165,7 +167,7 @@ def _attempt(
 
 
 def _covered(a: tuple[float, ...], b: tuple[float, ...]) -> float:
-    """Intersection over the smaller box's area."""
+    """Intersection of two boxes as a share of the smaller one."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     smaller = min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
@@ -189,11 +191,11 @@ def _place_single(rng: np.random.Generator, kind: str) -> list[SceneObject]:
 
 
 def _place_pair(rng: np.random.Generator, a: str, b: str) -> list[SceneObject]:
-    """Two objects side by side or one above the other, with equal odds.
+    """Place two objects side by side or one above the other, with equal probability.
 
-    Around a middle (x, y), with half the reach r and independent signs s, t, the first object
-    stands at (x + s r, y + t r) in both cases; the second at (x - s r, y + t r) beside it, or at
-    (x + s r, y - t r) above or below. So each box alone has one distribution in both cases.
+    Let (x, y) be the middle, r half the reach, and s, t independent signs. The first object is at
+    (x + s r, y + t r) in both cases. The second is at (x - s r, y + t r) beside it, or at
+    (x + s r, y - t r) above or below it. So each box alone has the same distribution in both cases.
     """
     reach = float(rng.uniform(*_REACH)) / 2
     margin = reach + _JITTER + _SIDE[1] / 2
@@ -209,7 +211,7 @@ def _place_pair(rng: np.random.Generator, a: str, b: str) -> list[SceneObject]:
     ]
 
 
-# --- how it is drawn -----------------------------------------------------------------------------
+# --- drawing -------------------------------------------------------------------------------------
 
 _ROUND = {"disc", "star"}
 _ASPECT = {  # width over height
@@ -226,7 +228,7 @@ _ASPECT = {  # width over height
     "dog": 1.35,
 }
 
-# A part of an object: what it is, its points in [0,1] of the object's box, and how bright it is.
+# A part of an object: its shape, its points in [0,1] of the object's box, and its brightness.
 _Part = tuple[str, tuple[tuple[float, float], ...], float]
 
 
@@ -292,10 +294,10 @@ _SUPERSAMPLING = 4
 
 
 def draw_scene(objects: Sequence[SceneObject], size: int, rng: np.random.Generator) -> Image.Image:
-    """Paint the objects, first to last, on a random background with clutter.
+    """Draw the objects, first to last, on a random background with clutter.
 
-    Nothing but the objects' boxes is read of the scene: colours, background and clutter are drawn
-    independently of what it shows, so they tell nothing about its labels.
+    Colours, background and clutter are sampled independently of the objects, so they reveal nothing
+    about the labels.
 
     Returns:
         an RGB image of ``size`` x ``size`` pixels.
@@ -309,7 +311,7 @@ def draw_scene(objects: Sequence[SceneObject], size: int, rng: np.random.Generat
     image = Image.fromarray((tones[0] * mix + tones[1] * (1 - mix)).astype(np.uint8))
     image = image.resize((side, side), Image.Resampling.NEAREST)
     painter = ImageDraw.Draw(image)
-    for _ in range(rng.integers(3, 9)):  # clutter: thin strokes that no object is made of
+    for _ in range(rng.integers(3, 9)):  # clutter: thin strokes, unlike any part of an object
         start = rng.uniform(0, side, size=2)
         stop = start + rng.normal(0, side / 8, size=2)
         ink = tuple(int(v) for v in rng.integers(30, 226, size=3))
@@ -323,7 +325,7 @@ def draw_scene(objects: Sequence[SceneObject], size: int, rng: np.random.Generat
 
 
 def _ink(rng: np.random.Generator, backdrop: np.ndarray) -> np.ndarray:
-    """A colour that stands out from the background."""
+    """A colour that contrasts with the background."""
     while True:
         ink = rng.integers(20, 256, size=3)
         if np.abs(ink - backdrop).max() > 80:
@@ -335,22 +337,22 @@ def _paint(
 ) -> None:
     x0, y0, x1, y1 = (value * side for value in item.box)
     for shape, points, shade in _PARTS[item.kind]:
-        spots = [
+        corners = [
             (x0 + (1 - x if mirrored else x) * (x1 - x0), y0 + y * (y1 - y0)) for x, y in points
         ]
         fill = tuple(int(v) for v in ink * shade)
         if shape == "polygon":
-            painter.polygon(spots, fill=fill)
+            painter.polygon(corners, fill=fill)
         else:
-            corners = [*map(min, *spots), *map(max, *spots)]
-            (painter.ellipse if shape == "ellipse" else painter.rectangle)(corners, fill=fill)
+            box = [*map(min, *corners), *map(max, *corners)]
+            (painter.ellipse if shape == "ellipse" else painter.rectangle)(box, fill=fill)
 
 
 # --- the data set --------------------------------------------------------------------------------
 
 
 def scenes_sources(settings: ScenesSettings) -> dict[str, str]:
-    """The hash that decides whether the scenes on disk are the ones asked for."""
+    """`Manifest.sources` of the scenes: equal hashes mean that the scenes on disk are current."""
     return {"settings": sha256_json({"rules": RULES_VERSION, **settings.model_dump()})}
 
 
@@ -364,11 +366,11 @@ def make_scenes(
     """Draw the data set's images as PNG into ``folder``.
 
     Args:
-        folder: where the images go.
-        prefix: that folder as the manifest's paths name it, relative to the data set's root.
+        folder: the folder of the images.
+        prefix: that folder relative to the data set's root, for the paths in the manifest.
         dataset: its name in params.yaml.
-        settings: numbers of scenes, their size and the seed.
-        progress: wraps the numbers of the scenes as they are drawn, e.g. in a progress bar.
+        settings: the number of scenes, their size and the seed.
+        progress: wraps the numbers of the scenes while they are drawn, e.g. in a progress bar.
 
     Returns:
         the manifest, and the boxes of the drawn objects.
@@ -378,9 +380,9 @@ def make_scenes(
     plan += [("test", n) for n in range(settings.test)]
     rows = []
     boxes: dict[str, ImageBoxes] = {}
-    for place in progress(range(len(plan))):
-        split, number = plan[place]
-        # A generator a scene: more training scenes leave the others as they are.
+    for index in progress(range(len(plan))):
+        split, number = plan[index]
+        # One generator per scene, so that more scenes do not change the others.
         rng = np.random.default_rng([settings.seed, split == "test", number])
         objects = sample_objects(rng)
         image_id = f"{split}-{number:05d}"

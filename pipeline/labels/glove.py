@@ -1,15 +1,15 @@
-"""Vectors of a few words out of a GloVe text file, or out of the zip it comes in.
+"""Vectors of a few words from a GloVe text file, or from the zip in which it is published.
 
 Letters: W size of a vector.
 
-The format (https://nlp.stanford.edu/projects/glove/): a line a word, the word and W numbers with
-one blank between any two, no header, UTF-8 but for a few lines. Programs that read word2vec's
-text format put a first line `count size` in front. Some words of glove.840B hold blanks
-(`. . .`, `at name@domain.com`), so only the number of blanks tells such a line from one of the
-word `at`.
+The format (https://nlp.stanford.edu/projects/glove/): one line per word, with the word and W
+numbers, and one blank between any two; no header; UTF-8 except for a few lines. Programs that read
+word2vec's text format need a first line `count size`. Some words of glove.840B contain blanks
+(`. . .`, `at name@domain.com`), so only the number of blanks distinguishes such a line from that of
+the word `at`.
 
-Lines stay bytes, and only those whose first word is wanted are looked at: a file is read in a
-stream, in memory that does not grow with it, and always to its end, where a zip's checksum is.
+Lines stay bytes, and only those whose first word is wanted are parsed. The file is read as a
+stream, in memory that does not grow with it, and always to its end, where a zip has its checksum.
 """
 
 from __future__ import annotations
@@ -29,15 +29,14 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import GmpipeError
+from pipeline.errors import InputError, MissingError
 
-_FETCH_AGAIN = "It may have been cut off or damaged on its way: fetch it again."
+_DOWNLOAD_AGAIN = "The download may be truncated or damaged: download the file again."
 
-# A vector of 4096 numbers takes a tenth of it.
-_LONGEST_LINE = 1 << 19
+_LONGEST_LINE = 1 << 19  # bytes; a vector of 4096 numbers takes a tenth of that
 _BUFFER = 1 << 20
 
-# W is what most of so many first lines have, since words with blanks and damaged lines are rare.
+# Number of first lines that decide W: words with blanks and damaged lines are rare among them.
 _HEAD = 100
 
 _DAMAGED = (
@@ -48,25 +47,26 @@ _DAMAGED = (
     lzma.LZMAError,
     NotImplementedError,  # a compression that zipfile does not know
     RuntimeError,  # an encrypted member
-    UnicodeDecodeError,  # a member's name that is not what it says it is
+    UnicodeDecodeError,  # a member's name in another encoding than it declares
 )
 
 
 def read_words(path: Path, words: Collection[str]) -> dict[str, NDArray[np.float32]]:
-    """The vectors of those ``words`` that the file has; (W,) each, rounded from the decimals.
+    """Read the vectors of those ``words`` that the file has; (W,) each, rounded from the decimals.
 
     Args:
-        path: a text file; a zip that holds one; or a member of a zip, as a path through it.
-        words: none with a blank; compared byte by byte, so `Sun` is not `sun`.
+        path: a text file; a zip that contains one; or a member of a zip, as a path through it.
+        words: words without blanks, compared byte by byte, so that `Sun` is not `sun`.
 
     Raises:
-        GmpipeError: the file, or the member of the zip, is missing, damaged, or no such text; the
-            zip holds several texts and none is named; a wanted word's line has fewer than W
-            values or one that is no number; a wanted word has two different vectors; the last
-            line has no end, and a word was not found before it.
+        MissingError: the file does not exist.
+        InputError: the file or the zip's member is damaged or is not such a text; the zip has no
+            such member, or several texts of which none is named; the line of a wanted word has
+            fewer than W values or one that is not a number; a wanted word has two different
+            vectors; or the last line has no line end, and a word was not found before it.
     """
     wanted = {word.encode(): word for word in words}
-    found: dict[str, tuple[int, NDArray[np.float32]]] = {}
+    vectors: dict[str, tuple[int, NDArray[np.float32]]] = {}
     number, line = 0, b""
     with _open(path) as stream:
         lines = iter(partial(stream.readline, _LONGEST_LINE), b"")
@@ -79,36 +79,37 @@ def read_words(path: Path, words: Collection[str]) -> dict[str, NDArray[np.float
             if word is None or _blanks(line) > size or (number == 1 and _header(line)):
                 continue
             if not line.endswith(b"\n"):
-                break  # the last line; its last number may lack digits
+                break  # the last line, whose last number may lack digits
             vector = _parse(line, size, f"{path}, line {number}, word {word!r}")
-            first, known = found.setdefault(word, (number, vector))
+            first, known = vectors.setdefault(word, (number, vector))
             if not np.array_equal(known, vector, equal_nan=True):
-                raise GmpipeError(
+                raise InputError(
                     f"{path}: the word {word!r} has one vector in line {first} and another in "
-                    f"line {number}. Remove one of the lines."
+                    f"line {number}.",
+                    "Remove one of the lines.",
                 )
-    missing = sorted(set(words) - found.keys())
+    missing = sorted(set(words) - vectors.keys())
     if missing and not line.endswith(b"\n"):
-        raise GmpipeError(
-            f"{path} ends within line {number}, and the words "
-            f"{', '.join(map(repr, missing))} were not found before it. {_FETCH_AGAIN} If that "
-            "line is whole, put a line end behind it."
+        raise InputError(
+            f"{path} ends within line {number}, and has no line before it for the words "
+            f"{', '.join(map(repr, missing))}.",
+            f"{_DOWNLOAD_AGAIN} If that line is complete, add a line end.",
         )
-    return {word: vector for word, (_, vector) in found.items()}
+    return {word: vector for word, (_, vector) in vectors.items()}
 
 
 def _parse(line: bytes, size: int, where: str) -> NDArray[np.float32]:
-    """(W,) numbers behind the first word of a line."""
+    """(W,) numbers after the first word of a line."""
     values = line.rstrip().split(b" ")[1:]
     if len(values) < size:
-        raise GmpipeError(
-            f"{where}: {len(values)} values, expected {size} as in other lines. {_FETCH_AGAIN}"
+        raise InputError(
+            f"{where}: {len(values)} values, expected {size} as in other lines.", _DOWNLOAD_AGAIN
         )
     try:
         numbers = np.array([float(value) for value in values])
     except ValueError as error:
-        raise GmpipeError(f"{where}: {error}, expected a number. {_FETCH_AGAIN}") from None
-    with np.errstate(over="ignore"):  # inf; what it means for a label is for the caller to say
+        raise InputError(f"{where}: {error}, expected a number.", _DOWNLOAD_AGAIN) from None
+    with np.errstate(over="ignore"):  # inf, which is the caller's to refuse
         return numbers.astype(np.float32)
 
 
@@ -117,7 +118,7 @@ def _blanks(line: bytes) -> int:
 
 
 def _header(line: bytes) -> tuple[int, int] | None:
-    """The count and size of a first line in word2vec's manner; a vector has two values or more."""
+    """Count and size in a first line of word2vec's format; a vector has at least two values."""
     fields = line.split()
     if len(fields) == 2 and all(field.isdigit() for field in fields):
         return int(fields[0]), int(fields[1])
@@ -125,7 +126,7 @@ def _header(line: bytes) -> tuple[int, int] | None:
 
 
 def _size(head: list[bytes], path: Path) -> int:
-    """W, from the first lines."""
+    """W, by the first lines of the file."""
     header = _header(head[0]) if head else None
     body = head[1:] if header else head
     counts = Counter(_blanks(line) for line in body if line.strip())
@@ -135,7 +136,9 @@ def _size(head: list[bytes], path: Path) -> int:
     if size < 2:
         raise _not_glove(path, f"most of its first lines have {size + 1} fields")
     if header and header[1] != size:
-        raise _not_glove(path, f"line 1 says {header[1]} values a line, the next have {size}")
+        raise _not_glove(
+            path, f"line 1 announces {header[1]} values per line, but there are {size}"
+        )
     typical = next(line for line in body if _blanks(line) == size)
     try:
         [float(value) for value in typical.rstrip().split(b" ")[1:]]
@@ -144,16 +147,17 @@ def _size(head: list[bytes], path: Path) -> int:
     return size
 
 
-def _not_glove(path: Path, finding: str) -> GmpipeError:
-    return GmpipeError(
-        f"{path} is not a text file of GloVe vectors: {finding}. Expected a line a word: the "
-        "word and its numbers, with one blank between any two, in UTF-8. Correct `label_vectors`."
+def _not_glove(path: Path, problem: str) -> InputError:
+    return InputError(
+        f"{path} is not a text file of GloVe vectors: {problem}. Expected one line per word: the "
+        "word and its numbers, with one blank between any two, in UTF-8.",
+        "Change `label_vectors`.",
     )
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[IO[bytes]]:
-    """The text's bytes, be it in a zip or not."""
+    """Open the text as bytes, whether it is in a zip or not."""
     try:
         archive = archive_of(path)
         _check_file(archive or path)
@@ -163,36 +167,36 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
             return
         with zipfile.ZipFile(archive) as opened:
             member = _member(opened, archive, path)
-            # Its own readline is many times slower.
+            # The readline of ZipExtFile is many times slower.
             with io.BufferedReader(opened.open(member), _BUFFER) as stream:  # type: ignore[type-var]
                 yield stream
     except _DAMAGED as error:
-        raise GmpipeError(
-            f"{path} can't be read ({str(error) or type(error).__name__}). {_FETCH_AGAIN}"
+        raise InputError(
+            f"{path} can't be read ({str(error) or type(error).__name__}).", _DOWNLOAD_AGAIN
         ) from error
 
 
 def _check_file(file: Path) -> None:
     if file.is_dir():
-        raise GmpipeError(
-            f"{file} is a folder, expected a file of GloVe vectors. Name the file in it as "
-            "`label_vectors`."
+        raise InputError(
+            f"{file} is a folder, expected a file of GloVe vectors.",
+            "Set `label_vectors` to a file in it.",
         )
     if not file.exists():
-        raise GmpipeError(
-            f"there is no file {file} to read GloVe vectors from. Fetch glove.6B.zip (822 MB) "
-            "from Stanford NLP's GloVe page, https://nlp.stanford.edu/projects/glove/, put it at "
-            "data/glove/glove.6B.zip, and set `label_vectors: "
-            "data/glove/glove.6B.zip/glove.6B.300d.txt`; it need not be unpacked. Or set "
-            "`label_vectors: wordllama`, which needs no download."
+        raise MissingError(
+            f"There is no file {file} to read GloVe vectors from.",
+            "Download glove.6B.zip (822 MB) from Stanford NLP's GloVe page, "
+            "https://nlp.stanford.edu/projects/glove/, put it at data/glove/glove.6B.zip, and set "
+            "`label_vectors: data/glove/glove.6B.zip/glove.6B.300d.txt`; it need not be unpacked. "
+            "Or set `label_vectors: wordllama`, which needs no download.",
         )
 
 
 def archive_of(path: Path) -> Path | None:
-    """The zip that a path names or leads through; a folder of such a name is a folder."""
-    for place in (path, *path.parents):
-        if place.suffix.lower() == ".zip" and not (place != path and place.is_dir()):
-            return place
+    """The zip that a path names or leads through; a folder on the way is not a zip."""
+    for part in (path, *path.parents):
+        if part.suffix.lower() == ".zip" and not (part != path and part.is_dir()):
+            return part
     return None
 
 
@@ -205,12 +209,12 @@ def _member(opened: zipfile.ZipFile, archive: Path, path: Path) -> zipfile.ZipIn
         name = PurePosixPath(path.relative_to(archive).as_posix())
         if name in members and not members[name].is_dir():
             return members[name]
-        found = f"has no file {name}"
+        problem = f"has no file {name}"
     elif len(texts) == 1:
         return members[texts[0]]
     else:
-        found = f"holds {len(texts)} text files, and none is named"
-    raise GmpipeError(
-        f"{archive} {found}. "
-        + (f"Choose one: {choices}." if texts else "Expected a zip with a GloVe text file in it.")
+        problem = f"contains {len(texts)} text files, and the setting names none of them"
+    raise InputError(
+        f"{archive} {problem}.",
+        f"Choose one: {choices}." if texts else "Use a zip that contains a GloVe text file.",
     )

@@ -5,19 +5,21 @@ from __future__ import annotations
 import logging
 
 from pipeline.datasets.manifest import Manifest, read_manifest
+from pipeline.errors import DamagedError, MissingError
 from stages.checkout.layout import manifest_file
+from stages.checkout.remedies import advising
 
 _log = logging.getLogger(__name__)
 
 
 def dataset_manifest(dataset: str) -> Manifest:
-    """What `prepare` wrote of a data set.
+    """Read the manifest that `prepare` wrote for a data set.
 
     Raises:
-        GmpipeError: it is not there, or damaged; says which command writes it.
+        MissingError, DamagedError: as `read_manifest`; names the command that writes it.
     """
-    remedy = f"Run `gmpipe prepare --dataset {dataset}` to write it anew."
     path = manifest_file(dataset)
-    manifest = read_manifest(path, remedy)
+    with advising(f"Run `gmpipe prepare --dataset {dataset}`.", MissingError, DamagedError):
+        manifest = read_manifest(path)
     _log.info("read %s: %d images, %d labels", path, len(manifest), len(manifest.vocabulary))
     return manifest

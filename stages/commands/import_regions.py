@@ -41,6 +41,7 @@ from pipeline.shards.schema import (
 )
 from pipeline.shards.writer import free_shard_names, update_index, write_shard
 from stages.checkout.layout import cache_folder, manifest_file, prepared_folder
+from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request, load_params
 from stages.console.messages import say
 from stages.console.progress import progress_bar
@@ -159,7 +160,7 @@ def import_regions(request: Request, files: Sequence[Path], form: Form, *, repla
             if form == "npz":
                 job = _from_npz(NpzFile.open(files[0], on_bytes), dataset)
             else:
-                manifest = read_manifest(manifest_file(dataset))
+                manifest = dataset_manifest(dataset)
                 job = _from_bottom_up(BottomUpFiles.open(files, on_bytes), manifest)
         if len(job.failures) > chosen.max_failures:
             raise GmpipeError(

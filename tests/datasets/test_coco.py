@@ -1,9 +1,8 @@
-"""pipeline.datasets.coco: what the files say, and every breach of their format by its message."""
+"""pipeline.datasets.coco: labels and boxes of the files, and what breaks their format."""
 
 from __future__ import annotations
 
 import json
-import re
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -14,29 +13,31 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refused
 from trees import SIZE, coco_file, coco_files, coco_image, coco_object, make_coco
 
 from pipeline.datasets import coco
 from pipeline.datasets.coco import read_coco
-from pipeline.errors import GmpipeError
+from pipeline.errors import InputError, MissingError
 from pipeline.settings import CocoSettings
 
 SETTINGS = CocoSettings(source="coco")
-REMEDY = (
-    r"COCO is expected with annotations/, train2014/ and val2014/ in .*: unpack the publisher's "
-    r"annotations_\*\.zip, train2014\.zip and val2014\.zip there\.$"
+LAYOUT = (
+    *("annotations/", "train2014/", "val2014/"),
+    *("annotations_*.zip", "train2014.zip", "val2014.zip"),
 )
+"""What the message about a missing or truncated file says of COCO's layout."""
 TRAIN = "annotations/instances_train2014.json"
 TEST = "annotations/instances_val2014.json"
 
 
-# --- sound files ---------------------------------------------------------------------------------
+# --- valid files ---------------------------------------------------------------------------------
 
 
-def test_labels_are_places_in_the_order_of_category_ids(tmp_path: Path) -> None:
-    found = read_coco(make_coco(tmp_path), SETTINGS)
-    assert found.vocabulary == ("person", "train", "toothbrush")
-    rows = {row["image_id"]: row for row in found.table.to_pylist()}
+def test_labels_follow_the_order_of_category_ids(tmp_path: Path) -> None:
+    listing = read_coco(make_coco(tmp_path), SETTINGS)
+    assert listing.vocabulary == ("person", "train", "toothbrush")
+    rows = {row["image_id"]: row for row in listing.table.to_pylist()}
     assert list(rows) == ["30", "9", "400", "31", "8", "32"]
     assert {key: row["labels"] for key, row in rows.items()} == {
         "30": [0],
@@ -51,11 +52,11 @@ def test_labels_are_places_in_the_order_of_category_ids(tmp_path: Path) -> None:
     assert rows["8"]["path"] == "val2014/COCO_val2014_000000000008.jpg"
     assert {(row["width"], row["height"]) for row in rows.values()} == {SIZE}
     assert [row["ignored"] for row in rows.values()] == [[]] * 6
-    assert found.split_name == "train2014/val2014"
-    assert list(found.sources) == [TRAIN, TEST]
+    assert listing.split_name == "train2014/val2014"
+    assert list(listing.sources) == [TRAIN, TEST]
 
 
-def test_boxes_are_corners_in_the_unit_square(tmp_path: Path) -> None:
+def test_boxes_are_normalized_corners(tmp_path: Path) -> None:
     boxes = read_coco(make_coco(tmp_path), SETTINGS).boxes
     assert boxes is not None
     assert boxes.classes == ("person", "train", "toothbrush")
@@ -73,23 +74,23 @@ def test_boxes_are_corners_in_the_unit_square(tmp_path: Path) -> None:
 def test_splits_of_other_years(tmp_path: Path) -> None:
     files = coco_files()
     make_coco(tmp_path, {"train2017": files["train2014"], "val2017": files["val2014"]})
-    found = read_coco(tmp_path, CocoSettings(source="coco", train="train2017", test="val2017"))
-    assert found.table.column("path")[0].as_py().startswith("train2017/")
+    listing = read_coco(tmp_path, CocoSettings(source="coco", train="train2017", test="val2017"))
+    assert listing.table.column("path")[0].as_py().startswith("train2017/")
 
 
 def test_files_without_any_annotation(tmp_path: Path) -> None:
     files = coco_files()
     for content in files.values():
         content["annotations"] = []
-    found = read_coco(make_coco(tmp_path, files), SETTINGS)
-    assert found.table.column("labels").to_pylist() == [[]] * 6
-    assert found.boxes is not None
-    assert found.boxes.images == {}
+    listing = read_coco(make_coco(tmp_path, files), SETTINGS)
+    assert listing.table.column("labels").to_pylist() == [[]] * 6
+    assert listing.boxes is not None
+    assert listing.boxes.images == {}
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64])
 @pytest.mark.parametrize("indent", [None, 3])
-def test_a_file_may_be_cut_anywhere(tmp_path: Path, chunk: int, indent: int | None) -> None:
+def test_chunks_may_end_anywhere(tmp_path: Path, chunk: int, indent: int | None) -> None:
     make_coco(tmp_path)
     expected = read_coco(tmp_path, SETTINGS).table
     for split, content in coco_files().items():
@@ -105,7 +106,7 @@ annotation = st.tuples(st.integers(1, 6), st.sampled_from([1, 7, 90]), st.boolea
 
 @given(train=st.lists(annotation, max_size=20), order=st.permutations(range(6)))
 @settings(max_examples=25, deadline=None)
-def test_labels_are_what_is_annotated(
+def test_labels_and_boxes_follow_the_annotations(
     tmp_path_factory: pytest.TempPathFactory,
     train: list[tuple[int, int, bool]],
     order: list[int],
@@ -116,32 +117,32 @@ def test_labels_are_what_is_annotated(
         for number, (image, category, crowd) in enumerate(train)
     ]
     files = {
-        "train2014": coco_file([coco_image(place + 1) for place in order], records),
+        "train2014": coco_file([coco_image(number + 1) for number in order], records),
         "val2014": coco_file([coco_image(99)], []),
     }
     for split, content in files.items():
         path = root / f"annotations/instances_{split}.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(content))
-    found = read_coco(root, SETTINGS)
-    assert found.table.column("image_id").to_pylist()[:-1] == [str(n + 1) for n in order]
+    listing = read_coco(root, SETTINGS)
+    assert listing.table.column("image_id").to_pylist()[:-1] == [str(n + 1) for n in order]
     names = {1: "person", 7: "train", 90: "toothbrush"}
-    for row in found.table.to_pylist():
+    for row in listing.table.to_pylist():
         expected = {names[c] for image, c, _ in train if str(image) == row["image_id"]}
-        assert {found.vocabulary[number] for number in row["labels"]} == expected
+        assert {listing.vocabulary[label] for label in row["labels"]} == expected
         easy = [c for image, c, crowd in train if str(image) == row["image_id"] and not crowd]
-        assert found.boxes is not None
-        image = found.boxes.images.get(row["image_id"])
-        classes = [] if image is None else [found.boxes.classes[n - 1] for n in image.classes]
+        assert listing.boxes is not None
+        image = listing.boxes.images.get(row["image_id"])
+        classes = [] if image is None else [listing.boxes.classes[n - 1] for n in image.classes]
         assert classes == [names[category] for category in easy]
 
 
-def test_the_real_sample(shared: Path) -> None:
+def test_real_sample(shared: Path) -> None:
     root = shared / "data/coco-sample"
-    found = read_coco(root, SETTINGS)
-    assert len(found.vocabulary) == 80
-    assert found.vocabulary == tuple(np.load(shared / "data/label-vectors/coco.npz")["labels"])
-    rows = {row["image_id"]: row for row in found.table.to_pylist()}
+    listing = read_coco(root, SETTINGS)
+    assert len(listing.vocabulary) == 80
+    assert listing.vocabulary == tuple(np.load(shared / "data/label-vectors/coco.npz")["labels"])
+    rows = {row["image_id"]: row for row in listing.table.to_pylist()}
     assert len(rows) == 32
     seen = 0
     for name in (TRAIN, TEST):
@@ -151,13 +152,13 @@ def test_the_real_sample(shared: Path) -> None:
             row = rows[str(image["id"])]
             objects = [a for a in content["annotations"] if a["image_id"] == image["id"]]
             labels = {category[item["category_id"]] for item in objects}
-            assert {found.vocabulary[number] for number in row["labels"]} == labels
+            assert {listing.vocabulary[label] for label in row["labels"]} == labels
             assert (root / row["path"]).is_file()
             assert (row["width"], row["height"]) == (image["width"], image["height"])
             easy = [item for item in objects if not item["iscrowd"]]
-            assert found.boxes is not None
+            assert listing.boxes is not None
             if easy:
-                boxes = found.boxes.images[row["image_id"]].boxes
+                boxes = listing.boxes.images[row["image_id"]].boxes
                 scale = np.array([image["width"], image["height"]] * 2)
                 pixels = np.array([item["bbox"] for item in easy])
                 pixels[:, 2:] += pixels[:, :2]
@@ -167,8 +168,8 @@ def test_the_real_sample(shared: Path) -> None:
     assert sum(not row["labels"] for row in rows.values()) == 2
 
 
-def test_outlines_are_not_kept(tmp_path: Path) -> None:
-    """A file of 50 long outlines takes the memory of a few."""
+def test_outlines_are_not_kept_in_memory(tmp_path: Path) -> None:
+    """A file with 50 long outlines takes the memory of a few."""
     files = coco_files()
     outline = [[float(n) + 0.25 for n in range(2000)]] * 2
     for record in files["train2014"]["annotations"]:
@@ -189,84 +190,85 @@ def test_outlines_are_not_kept(tmp_path: Path) -> None:
     assert peak < whole / 8
 
 
-# --- breaches ------------------------------------------------------------------------------------
-
-
-def refused(root: Path, pattern: str) -> None:
-    with pytest.raises(GmpipeError, match=pattern):
-        read_coco(root, SETTINGS)
+# --- errors --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [TRAIN, TEST])
-def test_a_missing_file_is_named_with_its_place(tmp_path: Path, name: str) -> None:
+def test_missing_or_unreadable_file_is_named(tmp_path: Path, name: str) -> None:
     path = make_coco(tmp_path) / name
     path.unlink()
-    refused(tmp_path, rf"^there is no {re.escape(str(path))}\. {REMEDY}")
+    with refused(MissingError, str(path), *LAYOUT):
+        read_coco(tmp_path, SETTINGS)
     path.mkdir()
-    refused(tmp_path, rf"^{re.escape(str(path))} can't be read \(.*Is a directory.*\)\. {REMEDY}")
+    with refused(InputError, str(path), "Is a directory", *LAYOUT):
+        read_coco(tmp_path, SETTINGS)
 
 
-def test_nothing_at_all(tmp_path: Path) -> None:
-    refused(tmp_path / "coco", rf"there is no .*instances_train2014\.json\. {REMEDY}")
+def test_empty_root(tmp_path: Path) -> None:
+    with refused(MissingError, "instances_train2014.json", *LAYOUT):
+        read_coco(tmp_path / "coco", SETTINGS)
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "parts"),
     [
-        (b"", r"after character 0: found '', expected '\{'"),
-        (b"[]", r"after character 0: found '\[', expected '\{'"),
-        (b"{}", "has no array `categories`"),
-        (b'{"images": {}, "annotations": [], "categories": []}', "has no array `images`"),
-        (b"{images: 3}", "after character 1: .*property name|after character 1: Expecting value"),
-        (b"{3: 3}", "after character 2: found 3, expected a name"),
-        (b'{"info" 3}', "after character 8: found '3', expected ':'"),
-        (b'{"info": 3', "after character 10: found '' after a value"),
-        (b'{"info": {"a": 1}', "after character 17: found '' after a value"),
-        (b'{"info": [{"id": 1}, {"id"', "after character 26: Expecting ':' delimiter"),
-        (b'{"info": 3x}', "after character 10: found 'x' after a value"),
-        (b'{"info": [1 2]}', "after character 12: found '2', expected ',' or ']'"),
-        (b'{"info": [1,, 2]}', "after character 12: Expecting value"),
-        (b'{"info": 3} 4', "after character 12: expected the end of the file"),
-        (b'{"info": ' + b"[" * 99_999, "Traceback|after character|recursion"),
-        (b'{"info": {"a": ' + b"[" * 99_999, "after character 9: maximum recursion depth"),
-        (b"\xef\xbb\xbf{}", r"after character 0: found '\\ufeff', expected '\{'"),
-        (b'{"info": "\xff"}', "can't be read .*utf-8"),
-        ('{"info": 3}'.encode("utf-16"), "can't be read .*utf-8"),
+        (b"", ["character 0: ", "''", "'{'"]),
+        (b"[]", ["character 0: ", "'['", "'{'"]),
+        (b"{}", ["`categories`"]),
+        (b'{"images": {}, "annotations": [], "categories": []}', ["`images`"]),
+        (b"{images: 3}", ["character 1: "]),
+        (b"{3: 3}", ["character 2: ", "3, expected"]),
+        (b'{"info" 3}', ["character 8: ", "'3'", "':'"]),
+        (b'{"info": 3', ["character 10: ", "''"]),
+        (b'{"info": {"a": 1}', ["character 17: ", "''"]),
+        (b'{"info": [{"id": 1}, {"id"', ["character 26: Expecting ':' delimiter"]),
+        (b'{"info": 3x}', ["character 10: ", "'x'"]),
+        (b'{"info": [1 2]}', ["character 12: ", "'2'", "',' or ']'"]),
+        (b'{"info": [1,, 2]}', ["character 12: Expecting value"]),
+        (b'{"info": 3} 4', ["character 12: ", "end of the file"]),
+        (b'{"info": ' + b"[" * 99_999, ["character "]),
+        (b'{"info": {"a": ' + b"[" * 99_999, ["character 9: maximum recursion depth"]),
+        (b"\xef\xbb\xbf{}", ["character 0: ", "'\\ufeff'", "'{'"]),
+        (b'{"info": "\xff"}', ["utf-8"]),
+        ('{"info": 3}'.encode("utf-16"), ["utf-8"]),
     ],
 )
-def test_what_is_no_json_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+def test_file_that_is_not_json_is_refused(tmp_path: Path, content: bytes, parts: list[str]) -> None:
     path = make_coco(tmp_path) / TRAIN
     path.write_bytes(content)
-    refused(tmp_path, rf"^{re.escape(str(path))}.*({message}).*{REMEDY}")
+    with refused(InputError, str(path), *parts, *LAYOUT):
+        read_coco(tmp_path, SETTINGS)
 
 
-def test_a_download_that_was_cut_off(tmp_path: Path) -> None:
+def test_truncated_download_is_refused(tmp_path: Path) -> None:
     path = make_coco(tmp_path) / TRAIN
     content = path.read_text()
     for chunk in (3, 1 << 22):
         with mock.patch.object(coco, "_CHUNK", chunk):
             for end in range(1, len(content) - 1, 41):
                 path.write_text(content[:end])
-                refused(
-                    tmp_path, r"2014\.json, after character \d+: .*is cut off or no JSON\. COCO"
-                )
+                with refused(InputError, "2014.json", "character ", *LAYOUT):
+                    read_coco(tmp_path, SETTINGS)
 
 
-def test_a_record_without_end_is_given_up(tmp_path: Path) -> None:
+def test_reading_stops_at_a_record_without_end(tmp_path: Path) -> None:
     path = make_coco(tmp_path) / TRAIN
     path.write_text('{"images": ["' + "x" * 10_000 + '"]}')
-    with mock.patch.multiple(coco, _CHUNK=100, _LONGEST=1000):
-        refused(tmp_path, "after character 12: Unterminated string")
+    with (
+        mock.patch.multiple(coco, _CHUNK=100, _LONGEST=1000),
+        refused(InputError, "character 12: Unterminated string"),
+    ):
+        read_coco(tmp_path, SETTINGS)
 
 
 Files = dict[str, Any]
 
 
-def changed(section: str, place: int, **changes: Any) -> Callable[[Files], None]:
-    """Set keys of a record of the training file; None takes one out."""
+def changed(section: str, index: int, **changes: Any) -> Callable[[Files], None]:
+    """Set keys of a record of the training file; None removes a key."""
 
     def change(files: Files) -> None:
-        record = files["train2014"][section][place]
+        record = files["train2014"][section][index]
         for key, value in changes.items():
             if value is None:
                 del record[key]
@@ -281,102 +283,76 @@ def added(section: str, record: Any, split: str = "train2014") -> Callable[[File
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "parts"),
     [
-        (
-            changed("images", 1, id=30),
-            r"images\[1\]: the image 30 stands here twice\. Take one out",
+        (changed("images", 1, id=30), ["images[1]", "image 30"]),
+        *(
+            (changed("images", 1, **{key: None}), ["images[1]", f"`{key}`"])
+            for key in ("id", "file_name", "width", "height")
         ),
-        (changed("images", 1, id=None), r"images\[1\] has no `id`\. Mend the file"),
-        (changed("images", 1, file_name=None), r"images\[1\] has no `file_name`"),
-        (changed("images", 1, width=None), r"images\[1\] has no `width`"),
-        (changed("images", 1, height=None), r"images\[1\] has no `height`"),
-        (changed("images", 1, id="9"), r"images\[1\]: `id` is '9', expected a whole number from 0"),
-        (changed("images", 1, id=True), r"images\[1\]: `id` is True, expected a whole number"),
-        (changed("images", 1, id=-9), r"images\[1\]: `id` is -9, expected a whole number from 0"),
-        (changed("images", 1, id=2**40), rf"images\[1\]: `id` is {2**40}, expected"),
-        (changed("images", 1, width=0), r"`width` is 0, expected a whole number from 1"),
-        (changed("images", 1, height=1.5), r"`height` is 1\.5, expected a whole number from 1"),
-        (changed("images", 1, file_name=""), r"`file_name` is '', expected a name"),
-        (changed("images", 1, file_name=7), r"`file_name` is 7, expected a name"),
-        (changed("images", 1, file_name="\ud800"), r"`file_name` is '\\ud800', expected a name"),
-        (added("images", [1]), r"images\[4\] is \[1\], expected an object\. Mend the file"),
-        (
-            changed("annotations", 2, image_id=77),
-            r"annotations\[2\]: `image_id` is 77, .*such image",
+        (changed("images", 1, id="9"), ["images[1]: `id` is '9'"]),
+        (changed("images", 1, id=True), ["images[1]: `id` is True"]),
+        (changed("images", 1, id=-9), ["images[1]: `id` is -9"]),
+        (changed("images", 1, id=2**40), [f"images[1]: `id` is {2**40}"]),
+        (changed("images", 1, width=0), ["`width` is 0", "1"]),
+        (changed("images", 1, height=1.5), ["`height` is 1.5", "1"]),
+        (changed("images", 1, file_name=""), ["`file_name` is ''"]),
+        (changed("images", 1, file_name=7), ["`file_name` is 7"]),
+        (changed("images", 1, file_name="\ud800"), ["`file_name` is '\\ud800'"]),
+        (added("images", [1]), ["images[4]", "[1]"]),
+        (changed("annotations", 2, image_id=77), ["annotations[2]: `image_id` is 77"]),
+        (changed("annotations", 2, image_id=8), ["annotations[2]: `image_id` is 8"]),
+        (changed("annotations", 2, category_id=2), ["`category_id` is 2"]),
+        (changed("annotations", 2, category_id="1"), ["`category_id` is '1'"]),
+        (changed("annotations", 2, id=2), ["annotations[2]", "id 2"]),
+        (changed("annotations", 2, id=2**70), [f"annotations[2]: `id` is {2**70}"]),
+        *(
+            (changed("annotations", 2, **{key: None}), ["annotations[2]", f"`{key}`"])
+            for key in ("id", "image_id", "category_id", "bbox", "iscrowd")
         ),
-        (changed("annotations", 2, image_id=8), r"annotations\[2\]: `image_id` is 8, and the file"),
-        (
-            changed("annotations", 2, category_id=2),
-            r"`category_id` is 2, .*no such category\. Mend",
-        ),
-        (changed("annotations", 2, category_id="1"), r"`category_id` is '1', expected a whole"),
-        (changed("annotations", 2, id=2), r"annotations\[2\]: its id 2 stands here twice"),
-        (
-            changed("annotations", 2, id=2**70),
-            r"annotations\[2\]: `id` is 1180.*, expected a whole",
-        ),
-        (changed("annotations", 2, id=None), r"annotations\[2\] has no `id`"),
-        (changed("annotations", 2, image_id=None), r"annotations\[2\] has no `image_id`"),
-        (changed("annotations", 2, category_id=None), r"annotations\[2\] has no `category_id`"),
-        (changed("annotations", 2, bbox=None), r"annotations\[2\] has no `bbox`"),
-        (changed("annotations", 2, iscrowd=None), r"annotations\[2\] has no `iscrowd`"),
-        (changed("annotations", 2, iscrowd=2), r"`iscrowd` is 2, expected 0 or 1"),
-        (changed("annotations", 2, iscrowd=1.0), r"`iscrowd` is 1\.0, expected 0 or 1"),
-        (
-            changed("annotations", 2, bbox=[1, 2, 3]),
-            r"`bbox` is \[1, 2, 3\], expected four numbers",
-        ),
-        (changed("annotations", 2, bbox="1234"), r"`bbox` is '1234', expected four numbers"),
-        (changed("annotations", 2, bbox=[1, 2, 3, "4"]), r"`bbox` is \[1, 2, 3, '4'\], expected"),
-        (changed("annotations", 2, bbox=[1, 2, 3, float("nan")]), r"`bbox` is .*nan\], expected"),
-        (changed("annotations", 2, bbox=[1, 2, 3, float("inf")]), r"`bbox` is .*inf\], expected"),
-        (
-            changed("annotations", 2, bbox=[1, 2, 3, 10**400]),
-            r"`bbox` is .*, expected four numbers",
-        ),
-        (changed("categories", 1, id=7), r"categories\[1\]: 7 or 'person' stands here twice"),
-        (
-            changed("categories", 1, name="train"),
-            r"categories\[1\]: 1 or 'train' stands here twice",
-        ),
-        (changed("categories", 1, name=None), r"categories\[1\] has no `name`"),
-        (changed("categories", 1, name=3), r"categories\[1\]: `name` is 3, expected a name"),
-        (
-            lambda files: files["train2014"].pop("annotations"),
-            "has no array `annotations`. COCO is",
-        ),
-        (lambda files: files["train2014"].pop("categories"), "has no array `categories`. COCO is"),
+        (changed("annotations", 2, iscrowd=2), ["`iscrowd` is 2", "0 or 1"]),
+        (changed("annotations", 2, iscrowd=1.0), ["`iscrowd` is 1.0", "0 or 1"]),
+        (changed("annotations", 2, bbox=[1, 2, 3]), ["`bbox` is [1, 2, 3]"]),
+        (changed("annotations", 2, bbox="1234"), ["`bbox` is '1234'"]),
+        (changed("annotations", 2, bbox=[1, 2, 3, "4"]), ["`bbox` is [1, 2, 3, '4']"]),
+        (changed("annotations", 2, bbox=[1, 2, 3, float("nan")]), ["`bbox` is [1, 2, 3, nan]"]),
+        (changed("annotations", 2, bbox=[1, 2, 3, float("inf")]), ["`bbox` is [1, 2, 3, inf]"]),
+        (changed("annotations", 2, bbox=[1, 2, 3, 10**400]), ["`bbox` is [1, 2, 3, 10000"]),
+        (changed("categories", 1, id=7), ["categories[1]", "7", "'person'"]),
+        (changed("categories", 1, name="train"), ["categories[1]", "1", "'train'"]),
+        (changed("categories", 1, name=None), ["categories[1]", "`name`"]),
+        (changed("categories", 1, name=3), ["categories[1]: `name` is 3"]),
+        (lambda files: files["train2014"].pop("annotations"), ["`annotations`", *LAYOUT]),
+        (lambda files: files["train2014"].pop("categories"), ["`categories`", *LAYOUT]),
     ],
 )
-def test_a_breach_names_its_record(
-    tmp_path: Path, change: Callable[[Files], object], message: str
+def test_invalid_record_is_named(
+    tmp_path: Path, change: Callable[[Files], object], parts: list[str]
 ) -> None:
     path = make_coco(tmp_path) / TRAIN
     files = coco_files()
     change(files)
     path.write_text(json.dumps(files["train2014"]))
-    refused(tmp_path, rf"^{re.escape(str(path))}.*{message}")
+    with refused(InputError, str(path), *parts):
+        read_coco(tmp_path, SETTINGS)
 
 
-def test_an_image_of_both_splits(tmp_path: Path) -> None:
+def test_image_in_both_splits_is_refused(tmp_path: Path) -> None:
     files = coco_files()
     added("images", coco_image(400, "val2014"), "val2014")(files)
-    refused(
-        make_coco(tmp_path, files),
-        r"val2014\.json: the image 400 is in .*train2014\.json too\. Take it out of one",
-    )
+    with refused(InputError, "val2014.json", "image 400", "train2014.json"):
+        read_coco(make_coco(tmp_path, files), SETTINGS)
 
 
 @pytest.mark.parametrize(
     ("record", "shown"),
-    [({"id": 8, "name": "new"}, r"\(8, 'new'\)"), ({"id": 1, "name": "folk"}, r"\(1, 'folk'\)")],
+    [({"id": 8, "name": "new"}, "(8, 'new')"), ({"id": 1, "name": "folk"}, "(1, 'folk')")],
 )
-def test_files_of_two_vocabularies(tmp_path: Path, record: Any, shown: str) -> None:
+def test_files_with_different_categories_are_refused(
+    tmp_path: Path, record: Any, shown: str
+) -> None:
     files = coco_files()
     categories = files["val2014"]["categories"]
     categories[:] = [item for item in categories if item["id"] != record["id"]] + [record]
-    refused(
-        make_coco(tmp_path, files),
-        rf"val2014\.json: its categories are not those of .*train2014\.json; .* differ in {shown}",
-    )
+    with refused(InputError, "val2014.json", "train2014.json", shown):
+        read_coco(make_coco(tmp_path, files), SETTINGS)

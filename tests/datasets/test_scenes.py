@@ -1,9 +1,9 @@
-"""pipeline.datasets.scenes: the labels follow from the rules, and from nothing else in a picture.
+"""pipeline.datasets.scenes: labels follow from the rules, and from nothing else in an image.
 
-That something does not give a label away is shown with a classifier that is trained to find it:
-its average precision (AP) on fresh scenes stays within `NOISE` standard deviations of what the
-same scores reach on shuffled labels, which is the prior. Beside each such test stands its
-control, where the same classifier finds what is there to be found.
+A leak is tested with a classifier that is trained to find it: without a leak, its average
+precision (AP) on fresh scenes stays within `NOISE` standard deviations of what the same scores
+reach on shuffled labels, which is the prior. Each such test has a control with a leak, which the
+same classifier must find.
 """
 
 from __future__ import annotations
@@ -35,29 +35,30 @@ from stages.prepare import prepare
 Array = NDArray[Any]
 Box = tuple[float, float, float, float]
 Scene = list[tuple[str, Box]]
-"""What is where: a kind and its box, xyxy in [0,1], for each object."""
+"""The kind and the box, xyxy in [0,1], of each object."""
 
-NOISE = 4  # standard deviations; one in 30,000 draws of pure noise goes beyond
-FOUND = 10
-
-
-# --- the oracle: the rules of the module's docstring, from boxes alone ---------------------------
+SIZE = 64
+NOISE = 4  # standard deviations; one in 30,000 draws of pure noise exceeds them
+DETECTED = 10
 
 
-def middle(box: Box) -> tuple[float, float]:
+# --- an oracle: the rules in the module's docstring, from kinds and boxes alone ------------------
+
+
+def center(box: Box) -> tuple[float, float]:
     return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
 
 
-def lie_flat(one: Box, other: Box) -> bool:
-    """Whether the line from one middle to the other is nearer to the horizontal."""
-    (ax, ay), (bx, by) = middle(one), middle(other)
+def side_by_side(a: Box, b: Box) -> bool:
+    """Whether the line between the centers is closer to the horizontal than to the vertical."""
+    (ax, ay), (bx, by) = center(a), center(b)
     return abs(math.atan2(abs(ay - by), abs(ax - bx))) < math.pi / 4
 
 
 def oracle(scene: Scene) -> dict[str, bool]:
     """Whether each label holds."""
     count = Counter(kind for kind, _ in scene)
-    place = dict(scene)
+    boxes = dict(scene)
     answer = {kind: count[kind] > 0 for kind in KINDS if kind not in ("disc", "triangle")}
     lit = count["star"] + count["lamp"] > 0
     answer |= {
@@ -72,18 +73,18 @@ def oracle(scene: Scene) -> dict[str, bool]:
         "catch": False,
     }
     if count["person"] and count["dog"]:
-        answer["chase"] = lie_flat(place["person"], place["dog"])
+        answer["chase"] = side_by_side(boxes["person"], boxes["dog"])
     if count["boat"] and count["fish"]:
-        answer["catch"] = not lie_flat(place["boat"], place["fish"])
+        answer["catch"] = not side_by_side(boxes["boat"], boxes["fish"])
     return answer
 
 
-# --- scenes to look at ---------------------------------------------------------------------------
+# --- the scenes under test -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A drawn data set, and what stands in each of its scenes."""
+    """A drawn data set with its images and boxes."""
 
     root: Path
     manifest: Manifest
@@ -91,9 +92,9 @@ class Drawn:
     images: dict[str, Image.Image]
 
     def scene(self, image_id: str) -> Scene:
-        found = self.boxes.images[image_id]
-        kinds = [self.boxes.classes[number - 1] for number in found.classes]
-        return [(k, tuple(b)) for k, b in zip(kinds, found.boxes.tolist(), strict=True)]
+        objects = self.boxes.images[image_id]
+        kinds = [self.boxes.classes[number - 1] for number in objects.classes]
+        return [(k, tuple(b)) for k, b in zip(kinds, objects.boxes.tolist(), strict=True)]
 
     def pictures(self, split: Split) -> Iterator[tuple[Image.Image, Scene]]:
         for image_id in self.manifest.image_ids(split):
@@ -103,7 +104,7 @@ class Drawn:
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
     root = tmp_path_factory.mktemp("scenes")
-    settings = ScenesSettings(source="scenes", train=300, test=300, seed=7)
+    settings = ScenesSettings(source="scenes", train=300, test=300, size=SIZE, seed=7)
     manifest, boxes = make_scenes(root / "prepared/images", "prepared/images", "tiny", settings)
     rows = manifest.table.to_pylist()
     images = {row["image_id"]: Image.open(root / row["path"]).convert("RGB") for row in rows}
@@ -112,16 +113,16 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
 
 @pytest.fixture(scope="module")
 def sampled() -> list[Scene]:
-    """Scenes that nobody draws, so there can be many."""
+    """Many scenes that are never drawn."""
     rng = np.random.default_rng(11)
     objects = (sample_objects(rng) for _ in range(4000))
     return [[(item.kind, item.box) for item in scene] for scene in objects]
 
 
-# --- what the labels say -------------------------------------------------------------------------
+# --- labels -------------------------------------------------------------------------
 
 
-def test_the_oracle_knows_every_label(drawn: Drawn) -> None:
+def test_oracle_predicts_every_label_of_drawn_scenes(drawn: Drawn) -> None:
     for split in SPLITS:
         truth = drawn.manifest.truth(split)
         answers = [oracle(drawn.scene(key)) for key in drawn.manifest.image_ids(split)]
@@ -131,33 +132,33 @@ def test_the_oracle_knows_every_label(drawn: Drawn) -> None:
             assert 0 < truth[:, number].sum() < len(truth), label
 
 
-def test_the_oracle_agrees_on_scenes_that_are_not_drawn(sampled: list[Scene]) -> None:
+def test_oracle_predicts_every_label_of_many_scenes(sampled: list[Scene]) -> None:
     for scene in sampled:
-        found = scenes.scene_labels([SceneObject(kind, box) for kind, box in scene])
-        assert found == {label for label, holds in oracle(scene).items() if holds}
+        labels = scenes.scene_labels([SceneObject(kind, box) for kind, box in scene])
+        assert labels == {label for label, holds in oracle(scene).items() if holds}
 
 
-def test_each_label_is_neither_rare_nor_common(sampled: list[Scene]) -> None:
+def test_no_label_is_rare_or_on_nearly_every_scene(sampled: list[Scene]) -> None:
     shares = Counter(label for scene in sampled for label, holds in oracle(scene).items() if holds)
     assert set(shares) == set(scenes.VOCABULARY)
     for label, count in shares.items():
         assert 0.15 < count / len(sampled) < 0.75, label
 
 
-def test_scenes_keep_their_bounds(sampled: list[Scene]) -> None:
+def test_objects_stay_inside_the_scene_and_overlap_little(sampled: list[Scene]) -> None:
     for scene in sampled:
         assert 1 <= len(scene) <= 12
-        for place, (kind, a) in enumerate(scene):
+        for index, (kind, a) in enumerate(scene):
             assert 0 <= a[0] < a[2] <= 1, kind
             assert 0 <= a[1] < a[3] <= 1, kind
-            for other, b in scene[:place]:
+            for other, b in scene[:index]:
                 across = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
                 down = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
                 areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (a, b)]
                 assert across * down <= 0.15 * min(areas) + 1e-9, (kind, other)
 
 
-# --- what must not give a label away -------------------------------------------------------------
+# --- leaks ---------------------------------------------------------------------------------------
 
 
 def forest() -> Any:
@@ -172,7 +173,7 @@ def linear() -> Any:
 
 @dataclass(frozen=True)
 class Verdict:
-    """AP on fresh samples, and how far it lies above the prior."""
+    """AP on fresh samples, and its distance above the prior in standard deviations."""
 
     ap: float
     sigmas: float
@@ -207,15 +208,15 @@ def halves(features: Sequence[Any], truth: Sequence[bool]) -> tuple[list[Array],
 
 
 def crop(picture: Image.Image, box: Box) -> Array:
-    """(12, 12, 3) in [0,1]: one object as its region shows it."""
+    """(12, 12, 3) in [0,1]: the image of one object's region."""
     x0, y0, x1, y1 = (value * picture.width for value in box)
-    place = (math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1))
-    small = picture.crop(place).resize((12, 12), Image.Resampling.BOX)
+    pixels = (math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1))
+    small = picture.crop(pixels).resize((12, 12), Image.Resampling.BOX)
     return np.asarray(small, dtype=np.float64) / 255
 
 
 def describe(patch: Array) -> Array:
-    """Colours, and how far each pixel's is from the middle one's, which shows the outline."""
+    """Colours, and their distances from the colour in the middle, which show the outline."""
     outline = np.abs(patch - patch[5:7, 5:7].mean((0, 1))).mean(2)
     return np.concatenate([patch.ravel(), outline.ravel()])
 
@@ -223,18 +224,18 @@ def describe(patch: Array) -> Array:
 def crops(
     drawn: Drawn, kinds: Sequence[str], holds: Callable[[str, Scene], bool]
 ) -> tuple[list[list[Array]], list[list[bool]]]:
-    """The crops of objects of these kinds in train and test, and what holds of each."""
+    """The crops of all objects of these kinds in train and test, and whether ``holds`` is true."""
     patches: list[list[Array]] = []
     truth: list[list[bool]] = []
     for split in SPLITS:
-        found = [
+        examples = [
             (crop(picture, box), holds(kind, scene))
             for picture, scene in drawn.pictures(split)
             for kind, box in scene
             if kind in kinds
         ]
-        patches.append([patch for patch, _ in found])
-        truth.append([bool(answer) for _, answer in found])
+        patches.append([patch for patch, _ in examples])
+        truth.append([bool(answer) for _, answer in examples])
     return patches, truth
 
 
@@ -244,12 +245,12 @@ def described(patches: Sequence[Sequence[Array]]) -> list[Array]:
 
 @pytest.mark.parametrize("model", [forest, linear])
 @pytest.mark.parametrize(("kind", "label"), [("disc", "moon"), ("triangle", "tent")])
-def test_a_crop_does_not_show_its_context(
+def test_crop_does_not_leak_its_context(
     drawn: Drawn, kind: str, label: str, model: Callable[[], Any]
 ) -> None:
     patches, truth = crops(drawn, [kind], lambda _, scene: oracle(scene)[label])
     assert judge(model(), described(patches), truth).sigmas < NOISE
-    # Had the label coloured the object, be it only a fifth, the same test would have seen it.
+    # Control: a tint of one fifth where the label holds is detected.
     tint = np.array([0.0, 0.0, 1.0])
     tinted = [
         [patch * 0.8 + 0.2 * tint if holds else patch for patch, holds in zip(*pair, strict=True)]
@@ -259,17 +260,17 @@ def test_a_crop_does_not_show_its_context(
 
 
 @pytest.mark.parametrize("model", [forest, linear])
-def test_a_crop_shows_its_kind(drawn: Drawn, model: Callable[[], Any]) -> None:
+def test_crop_shows_its_kind(drawn: Drawn, model: Callable[[], Any]) -> None:
     patches, truth = crops(drawn, ["disc", "triangle"], lambda kind, _: kind == "disc")
     verdict = judge(model(), described(patches), truth)
     assert verdict.ap > 0.95
-    assert verdict.sigmas > FOUND
+    assert verdict.sigmas > DETECTED
 
 
 def backgrounds(drawn: Drawn) -> tuple[list[Array], list[Scene]]:
-    """Mean colours of four corners, four edges and all, of the pixels that no object's box holds.
+    """Mean colours of four corners, four edges and the whole image outside of all boxes.
 
-    A patch that boxes hold wholly has the mean of all.
+    A patch that boxes cover entirely has the mean of the whole.
     """
     features: list[Array] = []
     seen: list[Scene] = []
@@ -279,9 +280,9 @@ def backgrounds(drawn: Drawn) -> tuple[list[Array], list[Scene]]:
             free = np.ones(pixels.shape[:2], dtype=bool)
             for _, box in scene:
                 x0, y0, x1, y1 = (round(value * picture.width) for value in box)
-                free[max(0, y0 - 2) : y1 + 2, max(0, x0 - 2) : x1 + 2] = False
+                free[max(0, y0 - 1) : y1 + 1, max(0, x0 - 1) : x1 + 1] = False
             overall = pixels[free].mean(0)
-            near, far, whole = slice(0, 12), slice(-12, None), slice(None)
+            near, far, whole = slice(0, 6), slice(-6, None), slice(None)
             patches = [(a, b) for a in (near, far) for b in (near, far)]
             patches += [(near, whole), (far, whole), (whole, near), (whole, far)]
             means = [
@@ -300,17 +301,17 @@ def test_backgrounds_do_not_leak(drawn: Drawn) -> None:
         assert judge(forest(), *halves(features, truth)).sigmas < NOISE, label
     night = [oracle(scene)["night"] for scene in seen]
     darker = [row * 0.7 if dark else row for row, dark in zip(features, night, strict=True)]
-    assert judge(forest(), *halves(darker, night)).sigmas > FOUND
+    assert judge(forest(), *halves(darker, night)).sigmas > DETECTED
 
 
 def shape(box: Box) -> list[float]:
-    return [*middle(box), box[2] - box[0], box[3] - box[1]]
+    return [*center(box), box[2] - box[0], box[3] - box[1]]
 
 
 @pytest.mark.parametrize(
     ("label", "pair"), [("chase", ("person", "dog")), ("catch", ("boat", "fish"))]
 )
-def test_one_box_of_a_pair_does_not_tell_how_it_stands(
+def test_one_box_of_a_pair_does_not_leak_its_label(
     sampled: list[Scene], label: str, pair: tuple[str, str]
 ) -> None:
     both = [scene for scene in sampled if {kind for kind, _ in scene}.issuperset(pair)]
@@ -320,26 +321,26 @@ def test_one_box_of_a_pair_does_not_tell_how_it_stands(
         assert judge(forest(), *halves(features, truth)).sigmas < NOISE, kind
     together = judge(forest(), *halves(np.hstack(alone).tolist(), truth))
     assert together.ap > 0.95
-    assert together.sigmas > FOUND
+    assert together.sigmas > DETECTED
 
 
 @pytest.mark.parametrize(("kind", "label"), [("disc", "moon"), ("triangle", "tent")])
-def test_a_box_does_not_tell_its_context(sampled: list[Scene], kind: str, label: str) -> None:
+def test_box_does_not_leak_its_context(sampled: list[Scene], kind: str, label: str) -> None:
     having = [scene for scene in sampled if kind in dict(scene)]
     truth = [oracle(scene)[label] for scene in having]
     features = [shape(dict(scene)[kind]) for scene in having]
     assert judge(forest(), *halves(features, truth)).sigmas < NOISE
-    # Objects that stood a little higher where the label holds would be found out.
+    # Control: objects that are a little higher where the label holds are detected.
     moved = [[x, y - 0.08 * up, w, h] for (x, y, w, h), up in zip(features, truth, strict=True)]
     assert judge(forest(), *halves(moved, truth)).sigmas > NOISE
 
 
-# --- how objects are painted ---------------------------------------------------------------------
+# --- drawing ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_object_fills_its_box(kind: str, mirrored: bool) -> None:
+def test_object_fills_its_box(kind: str, mirrored: bool) -> None:
     side = 512
     rng = np.random.default_rng(KINDS.index(kind))
     for _ in range(20):
@@ -349,19 +350,19 @@ def test_an_object_fills_its_box(kind: str, mirrored: bool) -> None:
         scenes._paint(ImageDraw.Draw(canvas), SceneObject(kind, box), ink, mirrored, side)
         painted = canvas.getbbox()
         assert painted is not None
-        # The first and last painted pixel, and the box's, in pixels of the enlarged canvas.
+        # First and last painted pixel, compared with the box in pixels of the enlarged canvas.
         x0, y0, x1, y1 = painted[0], painted[1], painted[2] - 1, painted[3] - 1
-        for found, edge, outwards in zip(
+        for pixel, edge, outwards in zip(
             (x0, y0, x1, y1), (value * side for value in box), (-1, -1, 1, 1), strict=True
         ):
-            assert -2 <= (found - edge) * outwards <= 1
+            assert -2 <= (pixel - edge) * outwards <= 1
 
 
 def sample_scene(rng: np.random.Generator) -> Scene:
     return [(item.kind, item.box) for item in sample_objects(rng)]
 
 
-def test_objects_stand_out_from_what_is_behind_them() -> None:
+def test_objects_contrast_with_the_background() -> None:
     box = (0.3, 0.3, 0.7, 0.7)
     for seed in range(20):
         behind, before = (
@@ -386,7 +387,7 @@ def draw(folder: Path, train: int = 10, seed: int = 5) -> dict[str, tuple[bytes,
     }
 
 
-def test_one_seed_draws_one_data_set(tmp_path: Path) -> None:
+def test_seed_decides_every_image(tmp_path: Path) -> None:
     once = draw(tmp_path / "once")
     assert draw(tmp_path / "again") == once
     assert len({picture for picture, _ in once.values()}) == 13
@@ -397,20 +398,20 @@ def test_one_seed_draws_one_data_set(tmp_path: Path) -> None:
     assert all(other[key][0] != once[key][0] for key in once)
 
 
-def test_pictures_are_what_the_manifest_says(drawn: Drawn) -> None:
+def test_images_match_the_manifest(drawn: Drawn) -> None:
     rows = drawn.manifest.table.to_pylist()
     assert [row["split"] for row in rows] == ["train"] * 300 + ["test"] * 300
     for row in rows[:5] + rows[-5:]:
         with Image.open(drawn.root / row["path"]) as picture:
             assert (picture.format, picture.mode) == ("PNG", "RGB")
-            assert picture.size == (row["width"], row["height"]) == (128, 128)
+            assert picture.size == (row["width"], row["height"]) == (SIZE, SIZE)
     assert set(drawn.boxes.images) == {row["image_id"] for row in rows}
 
 
-def test_other_settings_have_other_sources() -> None:
+def test_every_setting_changes_the_sources() -> None:
     settings = ScenesSettings(source="scenes")
     changed = [settings.model_copy(update={name: 77}) for name in ("train", "test", "size", "seed")]
-    sources = [scenes.scenes_sources(one)["settings"] for one in [settings, *changed]]
+    sources = [scenes.scenes_sources(block)["settings"] for block in [settings, *changed]]
     assert len(set(sources)) == 5
     assert scenes.scenes_sources(ScenesSettings(source="scenes"))["settings"] == sources[0]
 
@@ -431,16 +432,16 @@ def run_prepare(**changes: int) -> str:
     return prepare(read_request("demo", [f"prepare.demo.{k}={v}" for k, v in small.items()]))
 
 
-def test_prepare_leaves_what_is_there(checkout: Path) -> None:
-    assert run_prepare().startswith("data/demo/prepared: 10 train, 2 test, 18 labels\n")
+def test_prepare_keeps_a_current_data_set(checkout: Path) -> None:
+    assert run_prepare().startswith("data/demo/prepared: 10 train, 2 test, 18 labels")
     folder = checkout / "data/demo/prepared"
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    assert run_prepare().splitlines()[0].endswith(": unchanged")
+    assert "unchanged" in run_prepare().splitlines()[0]
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    "damage",
     [
         lambda folder: (folder / "manifest.parquet").unlink(),
         lambda folder: (folder / "manifest.parquet").write_bytes(b"PAR1"),
@@ -449,11 +450,11 @@ def test_prepare_leaves_what_is_there(checkout: Path) -> None:
         lambda folder: (folder / "images/train-00003.png").unlink(),
     ],
 )
-def test_prepare_mends_what_is_spoilt(checkout: Path, spoil: Callable[[Path], object]) -> None:
+def test_prepare_repairs_damage(checkout: Path, damage: Callable[[Path], object]) -> None:
     run_prepare()
     folder = checkout / "data/demo/prepared"
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    spoil(folder)
+    damage(folder)
     assert "10 train" in run_prepare()
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 

@@ -1,4 +1,4 @@
-"""pipeline.datasets.voc: what a devkit says, and every breach of its format by its message."""
+"""pipeline.datasets.voc: labels and boxes of a devkit, and what breaks its format."""
 
 from __future__ import annotations
 
@@ -9,30 +9,33 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from refusals import refused
 from trees import VOC_TEST, VOC_TRAIN, Voc, VocObject, make_voc, voc_xml
 
 from pipeline.datasets.listing import Listing
 from pipeline.datasets.voc import VOCABULARY, read_voc
-from pipeline.errors import GmpipeError
+from pipeline.errors import InputError, MissingError
 from pipeline.settings import VocSettings
 
 ANNOTATIONS = VocSettings(source="voc")
 LISTS = VocSettings(source="voc", labels="lists")
-REMEDY = (
-    r"VOC 2007 is expected with ImageSets/Main/, Annotations/ and JPEGImages/ in .*VOC2007: unpack "
-    r"VOCtrainval_06-Nov-2007\.tar and VOCtest_06-Nov-2007\.tar in .*\.$"
+DEVKIT = (
+    *("ImageSets/Main/", "Annotations/", "JPEGImages/", "VOCdevkit/VOC2007"),
+    *("VOCtrainval_06-Nov-2007.tar", "VOCtest_06-Nov-2007.tar"),
 )
+"""What the message about a missing file says of VOC 2007's layout."""
 
 
 def names_of(listing: Listing) -> dict[str, tuple[str, set[str], set[str]]]:
-    """Image id -> split, names of its labels, names of its ignored labels."""
+    """Image id -> its split, and the names of its labels and its ignored labels."""
     return {
         row["image_id"]: (
             row["split"],
-            {VOCABULARY[number] for number in row["labels"]},
-            {VOCABULARY[number] for number in row["ignored"]},
+            {VOCABULARY[label] for label in row["labels"]},
+            {VOCABULARY[label] for label in row["ignored"]},
         )
         for row in listing.table.to_pylist()
     }
@@ -47,31 +50,33 @@ EXPECTED = {
 }
 
 
-# --- a sound devkit ------------------------------------------------------------------------------
+# --- a valid devkit ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n", " \r\n", "\t\n\n", "\r\n \r\n"])
-@pytest.mark.parametrize("source", [ANNOTATIONS, LISTS])
-def test_labels_of_either_source(tmp_path: Path, source: VocSettings, newline: str) -> None:
+@pytest.mark.parametrize("settings", [ANNOTATIONS, LISTS])
+def test_annotations_and_lists_give_the_same_labels(
+    tmp_path: Path, settings: VocSettings, newline: str
+) -> None:
     make_voc(tmp_path, newline=newline)
-    found = read_voc(tmp_path, source)
-    assert names_of(found) == EXPECTED
-    assert found.split_name == "official"
-    assert found.table.column("path").to_pylist() == [
+    listing = read_voc(tmp_path, settings)
+    assert names_of(listing) == EXPECTED
+    assert listing.split_name == "official"
+    assert listing.table.column("path").to_pylist() == [
         f"VOCdevkit/VOC2007/JPEGImages/{image_id}.jpg" for image_id in EXPECTED
     ]
-    size = (20, 10) if source is ANNOTATIONS else (None, None)
-    for row in found.table.to_pylist():
+    size = (20, 10) if settings is ANNOTATIONS else (None, None)
+    for row in listing.table.to_pylist():
         assert (row["width"], row["height"]) == size
         assert row["labels"] == sorted(row["labels"])
 
 
-def test_the_vocabulary_is_alphabetical() -> None:
+def test_vocabulary_is_alphabetical() -> None:
     assert len(VOCABULARY) == 20
     assert list(VOCABULARY) == sorted(VOCABULARY)
 
 
-def test_boxes_count_pixels_from_one_and_hold_both_ends(tmp_path: Path) -> None:
+def test_boxes_start_at_pixel_one_and_include_both_ends(tmp_path: Path) -> None:
     make_voc(tmp_path)
     boxes = read_voc(tmp_path, ANNOTATIONS).boxes
     assert boxes is not None
@@ -94,7 +99,7 @@ def test_boxes_are_clipped_to_their_image(tmp_path: Path) -> None:
     np.testing.assert_array_equal(boxes.images["000001"].boxes, [[0, 0, 1, 1]])
 
 
-def test_parts_of_an_object_are_no_objects(tmp_path: Path) -> None:
+def test_parts_of_an_object_are_not_objects(tmp_path: Path) -> None:
     top = make_voc(tmp_path)
     path = top / "Annotations/000004.xml"
     part = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part></object>"
@@ -102,13 +107,12 @@ def test_parts_of_an_object_are_no_objects(tmp_path: Path) -> None:
     assert names_of(read_voc(tmp_path, ANNOTATIONS)) == EXPECTED
 
 
-def test_the_devkit_may_lie_elsewhere(tmp_path: Path) -> None:
+def test_folder_of_the_devkit_is_a_setting(tmp_path: Path) -> None:
     make_voc(tmp_path, folder="kit")
     for folder in ("kit", "kit/", "./kit"):
-        source = ANNOTATIONS.model_copy(update={"folder": folder})
-        found = read_voc(tmp_path, source)
-        assert found.table.column("path")[0].as_py() == "kit/JPEGImages/000001.jpg"
-        assert sorted(found.sources) == [
+        listing = read_voc(tmp_path, ANNOTATIONS.model_copy(update={"folder": folder}))
+        assert listing.table.column("path")[0].as_py() == "kit/JPEGImages/000001.jpg"
+        assert sorted(listing.sources) == [
             "kit/Annotations",
             "kit/ImageSets/Main/test.txt",
             "kit/ImageSets/Main/trainval.txt",
@@ -121,44 +125,43 @@ OWN: dict[str, Voc] = {
 }
 
 
-@pytest.mark.parametrize("source", [ANNOTATIONS, LISTS])
-def test_a_devkit_of_ones_own_has_classes_of_its_own(tmp_path: Path, source: VocSettings) -> None:
+@pytest.mark.parametrize("settings", [ANNOTATIONS, LISTS])
+def test_vocabulary_of_another_data_set_in_this_layout(
+    tmp_path: Path, settings: VocSettings
+) -> None:
     classes = ("wasp", "bee")  # in the order of the settings
     make_voc(tmp_path, OWN["train"], OWN["test"], vocabulary=classes)
-    found = read_voc(tmp_path, source.model_copy(update={"vocabulary": list(classes)}))
-    assert (found.vocabulary, found.split_name) == (classes, "own")
+    listing = read_voc(tmp_path, settings.model_copy(update={"vocabulary": list(classes)}))
+    assert (listing.vocabulary, listing.split_name) == (classes, "own")
     columns = ("labels", "ignored", "split")
-    assert [[row[name] for name in columns] for row in found.table.to_pylist()] == [
+    assert [[row[name] for name in columns] for row in listing.table.to_pylist()] == [
         [[0], [1], "train"],
         [[], [], "train"],
         [[1], [], "test"],
     ]
-    if found.boxes is not None:
-        assert found.boxes.classes == classes
-        assert found.boxes.images["b3"].classes.tolist() == [2]
+    if listing.boxes is not None:
+        assert listing.boxes.classes == classes
+        assert listing.boxes.images["b3"].classes.tolist() == [2]
 
 
-def test_a_missing_file_of_ones_own_devkit_is_not_looked_for_in_vocs(tmp_path: Path) -> None:
+def test_error_of_another_data_set_does_not_mention_voc_archives(tmp_path: Path) -> None:
     make_voc(tmp_path, OWN["train"], OWN["test"], vocabulary=["wasp", "bee"])
     (tmp_path / "VOCdevkit/VOC2007/Annotations/b3.xml").unlink()
     own = ANNOTATIONS.model_copy(update={"vocabulary": ["wasp", "bee"]})
-    with pytest.raises(GmpipeError, match=r"no .*/b3\.xml\. .*/VOC2007\. Put the file there\.$"):
+    with pytest.raises(MissingError, match=r"/b3\.xml.*/VOC2007") as caught:
         read_voc(tmp_path, own)
-    with pytest.raises(
-        GmpipeError,
-        match=r"'wasp'\): unknown class, .*name the classes of your own photographs in "
-        r"`prepare\.<dataset>\.vocabulary` of params\.yaml\.$",
-    ):
+    assert ".tar" not in str(caught.value)
+    with refused(InputError, "('wasp')", "`prepare.<dataset>.vocabulary`", "params.yaml"):
         read_voc(tmp_path, ANNOTATIONS)
 
 
-def test_sources_are_all_that_decides_the_labels(tmp_path: Path) -> None:
+def test_sources_cover_every_file_that_decides_the_labels(tmp_path: Path) -> None:
     top = make_voc(tmp_path)
-    before = [read_voc(tmp_path, source).sources for source in (ANNOTATIONS, LISTS)]
+    before = [read_voc(tmp_path, settings).sources for settings in (ANNOTATIONS, LISTS)]
     assert len(before[1]) == 2 + 2 * 20
     path = top / "Annotations/000004.xml"
     path.write_text(voc_xml([VocObject("cow")]))
-    after = [read_voc(tmp_path, source).sources for source in (ANNOTATIONS, LISTS)]
+    after = [read_voc(tmp_path, settings).sources for settings in (ANNOTATIONS, LISTS)]
     assert {name for name in after[0] if after[0][name] != before[0][name]} == {
         "VOCdevkit/VOC2007/Annotations"
     }
@@ -174,8 +177,8 @@ split = st.lists(st.lists(objects, max_size=5), min_size=1, max_size=4)
 
 
 @given(train=split, test=split)
-@settings(max_examples=15, deadline=None)
-def test_both_sources_always_agree(
+@hypothesis_settings(max_examples=15, deadline=None)
+def test_annotations_and_lists_agree_on_any_devkit(
     tmp_path_factory: pytest.TempPathFactory,
     train: list[list[VocObject]],
     test: list[list[VocObject]],
@@ -189,13 +192,13 @@ def test_both_sources_always_agree(
     assert names_of(read_voc(root, ANNOTATIONS)) == names_of(read_voc(root, LISTS))
 
 
-def test_the_real_sample(shared: Path) -> None:
-    """Against another reading: regular expressions on the XML, numpy on the lists."""
+def test_real_sample(shared: Path) -> None:
+    """Compared with another reader: regular expressions on the XML, numpy on the lists."""
     root = shared / "data/voc2007-sample"
     top = root / "VOCdevkit/VOC2007"
-    found = read_voc(root, ANNOTATIONS)
-    assert names_of(found) == names_of(read_voc(root, LISTS))
-    assert found.table.column("split").to_pylist() == ["train"] * 240 + ["test"] * 160
+    listing = read_voc(root, ANNOTATIONS)
+    assert names_of(listing) == names_of(read_voc(root, LISTS))
+    assert listing.table.column("split").to_pylist() == ["train"] * 240 + ["test"] * 160
     for number, name in enumerate(VOCABULARY):
         values = np.concatenate(
             [
@@ -203,19 +206,19 @@ def test_the_real_sample(shared: Path) -> None:
                 for split in ("trainval", "test")
             ]
         )
-        for row, (image_id, value) in zip(found.table.to_pylist(), values.tolist(), strict=True):
+        for row, (image_id, value) in zip(listing.table.to_pylist(), values.tolist(), strict=True):
             assert int(row["image_id"]) == image_id
             assert (number in row["labels"], number in row["ignored"]) == (value == 1, value == 0)
-    assert found.boxes is not None
+    assert listing.boxes is not None
     objects = 0
-    for row in found.table.to_pylist():
+    for row in listing.table.to_pylist():
         text = (top / f"Annotations/{row['image_id']}.xml").read_text()
         text = re.sub("<part>.*?</part>", "", text, flags=re.DOTALL)  # heads, hands and feet
         easy = [item for item in text.split("<object>")[1:] if "<difficult>0<" in item]
         classes = [re.findall("<name>([a-z]+)<", item)[0] for item in easy]
         corners = [re.findall(r"<[xy]m(?:in|ax)>(\d+)<", item)[:4] for item in easy]
         pixels = np.array(corners, dtype=int).reshape(-1, 4)  # xmin, ymin, xmax, ymax
-        image = found.boxes.images[row["image_id"]]
+        image = listing.boxes.images[row["image_id"]]
         assert [VOCABULARY[number - 1] for number in image.classes] == classes
         scale = np.array([row["width"], row["height"]] * 2)
         np.testing.assert_allclose(image.boxes * scale, pixels - [1, 1, 0, 0], atol=1e-3)
@@ -223,16 +226,11 @@ def test_the_real_sample(shared: Path) -> None:
     assert objects > 800
 
 
-# --- breaches ------------------------------------------------------------------------------------
-
-
-def refused(root: Path, source: VocSettings, pattern: str) -> None:
-    with pytest.raises(GmpipeError, match=pattern):
-        read_voc(root, source)
+# --- errors --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("source", "name"),
+    ("settings", "name"),
     [
         (ANNOTATIONS, "ImageSets/Main/trainval.txt"),
         (ANNOTATIONS, "ImageSets/Main/test.txt"),
@@ -241,68 +239,74 @@ def refused(root: Path, source: VocSettings, pattern: str) -> None:
         (LISTS, "ImageSets/Main/tvmonitor_test.txt"),
     ],
 )
-def test_a_missing_file_is_named_with_its_place(
-    tmp_path: Path, source: VocSettings, name: str
+def test_missing_or_unreadable_file_is_named(
+    tmp_path: Path, settings: VocSettings, name: str
 ) -> None:
     path = make_voc(tmp_path) / name
     content = path.read_bytes()
     path.unlink()
-    refused(tmp_path, source, rf"^there is no {re.escape(str(path))}\. {REMEDY}")
+    with refused(MissingError, str(path), *DEVKIT):
+        read_voc(tmp_path, settings)
     path.mkdir()
-    refused(tmp_path, source, rf"^{re.escape(str(path))} can't be read \(Is a dir.*\)\. {REMEDY}")
+    with refused(InputError, str(path), "Is a dir", *DEVKIT):
+        read_voc(tmp_path, settings)
     path.rmdir()
     path.write_bytes(content + b"\n\xff\xfe \n")
-    refused(tmp_path, source, rf"^{re.escape(str(path))}.*(not UTF-8 text|not well-formed)")
+    with refused(InputError, str(path)):
+        read_voc(tmp_path, settings)
 
 
-def test_nothing_at_all(tmp_path: Path) -> None:
-    refused(tmp_path / "voc2007", ANNOTATIONS, rf"there is no .*trainval\.txt\. {REMEDY}")
+def test_empty_root(tmp_path: Path) -> None:
+    with refused(MissingError, "trainval.txt", *DEVKIT):
+        read_voc(tmp_path / "voc2007", ANNOTATIONS)
     (tmp_path / "file").touch()
-    refused(tmp_path / "file", ANNOTATIONS, r"there is no .*trainval\.txt\. ")
+    with refused(MissingError, "trainval.txt"):
+        read_voc(tmp_path / "file", ANNOTATIONS)
 
 
 @pytest.mark.parametrize(
-    ("name", "line", "message"),
+    ("name", "line", "parts"),
     [
-        ("trainval", "000007 1", "found '000007 1', expected an image id such as 000005. Mend"),
-        ("trainval", "../000007", r"found '\.\./000007', expected an image id"),
-        ("test", "a\\b", r"found 'a\\\\b', expected an image id"),
-        ("trainval", "000012", "the image 000012 stands in the list of train already. Take it out"),
-        ("test", "000012", "the image 000012 stands in the list of train already. Take it out"),
+        ("trainval", "000007 1", ["'000007 1'", "000005"]),
+        ("trainval", "../000007", ["'../000007'"]),
+        ("test", "a\\b", ["'a\\\\b'"]),
+        ("trainval", "000012", ["000012", "train"]),
+        ("test", "000012", ["000012", "train"]),
     ],
 )
-def test_a_line_of_a_list_is_named(tmp_path: Path, name: str, line: str, message: str) -> None:
+def test_invalid_line_of_an_image_list_is_named(
+    tmp_path: Path, name: str, line: str, parts: list[str]
+) -> None:
     path = make_voc(tmp_path) / f"ImageSets/Main/{name}.txt"
     number = len(path.read_text().splitlines()) + 2
     path.write_text(path.read_text() + f"\n{line}\n")
-    refused(tmp_path, ANNOTATIONS, rf"^{re.escape(str(path))}, line {number}: {message}")
+    with refused(InputError, f"{path}, line {number}: ", *parts):
+        read_voc(tmp_path, ANNOTATIONS)
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("line", "parts"),
     [
-        ("000001", "found '000001', expected an image id and 1, 0 .difficult. or -1. Mend"),
-        ("000001 2", "found '000001 2', expected an image id and"),
-        ("000001 1 1", "found '000001 1 1', expected an image id and"),
-        ("000001 +1", r"found '000001 \+1', expected an image id and"),
-        ("000001 1", "the image 000001 stands here twice. Take the line out"),
-        ("000004 1", "the image 000004 is not in the split's list. Take the line out"),
+        ("000001", ["'000001'", "1, 0 (difficult) or -1"]),
+        ("000001 2", ["'000001 2'"]),
+        ("000001 1 1", ["'000001 1 1'"]),
+        ("000001 +1", ["'000001 +1'"]),
+        ("000001 1", ["image 000001"]),
+        ("000004 1", ["image 000004"]),
     ],
 )
-def test_a_line_of_a_class_list_is_named(tmp_path: Path, line: str, message: str) -> None:
+def test_invalid_line_of_a_class_list_is_named(tmp_path: Path, line: str, parts: list[str]) -> None:
     path = make_voc(tmp_path) / "ImageSets/Main/bus_trainval.txt"
     path.write_text(path.read_text() + f"{line}\n")
-    refused(tmp_path, LISTS, rf"^{re.escape(str(path))}, line 4: {message}")
+    with refused(InputError, f"{path}, line 4: ", *parts):
+        read_voc(tmp_path, LISTS)
 
 
-def test_a_class_list_without_an_image(tmp_path: Path) -> None:
+def test_class_list_without_an_image(tmp_path: Path) -> None:
     path = make_voc(tmp_path) / "ImageSets/Main/bus_trainval.txt"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:1]))
-    refused(
-        tmp_path,
-        LISTS,
-        r"bus_trainval\.txt: 2 of the split's 3 images have no line; the first is 000012\.",
-    )
+    with refused(InputError, "bus_trainval.txt: 2 of", "3 images", "000012"):
+        read_voc(tmp_path, LISTS)
 
 
 def replaced(before: str, after: str) -> Callable[[str], str]:
@@ -314,63 +318,60 @@ def replaced(before: str, after: str) -> Callable[[str], str]:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "parts"),
     [
-        (lambda text: "", r"is no VOC annotation: no element found.* unpack VOCtrainval"),
-        (lambda text: text[:-20], "is no VOC annotation: unclosed token: line 2"),
-        (replaced("</name>", "</nam>"), "is no VOC annotation: mismatched tag: line 2"),
-        (replaced("tvmonitor", "tv"), r"object 1 \('tv'\): unknown class, expected one of aeropl"),
-        (replaced("<name>tvmonitor</name>", ""), r"object 1 \(''\): unknown class"),
-        (replaced("<width>20", "<width>0"), "<size>: <width> is '0', expected a whole number of p"),
-        (replaced("<width>20", "<width>"), "<size>: <width> is '', expected a whole number of pix"),
-        (replaced("<height>10", "<height>1.5"), "<size>: <height> is '1.5', expected a whole num"),
-        (replaced("<height>10", "<height>inf"), "<size>: <height> is 'inf', expected a whole num"),
-        (replaced("size>", "sizes>"), "mismatched tag"),
+        (lambda text: "", ["no element found", "VOCtrainval_06-Nov-2007.tar"]),
+        (lambda text: text[:-20], ["unclosed token: line 2"]),
+        (replaced("</name>", "</nam>"), ["mismatched tag: line 2"]),
+        (replaced("tvmonitor", "tv"), ["object 1 ('tv')", "aeroplane, "]),
+        (replaced("<name>tvmonitor</name>", ""), ["object 1 ('')", "aeroplane, "]),
+        (replaced("<width>20", "<width>0"), ["<size>: <width> is '0'"]),
+        (replaced("<width>20", "<width>"), ["<size>: <width> is ''"]),
+        (replaced("<height>10", "<height>1.5"), ["<size>: <height> is '1.5'"]),
+        (replaced("<height>10", "<height>inf"), ["<size>: <height> is 'inf'"]),
+        (replaced("size>", "sizes>"), ["mismatched tag"]),
         (
             replaced("<difficult>0", "<difficult>2"),
-            r"\('tvmonitor'\): <difficult> is '2', exp.*0 or 1",
+            ["('tvmonitor')", "<difficult> is '2'", "0 or 1"],
         ),
-        (replaced("difficult>0</difficult", "x>0</x"), "<difficult> is None, expected 0 or 1"),
-        (replaced("<xmin>3", "<xmin>three"), "<bndbox>: <xmin> is 'three', expected a number of p"),
-        (replaced("<ymax>2", "<ymax>nan"), "<bndbox>: <ymax> is 'nan', expected a number of pix"),
-        (
-            replaced("<xmin>3", "<xmin>9"),
-            r"the box \[9.0, 2.0, 3.0, 2.0\] covers nothing of the 20x10",
-        ),
-        (replaced("<ymin>2", "<ymin>3"), r"the box \[3.0, 3.0, 3.0, 2.0\] covers nothing"),
+        (replaced("difficult>0</difficult", "x>0</x"), ["<difficult> is None", "0 or 1"]),
+        (replaced("<xmin>3", "<xmin>three"), ["<bndbox>: <xmin> is 'three'"]),
+        (replaced("<ymax>2", "<ymax>nan"), ["<bndbox>: <ymax> is 'nan'"]),
+        (replaced("<xmin>3", "<xmin>9"), ["[9.0, 2.0, 3.0, 2.0]", "20x10"]),
+        (replaced("<ymin>2", "<ymin>3"), ["[3.0, 3.0, 3.0, 2.0]"]),
         (
             lambda text: text.replace("<xmin>3", "<xmin>30").replace("<xmax>3", "<xmax>40"),
-            r"the box \[30.0, 2.0, 40.0, 2.0\] covers nothing of the 20x10 pixels. Mend the file",
+            ["[30.0, 2.0, 40.0, 2.0]", "20x10"],
         ),
-        (lambda text: re.sub("<size>.*</size>", "", text), "<size>: <width> is None, expected"),
-        (lambda text: re.sub("<bndbox>.*</bndbox>", "", text), "<bndbox>: <xmin> is None"),
+        (lambda text: re.sub("<size>.*</size>", "", text), ["<size>: <width> is None"]),
+        (lambda text: re.sub("<bndbox>.*</bndbox>", "", text), ["<bndbox>: <xmin> is None"]),
     ],
 )
-def test_a_breach_in_an_annotation_is_named(
-    tmp_path: Path, change: Callable[[str], str], message: str
+def test_invalid_annotation_is_named(
+    tmp_path: Path, change: Callable[[str], str], parts: list[str]
 ) -> None:
     path = make_voc(tmp_path) / "Annotations/000004.xml"
     path.write_text(change(path.read_text()))
-    with pytest.raises(GmpipeError, match=message) as caught:
+    with refused(InputError, str(path), *parts):
         read_voc(tmp_path, ANNOTATIONS)
-    assert str(path) in str(caught.value)
 
 
 LAUGHS = """<!DOCTYPE a [<!ENTITY a "ha"><!ENTITY b "&a;&a;"><!ENTITY c "&b;&b;">]>"""
 
 
 @pytest.mark.parametrize(
-    "kind", [LAUGHS, '<!DOCTYPE a SYSTEM "file:///etc/hostname">', "<!DOCTYPE a>"]
+    "doctype", [LAUGHS, '<!DOCTYPE a SYSTEM "file:///etc/hostname">', "<!DOCTYPE a>"]
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
-def test_entities_are_never_expanded(tmp_path: Path, kind: str, encoding: str) -> None:
+def test_entities_are_never_expanded(tmp_path: Path, doctype: str, encoding: str) -> None:
     path = make_voc(tmp_path) / "Annotations/000004.xml"
-    text = path.read_text().replace("tvmonitor", "&c;" if kind is LAUGHS else "tvmonitor")
-    path.write_bytes((kind + text).encode(encoding))
-    refused(tmp_path, ANNOTATIONS, r"000004\.xml is no VOC annotation: it has a document type")
+    text = path.read_text().replace("tvmonitor", "&c;" if doctype is LAUGHS else "tvmonitor")
+    path.write_bytes((doctype + text).encode(encoding))
+    with refused(InputError, "000004.xml", "<!DOCTYPE>"):
+        read_voc(tmp_path, ANNOTATIONS)
 
 
-def test_other_encodings_are_read_as_they_say(tmp_path: Path) -> None:
+def test_declared_encoding_of_an_annotation_is_used(tmp_path: Path) -> None:
     path = make_voc(tmp_path) / "Annotations/000004.xml"
     text = path.read_text()
     path.write_bytes(
@@ -378,11 +379,12 @@ def test_other_encodings_are_read_as_they_say(tmp_path: Path) -> None:
     )
     assert names_of(read_voc(tmp_path, ANNOTATIONS)) == EXPECTED
     path.write_text("<?xml version='1.0' encoding='klingon'?>" + text)
-    refused(tmp_path, ANNOTATIONS, r"000004\.xml is no VOC annotation: .*klingon|unknown encoding")
+    with refused(InputError, "000004.xml", "encoding"):
+        read_voc(tmp_path, ANNOTATIONS)
 
 
-def test_an_image_without_any_object_is_unlabelled(tmp_path: Path) -> None:
+def test_image_without_any_object_is_unlabelled(tmp_path: Path) -> None:
     nothing: Voc = {"000009": []}
     make_voc(tmp_path, {**VOC_TRAIN, **nothing}, VOC_TEST)
-    found: Any = read_voc(tmp_path, ANNOTATIONS)
-    assert names_of(found)["000009"] == ("train", set(), set())
+    listing: Any = read_voc(tmp_path, ANNOTATIONS)
+    assert names_of(listing)["000009"] == ("train", set(), set())

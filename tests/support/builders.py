@@ -1,4 +1,4 @@
-"""Tiny inputs for tests, each made from a seed."""
+"""Small inputs for tests, each made from a seed."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def make_rows(
     view: int = 0,
     seed: int = 0,
 ) -> RegionRows:
-    """Sound region rows of the images `image-<first>`, `image-<first + 1>`, ...
+    """Valid region rows of the images `image-<first>`, `image-<first + 1>`, ...
 
-    Row 0 has one real region, row 1 has two, and so on up to ``regions``, then again from one.
+    Row 0 has one real region, row 1 has two, and so on up to ``regions``, then from one again.
     """
     rng = np.random.default_rng([seed, first, view])
     count = (np.arange(rows) % regions + 1).astype(np.int16)
@@ -61,14 +61,14 @@ def make_instances(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> InstanceBatch:
-    """A batch of B = ``images`` images with M = ``instances`` places, padding zero and last.
+    """A batch of B = ``images`` images with M = ``instances`` instances; padding is zero and last.
 
     Without ``counts`` the images have M, 1, M - 1, then M, 1, M - 1, ... real instances.
 
-    Centres and scores come from few values, so that they tie; boxes and scores are small multiples
-    of powers of two, so that ties are exact in any precision. In an image of two or more, the
-    last real instance has the first one's centre and score, in another box. Instances that agree
-    in box, score and class are one region found twice, and have the same feature.
+    Centres and scores come from a few values, so that there are ties. Boxes and scores are small
+    multiples of powers of two, so that ties are exact in any precision. In an image of two or more
+    instances, the last real one has the centre and the score of the first, in another box.
+    Instances that agree in box, score and class are the same region, and have the same feature.
     """
     rng = np.random.default_rng([seed, images, instances])
     if counts is None:
@@ -84,10 +84,10 @@ def make_instances(
             centers[image, last], scores[image, last] = centers[image, 0], scores[image, 0]
             halves[image, last] = halves[image, 0] + 1 / 32
         known: dict[tuple[float, ...], int] = {}
-        for place in range(count):
-            key = (*centers[image, place], *halves[image, place], scores[image, place])
-            first = known.setdefault((*key, classes[image, place]), place)
-            features[image, place] = features[image, first]
+        for index in range(count):
+            key = (*centers[image, index], *halves[image, index], scores[image, index])
+            first = known.setdefault((*key, classes[image, index]), index)
+            features[image, index] = features[image, first]
     real = np.arange(instances) < np.array(counts)[:, None]  # (B, M)
     boxes = np.concatenate([centers - halves, centers + halves], axis=-1)
     return InstanceBatch(
@@ -112,7 +112,7 @@ TINY = ArchitectureSettings(
 
 
 def tiny_model(score_threshold: float = 0.0, regions: int = 40, norm: str = "batch") -> FasterRCNN:
-    """Random weights, the same ones in every call."""
+    """A detector with random weights, the same in every call."""
     torch.manual_seed(0)
     return build_model(
         TINY.model_copy(update={"norm": norm}),
@@ -126,7 +126,7 @@ def tiny_model(score_threshold: float = 0.0, regions: int = 40, norm: str = "bat
 
 @dataclass(frozen=True)
 class Scenes:
-    """Twelve training and two test scenes of 64 pixels; paths are relative to ``root``."""
+    """Twelve training and two test scenes of 64 pixels. Paths are relative to ``root``."""
 
     root: Path
     manifest: Manifest
@@ -134,7 +134,7 @@ class Scenes:
 
     @property
     def views(self) -> Tensor:
-        """(14, 3, S, S)"""
+        """(14, 3, S, S): the images as tensors."""
         paths = self.manifest.table.column("path").to_pylist()
         return torch.stack([to_tensor(np.asarray(load_image(self.root / p))) for p in paths])
 
@@ -148,5 +148,6 @@ class Scenes:
 
 
 def draw_scenes(root: Path) -> Scenes:
+    """Draw the scenes below ``root``."""
     settings = ScenesSettings(source="scenes", train=12, test=2, size=S, seed=0)
     return Scenes(root, *make_scenes(root / "images", "images", "tiny", settings))

@@ -1,4 +1,4 @@
-"""Small data sets, laid out on disk as their publishers do."""
+"""Small data sets, laid out on disk as their publishers do, and tables of users."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
+from pipeline.datasets.listing import Listing
 from pipeline.datasets.nuswide import CONCEPTS
+from pipeline.datasets.table import read_table
 from pipeline.datasets.voc import VOCABULARY
+from pipeline.settings import TableSettings
 
 SIZE = (20, 10)  # width and height of every image
 
@@ -29,7 +34,7 @@ def draw_image(path: Path, seed: int = 0) -> None:
 
 @dataclass(frozen=True)
 class VocObject:
-    """An object of VOC: xmin, ymin, xmax, ymax in pixels from 1, both ends within."""
+    """An object of VOC: xmin, ymin, xmax, ymax in pixels from 1, both ends included."""
 
     name: str
     box: tuple[float, float, float, float] = (1, 1, 20, 10)
@@ -58,7 +63,7 @@ VOC_TEST: Voc = {
 
 
 def voc_xml(objects: Sequence[VocObject], size: tuple[int, int] = SIZE) -> str:
-    """An annotation, as the devkit spells it."""
+    """An annotation in the devkit's format."""
     return (
         f"<annotation><size><width>{size[0]}</width><height>{size[1]}</height></size>\n"
         f"{''.join(item.xml() for item in objects)}\n</annotation>\n"
@@ -74,7 +79,7 @@ def make_voc(
     folder: str = "VOCdevkit/VOC2007",
     vocabulary: Sequence[str] = VOCABULARY,
 ) -> Path:
-    """A devkit with XML files, class lists that say the same, and images; returns its folder."""
+    """Write a devkit with XML files, equivalent class lists, and images; return its folder."""
     top = root / folder
     lists = top / "ImageSets/Main"
     lists.mkdir(parents=True)
@@ -98,7 +103,7 @@ def write_lines(path: Path, lines: Sequence[str], newline: str) -> None:
     path.write_bytes("".join(line + newline for line in lines).encode())
 
 
-CATEGORIES = [(7, "train"), (1, "person"), (90, "toothbrush")]  # in no order, with gaps
+CATEGORIES = [(7, "train"), (1, "person"), (90, "toothbrush")]  # not sorted, with gaps
 
 
 def coco_image(image_id: int, split: str = "train2014", **changes: Any) -> dict[str, Any]:
@@ -109,7 +114,7 @@ def coco_image(image_id: int, split: str = "train2014", **changes: Any) -> dict[
 
 
 def coco_object(number: int, image_id: int, category_id: int, **changes: Any) -> dict[str, Any]:
-    """A record of `annotations`: a box over the whole image, no crowd."""
+    """A record of `annotations`: a box of the whole image that is not a crowd."""
     record = {"id": number, "image_id": image_id, "category_id": category_id, "iscrowd": 0}
     return {**record, "bbox": [0, 0, *SIZE], "segmentation": [[1.5, 2, 3e1]], **changes}
 
@@ -117,7 +122,7 @@ def coco_object(number: int, image_id: int, category_id: int, **changes: Any) ->
 def coco_file(
     images: Sequence[Any], annotations: Sequence[Any], categories: Sequence[Any] = CATEGORIES
 ) -> dict[str, Any]:
-    """What instances_<split>.json holds, in the order of the 2014 files."""
+    """The content of instances_<split>.json, in the order of the 2014 files."""
     named = [{"supercategory": "x", "id": number, "name": name} for number, name in categories]
     return {
         "info": {"year": 2014},
@@ -129,7 +134,7 @@ def coco_file(
 
 
 def coco_files() -> dict[str, dict[str, Any]]:
-    """Two sound files: four training images, two test images."""
+    """Two valid files: four training images and two test images."""
     train = coco_file(
         [coco_image(number) for number in (30, 9, 400, 31)],
         [
@@ -148,7 +153,7 @@ def coco_files() -> dict[str, dict[str, Any]]:
 
 
 def make_coco(root: Path, files: dict[str, Any] | None = None) -> Path:
-    """COCO's tree below ``root``, with images; returns ``root``."""
+    """Write COCO's tree with images below ``root``, and return ``root``."""
     for split, content in (coco_files() if files is None else files).items():
         path = root / f"annotations/instances_{split}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -156,6 +161,27 @@ def make_coco(root: Path, files: dict[str, Any] | None = None) -> Path:
         for image in content["images"]:
             draw_image(root / split / image["file_name"], image["id"])
     return root
+
+
+PETS = "image,labels,split\na.jpg,cat;dog,train\ndeep/b.jpg,,train\nc.jpg,dog,test\n"
+"""A table of three images, as labels.csv of a data set."""
+
+
+def read_pets(root: Path, file: str = "labels.csv", **settings: object) -> Listing:
+    """The listing of a table below ``root``."""
+    return read_table(
+        root, TableSettings.model_validate({"source": "table", "file": file} | settings)
+    )
+
+
+def read_pets_text(root: Path, text: str, **settings: object) -> Listing:
+    """The listing of a CSV file with this text."""
+    (root / "labels.csv").write_text(text, newline="")
+    return read_pets(root, **settings)
+
+
+def write_pets_parquet(root: Path, columns: dict[str, Any]) -> None:
+    pq.write_table(pa.table(columns), root / "labels.parquet")
 
 
 NUSWIDE_NAMES = [f"concept{number}" for number in range(80, -1, -1)]
@@ -175,7 +201,7 @@ def write_official(
     names: Sequence[str] = NUSWIDE_NAMES,
     end: str = "\n",
 ) -> None:
-    """The publisher's tree; ``labels`` has the label numbers of the training images first."""
+    """Write the publisher's tree; ``labels`` has the label numbers, training images first."""
     (root / "ImageList").mkdir()
     (root / "Groundtruth" / "TrainTestLabels").mkdir(parents=True)
     (root / "Concepts81.txt").write_text(end.join([*names, ""]), newline="")
@@ -192,15 +218,18 @@ def write_official(
 
 
 def multi_hot_line(image: str, labels: Sequence[int]) -> str:
+    """A line of a multi-hot list."""
     return " ".join([image, *(str(int(number in labels)) for number in range(CONCEPTS))])
 
 
 def csv_text(rows: Sequence[tuple[str, str, str]]) -> str:
+    """The text of nus_wid_data.csv."""
     lines = [f'{image},"{labels}",{split}\n' for image, labels, split in rows]
     return "filepath,label,split_name\n" + "".join(lines)
 
 
 def csv_rows() -> list[tuple[str, str, str]]:
+    """Path, label list and split of every image, for `csv_text`."""
     return [
         (
             image,
@@ -212,7 +241,7 @@ def csv_rows() -> list[tuple[str, str, str]]:
 
 
 def make_nuswide(root: Path) -> None:
-    """All three forms beside each other, with images."""
+    """Write all three forms into one folder, with images."""
     root.mkdir(parents=True)
     images = [*NUSWIDE_TRAIN, *NUSWIDE_TEST]
     write_official(root, {"Train": NUSWIDE_TRAIN, "Test": NUSWIDE_TEST}, NUSWIDE_LABELS)

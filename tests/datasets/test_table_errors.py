@@ -1,0 +1,218 @@
+"""pipeline.datasets.table: what is wrong with a table is named, with its row or column."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from refusals import refused
+from trees import PETS, read_pets, read_pets_text, write_pets_parquet
+
+from pipeline.errors import GmpipeError, InputError, MissingError
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """data/pets/, empty."""
+    root = tmp_path / "pets"
+    root.mkdir()
+    return root
+
+
+# --- errors in a row -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "parts"),
+    [
+        (",cat,train", ["image", "''"]),
+        ("/b.jpg,cat,train", ["'/b.jpg'"]),
+        ("../b.jpg,cat,train", ["'../b.jpg'"]),
+        ("x/../b.jpg,cat,train", ["'x/../b.jpg'"]),
+        ("x/..,cat,train", ["'x/..'"]),
+        ("x/./b.jpg,cat,train", ["'x/./b.jpg'"]),
+        ("x//b.jpg,cat,train", ["'x//b.jpg'"]),
+        ("x/,cat,train", ["'x/'"]),
+        (".,cat,train", ["'.'"]),
+        ("x\\b.jpg,cat,train", [r"'x\\b.jpg'"]),
+        ("b\0.jpg,cat,train", [r"'b\x00.jpg'"]),
+        ('"b\n.jpg",cat,train', [r"'b\n.jpg'"]),
+        ("a.jpg,cat,train", ["'a.jpg'", "labels.csv, line 2"]),
+        ("./a.jpg,cat,train", ["'a.jpg'", "labels.csv, line 2"]),
+        ("b.jpg,cat,val", ["'val'", "'train' or 'test'"]),
+        ("b.jpg,cat,", ["split is ''", "'train' or 'test'"]),
+        ("b.jpg,cat, train", ["split is ' train'", "'train' or 'test'"]),
+        ("b.jpg,cat;;dog,train", ["['cat', '', 'dog']", "empty"]),
+        ("b.jpg,cat;,train", ["['cat', '']", "empty"]),
+        ("b.jpg,; ,train", ["['', '']", "empty"]),
+        ("b.jpg,dog;cta,train", ["'cta'", "`prepare.pets.vocabulary`", "params.yaml", "'cat'?"]),
+        ("b.jpg,aeroplane,train", ["'aeroplane'", "`prepare.pets.vocabulary`"]),
+        ("b.jpg,qqqq,train", ["'qqqq'", "`prepare.pets.vocabulary`"]),
+        ("b.jpg,Cat,train", ["'Cat'", "'cat'?"]),
+        ("b.jpg,cat", ["3 cells", "expected 4"]),
+        ("b.jpg,cat,train,x", ["5 cells", "expected 4"]),
+        ("b.jpg,cat,dog,train", ["5 cells", "expected 4"]),
+        ('b.jpg,"cat"x,train', ["',' expected after '\"'", "quote"]),
+        ('b.jpg,"cat,train', ["unexpected end of data", "quote"]),
+    ],
+)
+@pytest.mark.parametrize("before", ["", "\n\n", '"x\n\ny",b1.jpg,cat,test\n'])
+def test_invalid_row_is_named_with_its_line(
+    root: Path, row: str, parts: list[str], before: str
+) -> None:
+    valid = "note,image,labels,split\n0,a.jpg,cat,train\n1,b0.jpg,dog,test\n"
+    line = 4 + before.count("\n")
+    text = f"{valid}{before}2,{row}\n3,z.jpg,cat,train\n"
+    with refused(InputError, f"/labels.csv, line {line}: ", *parts):
+        read_pets_text(root, text, vocabulary=["cat", "dog"])
+
+
+@pytest.mark.parametrize("label", ["aeroplane", "qqqq"])
+def test_label_unlike_any_other_gets_no_suggestion(root: Path, label: str) -> None:
+    text = f"image,labels,split\na.jpg,{label},train\n"
+    with pytest.raises(InputError, match=label) as caught:
+        read_pets_text(root, text, vocabulary=["cat", "dog"])
+    assert not {"'cat'", "'dog'"} & set(str(caught.value).replace("?", "").split())
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "byte"),
+    [
+        (PETS.encode().replace(b"dog,test", b"d\xf6g,test"), 4, "0xf6"),
+        (PETS.encode("utf-16"), 1, "0xff"),
+        (b"\x80" + PETS.encode(), 1, "0x80"),
+    ],
+)
+def test_other_encodings_are_refused(root: Path, content: bytes, line: int, byte: str) -> None:
+    (root / "labels.csv").write_bytes(content)
+    with refused(InputError, f"labels.csv, line {line}: ", byte, "UTF-8"):
+        read_pets(root)
+
+
+@pytest.mark.parametrize(
+    ("columns", "parts"),
+    [
+        ({"image": ["a.jpg", None]}, [", row 1: ", "'image'", "null"]),
+        ({"split": [None, "test"]}, [", row 0: ", "'split'", "null"]),
+        ({"image": ["a.jpg", "a.jpg"]}, [", row 1: ", "'a.jpg'", ", row 0"]),
+        ({"split": ["train", "val"]}, [", row 1: ", "'val'", "'train' or 'test'"]),
+        ({"labels": [["cat"], ["cat", None]]}, [", row 1: ", "['cat', None]", "empty"]),
+        ({"labels": [[], ["", "cat"]]}, [", row 1: ", "['', 'cat']", "empty"]),
+        ({"labels": [1, 2]}, ["'labels'", "int64", "lists of text"]),
+        ({"labels": [[1], [2]]}, ["'labels'", "list<", "int64>", "lists of text"]),
+        ({"image": [1, 2]}, ["'image'", "int64", "expected text."]),
+        ({"image": [["a"], ["b"]]}, ["'image'", "list<", "expected text."]),
+        ({"split": [True, False]}, ["'split'", "bool", "expected text."]),
+    ],
+)
+def test_invalid_row_or_column_of_parquet_is_named(
+    root: Path, columns: dict[str, list[object]], parts: list[str]
+) -> None:
+    valid: dict[str, Any] = {
+        "image": ["a.jpg", "b.jpg"],
+        "labels": ["cat", "dog"],
+        "split": ["train", "test"],
+    }
+    write_pets_parquet(root, valid | columns)
+    with refused(InputError, "/labels.parquet", *parts):
+        read_pets(root, "labels.parquet")
+
+
+# --- errors of the whole file --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("", ["empty", "header"]),
+        ("\n\n", ["empty", "header"]),
+        ("image,labels,split\n", ["row", "header"]),
+        ("image,labels,split\n\n\n", ["row", "header"]),
+        (
+            PETS.replace("labels", "label"),
+            ["'labels'", "'label'", "'image', 'label', 'split'", "`prepare.pets.labels`"],
+        ),
+        (PETS.replace("split", "qqq"), ["'split'", "`prepare.pets.test_share: 0.2`"]),
+        (PETS.replace("labels", "Labels"), ["'labels'", "'Labels'"]),
+        ("file;tags\na.jpg;cat\n", ["semicolons", "commas", "'file;tags'"]),
+        (PETS.replace(",", "\t"), ["tabs", "commas"]),
+        (
+            "file,tags\na.jpg,cat\n",
+            [
+                *("'image'", "'labels'", "'split'", "'file', 'tags'"),
+                *(f"`prepare.pets.{key}`" for key in ("image", "labels", "split")),
+                "`prepare.pets.test_share: 0.2`",
+            ],
+        ),
+        (PETS.replace("labels", "image"), ["'image', 'image', 'split'", "'labels'"]),
+        (PETS.replace("labels", "split"), ["'labels'", "'image', 'split', 'split'"]),
+        (
+            "image,labels,split\na.jpg,,train\nb.jpg, ,test\n",
+            ["labels.csv, line 2", "0 different labels", "1 to 32768"],
+        ),
+    ],
+)
+def test_invalid_file_is_refused(root: Path, text: str, parts: list[str]) -> None:
+    with refused(InputError, "labels.csv", *parts):
+        read_pets_text(root, text)
+
+
+@pytest.mark.parametrize("header", [PETS.replace("labels", "split"), PETS.replace("labels", "tag")])
+def test_share_is_suggested_only_where_the_split_is_missing(root: Path, header: str) -> None:
+    with pytest.raises(InputError, match="'labels'") as caught:
+        read_pets_text(root, header)
+    assert "`prepare.pets.test_share" not in str(caught.value)
+
+
+def test_more_labels_than_a_manifest_can_hold(root: Path) -> None:
+    half = ";".join(map(str, range(1 << 14)))
+    rest = ";".join(map(str, range(1 << 14, 1 << 15)))
+    most = f"image,labels,split\na.jpg,{half},train\nb.jpg,{rest},test\n"
+    assert len(read_pets_text(root, most).vocabulary) == 1 << 15
+    with refused(InputError, "line 2", "32769 different labels", "1 to 32768"):
+        read_pets_text(root, most + "c.jpg,one more,test\n")
+
+
+@pytest.mark.parametrize("file", ["labels.csv", "labels.parquet"])
+@pytest.mark.parametrize(
+    ("make", "kind", "parts"),
+    [
+        (lambda path: None, MissingError, ["`prepare.pets.file`", "params.yaml"]),
+        (lambda path: path.mkdir(), InputError, ["s a directory"]),
+    ],
+)
+def test_missing_file_or_folder_in_its_place(
+    root: Path,
+    file: str,
+    make: Callable[[Path], object],
+    kind: type[GmpipeError],
+    parts: list[str],
+) -> None:
+    make(root / file)
+    with refused(kind, f"/pets/{file}", *parts):
+        read_pets(root, file)
+
+
+def test_file_that_is_not_parquet_is_refused(root: Path) -> None:
+    (root / "labels.parquet").write_text(PETS)
+    with refused(InputError, "labels.parquet", "Parquet"):
+        read_pets(root, "labels.parquet")
+
+
+def test_parquet_without_a_column_or_rows_is_refused(root: Path) -> None:
+    write_pets_parquet(root, {"image": ["a.jpg"], "label": ["cat"], "split": ["train"]})
+    with refused(InputError, "labels.parquet", "'labels'", "'label'"):
+        read_pets(root, "labels.parquet")
+    text = pa.array([], pa.string())
+    write_pets_parquet(root, {"image": text, "labels": text, "split": text})
+    with refused(InputError, "labels.parquet", "row"):
+        read_pets(root, "labels.parquet")
+
+
+@pytest.mark.parametrize("file", ["labels.txt", "labels", "labels.csv.gz", "labels.CSV"])
+def test_other_file_types_are_refused(root: Path, file: str) -> None:
+    with refused(InputError, f"/{file}", ".csv", ".parquet", repr(Path(file).suffix)):
+        read_pets(root, file)
