@@ -43,9 +43,6 @@ def compare(
 
     The tables give the mean and spread over the seeds, and the difference in mAP between each
     variant and `full` with its 95 % interval over the test images.
-
-    Runs that are made at the same time use one thread each; a run on its own uses all cores. The
-    number of threads changes how sums are rounded, and so the last digits of a run's numbers.
     """
     chosen = variants or tuple(request.params.variants)
     check_variants(request, chosen)
@@ -68,9 +65,6 @@ def sweep(
     KEY is a setting of train.<dataset>, e.g. regions=2,4,6,8,10 or network.modules=1,2,3,4 (as in
     Figure 4 of the paper). Prints a table, and writes it with a plot of mAP to
     runs/<dataset>/sweeps/KEY/. Existing runs are reused.
-
-    Runs that are made at the same time use one thread each; a run on its own uses all cores. The
-    number of threads changes how sums are rounded, and so the last digits of a run's numbers.
     """
     check_variants(request, [variant])
     from stages.commands import sweep as command

@@ -90,9 +90,10 @@ def predict(
 def explain(image: Path, run_folder: Path, detector: Path | None, output: Path) -> None:
     """Explain which regions and graphs produced the labels.
 
-    Writes a picture of the photograph and prints tables. For each label with a score above 0.5, or for the best label if there is none: the region that
-    won it, and how its score changes when the label graph, the instance graph or a region is
-    removed. The network is really run without them.
+    Draws the explanation of a photograph and prints it as tables. They hold, for each label with a
+    score above 0.5, or for the best label if there is none, the region that won it, and how its
+    score changes when the label graph, the instance graph or a region is removed. The network is
+    really run without them.
     """
     from stages.commands import explain as command
     from stages.commands.runs import check_run
