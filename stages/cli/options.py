@@ -149,7 +149,7 @@ jobs_option = click.option(
     "--jobs",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Number of runs to make at the same time. Each then uses one thread, while a run on its own "
+    help="Number of runs to make at the same time. Each then uses one thread; a run on its own "
     "uses all cores. The number of threads changes how sums are rounded, and so the last digits of "
     "a run's numbers.  [default: one per core; on a GPU 1]",
 )
