@@ -76,7 +76,7 @@ def extract(
     scheduler: str | None,
     resources: tuple[str, ...],
 ) -> None:
-    """Stage one: write the regions of every image to the cache."""
+    """Stage one: write every image's regions to the cache."""
     if max_failures is not None:
         request = request.overriding(f"extract.{request.dataset}.max_failures={max_failures}")
     amounts = dict(_resource(text) for text in resources)
