@@ -30,7 +30,7 @@ from pipeline.settings import (
     TableSettings,
     VocSettings,
 )
-from stages.checkout.disk import free_bytes, place_of, shown_bytes
+from stages.checkout.disk import existing_part, free_bytes, shown_bytes
 from stages.checkout.layout import (
     CHECKPOINT_FILE,
     METRICS_FILE,
@@ -247,7 +247,7 @@ def _disks() -> Iterator[Finding]:
         if folder.is_symlink() and not folder.exists():
             fix = "make that folder, mount its disk, or remove the link"
             yield Finding("missing", where, "the link leads nowhere", fix)
-        elif not os.access(place_of(folder), os.W_OK):
+        elif not os.access(existing_part(folder), os.W_OK):
             yield Finding("missing", where, "may not be written", "give yourself the right to")
         else:
             free = free_bytes(folder)
