@@ -67,8 +67,8 @@ def estimate(request: Request, probe: int) -> None:
 @click.option(
     "--form",
     type=click.Choice(["npz", "bottom-up"]),
-    help="Form of FILE: an npz with arrays, or TSV as published for bottom-up attention, of which "
-    "several may be named.  [default: by the suffix, .npz or .tsv]",
+    help="Form of FILE. npz: one file with arrays. bottom-up: one or more TSV files, as published "
+    "for bottom-up attention.  [default: by the suffix, .npz or .tsv]",
 )
 @click.option("--replace", is_flag=True, help="Drop shards that were made from something else.")
 def import_regions(

@@ -90,10 +90,10 @@ class _Cli(CommandGroup):
 )
 @click.version_option(package_name="gmpipe")
 def cli() -> None:
-    """Label images with any number of labels by matching their regions to the labels.
+    """Multi-label image classification by matching image regions to labels.
 
-    `dvc repro` runs all stages and skips those that are up to date. `compare` trains further seeds,
-    and `sweep` varies one setting. The settings are in params.yaml.
+    `dvc repro` runs all stages, but skips those that are up to date. `compare` trains further
+    seeds, and `sweep` varies one setting. The settings are in params.yaml.
 
     Exit codes: 0 success; 1 failure, which the message explains; 2 wrong usage; 130 stopped by
     Ctrl-C.

@@ -86,7 +86,7 @@ def runs() -> None:
 def list_runs(request: Request) -> None:
     """List the runs, and say which of them params.yaml names.
 
-    For a run with other settings than those of params.yaml (made with --set or sweep), also list
+    Runs with other settings than those of params.yaml (made with --set or sweep) are listed with
     these settings.
     """
     from stages.commands import runs as command
