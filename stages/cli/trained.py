@@ -78,8 +78,8 @@ def predict(
     )
     if failures:
         unread = "1 photograph" if failures == 1 else f"{failures} photographs"
-        rest = "All others are labelled." if labelled else "None is labelled."
-        raise InputError(f"{unread} can't be read, for the reasons above. {rest}")
+        rest = "all others are labelled" if labelled else "none is labelled"
+        raise InputError(f"{unread} can't be read, for the reasons above; {rest}.")
 
 
 @click.command()
