@@ -244,31 +244,31 @@ def in_terminal(folder: Path, code: str) -> str:
         stderr=theirs,
     )
     os.close(theirs)
-    said = b""
+    output = b""
     with contextlib.suppress(OSError):  # the end of a terminal
         while chunk := os.read(ours, 4096):
-            said += chunk
+            output += chunk
     os.close(ours)
     assert process.wait() == 0
-    return said.decode()
+    return output.decode()
 
 
 def test_in_a_terminal_progress_is_bars(tmp_path: Path) -> None:
-    said = in_terminal(tmp_path, BARS.format(level=""))
-    assert "\rfit: 100%|" in said
-    assert "█" in said
-    assert "\rdraw: 100%|" in said
-    assert "hash" not in said
+    output = in_terminal(tmp_path, BARS.format(level=""))
+    assert "\rfit: 100%|" in output
+    assert "█" in output
+    assert "\rdraw: 100%|" in output
+    assert "hash" not in output
     assert in_terminal(tmp_path, BARS.format(level="QUIET")) == ""
 
 
 def test_a_line_every_half_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1e6
     monkeypatch.setattr("tqdm.std.time", lambda: now)
-    with contextlib.redirect_stderr(io.StringIO()) as said:
+    with contextlib.redirect_stderr(io.StringIO()) as output:
         for _ in progress_bar(range(100), desc="fit", unit="step"):
             now += 8
-    lines = said.getvalue().splitlines()
+    lines = output.getvalue().splitlines()
     assert len(lines) == 100 * 8 // 32 + 1  # after 32 s, being asked every 8
     assert lines[1] == "fit:   4% 4/100 [00:32<12:48,  8.00s/step]"
 
@@ -438,9 +438,9 @@ for line in ("gmpipe train --dataset ", "gmpipe train --variant ", "gmpipe train
 print()
 print(json.dumps([name for name in {HEAVY} if name in sys.modules]))
 """
-    said = script(checkout, code).stdout.splitlines()
-    assert json.loads(said[-1]) == []
-    assert "plain,wide" in said
+    output = script(checkout, code).stdout.splitlines()
+    assert json.loads(output[-1]) == []
+    assert "plain,wide" in output
 
 
 def test_the_version_is_that_of_the_project(tmp_path: Path) -> None:

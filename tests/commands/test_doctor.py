@@ -28,11 +28,11 @@ def _nothing_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
 
 
-def sections(said: str) -> dict[str, dict[str, tuple[str, str]]]:
+def sections(output: str) -> dict[str, dict[str, tuple[str, str]]]:
     """Section -> item -> (mark, state and fix)."""
     table: dict[str, dict[str, tuple[str, str]]] = {}
     title = item = ""
-    for line in said.splitlines()[:-1]:
+    for line in output.splitlines()[:-1]:
         if re.match(r" +\S", line) and "to do: " not in line:
             title = line.strip()
             table[title] = {}
