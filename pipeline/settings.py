@@ -1,7 +1,10 @@
 """Every setting of params.yaml: its type, bounds, default and meaning.
 
-One class a section of params.yaml; a section holds one such block per data set. Importing this
-module imports nothing heavy, so that a mistake in params.yaml is found before anything runs.
+`Params` is the whole file. Each of its sections holds one block per data set, and each kind of
+block is a class here. The descriptions are the text of docs/settings.md.
+
+Importing this module imports nothing heavy, so that a mistake in params.yaml is found before
+anything runs.
 """
 
 from __future__ import annotations
@@ -17,118 +20,129 @@ VARIANTS: dict[str, dict[str, object]] = {
     "without-matching-edges": {"network": {"matching_edges": False}},
     "max-pool": {"network": {"architecture": "max-pool"}},
 }
-"""The variants that every data set has, and what each changes of its train settings. `full` is the
-paper's network, the three `without-` its ablations (Table 4); `max-pool` is the baseline without
-any graph: an MLP on each region's feature and box, max over regions."""
+"""The variants that every data set has, and which train settings each changes. `full` is the
+paper's network, and the three `without-` are its ablations (Table 4). `max-pool` is the baseline
+without any graph: an MLP on each region's feature and box, then the maximum over the regions."""
 
 VariantName = Annotated[str, Field(pattern=r"^[a-z0-9]+([.-][a-z0-9]+)*$")]
-
+"""What a variant may be called: it names the folders of its runs."""
 
 Side = Annotated[int, Field(ge=1)]
 
 
 class _Settings(BaseModel):
-    """Immutable; an unknown key is an error."""
+    """A block of settings. It is immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ScenesSettings(_Settings):
-    """`prepare` draws the demo's scenes."""
+    """The scenes of the demo, which `prepare` draws."""
 
     source: Literal["scenes"]
-    train: int = Field(1000, ge=10, description="training scenes to draw")
-    test: int = Field(500, ge=1, description="test scenes to draw")
-    size: int = Field(128, ge=64, description="side of a drawn scene, in pixels")
-    seed: int = Field(0, ge=0, description="seed of the drawing")
+    train: int = Field(1000, ge=10, description="Number of training scenes to draw.")
+    test: int = Field(500, ge=1, description="Number of test scenes to draw.")
+    size: int = Field(128, ge=64, description="Side of a scene, in pixels.")
+    seed: int = Field(0, ge=0, description="Seed of the drawing.")
 
 
 class _ListedSettings(_Settings):
-    """What data sets of files have in common; all paths are relative to data/<dataset>/."""
+    """What data sets of files have in common. All paths are relative to data/<dataset>/."""
 
     drop_missing: bool = Field(
-        False, description="leave out images whose file is missing; if false, they are an error"
+        False,
+        description="Leave out images whose file is missing. If false, a missing file is an error.",
     )
     drop_unlabelled: bool = Field(
-        False, description="leave out images without any positive or ignored label"
+        False, description="Leave out images without any positive or ignored label."
     )
 
 
 class VocSettings(_ListedSettings):
-    """PASCAL VOC 2007 as its devkit lays it out: trainval trains, test tests."""
+    """PASCAL VOC 2007 in the folders of its devkit: `trainval` is trained on, `test` tested on."""
 
     source: Literal["voc"]
-    folder: str = Field("VOCdevkit/VOC2007", description="the folder that holds ImageSets")
+    folder: str = Field("VOCdevkit/VOC2007", description="Folder that holds ImageSets.")
     labels: Literal["annotations", "lists"] = Field(
         "annotations",
-        description="where labels are read: `annotations`, the XML files, which also give boxes; "
-        "`lists`, ImageSets/Main/<class>_<split>.txt",
+        description="Where labels are read from. `annotations`: the XML files, which also give "
+        "boxes. `lists`: ImageSets/Main/<class>_<split>.txt.",
     )
     vocabulary: list[str] | None = Field(
         None,
         min_length=1,
-        description="the classes, in their order, of photographs of your own that are laid out "
-        "alike; null: VOC's 20",
+        description="The classes, in order, of your own photographs in the same folders. null: "
+        "VOC's 20 classes.",
     )
 
 
 class CocoSettings(_ListedSettings):
-    """MS-COCO as its publisher lays it out: annotations/instances_<split>.json beside <split>/."""
+    """MS-COCO in its publisher's folders: annotations/instances_<split>.json beside <split>/."""
 
     source: Literal["coco"]
-    train: str = Field("train2014", description="the split that trains")
-    test: str = Field("val2014", description="the split that tests")
+    train: str = Field("train2014", description="Split to train on.")
+    test: str = Field("val2014", description="Split to test on.")
 
 
 class NuswideSettings(_ListedSettings):
-    """NUS-WIDE, in one of the forms that are around."""
+    """NUS-WIDE, in one of the three forms in which it is distributed."""
 
     source: Literal["nuswide"]
     form: Literal["official", "csv", "multi-hot"] = Field(
         "official",
-        description="`official`: ImageList/, Groundtruth/ and Concepts81.txt; `csv`: one file "
-        "with file name, label list and split; `multi-hot`: two lists of path and 81 times 0 or 1",
+        description="`official`: ImageList/, Groundtruth/ and Concepts81.txt. `csv`: one file with "
+        "file name, list of labels and split. `multi-hot`: two lists whose lines hold a path and "
+        "81 times 0 or 1.",
     )
-    images: str = Field("Flickr", description="folder that the lists' paths are relative to")
-    concepts: str = Field("Concepts81.txt", description="the 81 concepts, in order")
+    images: str = Field("Flickr", description="Folder that the paths in the lists are relative to.")
+    concepts: str = Field("Concepts81.txt", description="File with the 81 concepts, in order.")
     file: str = Field(
-        "nus_wid_data.csv", description="for `csv`: columns `filepath`, `label`, `split_name`"
+        "nus_wid_data.csv",
+        description="File of form `csv`, with the columns `filepath`, `label` and `split_name`.",
     )
-    train_list: str = Field("database.txt", description="for `multi-hot`; may end in .gz")
-    test_list: str = Field("test.txt", description="for `multi-hot`; may end in .gz")
+    train_list: str = Field(
+        "database.txt", description="Training list of form `multi-hot`. It may end in .gz."
+    )
+    test_list: str = Field(
+        "test.txt", description="Test list of form `multi-hot`. It may end in .gz."
+    )
     split_name: str | None = Field(
-        None, description="how the split is called in results; null: after the form"
+        None, description="Name of the split in results. null: named after the form."
     )
 
 
 class TableSettings(_ListedSettings):
-    """Any data set, from a CSV or Parquet file with a row an image."""
+    """Any data set, from a CSV or Parquet file with one row per image."""
 
     source: Literal["table"]
-    file: str = Field("labels.csv", description="the table, .csv or .parquet")
+    file: str = Field("labels.csv", description="The table, a .csv or .parquet file.")
     images: str = Field(
         ".",
-        description="folder that the table's paths are relative to; `.`: data/<dataset>/ itself",
+        description="Folder that the paths in the table are relative to. `.`: the folder of the "
+        "data set.",
     )
-    image: str = Field("image", description="column of the image's path")
-    labels: str = Field("labels", description="column of its labels")
-    split: str = Field("split", description="column that says `train` or `test`")
+    image: str = Field("image", description="Column with the path of the image.")
+    labels: str = Field("labels", description="Column with the labels of the image.")
+    split: str = Field("split", description="Column that says `train` or `test`.")
     test_share: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="for a table without the column `split`: about this share of the images tests, "
-        "chosen by a hash of each path, so that an image stays on its side when others come or go",
+        description="For a table without a column of splits: share of the images to test on, "
+        "approximately. A hash of the path decides, so that an image stays in its split when "
+        "others are added or removed.",
     )
-    separator: str = Field(";", min_length=1, description="between labels, unless they are a list")
+    separator: str = Field(
+        ";", min_length=1, description="Text between two labels, unless the column holds lists."
+    )
     vocabulary: list[str] | None = Field(
-        None, description="the labels in their order; null: those in the table, sorted"
+        None, description="The labels, in order. null: the labels in the table, sorted."
     )
-    split_name: str = Field("own", description="how the split is called in results")
+    split_name: str = Field("own", description="Name of the split in results.")
 
 
 class ImportedSettings(_Settings):
-    """The manifest came with regions: `gmpipe import-regions` wrote it."""
+    """A manifest that `gmpipe import-regions` writes, from a file with regions."""
 
     source: Literal["imported"]
 
@@ -138,143 +152,164 @@ PrepareSettings = ScenesSettings | ListedSettings | ImportedSettings
 
 
 class ArchitectureSettings(_Settings):
-    """A ResNet50-FPN Faster R-CNN; the defaults are torchvision's `fasterrcnn_resnet50_fpn`."""
+    """A ResNet50-FPN Faster R-CNN, by default torchvision's `fasterrcnn_resnet50_fpn`."""
 
-    width_per_group: int = Field(64, ge=1, description="width of ResNet's bottlenecks")
-    fpn_channels: int = Field(256, ge=1, description="channels of every pyramid level")
-    feature_size: int = Field(1024, ge=1, description="size d of the box head's vector")
+    width_per_group: int = Field(64, ge=1, description="Width of the bottlenecks in ResNet.")
+    fpn_channels: int = Field(256, ge=1, description="Channels of each pyramid level.")
+    feature_size: int = Field(1024, ge=1, description="Size d of the box head's vector.")
     anchor_sizes: tuple[Side, Side, Side, Side, Side] = Field(
-        (32, 64, 128, 256, 512), description="anchor side per pyramid level, in pixels"
+        (32, 64, 128, 256, 512), description="Anchor side for each pyramid level, in pixels."
     )
     proposals: int = Field(
-        1000, ge=1, description="proposals kept, per level before the RPN's NMS and of all after it"
+        1000,
+        ge=1,
+        description="Proposals that are kept: per level before the RPN's NMS, and in all after it.",
     )
     norm: Literal["frozen", "batch"] = Field(
         "frozen",
-        description="`frozen`: FrozenBatchNorm2d with eps 0, as in torchvision's COCO weights; "
-        "`batch`: BatchNorm2d, for a network that is fitted from scratch",
+        description="`frozen`: FrozenBatchNorm2d with eps 0, as in torchvision's COCO weights. "
+        "`batch`: BatchNorm2d, for a network that is fitted from scratch.",
     )
 
 
 class FitSettings(_Settings):
-    """How a detector is fitted on the boxes of the data set's training split."""
+    """How a detector is fitted to the boxes of the data set's training split."""
 
-    size: int = Field(448, ge=32, multiple_of=32, description="side of the square view, in pixels")
-    steps: int = Field(400, ge=1, description="optimiser steps")
-    batch_size: int = Field(8, ge=1, description="images a step")
+    size: int = Field(448, ge=32, multiple_of=32, description="Side of the square view, in pixels.")
+    steps: int = Field(400, ge=1, description="Number of optimiser steps.")
+    batch_size: int = Field(8, ge=1, description="Images per step.")
     sampled_proposals: int = Field(
-        512, ge=4, description="proposals an image that the box head learns from (torchvision: 512)"
+        512,
+        ge=4,
+        description="Proposals per image that the box head learns from (torchvision: 512).",
     )
-    learning_rate: float = Field(1e-3, gt=0, description="peak rate of AdamW's one-cycle schedule")
-    weight_decay: float = Field(1e-4, ge=0, description="AdamW's weight decay")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak rate of AdamW's one-cycle schedule.")
+    weight_decay: float = Field(1e-4, ge=0, description="AdamW's weight decay.")
     holdout: float = Field(
-        0.1, gt=0, lt=1, description="share of the training split held out to measure recall"
+        0.1, gt=0, lt=1, description="Share of the training split held out to measure recall."
     )
-    seed: int = Field(0, ge=0, description="seed of initial weights, holdout and batches")
+    seed: int = Field(
+        0, ge=0, description="Seed of the initial weights, the holdout and the batches."
+    )
 
 
 class DetectorSettings(_Settings):
-    """Which detector finds the regions."""
+    """The detector that finds the regions."""
 
     source: Literal["torchvision", "file", "fit", "imported"] = Field(
-        description="`torchvision`: its COCO weights; `file`: `weights`; `fit`: fitted on the data "
-        "set's own boxes, from scratch or from `weights`; `imported`: none, the regions were made "
-        "elsewhere and `gmpipe import-regions` brings them"
+        description="`torchvision`: its COCO weights. `file`: the file `weights`. `fit`: fitted to "
+        "the data set's own boxes, from scratch or from `weights`. `imported`: no detector; the "
+        "regions were made elsewhere, and `gmpipe import-regions` imports them."
     )
     weights: str | None = Field(
-        None, description="a state dict saved by torch.save, for `file` and, optionally, `fit`"
+        None,
+        description="A state dict saved with torch.save. Required for `file`, optional for `fit`.",
     )
     architecture: ArchitectureSettings = ArchitectureSettings()
-    fit: FitSettings | None = Field(None, description="for `fit` only")
+    fit: FitSettings | None = Field(None, description="Block for source `fit`, described below.")
 
     @model_validator(mode="after")
     def _check_source(self) -> DetectorSettings:
         if self.source == "file" and self.weights is None:
-            raise ValueError("source `file` needs `weights`, the path of a state dict")
+            raise ValueError("source `file` requires `weights`, the path of a state dict")
         if (self.source == "fit") != (self.fit is not None):
-            raise ValueError("the block `fit` goes with source `fit`, and only with it")
+            raise ValueError("source `fit` requires the block `fit`, and no other source takes it")
         if self.source in ("torchvision", "imported") and (
             self.weights is not None
             or self.architecture != ArchitectureSettings(proposals=self.architecture.proposals)
         ):
-            raise ValueError(f"source `{self.source}` takes neither `weights` nor an architecture")
+            raise ValueError(
+                f"source `{self.source}` takes neither `weights` nor `architecture`, except for "
+                "`architecture.proposals`"
+            )
         return self
 
 
 class ExtractSettings(_Settings):
-    """Which regions stage one stores. All but the last four decide the features."""
+    """The regions that stage one stores. All settings but the last four decide the features."""
 
-    size: int = Field(448, ge=32, multiple_of=32, description="side of the square view, in pixels")
-    regions: int = Field(10, ge=1, description="m: regions kept of an image, best scores first")
+    size: int = Field(448, ge=32, multiple_of=32, description="Side of the square view, in pixels.")
+    regions: int = Field(10, ge=1, description="m: regions kept per image, by descending score.")
     score_threshold: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="least detection score; 0 keeps m regions wherever any is found",
+        description="Lowest detection score. 0 keeps m regions of every image in which the "
+        "detector finds any.",
     )
-    nms_threshold: float = Field(0.5, gt=0, le=1, description="IoU of the per-class NMS")
+    nms_threshold: float = Field(0.5, gt=0, le=1, description="IoU of the per-class NMS.")
     views: int = Field(
-        1, ge=1, description="views a training image: the plain one and views-1 random crops"
+        1, ge=1, description="Views per training image: the plain one and views-1 random crops."
     )
-    flip: bool = Field(True, description="whether the random crops are mirrored half of the time")
-    seed: int = Field(0, ge=0, description="seed of the random crops")
-    feature_dtype: Literal["float16", "float32"] = Field("float16", description="as stored")
+    flip: bool = Field(True, description="Mirror half of the random crops.")
+    seed: int = Field(0, ge=0, description="Seed of the random crops.")
+    feature_dtype: Literal["float16", "float32"] = Field(
+        "float16", description="Type of the stored features."
+    )
     hash_images: bool = Field(
-        True, description="fingerprint images by content; if false, by file size (faster)"
+        True,
+        description="Identify images by their content in the cache's fingerprint. If false, by "
+        "their file size, which is faster.",
     )
-    rows_per_shard: int = Field(512, ge=1, description="rows a shard holds at most")
-    batch_size: int = Field(8, ge=1, description="images the detector takes at once")
+    rows_per_shard: int = Field(512, ge=1, description="Largest number of rows in a shard.")
+    batch_size: int = Field(8, ge=1, description="Images that the detector processes at once.")
     max_failures: int = Field(
         0,
         ge=0,
-        description="images that may be without regions, since they can't be decoded or an import "
-        "has none of them, before that is an error",
+        description="Number of images without regions that are tolerated. Such an image can't be "
+        "decoded, or has no regions in an import.",
     )
 
 
 class NetworkSettings(_Settings):
-    """The matching network (section 3.3 of the paper), or its baseline."""
+    """The matching network (section 3.3 of the paper) or its baseline."""
 
     architecture: Literal["matching", "max-pool"] = Field(
         "matching",
-        description="`matching`: the paper's; `max-pool`: an MLP on each region's feature and box, "
-        "max over regions, which reads `latent_size` and the dropouts only",
+        description="`matching`: the paper's network. `max-pool`: an MLP on each region's feature "
+        "and box, then the maximum over the regions; it reads only `latent_size` and the dropouts.",
     )
-    instance_graph: bool = Field(True, description="edges between instances, equation (1)")
-    label_graph: bool = Field(True, description="edges between labels, equation (2)")
+    instance_graph: bool = Field(True, description="Use edges between instances, equation (1).")
+    label_graph: bool = Field(True, description="Use edges between labels, equation (2).")
     matching_edges: bool = Field(
         True,
-        description="edges between instances and labels, equation (3); without them the decoder "
-        "reads the two nodes",
+        description="Use edges between instances and labels, equation (3). Without them, the "
+        "decoder reads the two nodes.",
     )
     latent_size: int = Field(
         512,
         ge=2,
         multiple_of=2,
-        description="H: size of encoded nodes and edges; the last "
-        "convolution module halves it, as the paper's [512, 256] does",
+        description="H: size of the encoded nodes and edges. The last convolution module halves "
+        "it, as in the paper's [512, 256].",
     )
-    modules: int = Field(2, ge=1, description="k: graph convolution modules")
-    neighbors: int = Field(5, ge=1, description="K: nearest instances an instance gathers from")
+    modules: int = Field(2, ge=1, description="k: number of graph convolution modules.")
+    neighbors: int = Field(
+        5, ge=1, description="K: number of nearest instances that an instance gathers from."
+    )
     label_neighbors: int | None = Field(
-        None, ge=1, description="labels a label gathers from, by cosine; null: from all others"
+        None,
+        ge=1,
+        description="Number of labels that a label gathers from, nearest by cosine. null: all "
+        "others.",
     )
     node_norm: bool = Field(
-        True, description="LayerNorm on encoded and updated nodes (ours; the paper has none)"
+        True,
+        description="Apply LayerNorm to encoded and updated nodes. (Ours; the paper has none.)",
     )
     least_deviation: float = Field(
         0.1,
         gt=0,
-        description="a feature component is divided by its standard deviation, or by this share of "
-        "the root mean square of all, whichever is more: 0.1 makes nearly all vary alike, 1 leaves "
-        "weak components weak",
+        description="Each feature component is divided by its standard deviation, or by this share "
+        "of the root mean square of all standard deviations, whichever is larger. With 0.1, nearly "
+        "all components vary equally; with 1, weak components stay weak.",
     )
-    input_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on region features")
+    input_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on region features.")
     dropout: float = Field(
-        0.0, ge=0, lt=1, description="dropout on encoded and updated nodes of instances"
+        0.0, ge=0, lt=1, description="Dropout on encoded and updated nodes of instances."
     )
     decoder_dropout: float = Field(
-        0.0, ge=0, lt=1, description="dropout on the decoder's hidden state"
+        0.0, ge=0, lt=1, description="Dropout on the decoder's hidden state."
     )
     direct_size: int | None = Field(
         None,
@@ -294,65 +329,72 @@ class TrainSettings(_Settings):
     network: NetworkSettings = NetworkSettings()
     label_vectors: str = Field(
         "wordllama",
-        description="`wordllama` (static embeddings that need no download), or a path: GloVe's "
-        "text (*.txt), a zip with it (*.zip), a text in a zip "
-        "(data/glove/glove.6B.zip/glove.6B.300d.txt), or an npz with arrays `labels` and `vectors`",
+        description="`wordllama`: static embeddings that need no download. Otherwise a path: a "
+        "GloVe text file (*.txt), a zip that holds one (*.zip), a text file in a zip "
+        "(data/glove/glove.6B.zip/glove.6B.300d.txt), or an npz with the arrays `labels` and "
+        "`vectors`.",
     )
-    epochs: int = Field(60, ge=1, description="passes over the training split")
-    batch_size: int = Field(32, ge=1, description="images a step, of each process")
+    epochs: int = Field(60, ge=1, description="Passes over the training split.")
+    batch_size: int = Field(32, ge=1, description="Images per step and process.")
     regions: int | None = Field(
         None,
         ge=1,
-        description="the best regions of an image that are used; null: all that the cache holds",
+        description="Number of regions used per image, by descending score. null: all regions in "
+        "the cache.",
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="of the forward pass in training; the loss, and all scores, are in float32",
+        description="Precision of the forward pass in training. The loss and all scores are "
+        "computed in float32.",
     )
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd is the paper's")
-    learning_rate: float = Field(0.01, gt=0, description="initial learning rate")
-    momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum")
-    weight_decay: float = Field(1e-4, ge=0, description="weight decay")
+    optimizer: Literal["sgd", "adamw"] = Field(
+        "sgd", description="Optimiser. The paper uses `sgd`."
+    )
+    learning_rate: float = Field(0.01, gt=0, description="Initial learning rate.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
+    weight_decay: float = Field(1e-4, ge=0, description="Weight decay.")
     schedule: Literal["step", "cosine", "constant"] = Field(
-        "step", description="`step`: a tenth every `step_epochs` (the paper's); `cosine`: to zero"
+        "step",
+        description="`step`: divide the learning rate by 10 every `step_epochs` (as the paper). "
+        "`cosine`: lower it to zero. `constant`: keep it.",
     )
-    step_epochs: int = Field(30, ge=1, description="epochs between two steps of schedule `step`")
+    step_epochs: int = Field(30, ge=1, description="Epochs between two steps of schedule `step`.")
     averaging: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="decay of an exponential moving average of the weights over the steps, which "
-        "is then the result; 0: none. 0.99 is the mean of about the last 100 steps",
+        description="Decay of an exponential moving average of the weights over the steps; the "
+        "average is then the result. 0: no averaging. 0.99 averages about the last 100 steps.",
     )
-    clip_norm: float = Field(5.0, gt=0, description="largest norm of a step's gradient")
-    beta: float = Field(0.0, ge=0, description="class balance of the loss, equation (15)")
+    clip_norm: float = Field(5.0, gt=0, description="Largest norm of the gradient of a step.")
+    beta: float = Field(0.0, ge=0, description="Class balance of the loss, equation (15).")
     validation: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="share of the training split kept out of training, on which "
-        "mAP is written to history.csv each epoch; for tuning without the test split",
+        description="Share of the training split that is not trained on. The mAP on it is written "
+        "to history.csv after each epoch, for tuning without the test split.",
     )
     selection: Literal["last", "best"] = Field(
         "last",
-        description="the epoch whose weights are the result: the `last`, or the one with the "
-        "`best` mAP on the `validation` part",
+        description="Epoch whose weights are the result: the `last` one, or the one with the "
+        "`best` mAP on the `validation` part.",
     )
     variants: dict[VariantName, dict[str, object]] = Field(
         default_factory=dict,
-        description="what a variant changes of the settings above, e.g. "
-        "`max-pool: {learning_rate: 0.003}`; a name of your own makes a variant of its own",
+        description="Settings above that a variant changes, e.g. "
+        "`max-pool: {learning_rate: 0.003}`. A new name defines a new variant.",
     )
 
     @model_validator(mode="after")
     def _check_selection(self) -> TrainSettings:
         if self.selection == "best" and not self.validation:
-            raise ValueError("selection `best` needs `validation` above 0, e.g. 0.1")
+            raise ValueError("selection `best` requires `validation` above 0, e.g. 0.1")
         return self
 
 
 SECTIONS = ("prepare", "detector", "extract", "train")
-"""The sections of params.yaml; each holds one block per data set."""
+"""The sections of params.yaml. Each holds one block per data set."""
 
 
 class Params(_Settings):
@@ -360,15 +402,15 @@ class Params(_Settings):
 
     datasets: list[str] = Field(
         min_length=1,
-        description="the data sets that `dvc repro` runs; the first is the default of `--dataset`",
+        description="Data sets that `dvc repro` runs. The first is the default of `--dataset`.",
     )
     variants: list[VariantName] = Field(
-        min_length=1, description="the variants that `dvc repro` trains on each data set"
+        min_length=1, description="Variants that `dvc repro` trains on each data set."
     )
     seeds: list[Annotated[int, Field(ge=0)]] = Field(
         min_length=1,
-        description="the seeds that `dvc repro` trains each variant with; the first is the default "
-        "of `--seed`",
+        description="Seeds that `dvc repro` trains each variant with. The first is the default of "
+        "`--seed`.",
     )
     prepare: dict[str, Annotated[PrepareSettings, Field(discriminator="source")]]
     detector: dict[str, DetectorSettings]
@@ -380,5 +422,5 @@ class Params(_Settings):
     def _check_unique(cls, names: list[Any]) -> list[Any]:
         # DVC expands stages over these lists: a repeated name would define the same stage twice.
         if len(set(names)) != len(names):
-            raise ValueError("expected each entry once")
+            raise ValueError("every entry must be unique")
         return names

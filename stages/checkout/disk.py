@@ -1,4 +1,4 @@
-"""Space on disks, and sizes as people read them."""
+"""Free space on disks, and sizes in readable units."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import shutil
 from pathlib import Path
 
 
-def place_of(folder: Path) -> Path:
-    """The folder, links followed, or else the nearest one above it that is there."""
-    whole = folder.resolve()
-    return next(path for path in (whole, *whole.parents) if path.exists())
+def existing_part(folder: Path) -> Path:
+    """Return the folder with links followed, or its nearest parent that exists."""
+    resolved = folder.resolve()
+    return next(path for path in (resolved, *resolved.parents) if path.exists())
 
 
 def free_bytes(folder: Path) -> int:
-    """Free space where a folder is, or would be made."""
-    return shutil.disk_usage(place_of(folder)).free
+    """Return the free space on the disk where a folder is, or would be created."""
+    return shutil.disk_usage(existing_part(folder)).free
 
 
 def shown_bytes(count: float) -> str:
-    """E.g. `1.23 MB`, in powers of 1000."""
+    """Format a number of bytes in powers of 1000, e.g. `1.23 MB`."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

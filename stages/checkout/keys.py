@@ -5,52 +5,85 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
+from pipeline.errors import InputError
 from pipeline.settings import SECTIONS, Params
 
+_CHANGE = "Change the value."
+_ADD = "Add it."
+_SEE_ALL = "Remove it. `gmpipe settings` lists all settings."
 
-def describe(
-    error: ValidationError, file: Path, origin: str, root: type[BaseModel] = Params
-) -> str:
-    """The first of pydantic's findings, in the words of this project."""
-    # A misspelt key that is required is found twice: first as missing, then as unknown.
+
+def settings_error(
+    error: ValidationError, where: str, root: type[BaseModel] = Params
+) -> InputError:
+    """Turn pydantic's first finding into an error that names the setting.
+
+    Args:
+        error: of the validation of ``root``.
+        where: begins the message, e.g. `params.yaml`.
+        root: the class of the block that was validated; keys are relative to it.
+    """
+    # A misspelt key that is required gives two findings: one is missing, another is unknown.
     findings = error.errors()
     finding = next((one for one in findings if one["type"] == "extra_forbidden"), findings[0])
-    # pydantic names a tuple's place or a dict's key itself `[key]`: not part of a path.
+    kind, value = finding["type"], finding["input"]
+    # pydantic calls a tuple's index or a dict's key itself `[key]`: not part of a path.
     location = [part for part in finding["loc"] if part != "[key]"]
     source = ""
     if location[:1] == ["prepare"] and len(location) > 2:
         source = str(location.pop(2))  # pydantic's name for the kind of block
-    key = ".".join(str(part) for part in location) or "the whole"
-    where = f"{file}{' or --set' if origin == 'set' else ''}: `{key}`"
-    if finding["type"] == "extra_forbidden":
-        known = _keys(root, location[:-1], source)
-        return f"{where} is no setting.{nearest(str(location[-1]), known)}"
-    if finding["type"] == "missing":
-        return f"{where} is missing. Add it."
-    value = finding["input"]
-    if finding["type"] == "union_tag_not_found":
+    key = ".".join(str(part) for part in location)
+
+    if kind == "extra_forbidden":
+        hint = nearest(str(location[-1]), _keys(root, location[:-1], source))
+        return InputError(f"{where}: unknown setting `{key}`.", hint or _SEE_ALL)
+    if kind == "missing":
+        return InputError(f"{where}: the setting `{key}` is missing.", _ADD)
+    if kind == "union_tag_not_found":
         misspelt = difflib.get_close_matches("source", list(value), n=1)
         if misspelt:
-            return f"{where[:-1]}.{misspelt[0]}` is no setting. Did you mean `source`?"
-        return f"{where[:-1]}.source` is missing. Add it."
-    if finding["type"] == "union_tag_invalid":
-        value, expected = finding["ctx"]["tag"], finding["ctx"]["expected_tags"]
-        hint = nearest(value, re.findall(r"'([^']+)'", expected))
-        return f"{where[:-1]}.source` is {value!r}: expected one of {expected}. Change it.{hint}"
+            wrong = f"{where}: unknown setting `{key}.{misspelt[0]}`."
+            return InputError(wrong, "Did you mean `source`?")
+        return InputError(f"{where}: the setting `{key}.source` is missing.", _ADD)
+    if kind == "union_tag_invalid":
+        tag, expected = finding["ctx"]["tag"], finding["ctx"]["expected_tags"]
+        hint = nearest(tag, re.findall(r"'([^']+)'", expected))
+        wrong = f"{where}: `{key}.source` is {tag!r}. Expected one of {expected}."
+        return InputError(wrong, hint or _CHANGE)
+
     hint = ""
-    if isinstance(value, str) and finding["type"] == "literal_error":
+    if kind == "literal_error" and isinstance(value, str):
         hint = nearest(value, re.findall("'([^']+)'", finding["ctx"]["expected"]))
-    shown = "" if isinstance(value, Mapping) else f" is {value!r}"
-    return f"{where}{shown}: {finding['msg'].removeprefix('Value error, ')}. Change it.{hint}"
+    shown = f"`{key}`" if key else "the whole file"
+    if isinstance(value, Mapping):
+        return InputError(f"{where}: {shown}: {_expected(finding)}.", "Correct the block.")
+    return InputError(f"{where}: {shown} is {value!r}: {_expected(finding)}.", hint or _CHANGE)
+
+
+def _expected(finding: ErrorDetails) -> str:
+    """Say what pydantic expected, without its own names of things."""
+    if finding["type"] in ("dict_type", "model_type"):
+        return "expected a block of settings"
+    if finding["type"] == "too_short":
+        return f"expected at least {finding['ctx']['min_length']} entry"
+    message = finding["msg"].removeprefix("Value error, ")
+    message = re.sub("^Input should be (greater|less)", r"expected a value \1", message)
+    return re.sub("^(Input|String) should ", "expected to ", message).replace("to be ", "", 1)
 
 
 def _keys(root: type[BaseModel], location: Sequence[int | str], source: str) -> Iterable[str]:
-    """The settings that a block of params.yaml may hold; ``source`` tells blocks of one place."""
+    """Return the settings that a block of params.yaml may hold.
+
+    Args:
+        root: the class that ``location`` begins in.
+        location: keys and indices down to the block.
+        source: which of the kinds of block that may stand there.
+    """
     model: Any = root
     for part in location:
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
@@ -63,7 +96,7 @@ def _keys(root: type[BaseModel], location: Sequence[int | str], source: str) -> 
 
 
 def _block(annotation: Any, source: str) -> type[BaseModel] | None:
-    """The kind of block that a setting holds; None where it holds a plain value."""
+    """Return the class of the block that a setting holds; None if it holds a plain value."""
     blocks = [kind for kind in _classes(annotation) if issubclass(kind, BaseModel)]
     of_source = [
         kind
@@ -75,7 +108,7 @@ def _block(annotation: Any, source: str) -> type[BaseModel] | None:
 
 
 def setting_keys(raw: Mapping[str, Any]) -> Iterator[str]:
-    """The dotted key of every setting that `--set` takes, for the data sets of ``raw``."""
+    """Yield the dotted key of every setting that `--set` takes, for the data sets of ``raw``."""
     for name, field in Params.model_fields.items():
         if name not in SECTIONS:
             yield name
@@ -92,12 +125,13 @@ def _dotted(block: type[BaseModel] | None) -> Iterator[str]:
 
 
 def _classes(annotation: Any) -> list[type]:
-    """The classes in an annotation, however deep they stand."""
+    """Return the classes in an annotation, at any depth."""
     if isinstance(annotation, type) and not get_args(annotation):
         return [annotation]
     return [kind for part in get_args(annotation) for kind in _classes(part)]
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
-    return f" Did you mean `{found[0]}`?" if found else ""
+    """Suggest the choice that is most like ``word``; an empty string if none is."""
+    matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f"Did you mean `{matches[0]}`?" if matches else ""

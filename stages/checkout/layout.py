@@ -1,4 +1,4 @@
-"""Where everything lies, relative to the checkout that gmpipe runs in."""
+"""Paths of all inputs and outputs, relative to the checkout that gmpipe runs in."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from pathlib import Path
 from pipeline.files import sha256_json
 from pipeline.learning import CHECKPOINT_FILE as CHECKPOINT_FILE
 
-# In a run's folder, by `train`, beside the checkpoint:
+# Files in the folder of a run: what `train` writes beside the checkpoint,
 LAST_GOOD_FILE = "checkpoint-last-good.pt"
 HISTORY_FILE = "history.csv"
 TENSORBOARD_FOLDER = "tensorboard"
-# and by `evaluate`:
+# what `evaluate` writes,
 METRICS_FILE = "metrics.json"
 SUMMARY_FILE = "summary.json"
 PREDICTIONS_FILE = "predictions.parquet"
 EVALUATION_FILES = (METRICS_FILE, SUMMARY_FILE, PREDICTIONS_FILE)
-# In a sweep's folder:
+# and files in the folder of a sweep.
 SWEEP_RESULTS_FILE = "results.csv"
 SWEEP_FIGURE_STEM = "figure"
 
 
 def data_root(dataset: str) -> Path:
-    """The root that a manifest's paths are relative to."""
+    """Folder that the paths in a manifest are relative to."""
     return Path("data") / dataset
 
 
@@ -37,7 +37,7 @@ def manifest_file(dataset: str) -> Path:
 
 
 def boxes_file(dataset: str) -> Path:
-    """Annotated boxes, where the data set has any, in `prepared_folder`."""
+    """Annotated boxes in `prepared_folder`, if the data set has any."""
     return prepared_folder(dataset) / "boxes.parquet"
 
 
@@ -52,7 +52,7 @@ def cache_folder(dataset: str) -> Path:
 
 
 def runs_folder(dataset: str) -> Path:
-    """Where the runs of a data set are."""
+    """Folder of the runs of a data set."""
     return Path("runs") / dataset
 
 
@@ -60,9 +60,9 @@ def run_folder(dataset: str, variant: str, seed: int, overridden: object = None)
     """Output of `train` and `evaluate`.
 
     Args:
-        dataset, variant, seed: what the run is.
-        overridden: what it is made with (JSON), where that is not what params.yaml says; its hash
-            keeps such a run apart from the one that DVC tracks.
+        dataset, variant, seed: identify the run.
+        overridden: the settings of a run that differs from params.yaml (JSON). Their hash gives it
+            another folder than the run that DVC tracks.
     """
     name = f"{variant}-s{seed}"
     if overridden is not None:
@@ -74,7 +74,7 @@ SWEEPS = "sweeps"
 
 
 def sweep_folder(dataset: str, variant: str, key: str) -> Path:
-    """Output of `sweep`, beside the runs; a folder of its own for each variant but `full`."""
+    """Output of `sweep`, beside the runs. The name includes the variant unless it is `full`."""
     return runs_folder(dataset) / SWEEPS / (key if variant == "full" else f"{variant}-{key}")
 
 
@@ -84,13 +84,17 @@ def report_folder(dataset: str) -> Path:
 
 
 def state_file(purpose: str, key: object) -> Path:
-    """What a killed fit or training resumes from, keyed by all that decides its result.
+    """File from which a killed fit or training resumes.
 
-    It does not lie with the outputs: DVC deletes those before it runs a stage again.
+    It is not kept with the outputs, which DVC deletes before it runs a stage again.
+
+    Args:
+        purpose: begins the name of the file.
+        key: everything that decides the result (JSON), so that only the same work is resumed.
     """
     return Path(".state") / f"{purpose}-{sha256_json(key)[:16]}.pt"
 
 
 def times_file(dataset: str) -> Path:
-    """How long the stages of a data set took; `stages.checkout.times` describes the file."""
+    """File with the times that the stages of a data set took, see `stages.checkout.times`."""
     return Path(".state") / "times" / f"{dataset}.csv"

@@ -16,7 +16,7 @@ def dataset_manifest(dataset: str) -> Manifest:
     """Read the manifest that `prepare` wrote for a data set.
 
     Raises:
-        MissingError, DamagedError: as `read_manifest`; names the command that writes it.
+        MissingError, DamagedError: as `read_manifest`. The remedy names the command that writes it.
     """
     path = manifest_file(dataset)
     with advising(f"Run `gmpipe prepare --dataset {dataset}`.", MissingError, DamagedError):

@@ -1,10 +1,14 @@
-"""params.yaml and `--set` options -> typed settings, or an error that names the key."""
+"""Read params.yaml and `--set` options into typed settings.
+
+Every mistake is an `InputError` that names the setting.
+"""
 
 from __future__ import annotations
 
 import copy
 import difflib
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +16,8 @@ from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from pipeline.errors import InputError, MissingError
 from pipeline.settings import (
@@ -24,7 +29,7 @@ from pipeline.settings import (
     PrepareSettings,
     TrainSettings,
 )
-from stages.checkout.keys import describe, nearest
+from stages.checkout.keys import nearest, settings_error
 
 _log = logging.getLogger(__name__)
 
@@ -33,15 +38,15 @@ PARAMS_FILE = Path("params.yaml")
 
 @dataclass(frozen=True)
 class Request:
-    """What a command was asked to do: one data set's settings, with `--set` options applied.
+    """The settings of one data set, as a command was asked to use them.
 
     A command reads params.yaml once, with `read_request`, and passes the request on.
 
     Attributes:
         dataset: name of the data set.
-        params: all of params.yaml, overrides applied.
+        params: all of params.yaml, with the overrides.
         overrides: the `--set` options as they were given, `key=value`.
-        params_in_file: params.yaml without the overrides.
+        params_in_file: all of params.yaml, without the overrides.
         raw: params.yaml as it was read, unchecked and without the overrides.
     """
 
@@ -77,7 +82,7 @@ class Request:
         return self.params_in_file.extract.get(self.dataset, self.extract)
 
     def overriding(self, *overrides: str) -> Request:
-        """The same request with further `--set` options; params.yaml is not read again.
+        """Return the request with further `--set` options, without reading params.yaml again.
 
         Raises:
             InputError: as `load_params`.
@@ -85,15 +90,15 @@ class Request:
         return _request(self.raw, self.dataset, (*self.overrides, *overrides))
 
     def for_dataset(self, dataset: str) -> Request:
-        """The same request for another data set of params.yaml."""
+        """Return the request for another data set of params.yaml."""
         return _request(self.raw, dataset, self.overrides)
 
     def variant(self, name: str, where: str = "train") -> TrainSettings:
-        """The train settings of a variant, as `variant_settings`."""
+        """Return the train settings of a variant, as `variant_settings` does."""
         return variant_settings(self.train, name, where)
 
     def is_overridden(self, variant: str) -> bool:
-        """Whether a run of ``variant`` would differ from the one that params.yaml describes."""
+        """Whether a run of ``variant`` differs from the one that params.yaml describes."""
         train = self.params_in_file.train.get(self.dataset)
         if train is None or not has_variant(train, variant):
             return True
@@ -108,11 +113,11 @@ def read_request(dataset: str | None, overrides: Sequence[str] = ()) -> Request:
 
     Args:
         dataset: name of the data set; None for the first of ``datasets``.
-        overrides: as `load_params` takes them.
+        overrides: as in `load_params`.
 
     Raises:
         InputError: as `load_params`, or params.yaml does not describe the data set.
-        MissingError: there is no params.yaml.
+        MissingError: there is no params.yaml in the current folder.
     """
     return _request(read_params(), dataset, tuple(overrides))
 
@@ -129,12 +134,13 @@ def load_params(overrides: Sequence[str] = (), file: Path = PARAMS_FILE) -> Para
     """Read and check all of params.yaml.
 
     Args:
-        overrides: ``key=value``, keys as in the file, e.g. ``train.demo.epochs=5``; values YAML.
-        file: where params.yaml lies.
+        overrides: ``key=value`` with a dotted key and a YAML value, e.g. ``train.demo.epochs=5``.
+        file: path of params.yaml.
 
     Raises:
-        InputError: there is no such file, or it holds an unknown key, data set or variant, or a
-            value of the wrong kind; names the key and, for a misspelt one, the nearest.
+        InputError: the file or an override has an unknown key, data set or variant, or a value of
+            the wrong kind. The message names the key and, if it is misspelt, the nearest one.
+        MissingError: there is no such file.
     """
     return _check(read_params(file), overrides, file)
 
@@ -146,7 +152,8 @@ def _check(given: Mapping[str, Any], overrides: Sequence[str], file: Path) -> Pa
     try:
         params = Params.model_validate(raw)
     except ValidationError as error:
-        raise InputError(describe(error, file, "set" if overrides else "file")) from error
+        where = f"{file} or --set" if overrides else str(file)
+        raise settings_error(error, where) from error
     _check_datasets(params, file)
     for dataset, settings in params.train.items():
         for variant in settings.variants:
@@ -154,8 +161,9 @@ def _check(given: Mapping[str, Any], overrides: Sequence[str], file: Path) -> Pa
             meant = difflib.get_close_matches(variant, VARIANTS, n=1, cutoff=0.85)
             if meant and variant not in VARIANTS:
                 raise InputError(
-                    f"{where} is no variant, and too near to one for a name of your own. Did you "
-                    f"mean `{meant[0]}`?"
+                    f"{where}: unknown variant {variant!r}. Its name is too similar to an existing "
+                    "one to define a variant of your own.",
+                    f"Did you mean `{meant[0]}`?",
                 )
             variant_settings(settings, variant, where)
         if dataset in params.datasets:
@@ -165,33 +173,64 @@ def _check(given: Mapping[str, Any], overrides: Sequence[str], file: Path) -> Pa
 
 
 def read_params(file: Path = PARAMS_FILE) -> dict[str, Any]:
-    """What params.yaml holds, of which nothing is checked but that it is YAML.
+    """Read params.yaml without checking its settings.
 
     Raises:
-        InputError: there is no such file, or it is something else.
+        InputError: the file is not YAML, or not a mapping.
+        MissingError: there is no such file.
     """
     try:
         raw = YAML(typ="safe").load(file.read_text())
     except FileNotFoundError:
         raise MissingError(
             f"There is no {file} in {Path.cwd()}.",
-            "gmpipe runs from its checkout: change to that folder first.",
+            "gmpipe runs in its checkout: change to that folder first.",
         ) from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is not YAML: {error}. Mend it.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not UTF-8: {error}.", "Save it as UTF-8.") from error
+    except DuplicateKeyError as error:
+        raise _duplicate_key(error, file) from error
+    except YAMLError as error:
+        raise InputError(
+            f"{file} is not valid YAML: {_problem(error)}.", "Correct it there."
+        ) from error
     if not isinstance(raw, dict):
-        raise InputError(f"{file} holds no settings. Restore it with `git checkout {file}`.")
+        raise InputError(
+            f"{file} holds no settings. Expected `datasets: [...]` and further keys.",
+            f"Restore it with `git checkout {file}`.",
+        )
     _log.info("read %s", file)
     return raw
 
 
+def _duplicate_key(error: DuplicateKeyError, file: Path) -> InputError:
+    """Name the key that stands twice in one block, and the line of the second."""
+    key = re.findall(r'found duplicate key "(.*?)" with value', str(error.problem), re.DOTALL)[0]
+    return InputError(
+        f"{file}, line {error.problem_mark.line + 1}: the key `{key}` appears a second time in its "
+        "block.",
+        "Merge the two, or remove one of them.",
+    )
+
+
+def _problem(error: YAMLError) -> str:
+    """Say in one line what breaks YAML's syntax, and where."""
+    if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    mark = error.problem_mark
+    context = f" {error.context}" if error.context else ""
+    return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}{context}"
+
+
 def _override(raw: dict[str, Any], override: str) -> None:
+    """Set one ``key=value`` in ``raw``, with copies of the blocks that it changes."""
     key, equals, value = override.partition("=")
     path = key.split(".")
-    if not equals or (len(path) < 2 and key not in ("datasets", "variants", "seeds")):
+    lists = [name for name in Params.model_fields if name not in SECTIONS]
+    if not equals or (len(path) < 2 and key not in lists):
         raise InputError(
-            f"--set {override}: expected KEY=VALUE with a key of params.yaml, e.g. "
-            "`--set train.demo.epochs=5`."
+            f"--set {override}: expected KEY=VALUE with a key of params.yaml.",
+            "For example: `--set train.demo.epochs=5`.",
         )
     block: Any = raw
     for depth, part in enumerate(path[:-1]):
@@ -200,15 +239,18 @@ def _override(raw: dict[str, Any], override: str) -> None:
         if not known or not isinstance(block.setdefault(part, {}), dict):
             choices = block if isinstance(block, dict) and part not in block else ()
             raise InputError(
-                f"--set {override}: params.yaml has no block "
-                f"`{'.'.join(path[: depth + 1])}`.{nearest(part, choices)}"
+                f"--set {override}: params.yaml has no block `{'.'.join(path[: depth + 1])}`.",
+                nearest(part, choices) or "The key is SECTION.DATASET.SETTING.",
             )
-        block[part] = dict(block[part])  # a YAML alias may stand in several places
+        block[part] = dict(block[part])  # a YAML alias may put it in several places
         block = block[part]
     try:
         block[path[-1]] = YAML(typ="safe").load(value)
     except YAMLError as error:
-        raise InputError(f"--set {override}: the value is not YAML. Quote it.") from error
+        raise InputError(
+            f"--set {override}: the value is not valid YAML: {_problem(error)}.",
+            "Quote it, or correct it.",
+        ) from error
 
 
 def _check_datasets(params: Params, file: Path) -> None:
@@ -218,9 +260,9 @@ def _check_datasets(params: Params, file: Path) -> None:
             if dataset not in known:
                 lacking = [name for name in SECTIONS if dataset not in getattr(params, name)]
                 raise InputError(
-                    f"{file}: {section}.{dataset} stands without {lacking[0]}.{dataset}; a data "
-                    f"set needs a block in each of {', '.join(SECTIONS)}."
-                    f"{nearest(dataset, known)}"
+                    f"{file} has a block {section}.{dataset}, but no block {lacking[0]}.{dataset}. "
+                    f"A data set needs a block in each of {', '.join(SECTIONS)}.",
+                    nearest(dataset, known) or f"Add {lacking[0]}.{dataset}.",
                 )
     for dataset in params.datasets:
         _check_dataset(params, dataset, f"{file}: datasets")
@@ -229,26 +271,31 @@ def _check_datasets(params: Params, file: Path) -> None:
 def _check_dataset(params: Params, dataset: str, where: str) -> None:
     if dataset not in params.prepare:
         raise InputError(
-            f"{where}: unknown data set {dataset!r}; params.yaml describes "
-            f"{', '.join(params.prepare)}.{nearest(dataset, params.prepare)}"
+            f"{where}: unknown data set {dataset!r}. params.yaml describes "
+            f"{', '.join(params.prepare)}.",
+            nearest(dataset, params.prepare) or "Correct the name, or add its blocks there.",
         )
 
 
 def unreached(request: Request, variant: str) -> list[str]:
-    """Keys of a variant's settings that overrides name, but that the variant sets itself."""
-    found: list[str] = []
+    """Return the overridden train settings that the variant sets itself, and so does not take.
+
+    The keys are relative to ``train.<dataset>``.
+    """
+    keys: list[str] = []
+    unset = object()
     for override in request.overrides:
         section, _, key = override.partition("=")[0].partition(f".{request.dataset}.")
         own: Any = request.train.variants.get(variant, {})
         for part in key.split("."):
-            own = own.get(part, found) if isinstance(own, Mapping) else found
-        if section == "train" and own is not found:
-            found.append(key)
-    return found
+            own = own.get(part, unset) if isinstance(own, Mapping) else unset
+        if section == "train" and own is not unset:
+            keys.append(key)
+    return keys
 
 
 def unread_by_runs(request: Request) -> list[str]:
-    """Keys of overrides that a run of this data set does not read."""
+    """Return the keys of overrides that a run of this data set does not read."""
     keys = [override.partition("=")[0] for override in request.overrides]
     views = f"extract.{request.dataset}.views"
     return [
@@ -259,32 +306,37 @@ def unread_by_runs(request: Request) -> list[str]:
 
 
 def has_variant(settings: TrainSettings, variant: str) -> bool:
-    """Whether it is one that every data set has, or one of the data set's own."""
+    """Whether every data set has the variant, or this one defines it."""
     return variant in VARIANTS or variant in settings.variants
 
 
 def variant_settings(settings: TrainSettings, variant: str, where: str = "train") -> TrainSettings:
-    """The train settings of a variant: the data set's, with what the variant changes of them.
+    """Return the train settings of a data set with the changes of one of its variants.
+
+    Args:
+        settings: of the data set.
+        variant: one of `VARIANTS`, or one that the data set defines.
+        where: begins the message of an error.
 
     Raises:
-        InputError: there is no such variant, or it changes what is no setting.
+        InputError: the variant is unknown, or what it changes is not a setting or not valid.
     """
     if not has_variant(settings, variant):
         known = [*VARIANTS, *(name for name in settings.variants if name not in VARIANTS)]
         raise InputError(
-            f"{where}: unknown variant {variant!r}; there are {', '.join(known)}."
-            f"{nearest(variant, known)}"
+            f"{where}: unknown variant {variant!r}. The variants are {', '.join(known)}.",
+            nearest(variant, known) or "Correct the name, or add it to the data set's `variants`.",
         )
     changes = settings.variants.get(variant, {})
     if "variants" in changes:
-        raise InputError(f"{where}: `variants` can't stand within a variant. Take it out.")
+        raise InputError(f"{where}: a variant can't define `variants` itself.", "Remove them.")
     merged = settings.model_dump(exclude={"variants"})
     _merge(merged, VARIANTS.get(variant, {}))
     _merge(merged, changes)
     try:
         return TrainSettings.model_validate(merged)
     except ValidationError as error:
-        raise InputError(describe(error, Path(where), "file", root=TrainSettings)) from error
+        raise settings_error(error, where, TrainSettings) from error
 
 
 def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Which command fixes an error that the library raised.
+"""Add the command that fixes an error of the library.
 
 The library names no command, since it does not know how it is run. A stage knows, and adds it.
 """
@@ -13,12 +13,11 @@ from pipeline.errors import GmpipeError
 
 @contextmanager
 def advising(remedy: str, *kinds: type[GmpipeError]) -> Iterator[None]:
-    """Give the errors of some kinds that are raised in the block this remedy instead of their own.
+    """Replace the remedy of errors of some kinds that are raised in the block.
 
     Args:
         remedy: what to run, as a whole sentence.
-        kinds: subclasses of `GmpipeError`; at least one, so that no remedy is given for a problem
-            that it does not fix.
+        kinds: subclasses of `GmpipeError`. Name only kinds of problems that the remedy fixes.
     """
     try:
         yield

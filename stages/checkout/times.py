@@ -1,12 +1,15 @@
-"""How long each stage took: `.state/times/<dataset>.csv`, a line whenever one made something.
+"""How long each stage took, in `.state/times/<dataset>.csv`.
 
-Nothing depends on this file, and it may be removed at any time: wall-clock times stay out of all
-that a later stage reads. A stage that found everything up to date, or failed, leaves no line; but
-an extraction that extracted all it could and failed for the broken photographs alone does.
+A stage appends one line whenever it has made something. It appends none if everything was up to
+date, or if it failed, with one exception: an extraction that failed only because of broken
+photographs, after it had extracted all others, appends a line as well.
 
-The seconds are those of the execution that finished. What an earlier one spent before it was killed
-is not in them: a training or fitting that was resumed counts from there, and an extraction has, in
-`rows`, how many rows the time is for.
+Nothing depends on this file, and it may be removed at any time: wall-clock times stay out of
+everything that a later stage reads.
+
+The seconds are those of the execution that finished, without the time of earlier ones that were
+killed. A training or fitting that was resumed is timed from there on; for an extraction, `rows`
+says how many rows the time is for.
 """
 
 from __future__ import annotations
@@ -28,14 +31,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StageTime:
-    """A line of the file; the fields are its columns.
+    """A line of the file; its fields are the columns.
 
     Attributes:
         stage: `prepare`, `detector`, `extract`, `train` or `evaluate`.
-        run: name of the run's folder; empty for the first three.
+        run: name of the run's folder; empty for the first three stages.
         seconds: wall-clock time.
-        finished: when, in UTC, ISO 8601 to the second.
-        rows: of `extract`, how many it extracted; None for all others.
+        finished: UTC time of the end, in ISO 8601 to the second.
+        rows: number of rows that `extract` extracted; None for the other stages.
     """
 
     stage: str
@@ -50,11 +53,12 @@ def record_time(
 ) -> None:
     """Append a line for a stage that has just made something.
 
-    A file that can't be written costs the line, not the stage: what it made is there.
+    If the file can't be written, a warning is logged: the stage itself has succeeded.
 
     Args:
-        began: `time.monotonic()` of its beginning.
-        run, rows: as in `StageTime`.
+        dataset: name of the data set.
+        stage, run, rows: as in `StageTime`.
+        began: `time.monotonic()` at the start of the stage.
     """
     seconds = round(time.monotonic() - began, 3)
     _log.info("%s took %.1f s", f"{stage} of {run}" if run else stage, seconds)
@@ -64,11 +68,11 @@ def record_time(
         path.parent.mkdir(parents=True, exist_ok=True)
         _append(path, astuple(StageTime(stage, run, seconds, finished, rows)))
     except OSError as error:
-        _log.warning("the time of %s is not noted in %s (%s).", stage, path, error)
+        _log.warning("the time of %s could not be written to %s (%s).", stage, path, error)
 
 
 def _append(path: Path, values: tuple[object, ...]) -> None:
-    """One write, so that lines of several processes don't mix."""
+    """Append a line in a single write, so that lines of several processes do not mix."""
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     if not path.exists():
@@ -82,10 +86,10 @@ def _append(path: Path, values: tuple[object, ...]) -> None:
 
 
 def read_times(dataset: str) -> list[StageTime]:
-    """The latest line of each stage and run, in the order of the file; none without a file.
+    """Return the latest line of each stage and run, in the order of the file.
 
-    Lines that are damaged (a full disk cuts them off) are skipped, and so is the heading, of which
-    two processes that begin the file at once leave two.
+    The list is empty if there is no file. Damaged lines are skipped (a full disk cuts them off).
+    Headings are skipped as well; two processes that create the file at the same time write two.
     """
     try:
         text = times_file(dataset).read_text(errors="replace")
@@ -95,11 +99,11 @@ def read_times(dataset: str) -> list[StageTime]:
     for line in text.splitlines():
         try:
             stage, run, seconds, finished, rows = next(csv.reader([line]))
-            found = StageTime(stage, run, float(seconds), finished, int(rows) if rows else None)
+            entry = StageTime(stage, run, float(seconds), finished, int(rows) if rows else None)
             datetime.fromisoformat(finished)
         except (StopIteration, ValueError, csv.Error):
             continue
-        if math.isfinite(found.seconds):
+        if math.isfinite(entry.seconds):
             latest.pop((stage, run), None)
-            latest[stage, run] = found
+            latest[stage, run] = entry
     return list(latest.values())

@@ -1,7 +1,7 @@
-"""What a shell offers after Tab: names from params.yaml and runs/, keys of settings.
+"""What a shell offers after Tab: names from params.yaml and runs/, and keys of settings.
 
-A shell waits for it at every Tab, so nothing slow is imported. It can't show an error either: where
-params.yaml can't be read, there is nothing to offer.
+The shell waits for it at every Tab, so nothing slow is imported. Errors can't be shown there: if
+params.yaml can't be read, nothing is offered.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]
 
 
 class _Bash(BashComplete):
-    """Bash, without a blank after a key that its value must follow."""
+    """Bash, without a space after a key, since its value follows directly."""
 
     source_template = BashComplete.source_template.replace(
         "COMPREPLY+=($value)",
@@ -34,7 +34,12 @@ class _Bash(BashComplete):
 
 
 def script(shell: str, command: click.Command) -> str:
-    """What a shell has to read, with a comment on how to make it do so."""
+    """Return the completion script of a shell; its last line says how to install it.
+
+    Args:
+        shell: one of `SHELLS`.
+        command: the top group.
+    """
     kind = _Bash if shell == "bash" else get_completion_class(shell)
     assert kind is not None
     source: str = kind(command, {}, "gmpipe", "_GMPIPE_COMPLETE").source()
@@ -42,13 +47,13 @@ def script(shell: str, command: click.Command) -> str:
 
 
 def _offering(values: Callable[[click.Context], Iterable[str]]) -> _Complete:
-    """Those of some values that begin as what is typed."""
+    """Make a completion that offers the values that begin with what was typed."""
 
     @wraps(values)
     def complete(context: click.Context, _: click.Parameter, typed: str) -> list[CompletionItem]:
         try:
             return [CompletionItem(one) for one in values(context) if one.startswith(typed)]
-        except Exception:  # whatever is wrong: a traceback in the middle of a prompt helps nobody
+        except Exception:  # of any kind: a traceback in the middle of a prompt helps nobody
             return []
 
     return complete
@@ -56,13 +61,13 @@ def _offering(values: Callable[[click.Context], Iterable[str]]) -> _Complete:
 
 @_offering
 def complete_dataset(_: click.Context) -> Iterable[str]:
-    """Data sets of params.yaml."""
+    """Offer the data sets of params.yaml."""
     return list(_params()["prepare"])
 
 
 @_offering
 def complete_variant(context: click.Context) -> Iterable[str]:
-    """The variants that all data sets have, and those of this one's own."""
+    """Offer the variants that every data set has, and those that this one adds."""
     from pipeline.settings import VARIANTS
 
     own = _params()["train"][_dataset(context)].get("variants", {})
@@ -71,7 +76,7 @@ def complete_variant(context: click.Context) -> Iterable[str]:
 
 @_offering
 def complete_run(context: click.Context) -> Iterable[str]:
-    """Folders of the runs of all data sets, or of the one that is named."""
+    """Offer the folders of runs: of the data set that is named, or else of all."""
     from stages.checkout.layout import CHECKPOINT_FILE, runs_folder
 
     named = context.params.get("dataset")
@@ -85,7 +90,7 @@ def complete_run(context: click.Context) -> Iterable[str]:
 
 @_offering
 def complete_setting(_: click.Context) -> Iterable[str]:
-    """`KEY=` of every setting that `--set` takes."""
+    """Offer `KEY=` for every setting that `--set` takes."""
     from stages.checkout.keys import setting_keys
 
     return [f"{key}=" for key in setting_keys(_params())]
@@ -93,7 +98,7 @@ def complete_setting(_: click.Context) -> Iterable[str]:
 
 @_offering
 def complete_train_setting(context: click.Context) -> Iterable[str]:
-    """`KEY=` of every setting of train.<dataset>."""
+    """Offer `KEY=` for every setting of train.<dataset>."""
     from stages.checkout.keys import setting_keys
 
     top = f"train.{_dataset(context)}."
@@ -101,8 +106,16 @@ def complete_train_setting(context: click.Context) -> Iterable[str]:
     return [f"{key.removeprefix(top)}=" for key in keys]
 
 
+@_offering
+def complete_section(_: click.Context) -> Iterable[str]:
+    """Offer the sections of params.yaml."""
+    from pipeline.settings import SECTIONS
+
+    return SECTIONS
+
+
 def _params() -> dict[str, Any]:
-    """params.yaml as it stands; whether it makes sense is for the command to say."""
+    """Read params.yaml without checking it: a mistake there is for the command to report."""
     from stages.checkout.params import read_params
 
     return read_params()

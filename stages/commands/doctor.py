@@ -1,7 +1,7 @@
-"""Command `doctor`: what is here of all that the stages need, and how to get what is not.
+"""Command `doctor`: report which packages, programs and files are missing, and how to get them.
 
-It looks, and changes nothing. It must say something useful wherever it is run, so what can't even
-be looked at (a broken package, a damaged file) is a finding like any other.
+It changes nothing. It has to be useful wherever it is run, so whatever can't even be checked (a
+broken package, a damaged file) is a finding like any other.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, metadata, version
@@ -30,7 +30,7 @@ from pipeline.settings import (
     TableSettings,
     VocSettings,
 )
-from stages.checkout.disk import free_bytes, place_of, shown_bytes
+from stages.checkout.disk import existing_part, free_bytes, shown_bytes
 from stages.checkout.layout import (
     CHECKPOINT_FILE,
     METRICS_FILE,
@@ -42,9 +42,13 @@ from stages.checkout.layout import (
 )
 from stages.checkout.params import PARAMS_FILE, Request, read_request
 
-_LITTLE = 2e9  # bytes; the demo with its five runs takes less than a tenth of it
+_LITTLE_SPACE = 2e9  # bytes; the demo with its five runs takes less than a tenth of it
 _INSTALL = "`pip install --editable .` in the checkout"
 _FOR_DEVELOPERS = ("dev", "test")
+_VENV_BIN = Path(".venv") / "bin"  # where `make install` puts the command, and dvc.yaml finds it
+
+
+Mark = Literal["ok", "missing", "note"]
 
 
 @dataclass(frozen=True)
@@ -52,83 +56,86 @@ class Finding:
     """A row of the table.
 
     Attributes:
-        mark: `ok`; `missing`, what the data sets in `datasets` need; `note`, all else that is not
-            there, or not yet.
-        thing: what was looked for.
-        found: what was found.
+        mark: `ok`, `missing` for what a data set listed in `datasets` needs, or `note` for anything
+            else that does not exist, or not yet.
+        item: what was checked.
+        state: what the check showed.
         fix: what to do about it.
     """
 
-    mark: Literal["ok", "missing", "note"]
-    thing: str
-    found: str
+    mark: Mark
+    item: str
+    state: str
     fix: str = ""
 
 
 def doctor() -> tuple[str, bool]:
-    """Look at everything.
+    """Check everything that the stages need.
 
     Returns:
-        the table, and whether nothing is missing.
+        The table of findings, and whether nothing is missing.
     """
     sections: dict[str, list[Finding]] = {
         "programs": [
             *_python(),
-            *_tried("torch", _torch),
-            *_tried("torchvision", _torchvision),
+            *_checked("torch", _torch),
+            *_checked("torchvision", _torchvision),
             *_programs(),
             *_extras(),
         ],
-        "places": [],
     }
     not_made = []
     try:
         request = read_request(None)
     except GmpipeError as error:
-        fix = "mend it; the data sets can be looked at then"
-        outside = not PARAMS_FILE.exists()
-        if outside:
-            fix = "change to the checkout, the folder with params.yaml, and ask again"
-        sections["places"].append(Finding("missing", str(PARAMS_FILE), str(error), fix))
-        if not outside:
-            sections["places"] += _tried("disks", _disks)
+        sections["checkout"] = [*_no_settings(error)]
     else:
-        sections["places"] += _tried("disks", _disks)
-        params = request.params
-        others = [name for name in params.prepare if name not in params.datasets]
-        for name in params.datasets:
-            found = list(_tried(name, partial(_dataset, request.for_dataset(name), wanted=True)))
-            sections[f"data set {name}"] = found
-            if things := [one.thing for one in found if one.mark == "note"]:
-                not_made.append(f"{', '.join(things)} of {name}")
-        for name in others:
-            sections[f"data set {name}, not listed in `datasets`"] = [
-                replace(one, mark="note") if one.mark == "missing" else one
-                for one in _tried(name, partial(_dataset, request.for_dataset(name), wanted=False))
-            ]
+        sections["checkout"] = [*_checked("disks", _disks)]
+        for name in request.params.datasets:
+            check = partial(_dataset, request.for_dataset(name), wanted=True)
+            findings = sections[f"data set {name}"] = [*_checked(name, check)]
+            if items := [finding.item for finding in findings if finding.mark == "note"]:
+                not_made.append(f"{', '.join(items)} of {name}")
+        for name in request.params.prepare:
+            if name not in request.params.datasets:
+                check = partial(_dataset, request.for_dataset(name), wanted=False)
+                sections[f"data set {name}, not listed in `datasets`"] = [
+                    replace(finding, mark="note") if finding.mark == "missing" else finding
+                    for finding in _checked(name, check)
+                ]
+    missing = sum(one.mark == "missing" for findings in sections.values() for one in findings)
+    end = f"{missing} missing" if missing else "Nothing that `datasets` needs is missing."
+    if not_made and not missing:
+        end += f" Not made yet: {'; '.join(not_made)}. `dvc repro` makes them."
+    return f"{_table(sections)}\n\n{end}", not missing
+
+
+def _table(sections: Mapping[str, Sequence[Finding]]) -> str:
     rows: list[tuple[str, str, str]] = []
     for title, findings in sections.items():
         rows += [("", "", ""), ("", title, "")]
-        for one in findings:
-            rows.append((one.mark, f"  {one.thing}", one.found))
-            if one.fix:
-                rows.append(("", "", f"  to do: {one.fix}"))
-    missing = sum(one.mark == "missing" for findings in sections.values() for one in findings)
-    end = f"{missing} missing" if missing else "nothing is missing that `datasets` needs"
-    if not_made and not missing:
-        end += f"; not made yet: {'; '.join(not_made)} (`dvc repro` makes them)"
+        for finding in findings:
+            rows.append((finding.mark, f"  {finding.item}", finding.state))
+            if finding.fix:
+                rows.append(("", "", f"  to do: {finding.fix}"))
     table = tabulate(rows[1:], tablefmt="plain", disable_numparse=True, preserve_whitespace=True)
-    lines = [line.rstrip() for line in table.splitlines()]
-    return "\n".join([*lines, "", end]), not missing
+    return "\n".join(line.rstrip() for line in table.splitlines())
 
 
-def _tried(thing: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """What ``look`` finds, up to where it fails."""
+def _checked(item: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """Yield the findings of ``check``, and one more if it fails."""
     try:
-        yield from look()
-    except Exception as error:  # whatever is wrong here is what was asked for
+        yield from check()
+    except Exception as error:  # of any kind: what is wrong here is what the user asked for
         described = str(error) if isinstance(error, GmpipeError) else f"{error!r}"
-        yield Finding("missing", thing, f"can't be looked at: {described}", "mend this first")
+        yield Finding("missing", item, f"can't be checked: {described}", "fix this first")
+
+
+def _no_settings(error: GmpipeError) -> Iterator[Finding]:
+    """Report that params.yaml can't be read, and what can be checked without it."""
+    yield Finding("missing", str(PARAMS_FILE), error.problem, error.remedy)
+    if PARAMS_FILE.exists():
+        yield from _checked("disks", _disks)
 
 
 # --- programs ------------------------------------------------------------------------------------
@@ -145,7 +152,9 @@ def _python() -> Iterator[Finding]:
 def _torch() -> Iterator[Finding]:
     problem = _import_problem("torch")
     if problem:
-        yield Finding("missing", "torch", problem, f"{_INSTALL}, in a new environment if it stays")
+        yield Finding(
+            "missing", "torch", problem, f"{_INSTALL}; if that does not help, in a new environment"
+        )
         return
     import torch
 
@@ -155,8 +164,8 @@ def _torch() -> Iterator[Finding]:
         yield Finding(
             "note",
             "CUDA",
-            "no device: stage one is slow, about an image a second with the full detector on two "
-            "cores (docs/scale.md)",
+            "no device. Stage one is slow: about one image per second with the full detector on "
+            "two cores (docs/scale.md)",
         )
         return
     names = ", ".join(torch.cuda.get_device_name(number) for number in range(count))
@@ -164,8 +173,8 @@ def _torch() -> Iterator[Finding]:
     if count > 1 and _installed("dask-cuda") is None:
         yield Finding(
             "missing",
-            "dask-cuda, for several",
-            f"is not installed, and gives each of {count} devices a worker",
+            "dask-cuda for several GPUs",
+            f"is not installed, but needed to give each of {count} devices a worker",
             "`pip install --editable '.[cuda]'` in the checkout, or CUDA_VISIBLE_DEVICES=0",
         )
 
@@ -173,14 +182,14 @@ def _torch() -> Iterator[Finding]:
 def _torchvision() -> Iterator[Finding]:
     problem = _import_problem("torchvision")
     if problem:
-        fix = f"{_INSTALL}; its release must be the one that goes with torch's"
+        fix = f"{_INSTALL}; its release must match that of torch"
         yield Finding("missing", "torchvision", problem, fix)
     else:
         yield Finding("ok", "torchvision", version("torchvision"))
 
 
 def _import_problem(name: str) -> str:
-    """What keeps a package from being imported; empty if nothing does."""
+    """Say why a package can't be imported; an empty string if it can."""
     try:
         importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -191,28 +200,29 @@ def _import_problem(name: str) -> str:
 
 
 def _programs() -> Iterator[Finding]:
-    found = _installed("dvc")
-    if found is None:
+    dvc = _installed("dvc")
+    if dvc is None:
         yield Finding("missing", "DVC", "is not installed", _INSTALL)
     else:
-        yield Finding("ok", "DVC", found)
-    if shutil.which("gmpipe") is None:
+        yield Finding("ok", "DVC", dvc)
+    searched = os.pathsep.join([os.environ.get("PATH", os.defpath), str(_VENV_BIN)])
+    if shutil.which("gmpipe", path=searched) is None:
         yield Finding(
             "note",
             "PATH",
-            "`gmpipe` is not found by name, which is how `dvc repro` calls it",
-            "`. .venv/bin/activate`, or `make repro`, which needs no activation",
+            f"`gmpipe` is neither on PATH nor in {_VENV_BIN}, where `dvc repro` looks for it",
+            f"activate the environment that {sys.executable} belongs to, or run `make install`",
         )
     git = shutil.which("git")
     if git is None:
-        fix = "install git, or do without"
-        yield Finding("note", "git", "is not there: results won't say which commit made them", fix)
+        lacking = "is not installed, so results can't name the commit that made them"
+        yield Finding("note", "git", lacking, "install git if you want that")
     else:
         yield Finding("ok", "git", git)
 
 
 def _extras() -> Iterator[Finding]:
-    """Optional packages, as the installed gmpipe lists them."""
+    """Check the optional packages that the installed gmpipe lists."""
     try:
         listed = metadata("gmpipe").get_all("Requires-Dist") or []
     except PackageNotFoundError:
@@ -222,72 +232,77 @@ def _extras() -> Iterator[Finding]:
         if matched is None or matched[2] in _FOR_DEVELOPERS:
             continue
         package, extra = matched.groups()
-        found = _installed(package)
-        if found is None:
+        release = _installed(package)
+        if release is None:
             fix = f"`pip install --editable '.[{extra}]'` in the checkout, if you want it"
             yield Finding("note", package, "optional, not installed", fix)
         else:
-            yield Finding("ok", package, f"{found}, optional")
+            yield Finding("ok", package, f"{release}, optional")
 
 
 def _installed(package: str) -> str | None:
+    """Return the release of a package, or None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
         return None
 
 
-# --- places --------------------------------------------------------------------------------------
+# --- checkout ------------------------------------------------------------------------------------
 
 
 def _disks() -> Iterator[Finding]:
     for name in ("data", "cache", "runs"):
         folder = Path(name)
-        where = f"{name}/" + (f" -> {folder.resolve()}" if folder.is_symlink() else "")
+        item = f"{name}/" + (f" -> {folder.resolve()}" if folder.is_symlink() else "")
         if folder.is_symlink() and not folder.exists():
-            fix = "make that folder, mount its disk, or remove the link"
-            yield Finding("missing", where, "the link leads nowhere", fix)
-        elif not os.access(place_of(folder), os.W_OK):
-            yield Finding("missing", where, "may not be written", "give yourself the right to")
+            fix = "create that folder, mount its disk, or remove the link"
+            yield Finding("missing", item, "the link leads nowhere", fix)
+        elif not os.access(existing_part(folder), os.W_OK):
+            yield Finding("missing", item, "is not writable", "give yourself write permission")
         else:
             free = free_bytes(folder)
-            fix = "make space, or make it a link to another disk" if free < _LITTLE else ""
-            mark: Literal["ok", "note"] = "note" if free < _LITTLE else "ok"
-            yield Finding(mark, where, f"{shown_bytes(free)} free", fix)
+            fix = "free some space, or make it a link to another disk"
+            state = f"{shown_bytes(free)} free"
+            yield (
+                Finding("note", item, state, fix)
+                if free < _LITTLE_SPACE
+                else Finding("ok", item, state)
+            )
 
 
 # --- data sets -----------------------------------------------------------------------------------
 
 
 def _dataset(request: Request, *, wanted: bool) -> Iterator[Finding]:
-    """What is here of a data set; of one that is not ``wanted`` and has no files, only that."""
+    """Check a data set. If it is not ``wanted`` and has no files, nothing else is checked."""
     files = _files(request)
     if files is not None:
         yield files
     absent = files is not None and files.mark == "missing"
     if absent and not wanted and not manifest_file(request.dataset).exists():
         return
-    yield from _tried("prepared", lambda: _prepared(request))
-    yield from _tried("detector", lambda: _detector(request))
+    yield from _checked("prepared", lambda: _prepared(request))
+    yield from _checked("detector", lambda: _detector(request))
     yield from _label_vectors(request)
-    yield from _tried("cache", lambda: _cache(request))
+    yield from _checked("cache", lambda: _cache(request))
     yield _runs(request)
 
 
 def _files(request: Request) -> Finding | None:
-    """The files that a user brings; None for a data set that has none."""
+    """Check the files that the user provides; None for a data set that needs none."""
     root = data_root(request.dataset)
     needed, fix = _needed(request.dataset, request.prepare)
     absent = [root / path for path in needed if not (root / path).exists()]
     if absent:
         own = isinstance(request.prepare, TableSettings)
         page = "docs/own-data.md" if own else "docs/datasets.md"
-        return Finding("missing", "files", f"there is no {absent[0]}", f"{fix} ({page})")
+        return Finding("missing", "files", f"{absent[0]} does not exist", f"{fix} ({page})")
     return Finding("ok", "files", f"in {root}/") if needed else None
 
 
 def _needed(dataset: str, source: PrepareSettings) -> tuple[list[str], str]:
-    """Some of a data set's files, one or more of each archive; and where to get them."""
+    """Return some of a data set's files, at least one per archive, and how to get them."""
     root = f"{data_root(dataset)}/"
     if isinstance(source, VocSettings):
         lists = f"{source.folder}/ImageSets/Main"
@@ -323,7 +338,7 @@ def _needed(dataset: str, source: PrepareSettings) -> tuple[list[str], str]:
     if isinstance(source, TableSettings):
         return [source.file], (
             f"put your table and its images in {root}, or set `prepare.{dataset}.file` in "
-            "params.yaml to the table's path below it"
+            "params.yaml to the path of the table below that folder"
         )
     return [], ""
 
@@ -339,7 +354,7 @@ def _prepared(request: Request) -> Iterator[Finding]:
         yield Finding("ok", "prepared", f"{counts}, {len(manifest.vocabulary)} labels")
     elif isinstance(request.prepare, ImportedSettings):
         fix = f"`gmpipe import-regions FILE --dataset {name}`"
-        yield Finding("missing", "prepared", "no regions were imported yet", fix)
+        yield Finding("missing", "prepared", "no regions are imported yet", fix)
     else:
         yield Finding("note", "prepared", "not yet", f"`gmpipe prepare --dataset {name}`")
 
@@ -357,24 +372,24 @@ def _detector(request: Request) -> Iterator[Finding]:
     if chosen.source == "imported":
         return
     if (detector_folder(name) / DESCRIPTION_FILE).is_file():
-        found = read_description(detector_folder(name), name)
-        yield Finding("ok", "detector", f"{found.source}, sha256 {found.weights_sha256[:12]}...")
+        made = read_description(detector_folder(name), name)
+        yield Finding("ok", "detector", f"{made.source}, sha256 {made.weights_sha256[:12]}...")
         return
     if chosen.source == "torchvision":
         path = torchvision_weights_path()
         if not path.is_file():
             fix = (
-                f"{command} downloads it ({TORCHVISION_WEIGHTS.meta['_file_size']:.0f} MB); "
-                "without a network put the file there"
+                f"{command} downloads them ({TORCHVISION_WEIGHTS.meta['_file_size']:.0f} MB); "
+                "without a network, put the file there"
             )
             yield Finding("missing", "detector", f"torchvision's weights are not at {path}", fix)
             return
     elif chosen.weights is not None and not Path(chosen.weights).is_file():
-        fix = f"put the file there, or name another in `detector.{name}.weights`"
-        yield Finding("missing", "detector", f"there are no weights at {chosen.weights}", fix)
+        fix = f"put the file there, or set `detector.{name}.weights` to another path"
+        yield Finding("missing", "detector", f"{chosen.weights} does not exist", fix)
         return
-    done = "fitted" if chosen.source == "fit" else "resolved"
-    yield Finding("note", "detector", f"not {done} yet", command)
+    state = "not fitted yet" if chosen.source == "fit" else "its weights are not recorded yet"
+    yield Finding("note", "detector", state, command)
 
 
 def _label_vectors(request: Request) -> Iterator[Finding]:
@@ -383,22 +398,22 @@ def _label_vectors(request: Request) -> Iterator[Finding]:
     source = request.train.label_vectors
     path = source_file(source)
     if path is None:
-        found = _installed("wordllama")
-        if found is None:
+        release = _installed("wordllama")
+        if release is None:
             yield Finding("missing", "label vectors", "wordllama is not installed", _INSTALL)
         else:
-            yield Finding("ok", "label vectors", f"wordllama {found}")
+            yield Finding("ok", "label vectors", f"wordllama {release}")
     elif path.is_file():
         yield Finding("ok", "label vectors", str(path))
     else:
         fix = f"put {path.name} there, or set `train.{request.dataset}.label_vectors: wordllama`"
         if path.name.startswith("glove."):
             fix = (
-                f"fetch {path.name} from https://nlp.stanford.edu/projects/glove/ and put it at "
-                f"{path}; it need not be unpacked. Or set "
-                f"`train.{request.dataset}.label_vectors: wordllama`, which needs no file"
+                f"download {path.name} from https://nlp.stanford.edu/projects/glove/ to {path}; it "
+                f"need not be unpacked. Or set `train.{request.dataset}.label_vectors: wordllama`, "
+                "which needs no file"
             )
-        yield Finding("missing", "label vectors", f"there is no {path}", fix)
+        yield Finding("missing", "label vectors", f"{path} does not exist", fix)
 
 
 def _cache(request: Request) -> Iterator[Finding]:
@@ -411,11 +426,11 @@ def _cache(request: Request) -> Iterator[Finding]:
     imported = request.detector.source == "imported"
     if (folder / INDEX_NAME).exists():
         cache = RegionCache.open(folder)
-        found = f"{len(cache)} rows of {cache.regions} regions in {len(cache.shards)} shards"
+        state = f"{len(cache)} rows of {cache.regions} regions in {len(cache.shards)} shards"
         if failures := len(read_failures(folder)):
-            found += f"; images without regions: {failures}, see {folder / FAILURES_NAME}"
-        yield Finding("ok", "cache", found)
-    elif not imported:  # of imported ones the manifest tells already
+            state += f"; images without regions: {failures}, see {folder / FAILURES_NAME}"
+        yield Finding("ok", "cache", state)
+    elif not imported:  # `_prepared` reports that imported regions are missing
         yield Finding("note", "cache", "no rows yet", f"`gmpipe extract --dataset {name}`")
 
 

@@ -1,7 +1,7 @@
-"""What a command says besides the results that were asked for, and how much of it.
+"""What a command prints besides the requested results, and how much of it.
 
-Modules log to a logger of their own name (`logging.getLogger(__name__)`): INFO is a line of
-`--verbose`, a warning is seen unless `--quiet`. Results and errors are always seen.
+Modules log with `logging.getLogger(__name__)`. INFO is printed under `--verbose`, and a warning
+unless `--quiet` is given. Results and errors are always printed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import click
 
 QUIET, NORMAL, VERBOSE = logging.ERROR, logging.WARNING, logging.INFO
-"""How much is said, as levels of the loggers."""
+"""How much is printed, as levels of the loggers."""
 
 _LOGGERS = [logging.getLogger(name) for name in ("stages", "pipeline")]
 
@@ -24,7 +24,7 @@ class _Handler(logging.Handler):
 
 
 class _Formatter(logging.Formatter):
-    """Warnings as sentences; all else with its time and origin."""
+    """Format warnings as sentences, and everything else with its time and origin."""
 
     def format(self, record: logging.LogRecord) -> str:
         if record.levelno >= logging.WARNING:
@@ -34,7 +34,7 @@ class _Formatter(logging.Formatter):
 
 @contextmanager
 def speaking(level: int = NORMAL) -> Iterator[None]:
-    """While a command runs: log to stderr, and leave logging as it was."""
+    """Log to stderr while a command runs, and restore logging afterwards."""
     handler = _Handler()
     handler.setFormatter(_Formatter("%(asctime)s.%(msecs)03d %(name)s: %(message)s", "%H:%M:%S"))
     before = [logger.level for logger in _LOGGERS]
@@ -50,32 +50,32 @@ def speaking(level: int = NORMAL) -> Iterator[None]:
 
 
 def set_level(level: int) -> None:
-    """Say as much as `QUIET`, `NORMAL` or `VERBOSE` ask for."""
+    """Print as much as `QUIET`, `NORMAL` or `VERBOSE` ask for."""
     for logger in _LOGGERS:
         logger.setLevel(level)
 
 
 def level() -> int:
-    """How much is said: for a process that is to say as much as this one."""
+    """Return how much is printed, for a process that is to print as much as this one."""
     return _LOGGERS[0].getEffectiveLevel()
 
 
 def is_quiet() -> bool:
-    """Whether only results and errors are wanted."""
+    """Whether only results and errors are printed."""
     return level() >= QUIET
 
 
 def is_verbose() -> bool:
-    """Whether everything is wanted."""
+    """Whether everything is printed."""
     return level() <= VERBOSE
 
 
 def say(line: str) -> None:
-    """A line on stdout about what was done, or where it went; not where it must be quiet."""
+    """Print a line on stdout about what was done and where it was written, unless quiet."""
     if not is_quiet():
         click.echo(line)
 
 
 def note(line: str) -> None:
-    """A line on stderr that a user should know of; not where it must be quiet."""
+    """Print a line on stderr that the user should know about, unless quiet."""
     logging.getLogger(__name__).warning(line)

@@ -10,29 +10,29 @@ from tqdm import tqdm
 from stages.console.messages import is_quiet
 
 _SECONDS = {True: 0.2, False: 30}
-"""Between two looks of a bar, in a terminal and elsewhere."""
+"""Time between two updates: in a terminal (True) and elsewhere (False)."""
 
 
 def shows_bars() -> bool:
-    """Whether somebody watches."""
+    """Whether progress is shown as bars."""
     return sys.stderr.isatty() and not is_quiet()
 
 
 def progress_bar(iterable: Any = None, **options: Any) -> Any:
-    """tqdm with rate and time left.
+    """Make a tqdm bar with the rate and the time left.
 
-    Where stderr is no terminal it writes a line at the start, one every 30 s and one at the end.
+    If stderr is not a terminal, it writes a line at the start, one every 30 s and one at the end.
     """
-    watched = sys.stderr.isatty()
-    if not watched:
+    is_terminal = sys.stderr.isatty()
+    if not is_terminal:
         options |= {"file": _Lines(), "ncols": 0, "miniters": 1}
     if is_quiet():
-        options["disable"] = True  # left out otherwise, for TQDM_DISABLE to count
-    return tqdm(iterable, mininterval=_SECONDS[watched], **options)
+        options["disable"] = True  # only then: otherwise TQDM_DISABLE decides
+    return tqdm(iterable, mininterval=_SECONDS[is_terminal], **options)
 
 
 class _Lines:
-    """Takes what tqdm writes to draw over its last state, and writes each new state as a line."""
+    """A stream for tqdm that writes each new state as a line instead of over the last one."""
 
     encoding = "utf-8"
 
@@ -40,11 +40,11 @@ class _Lines:
         self._last = ""
 
     def write(self, text: str) -> None:
-        """Without the control characters and blanks that would remove the last state."""
+        """Write a state without the control characters and spaces that erase the last one."""
         state = text.strip()
         if state and state != self._last:
             print(state, file=sys.stderr, flush=True)
             self._last = state
 
     def flush(self) -> None:
-        """Every line is."""
+        """Do nothing: every line is flushed when it is written."""

@@ -1,6 +1,6 @@
-"""What every command has in common: how much it says, exit codes, progress, completion, settings.
+"""What every command has in common: how much it prints, exit codes, progress, completion.
 
-That each stage checks params.yaml before it does anything is in test_params.py.
+That each command checks params.yaml before it does anything is tested in test_mistakes.py.
 """
 
 from __future__ import annotations
@@ -26,16 +26,19 @@ import pytest
 from click.shell_completion import BashComplete
 from click.testing import CliRunner
 from flows import ROOT, Flow, write_params
+from small import write_params as write_small_params
 
+from pipeline.settings import SECTIONS
+from pipeline.shards.reader import map_shard
+from pipeline.shards.writer import write_index, write_shard
 from stages.cli.main import cli
-from stages.commands.settings_page import SECTIONS, settings_page
 from stages.console.progress import progress_bar
 
 HEAVY = ("torch", "torchvision", "pyarrow", "numpy", "h5py", "dask", "PIL")
 
 
 def commands(group: click.Group = cli, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The words of every command, the groups among them."""
+    """Yield the words of every command, groups included."""
     for name, command in group.commands.items():
         yield (*path, name)
         if isinstance(command, click.Group):
@@ -43,7 +46,7 @@ def commands(group: click.Group = cli, path: tuple[str, ...] = ()) -> Iterator[t
 
 
 def script(folder: Path, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run Python code in a process of its own."""
+    """Run Python code in its own process."""
     return subprocess.run(
         [sys.executable, "-c", code],
         cwd=folder,
@@ -54,26 +57,29 @@ def script(folder: Path, code: str, **environment: str) -> subprocess.CompletedP
     )
 
 
-# --- how much is said ----------------------------------------------------------------------------
+# --- how much is printed -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("words", [" ".join(words) for words in commands()])
 def test_every_command_takes_quiet_and_verbose(words: str) -> None:
-    said = CliRunner().invoke(cli, [*words.split(), "--help"]).output
-    assert "-q, --quiet" in said
-    assert "-v, --verbose" in said
+    output = CliRunner().invoke(cli, [*words.split(), "--help"]).output
+    assert "-q, --quiet" in output
+    assert "-v, --verbose" in output
 
 
 @pytest.mark.parametrize("group", ["", "runs", "cache"])
 def test_a_list_of_commands_is_not_cut_off(group: str) -> None:
-    """In 76 columns; click writes 78 in a terminal of 80."""
-    said = CliRunner().invoke(cli, [*group.split(), "--help"], terminal_width=76).output
-    lines = said.split("\nCommands:\n")[1].splitlines()
-    assert lines
-    assert [line for line in lines if not line.endswith(".") or line.endswith("...")] == []
+    """Checked in 76 columns; click uses 78 in a terminal of 80."""
+    output = CliRunner().invoke(cli, [*group.split(), "--help"], terminal_width=76).output
+    listed = output.partition("Options:")[2].partition("\n\n")[2].partition("\nVariants:")[0]
+    helps = re.findall(r"^  (?:[a-z-]+) +(.*)$", listed, re.MULTILINE)
+    parent = cli.commands[group] if group else cli
+    assert isinstance(parent, click.Group)
+    assert len(helps) == len(parent.commands)
+    assert [text for text in helps if not text.endswith(".") or text.endswith("...")] == []
 
 
-def test_quiet_leaves_errors_and_what_was_asked_for(small: Flow) -> None:
+def test_quiet_leaves_errors_and_requested_results(small: Flow) -> None:
     for words in (("-q", "train"), ("train", "--quiet"), ("evaluate", "-q")):
         done = small.gmpipe(*words)
         assert (done.code, done.out, done.err) == (0, "", "")
@@ -91,15 +97,15 @@ def test_quiet_leaves_errors_and_what_was_asked_for(small: Flow) -> None:
     done = small.gmpipe("sweep", "epochs=1,2", "--jobs", "1", "-q")
     assert (done.code, done.err) == (0, "")
     assert "results.csv" not in done.out
-    assert small.gmpipe("-q", "train", "--set", "train.voc2007.regions=9").refused("Lower it to 3")
+    assert small.gmpipe("-q", "train", "--set", "train.voc2007.regions=9").refused(r"\b3\b")
     before = small.bytes("runs")
-    assert "would be removed" in small.ok("runs", "prune", "--dry-run", "-q")
+    assert small.ok("runs", "prune", "--dry-run", "-q") != ""
     assert small.ok("-q", "runs", "prune") == ""
     assert small.bytes("runs") != before
 
 
 @pytest.mark.parametrize("words", [("-v", "evaluate"), ("evaluate", "--verbose")])
-def test_verbose_says_what_is_read_and_written(small: Flow, words: tuple[str, ...]) -> None:
+def test_verbose_names_what_is_read_and_written(small: Flow, words: tuple[str, ...]) -> None:
     small.ok("train")
     plain = small.gmpipe("evaluate")
     done = small.gmpipe(*words)
@@ -107,16 +113,15 @@ def test_verbose_says_what_is_read_and_written(small: Flow, words: tuple[str, ..
     assert plain.err == ""
     lines = [line for line in done.err.splitlines() if re.match(r"\d\d:\d\d:\d\d\.\d{3} ", line)]
     for expected in (
-        "stages.checkout.params: read params.yaml",
-        "pipeline.learning.checkpoint: read runs/voc2007/full-s0/checkpoint.pt",
-        "stages.checkout.manifests: read data/voc2007/prepared/manifest.parquet: 48 images, "
-        "20 labels",
-        "stages.checkout.plans: read the index of cache/voc2007: 48 rows in 1 shards",
-        "stages.checkout.plans: read the vectors of 20 labels from vectors.npz",
-        "pipeline.files: wrote runs/voc2007/full-s0/metrics.json, ",
-        "stages.checkout.times: evaluate of full-s0 took ",
+        ("params.yaml",),
+        ("runs/voc2007/full-s0/checkpoint.pt",),
+        ("data/voc2007/prepared/manifest.parquet", "48", "20"),
+        ("cache/voc2007", "48"),
+        ("vectors.npz", "20"),
+        ("runs/voc2007/full-s0/metrics.json",),
+        ("stages.checkout.times", "full-s0"),
     ):
-        assert any(expected in line for line in lines), expected
+        assert any(all(part in line for part in expected) for line in lines), expected
 
 
 def test_verbose_shows_where_an_error_comes_from(small: Flow) -> None:
@@ -124,8 +129,8 @@ def test_verbose_shows_where_an_error_comes_from(small: Flow) -> None:
     assert done.code == 1
     assert "Traceback" in done.err
     assert "in load_checkpoint" in done.err
-    assert done.err.splitlines()[-1].startswith("Error: there is no checkpoint at ")
-    assert small.gmpipe("evaluate").refused("there is no checkpoint at ")
+    assert re.match(r"Error: .*runs/voc2007/full-s0/checkpoint\.pt", done.err.splitlines()[-1])
+    assert small.gmpipe("evaluate").refused(r"runs/voc2007/full-s0/checkpoint\.pt")
 
 
 def test_one_command_leaves_nothing_to_the_next(small: Flow) -> None:
@@ -137,7 +142,7 @@ def test_one_command_leaves_nothing_to_the_next(small: Flow) -> None:
         assert "2 epochs, loss" in small.ok("train")
 
 
-def test_a_set_that_changes_nothing_is_noted(small: Flow) -> None:
+def test_a_set_option_without_effect_is_noted(small: Flow) -> None:
     for key, idle in (
         ("extract.voc2007.regions=2", True),
         ("extract.voc2007.views=1", False),
@@ -146,30 +151,34 @@ def test_a_set_that_changes_nothing_is_noted(small: Flow) -> None:
     ):
         done = small.gmpipe("train", "--set", key)
         assert done.code == 0
-        expected = f"Note: a run on voc2007 does not read `{key.split('=')[0]}`: this --set changes"
-        assert (expected in done.err) == idle
+        assert (f"`{key.split('=')[0]}`" in done.err) == idle
         assert done.err.count("Note: ") == idle
 
 
-def test_a_cache_of_other_regions_than_params_yaml_asks_for_is_noted(flow: Flow) -> None:
-    expected = (
-        "Note: the cache of tiny has regions 4, params.yaml asks for 3; feature_dtype float16, "
-        "params.yaml asks for float32. Runs read the cache: `gmpipe extract --dataset tiny "
-        "--replace` makes it what is asked for.\n"
-    )
-    for words in (("evaluate",), ("compare", "--seed", "0")):
-        assert flow.gmpipe(*words).err == ""
-    flow.params(extract__tiny__regions=3, extract__tiny__feature_dtype="float32")
-    for words in (("evaluate",), ("compare", "--seed", "0")):
-        assert flow.gmpipe(*words).err == expected
-    shutil.rmtree(flow / "cache")
-    assert flow.gmpipe("train").err.startswith("Error: cache/tiny/index.parquet: there is no")
+def test_a_cache_of_other_regions_than_params_yaml_asks_for_is_noted(small: Flow) -> None:
+    """The cache is written again as if extracted: nothing is noted about imported regions."""
+    recipe = {"regions": 3, "feature_dtype": "float16", "images": ""}
+    shard = small / "cache/voc2007/regions-00000.h5"
+    _, rows, _ = map_shard(shard)
+    write_shard(shard, rows, dataset="voc2007", recipe=recipe)
+    write_index(shard.parent, "voc2007", recipe, [shard])
+    small.ok("train")
+    for asked, differs in (({}, False), ({"regions": 2, "feature_dtype": "float32"}, True)):
+        write_small_params(small.folder, extract={"voc2007": {"regions": 3, **asked}})
+        for words in (("evaluate",), ("compare", "--seed", "0", "--variant", "full")):
+            done = small.gmpipe(*words)
+            assert done.code == 0
+            assert done.err.count("Note: ") == differs
+            for part in ("regions 3", "2", "float16", "float32", "extract --dataset voc2007"):
+                assert (part in done.err) == differs
+    shutil.rmtree(small / "cache")
+    assert small.gmpipe("train").refused(r"^Error: cache/voc2007/index\.parquet")
 
 
 # --- exit codes ----------------------------------------------------------------------------------
 
 
-def test_exit_codes_tell_done_failed_wrong_usage_and_stopped(small: Flow) -> None:
+def test_exit_codes_distinguish_success_failure_wrong_usage_and_ctrl_c(small: Flow) -> None:
     assert small.gmpipe("runs", "list").code == 0
     assert small.gmpipe("--version").code == 0
     assert small.gmpipe("evaluate").code == 1
@@ -192,12 +201,8 @@ def test_exit_codes_tell_done_failed_wrong_usage_and_stopped(small: Flow) -> Non
         with mock.patch("stages.train.open_inputs", side_effect=stop):
             done = small.gmpipe("train")
         assert done.code == 130
-        assert done.err.endswith(
-            "Error: stopped. What was finished stays; the same command goes on.\n"
-        )
-    said = small.ok("--help")
-    assert "Exit codes: 0 done; 1 failed" in said
-    assert re.search(r"130\s+stopped by Ctrl-C", said)
+        assert re.search(r"^Error: .*stopped.*again", done.err, re.MULTILINE)
+    assert re.search(r"Exit codes: 0 .*; 1 .*; 2 .*;\s+130 .*Ctrl-C", small.ok("--help"), re.DOTALL)
 
 
 # --- progress ------------------------------------------------------------------------------------
@@ -229,7 +234,7 @@ def test_without_a_terminal_progress_is_plain_lines(tmp_path: Path) -> None:
 
 
 def in_terminal(folder: Path, code: str) -> str:
-    """What a script writes to a terminal that is its stderr."""
+    """Return what a script writes to stderr, which is a terminal."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
     process = subprocess.Popen(
@@ -239,31 +244,31 @@ def in_terminal(folder: Path, code: str) -> str:
         stderr=theirs,
     )
     os.close(theirs)
-    said = b""
+    output = b""
     with contextlib.suppress(OSError):  # the end of a terminal
         while chunk := os.read(ours, 4096):
-            said += chunk
+            output += chunk
     os.close(ours)
     assert process.wait() == 0
-    return said.decode()
+    return output.decode()
 
 
 def test_in_a_terminal_progress_is_bars(tmp_path: Path) -> None:
-    said = in_terminal(tmp_path, BARS.format(level=""))
-    assert "\rfit: 100%|" in said
-    assert "█" in said
-    assert "\rdraw: 100%|" in said
-    assert "hash" not in said
+    output = in_terminal(tmp_path, BARS.format(level=""))
+    assert "\rfit: 100%|" in output
+    assert "█" in output
+    assert "\rdraw: 100%|" in output
+    assert "hash" not in output
     assert in_terminal(tmp_path, BARS.format(level="QUIET")) == ""
 
 
 def test_a_line_every_half_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1e6
     monkeypatch.setattr("tqdm.std.time", lambda: now)
-    with contextlib.redirect_stderr(io.StringIO()) as said:
+    with contextlib.redirect_stderr(io.StringIO()) as output:
         for _ in progress_bar(range(100), desc="fit", unit="step"):
             now += 8
-    lines = said.getvalue().splitlines()
+    lines = output.getvalue().splitlines()
     assert len(lines) == 100 * 8 // 32 + 1  # after 32 s, being asked every 8
     assert lines[1] == "fit:   4% 4/100 [00:32<12:48,  8.00s/step]"
 
@@ -309,9 +314,9 @@ def test_values_are_offered() -> None:
     )
     assert "wide" not in completions("train --dataset other --variant", "wi")
     assert completions("", "pre") == ["predict", "prepare"]
-    assert completions("train --set", "train.tiny.network.direct") == [
-        "train.tiny.network.direct_size=",
-        "train.tiny.network.direct_dropout=",
+    assert completions("train --set", "train.tiny.network.label_") == [
+        "train.tiny.network.label_graph=",
+        "train.tiny.network.label_neighbors=",
     ]
     assert completions("prepare --set", "prepare.tiny.t") == [
         "prepare.tiny.train=",
@@ -322,6 +327,7 @@ def test_values_are_offered() -> None:
     assert completions("sweep", "network.mod") == ["network.modules="]
     assert "regions=" in completions("sweep --dataset other", "r")
     assert completions("completion", "") == ["bash", "zsh", "fish"]
+    assert completions("settings", "") == list(SECTIONS)
 
 
 def test_runs_are_offered(checkout: Path) -> None:
@@ -347,21 +353,22 @@ def test_a_broken_params_yaml_offers_nothing(checkout: Path, content: str | None
     assert completions("", "tr") == ["train"]
 
 
-def test_every_setting_that_is_offered_is_one(checkout: Path) -> None:
+def test_every_setting_that_is_offered_exists(checkout: Path) -> None:
     from stages.checkout.keys import setting_keys
     from stages.checkout.params import load_params, read_params
 
-    raw = read_params()
-    keys = list(setting_keys(raw))
+    params = load_params()
+    keys = list(setting_keys(read_params()))
     assert len(keys) == len(set(keys)) > 100
     for key in keys:
         section, *path = key.split(".")
         if section in SECTIONS:
-            found = getattr(load_params(), section)[path[0]]
+            value = getattr(params, section)[path[0]]
             for part in path[1:]:
-                found = getattr(found, part, None)  # `fit` is None for `other`, and has keys
+                assert value is None or hasattr(value, part), key
+                value = getattr(value, part, None)  # `fit` is None for `other`, and has keys
         else:
-            assert hasattr(load_params(), section)
+            assert hasattr(params, section)
     assert "train.tiny.epochs" in keys
 
 
@@ -409,7 +416,7 @@ def test_the_script_says_how_to_install_it(shell: str, tmp_path: Path) -> None:
     assert f"gmpipe completion {shell}" in last
 
 
-# --- what is asked most often is quick -----------------------------------------------------------
+# --- frequent requests are quick -----------------------------------------------------------------
 
 
 def test_nothing_heavy_is_imported_for_help_completion_and_settings(checkout: Path) -> None:
@@ -431,40 +438,14 @@ for line in ("gmpipe train --dataset ", "gmpipe train --variant ", "gmpipe train
 print()
 print(json.dumps([name for name in {HEAVY} if name in sys.modules]))
 """
-    said = script(checkout, code).stdout.splitlines()
-    assert json.loads(said[-1]) == []
-    assert "plain,wide" in said
+    output = script(checkout, code).stdout.splitlines()
+    assert json.loads(output[-1]) == []
+    assert "plain,wide" in output
 
 
 def test_the_version_is_that_of_the_project(tmp_path: Path) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert Flow(tmp_path).ok("--version") == f"gmpipe, version {project['version']}\n"
-
-
-# --- the page of settings ------------------------------------------------------------------------
-
-
-def test_the_page_in_docs_is_what_the_command_prints(tmp_path: Path) -> None:
-    said = Flow(tmp_path).ok("settings")
-    assert said == (ROOT / "docs/settings.md").read_text(), "gmpipe settings > docs/settings.md"
-    for section in SECTIONS:
-        assert Flow(tmp_path).ok("settings", section).strip() in said
-
-
-def test_every_setting_has_a_row_with_a_value_a_default_and_a_meaning() -> None:
-    page = settings_page()
-    for blocks in SECTIONS.values():
-        for place, block in blocks.items():
-            part = page.split(f"### {place}\n")[1].split("\n#")[0]
-            rows = dict(re.findall(r"^\| `(\w+)` +\| (.*) \|$", part, re.MULTILINE))
-            assert list(rows) == list(block.model_fields)
-            for name, row in rows.items():
-                value, default, meaning = (cell.strip() for cell in row.split(" | "))
-                assert value
-                assert meaning
-                field = block.model_fields[name]
-                assert (default == "none: must be given") == field.is_required()
-    assert re.findall(r"\b(Field|Optional|Literal|int|str|bool|None|pydantic)\b", page) == []
 
 
 # --- remedies ------------------------------------------------------------------------------------
@@ -474,10 +455,5 @@ def test_every_setting_has_a_row_with_a_value_a_default_and_a_meaning() -> None:
 def test_the_remedy_names_the_data_set(tmp_path: Path, name: str) -> None:
     write_params(tmp_path)
     words = (name, "estimate") if name == "cache" else (name,)
-    assert (
-        Flow(tmp_path)
-        .gmpipe(*words, "--dataset", "tiny")
-        .refused(
-            r"there is no manifest at .*Run `gmpipe prepare --dataset tiny` to write it anew\."
-        )
-    )
+    done = Flow(tmp_path).gmpipe(*words, "--dataset", "tiny")
+    assert done.refused(r"data/tiny/prepared/manifest\.parquet.*`gmpipe prepare --dataset tiny`")

@@ -1,0 +1,88 @@
+"""Commands on the cache of regions, and the import of regions into it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from stages.cli.options import CommandGroup, dataset_option, request_options, set_option
+from stages.console.messages import say
+
+if TYPE_CHECKING:
+    from stages.checkout.params import Request
+
+
+@click.group(cls=CommandGroup)
+def cache() -> None:
+    """Inspect and repair the cache of regions."""
+
+
+@cache.command()
+@request_options
+def info(request: Request) -> None:
+    """Show what the cache holds and the settings it was made with."""
+    from stages.commands import cache as command
+
+    click.echo(command.cache_info(request.dataset))
+
+
+@cache.command()
+@request_options
+@click.option("--repair", is_flag=True, help="Extract damaged and missing rows again.")
+def verify(request: Request, repair: bool) -> None:
+    """List damaged, missing and foreign parts of the cache.
+
+    The cache is compared with its own index. Whether params.yaml now asks for other regions is
+    checked by `extract`.
+    """
+    from stages.commands import cache as command
+
+    click.echo(command.verify(request, repair=repair))
+
+
+@cache.command()
+@request_options
+@click.option(
+    "--probe",
+    type=click.IntRange(min=0),
+    default=32,
+    metavar="N",
+    help="Number of images to decode and run through the detector to measure its rate; 0 for none.",
+)
+def estimate(request: Request, probe: int) -> None:
+    """Estimate the size of the cache and the time to extract it."""
+    from stages.commands import cache as command
+
+    click.echo(command.estimate(request, probe=probe))
+
+
+@click.command("import-regions")
+@click.argument(
+    "files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@dataset_option
+@set_option
+@click.option(
+    "--form",
+    type=click.Choice(["npz", "bottom-up"]),
+    help="Form of FILE. npz: one file with arrays. bottom-up: one or more TSV files, as published "
+    "for bottom-up attention.  [default: by the suffix, .npz or .tsv]",
+)
+@click.option("--replace", is_flag=True, help="Drop shards that were made from something else.")
+def import_regions(
+    files: tuple[Path, ...],
+    dataset: str | None,
+    overrides: tuple[str, ...],
+    form: Literal["npz", "bottom-up"] | None,
+    replace: bool,
+) -> None:
+    """Import regions that were made elsewhere into the cache."""
+    from stages.checkout.params import read_request
+    from stages.commands import import_regions as command
+
+    # First, since its message shows a whole block for a data set that params.yaml lacks.
+    chosen = command.check_described(dataset, overrides, files, form)
+    request = read_request(dataset, overrides)
+    say(command.import_regions(request, files, chosen, replace=replace))

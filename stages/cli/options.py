@@ -1,0 +1,216 @@
+"""Options that several commands share, and what a command is handed for them.
+
+Naming: a decorator `..._option` adds one option, and the command takes its value under the option's
+own name; a decorator `..._options` adds several, or turns what was typed into an object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from stages.cli.completion import (
+    complete_dataset,
+    complete_run,
+    complete_setting,
+    complete_variant,
+)
+from stages.console.messages import QUIET, VERBOSE, set_level
+
+if TYPE_CHECKING:
+    from stages.checkout.params import Request
+
+Command = Callable[..., Any]
+_AnyCommand = TypeVar("_AnyCommand", bound=click.Command)
+
+
+# --- how much a command says ---------------------------------------------------------------------
+
+
+def level_options(command: _AnyCommand) -> _AnyCommand:
+    """Add `--quiet` and `--verbose`, which set the level of the messages."""
+    for name, help_text in (
+        ("quiet", "Print only errors and the requested results."),
+        ("verbose", "Also print which files are read and written, and the traceback of an error."),
+    ):
+        command = click.option(
+            f"--{name}",
+            f"-{name[0]}",
+            is_flag=True,
+            expose_value=False,
+            callback=_choose_level,
+            help=help_text,
+        )(command)
+    return command
+
+
+def _choose_level(context: click.Context, parameter: click.Parameter, chosen: bool) -> None:
+    if chosen:
+        levels = context.meta.setdefault(f"{__name__}.levels", set())
+        levels.add(QUIET if parameter.name == "quiet" else VERBOSE)
+        if len(levels) > 1:
+            raise click.UsageError("--quiet and --verbose exclude each other.", context)
+        set_level(*levels)
+
+
+class CommandGroup(click.Group):
+    """A group that gives each of its commands `--quiet` and `--verbose`."""
+
+    group_class = type
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """Register a command under its name."""
+        super().add_command(level_options(cmd), name)
+
+
+# --- the data set and its settings ---------------------------------------------------------------
+
+dataset_option = click.option(
+    "--dataset",
+    metavar="NAME",
+    shell_complete=complete_dataset,
+    help="Data set to work on, by its name in params.yaml.  [default: the first of `datasets`]",
+)
+
+set_option = click.option(
+    "--set",
+    "overrides",
+    metavar="KEY=VALUE",
+    multiple=True,
+    shell_complete=complete_setting,
+    help="Override a setting of params.yaml, e.g. train.demo.epochs=5. A run with other train "
+    "settings gets its own folder. Repeatable.",
+)
+
+
+def dataset_options(command: Command) -> Command:
+    """Add `--dataset`; the command takes a `Request` in its place."""
+    return dataset_option(_with_request(command))
+
+
+def request_options(command: Command) -> Command:
+    """Add `--dataset` and `--set`; the command takes a `Request` in their place."""
+    return dataset_option(set_option(_with_request(command)))
+
+
+def _with_request(command: Command) -> Command:
+    """Read params.yaml, then call ``command`` with the request before its other options."""
+
+    @wraps(command)
+    def read_then_call(
+        dataset: str | None, overrides: tuple[str, ...] = (), **options: Any
+    ) -> None:
+        from stages.checkout.params import read_request
+
+        command(read_request(dataset, overrides), **options)
+
+    return read_then_call
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+variant_option = click.option(
+    "--variant",
+    metavar="NAME",
+    default="full",
+    shell_complete=complete_variant,
+    help="Variant of the network.",
+)
+
+
+def run_options(command: Command) -> Command:
+    """Add `--variant` and `--seed` of a single run."""
+    command = click.option(
+        "--seed",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="Seed of the run.  [default: the first of `seeds`]",
+    )(command)
+    return variant_option(command)
+
+
+def seeds_option(default: str) -> Callable[[Command], Command]:
+    """Add `--seed`, which may be repeated; ``default`` describes the seeds used without it."""
+    return click.option(
+        "--seed",
+        "seeds",
+        metavar="N",
+        multiple=True,
+        type=click.IntRange(min=0),
+        help=f"Seed of a run. Repeatable.  [default: {default}]",
+    )
+
+
+jobs_option = click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Number of runs to make at the same time. Each then uses one thread; a run on its own "
+    "uses all cores. The number of threads changes how sums are rounded, and so the last digits of "
+    "a run's numbers.  [default: one per core; on a GPU 1]",
+)
+
+
+def check_variants(request: Request, variants: Sequence[str]) -> None:
+    """Check the variants that runs are to be made of, before anything heavy is imported.
+
+    Also notes which `--set` options have no effect on these runs, and where the cache differs from
+    what params.yaml asks for.
+
+    Raises:
+        InputError: a variant is unknown.
+    """
+    for name in variants:
+        request.variant(name, "--variant")
+    from stages.checkout.plans import note_other_regions, note_unused_overrides
+
+    note_other_regions(request)
+    note_unused_overrides(request, variants)
+
+
+# --- trained networks and what is written of them ------------------------------------------------
+
+run_folder_option = click.option(
+    "--run",
+    "run_folder",
+    metavar="RUN",
+    required=True,
+    type=click.Path(path_type=Path),
+    shell_complete=complete_run,
+    help="Folder of a trained run, e.g. runs/demo/full-s0.",
+)
+
+detector_option = click.option(
+    "--detector",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Folder of the detector whose regions the run was trained on.  [default: "
+    "data/<dataset>/detector in the run's checkout]",
+)
+
+
+def output_option(
+    *suffixes: str, help_text: str, required: bool = False
+) -> Callable[[Command], Command]:
+    """Add `--output`, the name of a file that ends in one of ``suffixes``."""
+
+    def check(context: Any, option: Any, path: Path | None) -> Path | None:
+        if path is not None and path.suffix not in suffixes:
+            raise click.BadParameter(
+                f"{path}: expected a name that ends in {' or '.join(suffixes)}"
+            )
+        return path
+
+    return click.option(
+        "-o",
+        "--output",
+        metavar="FILE",
+        required=required,
+        type=click.Path(path_type=Path, dir_okay=False),
+        callback=check,
+        help=help_text,
+    )

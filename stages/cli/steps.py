@@ -1,0 +1,166 @@
+"""The six stages that `dvc repro` runs, as commands."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from stages.cli.exit_codes import FAILED
+from stages.cli.options import check_variants, request_options, run_options
+from stages.console.messages import say
+
+if TYPE_CHECKING:
+    from stages.checkout.params import Request
+    from stages.checkout.plans import RunPlan
+
+
+@click.command()
+@request_options
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Write nothing. Open the header of every image, and all of a JPEG or PNG file that seems "
+    "cut off; list the images that are missing, unreadable, duplicate or unlabelled, and count "
+    "the labels. Fails if an image is missing or unreadable.",
+)
+@click.pass_context
+def prepare(context: click.Context, request: Request, check: bool) -> None:
+    """Write the manifest: images, splits and labels."""
+    from stages import prepare as stage
+
+    if not check:
+        say(stage.prepare(request))
+        return
+    findings, sound = stage.check(request)
+    click.echo(findings)
+    if not sound:
+        context.exit(FAILED)
+
+
+@click.command()
+@request_options
+def detector(request: Request) -> None:
+    """Fit the detector, or find its weights."""
+    from stages import detector as stage
+
+    say(stage.resolve_detector(request))
+
+
+@click.command()
+@request_options
+@click.option("--replace", is_flag=True, help="Drop shards that were made with other settings.")
+@click.option(
+    "--max-failures",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Tolerate up to N undecodable images.  [default: `max_failures` in params.yaml]",
+)
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Address of a Dask scheduler whose workers share this file system.  [default: a cluster "
+    "on this machine, with one worker per GPU, or one for all cores]",
+)
+@click.option(
+    "--resource",
+    "resources",
+    metavar="NAME=AMOUNT",
+    multiple=True,
+    help="Dask resource that a worker needs to extract a shard, e.g. GPU=1. Repeatable.",
+)
+def extract(
+    request: Request,
+    replace: bool,
+    max_failures: int | None,
+    scheduler: str | None,
+    resources: tuple[str, ...],
+) -> None:
+    """Stage one: write every image's regions to the cache."""
+    if max_failures is not None:
+        request = request.overriding(f"extract.{request.dataset}.max_failures={max_failures}")
+    amounts = dict(_resource(text) for text in resources)
+    from stages import extract as stage
+
+    say(stage.extract(request, replace=replace, scheduler=scheduler, resources=amounts))
+
+
+def _resource(text: str) -> tuple[str, float]:
+    """A Dask resource and its amount, from `NAME=AMOUNT`."""
+    name, _, amount = text.partition("=")
+    try:
+        return name, float(amount)
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r}: expected NAME=AMOUNT, e.g. GPU=1", param_hint="--resource"
+        ) from None
+
+
+@click.command()
+@request_options
+@run_options
+@click.option(
+    "--tensorboard",
+    is_flag=True,
+    help="Also write loss, gradient norm, learning rate and validation mAP of each epoch to the "
+    "folder `tensorboard` of the run.",
+)
+def train(request: Request, variant: str, seed: int | None, tensorboard: bool) -> None:
+    """Stage two: train a network on the cached regions.
+
+    A training that was killed resumes where it stopped. `torchrun --no-python --nproc-per-node N
+    gmpipe train` trains with N processes, each with its own batch.
+    """
+    run = _plan(request, variant, seed)
+    from stages import train as stage
+
+    line = stage.train(run, tensorboard=tensorboard)
+    if line is not None:  # only the first of several processes reports
+        say(line)
+
+
+@click.command()
+@request_options
+@run_options
+def evaluate(request: Request, variant: str, seed: int | None) -> None:
+    """Score a trained run on the test split."""
+    run = _plan(request, variant, seed)
+    from stages import evaluate as stage
+
+    say(stage.evaluate(run))
+
+
+def _plan(request: Request, variant: str, seed: int | None) -> RunPlan:
+    """Plan the run that the options of `run_options` ask for."""
+    check_variants(request, [variant])
+    from stages.checkout.plans import plan_run
+
+    return plan_run(request, variant, request.params.seeds[0] if seed is None else seed)
+
+
+@click.command()
+@request_options
+@click.option(
+    "--images",
+    type=click.IntRange(min=1),
+    default=1000,
+    metavar="N",
+    help="Largest number of test images in the gallery; if there are more, a random sample is "
+    "shown.",
+)
+def report(request: Request, images: int) -> None:
+    """Write a page about a data set's runs; print its tables.
+
+    The page is reports/<dataset>/index.html. Open it in a browser: it needs no server, and its
+    folder can be moved or zipped.
+    """
+    from stages import report as stage
+
+    params = request.params
+    tables, page = stage.report(request, params.variants, params.seeds, images=images)
+    click.echo(tables)
+    say(str(page))
+
+
+STAGES = (prepare, detector, extract, train, evaluate, report)
+"""The stages in the order in which `dvc repro` runs them."""

@@ -1,0 +1,122 @@
+"""Commands that use a trained run on new images, or write its network for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.errors import InputError
+from stages.cli.options import detector_option, output_option, run_folder_option
+from stages.console.messages import say
+
+
+@click.command()
+@click.argument("images", metavar="IMAGE|FOLDER|GLOB...", nargs=-1, required=True)
+@run_folder_option
+@detector_option
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    metavar="SCORE",
+    help="Predict the labels with a score above this; 0 predicts all labels.",
+)
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Predict at most the N best labels of an image.  [default: any number]",
+)
+@click.option("--json", "stdout", flag_value="json", help="Print JSON: a list of images.")
+@click.option("--csv", "stdout", flag_value="csv", help="Print CSV: one row per image and label.")
+@output_option(
+    ".json",
+    ".csv",
+    ".parquet",
+    help_text="File to write instead of printing a table: .json, .csv or .parquet.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=8,
+    metavar="N",
+    help="Number of images that the detector processes at once.",
+)
+def predict(
+    images: tuple[str, ...],
+    run_folder: Path,
+    detector: Path | None,
+    threshold: float,
+    top: int | None,
+    stdout: str | None,
+    output: Path | None,
+    batch_size: int,
+) -> None:
+    """Predict the labels of photographs with a trained run.
+
+    Folders are searched with their subfolders. The printed table has the predicted labels only.
+    JSON, CSV and Parquet have all labels: whether each is predicted, and the region that won it,
+    with its box in pixels.
+
+    A photograph that can't be read is named on stderr. The others are still labelled, and the exit
+    code is 1.
+    """
+    from stages.commands import predict as command
+    from stages.commands.runs import check_run
+
+    check_run(run_folder)
+    labelled, failures = command.predict(
+        images,
+        run_folder,
+        detector,
+        threshold=threshold,
+        top=top,
+        batch_size=batch_size,
+        stdout=stdout,
+        output=output,
+    )
+    if failures:
+        unread = "1 photograph" if failures == 1 else f"{failures} photographs"
+        rest = "all others are labelled" if labelled else "none is labelled"
+        raise InputError(f"{unread} can't be read, for the reasons above; {rest}.")
+
+
+@click.command()
+@click.argument("image", metavar="IMAGE", type=click.Path(path_type=Path))
+@run_folder_option
+@detector_option
+@output_option(".png", required=True, help_text="Picture to write: .png.")
+def explain(image: Path, run_folder: Path, detector: Path | None, output: Path) -> None:
+    """Explain which regions and graphs produced the labels.
+
+    Draws the explanation of a photograph and prints it as tables. They hold, for each label with a
+    score above 0.5, or for the best label if there is none, the region that won it, and how its
+    score changes when the label graph, the instance graph or a region is removed. The network is
+    really run without them.
+    """
+    from stages.commands import explain as command
+    from stages.commands.runs import check_run
+
+    check_run(run_folder)
+    click.echo(command.explain(image, run_folder, detector, output))
+    say(f"\n{output}")
+
+
+@click.command()
+@run_folder_option
+@output_option(
+    ".onnx",
+    help_text="File to write: .onnx.  [default: <dataset>-<run>.onnx in the current folder]",
+)
+def export(run_folder: Path, output: Path | None) -> None:
+    """Write the network of a run as an ONNX file.
+
+    The network takes any number of images, each with any number of regions, in the form in which a
+    cache holds them. The label vectors are part of the file.
+    """
+    from stages.commands import export as command
+    from stages.commands.runs import check_run
+
+    check_run(run_folder)
+    say(command.export(run_folder, output))
