@@ -18,6 +18,7 @@ from flows import Flow
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from pipeline.report.page import in_steps, packed
 from small import make_small, write_params
 
 from pipeline.datasets.manifest import read_manifest
@@ -35,7 +36,6 @@ from pipeline.report.gallery import (
     region_scores,
     write_pictures,
 )
-from pipeline.report.page import in_steps, packed
 from pipeline.report.rows import columns, own_rows, paper_rows
 from pipeline.shards.failures import Failure, write_failures
 from pipeline.shards.reader import RegionCache
