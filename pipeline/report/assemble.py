@@ -96,11 +96,12 @@ def _draw_figures(
     first_seed = {variant: seeds[0] for variant, seeds in scores.items()}
     truth, labels, base = inputs.scores.truth, inputs.manifest.vocabulary, inputs.base
     evaluations = evaluations_of(runs)
+    histories = drawn.read_histories(runs)  # before anything is drawn: a file may be damaged
 
     figures = [drawn.draw_average_precision(folder, evaluations, base)]
     if len(runs) > 1:
         figures.append(drawn.draw_gains(folder, evaluations, base))
-    figures.append(drawn.draw_learning(folder, drawn.read_histories(runs)))
+    figures.append(drawn.draw_learning(folder, histories))
     figure, curves = drawn.draw_precision_recall(folder, first_seed, truth, labels)
     figures += [figure, drawn.draw_calibration(folder, scores, truth)]
     run = _in_words(inputs)

@@ -288,9 +288,9 @@ def draw_co_occurrence(
         "co-occurrence",
         "Labels that occur together",
         f"Three matrices of {len(labels)} x {len(labels)} labels: how often the label of a column "
-        f"occurs with the label of a row in truth, as predicted, and the difference. {gaps}",
+        f"occurs with the label of a row in truth, as predicted, and the difference.{gaps}",
         "Of the test images with the row's label, the share that also has the column's label: in "
-        f"truth, as predicted by {run} (probability over {THRESHOLD}), and the difference. {gaps}",
+        f"truth, as predicted by {run} (probability over {THRESHOLD}), and the difference.{gaps}",
     )
     figures.co_occurrence_figure(about.stem(folder), shares, labels)
     about.write_table(
@@ -311,7 +311,7 @@ def draw_co_occurrence(
 
 
 def _largest_gaps(shares: CoOccurrence, labels: Sequence[str], most: int = 3) -> str:
-    """Name the pairs that are predicted together too often or too rarely; "" if there are none."""
+    """Name the pairs that are predicted together too often or too rarely, as a further sentence."""
     gaps = np.nan_to_num(shares.predicted - shares.truth)
     order = np.argsort(-np.abs(gaps), axis=None, kind="stable")[:most]
     pairs = [np.unravel_index(index, gaps.shape) for index in order]
@@ -320,7 +320,7 @@ def _largest_gaps(shares: CoOccurrence, labels: Sequence[str], most: int = 3) ->
         for i, j in pairs
         if gaps[i, j] != 0
     )
-    return f"Largest differences: {listed}." if listed else ""
+    return f" Largest differences: {listed}." if listed else ""
 
 
 def draw_label_map(

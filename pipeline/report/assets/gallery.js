@@ -185,8 +185,8 @@ gmpipe.gallery = (() => {
     const [mark, meaning] = MARKS[kind];
     const on = () => {
       light(winner);
-      say(`${overview.labels[label]} ${percent(score)} %, ${meaning}. Its score comes from region `
-        + `${winner} (detector: ${detectorSays(number, winner)})`);
+      say(`${overview.labels[label]} ${percent(score)} %, ${meaning}, from region ${winner} `
+        + `(detector: ${detectorSays(number, winner)})`);
     };
     const off = () => { light(null); say(""); };
     return element("button", { type: "button", class: `chip ${kind}`, "data-label": label,
