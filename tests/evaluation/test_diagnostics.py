@@ -76,17 +76,17 @@ def test_a_short_curve_is_left_as_it_is() -> None:
 def test_calibration_by_hand() -> None:
     scores = np.array([[0.05, 0.06], [0.95, 0.97], [0.5, 1.0], [0.0, 0.3]])
     truth = np.array([[0, 1], [1, 1], [0, 0], [0, -1]])
-    found = calibration(scores, truth)
+    result = calibration(scores, truth)
     # Bins of 1/15: 0.00, 0.05 and 0.06 are in the first, 0.5 in the eighth, three in the last.
-    assert found.count.tolist() == [3, *[0] * 6, 1, *[0] * 6, 3]
-    assert found.confidence[0] == pytest.approx(0.11 / 3)
-    assert found.frequency[0] == pytest.approx(1 / 3)
-    assert found.confidence[14] == pytest.approx((0.95 + 0.97 + 1.0) / 3)
-    assert found.frequency[14] == pytest.approx(2 / 3)
-    assert np.isnan(found.confidence[1])
-    assert np.isnan(found.frequency[1])
+    assert result.count.tolist() == [3, *[0] * 6, 1, *[0] * 6, 3]
+    assert result.confidence[0] == pytest.approx(0.11 / 3)
+    assert result.frequency[0] == pytest.approx(1 / 3)
+    assert result.confidence[14] == pytest.approx((0.95 + 0.97 + 1.0) / 3)
+    assert result.frequency[14] == pytest.approx(2 / 3)
+    assert np.isnan(result.confidence[1])
+    assert np.isnan(result.frequency[1])
     gaps = [1 / 3 - 0.11 / 3, 0.5, 2.92 / 3 - 2 / 3]
-    assert found.error == pytest.approx(100 * (3 * gaps[0] + gaps[1] + 3 * gaps[2]) / 7)
+    assert result.error == pytest.approx(100 * (3 * gaps[0] + gaps[1] + 3 * gaps[2]) / 7)
 
 
 def test_probabilities_that_come_true_are_calibrated() -> None:
@@ -103,11 +103,11 @@ def test_probabilities_that_come_true_are_calibrated() -> None:
 def test_co_occurrence_by_hand() -> None:
     truth = np.array([[1, 1, 0], [1, 0, 0], [1, 1, -1]])
     scores = np.array([[0.9, 0.5, 0.1], [0.9, 0.6, 0.1], [0.2, 0.9, 0.9]])
-    found = co_occurrence(scores, truth)
+    result = co_occurrence(scores, truth)
     nan = np.nan
-    np.testing.assert_allclose(found.truth, [[nan, 2 / 3, 0], [1, nan, 0], [nan, nan, nan]])
+    np.testing.assert_allclose(result.truth, [[nan, 2 / 3, 0], [1, nan, 0], [nan, nan, nan]])
     # Neither a probability of 0.5 nor an ignored label is a prediction.
-    np.testing.assert_allclose(found.predicted, [[nan, 0.5, 0], [0.5, nan, 0], [nan, nan, nan]])
+    np.testing.assert_allclose(result.predicted, [[nan, 0.5, 0], [0.5, nan, 0], [nan, nan, nan]])
 
 
 # Topology ----------------------------------------------------------------------------------------
