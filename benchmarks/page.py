@@ -1,14 +1,15 @@
-"""How long a browser takes over a page of many images, against one of few.
+"""How long a browser takes for a page of many images, compared with a page of few.
 
 `python -m benchmarks.page` prints a table and, last, a line of JSON with the ratios of 5,000 images
-to 500. Pages are of MS-COCO's size, 35 regions and 80 labels, two networks, with random numbers and
-without photographs. They take turns, so that what disturbs the machine disturbs both. It needs
-Chromium.
+to 500. The pages have the size of MS-COCO (35 regions, 80 labels), two networks, random numbers and
+no photographs. They are measured in turn, so that disturbances of the machine affect both. Chromium
+is needed.
 
-- ready: from asking for the page to its first gallery;
-- filter: choosing a label and an order, to the new gallery;
+- ready: from opening the page to its first gallery;
+- filter: from choosing a label and an order to the new gallery;
 - turn: to the next page of the gallery;
-- point: from pointing at a region to its best labels, the first time, when they are still on disk.
+- point: from pointing at a region to its best labels, the first time, while these are still on
+  disk.
 """
 
 from __future__ import annotations
@@ -19,60 +20,46 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from playwright.sync_api import Browser, sync_playwright
 from tabulate import tabulate
 
-from pipeline.report.gallery import BEST_LABELS, ShownRegions, ShownScores
-from pipeline.report.page import write_data, write_frame, write_images, write_scores
+from pipeline.report.figures import looks
+from pipeline.report.folder import write_data, write_frame
+from pipeline.report.gallery import (
+    BEST_LABELS,
+    ShownRegions,
+    ShownScores,
+    write_images,
+    write_scores,
+)
 
 VARIANTS = ("full", "max-pool")
-SIZES = ((500, 375), (375, 500), (1000, 100), (100, 1000))  # of the images, in turn
+SIZES = ((500, 375), (375, 500), (1000, 100), (100, 1000))  # of the images, repeated
 
 
 def write_random_page(
     folder: Path, *, images: int, regions: int, labels: int, seed: int = 0
 ) -> np.ndarray:
-    """A page without figures, of random numbers, in an empty folder.
+    """Write a page of random numbers, without figures, into an empty folder.
 
     Returns:
-        (N, C) the scores that both networks have.
+        (N, C), the scores that both networks have.
     """
     rng = np.random.default_rng(seed)
     write_frame(folder)
-    names = [f"label {place}" for place in range(labels)]
+    names = [f"label {number}" for number in range(labels)]
     write_data(folder, "curves", {names[0]: {variant: [[1], [1]] for variant in VARIANTS}})
     write_data(folder, "times", [])
-    write_data(
-        folder,
-        "overview",
-        {
-            "dataset": "random",
-            "caption": "random numbers",
-            "interval": "",
-            "few": 1,
-            "detector": "chance",
-            "base": VARIANTS[0],
-            "variants": VARIANTS,
-            "labels": names,
-            "groups": {},
-            "positives": [images] * labels,
-            "ap": {variant: [[50, None]] * labels for variant in VARIANTS},
-            "columns": [{"key": "mAP", "title": "mAP", "group": ""}],
-            "rows": [],
-            "paper": None,
-            "figures": [],
-            "gallery": {"images": images, "of": images, "pictures": 0, "seed": 0, "classes": None},
-            "run": {"facts": [], "packages": [], "settings": ""},
-        },
-    )
+    write_data(folder, "overview", _overview(images, names))
     corners = np.sort(rng.random((images, regions, 2, 2), np.float32), axis=2)
     write_images(
         folder,
-        [f"{place:012d}" for place in range(images)],
+        [f"{number:012d}" for number in range(images)],
         np.resize(np.array(SIZES, np.int32), (images, 2)),
         np.zeros(images, dtype=bool),
         (rng.random((images, labels)) < 0.1).astype(np.int8),
@@ -85,19 +72,42 @@ def write_random_page(
     )
     scores = rng.random((images, labels), np.float32)
     shape = (images, regions, BEST_LABELS)
-    found = ShownScores(
+    shown = ShownScores(
         scores,
         rng.integers(0, regions, (images, labels)).astype(np.int16),
         rng.integers(0, labels, shape).astype(np.int16),
         rng.random(shape, np.float32),
     )
-    for place in range(len(VARIANTS)):
-        write_scores(folder, place, found)
+    for number in range(len(VARIANTS)):
+        write_scores(folder, number, shown)
     return scores
 
 
+def _overview(images: int, labels: Sequence[str]) -> dict[str, Any]:
+    return {
+        "dataset": "random",
+        "caption": "random numbers",
+        "interval": "",
+        "few": 1,
+        "detector": "chance",
+        "base": VARIANTS[0],
+        "variants": VARIANTS,
+        "looks": looks(VARIANTS),
+        "labels": labels,
+        "groups": {},
+        "positives": [images] * len(labels),
+        "ap": {variant: [[50, None]] * len(labels) for variant in VARIANTS},
+        "columns": [{"key": "mAP", "title": "mAP", "group": ""}],
+        "rows": [],
+        "paper": None,
+        "figures": [],
+        "gallery": {"images": images, "of": images, "pictures": 0, "seed": 0, "classes": None},
+        "run": {"facts": [], "packages": [], "settings": ""},
+    }
+
+
 def measure(browser: Browser, folder: Path) -> dict[str, float]:
-    """Milliseconds of each step; see the module."""
+    """Measure the milliseconds of each step; the module's docstring lists them."""
     page = browser.new_page()
     counter = page.locator("#gallery-count")
     taken: dict[str, float] = {}
@@ -125,16 +135,16 @@ def measure(browser: Browser, folder: Path) -> dict[str, float]:
     timed("filter", choose, f"!({says(before)})")
     timed("turn", page.locator("#next").click, says("page 2 "))
     point = page.locator(".card rect").last.hover
-    told = (
+    listed = (
         r'[...document.querySelectorAll(".info")].some((p) => /\): label \d/.test(p.textContent))'
     )
-    timed("point", point, told)
+    timed("point", point, listed)
     page.close()
     return taken
 
 
 def main() -> None:
-    """Measure, print."""
+    """Measure both pages and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--few", type=int, default=500)
     parser.add_argument("--many", type=int, default=5000)
@@ -149,17 +159,17 @@ def main() -> None:
             write_random_page(Path(name) / str(images), images=images, regions=35, labels=80)
         browser = playwright.chromium.launch(executable_path=path, args=flags)
         for turn in range(options.turns + 1):
-            for images, found in taken.items():
+            for images, measurements in taken.items():
                 one = measure(browser, Path(name) / str(images))
-                if turn:  # the first is to warm up
-                    found.append(one)
+                if turn:  # the first turn warms up
+                    measurements.append(one)
         browser.close()
     steps = list(taken[options.few][0])
     medians = {
-        images: [statistics.median(one[step] for one in found) for step in steps]
-        for images, found in taken.items()
+        images: [statistics.median(one[step] for one in measurements) for step in steps]
+        for images, measurements in taken.items()
     }
-    rows = [(f"{images} images", *map(round, found)) for images, found in medians.items()]
+    rows = [(f"{images} images", *map(round, times)) for images, times in medians.items()]
     print(tabulate(rows, headers=["milliseconds", *steps]))
     ratios = {
         step: round(many / few, 2)

@@ -17,6 +17,8 @@ import torch
 from flows import Flow, run_all
 from small import make_small
 
+from pipeline.evaluation import bootstrap
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _leave_torch_as_it_was() -> Iterator[None]:
@@ -26,6 +28,14 @@ def _leave_torch_as_it_was() -> Iterator[None]:
     yield
     torch.use_deterministic_algorithms(before)
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _few_resamples() -> Iterator[None]:
+    """Intervals from 100 resamples instead of 1,000. Tables and pages state the number used."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bootstrap, "RESAMPLES", 100)
+        yield
 
 
 @pytest.fixture(scope="session")

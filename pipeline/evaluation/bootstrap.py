@@ -1,11 +1,10 @@
-"""How far a difference in mAP could be the luck of the test images: a paired bootstrap.
+"""How much a difference in mAP depends on the choice of test images: a paired bootstrap.
 
-Letters: N images, C labels, R resamples, S seeds, T distinct scores that one label's positives
-have.
+Letters: N images, C labels, R resamples, S seeds, T distinct scores among one label's positives.
 
-A resample is N images drawn from the N of the split, with replacement: some are in it several
-times, some not at all. It is kept as how often each image was drawn, so that nothing is repeated:
-a weighted average precision gives the number that the repeated images would.
+A resample is N images drawn with replacement from the N of the split: some occur several times,
+some not at all. It is stored as how often each image was drawn, so no array is repeated: a weighted
+average precision gives the same number as repeated images would.
 """
 
 from __future__ import annotations
@@ -19,27 +18,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from pipeline.errors import GmpipeError
+from pipeline.errors import MismatchError
 from pipeline.evaluation.metrics import Floats, Integers
 
 RESAMPLES = 1000
-COVERAGE = 0.95
-"""Share of the resampled differences that lie in the interval."""
+"""R, for the intervals of tables and the page."""
 
-_CHUNK = 250  # resamples at once, so that 100,000 images take 100 MB
+COVERAGE = 0.95
+"""Share of the resamples that lie in the interval."""
+
+_CHUNK = 250  # resamples computed together; with 100,000 images they take 100 MB
 
 
 def resampled_maps(
     runs: Sequence[Floats], truth: Integers, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> NDArray[np.float64]:
-    """mAP of each run on each resample of the images.
+    """Compute the mAP of each run on each resample of the images.
 
     The mAP of a resample is what `metrics.evaluate` would give for the repeated images: the mean of
-    `metrics.average_precision` over the labels that have a positive in it. The resamples depend on
-    ``seed`` and N alone: those of two calls are the same ones, so that results are paired.
+    `metrics.average_precision` over the labels that have a positive in it. The resamples depend
+    only on ``seed`` and N. Two calls therefore use the same resamples, and their results are
+    paired.
 
     Args:
-        runs: S times (N, C) scores, the rows of all of the same images.
+        runs: S arrays of (N, C) scores; their rows are the same images.
         truth: (N, C) in {1, 0, -1}; entries of -1 are left out.
         resamples: R.
         seed: of the drawing.
@@ -48,13 +50,14 @@ def resampled_maps(
         (S, R) in percent; nan where a resample has no positive at all.
 
     Raises:
-        GmpipeError: scores of another shape than the truth.
+        MismatchError: scores and truth differ in shape.
     """
     for scores in runs:
         if scores.shape != truth.shape:
-            raise GmpipeError(
-                f"scores have the shape {scores.shape}, truth {truth.shape}; expected (images, "
-                "labels) for both. Evaluate the runs again with `gmpipe evaluate`."
+            raise MismatchError(
+                f"The scores have the shape {scores.shape} and the truth has {truth.shape}; "
+                "expected (images, labels) for both.",
+                "Evaluate the runs again.",
             )
     images, labels = truth.shape
     curves = [_curve(scores[:, c], truth[:, c]) for scores in runs for c in range(labels)]
@@ -74,26 +77,26 @@ def resampled_maps(
 def difference_interval(
     maps: NDArray[np.float64], base: NDArray[np.float64]
 ) -> tuple[float, float]:
-    """Where the middle 95 % of the resampled differences lie.
+    """Compute the interval that holds the middle 95 % of the resampled differences.
 
     Args:
-        maps, base: (S, R) of `resampled_maps`, the same seeds in the same order. Of each resample
-            the difference is the mean over the seeds.
+        maps, base: (S, R) from `resampled_maps`, with the same seeds in the same order. The
+            difference of a resample is averaged over the seeds.
 
     Returns:
-        its lower and upper end, ``maps`` minus ``base``.
+        lower and upper end of ``maps`` minus ``base``.
     """
     return mean_interval(maps - base)
 
 
 def mean_interval(maps: NDArray[np.float64]) -> tuple[float, float]:
-    """Where the middle 95 % of the resamples lie, of each the mean over the seeds.
+    """Compute the interval that holds the middle 95 % of the resamples, averaged over the seeds.
 
     Args:
-        maps: (S, R) of `resampled_maps`, or a difference of two.
+        maps: (S, R) from `resampled_maps`, or a difference of two.
 
     Returns:
-        the lower and upper end.
+        lower and upper end.
     """
     tail = (1 - COVERAGE) / 2
     low, high = np.nanquantile(maps.mean(axis=0), [tail, 1 - tail])
@@ -102,12 +105,12 @@ def mean_interval(maps: NDArray[np.float64]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Interval:
-    """What other test images would do to a variant's mAP: the middle 95 % of the resamples.
+    """How much a variant's mAP depends on the choice of test images.
 
     Attributes:
-        ends: of the mAP, mean over the seeds, in percent.
-        difference: ends of its mAP minus that of the base, mean over the seeds, in points; None
-            for the base itself, or where there is none.
+        ends: lower and upper end for the mAP, averaged over the seeds, in percent.
+        difference: the ends for its mAP minus that of the base, averaged over the seeds, in
+            points; None for the base itself, or if there is no base.
     """
 
     ends: tuple[float, float]
@@ -117,12 +120,12 @@ class Interval:
 def intervals(
     runs: Mapping[str, Sequence[Floats]], truth: Integers, base: str
 ) -> dict[str, Interval]:
-    """The interval of each variant.
+    """Compute the interval of each variant from `RESAMPLES` resamples.
 
     Args:
-        runs: variant -> (N, C) scores of each of its seeds, the same seeds for all.
+        runs: variant -> (N, C) scores of each of its seeds; all variants have the same seeds.
         truth: (N, C).
-        base: the variant that the others are held against.
+        base: the variant that the others are compared with.
     """
     maps = {
         variant: resampled_maps(of_variant, truth, resamples=RESAMPLES)
@@ -140,7 +143,7 @@ def intervals(
 
 
 def _draws(images: int, resamples: int, seed: int) -> Iterator[Tensor]:
-    """How often each image is in each resample: chunks of (N, at most `_CHUNK`) float32."""
+    """Yield how often each image is in each resample: chunks of (N, at most `_CHUNK`) float32."""
     rng = np.random.default_rng(seed)
     for first in range(0, resamples, _CHUNK):
         draws = torch.empty(images, min(_CHUNK, resamples - first))
@@ -152,15 +155,15 @@ def _draws(images: int, resamples: int, seed: int) -> Iterator[Tensor]:
 
 @dataclass(frozen=True)
 class _Curve:
-    """The images of one label by descending score, ignored ones left out, in T groups.
+    """The images of one label by descending score, without ignored ones, in T groups.
 
-    A group ends with a score that a positive has: recall changes there alone, so that precision is
-    looked at there alone. Images with equal scores are never parted.
+    A group ends with the score of a positive. Recall changes only there, so precision is needed
+    only there. Images with equal scores are in the same group.
 
     Attributes:
         order: (at most N,) images down to the last positive's score.
         starts: (T,) where each group begins in ``order``.
-        positives: the positive ones of ``order``.
+        positives: the positive images in ``order``.
         positive_starts: (T,) where each group begins in ``positives``.
     """
 
@@ -176,27 +179,30 @@ def _curve(scores: Floats, truth: Integers) -> _Curve:
     ascending, positive = -scores[order], truth[order] == 1
     ends = np.unique(np.searchsorted(ascending, ascending[positive], side="right"))
     starts = np.append(0, ends)[:-1]
-    places = np.flatnonzero(positive)
+    ranks = np.flatnonzero(positive)
     return _Curve(
         torch.from_numpy(order[: ends[-1]] if ends.size else order[:0]),
         torch.from_numpy(starts),
-        torch.from_numpy(order[places]),
-        torch.from_numpy(np.searchsorted(places, starts)),
+        torch.from_numpy(order[ranks]),
+        torch.from_numpy(np.searchsorted(ranks, starts)),
     )
 
 
 @torch.inference_mode()
 def _average_precision(curve: _Curve, draws: Tensor) -> NDArray[np.float64]:
-    """`metrics.average_precision` on each resample of ``draws`` (N, R): (R,), nan without any
-    positive."""
+    """Compute `metrics.average_precision` on each resample in ``draws`` (N, R).
+
+    Returns:
+        (R,); nan where a resample has no positive.
+    """
     if not len(curve.positives):
         return np.full(draws.shape[1], np.nan)
-    # Sums of rows, group by group, several times as fast as any other way that torch or numpy have.
-    # Whole numbers below 2^24: exact in float32.
+    # `embedding_bag` sums rows group by group, several times as fast as the alternatives in torch
+    # and numpy. The sums are whole numbers below 2^24, so float32 is exact.
     new_hits = embedding_bag(curve.positives, draws, curve.positive_starts, mode="sum").double()
     images = embedding_bag(curve.order, draws, curve.starts, mode="sum").double().cumsum(0)
     hits = new_hits.cumsum(0)
-    # Where no image was drawn down to here there are no hits either, and 0 / 0 counts nothing.
+    # Where no image was drawn so far there are no hits either: the 1 turns 0 / 0 into 0.
     area = (new_hits * hits / images.clamp(min=1)).sum(0)
     ap: NDArray[np.float64] = (area / hits[-1]).numpy()  # 0 / 0 is nan
     return ap

@@ -1,7 +1,7 @@
-"""Scores and truth of a split -> what a reader wants to see beyond the metrics.
+"""Diagnostics beyond the metrics: curves, calibration, co-occurrence, and maps of the labels.
 
-Letters: N images, C labels, B bins, T points of a curve. `scores` (N, C) and `truth` (N, C) are
-those of `pipeline.evaluation.metrics`.
+Letters: N images, C labels, B bins, T points of a curve. `scores` (N, C) and `truth` (N, C) are as
+in `pipeline.evaluation.metrics`.
 """
 
 from __future__ import annotations
@@ -15,24 +15,23 @@ from numpy.typing import NDArray
 from pipeline.evaluation.metrics import THRESHOLD, Floats, Integers, precision_recall
 
 BINS = 15
-"""Of equal width, as in Guo et al., "On calibration of modern neural networks" (ICML 2017)."""
+"""B, of equal width, as in Guo et al., "On calibration of modern neural networks" (ICML 2017)."""
 
-_FEWEST_LABELS = 5  # that a map in two dimensions says anything of
+_FEWEST_LABELS = 5  # a map of fewer points says nothing
 
 
 def thinned_curve(
     scores: Floats, truth: Integers, points: int = 100
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The precision-recall curve of one label, with no more points than a figure can show.
+    """Compute the precision-recall curve of one label, with no more points than a figure can show.
 
     Args:
-        scores, truth: (N,); truth of -1 is left out.
-        points: of the curve at the most; of more, those nearest to an even spacing in recall are
-            kept.
+        scores, truth: (N,); entries with truth -1 are left out.
+        points: how many points are kept at most: those nearest to an even spacing in recall.
 
     Returns:
-        recall and precision, (T,) each, by rising recall, from recall 0 with the precision of the
-        first point; empty where no entry is positive.
+        recall and precision, (T,) each, by rising recall. The first point has recall 0 and the
+        precision of the second. Both are empty if no entry is positive.
     """
     recall, precision = precision_recall(scores, truth)
     if len(recall) > points:
@@ -44,12 +43,12 @@ def thinned_curve(
 
 @dataclass(frozen=True)
 class Calibration:
-    """How probabilities compare with what came true, over all images and labels.
+    """How predicted probabilities compare with the truth, over all images and labels.
 
     Attributes:
-        confidence: (B,) mean probability of each bin; nan for an empty one.
-        frequency: (B,) share of its entries that are positive; nan for an empty one.
-        count: (B,) its entries.
+        confidence: (B,) mean probability in each bin; nan for an empty bin.
+        frequency: (B,) share of the bin's entries that are positive; nan for an empty bin.
+        count: (B,) number of entries in the bin.
         error: expected calibration error in percent: the mean of |confidence - frequency|,
             weighted by count.
     """
@@ -61,7 +60,7 @@ class Calibration:
 
 
 def calibration(scores: Floats, truth: Integers) -> Calibration:
-    """The reliability diagram's numbers; every image and label is one entry, ignored ones none."""
+    """Compute a reliability diagram. Each label of each image is an entry, unless it is ignored."""
     kept = truth != -1
     probability, positive = scores[kept].astype(np.float64), truth[kept] == 1
     bins = np.minimum((probability * BINS).astype(np.int64), BINS - 1)
@@ -79,8 +78,8 @@ class CoOccurrence:
     """How often labels come together, in truth and in prediction.
 
     Attributes:
-        truth, predicted: (C, C), the share of the images with label i that have label j, too; nan
-            in the row of a label that no image has, and on the diagonal.
+        truth, predicted: (C, C), the share of the images with label i that also have label j; nan
+            on the diagonal and in the row of a label that no image has.
     """
 
     truth: NDArray[np.float64]
@@ -88,9 +87,9 @@ class CoOccurrence:
 
 
 def co_occurrence(scores: Floats, truth: Integers) -> CoOccurrence:
-    """Of labels that are there, and of labels that are predicted (probability over 0.5).
+    """Compute the co-occurrence of true labels, and of predicted ones (probability over 0.5).
 
-    An ignored label is neither.
+    An ignored label is neither true nor predicted.
     """
     return CoOccurrence(_together(truth == 1), _together((scores > THRESHOLD) & (truth != -1)))
 
@@ -104,35 +103,35 @@ def _together(present: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 
 def label_map(vectors: Floats) -> NDArray[np.float64] | None:
-    """Where labels lie in two dimensions, near ones near (t-SNE on cosine distances).
+    """Place labels in two dimensions, similar ones near each other (t-SNE on cosine distances).
 
     Args:
-        vectors: (C, W), one a label.
+        vectors: (C, W), one per label.
 
     Returns:
         (C, 2), the same for the same vectors; None for fewer than five labels.
     """
     if len(vectors) < _FEWEST_LABELS:
         return None
-    # It takes a second to import, and only the report needs it.
+    # The import takes a second, and only the report needs it.
     from sklearn.manifold import TSNE
 
-    places: NDArray[np.float64] = TSNE(
+    points: NDArray[np.float64] = TSNE(
         metric="cosine",
         init="random",
         perplexity=min(30.0, (len(vectors) - 1) / 3),
-        # Of so few points all pairs are computed sooner than who is near whom.
+        # For few points, computing all pairs is faster than finding neighbours first.
         method="exact" if len(vectors) < 1000 else "barnes_hut",
         random_state=0,
     ).fit_transform(vectors.astype(np.float64))
-    return places
+    return points
 
 
-def found_groups(labels: Sequence[str], vectors: Floats) -> Mapping[str, Sequence[str]]:
-    """Groups of labels whose vectors are near each other, for data sets that come with none.
+def cluster_labels(labels: Sequence[str], vectors: Floats) -> Mapping[str, Sequence[str]]:
+    """Group labels whose vectors are near each other, for data sets that define no groups.
 
-    Average linkage on cosine distances, cut at the root of C groups, at most 8. A group is named
-    after its first label.
+    Average linkage on cosine distances, cut into sqrt(C) groups, at most 8. A group is named after
+    its first label.
 
     Args:
         labels: C names.

@@ -1,25 +1,30 @@
-"""Scores and truth of a split -> the numbers of the paper's section 4.1.
+"""The metrics of the paper's section 4.1: computed from scores and truth, and kept as JSON.
 
 Letters: N images, C labels, T distinct scores of one label, P positives of one label.
 
 Two arrays go through the whole file:
     scores (N, C) float32 or float64: probabilities in [0, 1].
-    truth (N, C) integers: 1 positive, 0 negative, -1 ignored (neither; VOC's classes of which an
-        image shows difficult objects only).
+    truth (N, C) integers: 1 positive, 0 negative, -1 ignored (neither; in VOC, a class of which an
+        image shows only difficult objects).
 
-Names: `average_precision*` are fractions of one label; what `evaluate` returns is in percent.
+Names: `average_precision*` are fractions for one label; everything in `Metrics` is in percent. The
+fields of the dataclasses are spelled as in the paper and in metrics.json.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import GmpipeError
+from pipeline.errors import DamagedError, InputError, MismatchError, MissingError
+from pipeline.files import write_json
 
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]
@@ -28,23 +33,202 @@ Mask = NDArray[np.bool_]
 THRESHOLD = 0.5
 """A label is predicted where its probability is greater than this (the paper's section 4.1)."""
 
-PLACES = 3
-"""Labels of an image that the `top3` numbers look at."""
+BEST = 3
+"""How many labels of an image the `top3` numbers consider."""
+
+
+@dataclass(frozen=True)
+class PrecisionRecall:
+    """Precision, recall and F1 for one way to choose the labels of an image, in percent.
+
+    `evaluate` defines them.
+
+    Attributes:
+        CP, CR, CF1: per class, that is averaged over the labels.
+        OP, OR, OF1: overall, that is summed over the labels.
+    """
+
+    CP: float
+    CR: float
+    CF1: float
+    OP: float
+    OR: float
+    OF1: float
+
+
+SIX = tuple(field.name for field in fields(PrecisionRecall))
+
+GROUPS = {"": "all", "top-3": "top3", "top-3 forced": "top3_forced"}
+"""How the columns of tables name a way to choose labels -> the field of `Metrics`."""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """All metrics of a split, in percent. A number that is not defined is None.
+
+    Attributes:
+        mAP: mean of AP over the labels with a positive in the split.
+        all: for every label with a probability over 0.5.
+        top3: for those of an image's three best labels that are over 0.5.
+        top3_forced: for an image's three best labels, whatever their probability.
+        AP: average precision of each label, in the vocabulary's order; None for a label without
+            a positive.
+        mAP11: the same mean of the 11-point average precision; None where it was not asked for.
+    """
+
+    mAP: float
+    all: PrecisionRecall
+    top3: PrecisionRecall
+    top3_forced: PrecisionRecall
+    AP: Mapping[str, float | None]
+    mAP11: float | None = None
+
+    def number(self, column: str) -> float | None:
+        """The number in a column of a table, e.g. `mAP`, `CF1`, `top-3 CF1` or `top-3 forced OR`.
+
+        The columns of the paper's tables have these names too.
+        """
+        if column == "mAP":
+            return self.mAP
+        if column == "mAP11":
+            return self.mAP11
+        group, _, name = column.rpartition(" ")
+        numbers: PrecisionRecall = getattr(self, GROUPS[group])
+        return float(getattr(numbers, name))
+
+    def to_json(self) -> dict[str, Any]:
+        """The value that metrics.json holds: `all` at the top level, no key for an absent mAP11."""
+        eleven_points = {} if self.mAP11 is None else {"mAP11": self.mAP11}
+        groups = {name: asdict(getattr(self, name)) for name in ("top3", "top3_forced")}
+        return {"mAP": self.mAP, **eleven_points, **asdict(self.all), **groups, "AP": dict(self.AP)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Metrics:
+        """The inverse of `to_json`; keys that belong to others are left alone.
+
+        Raises:
+            KeyError, TypeError, ValueError: a number is missing or is not one.
+        """
+
+        def numbers(group: Mapping[str, Any]) -> PrecisionRecall:
+            return PrecisionRecall(**{name: float(group[name]) for name in SIX})
+
+        return cls(
+            mAP=float(value["mAP"]),
+            all=numbers(value),
+            top3=numbers(value["top3"]),
+            top3_forced=numbers(value["top3_forced"]),
+            AP={
+                label: None if ap is None else float(ap) for label, ap in dict(value["AP"]).items()
+            },
+            mAP11=float(value["mAP11"]) if "mAP11" in value else None,
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """The five numbers that summary.json holds, to be compared between runs at a glance."""
+        top3 = {"CF1": self.top3.CF1, "OF1": self.top3.OF1}
+        return {"mAP": self.mAP, "CF1": self.all.CF1, "OF1": self.all.OF1, "top3": top3}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The content of metrics.json: the metrics of a run, and what they were measured on.
+
+    Attributes:
+        metrics: of the split below.
+        dataset, variant, seed: the run.
+        split: name of the split, e.g. `drawn/test`.
+        epoch: after which the weights were taken, from 1.
+        images: N, the images that were scored.
+        left_out: further images of the split, which have no regions.
+        counts: how many images each split has, by kind (`Manifest.counts`).
+        commit: of the code that evaluated; None outside of git.
+        fingerprint: of the regions.
+        labels_sha256: of the labels (`Manifest.labels_sha256`).
+    """
+
+    metrics: Metrics
+    dataset: str
+    split: str
+    variant: str
+    seed: int
+    epoch: int
+    images: int
+    left_out: int
+    counts: Mapping[str, Mapping[str, int]]
+    commit: str | None
+    fingerprint: str
+    labels_sha256: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The value that metrics.json holds."""
+        return {**self.metrics.to_json(), **{name: getattr(self, name) for name in _RECORD}}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Evaluation:
+        """The inverse of `to_json`.
+
+        Raises:
+            KeyError, TypeError, ValueError: a field is missing or of the wrong kind.
+        """
+        for name, kinds in _RECORD.items():
+            if not isinstance(value[name], kinds):
+                raise TypeError(f"`{name}` is {value[name]!r}")
+        return cls(Metrics.from_json(value), **{name: value[name] for name in _RECORD})
+
+
+_RECORD: dict[str, tuple[type, ...]] = {
+    "dataset": (str,),
+    "split": (str,),
+    "variant": (str,),
+    "seed": (int,),
+    "epoch": (int,),
+    "images": (int,),
+    "left_out": (int,),
+    "counts": (dict,),
+    "commit": (str, type(None)),
+    "fingerprint": (str,),
+    "labels_sha256": (str,),
+}
+"""The fields of `Evaluation` besides the metrics, and their types in JSON."""
+
+
+def write_evaluation(path: Path, evaluation: Evaluation) -> None:
+    """Write metrics.json, whole or not at all."""
+    write_json(path, evaluation.to_json())
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Read metrics.json.
+
+    Raises:
+        MissingError: there is no such file.
+        DamagedError: it is not JSON, or a field is missing or of the wrong kind.
+    """
+    remedy = "Evaluate the run again."
+    try:
+        return Evaluation.from_json(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise MissingError(f"There are no metrics at {path}.", remedy) from None
+    except KeyError as error:
+        raise DamagedError(f"{path} is damaged: the key {error} is missing.", remedy) from error
+    except (TypeError, ValueError) as error:
+        raise DamagedError(f"{path} is damaged: {error}.", remedy) from error
 
 
 def average_precision(scores: Floats, truth: Integers) -> float:
-    """Average precision of one label, as scikit-learn's `average_precision_score`.
+    """Compute the average precision of one label, as scikit-learn's `average_precision_score`.
 
     AP = sum over t of (R_t - R_(t-1)) * P_t, where P_t and R_t are precision and recall among the
     images that score at least the t-th highest distinct score, and R_0 = 0. Images with equal
-    scores enter together, so their order never matters.
+    scores are counted together, so their order never matters.
 
     Args:
         scores: (N,).
         truth: (N,) in {1, 0, -1}; entries of -1 are left out.
 
     Returns:
-        A fraction in [0, 1]; nan where no entry is positive.
+        A fraction in [0, 1]; nan if no entry is positive.
     """
     hits, precision = _curve(scores, truth)
     if hits.size == 0 or hits[-1] == 0:
@@ -53,20 +237,20 @@ def average_precision(scores: Floats, truth: Integers) -> float:
 
 
 def average_precision_11(scores: Floats, truth: Integers) -> float:
-    """11-point interpolated average precision of one label (VOC2007 devkit, `VOCevalcls.m`).
+    """Compute the 11-point average precision of one label (VOC2007 devkit, `VOCevalcls.m`).
 
     AP = 1/11 * sum over r in {0, 0.1, ..., 1} of max {P_t : R_t >= r}, with P_t and R_t as in
-    `average_precision`. Two details are ours. Images with equal scores are one point of the
-    curve, where the devkit takes them in the order of its list. And R_t >= r is decided in
-    integers: in floating point 3 * 0.1 exceeds 3/10, and the devkit's loop steps over a recall
-    of exactly 0.3.
+    `average_precision`. Two details differ from the devkit. Images with equal scores are one point
+    of the curve, where the devkit takes them in the order of its list. And R_t >= r is decided in
+    integers: in floating point 3 * 0.1 exceeds 3/10, so the devkit's loop misses a recall of
+    exactly 0.3.
 
     Args:
         scores: (N,).
         truth: (N,) in {1, 0, -1}; entries of -1 are left out.
 
     Returns:
-        A fraction in [0, 1]; nan where no entry is positive.
+        A fraction in [0, 1]; nan if no entry is positive.
     """
     hits, precision = _curve(scores, truth)
     if hits.size == 0 or hits[-1] == 0:
@@ -77,72 +261,73 @@ def average_precision_11(scores: Floats, truth: Integers) -> float:
 
 def evaluate(
     scores: Floats, truth: Integers, labels: Sequence[str], *, voc11: bool = False
-) -> dict[str, Any]:
-    """All metrics of a split, in percent.
+) -> Metrics:
+    """Compute all metrics of a split.
 
-    With, per label c, T_c labels rightly predicted, N_c predicted and P_c positive (the "correct",
-    "predicted" and "ground-truth" images of Chen et al., 2019):
+    For each label c let T_c be the images where it is rightly predicted, N_c those where it is
+    predicted and P_c those where it is positive ("correct", "predicted" and "ground-truth" images
+    in Chen et al., 2019). Then:
 
         CP = mean of T_c / N_c      CR = mean of T_c / P_c      CF1 = 2 CP CR / (CP + CR)
         OP = sum T_c / sum N_c      OR = sum T_c / sum P_c      OF1 = 2 OP OR / (OP + OR)
 
-    CP, CR and mAP average over the labels with a positive in the split (P_c > 0); OP and OR sum
-    over all labels, so a false alarm counts whatever its label. A quotient of 0 by 0 is 0: the
-    precision of a label that is never predicted, OP where nothing is, F1 of 0 and 0.
+    CP, CR and mAP average over the labels with a positive in the split (P_c > 0). OP and OR sum
+    over all labels, so a false alarm counts whatever its label. 0 / 0 is taken as 0: the precision
+    of a label that is never predicted, OP where nothing is predicted, F1 of 0 and 0.
 
-    Which labels of an image are predicted:
-        (top level)   every label with a probability over 0.5.
-        top3          of its three best labels, those over 0.5.
-        top3_forced   its three best labels, whatever their probability.
-    An ignored label is taken out of the image before anything is counted or ranked: it is neither
-    predicted nor true and takes none of the three places. Where fewer than three labels are left,
-    all of them are best. Of labels that tie for a place, the first in `labels` takes it.
+    An image's predicted labels are, for `all`, every label with a probability over 0.5; for `top3`,
+    those over 0.5 among its three best; for `top3_forced`, its three best. An ignored label is
+    removed from its image before anything is counted or ranked: it is neither predicted nor true
+    and takes none of the three places. Where fewer than three labels remain, all of them are best.
+    If labels tie for the last place, the one that comes first in `labels` takes it.
 
     Args:
         scores: (N, C) probabilities.
         truth: (N, C) in {1, 0, -1}.
         labels: C names.
-        voc11: also report `mAP11`, the mean of `average_precision_11`.
+        voc11: whether to compute `mAP11`, the mean of `average_precision_11`.
 
     Returns:
-        `mAP`, `mAP11` if asked for, `CP CR CF1 OP OR OF1`, the same six under `top3` and
-        `top3_forced`, and under `AP` each label's value, None where it has no positive. Finite
-        floats, ready for JSON.
+        Finite numbers, ready for JSON.
 
     Raises:
-        GmpipeError: shapes that don't fit, a name twice, an empty split, a score that is not a
-            probability, a truth that is none of 1, 0, -1, or no positive anywhere.
+        MismatchError: the shapes do not fit together.
+        InputError: a label appears twice, the split is empty, a score is not a probability, a truth
+            is none of 1, 0, -1, or nothing is positive.
     """
     _check(scores, truth, labels)
     by_label = list(zip(scores.T, truth.T, strict=True))
     ap = 100 * np.array([average_precision(s, t) for s, t in by_label])
-    result: dict[str, Any] = {"mAP": float(np.nanmean(ap))}
+    map_11 = None
     if voc11:
         ap_11 = 100 * np.array([average_precision_11(s, t) for s, t in by_label])
-        result["mAP11"] = float(np.nanmean(ap_11))
+        map_11 = float(np.nanmean(ap_11))
     over = (scores > THRESHOLD) & (truth != -1)
     best = _best(scores, truth)
-    result |= _precision_recall(over, truth)
-    result["top3"] = _precision_recall(over & best, truth)
-    result["top3_forced"] = _precision_recall(best, truth)
-    result["AP"] = {
-        name: None if np.isnan(value) else float(value)
-        for name, value in zip(labels, ap, strict=True)
-    }
-    return result
+    return Metrics(
+        mAP=float(np.nanmean(ap)),
+        all=_precision_recall(over, truth),
+        top3=_precision_recall(over & best, truth),
+        top3_forced=_precision_recall(best, truth),
+        AP={
+            name: None if np.isnan(value) else float(value)
+            for name, value in zip(labels, ap, strict=True)
+        },
+        mAP11=map_11,
+    )
 
 
 def precision_recall(
     scores: Floats, truth: Integers
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Recall and precision of one label at each distinct score, from the highest down.
+    """Compute recall and precision of one label at each distinct score, from the highest down.
 
     Args:
         scores: (N,).
         truth: (N,) in {1, 0, -1}; entries of -1 are left out.
 
     Returns:
-        R_t and P_t of `average_precision`, (T,) each; empty where no entry is positive.
+        R_t and P_t of `average_precision`, (T,) each; empty if no entry is positive.
     """
     hits, precision = _curve(scores, truth)
     if hits.size == 0 or hits[-1] == 0:
@@ -151,7 +336,7 @@ def precision_recall(
 
 
 def _curve(scores: Floats, truth: Integers) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Hits (T,) and precision (T,) among the images at or above each distinct score, descending."""
+    """Hits (T,) and precision (T,) of the images at or above each distinct score, descending."""
     kept = truth != -1
     scores, positive = scores[kept], truth[kept] == 1
     order = np.argsort(-scores, kind="stable")
@@ -162,17 +347,17 @@ def _curve(scores: Floats, truth: Integers) -> tuple[NDArray[np.int64], NDArray[
 
 
 def _best(scores: Floats, truth: Integers) -> Mask:
-    """(N, C) true at each image's `PLACES` best labels, ignored ones left out."""
+    """(N, C), true at the `BEST` best labels of each image, ignored ones left out."""
     ranked = np.where(truth == -1, -np.inf, scores)
-    places = np.argsort(-ranked, axis=1, kind="stable")[:, :PLACES]
+    columns = np.argsort(-ranked, axis=1, kind="stable")[:, :BEST]
     best: Mask = np.zeros(truth.shape, dtype=np.bool_)
-    np.put_along_axis(best, places, True, axis=1)
+    np.put_along_axis(best, columns, True, axis=1)
     best &= truth != -1
     return best
 
 
-def _precision_recall(predicted: Mask, truth: Integers) -> dict[str, float]:
-    """The six numbers of `evaluate`, in percent, from (N, C) predictions without ignored ones."""
+def _precision_recall(predicted: Mask, truth: Integers) -> PrecisionRecall:
+    """The numbers for (N, C) predictions that hold no ignored label."""
     counts_right = (predicted & (truth == 1)).sum(axis=0)
     counts_predicted = predicted.sum(axis=0)
     counts_positive = (truth == 1).sum(axis=0)
@@ -182,14 +367,14 @@ def _precision_recall(predicted: Mask, truth: Integers) -> dict[str, float]:
     cr = 100 * float(np.mean(counts_right[known] / counts_positive[known]))
     overall_p = 100 * float(counts_right.sum() / max(counts_predicted.sum(), 1))
     overall_r = 100 * float(counts_right.sum() / counts_positive.sum())
-    return {
-        "CP": cp,
-        "CR": cr,
-        "CF1": _harmonic_mean(cp, cr),
-        "OP": overall_p,
-        "OR": overall_r,
-        "OF1": _harmonic_mean(overall_p, overall_r),
-    }
+    return PrecisionRecall(
+        CP=cp,
+        CR=cr,
+        CF1=_harmonic_mean(cp, cr),
+        OP=overall_p,
+        OR=overall_r,
+        OF1=_harmonic_mean(overall_p, overall_r),
+    )
 
 
 def _harmonic_mean(a: float, b: float) -> float:
@@ -197,38 +382,42 @@ def _harmonic_mean(a: float, b: float) -> float:
 
 
 def _check(scores: Floats, truth: Integers, labels: Sequence[str]) -> None:
-    """Refuse what `evaluate` can't give a number for; see there."""
+    """Refuse arrays that have no metrics; `evaluate` lists them."""
     if scores.ndim != 2 or scores.shape != truth.shape or scores.shape[1] != len(labels):
-        raise GmpipeError(
-            f"scores have the shape {scores.shape}, truth {truth.shape}, and there are "
-            f"{len(labels)} labels; expected (images, labels) for both. Evaluate the predictions "
-            "with the manifest that they were made from."
+        raise MismatchError(
+            f"The scores have the shape {scores.shape}, the truth has {truth.shape}, and there are "
+            f"{len(labels)} labels; expected (images, labels) for both.",
+            "Evaluate the predictions with the manifest that they were made from.",
         )
     twice = [name for name, count in Counter(labels).items() if count > 1]
     if twice:
-        raise GmpipeError(f"labels that appear twice: {', '.join(twice)}. Rename or merge them.")
+        raise InputError(
+            f"These labels appear more than once: {', '.join(twice)}.", "Rename or merge them."
+        )
     if scores.shape[0] == 0:
-        raise GmpipeError(
-            "the split to evaluate has no image. Prepare a data set with test images."
+        raise InputError(
+            "The split to evaluate has no images.", "Prepare a data set with test images."
         )
     # Written so that nan, for which every comparison is false, is caught too.
     bad = np.argwhere(~((scores >= 0) & (scores <= 1)))
     if bad.size:
         row, column = bad[0]
-        raise GmpipeError(
-            f"the score of image {row}, label {labels[column]!r} is {scores[row, column]}; "
-            f"expected a probability in [0, 1] ({len(bad)} such scores). If it is nan, training "
-            "diverged: lower the learning rate. Otherwise apply the sigmoid to the logits first."
+        raise InputError(
+            f"The score of image {row}, label {labels[column]!r} is {scores[row, column]}; "
+            f"expected a probability in [0, 1] ({len(bad)} scores are not).",
+            "If it is nan, training diverged: lower the learning rate. Otherwise apply the sigmoid "
+            "to the logits first.",
         )
     bad = np.argwhere(~np.isin(truth, (1, 0, -1)))
     if bad.size:
         row, column = bad[0]
-        raise GmpipeError(
-            f"the truth of image {row}, label {labels[column]!r} is {truth[row, column]}; expected "
-            "1 (positive), 0 (negative) or -1 (ignored). Prepare the data set again."
+        raise InputError(
+            f"The truth of image {row}, label {labels[column]!r} is {truth[row, column]}; expected "
+            "1 (positive), 0 (negative) or -1 (ignored).",
+            "Prepare the data set again.",
         )
     if not (truth == 1).any():
-        raise GmpipeError(
-            f"none of the {scores.shape[0]} images has a positive label, so that no metric is "
-            "defined. Evaluate a split with labels, or use `gmpipe predict` for images without."
+        raise InputError(
+            f"None of the {scores.shape[0]} images has a positive label, so no metric is defined.",
+            "Evaluate a split with labels; images without labels can only be predicted.",
         )

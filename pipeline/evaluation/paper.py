@@ -1,18 +1,21 @@
-"""The figures that the paper prints, to set ours beside them.
+"""The numbers that the paper prints, for comparison with our own.
 
-Source of every number: Wu, Liu, Feng, Jin, Lyu, Wu: "GM-MLIC: Graph Matching based Multi-Label
-Image Classification" (IJCAI 2021), Tables 1 to 4 and sections 4.2 and 4.3; all in percent. Methods
-have the names that the paper gives them; those before GM-MLIC it quotes from their own papers.
+Every number comes from Wu, Liu, Feng, Jin, Lyu, Wu: "GM-MLIC: Graph Matching based Multi-Label
+Image Classification" (IJCAI 2021), Tables 1 to 4 and sections 4.2 and 4.3. All are in percent.
+Methods have the names that the paper gives them; it quotes those listed before GM-MLIC from their
+own papers. Columns are named as `Metrics.number` names them.
 
-As printed, even where two numbers don't fit each other: the AP of GM-MLIC in Table 1 have a mean of
-95.2, its mAP says 94.7; and on MS-COCO the harmonic mean of its top-3 CP and CR, 90.6 and 67.3, is
-77.2, its CF1 says 74.9.
+The numbers are kept as printed, even where they contradict each other: in Table 1 the mean of
+GM-MLIC's AP is 95.2 but its mAP is given as 94.7, and on MS-COCO the harmonic mean of its top-3 CP
+and CR, 90.6 and 67.3, is 77.2 but its CF1 is given as 74.9.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from pipeline.datasets.voc import VOCABULARY
 
 Row = Mapping[str, float | None]
 """Column -> percent; None where the paper prints "-"."""
@@ -21,7 +24,7 @@ Table = Mapping[str, Row]
 
 
 def _table(columns: Sequence[str], text: str) -> Table:
-    """A line a method: its name, then a number a column."""
+    """Read one method per line: its name, then one number per column."""
     rows: dict[str, Row] = {}
     for line in text.strip().splitlines():
         name, *cells = line.rsplit(maxsplit=len(columns))
@@ -30,32 +33,8 @@ def _table(columns: Sequence[str], text: str) -> Table:
     return rows
 
 
-VOC_LABELS = (
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-)
-"""The columns of Table 1, by the data set's own names; the paper shortens them."""
-
 TABLE_1 = _table(
-    (*VOC_LABELS, "mAP"),
+    (*VOCABULARY, "mAP"),
     """
 HCP           98.6 97.1 98.0 95.6 75.3 94.7 95.8 97.3 73.1 90.2 80.0 97.3 96.1 94.9 96.3 78.3 94.7 76.2 97.9 91.5 90.9
 CNN-RNN       96.7 83.1 94.2 92.8 61.2 82.1 89.1 94.2 64.2 83.6 70.0 92.4 91.7 84.2 93.7 59.8 93.2 75.3 99.7 78.6 84.0
@@ -67,7 +46,7 @@ TSGCN         98.9 98.5 96.8 97.3 87.5 94.2 97.4 97.7 84.1 92.6 89.3 98.4 98.0 9
 GM-MLIC       99.4 98.7 98.5 97.6 86.3 97.1 98.0 99.4 82.5 98.1 87.7 99.2 98.9 97.5 99.3 87.0 98.3 86.5 99.1 94.9 94.7
 """,  # noqa: E501
 )
-"""VOC 2007: average precision by label, and mAP."""
+"""VOC 2007: average precision by label, and mAP. The paper shortens some label names."""
 
 _TOP_3 = tuple(f"top-3 {name}" for name in ("CP", "CR", "CF1", "OP", "OR", "OF1"))
 
@@ -135,13 +114,13 @@ VARIANT_NAMES = {
 
 @dataclass(frozen=True)
 class PaperResults:
-    """What the paper reports of one data set, and how it was made.
+    """What the paper reports for one data set, and how the results were made.
 
     Attributes:
-        title: the paper's name for it.
-        tables: where its rows stand; of a row that stands in several, the first that has a column
-            counts.
-        images: how many train and test.
+        title: the paper's name for the data set.
+        tables: the tables that hold its rows. If a row is in several tables, the first one that
+            has a column counts.
+        images: how many train and test images.
         regions: m.
         beta: of the loss, equation (15).
     """
@@ -154,9 +133,9 @@ class PaperResults:
 
     @property
     def columns(self) -> list[str]:
-        """All that the paper reports but the AP of single labels."""
+        """All columns except the AP of single labels."""
         names = dict.fromkeys(name for table in self.tables for name in table[METHOD])
-        return [name for name in names if name not in VOC_LABELS]
+        return [name for name in names if name not in VOCABULARY]
 
     @property
     def methods(self) -> dict[str, Row]:
@@ -166,19 +145,19 @@ class PaperResults:
 
     @property
     def ap(self) -> Row:
-        """AP by label; empty but for VOC 2007."""
+        """AP by label; empty except for VOC 2007."""
         row = self.tables[0][METHOD]
-        return {name: row[name] for name in VOC_LABELS if name in row}
+        return {name: row[name] for name in VOCABULARY if name in row}
 
     def row(self, variant: str) -> Row | None:
-        """The numbers of one of our variants; None where the paper has none."""
+        """The numbers for one of our variants; None if the paper has none."""
         return self._row(VARIANT_NAMES.get(variant, "")) or None
 
     def _row(self, method: str) -> Row:
-        found: dict[str, float | None] = {}
+        row: dict[str, float | None] = {}
         for table in reversed(self.tables):
-            found |= table.get(method, {})
-        return found
+            row |= table.get(method, {})
+        return row
 
 
 PAPER = {

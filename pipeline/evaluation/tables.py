@@ -1,43 +1,104 @@
-"""Metrics of many runs -> the tables that people read."""
+"""Metrics of many runs -> the tables that people read, as Markdown and as CSV.
+
+A cell is a number in percent, or mean ± sample standard deviation over several seeds; "-" stands
+for a metric that is not defined.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tabulate import tabulate
 
-from pipeline.evaluation.paper import VARIANT_NAMES, PaperResults
+from pipeline.datasets.groups import LABEL_GROUPS
+from pipeline.evaluation import bootstrap
+from pipeline.evaluation.differences import paper_differences
+from pipeline.evaluation.metrics import Evaluation
+from pipeline.evaluation.paper import PAPER, VARIANT_NAMES, PaperResults
+from pipeline.evaluation.runs import Evaluations, Runs, evaluations_of
+from pipeline.evaluation.spread import mean_of, spread_of
 
-Runs = Mapping[str, Sequence[Mapping[str, Any]]]
-"""The metrics (as `metrics.evaluate` returns them) of each variant's runs, one a seed."""
+BASE = "full"
+"""The variant that all others are compared with."""
 
-HEADLINES: dict[str, Callable[[Mapping[str, Any]], float]] = {
-    "mAP": lambda metrics: metrics["mAP"],
-    "CF1": lambda metrics: metrics["CF1"],
-    "OF1": lambda metrics: metrics["OF1"],
-    "top-3 CF1": lambda metrics: metrics["top3"]["CF1"],
-    "top-3 OF1": lambda metrics: metrics["top3"]["OF1"],
-}
+HEADLINES = ("mAP", "CF1", "OF1", "top-3 CF1", "top-3 OF1")
 
 
-def results_table(runs: Runs) -> str:
-    """A row a variant, a column a headline metric, in percent; Markdown.
+def results_markdown(
+    dataset: str,
+    source: str,
+    detector: str,
+    runs: Runs,
+    intervals: Mapping[str, bootstrap.Interval],
+) -> str:
+    """Write all tables of a data set's runs, each under a heading.
 
-    With several seeds a cell is mean ± sample standard deviation.
+    Args:
+        dataset: its name in params.yaml.
+        source: of the data set, as in its settings; decides how labels are grouped.
+        detector: as `differences.describe_detector` says it.
+        intervals: of `bootstrap.intervals`, against `BASE`.
     """
-    rows = [
-        [variant, *(_cell([read(metrics) for metrics in seeds]) for read in HEADLINES.values())]
-        for variant, seeds in runs.items()
-    ]
+    evaluations = evaluations_of(runs)
+    first = next(iter(evaluations.values()))
+    sections = {"Results": f"{caption(dataset, first)}\n\n{results_table(evaluations)}"}
+    paper = PAPER.get(dataset)
+    if paper is not None:
+        lines = paper_differences(next(iter(runs.values()))[0], paper, detector)
+        sections["Comparison with the paper"] = (
+            f"GM-MLIC (IJCAI 2021), {paper.title}, in percent.\n\n"
+            f"{paper_table(evaluations, paper)}\n\nWhat differs:\n\n"
+            + "\n".join(f"- {line}" for line in lines)
+        )
+    groups: Mapping[str, Sequence[str]] = {"all": list(first[0].metrics.AP)}
+    if source == "scenes":
+        groups = LABEL_GROUPS["scenes"]
+    printed = paper.ap if paper is not None else {}
+    sections["Average precision by label"] = labels_table(evaluations, groups, printed)
+    differences = {
+        variant: (mean_difference(evaluations, variant, BASE), *interval.difference)
+        for variant, interval in intervals.items()
+        if interval.difference is not None
+    }
+    if differences:
+        sections[f"Difference from {BASE}"] = (
+            "In points of mAP, averaged over the seeds. The interval holds "
+            f"{100 * bootstrap.COVERAGE:.0f} % of {bootstrap.RESAMPLES:,} resamples of the "
+            f"{first[0].images:,} test images (paired bootstrap): it shows how much the result "
+            "depends on the choice of test images, not on the seed.\n\n"
+            f"{differences_table(differences)}"
+        )
+    return "\n".join(f"## {title}\n\n{text}\n" for title, text in sections.items())
+
+
+def caption(dataset: str, seeds: Sequence[Evaluation]) -> str:
+    """Say what a table of a data set's runs shows, from the evaluations of one of its rows."""
+    first = seeds[0]
+    ap = list(first.metrics.AP.values())
+    counted = sum(value is not None for value in ap)
+    of_labels = ""
+    if counted < len(ap):
+        of_labels = f"mAP, CP and CR over the {counted} of {len(ap)} labels that have a positive; "
+    of_seeds = f"seed {first.seed}"
+    if len(seeds) > 1:
+        numbers = ", ".join(str(evaluation.seed) for evaluation in seeds)
+        of_seeds = f"mean and sample standard deviation of seeds {numbers}"
+    return (
+        f"{dataset}, split {first.split}, {first.images} images, in percent; {of_labels}{of_seeds}"
+    )
+
+
+def results_table(runs: Evaluations) -> str:
+    """Write one row per variant and one column per headline metric; Markdown."""
+    rows = [[variant, *_cells(seeds, HEADLINES)] for variant, seeds in runs.items()]
     return _markdown(["variant", *HEADLINES], rows)
 
 
 def differences_table(rows: Mapping[str, tuple[float, float, float]]) -> str:
-    """A row a variant: its mAP minus that of `full`, in points, and the interval; Markdown.
+    """Write one row per variant: its mAP minus that of `BASE`, in points, and the interval.
 
     Args:
         rows: variant -> difference, lower and upper end.
@@ -46,79 +107,91 @@ def differences_table(rows: Mapping[str, tuple[float, float, float]]) -> str:
         [variant, f"{difference:+.2f}", f"{low:+.2f} to {high:+.2f}"]
         for variant, (difference, low, high) in rows.items()
     ]
-    return _markdown(["variant", "mAP - full", "95 % interval"], cells)
+    header = ["variant", f"mAP - {BASE}", f"{100 * bootstrap.COVERAGE:.0f} % interval"]
+    return _markdown(header, cells)
 
 
-def mean_difference(runs: Runs, variant: str, base: str) -> float:
-    """mAP of a variant minus that of another, mean over the seeds, which both have, in points."""
+def mean_difference(runs: Evaluations, variant: str, base: str) -> float:
+    """The mAP of a variant minus that of ``base``, averaged over the seeds that both have."""
     pairs = zip(runs[variant], runs[base], strict=True)
-    return statistics.fmean(one["mAP"] - other["mAP"] for one, other in pairs)
+    difference = mean_of(one.metrics.mAP - other.metrics.mAP for one, other in pairs)
+    assert difference is not None  # a variant has at least one run
+    return difference
 
 
-def sweep_table(key: str, runs: Runs) -> str:
-    """A row a value of the setting ``key``, in percent; Markdown."""
+def sweep_table(key: str, runs: Evaluations) -> str:
+    """Write one row per value of the setting ``key``; Markdown."""
     names = ("mAP", "CF1", "OF1")
-    rows = [
-        [value, *(_cell([metrics[name] for metrics in seeds]) for name in names)]
-        for value, seeds in runs.items()
-    ]
+    rows = [[value, *_cells(seeds, names)] for value, seeds in runs.items()]
     return _markdown([key, *names], rows)
 
 
-def paper_table(runs: Runs, paper: PaperResults) -> str:
-    """Ours above the paper's, for each variant that the paper reports; Markdown."""
+def paper_table(runs: Evaluations, paper: PaperResults) -> str:
+    """Write our row above the paper's for each variant that the paper reports; Markdown."""
     rows = []
     for variant in VARIANT_NAMES:
         printed = paper.row(variant)
         if printed is None:
             continue
         if variant in runs:
-            ours = [_cell([metric(one, name) for one in runs[variant]]) for name in paper.columns]
-            rows.append([variant, "ours", *ours])
+            rows.append([variant, "ours", *_cells(runs[variant], paper.columns)])
         rows.append([variant, "paper", *(_cell([printed.get(name)]) for name in paper.columns)])
     return _markdown(["variant", "of", *paper.columns], rows)
 
 
-def metric(metrics: Mapping[str, Any], name: str) -> float:
-    """One number of a run by the name of its column, e.g. `CF1` or `top-3 CF1`."""
-    value = metrics["top3"][name.removeprefix("top-3 ")] if "top-3" in name else metrics[name]
-    return float(value)
+def labels_table(
+    runs: Evaluations, groups: Mapping[str, Sequence[str]], printed: Mapping[str, float | None]
+) -> str:
+    """Write the AP of each label by variant; Markdown.
+
+    Args:
+        groups: name of a group -> its labels, in the order of the rows. Several groups get a row
+            with their mean.
+        printed: label -> the paper's AP; a column of its own unless empty.
+    """
+    ap = {variant: [one.metrics.AP for one in seeds] for variant, seeds in runs.items()}
+    rows = []
+    for group, labels in groups.items():
+        for label in labels:
+            cells = [_cell(of_seed[label] for of_seed in seeds) for seeds in ap.values()]
+            rows.append([group, label, *cells, *([_cell([printed.get(label)])] if printed else [])])
+        if len(groups) > 1:
+            means = [
+                _cell(mean_of(of_seed[label] for label in labels) for of_seed in seeds)
+                for seeds in ap.values()
+            ]
+            of_paper = [_cell([mean_of(map(printed.get, labels))])] if printed else []
+            rows.append([group, "mean", *means, *of_paper])
+    return _markdown(["group", "label", *runs, *(["paper"] if printed else [])], rows)
 
 
-def results_csv(runs: Runs) -> str:
-    """A row a run: what it is, and every metric but the AP of single labels, in percent."""
-    rows = [
-        {
-            "variant": variant,
-            "seed": metrics["seed"],
-            **{name: value for name, value in metrics.items() if name in _NUMBERS},
-            **{
-                f"{group}_{name}": value
-                for group in ("top3", "top3_forced")
-                for name, value in metrics[group].items()
-            },
-        }
-        for variant, seeds in runs.items()
-        for metrics in seeds
-    ]
+def results_csv(runs: Evaluations) -> str:
+    """Write one row per run: variant, seed, and every metric but the AP of single labels."""
+    rows = []
+    for variant, seeds in runs.items():
+        for evaluation in seeds:
+            row: dict[str, Any] = {"variant": variant, "seed": evaluation.seed}
+            for name, value in evaluation.metrics.to_json().items():
+                if name in ("top3", "top3_forced"):
+                    row |= {f"{name}_{inner}": number for inner, number in value.items()}
+                elif name != "AP":
+                    row[name] = value
+            rows.append(row)
     return as_csv(rows)
 
 
-def labels_csv(runs: Runs) -> str:
-    """A row a run and label: the AP in percent; empty where the label has no positive."""
+def labels_csv(runs: Evaluations) -> str:
+    """Write one row per run and label: the AP; empty where the label has no positive."""
     return as_csv(
-        {"variant": variant, "seed": metrics["seed"], "label": label, "AP": ap}
+        {"variant": variant, "seed": evaluation.seed, "label": label, "AP": ap}
         for variant, seeds in runs.items()
-        for metrics in seeds
-        for label, ap in metrics["AP"].items()
+        for evaluation in seeds
+        for label, ap in evaluation.metrics.AP.items()
     )
 
 
-_NUMBERS = ("mAP", "mAP11", "CP", "CR", "CF1", "OP", "OR", "OF1")
-
-
 def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Rows with the same keys, as a text with a header."""
+    """Rows with the same keys, of which there is at least one, as CSV with a header."""
     rows = list(rows)
     stream = io.StringIO()
     writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
@@ -127,42 +200,17 @@ def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
     return stream.getvalue()
 
 
-def labels_table(
-    runs: Runs, groups: Mapping[str, Sequence[str]], printed: Mapping[str, float | None]
-) -> str:
-    """AP of each label by variant, in percent; Markdown.
-
-    Args:
-        groups: name of a group -> its labels, in the order to show.
-        printed: label -> the paper's AP; a column of its own unless empty.
-    """
-    rows = []
-    for group, labels in groups.items():
-        for label in labels:
-            cells = [_cell([metrics["AP"][label] for metrics in seeds]) for seeds in runs.values()]
-            rows.append([group, label, *cells, *([_cell([printed.get(label)])] if printed else [])])
-        if len(groups) > 1:
-            means = [
-                _cell([_mean(metrics["AP"][label] for label in labels) for metrics in seeds])
-                for seeds in runs.values()
-            ]
-            of_paper = [_cell([_mean(printed.get(label) for label in labels)])] if printed else []
-            rows.append([group, "mean", *means, *of_paper])
-    return _markdown(["group", "label", *runs, *(["paper"] if printed else [])], rows)
+def _cells(seeds: Sequence[Evaluation], columns: Iterable[str]) -> list[str]:
+    return [_cell(one.metrics.number(column) for one in seeds) for column in columns]
 
 
-def _mean(values: Any) -> float | None:
-    present = [value for value in values if value is not None]
-    return statistics.fmean(present) if present else None
-
-
-def _cell(values: Sequence[float | None]) -> str:
-    present = [value for value in values if value is not None]
-    if not present:
+def _cell(values: Iterable[float | None]) -> str:
+    spread = spread_of(values)
+    if spread is None:
         return "-"
-    if len(present) == 1:
-        return f"{present[0]:.1f}"
-    return f"{statistics.fmean(present):.1f} ± {statistics.stdev(present):.1f}"
+    if spread.deviation is None:
+        return f"{spread.mean:.1f}"
+    return f"{spread.mean:.1f} ± {spread.deviation:.1f}"
 
 
 def _markdown(headers: list[str], rows: list[list[str]]) -> str:

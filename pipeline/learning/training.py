@@ -210,7 +210,7 @@ def train_network(
         if held_out is not None:
             truth = held_out.split.truth
             found = _predict(loop.result_so_far(), held_out, loop.label_vectors)
-            row["validation_mAP"] = evaluate(found.scores, truth, vectors.names)["mAP"]
+            row["validation_mAP"] = evaluate(found.scores, truth, vectors.names).mAP
         loop.end_epoch(row)
         if together.rank == 0:
             on_epoch(row)

@@ -1,14 +1,14 @@
-"""What runs have shown -> the figures that people look at, the same bytes for the same numbers.
+"""The figures of the page and of sweeps. The same numbers give the same bytes.
 
-Each is written as <stem>.svg and <stem>.png. An SVG follows the reader's light or dark setting; a
-PNG is light. Colours are told apart by every kind of sight, and variants by marker or dashes too.
+Every figure is written as <stem>.svg and <stem>.png. An SVG follows the reader's light or dark
+setting; a PNG is always light. The colours can be told apart with every kind of colour vision, and
+variants also differ in marker or dashes.
 
 Letters: C labels, B bins, T points of a curve.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,23 +18,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation.diagnostics import Calibration, CoOccurrence
+from pipeline.evaluation.spread import spread_of
 from pipeline.files import replacing
 
 AXES = {"regions": "regions m", "network.modules": "convolution modules k"}
-"""Labels of the settings that the paper's Figure 4 (a) and (b) vary; others have their own name."""
+"""Axis labels of the settings that the paper's Figure 4 (a) and (b) varies; any other setting is
+labelled with its name."""
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c8c8c")
-"""Of variants, in their order (Okabe and Ito, with grey for black); more of them start again."""
+"""Colours of the variants in their order (Okabe and Ito, with grey for black), repeated if there
+are more variants."""
+
+_DASHES = {"-": "", "--": "8 4", "-.": "8 3 2 3", ":": "2 3"}
+"""Lines of the variants in their order, repeated like the colours: as matplotlib names them -> as
+SVG names them (`stroke-dasharray`)."""
 
 _MARKERS = "osD^vPX*<>"
-_DASHES = ("-", "--", "-.", ":")
 
 _INK, _SOFT, _GRID, _PAPER = "#1b1f24", "#59636e", "#d1d9e0", "#ffffff"
 _DARK = {_INK: "#e6edf3", _SOFT: "#9198a1", _GRID: "#3d444d", _PAPER: "#0d1117"}
-"""What stands for each of these where the reader prefers dark."""
+"""What replaces each of these colours where the reader prefers dark."""
 
 _STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "gmpipe",  # ids come from the content: else each writing would be another
+    "svg.hashsalt": "gmpipe",  # ids depend on the content alone, so the bytes can be repeated
     "svg.fonttype": "none",  # text stays text
     "font.size": 10,
     "axes.titlesize": 11,
@@ -58,10 +64,23 @@ Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Recall and precision (T,)."""
 
 
+def looks(variants: Sequence[str]) -> dict[str, dict[str, str]]:
+    """How the page's own charts draw each variant: `colour` and `dash`, as in the figures.
+
+    Args:
+        variants: in the order in which the figures draw them.
+    """
+    dashes = list(_DASHES.values())
+    return {
+        variant: {"colour": _colour(number), "dash": dashes[number % len(dashes)]}
+        for number, variant in enumerate(variants)
+    }
+
+
 @contextmanager
 def _drawing(stem: Path, width: float, height: float) -> Iterator[Any]:
-    """A figure of that size in inches to draw on; it is saved when the block ends well."""
-    # It takes half a second to import, and only figures need it.
+    """Yield a figure of a size in inches to draw on; save it when the block ends without error."""
+    # The import takes half a second, and only figures need it.
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -70,16 +89,15 @@ def _drawing(stem: Path, width: float, height: float) -> Iterator[Any]:
         yield figure
         with replacing(stem.with_suffix(".png")) as temporary:
             figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
-        figure.set_layout_engine(
-            "none"
-        )  # what it found stays; finding it again takes half the time
+        # Keep the layout that was computed for the PNG: computing it takes half of the time.
+        figure.set_layout_engine("none")
         with replacing(stem.with_suffix(".svg")) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})
             temporary.write_text(_following_the_reader(temporary.read_text()))
 
 
 def _following_the_reader(svg: str) -> str:
-    """An SVG with a style sheet that exchanges its inks where the reader prefers dark."""
+    """Add a style sheet to an SVG that exchanges its colours where the reader prefers dark."""
     rules = "".join(
         f'[style*="{what}: {light}"]{{{what}:{dark} !important}}'
         for light, dark in _DARK.items()
@@ -90,35 +108,42 @@ def _following_the_reader(svg: str) -> str:
     return f"{head}{style}{defs}{rest}"
 
 
-def _colour(place: int) -> str:
-    return COLOURS[place % len(COLOURS)]
+def _colour(number: int) -> str:
+    return COLOURS[number % len(COLOURS)]
+
+
+def _dashes(number: int) -> str:
+    return list(_DASHES)[number % len(_DASHES)]
+
+
+def _marker(number: int) -> str:
+    return _MARKERS[number % len(_MARKERS)]
 
 
 def sweep_figure(
     stem: Path, key: str, maps: Mapping[str, Sequence[float]], *, title: str, numeric: bool
 ) -> None:
-    """mAP against the value of a setting.
+    """Draw mAP against the value of a setting.
 
-    A line through the means, bars of one sample standard deviation where there are several seeds,
-    a dot a run.
+    A line through the means; with several seeds also a bar of one sample standard deviation at
+    each mean, and a dot for each run.
 
     Args:
-        stem: path without its suffix.
-        key: of the setting.
-        maps: value -> mAP of its runs, in percent.
+        stem: path without suffix.
+        key: name of the setting.
+        maps: value -> mAP of its runs in percent, at least one.
         title: above the figure.
-        numeric: whether the values are numbers, which then stand at their places on the axis.
+        numeric: whether the values are numbers, to be placed to scale on the axis.
     """
-    places = [float(value) if numeric else place for place, value in enumerate(maps)]
-    means = [statistics.fmean(values) for values in maps.values()]
-    spreads = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in maps.values()]
+    positions = [float(value) if numeric else number for number, value in enumerate(maps)]
+    spreads = [spread for values in maps.values() if (spread := spread_of(values)) is not None]
+    several = any(spread.deviation is not None for spread in spreads)
     with _drawing(stem, 5.5, 3.8) as figure:
         axes = figure.add_subplot()
-        several = any(len(values) > 1 for values in maps.values())
         axes.errorbar(
-            places,
-            means,
-            yerr=spreads if several else None,
+            positions,
+            [spread.mean for spread in spreads],
+            yerr=[spread.deviation or 0.0 for spread in spreads] if several else None,
             color=_colour(0),
             marker="o",
             capsize=4,
@@ -126,10 +151,10 @@ def sweep_figure(
             label="mean ± standard deviation",
         )
         if several:
-            dots = [(x, y) for x, of_x in zip(places, maps.values(), strict=True) for y in of_x]
-            axes.plot(*zip(*dots, strict=True), ".", color=_colour(1), zorder=3, label="a seed")
+            dots = [(x, y) for x, of_x in zip(positions, maps.values(), strict=True) for y in of_x]
+            axes.plot(*zip(*dots, strict=True), ".", color=_colour(1), zorder=3, label="each seed")
             axes.legend()
-        axes.set_xticks(places, list(maps))
+        axes.set_xticks(positions, list(maps))
         axes.set_xlabel(AXES.get(key, key))
         axes.set_ylabel("mAP (%)")
         axes.set_title(title)
@@ -137,24 +162,25 @@ def sweep_figure(
 
 
 def average_precision_figure(
-    stem: Path, ap: Mapping[str, Mapping[str, float]], spread: Mapping[str, float]
+    stem: Path, ap: Mapping[str, Mapping[str, float]], deviation: Mapping[str, float]
 ) -> None:
-    """AP of each label: the first variant as bars, the others as marks on them.
+    """Draw the AP of each label: the first variant as bars, the others as marks on them.
 
     Args:
-        stem: path without its suffix.
-        ap: variant -> label -> AP in percent, mean over the seeds; labels in the order to show.
-        spread: label -> sample standard deviation of the first variant's; empty for one seed.
+        stem: path without suffix.
+        ap: variant -> label -> AP in percent, averaged over the seeds; labels in the order of the
+            bars.
+        deviation: label -> sample standard deviation for the first variant; empty for one seed.
     """
     first, *others = ap
     labels = list(ap[first])
-    places = np.arange(len(labels))
+    positions = np.arange(len(labels))
     with _drawing(stem, 7.5, 1.4 + 0.26 * len(labels)) as figure:
         axes = figure.add_subplot()
         axes.barh(
-            places,
+            positions,
             list(ap[first].values()),
-            xerr=[spread[label] for label in labels] if spread else None,
+            xerr=[deviation[label] for label in labels] if deviation else None,
             color=_colour(0),
             ecolor=_SOFT,
             height=0.72,
@@ -164,16 +190,16 @@ def average_precision_figure(
         for number, variant in enumerate(others, 1):
             axes.plot(
                 [ap[variant][label] for label in labels],
-                places,
+                positions,
                 linestyle="none",
-                marker=_MARKERS[number % len(_MARKERS)],
+                marker=_marker(number),
                 color=_colour(number),
                 markeredgecolor=_PAPER,
                 markeredgewidth=0.7,
                 markersize=7,
                 label=variant,
             )
-        axes.set_yticks(places, labels)
+        axes.set_yticks(positions, labels)
         axes.set_ylim(len(labels) - 0.4, -0.6)
         axes.set_xlim(0, 100)
         axes.set_xlabel("average precision (%)")
@@ -184,38 +210,34 @@ def average_precision_figure(
 def gains_figure(
     stem: Path, differences: Mapping[str, Mapping[str, float]], base: str, most: int = 6
 ) -> None:
-    """For each variant the labels that gain and lose most against ``base``.
+    """Draw for each variant the labels that gain and lose most compared with ``base``.
 
     Args:
-        stem: path without its suffix.
+        stem: path without suffix.
         differences: variant -> label -> its AP minus that of ``base``, in points.
-        base: what they are held against.
-        most: labels on either side.
+        base: the variant to compare with.
+        most: how many labels to show on either side.
     """
     columns = min(2, len(differences))
     rows = -(-len(differences) // columns)
-    ranked = {
-        variant: sorted(found.items(), key=lambda entry: -entry[1])
-        for variant, found in differences.items()
-    }
-    shown = {
-        variant: found if len(found) <= 2 * most else [*found[:most], *found[-most:]]
-        for variant, found in ranked.items()
-    }
+    shown = {}
+    for variant, of_variant in differences.items():
+        ranked = sorted(of_variant.items(), key=lambda entry: -entry[1])
+        shown[variant] = ranked if len(ranked) <= 2 * most else [*ranked[:most], *ranked[-most:]]
     longest = max(map(len, shown.values()))
-    reach = 1.1 * max(1.0, *(abs(value) for found in shown.values() for _, value in found))
+    reach = 1.1 * max(1.0, *(abs(value) for entries in shown.values() for _, value in entries))
     with _drawing(stem, 4.2 * columns, rows * (1.0 + 0.22 * longest)) as figure:
         panels = figure.subplots(rows, columns, squeeze=False)
         for axes in panels.flat[len(shown) :]:
             axes.set_visible(False)
-        for axes, (variant, found) in zip(panels.flat, shown.items(), strict=False):
-            values = [value for _, value in found]
-            places = np.arange(len(found))
+        for axes, (variant, entries) in zip(panels.flat, shown.items(), strict=False):
+            values = [value for _, value in entries]
+            positions = np.arange(len(entries))
             colours = [_colour(0) if value >= 0 else _colour(3) for value in values]
-            axes.barh(places, values, color=colours, height=0.72)
+            axes.barh(positions, values, color=colours, height=0.72)
             axes.axvline(0, color=_SOFT, linewidth=0.8)
-            axes.set_yticks(places, [label for label, _ in found])
-            axes.set_ylim(len(found) - 0.4, -0.6)
+            axes.set_yticks(positions, [label for label, _ in entries])
+            axes.set_ylim(len(entries) - 0.4, -0.6)
             axes.set_xlim(-reach, reach)
             axes.set_title(variant)
             axes.grid(axis="x")
@@ -225,30 +247,30 @@ def gains_figure(
 def learning_figure(
     stem: Path, histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]
 ) -> None:
-    """Loss of every run by epoch, and the mAP of its validation part where there is one.
+    """Draw the loss of every run by epoch, and its validation mAP if there is one.
 
     Args:
-        stem: path without its suffix.
+        stem: path without suffix.
         histories: variant -> the rows of each run's history.csv, as numbers.
     """
     runs = [run for of_variant in histories.values() for run in of_variant]
-    panels = {"train_loss": "loss of the training split"}
+    panels = {"train_loss": "training loss"}
     if any("validation_mAP" in run[0] for run in runs):
-        panels["validation_mAP"] = "mAP of the validation part (%)"
+        panels["validation_mAP"] = "validation mAP (%)"
     with _drawing(stem, 4.8 * len(panels) + 0.6, 3.8) as figure:
         for axes, (column, title) in zip(
             np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True
         ):
             for number, (variant, of_variant) in enumerate(histories.items()):
-                for place, run in enumerate(of_variant):
+                for index, run in enumerate(of_variant):
                     if column in run[0]:
                         axes.plot(
                             [row["epoch"] for row in run],
                             [row[column] for row in run],
-                            _DASHES[number % len(_DASHES)],
+                            _dashes(number),
                             color=_colour(number),
                             linewidth=1.6,
-                            label=variant if place == 0 else None,
+                            label=variant if index == 0 else None,
                         )
             axes.set_xlabel("epoch")
             axes.set_ylabel(title)
@@ -260,17 +282,18 @@ def learning_figure(
 
 
 def precision_recall_figure(stem: Path, curves: Mapping[str, Mapping[str, Curve]]) -> None:
-    """Precision against recall, a panel a label.
+    """Draw precision against recall, one panel per label.
 
     Args:
-        stem: path without its suffix.
-        curves: label -> variant -> curve; empty where the label has no positive.
+        stem: path without suffix.
+        curves: label -> variant -> curve; empty if the label has no positive.
     """
     columns = min(6, len(curves))
     rows = -(-len(curves) // columns)
     width, height = max(6.0, 1.7 * columns), 1.7 * rows + 0.9
     with _drawing(stem, width, height) as figure:
-        # Placed by hand: to find room for so many panels takes longer than to draw them.
+        # The margins are set by hand: computing a layout for so many panels takes longer than
+        # drawing them.
         figure.set_layout_engine("none")
         panels = figure.subplots(
             rows,
@@ -294,7 +317,7 @@ def precision_recall_figure(stem: Path, curves: Mapping[str, Mapping[str, Curve]
                 [lines[variant]] = axes.plot(
                     100 * recall,
                     100 * precision,
-                    _DASHES[number % len(_DASHES)],
+                    _dashes(number),
                     color=_colour(number),
                     linewidth=1.2,
                 )
@@ -307,30 +330,30 @@ def precision_recall_figure(stem: Path, curves: Mapping[str, Mapping[str, Curve]
         figure.legend(lines.values(), lines, loc="upper center", ncols=3)
 
 
-def calibration_figure(stem: Path, found: Mapping[str, Calibration]) -> None:
-    """The reliability diagram, above how many entries each bin has.
+def calibration_figure(stem: Path, calibrations: Mapping[str, Calibration]) -> None:
+    """Draw a reliability diagram, and below it how many entries each bin has.
 
     Args:
-        stem: path without its suffix.
-        found: variant -> its calibration.
+        stem: path without suffix.
+        calibrations: one for each variant.
     """
     with _drawing(stem, 5.2, 5.6) as figure:
         axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         axes.plot([0, 100], [0, 100], color=_SOFT, linewidth=1, linestyle=":", label="perfect")
-        for number, (variant, one) in enumerate(found.items()):
-            there = one.count > 0
+        for number, (variant, one) in enumerate(calibrations.items()):
+            filled = one.count > 0
             axes.plot(
-                100 * one.confidence[there],
-                100 * one.frequency[there],
-                _DASHES[number % len(_DASHES)],
+                100 * one.confidence[filled],
+                100 * one.frequency[filled],
+                _dashes(number),
                 color=_colour(number),
-                marker=_MARKERS[number % len(_MARKERS)],
+                marker=_marker(number),
                 markersize=5,
                 label=f"{variant} ({one.error:.1f} %)",
             )
             edges = np.linspace(0, 100, len(one.count) + 1)
             counts.stairs(one.count, edges, color=_colour(number), linewidth=1.4)
-        axes.set_ylabel("share that is positive (%)")
+        axes.set_ylabel("positive entries (%)")
         axes.set_ylim(0, 100)
         axes.legend(title="expected calibration error", title_fontsize=9)
         axes.grid()
@@ -340,31 +363,31 @@ def calibration_figure(stem: Path, found: Mapping[str, Calibration]) -> None:
         counts.set_ylabel("entries")
 
 
-def co_occurrence_figure(stem: Path, found: CoOccurrence, labels: Sequence[str]) -> None:
-    """How often label j comes with label i: in truth, as predicted, and the difference.
+def co_occurrence_figure(stem: Path, shares: CoOccurrence, labels: Sequence[str]) -> None:
+    """Draw how often label j comes with label i: true, predicted, and the difference.
 
     Args:
-        stem: path without its suffix.
-        found: of C labels.
+        stem: path without suffix.
+        shares: for C labels.
         labels: C names.
     """
     panels: tuple[tuple[str, NDArray[np.float64], str, int], ...] = (
-        ("truth", found.truth, "cividis", 0),
-        ("prediction", found.predicted, "cividis", 0),
-        ("prediction - truth", found.predicted - found.truth, "PuOr_r", -100),
+        ("truth", shares.truth, "cividis", 0),
+        ("prediction", shares.predicted, "cividis", 0),
+        ("prediction - truth", shares.predicted - shares.truth, "PuOr_r", -100),
     )
     side = max(2.4, 0.17 * len(labels))
     with _drawing(stem, 3 * side + 2.4, side + 1.6) as figure:
         row = figure.subplots(1, 3)
-        for place, (axes, (title, shares, colours, low)) in enumerate(
+        for column, (axes, (title, matrix, colours, low)) in enumerate(
             zip(row, panels, strict=True)
         ):
             axes.set_facecolor(_GRID)
-            image = axes.imshow(100 * shares, cmap=colours, vmin=low, vmax=100)
+            image = axes.imshow(100 * matrix, cmap=colours, vmin=low, vmax=100)
             axes.set_title(title)
             axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=8)
-            axes.set_yticks(range(len(labels)), labels if place == 0 else [], fontsize=8)
-            if place:
+            axes.set_yticks(range(len(labels)), labels if column == 0 else [], fontsize=8)
+            if column:
                 unit = "points" if low else "%"
                 figure.colorbar(image, ax=row[:2] if not low else axes, label=unit, shrink=0.8)
         row[0].set_ylabel("of images with ...")
@@ -377,33 +400,33 @@ def label_map_figure(
     labels: Sequence[str],
     groups: Mapping[str, Sequence[str]],
 ) -> None:
-    """Where labels lie, a panel a map, coloured by group.
+    """Draw maps of the labels, one panel per map, coloured by group.
 
     Args:
-        stem: path without its suffix.
+        stem: path without suffix.
         maps: title -> (C, 2).
         labels: C names.
         groups: name of a group -> its labels.
     """
-    place = {label: number for number, label in enumerate(labels)}
+    indices = {label: index for index, label in enumerate(labels)}
     small = 8 if len(labels) <= 40 else 6.5
     with _drawing(stem, 5.2 * len(maps), 5.4) as figure:
         row = np.atleast_1d(figure.subplots(1, len(maps)))
-        for axes, (title, places) in zip(row, maps.items(), strict=True):
+        for axes, (title, points) in zip(row, maps.items(), strict=True):
             for number, (group, members) in enumerate(groups.items()):
-                kept = [place[label] for label in members if label in place]
+                drawn = [indices[label] for label in members if label in indices]
                 axes.plot(
-                    *places[kept].T,
+                    *points[drawn].T,
                     linestyle="none",
-                    marker=_MARKERS[number % len(_MARKERS)],
+                    marker=_marker(number),
                     color=_colour(number),
                     markersize=7,
                     label=group,
                 )
-                for one in kept:
+                for index in drawn:
                     axes.annotate(
-                        labels[one],
-                        places[one],
+                        labels[index],
+                        points[index],
                         xytext=(5, 3),
                         textcoords="offset points",
                         fontsize=small,

@@ -1,4 +1,4 @@
-"""Test images for the page to show: small pictures, regions, and what networks say of them.
+"""The page's gallery: small pictures of test images, their regions, and what networks predict.
 
 Letters: N images, M regions of an image, C labels, T best labels of a region, H size of a label's
 node.
@@ -20,23 +20,76 @@ from torch import Tensor
 
 from pipeline.errors import GmpipeError
 from pipeline.learning.batches import Feed
-from pipeline.learning.splits import SplitData
+from pipeline.learning.checkpoint import load_checkpoint
+from pipeline.learning.splits import SplitData, open_split
 from pipeline.learning.training import Network
+from pipeline.machine import cores
 from pipeline.matching.network import MatchingNetwork, image_logits
 from pipeline.regions.transforms import load_image
+from pipeline.report.folder import PICTURES, in_steps, packed, write_data
+from pipeline.report.inputs import PageInputs
 
 BEST_LABELS = 5
-"""T: labels that are kept of a region."""
+"""T, how many labels are kept for each region."""
 
 LONGEST_SIDE = 400
-"""Of a picture, in pixels; smaller photographs stay as they are."""
+"""The longest side of a picture in pixels. Smaller photographs keep their size."""
 
-_QUALITY = 82  # of JPEG: smaller files, and at this size no difference to see
+_QUALITY = 82  # of JPEG: files are smaller, and at this size no difference is visible
 _BATCH = 64
 
 
-def chosen_places(images: int, wanted: int) -> NDArray[np.int64]:
-    """Places of the images to show: all of them, or a random sample, the same each time."""
+def write_gallery(
+    folder: Path, inputs: PageInputs, on_images: Callable[[int], None]
+) -> dict[str, Any]:
+    """Write pictures, regions, and what the first run of each variant predicts.
+
+    Args:
+        on_images: as in `assemble.write_page`.
+
+    Returns:
+        what the page must know before it loads any of these.
+    """
+    split = shown_split(inputs, None)
+    rows = {row["image_id"]: row for row in inputs.manifest.rows("test").to_pylist()}
+    photographs = [rows[image_id] for image_id in split.image_ids]
+    sizes = write_pictures(
+        [inputs.root / photograph["path"] for photograph in photographs],
+        folder / PICTURES,
+        threads=cores(),
+        on_images=on_images,
+    )
+    readable = np.asarray(sizes.all(axis=1))
+    for image in np.flatnonzero(~readable):
+        sizes[image] = [photographs[image][name] or 0 for name in ("width", "height")]
+    regions = read_regions(split)
+    write_images(folder, list(split.image_ids), sizes, readable, split.truth, regions)
+    for number, variant in enumerate(inputs.variants):
+        checkpoint = load_checkpoint(inputs.runs[variant][0].checkpoint)
+        used = shown_split(inputs, checkpoint.settings.regions)
+        network, vectors = checkpoint.network(), checkpoint.label_vectors
+        write_scores(folder, number, region_scores(network, used, vectors, on_images))
+    return {
+        "images": len(split),
+        "pictures": int(readable.sum()),
+        "classes": inputs.classes,
+        "of": len(inputs.scores.image_ids),
+        "seed": inputs.shown.evaluation.seed,
+    }
+
+
+def shown_split(inputs: PageInputs, regions: int | None) -> SplitData:
+    """The test images of the gallery.
+
+    Args:
+        regions: how many of each image; None for all that the cache holds.
+    """
+    split = open_split(inputs.cache, inputs.manifest, "test", regions=regions)
+    return split.take(chosen_images(len(split), inputs.images))
+
+
+def chosen_images(images: int, wanted: int) -> NDArray[np.int64]:
+    """Indices of the images to show: all of them, or a random sample that is always the same."""
     if images <= wanted:
         return np.arange(images)
     return np.sort(np.random.default_rng(0).choice(images, wanted, replace=False))
@@ -49,45 +102,45 @@ def write_pictures(
     threads: int,
     on_images: Callable[[int], None] = lambda images: None,
 ) -> NDArray[np.int32]:
-    """Write a small JPEG of each photograph: <folder>/<place>.jpg.
+    """Write a small JPEG of each photograph: <folder>/<index>.jpg.
 
     Args:
         photographs: N files.
-        threads: photographs decoded at once.
-        on_images: called after each photograph with 1.
+        threads: how many photographs are decoded at once.
+        on_images: called with 1 after each photograph.
 
     Returns:
-        (N, 2) width and height of each picture; 0 where the photograph is missing or broken, and
-        then there is none.
+        (N, 2) width and height of each picture; 0 and no picture where the photograph is missing
+        or broken.
     """
     folder.mkdir()
 
-    def shrink(place: int) -> tuple[int, int]:
+    def shrink(index: int) -> tuple[int, int]:
         try:
-            image = load_image(photographs[place])
+            image = load_image(photographs[index])
         except GmpipeError:
             return 0, 0
         image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-        image.save(folder / f"{place}.jpg", quality=_QUALITY)
+        image.save(folder / f"{index}.jpg", quality=_QUALITY)
         return image.size
 
     sizes = np.zeros((len(photographs), 2), np.int32)
     with ThreadPoolExecutor(threads) as pool:
-        for place, size in enumerate(pool.map(shrink, range(len(photographs)))):
-            sizes[place] = size
+        for index, size in enumerate(pool.map(shrink, range(len(photographs)))):
+            sizes[index] = size
             on_images(1)
     return sizes
 
 
 @dataclass(frozen=True)
 class ShownRegions:
-    """The regions of N images, as the cache has them.
+    """The regions of N images, as the cache holds them.
 
     Attributes:
         boxes: (N, M, 4) float32, xyxy in [0,1] of the image.
-        scores: (N, M) float32, the detector's, descending.
+        scores: (N, M) float32, the detector's scores, descending.
         classes: (N, M) int16, the detector's class numbers.
-        count: (N,) int16, how many are real.
+        count: (N,) int16, how many regions are real; the rest is padding.
     """
 
     boxes: NDArray[np.float32]
@@ -97,7 +150,7 @@ class ShownRegions:
 
 
 def read_regions(split: SplitData) -> ShownRegions:
-    """The regions of a split's images in view 0."""
+    """Read the regions of a split's images in view 0."""
     parts = [split.instances(images) for images in _batches(len(split))]
     boxes, scores, classes, mask = (
         torch.cat([getattr(part, name) for part in parts])
@@ -113,14 +166,15 @@ def _batches(images: int) -> list[NDArray[np.int64]]:
 
 @dataclass(frozen=True)
 class ShownScores:
-    """What one network says of N images, and of each of their regions.
+    """What one network predicts for N images, and for each of their regions.
 
     Attributes:
-        scores: (N, C) float32, probabilities of the image.
-        winners: (N, C) int16, the region that won each label's max (14).
-        region_labels: (N, M, T) int16, the best labels of a region, best first; M as the network
-            uses them, padding has labels too.
-        region_scores: (N, M, T) float32, their probabilities for the region alone; 0 for padding.
+        scores: (N, C) float32, probabilities for the image.
+        winners: (N, C) int16, the region that won the maximum for each label, equation (14).
+        region_labels: (N, M, T) int16, the best labels of each region, best first. M is the number
+            of regions that the network uses; padding has labels too.
+        region_scores: (N, M, T) float32, the probabilities of these labels for the region alone; 0
+            for padding.
     """
 
     scores: NDArray[np.float32]
@@ -136,23 +190,25 @@ def region_scores(
     label_vectors: Tensor,
     on_images: Callable[[int], None] = lambda images: None,
 ) -> ShownScores:
-    """Run a network, in eval mode, on a split in view 0.
+    """Run a network on a split in view 0.
 
     Args:
+        network: in eval mode.
         label_vectors: (C, W).
         on_images: called after each batch with its number of images.
     """
-    found: list[tuple[Tensor, ...]] = []
+    batches_of_scores: list[tuple[Tensor, ...]] = []
     best = min(BEST_LABELS, len(label_vectors))
     with closing(Feed(split, label_vectors.device, once=True).in_order(_BATCH)) as batches:
         for instances, _ in batches:
             logits = network(instances, label_vectors)
             of_image, winners = image_logits(logits)
             top: Any = logits.topk(best, dim=-1)
-            found.append((of_image.sigmoid(), winners, top.indices, top.values.sigmoid()))
+            parts = (of_image.sigmoid(), winners, top.indices, top.values.sigmoid())
+            batches_of_scores.append(parts)
             on_images(len(logits))
     scores, winning, labels, values = (
-        torch.cat(parts).numpy() for parts in zip(*found, strict=True)
+        torch.cat(column).numpy() for column in zip(*batches_of_scores, strict=True)
     )
     return ShownScores(scores, winning.astype(np.int16), labels.astype(np.int16), values)
 
@@ -161,12 +217,15 @@ def region_scores(
 def mean_label_nodes(
     network: MatchingNetwork, split: SplitData, label_vectors: Tensor
 ) -> NDArray[np.float32]:
-    """(C, H): the nodes of the labels after the last convolution module, mean over the images.
+    """Average the label nodes after the last convolution module over the images.
 
     Args:
         network: in eval mode.
         split: N images, taken in view 0.
         label_vectors: (C, W).
+
+    Returns:
+        (C, H).
     """
     total = torch.zeros((), dtype=torch.float64)
     with closing(Feed(split, label_vectors.device, once=True).in_order(_BATCH)) as batches:
@@ -174,3 +233,62 @@ def mean_label_nodes(
             total = total + network.label_nodes(instances, label_vectors).double().sum(dim=0)
     mean: NDArray[np.float32] = (total / len(split)).float().numpy()
     return mean
+
+
+def write_images(
+    folder: Path,
+    image_ids: list[str],
+    sizes: NDArray[np.int32],
+    pictures: NDArray[np.bool_],
+    truth: NDArray[np.int8],
+    regions: ShownRegions,
+) -> None:
+    """Write what is the same for every network.
+
+    Args:
+        folder: of the page.
+        image_ids: N.
+        sizes: (N, 2) width and height, in the ratio of the picture; 0 if unknown.
+        pictures: (N,) whether there is a picture.
+        truth: (N, C) in {1, 0, -1}.
+        regions: of the N images.
+    """
+    write_data(
+        folder,
+        "images",
+        {
+            "ids": image_ids,
+            "sizes": packed(sizes.astype(np.int32)),
+            "pictures": packed(pictures.astype(np.uint8)),
+            "truth": packed(truth.astype(np.int8)),
+            "boxes": packed(in_steps(regions.boxes)),
+            "scores": packed(in_steps(regions.scores)),
+            "classes": packed(regions.classes.astype(np.int16)),
+            "count": packed(regions.count.astype(np.int16)),
+        },
+    )
+
+
+def write_scores(folder: Path, number: int, shown: ShownScores) -> None:
+    """Write what one network predicts; for regions in a script of its own, which is loaded later.
+
+    Args:
+        folder: of the page.
+        number: of the network among those that the page shows, from 0.
+    """
+    write_data(
+        folder,
+        f"scores-{number}",
+        {
+            "scores": packed(in_steps(shown.scores)),
+            "winners": packed(shown.winners.astype(np.uint16)),
+        },
+    )
+    write_data(
+        folder,
+        f"regions-{number}",
+        {
+            "labels": packed(shown.region_labels.astype(np.uint16)),
+            "scores": packed(in_steps(shown.region_scores)),
+        },
+    )

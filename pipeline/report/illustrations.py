@@ -1,17 +1,16 @@
-"""The figures of a page, each with its numbers as CSV and with words for who can't see it.
+"""The figures of a page, each with its numbers as CSV and a description for those who can't see it.
 
-Every function here draws into <folder>/figures, writes <folder>/tables/<name>.csv, and returns what
-the page says of the figure.
+Every `draw_*` function draws into <folder>/figures, writes <folder>/tables/<name>.csv, and returns
+what the page says about the figure. Variants are drawn in the order of the mapping.
 
 Letters: N images, C labels, W size of a label vector, H size of a label's node. Scores (N, C) and
-truth (N, C) are those of `pipeline.evaluation.metrics`; runs are metrics as `tables.Runs` has them.
+truth (N, C) are as in `pipeline.evaluation.metrics`.
 """
 
 from __future__ import annotations
 
 import csv
 import shutil
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.errors import DamagedError, MissingError
 from pipeline.evaluation.diagnostics import (
     CoOccurrence,
     calibration,
@@ -27,12 +27,15 @@ from pipeline.evaluation.diagnostics import (
     thinned_curve,
 )
 from pipeline.evaluation.metrics import THRESHOLD, Floats, Integers
-from pipeline.evaluation.tables import Runs, as_csv
+from pipeline.evaluation.runs import Evaluations, Runs
+from pipeline.evaluation.spread import Spread, mean_of, spread_of
+from pipeline.evaluation.tables import as_csv
 from pipeline.report import figures
-from pipeline.report.page import FIGURES, TABLES
+from pipeline.report.folder import FIGURES, TABLES
+from pipeline.report.inputs import Sweep
 
-Row = Mapping[str, float]
-"""Of a run's history.csv."""
+Histories = Mapping[str, Mapping[int, Sequence[Mapping[str, float]]]]
+"""Variant -> seed -> the rows of its history.csv."""
 
 Curves = Mapping[str, Mapping[str, figures.Curve]]
 """Label -> variant -> its precision-recall curve."""
@@ -44,9 +47,9 @@ class Illustration:
 
     Attributes:
         name: of its files, without suffix.
-        title: above it.
-        alt: what it shows, for who can't see it.
-        note: below it.
+        title: above the figure.
+        alt: what it shows, for those who can't see it.
+        note: below the figure.
         table: whether there is a CSV of its numbers by the same name.
     """
 
@@ -57,103 +60,123 @@ class Illustration:
     table: bool = True
 
     def stem(self, folder: Path) -> Path:
-        """Where it is drawn, without suffix."""
+        """The path of the drawing, without suffix."""
         return folder / FIGURES / self.name
 
     def write_table(self, folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write its numbers."""
+        """Write the numbers of the figure."""
         (folder / TABLES / f"{self.name}.csv").write_text(as_csv(rows))
 
 
-def mean_ap(runs: Runs) -> dict[str, dict[str, float]]:
-    """Variant -> label -> AP in percent, mean over the seeds, of the labels with a positive."""
-    return {
-        variant: {
-            label: statistics.fmean(metrics["AP"][label] for metrics in seeds)
-            for label, value in seeds[0]["AP"].items()
-            if value is not None
-        }
-        for variant, seeds in runs.items()
+def draw_average_precision(folder: Path, runs: Evaluations, base: str) -> Illustration:
+    """Draw the AP by label: ``base``, which comes first, as bars, the other variants as marks."""
+    spreads = _ap_spreads(runs)
+    order = sorted(spreads[base], key=lambda label: -spreads[base][label].mean)
+    ap = {
+        variant: {label: of_variant[label].mean for label in order}
+        for variant, of_variant in spreads.items()
     }
-
-
-def draw_average_precision(folder: Path, runs: Runs, base: str) -> Illustration:
-    """AP by label: ``base`` as bars, the other variants as marks."""
-    ap = mean_ap(runs)
-    order = sorted(ap[base], key=lambda label: -ap[base][label])
-    ordered = {
-        variant: {label: ap[variant][label] for label in order}
-        for variant in [base, *(name for name in ap if name != base)]
+    deviation = {
+        label: spreads[base][label].deviation or 0.0 for label in order if len(runs[base]) > 1
     }
-    spread = {}
-    if len(runs[base]) > 1:
-        spread = {
-            label: statistics.stdev(metrics["AP"][label] for metrics in runs[base])
-            for label in order
-        }
     best, worst = order[0], order[-1]
     about = Illustration(
         "average-precision",
         "Average precision by label",
-        f"Bars of {base} for {len(order)} labels, from {ap[base][best]:.1f} % ({best}) to "
+        f"A bar chart of {base} for {len(order)} labels, from {ap[base][best]:.1f} % ({best}) to "
         f"{ap[base][worst]:.1f} % ({worst}), with a mark for each other variant. All numbers are "
         "in the table above and in labels.csv.",
-        "Mean over the seeds"
-        + (f"; lines: sample standard deviation of {base}." if spread else "."),
+        "Averaged over the seeds."
+        + (f" Lines show the sample standard deviation of {base}." if deviation else ""),
         table=False,
     )
-    figures.average_precision_figure(about.stem(folder), ordered, spread)
+    figures.average_precision_figure(about.stem(folder), ap, deviation)
     return about
 
 
-def draw_gains(folder: Path, runs: Runs, base: str) -> Illustration:
-    """The labels that gain and lose most against ``base``; there is another variant."""
-    ap = mean_ap(runs)
+def draw_gains(folder: Path, runs: Evaluations, base: str) -> Illustration:
+    """Draw the labels that gain and lose most compared with ``base``; needs another variant."""
+    spreads = _ap_spreads(runs)
     differences = {
-        variant: {label: value - ap[base][label] for label, value in found.items()}
-        for variant, found in ap.items()
+        variant: {label: ap.mean - spreads[base][label].mean for label, ap in of_variant.items()}
+        for variant, of_variant in spreads.items()
         if variant != base
     }
-    said = "; ".join(
-        f"{variant} from {min(found.values()):+.1f} ({min(found, key=found.__getitem__)}) to "
-        f"{max(found.values()):+.1f} ({max(found, key=found.__getitem__)})"
-        for variant, found in differences.items()
+    extremes = "; ".join(
+        f"{variant} from {min(gains.values()):+.1f} ({min(gains, key=gains.__getitem__)}) to "
+        f"{max(gains.values()):+.1f} ({max(gains, key=gains.__getitem__)})"
+        for variant, gains in differences.items()
     )
     about = Illustration(
         "gains-and-losses",
         "Labels that gain and lose most",
-        f"For each variant the difference in average precision to {base}: {said}.",
-        f"Average precision minus that of {base}, in points, mean over the seeds.",
+        f"For each variant the difference in average precision from {base}: {extremes}.",
+        f"Average precision minus that of {base}, in points, averaged over the seeds.",
     )
     figures.gains_figure(about.stem(folder), differences, base)
     about.write_table(
         folder,
         (
-            {"variant": variant, "label": label, "difference": value}
-            for variant, found in differences.items()
-            for label, value in found.items()
+            {"variant": variant, "label": label, "difference": gain}
+            for variant, gains in differences.items()
+            for label, gain in gains.items()
         ),
     )
     return about
 
 
-def draw_learning(
-    folder: Path, histories: Mapping[str, Mapping[int, Sequence[Row]]]
-) -> Illustration:
-    """Learning curves.
+def _ap_spreads(runs: Evaluations) -> dict[str, dict[str, Spread]]:
+    """Variant -> label -> its AP in percent over the seeds, for the labels with a positive."""
+    return {
+        variant: {
+            label: spread
+            for label in seeds[0].metrics.AP
+            if (spread := spread_of(one.metrics.AP[label] for one in seeds)) is not None
+        }
+        for variant, seeds in runs.items()
+    }
 
-    Args:
-        histories: variant -> seed -> the rows of its history.csv.
+
+def read_histories(runs: Runs) -> Histories:
+    """Read the history.csv of every run.
+
+    Raises:
+        MissingError, DamagedError: it is missing or can't be read; names the file.
     """
-    ends = ", ".join(
-        f"{variant} {statistics.fmean(rows[-1]['train_loss'] for rows in seeds.values()):.3f}"
+    return {
+        variant: {run.evaluation.seed: _read_history(run.history) for run in seeds}
+        for variant, seeds in runs.items()
+    }
+
+
+def _read_history(path: Path) -> list[dict[str, float]]:
+    remedy = "Delete the run's folder, and train and evaluate it again."
+    try:
+        with path.open(newline="") as stream:
+            rows = [
+                {name: float(value) for name, value in row.items()}
+                for row in csv.DictReader(stream)
+            ]
+        if not rows:
+            raise ValueError("it has no rows")
+    except FileNotFoundError:
+        raise MissingError(f"There is no {path}.", remedy) from None
+    except (ValueError, TypeError, csv.Error) as error:
+        raise DamagedError(f"{path} can't be read ({error}).", remedy) from error
+    return rows
+
+
+def draw_learning(folder: Path, histories: Histories) -> Illustration:
+    """Draw the learning curves."""
+    last = ", ".join(
+        f"{variant} {mean_of(rows[-1]['train_loss'] for rows in seeds.values()):.3f}"
         for variant, seeds in histories.items()
     )
     about = Illustration(
         "learning-curves",
         "Learning curves",
-        f"Loss of the training split by epoch, a line a run. At the end it is: {ends}.",
-        "A line a run, from its history.csv.",
+        f"The training loss by epoch, with a line for each run. At the end it is: {last}.",
+        "Each line is a run, from its history.csv.",
     )
     figures.learning_figure(
         about.stem(folder), {variant: list(seeds.values()) for variant, seeds in histories.items()}
@@ -176,25 +199,28 @@ def draw_learning(
 def draw_precision_recall(
     folder: Path, scores: Mapping[str, Floats], truth: Integers, labels: Sequence[str]
 ) -> tuple[Illustration, Curves]:
-    """Precision-recall curves of each label that has a positive; the page draws them too.
+    """Draw the precision-recall curves of each label that has a positive.
 
     Args:
         scores: variant -> (N, C) of one run.
+
+    Returns:
+        the figure, and the curves, which the page draws too.
     """
     curves = {
         label: {
-            variant: thinned_curve(found[:, place], truth[:, place])
-            for variant, found in scores.items()
+            variant: thinned_curve(of_variant[:, column], truth[:, column])
+            for variant, of_variant in scores.items()
         }
-        for place, label in enumerate(labels)
-        if (truth[:, place] == 1).any()
+        for column, label in enumerate(labels)
+        if (truth[:, column] == 1).any()
     }
     about = Illustration(
         "precision-recall",
-        "Precision and recall, all labels",
-        f"{len(curves)} small panels, a label each, with a precision-recall curve for each of "
-        f"{len(scores)} variants. Their points are in precision-recall.csv.",
-        "First seed; at most 100 points of a curve.",
+        "Precision and recall of all labels",
+        f"{len(curves)} small panels, one per label, with a precision-recall curve for each of "
+        f"{len(scores)} variants. The points are in precision-recall.csv.",
+        "For the first seed; a curve has at most 100 points.",
     )
     figures.precision_recall_figure(about.stem(folder), curves)
     about.write_table(
@@ -212,25 +238,25 @@ def draw_precision_recall(
 def draw_calibration(
     folder: Path, scores: Mapping[str, Sequence[Floats]], truth: Integers
 ) -> Illustration:
-    """The reliability diagram.
+    """Draw the reliability diagram.
 
     Args:
         scores: variant -> (N, C) of each of its runs.
     """
-    found = {
+    calibrations = {
         variant: calibration(np.concatenate(runs), np.concatenate([truth] * len(runs)))
         for variant, runs in scores.items()
     }
-    said = ", ".join(f"{variant} {one.error:.1f} %" for variant, one in found.items())
+    errors = ", ".join(f"{variant} {one.error:.1f} %" for variant, one in calibrations.items())
     about = Illustration(
         "calibration",
         "Calibration",
-        "Reliability diagram: share of positives against probability, in bins. Expected "
-        f"calibration error: {said}.",
-        "Every image and label is one entry, all seeds together. Below: how many entries a bin "
-        f"has. Expected calibration error: {said}.",
+        "A reliability diagram: the share of positives against the predicted probability, in "
+        f"bins. Expected calibration error: {errors}.",
+        "Each label of each image is one entry; all seeds are counted together. The lower panel "
+        f"shows how many entries a bin has. Expected calibration error: {errors}.",
     )
-    figures.calibration_figure(about.stem(folder), found)
+    figures.calibration_figure(about.stem(folder), calibrations)
     about.write_table(
         folder,
         (
@@ -238,10 +264,10 @@ def draw_calibration(
                 "variant": variant,
                 "bin": number,
                 "entries": int(one.count[number]),
-                "confidence": _known(one.confidence[number]),
-                "frequency": _known(one.frequency[number]),
+                "confidence": _defined(one.confidence[number]),
+                "frequency": _defined(one.frequency[number]),
             }
-            for variant, one in found.items()
+            for variant, one in calibrations.items()
             for number in range(len(one.count))
         ),
     )
@@ -249,33 +275,32 @@ def draw_calibration(
 
 
 def draw_co_occurrence(
-    folder: Path, scores: Floats, truth: Integers, labels: Sequence[str], who: str
+    folder: Path, scores: Floats, truth: Integers, labels: Sequence[str], run: str
 ) -> Illustration:
-    """How often labels come together, in truth and as one run predicts.
+    """Draw how often labels occur together, in truth and as one run predicts.
 
     Args:
-        who: the run, in words.
+        run: the run, in words.
     """
-    found = co_occurrence(scores, truth)
-    said = _largest_gaps(found, labels)
+    shares = co_occurrence(scores, truth)
+    gaps = _largest_gaps(shares, labels)
     about = Illustration(
         "co-occurrence",
-        "Labels that come together",
+        "Labels that occur together",
         f"Three matrices of {len(labels)} x {len(labels)} labels: how often the label of a column "
-        f"comes with that of a row in truth, as predicted, and the difference. {said}",
-        "Of the test images with the label of the row, the share that also has that of the column: "
-        f"in truth, as predicted by {who} (probability over {THRESHOLD}), and the difference. "
-        f"{said}",
+        f"occurs with the label of a row in truth, as predicted, and the difference.{gaps}",
+        "Of the test images with the row's label, the share that also has the column's label: in "
+        f"truth, as predicted by {run} (probability over {THRESHOLD}), and the difference.{gaps}",
     )
-    figures.co_occurrence_figure(about.stem(folder), found, labels)
+    figures.co_occurrence_figure(about.stem(folder), shares, labels)
     about.write_table(
         folder,
         (
             {
                 "label": one,
                 "with": other,
-                "truth": _known(found.truth[i, j]),
-                "predicted": _known(found.predicted[i, j]),
+                "truth": _defined(shares.truth[i, j]),
+                "predicted": _defined(shares.predicted[i, j]),
             }
             for i, one in enumerate(labels)
             for j, other in enumerate(labels)
@@ -285,15 +310,17 @@ def draw_co_occurrence(
     return about
 
 
-def _largest_gaps(found: CoOccurrence, labels: Sequence[str], most: int = 3) -> str:
-    """The pairs that prediction joins too often or too seldom."""
-    gaps = np.nan_to_num(found.predicted - found.truth)
+def _largest_gaps(shares: CoOccurrence, labels: Sequence[str], most: int = 3) -> str:
+    """Name the pairs that are predicted together too often or too rarely, as a further sentence."""
+    gaps = np.nan_to_num(shares.predicted - shares.truth)
     order = np.argsort(-np.abs(gaps), axis=None, kind="stable")[:most]
-    pairs = [np.unravel_index(place, gaps.shape) for place in order]
-    said = ", ".join(
-        f"{labels[j]} with {labels[i]} ({100 * gaps[i, j]:+.0f} points)" for i, j in pairs
+    pairs = [np.unravel_index(index, gaps.shape) for index in order]
+    listed = ", ".join(
+        f"{labels[j]} with {labels[i]} ({100 * gaps[i, j]:+.0f} points)"
+        for i, j in pairs
+        if gaps[i, j] != 0
     )
-    return f"Largest differences: {said}."
+    return f" Largest differences: {listed}." if listed else ""
 
 
 def draw_label_map(
@@ -302,30 +329,31 @@ def draw_label_map(
     nodes: Floats,
     labels: Sequence[str],
     groups: Mapping[str, Sequence[str]],
-    who: str,
-    grouped: str,
+    *,
+    run: str,
+    origin: str,
 ) -> Illustration | None:
-    """The labels' topology; None where there are too few of them for a map.
+    """Draw the topology of the labels; return None if there are too few of them for a map.
 
     Args:
-        vectors: (C, W), of the labels.
-        nodes: (C, H), that a network learned.
+        vectors: (C, W), the word vectors.
+        nodes: (C, H), the label nodes that a run learned.
         groups: name of a group -> its labels.
-        who: the run, in words.
-        grouped: where the groups come from, in words.
+        run: the run, in words.
+        origin: where the groups come from, in words.
     """
-    found = {"word vectors": label_map(vectors), "learned label nodes": label_map(nodes)}
-    maps = {title: places for title, places in found.items() if places is not None}
+    both = {"word vectors": label_map(vectors), "learned label nodes": label_map(nodes)}
+    maps = {title: points for title, points in both.items() if points is not None}
     if not maps:
         return None
     about = Illustration(
         "label-map",
         "Topology of the labels",
-        f"Two maps of the {len(labels)} labels, coloured by {grouped}: by word vectors, and by the "
-        f"nodes that {who} has learned. Coordinates are in label-map.csv.",
-        "The paper's Figure 5: t-SNE (cosine) of the word vectors, and of the label nodes after "
-        f"the last convolution module of {who}, mean over the images of the gallery. Colour: "
-        f"{grouped}. Distances between far points mean little in such a map.",
+        f"Two maps of the {len(labels)} labels, coloured by {origin}: one of the word vectors, and "
+        f"one of the nodes that {run} learned. The coordinates are in label-map.csv.",
+        "As the paper's Figure 5: t-SNE (cosine) of the word vectors, and of the label nodes after "
+        f"the last convolution module of {run}, averaged over the images of the gallery. The "
+        f"colours show {origin}. Distances between far points mean little in such a map.",
     )
     figures.label_map_figure(about.stem(folder), maps, labels, groups)
     group_of = {label: group for group, members in groups.items() for label in members}
@@ -333,38 +361,34 @@ def draw_label_map(
         folder,
         (
             {"map": title, "label": label, "group": group_of[label], "x": x, "y": y}
-            for title, places in maps.items()
-            for label, (x, y) in zip(labels, places.tolist(), strict=True)
+            for title, points in maps.items()
+            for label, (x, y) in zip(labels, points.tolist(), strict=True)
         ),
     )
     return about
 
 
-def copy_sweep(folder: Path, results: Path, figure: Path) -> Illustration:
-    """A sweep that was drawn already.
-
-    Args:
-        results: its CSV.
-        figure: its figure, without suffix.
-    """
-    with results.open(newline="") as stream:
+def copy_sweep(folder: Path, sweep: Sweep) -> Illustration:
+    """Copy a sweep that was drawn already."""
+    with sweep.results.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
-    means: dict[str, list[float]] = {}
+    maps: dict[str, list[float]] = {}
     for row in rows:
-        means.setdefault(row["value"], []).append(float(row["mAP"]))
-    said = ", ".join(f"{value}: {statistics.fmean(v):.1f}" for value, v in means.items())
+        maps.setdefault(row["value"], []).append(float(row["mAP"]))
+    means = ", ".join(f"{value}: {mean_of(of_value):.1f}" for value, of_value in maps.items())
     key, variant = rows[0]["setting"], rows[0]["variant"]
+    in_paper = " The paper's Figure 4 varies m and k." if key in figures.AXES else ""
     about = Illustration(
         f"sweep-{variant}-{key}".replace(".", "-"),
         f"Sweep of {key}",
-        f"mAP of {variant} against {figures.AXES.get(key, key)}: {said}.",
-        f"mAP of {variant}. The paper's Figure 4 varies m and k." if key in figures.AXES else "",
+        f"The mAP of {variant} against {figures.AXES.get(key, key)}: {means}.",
+        f"The mAP of {variant}, in percent.{in_paper}",
     )
     for suffix in (".svg", ".png"):
-        shutil.copyfile(figure.with_suffix(suffix), about.stem(folder).with_suffix(suffix))
-    shutil.copyfile(results, folder / TABLES / f"{about.name}.csv")
+        shutil.copyfile(sweep.figure.with_suffix(suffix), about.stem(folder).with_suffix(suffix))
+    shutil.copyfile(sweep.results, folder / TABLES / f"{about.name}.csv")
     return about
 
 
-def _known(value: float) -> float | None:
+def _defined(value: float) -> float | None:
     return None if np.isnan(value) else float(value)

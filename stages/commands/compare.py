@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.evaluation.bootstrap import intervals
+from pipeline.evaluation.differences import describe_detector
+from pipeline.evaluation.tables import BASE, results_markdown
 from stages.checkout.params import Request
 from stages.checkout.plans import plan_run
-from stages.checkout.results import BASE, load_runs, load_scores, tables
+from stages.checkout.results import load_runs, load_scores
 from stages.workers.jobs import make_runs
 
 
@@ -28,6 +30,13 @@ def compare(
     """
     plans = [plan_run(request, variant, seed) for variant in variants for seed in seeds]
     make_runs(plans, jobs)
-    results = load_runs(request, variants, seeds)
-    scores = load_scores(request, results)
-    return tables(request, results, intervals(scores.runs, scores.truth, BASE))
+    runs = load_runs(request, variants, seeds)
+    scores = load_scores(request, runs)
+    detector = describe_detector(request.detector, next(iter(runs.values()))[0].recipe)
+    return results_markdown(
+        request.dataset,
+        request.prepare.source,
+        detector,
+        runs,
+        intervals(scores.runs, scores.truth, BASE),
+    )

@@ -9,13 +9,14 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.errors import GmpipeError
-from pipeline.evaluation.tables import as_csv, sweep_table
+from pipeline.evaluation.runs import evaluations_of
+from pipeline.evaluation.tables import as_csv, caption, sweep_table
 from pipeline.files import canonical_json, folder_lock, replacing
 from pipeline.report.figures import sweep_figure
 from stages.checkout.layout import SWEEP_FIGURE_STEM, SWEEP_RESULTS_FILE, sweep_folder
 from stages.checkout.params import Request
 from stages.checkout.plans import RunPlan, plan_run
-from stages.checkout.results import caption, load_runs, metrics_of
+from stages.checkout.results import load_runs
 from stages.workers.jobs import make_runs
 
 
@@ -54,25 +55,25 @@ def sweep(
     _check_different(key, variant, plans)
     make_runs([run for runs in plans.values() for run in runs], jobs)
     runs = {
-        value: metrics_of(load_runs(own, [variant], seeds))[variant]
+        value: evaluations_of(load_runs(own, [variant], seeds))[variant]
         for value, own in chosen.items()
     }
     folder = sweep_folder(name, variant, key)
     first = next(iter(runs.values()))[0]
     with folder_lock(folder):
         rows = [
-            {"variant": variant, "setting": key, "value": value, "seed": metrics["seed"]}
-            | {number: metrics[number] for number in ("mAP", "CF1", "OF1")}
-            for value, seeds_of_value in runs.items()
-            for metrics in seeds_of_value
+            {"variant": variant, "setting": key, "value": value, "seed": evaluation.seed}
+            | {column: evaluation.metrics.number(column) for column in ("mAP", "CF1", "OF1")}
+            for value, evaluations in runs.items()
+            for evaluation in evaluations
         ]
         with replacing(folder / SWEEP_RESULTS_FILE) as temporary:
             temporary.write_text(as_csv(rows))
         sweep_figure(
             folder / SWEEP_FIGURE_STEM,
             key,
-            {value: [metrics["mAP"] for metrics in of_value] for value, of_value in runs.items()},
-            title=f"{name}, {variant}, split {first['split']}",
+            {value: [one.metrics.mAP for one in of_value] for value, of_value in runs.items()},
+            title=f"{name}, {variant}, split {first.split}",
             numeric=numeric,
         )
     return (

@@ -6,7 +6,6 @@ sums are rounded, and with it a run's last digits; everything else is the same.
 
 from __future__ import annotations
 
-import json
 import logging
 import multiprocessing
 import os
@@ -19,7 +18,8 @@ from typing import Any, Literal
 
 import torch
 
-from pipeline.errors import GmpipeError
+from pipeline.errors import DamagedError, GmpipeError, MissingError
+from pipeline.evaluation.metrics import read_evaluation
 from pipeline.files import NO_SPACE, is_no_space
 from pipeline.learning.checkpoint import load_checkpoint
 from pipeline.learning.splits import check_regions
@@ -118,10 +118,10 @@ def _is_trained(run: RunPlan, cache: str, labels: str, vectors: str) -> bool:
 
 def _is_evaluated(run: RunPlan, cache: str, labels: str) -> bool:
     try:
-        metrics = json.loads((run.folder / METRICS_FILE).read_text())
-        return (metrics["fingerprint"], metrics["labels_sha256"]) == (cache, labels)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        evaluation = read_evaluation(run.folder / METRICS_FILE)
+    except (MissingError, DamagedError):
         return False
+    return (evaluation.fingerprint, evaluation.labels_sha256) == (cache, labels)
 
 
 def _attempt(run: RunPlan, stages: Sequence[Stage]) -> tuple[str, str]:

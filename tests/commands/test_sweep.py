@@ -158,7 +158,7 @@ def test_means_stand_at_their_numbers(tmp_path: Path) -> None:
     assert (y5 - y1) / (y2 - y1) == pytest.approx(2 / 5, rel=1e-3)
     assert y2 < y1  # up is better
     text = "".join(ET.parse(tmp_path / "figure.svg").getroot().itertext())
-    for words in ("convolution modules k", "mAP (%)", "here", "a seed"):
+    for words in ("convolution modules k", "mAP (%)", "here", "each seed"):
         assert words in text
     with Image.open(tmp_path / "figure.png") as image:
         assert image.size == (825, 570)
@@ -175,4 +175,4 @@ def test_words_stand_beside_each_other_and_one_seed_has_no_bars(tmp_path: Path) 
     assert steps == pytest.approx([steps[0]] * 2)
     text = "".join(ET.parse(tmp_path / "figure.svg").getroot().itertext())
     assert "adamw" in text
-    assert "a seed" not in text
+    assert "each seed" not in text

@@ -1,4 +1,4 @@
-"""The paired bootstrap, against rows that are really repeated, and against scikit-learn.
+"""The paired bootstrap, against rows that are repeated, and against scikit-learn.
 
 Letters: N images, C labels, R resamples, S seeds.
 """
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from pipeline.errors import GmpipeError
+from pipeline.errors import MismatchError
 from pipeline.evaluation.bootstrap import difference_interval, resampled_maps
 from pipeline.evaluation.metrics import evaluate
 
@@ -19,7 +19,7 @@ from pipeline.evaluation.metrics import evaluate
 def make_split(
     images: int, labels: int, *, seed: int = 0, ties: bool = False, runs: int = 1
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Scores and truth; with ``ties`` there are four different scores only."""
+    """Scores and truth; with ``ties`` there are only four different scores."""
     rng = np.random.default_rng([seed, images, labels])
     scores = rng.random((runs, images, labels))
     if ties:
@@ -30,7 +30,7 @@ def make_split(
 
 
 def drawn_images(images: int, resamples: int, seed: int) -> list[np.ndarray]:
-    """Which images the resamples are of."""
+    """The indices of each resample's images."""
     rng = np.random.default_rng(seed)
     return [rng.integers(images, size=images) for _ in range(resamples)]
 
@@ -50,22 +50,22 @@ def test_a_resample_has_the_map_of_its_repeated_images(
     images: int, labels: int, seed: int, ties: bool
 ) -> None:
     [scores], truth = make_split(images, labels, seed=seed, ties=ties)
-    found = resampled_maps([scores], truth, resamples=4, seed=seed)
-    assert found.shape == (1, 4)
-    for value, drawn in zip(found[0], drawn_images(images, 4, seed), strict=True):
+    maps = resampled_maps([scores], truth, resamples=4, seed=seed)
+    assert maps.shape == (1, 4)
+    for value, drawn in zip(maps[0], drawn_images(images, 4, seed), strict=True):
         if (truth[drawn] == 1).any():
-            expected = evaluate(scores[drawn], truth[drawn], names(labels))["mAP"]
+            expected = evaluate(scores[drawn], truth[drawn], names(labels)).mAP
             assert value == pytest.approx(expected, abs=1e-9)
         else:
             assert np.isnan(value)
 
 
 def test_a_resample_has_scikit_learns_map() -> None:
-    """Over many images: runs of equal scores and rare labels."""
+    """With many images, runs of equal scores, and rare labels."""
     runs, truth = make_split(400, 6, ties=True, runs=2)
     truth[:, 1] = 0
-    truth[0, 1] = 1  # in some resamples it has no positive
-    found = resampled_maps(runs, truth, resamples=20, seed=3)
+    truth[0, 1] = 1  # in some resamples this label has no positive
+    maps = resampled_maps(runs, truth, resamples=20, seed=3)
     without = 0
     for resample, drawn in enumerate(drawn_images(400, 20, 3)):
         for run, scores in enumerate(runs):
@@ -75,12 +75,12 @@ def test_a_resample_has_scikit_learns_map() -> None:
                 if (truth[kept, label] == 1).any():
                     ap.append(average_precision_score(truth[kept, label], scores[kept, label]))
             without += len(ap) < 6
-            assert found[run, resample] == pytest.approx(100 * np.mean(ap), abs=1e-9)
+            assert maps[run, resample] == pytest.approx(100 * np.mean(ap), abs=1e-9)
     assert without
 
 
 def test_the_resamples_depend_on_seed_and_images_alone() -> None:
-    """Those of one run and of many, of few and of more than are computed at once, agree."""
+    """One run or many, few resamples or more than are computed together: the numbers agree."""
     runs, truth = make_split(30, 3, runs=3)
     together = resampled_maps(runs, truth, resamples=520, seed=1)
     for run, scores in enumerate(runs):
@@ -88,7 +88,7 @@ def test_the_resamples_depend_on_seed_and_images_alone() -> None:
     fewer = resampled_maps(runs, truth, resamples=30, seed=1)
     assert np.allclose(fewer, together[:, :30], rtol=1e-12)
     assert not np.allclose(resampled_maps(runs, truth, resamples=30, seed=2), fewer)
-    assert len(np.unique(together[0])) > 500  # no chunk is the one before
+    assert len(np.unique(together[0])) > 500  # no chunk repeats the one before
 
 
 def test_the_interval_is_of_the_mean_over_seeds_on_the_same_resample() -> None:
@@ -119,5 +119,5 @@ def test_resamples_without_a_positive_don_t_count() -> None:
 
 def test_scores_of_other_images_are_refused() -> None:
     [scores], truth = make_split(5, 2)
-    with pytest.raises(GmpipeError, match=r"\(4, 2\).*\(5, 2\).*gmpipe evaluate"):
+    with pytest.raises(MismatchError, match=r"\(4, 2\).*\(5, 2\)"):
         resampled_maps([scores, scores[:4]], truth)

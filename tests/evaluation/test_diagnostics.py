@@ -1,4 +1,4 @@
-"""Curves, calibration, co-occurrence and maps: against scikit-learn and by hand."""
+"""Curves, calibration, co-occurrence and maps, against scikit-learn and by hand."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pipeline.datasets.groups import LABEL_GROUPS, label_groups
 from pipeline.evaluation.diagnostics import (
     BINS,
     calibration,
+    cluster_labels,
     co_occurrence,
-    found_groups,
     label_map,
     thinned_curve,
 )
@@ -42,7 +42,7 @@ def test_the_curve_is_that_of_scikit_learn(entries: list[tuple[float, int]]) -> 
     if not (truth == 1).any():
         assert recall.size == precision.size == 0
         return
-    # scikit-learn goes from the lowest threshold up, and adds a last point (0, 1) of its own.
+    # scikit-learn goes from the lowest threshold up, and adds a last point (0, 1).
     expected_precision, expected_recall, _ = precision_recall_curve(truth[kept], scores[kept])
     np.testing.assert_allclose(precision, expected_precision[-2::-1])
     np.testing.assert_allclose(recall, expected_recall[-2::-1])
@@ -58,7 +58,7 @@ def test_a_thinned_curve_is_points_of_the_curve_spread_over_the_recall() -> None
     assert set(zip(recall[1:], precision[1:], strict=True)) <= whole
     assert (np.diff(recall) > 0).all()
     assert recall[-1] == 1
-    # It still has the area of the whole curve, nearly.
+    # It still has nearly the area of the whole curve.
     area = np.sum(np.diff(recall, prepend=0) * precision)
     assert area == pytest.approx(average_precision_score(truth, scores), abs=0.02)
 
@@ -76,17 +76,17 @@ def test_a_short_curve_is_left_as_it_is() -> None:
 def test_calibration_by_hand() -> None:
     scores = np.array([[0.05, 0.06], [0.95, 0.97], [0.5, 1.0], [0.0, 0.3]])
     truth = np.array([[0, 1], [1, 1], [0, 0], [0, -1]])
-    found = calibration(scores, truth)
+    result = calibration(scores, truth)
     # Bins of 1/15: 0.00, 0.05 and 0.06 are in the first, 0.5 in the eighth, three in the last.
-    assert found.count.tolist() == [3, *[0] * 6, 1, *[0] * 6, 3]
-    assert found.confidence[0] == pytest.approx(0.11 / 3)
-    assert found.frequency[0] == pytest.approx(1 / 3)
-    assert found.confidence[14] == pytest.approx((0.95 + 0.97 + 1.0) / 3)
-    assert found.frequency[14] == pytest.approx(2 / 3)
-    assert np.isnan(found.confidence[1])
-    assert np.isnan(found.frequency[1])
+    assert result.count.tolist() == [3, *[0] * 6, 1, *[0] * 6, 3]
+    assert result.confidence[0] == pytest.approx(0.11 / 3)
+    assert result.frequency[0] == pytest.approx(1 / 3)
+    assert result.confidence[14] == pytest.approx((0.95 + 0.97 + 1.0) / 3)
+    assert result.frequency[14] == pytest.approx(2 / 3)
+    assert np.isnan(result.confidence[1])
+    assert np.isnan(result.frequency[1])
     gaps = [1 / 3 - 0.11 / 3, 0.5, 2.92 / 3 - 2 / 3]
-    assert found.error == pytest.approx(100 * (3 * gaps[0] + gaps[1] + 3 * gaps[2]) / 7)
+    assert result.error == pytest.approx(100 * (3 * gaps[0] + gaps[1] + 3 * gaps[2]) / 7)
 
 
 def test_probabilities_that_come_true_are_calibrated() -> None:
@@ -97,17 +97,17 @@ def test_probabilities_that_come_true_are_calibrated() -> None:
     assert len(calibration(scores, truth).count) == BINS
 
 
-# Labels that come together -----------------------------------------------------------------------
+# Labels that occur together ----------------------------------------------------------------------
 
 
 def test_co_occurrence_by_hand() -> None:
     truth = np.array([[1, 1, 0], [1, 0, 0], [1, 1, -1]])
     scores = np.array([[0.9, 0.5, 0.1], [0.9, 0.6, 0.1], [0.2, 0.9, 0.9]])
-    found = co_occurrence(scores, truth)
+    result = co_occurrence(scores, truth)
     nan = np.nan
-    np.testing.assert_allclose(found.truth, [[nan, 2 / 3, 0], [1, nan, 0], [nan, nan, nan]])
-    # A probability of 0.5 is no prediction, and an ignored label is none either.
-    np.testing.assert_allclose(found.predicted, [[nan, 0.5, 0], [0.5, nan, 0], [nan, nan, nan]])
+    np.testing.assert_allclose(result.truth, [[nan, 2 / 3, 0], [1, nan, 0], [nan, nan, nan]])
+    # Neither a probability of 0.5 nor an ignored label is a prediction.
+    np.testing.assert_allclose(result.predicted, [[nan, 0.5, 0], [0.5, nan, 0], [nan, nan, nan]])
 
 
 # Topology ----------------------------------------------------------------------------------------
@@ -116,10 +116,10 @@ def test_co_occurrence_by_hand() -> None:
 def test_near_labels_lie_near_in_the_map() -> None:
     centers = np.eye(3)[:, None] * 5
     vectors = (centers + 0.2 * rng.normal(size=(3, 8, 3))).reshape(24, 3).astype(np.float32)
-    places = label_map(vectors)
-    assert places is not None
-    np.testing.assert_array_equal(places, label_map(vectors))
-    distances = np.linalg.norm(places[:, None] - places[None], axis=-1)
+    points = label_map(vectors)
+    assert points is not None
+    np.testing.assert_array_equal(points, label_map(vectors))
+    distances = np.linalg.norm(points[:, None] - points[None], axis=-1)
     np.fill_diagonal(distances, np.inf)
     assert (distances.argmin(axis=1) // 8 == np.arange(24) // 8).all()
 
@@ -131,9 +131,9 @@ def test_few_labels_have_no_map() -> None:
 
 def test_groups_are_found_by_direction() -> None:
     vectors = np.array([[1, 0], [0, 1], [2, 0.1], [0.1, 3]])
-    groups = found_groups(["cat", "car", "dog", "bus"], vectors)
+    groups = cluster_labels(["cat", "car", "dog", "bus"], vectors)
     assert groups == {"cat ...": ["cat", "dog"], "car ...": ["car", "bus"]}
-    assert found_groups(["cat"], vectors[:1]) == {"cat": ["cat"]}
+    assert cluster_labels(["cat"], vectors[:1]) == {"cat": ["cat"]}
 
 
 def test_known_label_sets_have_groups_of_their_own() -> None:

@@ -1,10 +1,12 @@
-"""pipeline.evaluation.metrics: scikit-learn, a table by hand, a slow loop, and properties."""
+"""The metrics, against scikit-learn, a table by hand, a slow loop, and properties; and as JSON."""
 
 from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,14 +14,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from results import make_metrics
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 
-from pipeline.errors import GmpipeError
-from pipeline.evaluation.metrics import average_precision, average_precision_11, evaluate
+from pipeline.errors import DamagedError, GmpipeError, InputError, MismatchError, MissingError
+from pipeline.evaluation.metrics import (
+    SIX,
+    Metrics,
+    average_precision,
+    average_precision_11,
+    evaluate,
+    read_evaluation,
+    write_evaluation,
+)
 
 Array = NDArray[Any]
 Split = tuple[Array, Array]
-SIX = ("CP", "CR", "CF1", "OP", "OR", "OF1")
 
 
 def names(count: int) -> list[str]:
@@ -28,7 +38,7 @@ def names(count: int) -> list[str]:
 
 @st.composite
 def splits(draw: st.DrawFn, ignored: bool = True, max_labels: int = 6) -> Split:
-    """Scores (N, C) with many ties, 0.5 and both ends among them, and truth with a positive."""
+    """Scores (N, C) with many ties, among them 0.5 and both ends, and truth with a positive."""
     images, labels = draw(st.integers(1, 12)), draw(st.integers(1, max_labels))
     levels = draw(st.sampled_from([2, 4, 10, 1000]))
     size = images * labels
@@ -98,7 +108,7 @@ def test_11_points_count_a_recall_of_exactly_three_tenths() -> None:
 @given(splits())
 def test_a_monotone_transform_leaves_ap_unchanged(split: Split) -> None:
     for scores, truth in zip(split[0].T, split[1].T, strict=True):
-        # In float64 this map keeps apart whatever float32 holds apart, and equal what is equal.
+        # In float64 this map keeps different float32 numbers different, and equal ones equal.
         mapped = np.expm1(scores.astype(np.float64)) / 2
         for measure in (average_precision, average_precision_11):
             assert measure(mapped, truth) == pytest.approx(measure(scores, truth), nan_ok=True)
@@ -145,19 +155,19 @@ def test_evaluate_by_hand() -> None:
             }
         )  # fmt: skip
 
-    assert {key: result[key] for key in SIX} == six(
+    assert asdict(result.all) == six(
         cp=(1 / 1 + 1 / 2 + 1 / 2 + 2 / 3) / 4,
         cr=(1 / 2 + 1 / 2 + 1 / 1 + 2 / 2) / 4,
         op=5 / 10,
         or_=5 / 7,
     )
-    assert result["top3"] == six(
+    assert asdict(result.top3) == six(
         cp=(1 / 1 + 1 / 2 + 1 / 2 + 1 / 2) / 4,
         cr=(1 / 2 + 1 / 2 + 1 / 1 + 1 / 2) / 4,
         op=4 / 8,
         or_=4 / 7,
     )
-    assert result["top3_forced"] == six(
+    assert asdict(result.top3_forced) == six(
         cp=(2 / 2 + 2 / 3 + 1 / 3 + 1 / 2) / 4,
         cr=(2 / 2 + 2 / 2 + 1 / 1 + 1 / 2) / 4,
         op=6 / 11,
@@ -166,9 +176,9 @@ def test_evaluate_by_hand() -> None:
     # Ranked, without the ignored: sun 90+ 40+, moon 85+ 80- 50+ 20-, tree 70+ 55- 20-,
     # bird 70+ 60+ 52- 20-.
     ap = {"sun": 100.0, "moon": 100 * (1 / 1 + 2 / 3) / 2, "tree": 100.0, "bird": 100.0}
-    assert result["AP"] == pytest.approx(ap | {"night": None})
-    assert result["mAP"] == pytest.approx(sum(ap.values()) / 4)
-    assert result["mAP11"] == pytest.approx((300 + 100 * (6 * 1 + 5 * 2 / 3) / 11) / 4)
+    assert pytest.approx(ap | {"night": None}) == result.AP
+    assert result.mAP == pytest.approx(sum(ap.values()) / 4)
+    assert result.mAP11 == pytest.approx((300 + 100 * (6 * 1 + 5 * 2 / 3) / 11) / 4)
 
 
 @given(splits(ignored=False))
@@ -176,17 +186,16 @@ def test_thresholded_numbers_are_scikit_learns(split: Split) -> None:
     scores, truth = split
     result = evaluate(scores, truth, names(truth.shape[1]))
     known = np.flatnonzero(truth.any(axis=0))
-    # scikit-learn takes one column for two classes; a column that is never anything helps it out.
+    # scikit-learn takes one column for two classes; a column that is never positive avoids that.
     truth, predicted = (np.pad(x, ((0, 0), (0, 1))) for x in (truth, scores > 0.5))
     macro = precision_recall_fscore_support(
         truth, predicted, labels=known, average="macro", zero_division=0
     )
     micro = precision_recall_fscore_support(truth, predicted, average="micro", zero_division=0)
     # Its macro F1 is the mean of the labels' F1, not the harmonic mean of CP and CR.
-    assert [result["CP"], result["CR"]] == pytest.approx([100 * x for x in macro[:2]])
-    assert [result[key] for key in ("OP", "OR", "OF1")] == pytest.approx(
-        [100 * x for x in micro[:3]]
-    )
+    numbers = result.all
+    assert pytest.approx([100 * x for x in macro[:2]]) == [numbers.CP, numbers.CR]
+    assert pytest.approx([100 * x for x in micro[:3]]) == [numbers.OP, numbers.OR, numbers.OF1]
 
 
 @given(splits(), st.randoms(use_true_random=False))
@@ -205,10 +214,10 @@ def test_permuted_labels_permute_ap(split: Split, random: Any) -> None:
     order = random.sample(range(len(labels)), len(labels))
     once = evaluate(scores, truth, labels)
     again = evaluate(scores[:, order], truth[:, order], [labels[c] for c in order])
-    assert list(again["AP"]) == [labels[c] for c in order]
-    assert again["AP"] == once["AP"]
-    assert again["mAP"] == pytest.approx(once["mAP"])
-    assert [again[key] for key in SIX] == pytest.approx([once[key] for key in SIX])
+    assert list(again.AP) == [labels[c] for c in order]
+    assert again.AP == once.AP
+    assert again.mAP == pytest.approx(once.mAP)
+    assert asdict(again.all) == pytest.approx(asdict(once.all))
 
 
 @given(splits())
@@ -219,14 +228,16 @@ def test_what_an_ignored_label_scores_changes_nothing(split: Split) -> None:
     assert evaluate(other, truth, labels, voc11=True) == evaluate(scores, truth, labels, voc11=True)
 
 
-@given(splits())
-def test_everything_is_json_and_a_percentage(split: Split) -> None:
-    result = evaluate(*split, names(split[1].shape[1]), voc11=True)
-    assert list(result) == ["mAP", "mAP11", *SIX, "top3", "top3_forced", "AP"]
-    assert list(result["top3"]) == list(result["top3_forced"]) == list(SIX)
-    json.dumps(result, allow_nan=False)
-    flat = [result["mAP"], result["mAP11"], *(result[key] for key in SIX), *result["AP"].values()]
-    flat += [*result["top3"].values(), *result["top3_forced"].values()]
+@given(splits(), st.booleans())
+def test_everything_is_json_and_a_percentage(split: Split, voc11: bool) -> None:
+    result = evaluate(*split, names(split[1].shape[1]), voc11=voc11)
+    value = result.to_json()
+    eleven_points = ["mAP11"] if voc11 else []
+    assert list(value) == ["mAP", *eleven_points, *SIX, "top3", "top3_forced", "AP"]
+    assert list(value["top3"]) == list(value["top3_forced"]) == list(SIX)
+    assert Metrics.from_json(json.loads(json.dumps(value, allow_nan=False))) == result
+    flat = [value[key] for key in ("mAP", *eleven_points, *SIX)]
+    flat += [*value["top3"].values(), *value["top3_forced"].values(), *value["AP"].values()]
     assert all(type(x) is float and 0 <= x <= 100 + 1e-9 for x in flat if x is not None)
 
 
@@ -234,8 +245,8 @@ def test_everything_is_json_and_a_percentage(split: Split) -> None:
 def test_up_to_three_labels_all_are_best(split: Split) -> None:
     scores, truth = split
     result = evaluate(scores, truth, names(truth.shape[1]))
-    assert result["top3"] == {key: result[key] for key in SIX}
-    assert result["top3_forced"]["CR"] == result["top3_forced"]["OR"] == 100
+    assert result.top3 == result.all
+    assert result.top3_forced.CR == result.top3_forced.OR == 100
 
 
 def test_ties_for_the_third_place_go_to_the_first_label() -> None:
@@ -244,26 +255,156 @@ def test_ties_for_the_third_place_go_to_the_first_label() -> None:
         truth = np.zeros((1, 5), dtype=np.int8)
         truth[0, third] = 1
         result = evaluate(scores, truth, names(5))
-        assert result["top3"]["OR"] == result["top3_forced"]["OR"] == (100 if third == 0 else 0)
+        assert result.top3.OR == result.top3_forced.OR == (100 if third == 0 else 0)
 
 
 def test_a_perfect_split_scores_100_and_a_silent_one_0() -> None:
     truth = np.array([[1, 0], [0, 1]], dtype=np.int8)
     perfect = evaluate(truth.astype(np.float32), truth, names(2))
-    assert [perfect[key] for key in ("mAP", *SIX)] == [100] * 7
+    assert [perfect.mAP, *asdict(perfect.all).values()] == [100] * 7
     silent = evaluate(np.full((2, 2), 0.5), truth, names(2))
-    assert [silent[key] for key in SIX] == [0] * 6
-    assert silent["mAP"] == 50
-    assert "mAP11" not in silent
+    assert list(asdict(silent.all).values()) == [0] * 6
+    assert silent.mAP == 50
+    assert silent.mAP11 is None
 
 
 def test_all_positive_and_one_image() -> None:
     everything = evaluate(np.array([[0.2], [0.9]]), np.ones((2, 1), dtype=np.int8), ["a"])
-    assert everything["AP"] == {"a": 100}
-    assert (everything["CP"], everything["CR"]) == (100, 50)
+    assert everything.AP == {"a": 100}
+    assert (everything.all.CP, everything.all.CR) == (100, 50)
     one = evaluate(np.array([[0.9, 0.8]]), np.array([[1, 0]], dtype=np.int8), ["a", "b"])
-    assert one["AP"] == {"a": 100, "b": None}
-    assert (one["mAP"], one["CP"], one["OP"]) == (100, 100, 50)
+    assert one.AP == {"a": 100, "b": None}
+    assert (one.mAP, one.all.CP, one.all.OP) == (100, 100, 50)
+
+
+# Columns and files -------------------------------------------------------------------------------
+
+
+def test_a_number_has_the_name_of_its_column() -> None:
+    metrics = make_metrics(50.0)
+    assert metrics.number("mAP") == 50
+    assert metrics.number("mAP11") is None
+    assert [metrics.number(name) for name in SIX] == list(asdict(metrics.all).values())
+    assert metrics.number("top-3 OF1") == metrics.top3.OF1
+    assert metrics.number("top-3 forced CR") == metrics.top3_forced.CR
+
+
+METRICS_JSON = """\
+{
+  "mAP": 62.5,
+  "mAP11": 60.25,
+  "CP": 1.0,
+  "CR": 2.0,
+  "CF1": 3.0,
+  "OP": 4.0,
+  "OR": 5.0,
+  "OF1": 6.0,
+  "top3": {
+    "CP": 11.0,
+    "CR": 12.0,
+    "CF1": 13.0,
+    "OP": 14.0,
+    "OR": 15.0,
+    "OF1": 16.0
+  },
+  "top3_forced": {
+    "CP": 21.0,
+    "CR": 22.0,
+    "CF1": 23.0,
+    "OP": 24.0,
+    "OR": 25.0,
+    "OF1": 26.0
+  },
+  "AP": {
+    "sun": 62.5,
+    "moon": null
+  },
+  "dataset": "tiny",
+  "split": "drawn/test",
+  "variant": "full",
+  "seed": 1,
+  "epoch": 2,
+  "images": 12,
+  "left_out": 3,
+  "counts": {
+    "train": {
+      "images": 24
+    }
+  },
+  "commit": null,
+  "fingerprint": "f",
+  "labels_sha256": "l"
+}
+"""
+
+
+def test_a_file_is_read_and_written_back_byte_for_byte(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    path.write_text(METRICS_JSON)
+    evaluation = read_evaluation(path)
+    metrics = evaluation.metrics
+    assert (metrics.mAP, metrics.mAP11, metrics.all.OF1) == (62.5, 60.25, 6)
+    assert (metrics.top3.CP, metrics.top3_forced.OR) == (11, 25)
+    assert metrics.AP == {"sun": 62.5, "moon": None}
+    assert (evaluation.seed, evaluation.left_out, evaluation.commit) == (1, 3, None)
+    write_evaluation(tmp_path / "again.json", evaluation)
+    assert (tmp_path / "again.json").read_text() == METRICS_JSON
+    assert metrics.summary() == {
+        "mAP": 62.5,
+        "CF1": 3.0,
+        "OF1": 6.0,
+        "top3": {"CF1": 13.0, "OF1": 16.0},
+    }
+
+
+def test_an_11_point_map_that_was_not_asked_for_is_absent() -> None:
+    value = json.loads(METRICS_JSON)
+    del value["mAP11"]
+    metrics = Metrics.from_json(value)
+    assert metrics.mAP11 is None
+    assert "mAP11" not in metrics.to_json()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mAP": None}, ""),
+        ({"AP": 3}, ""),
+        ({"AP": {"sun": "high"}}, "high"),
+        ({"top3": {}}, "CP"),
+        ({"seed": "one"}, "seed.*one"),
+        ({"counts": None}, "counts"),
+        ({"fingerprint": None}, "fingerprint"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    path = tmp_path / "metrics.json"
+    with pytest.raises(MissingError, match=r"metrics\.json"):
+        read_evaluation(path)
+    path.write_text(json.dumps({**json.loads(METRICS_JSON), **changes}))
+    with pytest.raises(DamagedError, match=rf"metrics\.json.*{message}"):
+        read_evaluation(path)
+
+
+@pytest.mark.parametrize("key", list(json.loads(METRICS_JSON)))
+def test_a_file_without_one_of_its_keys_is_damaged(tmp_path: Path, key: str) -> None:
+    value = json.loads(METRICS_JSON)
+    del value[key]
+    path = tmp_path / "metrics.json"
+    path.write_text(json.dumps(value))
+    if key == "mAP11":
+        read_evaluation(path)
+        return
+    with pytest.raises(DamagedError, match=rf"metrics\.json.*'{key}'"):
+        read_evaluation(path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "{}", "\xff"])
+def test_a_file_of_another_kind_is_damaged(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "metrics.json"
+    path.write_text(content, encoding="latin-1")
+    with pytest.raises(DamagedError, match=r"metrics\.json"):
+        read_evaluation(path)
 
 
 # Errors ------------------------------------------------------------------------------------------
@@ -279,22 +420,24 @@ def changed(value: float) -> Array:
 
 
 @pytest.mark.parametrize(
-    ("scores", "truth", "labels", "message"),
+    ("scores", "truth", "labels", "kind", "message"),
     [
-        (GOOD, TRUTH[:1], "ab", r"shape \(2, 2\), truth \(1, 2\), and there are 2 labels"),
-        (GOOD, TRUTH, "abc", "3 labels"),
-        (GOOD[0], TRUTH[0], "ab", r"shape \(2,\)"),
-        (GOOD, TRUTH, "aa", "twice: a"),
-        (GOOD[:0], TRUTH[:0], "ab", "no image"),
-        (changed(math.nan), TRUTH, "ab", "image 1, label 'a' is nan"),
-        (changed(math.inf), TRUTH, "ab", "image 1, label 'a' is inf"),
-        (changed(1.5), TRUTH, "ab", "image 1, label 'a' is 1.5"),
-        (changed(-0.5), TRUTH, "ab", "image 1, label 'a' is -0.5"),
-        (GOOD, TRUTH * 2, "ab", "image 0, label 'a' is 2; expected 1"),
-        (GOOD, TRUTH * 0, "ab", "none of the 2 images has a positive label"),
-        (GOOD, TRUTH * 0 - 1, "ab", "none of the 2 images has a positive label"),
+        (GOOD, TRUTH[:1], "ab", MismatchError, r"\(2, 2\).*\(1, 2\).* 2 labels"),
+        (GOOD, TRUTH, "abc", MismatchError, "3 labels"),
+        (GOOD[0], TRUTH[0], "ab", MismatchError, r"\(2,\)"),
+        (GOOD, TRUTH, "aa", InputError, ": a"),
+        (GOOD[:0], TRUTH[:0], "ab", InputError, "no images"),
+        (changed(math.nan), TRUTH, "ab", InputError, "image 1, label 'a' is nan"),
+        (changed(math.inf), TRUTH, "ab", InputError, "image 1, label 'a' is inf"),
+        (changed(1.5), TRUTH, "ab", InputError, "image 1, label 'a' is 1.5"),
+        (changed(-0.5), TRUTH, "ab", InputError, "image 1, label 'a' is -0.5"),
+        (GOOD, TRUTH * 2, "ab", InputError, "image 0, label 'a' is 2"),
+        (GOOD, TRUTH * 0, "ab", InputError, "2 images"),
+        (GOOD, TRUTH * 0 - 1, "ab", InputError, "2 images"),
     ],
 )
-def test_errors_name_the_thing(scores: Array, truth: Array, labels: str, message: str) -> None:
-    with pytest.raises(GmpipeError, match=message):
+def test_errors_name_the_value(
+    scores: Array, truth: Array, labels: str, kind: type[GmpipeError], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
         evaluate(scores, truth, list(labels))

@@ -1,13 +1,16 @@
-"""The tables that people read: what a cell says, and that they are Markdown."""
+"""The tables that people read: what their cells say, and that they are Markdown."""
 
 from __future__ import annotations
 
 import csv
 import io
-from typing import Any
 
+from results import make_evaluation, make_metrics, make_six
+
+from pipeline.evaluation.metrics import Evaluation, Metrics
 from pipeline.evaluation.paper import PAPER
 from pipeline.evaluation.tables import (
+    caption,
     differences_table,
     labels_csv,
     labels_table,
@@ -18,19 +21,13 @@ from pipeline.evaluation.tables import (
 )
 
 
-def metrics(value: float, **ap: float | None) -> dict[str, Any]:
-    """Headline numbers that can be told apart, and AP by label."""
-    return {
-        "mAP": value,
-        "CF1": value + 1,
-        "OF1": value + 2,
-        "top3": {"CF1": value + 3, "OF1": value + 4},
-        "AP": ap,
-    }
+def run(value: float, **ap: float | None) -> Evaluation:
+    """A run with headline numbers that can be told apart, and AP by label."""
+    return make_evaluation(make_metrics(value, ap))
 
 
 def cells(table: str) -> list[list[str]]:
-    """The rows of a Markdown table, which it is held to be."""
+    """The rows of a table, which is checked to be Markdown."""
     header, rule, *rows = table.splitlines()
     assert set(rule) == {"|", "-"}
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in (header, *rows)]
@@ -40,7 +37,7 @@ def cells(table: str) -> list[list[str]]:
 
 
 def test_one_seed_is_a_number() -> None:
-    table = results_table({"full": [metrics(50.04)], "max-pool": [metrics(7)]})
+    table = results_table({"full": [run(50.04)], "max-pool": [run(7)]})
     assert cells(table) == [
         ["variant", "mAP", "CF1", "OF1", "top-3 CF1", "top-3 OF1"],
         ["full", "50.0", "51.0", "52.0", "53.0", "54.0"],
@@ -50,14 +47,14 @@ def test_one_seed_is_a_number() -> None:
 
 def test_several_seeds_are_mean_and_sample_standard_deviation() -> None:
     # 10, 12, 17: mean 13; deviations -3, -1, 4; (9 + 1 + 16) / (3 - 1) = 13, root 3.606.
-    table = results_table({"full": [metrics(10), metrics(12), metrics(17)]})
+    table = results_table({"full": [run(10), run(12), run(17)]})
     assert cells(table)[1][:3] == ["full", "13.0 ± 3.6", "14.0 ± 3.6"]
 
 
 def test_a_label_without_a_positive_has_a_dash() -> None:
     runs = {
-        "full": [metrics(1, sun=80, moon=None), metrics(1, sun=90, moon=None)],
-        "max-pool": [metrics(1, sun=60, moon=30), metrics(1, sun=62, moon=None)],
+        "full": [run(1, sun=80, moon=None), run(1, sun=90, moon=None)],
+        "max-pool": [run(1, sun=60, moon=30), run(1, sun=62, moon=None)],
     }
     # 80, 90: mean 85, deviation 5 * root 2. 60, 62: 61, root 2. A single value has no spread.
     assert cells(labels_table(runs, {"all": ["sun", "moon"]}, {})) == [
@@ -68,7 +65,7 @@ def test_a_label_without_a_positive_has_a_dash() -> None:
 
 
 def test_groups_have_a_mean_over_the_labels_with_a_positive() -> None:
-    seeds = [metrics(1, a=10, b=20, c=None, d=None), metrics(1, a=30, b=60, c=None, d=None)]
+    seeds = [run(1, a=10, b=20, c=None, d=None), run(1, a=30, b=60, c=None, d=None)]
     # Means of the first group by seed: 15 and 45; mean 30, deviation 15 * root 2.
     assert cells(labels_table({"full": seeds}, {"one": ["b", "a"], "two": ["c", "d"]}, {})) == [
         ["group", "label", "full"],
@@ -82,7 +79,7 @@ def test_groups_have_a_mean_over_the_labels_with_a_positive() -> None:
 
 
 def test_names_that_look_like_numbers_stay_as_they_are() -> None:
-    table = labels_table({"full": [metrics(1, **{"007": 5.0})]}, {"1e3": ["007"]}, {})
+    table = labels_table({"full": [run(1, **{"007": 5.0})]}, {"1e3": ["007"]}, {})
     assert cells(table)[1] == ["1e3", "007", "5.0"]
 
 
@@ -95,8 +92,8 @@ def test_a_difference_has_its_sign_and_interval() -> None:
     ]
 
 
-def test_a_sweep_has_a_row_a_value() -> None:
-    table = sweep_table("regions", {"2": [metrics(10), metrics(12)], "4": [metrics(11)]})
+def test_a_sweep_has_one_row_per_value() -> None:
+    table = sweep_table("regions", {"2": [run(10), run(12)], "4": [run(11)]})
     assert cells(table) == [
         ["regions", "mAP", "CF1", "OF1"],
         ["2", "11.0 ± 1.4", "12.0 ± 1.4", "13.0 ± 1.4"],
@@ -104,8 +101,8 @@ def test_a_sweep_has_a_row_a_value() -> None:
     ]
 
 
-def test_ours_stand_above_the_papers() -> None:
-    runs = {"max-pool": [metrics(50)], "full": [metrics(60), metrics(61)]}
+def test_our_rows_stand_above_the_papers() -> None:
+    runs = {"max-pool": [run(50)], "full": [run(60), run(61)]}
     assert cells(paper_table(runs, PAPER["nuswide"])) == [
         ["variant", "of", "mAP", "CF1", "OF1", "top-3 CF1", "top-3 OF1"],
         ["full", "ours", "60.5 ± 0.7", "61.5 ± 0.7", "62.5 ± 0.7", "63.5 ± 0.7", "64.5 ± 0.7"],
@@ -114,8 +111,8 @@ def test_ours_stand_above_the_papers() -> None:
 
 
 def test_ablations_stand_beside_the_papers_and_unknown_cells_are_dashes() -> None:
-    numbers = dict.fromkeys(("CP", "CR", "CF1", "OP", "OR", "OF1"), 7.0)
-    ours = {"mAP": 70.0, **numbers, "top3": numbers, "AP": {}}
+    numbers = make_six(7.0, CR=7.0, CF1=7.0, OP=7.0, OR=7.0, OF1=7.0)
+    ours = make_evaluation(Metrics(70.0, numbers, numbers, numbers, {}))
     header, *rows = cells(paper_table({"without-label-graph": [ours]}, PAPER["coco"]))
     assert header[2:6] == ["mAP", "CP", "CR", "CF1"]
     assert [row[:2] for row in rows] == [
@@ -130,25 +127,21 @@ def test_ablations_stand_beside_the_papers_and_unknown_cells_are_dashes() -> Non
 
 
 def test_the_papers_ap_has_a_column_of_its_own() -> None:
-    table = labels_table({"full": [metrics(1, a=10.0, b=20.0)]}, {"g": ["a", "b"]}, {"a": 99.4})
+    table = labels_table({"full": [run(1, a=10.0, b=20.0)]}, {"g": ["a", "b"]}, {"a": 99.4})
     assert cells(table)[1:] == [["g", "a", "10.0", "99.4"], ["g", "b", "20.0", "-"]]
     groups = {"g": ["a", "b"], "h": []}
     printed = {"a": 90.0, "b": 95.0}
-    table = labels_table({"full": [metrics(1, a=10.0, b=20.0)]}, groups, printed)
+    table = labels_table({"full": [run(1, a=10.0, b=20.0)]}, groups, printed)
     assert cells(table)[3:] == [["g", "mean", "15.0", "92.5"], ["h", "mean", "-", "-"]]
 
 
-def complete(seed: int, **more: Any) -> dict[str, Any]:
-    """Metrics as `evaluate` gives and metrics.json holds them."""
-    six = dict(zip(("CP", "CR", "CF1", "OP", "OR", "OF1"), range(6), strict=True))
-    groups = {
-        group: {name: value + base for name, value in six.items()}
-        for group, base in (("top3", 10), ("top3_forced", 20))
-    }
-    return {"mAP": 50.25, **more, **six, **groups, "AP": {"a": 1.5, "b": None}, "seed": seed}
+def complete(seed: int, map_11: float | None = None) -> Evaluation:
+    """A run with every number."""
+    groups = (make_six(first) for first in (0, 10, 20))
+    return make_evaluation(Metrics(50.25, *groups, {"a": 1.5, "b": None}, map_11), seed=seed)
 
 
-def test_a_csv_has_a_row_a_run_and_all_metrics() -> None:
+def test_a_csv_has_one_row_per_run_and_all_metrics() -> None:
     runs = {"full": [complete(0), complete(1)], "max-pool": [complete(0)]}
     rows = list(csv.DictReader(io.StringIO(results_csv(runs))))
     assert [(row["variant"], row["seed"]) for row in rows] == [
@@ -159,11 +152,11 @@ def test_a_csv_has_a_row_a_run_and_all_metrics() -> None:
     assert len(rows[0]) == 2 + 1 + 3 * 6
     assert rows[0]["mAP"] == "50.25"
     assert (rows[0]["OF1"], rows[0]["top3_CP"], rows[0]["top3_forced_OF1"]) == ("5", "10", "25")
-    [row] = csv.DictReader(io.StringIO(results_csv({"full": [complete(0, mAP11=47.5)]})))
+    [row] = csv.DictReader(io.StringIO(results_csv({"full": [complete(0, 47.5)]})))
     assert row["mAP11"] == "47.5"
 
 
-def test_a_csv_of_labels_has_a_row_a_run_and_label() -> None:
+def test_a_csv_of_labels_has_one_row_per_run_and_label() -> None:
     runs = {"full": [complete(3)], "max-pool": [complete(0)]}
     assert labels_csv(runs).splitlines() == [
         "variant,seed,label,AP",
@@ -172,3 +165,13 @@ def test_a_csv_of_labels_has_a_row_a_run_and_label() -> None:
         "max-pool,0,a,1.5",
         "max-pool,0,b,",
     ]
+
+
+def test_the_caption_says_over_which_labels_and_seeds() -> None:
+    one = caption("tiny", [complete(4)])
+    assert one.startswith("tiny, split drawn/test, 12 images")
+    assert "1 of 2 labels" in one
+    assert one.endswith("seed 4")
+    several = caption("tiny", [run(1, a=1.0), make_evaluation(make_metrics(1), seed=3)])
+    assert several.endswith("seeds 0, 3")
+    assert "labels" not in several

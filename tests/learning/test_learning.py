@@ -313,7 +313,7 @@ def test_validation_decides_nothing(toy: Toy, tmp_path: Path) -> None:
         assert 0 <= row.pop("validation_mAP") <= 100
     assert same(measured, without)
     scores = predict_split(measured.network, held, torch.from_numpy(VECTORS.vectors)).scores
-    assert last == evaluate(scores, held.truth, LABELS)["mAP"]
+    assert last == evaluate(scores, held.truth, LABELS).mAP
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -326,7 +326,7 @@ def test_the_best_epoch_on_the_validation_part_is_the_result(
     measured = [row["validation_mAP"] for row in best.history]
     assert best.epoch == measured.index(max(measured)) + 1
     scores = predict_split(best.network, held, torch.from_numpy(VECTORS.vectors)).scores
-    assert evaluate(scores, held.truth, LABELS)["mAP"] == max(measured)
+    assert evaluate(scores, held.truth, LABELS).mAP == max(measured)
     # The weights are those that a training of so many epochs, at the same rates, ends with.
     last = chosen.model_copy(update={"selection": "last"})
     until = train_until(best.epoch, toy, tmp_path / "b.pt", seed, last, kept, held)
@@ -379,7 +379,7 @@ def test_bfloat16_learns_the_toy_problem(toy: Toy, tmp_path: Path, variant: str)
         trained = train(toy, tmp_path / f"{precision}.pt", chosen=chosen)
         assert {p.dtype for p in trained.network.parameters()} == {torch.float32}
         found = predict_split(trained.network, toy.train, torch.from_numpy(VECTORS.vectors))
-        assert evaluate(found.scores, toy.train.truth, LABELS)["mAP"] > 75
+        assert evaluate(found.scores, toy.train.truth, LABELS).mAP > 75
         seen.add(trained.history[0]["train_loss"])
     assert len(seen) == 2
     assert max(seen) - min(seen) < 0.05 * max(seen)
@@ -402,7 +402,7 @@ def test_every_variant_learns_the_toy_problem(toy: Toy, tmp_path: Path, variant:
     found = predict_split(trained.network, toy.train, torch.from_numpy(VECTORS.vectors))
     prior = 100 * (toy.train.truth == 1).mean()
     assert prior < 60
-    assert evaluate(found.scores, toy.train.truth, LABELS)["mAP"] > 85
+    assert evaluate(found.scores, toy.train.truth, LABELS).mAP > 85
 
 
 def test_the_loss_of_an_epoch_is_the_mean_over_its_images(toy: Toy, tmp_path: Path) -> None:

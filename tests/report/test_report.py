@@ -1,4 +1,4 @@
-"""What `gmpipe report` puts into the page's folder; test_page.py looks at it in a browser."""
+"""What `gmpipe report` writes into the page's folder; test_page.py opens it in a browser."""
 
 from __future__ import annotations
 
@@ -14,37 +14,40 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from flows import Flow
+from flows import VARIANTS, Flow
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from results import make_evaluation, make_metrics
 from small import make_small, write_params
 
 from pipeline.datasets.manifest import read_manifest
 from pipeline.datasets.scenes import VOCABULARY
 from pipeline.evaluation.bootstrap import intervals
+from pipeline.evaluation.metrics import Evaluation
 from pipeline.evaluation.paper import PAPER
 from pipeline.learning.checkpoint import load_checkpoint
 from pipeline.learning.splits import SplitData, open_split
-from pipeline.report.figures import COLOURS, average_precision_figure
+from pipeline.report.figures import COLOURS, average_precision_figure, looks
+from pipeline.report.folder import in_steps, packed
 from pipeline.report.gallery import (
     LONGEST_SIDE,
-    chosen_places,
+    chosen_images,
     mean_label_nodes,
     read_regions,
     region_scores,
     write_pictures,
 )
-from pipeline.report.page import in_steps, packed
 from pipeline.report.rows import columns, own_rows, paper_rows
 from pipeline.shards.failures import Failure, write_failures
 from pipeline.shards.reader import RegionCache
 
-NUMBERS = (*(f"all {n}" for n in ("CP", "CF1")), "top3 CF1", "top3_forced OR")
+SHOWN = 5
+"""How many images the page in `changed` shows."""
 
 
 def data(folder: Path, name: str) -> Any:
-    """What a script in data/ hands to the page."""
+    """The value that a script in data/ hands to the page."""
     text = (folder / f"data/{name}.js").read_text()
     match = re.fullmatch(rf'gmpipe\.receive\("{name}",(.*)\);\n', text, re.DOTALL)
     assert match is not None
@@ -52,7 +55,7 @@ def data(folder: Path, name: str) -> Any:
 
 
 def unpacked(value: dict[str, Any]) -> np.ndarray:
-    """As the page reads an array."""
+    """An array, as the page reads it."""
     content = base64.b64decode(value["base64"])
     return np.frombuffer(content, np.dtype(value["type"]).newbyteorder("<")).reshape(value["shape"])
 
@@ -75,7 +78,7 @@ def test_probabilities_travel_without_crossing_a_half(values: list[float]) -> No
 
 
 @pytest.mark.parametrize("value", [0.5, np.nextafter(np.float32(0.5), np.float32(1))])
-def test_a_half_and_what_follows_it_are_told_apart(value: float) -> None:
+def test_a_half_and_the_next_number_are_told_apart(value: float) -> None:
     assert (in_steps(np.array([value], np.float32))[0] > 32767) == (value > 0.5)
 
 
@@ -91,19 +94,19 @@ def test_arrays_come_back_as_they_were() -> None:
 def test_scores_and_winners_are_those_of_the_predictions(made: Flow) -> None:
     checkpoint = load_checkpoint(made / "runs/tiny/full-s0/checkpoint.pt")
     network, split = checkpoint.network(), split_of(made)
-    found = region_scores(network, split, checkpoint.label_vectors)
+    shown = region_scores(network, split, checkpoint.label_vectors)
     table = pq.read_table(made / "runs/tiny/full-s0/predictions.parquet")
     scores = np.array(table.column("scores").to_pylist())
-    np.testing.assert_allclose(found.scores, scores, atol=1e-6)
-    np.testing.assert_array_equal(found.winners, np.array(table.column("regions").to_pylist()))
-    # A label's score is that of its best region: where that has it among its best labels, too.
+    np.testing.assert_allclose(shown.scores, scores, atol=1e-6)
+    np.testing.assert_array_equal(shown.winners, np.array(table.column("regions").to_pylist()))
+    # A label's score is that of its best region, if the label is among the region's best ones.
     for image, label in zip(*np.nonzero(scores == scores.max(axis=1, keepdims=True)), strict=True):
-        winner = found.winners[image, label]
-        assert found.region_labels[image, winner, 0] == label
-        assert found.region_scores[image, winner, 0] == found.scores[image, label]
-    assert (np.diff(found.region_scores, axis=2) <= 0).all()
+        winner = shown.winners[image, label]
+        assert shown.region_labels[image, winner, 0] == label
+        assert shown.region_scores[image, winner, 0] == shown.scores[image, label]
+    assert (np.diff(shown.region_scores, axis=2) <= 0).all()
     real = np.arange(split.regions) < read_regions(split).count[:, None]
-    assert (found.region_scores[~real] == 0).all()
+    assert (shown.region_scores[~real] == 0).all()
 
 
 def test_label_nodes_are_the_mean_over_the_images(made: Flow) -> None:
@@ -117,14 +120,14 @@ def test_label_nodes_are_the_mean_over_the_images(made: Flow) -> None:
             )[0]
             for image in range(len(split))
         ]
-    found = mean_label_nodes(network, split, checkpoint.label_vectors)  # type: ignore[arg-type]
-    np.testing.assert_allclose(found, torch.stack(each).mean(0).numpy(), atol=1e-5)
+    mean = mean_label_nodes(network, split, checkpoint.label_vectors)  # type: ignore[arg-type]
+    np.testing.assert_allclose(mean, torch.stack(each).mean(0).numpy(), atol=1e-5)
 
 
 def test_a_sample_is_sorted_and_the_same_each_time() -> None:
-    assert chosen_places(5, 5).tolist() == chosen_places(5, 9).tolist() == [0, 1, 2, 3, 4]
-    some = chosen_places(100, 20)
-    assert some.tolist() == sorted(set(some.tolist())) == chosen_places(100, 20).tolist()
+    assert chosen_images(5, 5).tolist() == chosen_images(5, 9).tolist() == [0, 1, 2, 3, 4]
+    some = chosen_images(100, 20)
+    assert some.tolist() == sorted(set(some.tolist())) == chosen_images(100, 20).tolist()
     assert len(some) == 20
 
 
@@ -135,33 +138,31 @@ def test_pictures_are_small_upright_and_only_of_what_can_be_read(tmp_path: Path)
     exif[0x0112] = 6  # to be turned by a quarter
     Image.new("RGB", (60, 30), "red").save(turned, exif=exif)
     broken.write_bytes(wide.read_bytes()[:300])
-    seen: list[int] = []
+    done: list[int] = []
     sizes = write_pictures(
-        [wide, turned, broken, missing], tmp_path / "pictures", threads=2, on_images=seen.append
+        [wide, turned, broken, missing], tmp_path / "pictures", threads=2, on_images=done.append
     )
     assert sizes.tolist() == [[LONGEST_SIDE, LONGEST_SIDE // 2], [30, 60], [0, 0], [0, 0]]
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["0.jpg", "1.jpg"]
-    for place in (0, 1):
-        with Image.open(tmp_path / f"pictures/{place}.jpg") as picture:
-            assert picture.size == tuple(sizes[place])
-    assert sum(seen) == 4
+    for number in (0, 1):
+        with Image.open(tmp_path / f"pictures/{number}.jpg") as picture:
+            assert picture.size == tuple(sizes[number])
+    assert sum(done) == 4
 
 
 # Rows of the table -------------------------------------------------------------------------------
 
 
 def test_rows_hold_mean_spread_and_intervals() -> None:
-    six = dict.fromkeys(("CP", "CR", "CF1", "OP", "OR", "OF1"), 1.0)
-
-    def run(seed: int, value: float) -> dict[str, Any]:
-        return {"seed": seed, "mAP": value, **six, "top3": six, "top3_forced": six}
+    def run(seed: int, value: float) -> Evaluation:
+        return make_evaluation(make_metrics(value), seed=seed)
 
     runs = {"full": [run(0, 80), run(1, 84)], "own": [run(0, 79), run(1, 81)]}
     rng = np.random.default_rng(0)
     truth = (rng.random((60, 3)) < 0.5).astype(np.int8)
-    scores = {name: [rng.random(truth.shape) for _ in of] for name, of in runs.items()}
-    found = intervals(scores, truth, "full")
-    rows = own_rows(runs, found, "full")
+    scores = {name: [rng.random(truth.shape) for _ in seeds] for name, seeds in runs.items()}
+    spread_over_images = intervals(scores, truth, "full")
+    rows = own_rows(runs, spread_over_images, "full")
     assert [(row["kind"], row["name"], row["of"]) for row in rows] == [
         ("variant", "full", "full"),
         ("seed", "seed 0", "full"),
@@ -172,25 +173,20 @@ def test_rows_hold_mean_spread_and_intervals() -> None:
     ]
     mean, spread, ends = rows[0]["cells"]["mAP"]
     assert (mean, spread) == (82, pytest.approx(8**0.5))
-    assert ends == found["full"].ends
+    assert ends == spread_over_images["full"].ends
     assert "difference" not in rows[0]["cells"]
-    assert rows[3]["cells"]["difference"] == [-2, None, found["own"].difference]
+    assert rows[3]["cells"]["difference"] == [-2, None, spread_over_images["own"].difference]
     assert rows[2]["cells"]["mAP"] == [84, None]
     keys = [column["key"] for column in columns(runs, "full")]
     assert set(keys) == {*rows[0]["cells"], "difference"}
-    assert set(NUMBERS) <= set(keys)
+    assert {"CP", "CF1", "top-3 CF1", "top-3 forced OR"} <= set(keys)
 
 
 @pytest.mark.parametrize("dataset", list(PAPER))
-def test_every_row_and_number_of_the_paper_has_its_place(dataset: str) -> None:
+def test_every_row_and_number_of_the_paper_has_its_column(dataset: str) -> None:
     paper = PAPER[dataset]
-    six = dict.fromkeys(("CP", "CR", "CF1", "OP", "OR", "OF1"), 1.0)
-    keys = {
-        column["key"]
-        for column in columns(
-            {"full": [{"mAP": 1, **six, "top3": six, "top3_forced": six}]}, "full"
-        )
-    }
+    runs = {"full": [make_evaluation(make_metrics(1))]}
+    keys = {column["key"] for column in columns(runs, "full")}
     rows = {row["name"]: row["cells"] for row in paper_rows(paper)}
     assert set(rows) == {method for table in paper.tables for method in table}
     for table in paper.tables:
@@ -212,7 +208,7 @@ def test_the_page_holds_what_was_run(made: Flow) -> None:
     assert facts["split"] == "drawn/test"
     assert facts["images of train"] == "24 (listed 24, missing 0, unlabelled 0)"
     assert facts["left out of these, without regions"] == "0 of train, 0 of test"
-    assert facts["regions by"] == "a Faster R-CNN fitted on boxes of this data set"
+    assert facts["regions made by"] == "a Faster R-CNN fitted on boxes of this data set"
     assert facts["fingerprint of the regions"] == made.metrics()["fingerprint"]
     packages = dict(overview["run"]["packages"])
     assert packages["torch"] == torch.__version__.partition("+")[0]
@@ -226,12 +222,6 @@ def test_the_page_holds_what_was_run(made: Flow) -> None:
     ]
     assert all(float(row[2]) > 0 for row in times)
     assert {row[0] for row in times} == {"prepare", "detector", "extract", "train", "evaluate"}
-
-
-def test_without_a_file_of_times_they_are_left_out(flow: Flow) -> None:
-    shutil.rmtree(flow / ".state")
-    flow.ok("report")
-    assert data(flow / "reports/tiny", "times") == []
 
 
 def test_tables_hold_the_numbers_of_the_figures(made: Flow) -> None:
@@ -255,54 +245,87 @@ def test_tables_hold_the_numbers_of_the_figures(made: Flow) -> None:
     assert len(rows("label-map")) == 2 * len(VOCABULARY)
 
 
-def test_of_many_images_a_sample_is_shown(flow: Flow) -> None:
-    flow.ok("report", "--images", "5")
-    folder = flow / "reports/tiny"
-    about = data(folder, "overview")["gallery"]
-    assert (about["images"], about["of"], about["pictures"]) == (5, 12, 5)
-    images = data(folder, "images")
-    ids = read_manifest(flow / "data/tiny/prepared/manifest.parquet").image_ids("test")
-    assert images["ids"] == [ids[place] for place in chosen_places(12, 5)]
-    assert unpacked(images["truth"]).shape == (5, len(VOCABULARY))
-    assert len(list((folder / "pictures").iterdir())) == 5
-    assert flow.gmpipe("report", "--images", "0").code == 2
+@pytest.fixture(scope="module")
+def changed(made: Flow, tmp_path_factory: pytest.TempPathFactory) -> Flow:
+    """A page of `SHOWN` images, after much has happened to the data set and the checkout.
 
-
-def test_a_photograph_that_is_gone_leaves_its_boxes(flow: Flow) -> None:
-    (flow / "data/tiny/prepared/images/test-00003.png").unlink()
-    flow.ok("report")
-    images = data(flow / "reports/tiny", "images")
-    there = unpacked(images["pictures"])
-    assert there.tolist() == [1, 1, 1, 0, *[1] * 8]
-    assert unpacked(images["sizes"])[3].tolist() == [64, 64]  # as the manifest says
-    assert not (flow / "reports/tiny/pictures/3.jpg").exists()
-
-
-def test_photographs_that_were_left_out_are_counted(flow: Flow) -> None:
+    `train-00003` and `test-00003` have no regions, the photograph of the second image that the page
+    shows is gone, and there is no file of times.
+    """
+    flow = Flow(Path(shutil.copytree(made.folder, tmp_path_factory.mktemp("changed") / "flow")))
     write_failures(
         flow / "cache/tiny",
         [Failure(f"{name}-00003", "x.png", "broken") for name in ("train", "test")],
     )
     flow.ok("evaluate")
     flow.ok("evaluate", "--variant", "max-pool")
-    flow.ok("report")
-    overview = data(flow / "reports/tiny", "overview")
-    facts = dict(overview["run"]["facts"])
+    (flow / f"data/tiny/prepared/images/{shown_ids(flow)[1]}.png").unlink()
+    shutil.rmtree(flow / ".state")
+    flow.ok("report", "--images", str(SHOWN))
+    return flow
+
+
+def shown_ids(flow: Flow) -> list[str]:
+    """The images that the page in `changed` must show: a sample of those that have regions."""
+    ids = read_manifest(flow / "data/tiny/prepared/manifest.parquet").image_ids("test")
+    ids.remove("test-00003")
+    return [ids[index] for index in chosen_images(11, SHOWN)]
+
+
+def test_of_many_images_a_sample_is_shown(changed: Flow) -> None:
+    folder = changed / "reports/tiny"
+    about = data(folder, "overview")["gallery"]
+    assert (about["images"], about["of"]) == (SHOWN, 11)
+    images = data(folder, "images")
+    assert images["ids"] == shown_ids(changed)
+    assert unpacked(images["truth"]).shape == (SHOWN, len(VOCABULARY))
+    assert changed.gmpipe("report", "--images", "0").code == 2
+
+
+def test_a_photograph_that_is_gone_leaves_its_boxes(changed: Flow) -> None:
+    folder = changed / "reports/tiny"
+    images = data(folder, "images")
+    assert unpacked(images["pictures"]).tolist() == [1, 0, 1, 1, 1]
+    assert unpacked(images["sizes"])[1].tolist() == [64, 64]  # as the manifest says
+    assert sorted(path.stem for path in (folder / "pictures").iterdir()) == list("0234")
+    assert data(folder, "overview")["gallery"]["pictures"] == SHOWN - 1
+
+
+def test_photographs_without_regions_are_counted(changed: Flow) -> None:
+    facts = dict(data(changed / "reports/tiny", "overview")["run"]["facts"])
     assert facts["left out of these, without regions"] == "1 of train, 1 of test"
-    assert (overview["gallery"]["images"], overview["gallery"]["of"]) == (11, 11)
+
+
+def test_without_a_file_of_times_they_are_left_out(changed: Flow) -> None:
+    assert data(changed / "reports/tiny", "times") == []
 
 
 def test_regions_of_other_settings_are_refused(flow: Flow, made: Flow) -> None:
-    flow.ok("extract", "--set", "extract.tiny.regions=3", "--replace")
+    for name in VARIANTS:
+        path = flow / f"runs/tiny/{name}-s0/metrics.json"
+        path.write_text(json.dumps({**flow.metrics(f"{name}-s0"), "fingerprint": "other"}))
+    fingerprint = made.metrics()["fingerprint"]
     assert flow.gmpipe("report").refused(
-        r"cache/tiny has the fingerprint .*full-s0 was made from .*gmpipe extract --dataset tiny"
+        rf"cache/tiny .*{fingerprint}.*full-s0 .*other.*`gmpipe extract --dataset tiny --replace`"
     )
     assert flow.bytes("reports") == made.bytes("reports")
 
 
-def test_a_damaged_history_is_named(flow: Flow) -> None:
-    (flow / "runs/tiny/full-s0/history.csv").write_text("epoch,train_loss\n1,x\n")
-    assert flow.gmpipe("report").refused(r"full-s0/history\.csv can't be read.*train and evaluate")
+def test_other_labels_than_at_the_evaluation_are_refused(flow: Flow) -> None:
+    for name in VARIANTS:
+        path = flow / f"runs/tiny/{name}-s0/metrics.json"
+        path.write_text(json.dumps({**flow.metrics(f"{name}-s0"), "labels_sha256": "other"}))
+    assert flow.gmpipe("report").refused(r"manifest\.parquet.*full-s0.*other")
+
+
+@pytest.mark.parametrize("content", ["epoch,train_loss\n1,x\n", "epoch,train_loss\n", None])
+def test_a_damaged_history_is_named(flow: Flow, made: Flow, content: str | None) -> None:
+    path = flow / "runs/tiny/full-s0/history.csv"
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    assert flow.gmpipe("report").refused(r"full-s0/history\.csv")
+    assert flow.bytes("reports") == made.bytes("reports")
 
 
 def test_one_variant_alone_and_fewer_regions_than_the_cache_has(tmp_path: Path) -> None:
@@ -315,8 +338,8 @@ def test_one_variant_alone_and_fewer_regions_than_the_cache_has(tmp_path: Path) 
     overview = data(folder, "overview")
     assert overview["base"] == "max-pool"
     names = {figure["name"] for figure in overview["figures"]}
-    assert "gains-and-losses" not in names  # there is nothing to hold it against
-    assert "label-map" not in names  # it has no label nodes
+    assert "gains-and-losses" not in names  # there is no other variant
+    assert "label-map" not in names  # the network has no label nodes
     assert unpacked(data(folder, "regions-0")["labels"]).shape[:2] == (18, 2)
     assert unpacked(data(folder, "images")["boxes"]).shape == (18, 3, 4)
     assert overview["gallery"]["classes"] is None  # the regions are imported
@@ -338,3 +361,12 @@ def test_figures_are_the_same_bytes_and_follow_the_reader(tmp_path: Path) -> Non
     svg = (tmp_path / "one.svg").read_text()
     assert "prefers-color-scheme: dark" in svg
     assert ">label 3<" in svg  # text is text
+
+
+def test_the_page_draws_variants_as_the_figures_do() -> None:
+    variants = [f"variant {number}" for number in range(9)]
+    drawn = looks(variants)
+    assert [look["colour"] for look in drawn.values()] == [*COLOURS, *COLOURS[:2]]
+    dashes = [look["dash"] for look in drawn.values()]
+    assert len(set(dashes[:4])) == 4
+    assert dashes[4:8] == dashes[:4]

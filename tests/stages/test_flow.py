@@ -118,8 +118,8 @@ def test_predictions_are_what_the_metrics_were_taken_of(made: Flow) -> None:
     regions = np.array(table.column("regions").to_pylist())
     assert scores.shape == regions.shape == (12, len(VOCABULARY))
     metrics = evaluate(scores, manifest.truth("test"), manifest.vocabulary)
-    assert metrics["mAP"] == pytest.approx(made.metrics()["mAP"])
-    assert metrics["AP"] == pytest.approx(made.metrics()["AP"])
+    assert metrics.mAP == pytest.approx(made.metrics()["mAP"])
+    assert pytest.approx(made.metrics()["AP"]) == metrics.AP
     cache = RegionCache.open(made / "cache/tiny")
     count = cache.gather(cache.lookup(manifest.image_ids("test"))).count
     assert ((regions >= 0) & (regions < count[:, None])).all()

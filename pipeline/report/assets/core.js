@@ -1,5 +1,5 @@
 "use strict";
-/* What the other scripts build on: data that arrive as scripts, elements, arrays, numbers. */
+/* Shared by the other scripts: data that arrive as scripts, elements, arrays, numbers. */
 
 const gmpipe = (() => {
   const received = new Map();
@@ -9,14 +9,14 @@ const gmpipe = (() => {
     received.set(name, value);
   }
 
-  /** A value that a script in data/ brought; null where there is none. */
+  /** The value that a script in data/ delivered; null if none did. */
   function data(name) {
     return received.has(name) ? received.get(name) : null;
   }
 
   const loading = new Map();
 
-  /** Load data/<name>.js, once: a page from disk may not fetch, but may add scripts. */
+  /** Load data/<name>.js once. A page that was opened from disk can't fetch, but can add scripts. */
   function load(name) {
     if (received.has(name)) return Promise.resolve(received.get(name));
     if (!loading.has(name)) {
@@ -34,7 +34,7 @@ const gmpipe = (() => {
   const kinds = { uint8: Uint8Array, int8: Int8Array, uint16: Uint16Array, int16: Int16Array,
     int32: Int32Array };
 
-  /** An array that page.py packed; row(i) is what it holds of the i-th entry of its first axis. */
+  /** Unpack an array that folder.py packed; row(i) is the i-th entry of its first axis. */
   function unpack(packed) {
     const text = atob(packed.base64);
     const bytes = new Uint8Array(text.length);
@@ -44,10 +44,10 @@ const gmpipe = (() => {
     return { values, shape: packed.shape, row: (i) => values.subarray(i * width, (i + 1) * width) };
   }
 
-  const STEPS = 65534; // as in page.py
+  const STEPS = 65534; // as in folder.py
   const HALF = STEPS / 2; // probability 0.5
 
-  /** An element; attributes that are functions listen to events, null ones are left out. */
+  /** Make an element. Attributes that are functions become event listeners; null ones are skipped. */
   function element(tag, attributes = {}, ...children) {
     const made = document.createElementNS(
       ["svg", "rect", "path", "line", "text", "g"].includes(tag)
@@ -61,13 +61,13 @@ const gmpipe = (() => {
     return made;
   }
 
-  /** The <option>s of choices, [value, text] each. */
+  /** Make the <option>s for a list of choices [value, text]. */
   function options(choices, chosen) {
     return choices.map(([value, text]) =>
       element("option", { value, selected: value === chosen }, text));
   }
 
-  /** A labelled <select>. */
+  /** Make a labelled <select>. */
   function chooser(title, choices, onChange, chosen, id = null) {
     const select = element("select", { id, change: () => onChange(select.value) },
       ...options(choices, chosen));
@@ -79,13 +79,10 @@ const gmpipe = (() => {
     return element("label", { class: "check" }, box, ` ${title}`);
   }
 
-  const colours = ["#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c8c8c"];
-  const dashes = ["", "8 4", "8 3 2 3", "2 3"]; // as in figures.py
-
   return {
     receive, data, load, unpack, element, options, chooser, checkbox, STEPS, HALF,
-    colour: (place) => colours[place % colours.length],
-    dash: (place) => dashes[place % dashes.length],
+    /** How the figures draw a variant: its colour, and the dashes of its line. */
+    look: (variant) => data("overview").looks[variant],
     fixed: (value) => value.toFixed(1),
     signed(value) {
       const digits = Math.abs(value).toFixed(1);

@@ -1,6 +1,6 @@
 "use strict";
-/* The gallery: test images with their regions, labels that light up the region that won them,
-   regions that list their best labels, filters, and two networks side by side. */
+/* The gallery: test images with their regions, filters, and two networks side by side. Pointing at
+   a label lights up the region that its score comes from; pointing at a region lists its labels. */
 
 gmpipe.gallery = (() => {
   const { element, chooser, options, unpack, percent, HALF, STEPS } = gmpipe;
@@ -8,12 +8,12 @@ gmpipe.gallery = (() => {
   const ON_A_PAGE = 24;
   const TOP = 3; // as in the paper's Figure 3
 
-  let images; // what is the same for all networks
+  let images; // the arrays that are the same for all networks
   const networks = new Map(); // variant -> its arrays, once they are loaded
   const state = { shown: overview.base, beside: "", label: "", outcome: "any", order: "listed",
     from: 0, to: 100, page: 0 };
-  let found = []; // numbers of the images that pass the filters, in order
-  let opened = null; // place in `found` of the image in the dialog
+  let matches = []; // numbers of the images that match the filters, in order
+  let opened = null; // index in `matches` of the image in the dialog
 
   async function network(variant) {
     if (!networks.has(variant)) {
@@ -23,7 +23,7 @@ gmpipe.gallery = (() => {
     return networks.get(variant);
   }
 
-  /** Best labels of each region: wanted when somebody points at one. */
+  /** The best labels of each region, loaded when somebody points at a region. */
   async function regionsOf(variant) {
     const of = await network(variant);
     if (of.regions === null) {
@@ -35,7 +35,7 @@ gmpipe.gallery = (() => {
 
   // What is right and wrong -----------------------------------------------------------------------
 
-  /** "right", "wrong", "missed", "absent" (rightly not predicted) or "ignored". */
+  /** "right", "wrong", "missed", "absent" (correctly not predicted) or "ignored". */
   function outcome(truth, score) {
     if (truth < 0) return "ignored";
     if (score > HALF) return truth ? "right" : "wrong";
@@ -43,8 +43,8 @@ gmpipe.gallery = (() => {
   }
 
   const MARKS = {
-    right: ["\u2713", "right"], wrong: ["\u2717", "false positive"],
-    missed: ["\u25cb", "missed (false negative)"], absent: ["\u00b7", "rightly not predicted"],
+    right: ["\u2713", "correct"], wrong: ["\u2717", "false positive"],
+    missed: ["\u25cb", "missed (false negative)"], absent: ["\u00b7", "correctly not predicted"],
     ignored: ["?", "neither true nor false in this data set"],
   };
 
@@ -53,12 +53,12 @@ gmpipe.gallery = (() => {
   const OUTCOMES = [["any", "all"], ["right", "correct"], ["wrong", "false positive"],
     ["missed", "false negative"]];
 
-  /** What can be shown; of two networks also where they differ. */
+  /** The choices of "Show"; for two networks, one of them is where they differ. */
   function outcomes() {
     return state.beside ? [...OUTCOMES, ["differs", `differs from ${state.beside}`]] : OUTCOMES;
   }
 
-  /** The score that decides where an image stands, or null if the filters leave it out. */
+  /** The score that an image is sorted by, or null if it does not match the filters. */
   function confidence(number, of, beside) {
     const truth = images.truth.row(number);
     const scores = of.scores.row(number);
@@ -74,7 +74,7 @@ gmpipe.gallery = (() => {
     }
     let best = null;
     for (let label = 0; label < scores.length; label++) {
-      if (state.outcome === "right") { // of an image: nothing is wrong
+      if (state.outcome === "right") { // an image is correct if all its labels are
         if (["wrong", "missed"].includes(outcome(truth[label], scores[label]))) return null;
       } else if (!passes(label)) continue;
       if (best === null || scores[label] > best) best = scores[label];
@@ -98,17 +98,17 @@ gmpipe.gallery = (() => {
     const of = await network(state.shown);
     const beside = state.beside ? await network(state.beside) : null;
     const key = new Map();
-    found = [];
+    matches = [];
     for (let number = 0; number < images.ids.length; number++) {
       const score = confidence(number, of, beside);
       if (score === null) continue;
       const share = 100 * score / STEPS;
       if (share < state.from || share > state.to) continue;
-      found.push(number);
+      matches.push(number);
       key.set(number, state.order === "worst" ? mistake(number, of) : score);
     }
     const sign = { listed: 0, highest: -1, lowest: 1, worst: -1 }[state.order];
-    if (sign) found.sort((a, b) => sign * (key.get(a) - key.get(b)));
+    if (sign) matches.sort((a, b) => sign * (key.get(a) - key.get(b)));
     state.page = 0;
     draw();
   }
@@ -116,13 +116,13 @@ gmpipe.gallery = (() => {
   // One image as one network sees it --------------------------------------------------------------
 
   function detectorSays(number, region) {
-    const number_ = images.classes.row(number)[region];
+    const detected = images.classes.row(number)[region];
     const names = overview.gallery.classes;
-    const name = names && number_ < names.length ? names[number_] : `class ${number_}`;
+    const name = names && detected < names.length ? names[detected] : `class ${detected}`;
     return `${name} ${percent(images.scores.row(number)[region])} %`;
   }
 
-  /** The picture with its regions; light(region) shows one, light(null) all. */
+  /** The picture with its regions; light(region) highlights one, light(null) none. */
   function picture(number, variant, say) {
     const [width, height] = images.sizes.row(number);
     const frame = element("div", { class: "picture" });
@@ -144,7 +144,7 @@ gmpipe.gallery = (() => {
       return (x1 - x0) * (y1 - y0);
     };
     const order = [...Array(images.count.row(number)[0]).keys()];
-    order.sort((a, b) => area(b) - area(a)); // small ones on top, or the pointer can't reach them
+    order.sort((a, b) => area(b) - area(a)); // small ones on top, where the pointer reaches them
     const drawn = new Map();
     for (const region of order) {
       const [x0, y0, x1, y1] = sides(region);
@@ -165,8 +165,9 @@ gmpipe.gallery = (() => {
 
   async function sayRegion(number, variant, region, say) {
     const what = `region ${region} (detector: ${detectorSays(number, region)})`;
-    say(what);
+    const isLatest = say(what);
     const { labels, scores } = await regionsOf(variant);
+    if (!isLatest()) return; // the pointer has moved on while the data were loaded
     const best = labels.shape[2];
     if (region >= labels.shape[1]) {
       say(`${what}: not used by ${variant}`);
@@ -184,7 +185,7 @@ gmpipe.gallery = (() => {
     const [mark, meaning] = MARKS[kind];
     const on = () => {
       light(winner);
-      say(`${overview.labels[label]} ${percent(score)} %, ${meaning}: won by region ${winner} `
+      say(`${overview.labels[label]} ${percent(score)} %, ${meaning}, from region ${winner} `
         + `(detector: ${detectorSays(number, winner)})`);
     };
     const off = () => { light(null); say(""); };
@@ -195,19 +196,19 @@ gmpipe.gallery = (() => {
     overview.labels[label], element("span", { class: "score" }, percent(score)));
   }
 
-  /** Picture, best labels, truth. `whole`: all labels and a list of the regions, too. */
+  /** Picture, best labels and truth; if `whole`, all labels and a list of the regions. */
   function pane(number, variant, whole) {
     const of = networks.get(variant);
     const scores = of.scores.row(number);
     const winners = of.winners.row(number);
     const truth = images.truth.row(number);
     const info = element("p", { class: "info", "aria-live": "polite" });
-    let later = 0;
+    let last = 0;
+    /** Show a text; the function that it returns says whether that is still the latest text. */
     const say = (text) => {
-      // An answer that comes late must not overwrite a later question's.
-      const turn = ++later;
+      const turn = ++last;
       info.textContent = text;
-      return turn;
+      return () => turn === last;
     };
     const { frame, light } = picture(number, variant, say);
     const ranked = [...scores.keys()].filter((label) => truth[label] >= 0)
@@ -245,19 +246,19 @@ gmpipe.gallery = (() => {
 
   function draw() {
     const first = state.page * ON_A_PAGE;
-    const shown = found.slice(first, first + ON_A_PAGE);
-    const pages = Math.max(1, Math.ceil(found.length / ON_A_PAGE));
+    const shown = matches.slice(first, first + ON_A_PAGE);
+    const pages = Math.max(1, Math.ceil(matches.length / ON_A_PAGE));
     const cards = document.getElementById("cards");
     cards.classList.toggle("pairs", state.beside !== "");
-    cards.replaceChildren(...shown.map((number, place) => element("article", { class: "card",
+    cards.replaceChildren(...shown.map((number, index) => element("article", { class: "card",
       "data-image": number },
     element("h3", {}, element("button", { type: "button", class: "open",
-      click: () => open(first + place), title: "Show it large, with all labels and regions" },
+      click: () => open(first + index), title: "Open this image with all labels and regions" },
     images.ids[number])),
     element("div", { class: "panes" }, ...panes(number, false)))));
-    if (!shown.length) cards.append(element("p", { class: "none" }, "No image passes the filters."));
+    if (!shown.length) cards.append(element("p", { class: "none" }, "No image matches the filters."));
     document.getElementById("gallery-count").textContent =
-      `${found.length} of ${images.ids.length} images, page ${state.page + 1} of ${pages}`;
+      `${matches.length} of ${images.ids.length} images, page ${state.page + 1} of ${pages}`;
     document.getElementById("previous").disabled = state.page === 0;
     document.getElementById("next").disabled = state.page >= pages - 1;
   }
@@ -272,14 +273,14 @@ gmpipe.gallery = (() => {
 
   const dialog = document.getElementById("detail");
 
-  function open(place) {
-    if (place < 0 || place >= found.length) return;
-    opened = place;
-    const number = found[place];
+  function open(index) {
+    if (index < 0 || index >= matches.length) return;
+    opened = index;
+    const number = matches[index];
     document.getElementById("detail-title").textContent = images.ids[number];
     document.getElementById("detail-panes").replaceChildren(...panes(number, true));
-    document.getElementById("detail-previous").disabled = place === 0;
-    document.getElementById("detail-next").disabled = place === found.length - 1;
+    document.getElementById("detail-previous").disabled = index === 0;
+    document.getElementById("detail-next").disabled = index === matches.length - 1;
     if (!dialog.open) dialog.showModal();
   }
 
@@ -293,7 +294,7 @@ gmpipe.gallery = (() => {
       if (event.key === "ArrowRight") open(opened + 1);
     });
     dialog.addEventListener("close", () => {
-      const card = document.querySelector(`.card[data-image="${found[opened]}"] .open`);
+      const card = document.querySelector(`.card[data-image="${matches[opened]}"] .open`);
       if (card) card.focus();
     });
   }
@@ -319,7 +320,7 @@ gmpipe.gallery = (() => {
     const variants = overview.variants.map((name) => [name, name]);
     document.getElementById("gallery-controls").append(
       chooser("Network", variants, change("shown"), state.shown),
-      chooser("beside", [["", "none"], ...variants], changeBeside, ""),
+      chooser("Compare with", [["", "none"], ...variants], changeBeside, ""),
       chooser("Label", [["", "any"], ...overview.labels.map((name, i) => [String(i), name])],
         change("label"), ""),
       chooser("Show", outcomes(), change("outcome"), "any", "show"),
@@ -333,15 +334,17 @@ gmpipe.gallery = (() => {
 
   async function start() {
     const about = overview.gallery;
-    const some = about.images < about.of ? `A random sample of ${about.images} of the ${about.of}`
-      : `The ${about.images}`;
+    const shown = about.images < about.of
+      ? `A random sample of ${about.images} of the ${about.of} test images`
+      : `All ${about.images} test images`;
     const bare = about.images - about.pictures;
-    document.getElementById("gallery-about").textContent = `${some} test images, seed ${about.seed}. `
-      + "Point at a label to see the region that won it, at a region to see its best labels; open an "
-      + "image by its name. \u2713 right, \u2717 false positive, \u25cb false negative; a label is "
-      + "predicted over 50 %. Confidence: the score of the chosen label; for any label, the highest "
-      + "score of those that are shown."
-      + (bare ? ` ${bare} photographs are not at hand: their regions are drawn on empty ground.` : "");
+    document.getElementById("gallery-about").textContent = `${shown}, as predicted with seed `
+      + `${about.seed}. Point at a label to see the region that its score comes from, or at a region to `
+      + "see its best labels. Open an image by its name. \u2713 marks a correct label, \u2717 a false "
+      + "positive and \u25cb a false negative. A label is predicted if its probability is over 50 %. "
+      + "The confidence is the score of the chosen label or, for any label, the highest score among "
+      + "the labels that match."
+      + (bare ? ` ${bare} photographs are missing; their regions are drawn on an empty background.` : "");
     const raw = await gmpipe.load("images");
     images = { ids: raw.ids };
     for (const name of Object.keys(raw)) if (name !== "ids") images[name] = unpack(raw[name]);

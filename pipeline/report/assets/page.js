@@ -12,7 +12,7 @@
       element("a", { href: file("figures", "svg") },
         element("img", { src: file("figures", "svg"), alt: about.alt, loading: "lazy" })),
       element("figcaption", {}, about.note, " ",
-        ...links.flatMap(([folder, kind], place) => [place ? " \u00b7 " : "",
+        ...links.flatMap(([folder, kind], index) => [index ? " \u00b7 " : "",
           element("a", { href: file(folder, kind), download: `${about.name}.${kind}` },
             kind.toUpperCase())])));
   }
@@ -32,9 +32,9 @@
     const facts = document.getElementById("run-facts");
     facts.append(table("Data and runs", null, run.facts));
     if (times && times.length) {
-      facts.append(table("Time of each stage", ["stage", "of", "seconds", "finished"], times));
+      facts.append(table("Time of each stage", ["stage", "for", "seconds", "finished (UTC)"], times));
     }
-    facts.append(table("Packages, when this page was made", null, run.packages),
+    facts.append(table("Package versions when this page was made", null, run.packages),
       element("details", {}, element("summary", {}, "Settings"), element("pre", {}, run.settings)));
   }
 
@@ -43,11 +43,11 @@
     document.title = `${overview.dataset} \u2013 gmpipe report`;
     document.getElementById("title").textContent = overview.dataset;
     document.getElementById("caption").textContent =
-      `${overview.caption}. Regions by ${overview.detector}.`;
+      `${overview.caption}. The regions were made by ${overview.detector}.`;
     const ofLabels = ["average-precision", "gains-and-losses"];
     for (const about of overview.figures) {
-      const place = ofLabels.includes(about.name) ? "labels-figures" : "curves-figures";
-      document.getElementById(place).append(figure(about));
+      const section = ofLabels.includes(about.name) ? "labels-figures" : "curves-figures";
+      document.getElementById(section).append(figure(about));
     }
     gmpipe.tables.start();
     startRun(overview.run, gmpipe.data("times"));
@@ -56,7 +56,7 @@
 
   function complain(error) {
     const problem = document.getElementById("problem");
-    problem.textContent = `This page is incomplete: ${error.message}. Run gmpipe report again.`;
+    problem.textContent = `This page is incomplete: ${error.message}. Make the report again.`;
     problem.hidden = false;
   }
 

@@ -1,11 +1,11 @@
 "use strict";
-/* The tables of results and of labels, which can be sorted, and the chart of one label's curves. */
+/* The sortable tables of results and labels, and the chart with the curves of one label. */
 
 gmpipe.tables = (() => {
   const { element, chooser, checkbox, fixed, signed } = gmpipe;
   const overview = gmpipe.data("overview");
 
-  /** A header cell whose button sorts by `key`; `state` has key and descending. */
+  /** Make a header cell whose button sorts by `key`; `state` holds `key` and `descending`. */
   function sorter(title, key, state, redraw, attributes = {}) {
     const current = state.key === key;
     const sort = current ? (state.descending ? "descending" : "ascending") : "none";
@@ -15,7 +15,7 @@ gmpipe.tables = (() => {
         state.descending = current ? !state.descending : !["name", "group"].includes(key);
         state.key = key;
         redraw();
-        // The table was drawn anew: keep the keyboard where it was.
+        // The table was drawn again: keep the keyboard focus where it was.
         const again = [...document.querySelectorAll(`#${state.table} th button`)];
         again.find((one) => one.dataset.key === key)?.focus();
       },
@@ -25,7 +25,7 @@ gmpipe.tables = (() => {
     return element("th", { scope: "col", "aria-sort": sort, ...attributes }, button);
   }
 
-  /** Compare for sorting: what is missing comes last, either way. */
+  /** Compare two values for sorting. Missing values come last in both directions. */
   function inOrder(a, b, descending) {
     if (a === null || a === undefined) return b === null || b === undefined ? 0 : 1;
     if (b === null || b === undefined) return -1;
@@ -71,9 +71,9 @@ gmpipe.tables = (() => {
     const spans = groups.map((group) => columns.filter((c) => c.group === group).length);
     document.getElementById("results-table").replaceChildren(
       element("thead", {},
-        element("tr", {}, element("td", {}), ...groups.map((group, place) =>
-          group ? element("th", { scope: "colgroup", colspan: spans[place] }, group)
-            : element("td", { colspan: spans[place] }))),
+        element("tr", {}, element("td", {}), ...groups.map((group, index) =>
+          group ? element("th", { scope: "colgroup", colspan: spans[index] }, group)
+            : element("td", { colspan: spans[index] }))),
         element("tr", {}, sorter("network", "name", results, drawResults),
           ...columns.map((c) => sorter(c.title, c.key, results, drawResults, { class: "number" })))),
       body);
@@ -83,15 +83,17 @@ gmpipe.tables = (() => {
     const kinds = new Set(overview.rows.map((row) => row.kind));
     const change = (name) => (value) => { results[name] = value; drawResults(); };
     const controls = document.getElementById("results-controls");
-    if (kinds.has("seed")) controls.append(checkbox("each seed", true, change("seeds")));
-    if (kinds.has("paper")) controls.append(checkbox("the paper's rows", true, change("paper")));
-    controls.append(checkbox("top-3: always three labels, also under 0.5", false, change("forced")));
+    if (kinds.has("seed")) controls.append(checkbox("Show each seed", true, change("seeds")));
+    if (kinds.has("paper")) controls.append(checkbox("Show the paper's rows", true, change("paper")));
+    controls.append(checkbox("For top-3, always count three labels, even those under 0.5", false,
+      change("forced")));
     document.getElementById("results-note").textContent =
-      `In percent; \u00b1 is the sample standard deviation over the seeds, small numbers are the ${overview.interval}.`;
+      "All numbers are in percent. \u00b1 gives the sample standard deviation over the seeds. "
+      + `The small numbers are the ${overview.interval}.`;
     drawResults();
     if (overview.paper) {
       document.getElementById("paper-differences").append(
-        element("h3", {}, `Beside the paper: ${overview.paper.title}`),
+        element("h3", {}, `Comparison with the paper: ${overview.paper.title}`),
         element("p", {}, "What differs:"),
         element("ul", {}, ...overview.paper.differences.map((line) => element("li", {}, line))));
     }
@@ -102,16 +104,17 @@ gmpipe.tables = (() => {
   const others = overview.variants.filter((name) => name !== overview.base);
   const labels = { table: "labels-table", key: "base", descending: true, against: others[0] };
 
-  function bars(place) {
+  function bars(label) {
     const bar = element("div", { class: "bars", "aria-hidden": "true" });
-    const base = overview.ap[overview.base][place];
     const fill = element("div", { class: "fill" });
-    fill.style.width = `${base[0]}%`;
+    fill.style.width = `${overview.ap[overview.base][label][0]}%`;
+    fill.style.background = gmpipe.look(overview.base).colour;
     bar.append(fill);
     for (const name of others) {
-      const mark = element("div", { class: "mark", title: `${name}: ${fixed(overview.ap[name][place][0])}` });
-      mark.style.left = `${overview.ap[name][place][0]}%`;
-      mark.style.background = gmpipe.colour(overview.variants.indexOf(name));
+      const [ap] = overview.ap[name][label];
+      const mark = element("div", { class: "mark", title: `${name}: ${fixed(ap)}` });
+      mark.style.left = `${ap}%`;
+      mark.style.background = gmpipe.look(name).colour;
       bar.append(mark);
     }
     return bar;
@@ -120,19 +123,19 @@ gmpipe.tables = (() => {
   function drawLabels() {
     const base = overview.ap[overview.base];
     const paper = overview.paper?.ap;
-    const rows = overview.labels.map((label, place) => {
-      const known = base[place] !== null;
-      const value = { name: label, group: overview.groups[label] ?? "",
-        positives: overview.positives[place],
-        base: known ? base[place][0] : null, paper: paper ? paper[place] : null };
-      for (const name of others) value[name] = known ? overview.ap[name][place][0] : null;
+    const rows = overview.labels.map((name, label) => {
+      const known = base[label] !== null;
+      const value = { name, group: overview.groups[name] ?? "",
+        positives: overview.positives[label],
+        base: known ? base[label][0] : null, paper: paper ? paper[label] : null };
+      for (const other of others) value[other] = known ? overview.ap[other][label][0] : null;
       value.difference = known && labels.against ? value[labels.against] - value.base : null;
-      return { place, value };
+      return { label, value };
     });
     rows.sort((a, b) => inOrder(a.value[labels.key], b.value[labels.key], labels.descending));
     const head = (title, key, number = true) =>
       sorter(title, key, labels, drawLabels, number ? { class: "number" } : {});
-    const cell = (variant, place) => numberCell(overview.ap[variant][place], variant);
+    const cell = (variant, label) => numberCell(overview.ap[variant][label], variant);
     document.getElementById("labels-table").replaceChildren(
       element("thead", {}, element("tr", {}, head("label", "name", false),
         head("group", "group", false), head("positives", "positives"),
@@ -140,21 +143,22 @@ gmpipe.tables = (() => {
         ...others.map((name) => head(name, name)),
         labels.against ? head(`${labels.against} \u2212 ${overview.base}`, "difference") : null,
         paper ? head("paper", "paper") : null)),
-      element("tbody", {}, ...rows.map(({ place, value }) => element("tr", {},
+      element("tbody", {}, ...rows.map(({ label, value }) => element("tr", {},
         element("th", { scope: "row" }, value.name),
         element("td", {}, value.group),
         element("td", { class: "number" }, value.positives < overview.few
-          ? element("span", { class: "few", title: "too few to tell" }, `${value.positives} \u26a0`)
+          ? element("span", { class: "few", title: "too few for a reliable number" },
+            `${value.positives} \u26a0`)
           : String(value.positives)),
-        element("td", { class: "wide" }, value.base === null ? "no positive" : bars(place)),
-        cell(overview.base, place), ...others.map((name) => cell(name, place)),
+        element("td", { class: "wide" }, value.base === null ? "no positives" : bars(label)),
+        cell(overview.base, label), ...others.map((name) => cell(name, label)),
         labels.against ? differenceCell(value.difference) : null,
-        paper ? numberCell(paper[place] === null ? null : [paper[place], null], "paper") : null))));
+        paper ? numberCell(paper[label] === null ? null : [paper[label], null], "paper") : null))));
   }
 
-  function swatch(place) {
+  function swatch(variant) {
     const made = element("span", { class: "swatch" });
-    made.style.background = gmpipe.colour(place);
+    made.style.background = gmpipe.look(variant).colour;
     return made;
   }
 
@@ -167,23 +171,23 @@ gmpipe.tables = (() => {
   function describeLabels() {
     const few = overview.positives.filter((count) => count < overview.few).length;
     document.getElementById("labels-note").replaceChildren(
-      "Average precision in percent, mean over the seeds. Bar: ",
-      element("span", { class: "key" }, swatch(0), overview.base), others.length ? "Marks: " : "",
-      ...others.map((name) => element("span", { class: "key" },
-        swatch(overview.variants.indexOf(name)), name)),
+      "Average precision in percent, averaged over the seeds. Bars: ",
+      element("span", { class: "key" }, swatch(overview.base), overview.base),
+      others.length ? "Marks: " : "",
+      ...others.map((name) => element("span", { class: "key" }, swatch(name), name)),
       few ? element("span", { class: "few" }, `\u26a0 ${few} of ${overview.labels.length} labels have fewer `
-        + `than ${overview.few} positives among the test images: their numbers, and means and intervals `
-        + "that hold many of them, say little.") : "");
+        + `than ${overview.few} positives among the test images. Their numbers are unreliable, and so are `
+        + "means and intervals over many such labels.") : "");
   }
 
   function startLabels() {
     describeLabels();
     if (others.length) {
       document.getElementById("labels-controls").append(
-        chooser(`Difference to ${overview.base} of`, others.map((name) => [name, name]),
+        chooser(`Difference from ${overview.base} for`, others.map((name) => [name, name]),
           (value) => { labels.against = value; drawLabels(); }, labels.against),
-        element("button", { type: "button", click: () => byDifference(false) }, "Most lost first"),
-        element("button", { type: "button", click: () => byDifference(true) }, "Most gained first"));
+        element("button", { type: "button", click: () => byDifference(false) }, "Largest losses first"),
+        element("button", { type: "button", click: () => byDifference(true) }, "Largest gains first"));
     }
     drawLabels();
   }
@@ -214,18 +218,19 @@ gmpipe.tables = (() => {
       element("text", { x: 0, y: 0, "text-anchor": "middle",
         transform: `translate(11 ${y(0.5)}) rotate(-90)` }, "precision (%)"));
     const legend = element("ul", { class: "legend" });
-    overview.variants.forEach((name, place) => {
+    for (const name of overview.variants) {
+      const { colour, dash } = gmpipe.look(name);
+      const line = { stroke: colour, "stroke-dasharray": dash || null };
       const [recall, precision] = curves[name];
       const points = recall.map((r, i) => `${x(r).toFixed(1)} ${y(precision[i]).toFixed(1)}`);
       chart.append(element("path", { d: `M${points.join("L")}`, fill: "none", "stroke-width": 2,
-        stroke: gmpipe.colour(place), "stroke-dasharray": gmpipe.dash(place) || null }));
+        ...line }));
       const ap = overview.ap[name][overview.labels.indexOf(label)][0];
       legend.append(element("li", {},
         element("svg", { viewBox: "0 0 34 8", class: "sample", "aria-hidden": "true" },
-          element("line", { x1: 0, x2: 34, y1: 4, y2: 4, "stroke-width": 3,
-            stroke: gmpipe.colour(place), "stroke-dasharray": gmpipe.dash(place) || null })),
+          element("line", { x1: 0, x2: 34, y1: 4, y2: 4, "stroke-width": 3, ...line })),
         `${name}: AP ${fixed(ap)}`));
-    });
+    }
     document.getElementById("curve-chart").replaceChildren(chart, legend);
   }
 
@@ -235,7 +240,7 @@ gmpipe.tables = (() => {
       chooser("Label", known.map((label) => [label, label]), drawCurve, known[0]));
     const seed = overview.gallery.seed;
     document.getElementById("curve-note").textContent =
-      `Curves of seed ${seed}, at most 100 points each; AP is the mean over the seeds.`;
+      `The curves are for seed ${seed}, with at most 100 points each. AP is averaged over the seeds.`;
     drawCurve(known[0]);
   }
 

@@ -1,0 +1,49 @@
+"""Finished runs: what is read of a run once it was trained and evaluated.
+
+Whoever reads the checkout makes these values; tables and the page are made from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.evaluation.metrics import Evaluation
+from pipeline.settings import TrainSettings
+from pipeline.shards.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that was trained and evaluated.
+
+    Attributes:
+        name: of its folder.
+        settings: the variant's own.
+        views: how many cached views of each training image it drew from.
+        recipe: of the regions that it was trained on.
+        evaluation: its metrics, and what they were measured on.
+        checkpoint, history, predictions: its files.
+    """
+
+    name: str
+    settings: TrainSettings
+    views: int
+    recipe: Recipe
+    evaluation: Evaluation
+    checkpoint: Path
+    history: Path
+    predictions: Path
+
+
+Runs = Mapping[str, Sequence[Run]]
+"""Variant -> its runs, one per seed."""
+
+Evaluations = Mapping[str, Sequence[Evaluation]]
+"""Variant -> the evaluation of each of its runs."""
+
+
+def evaluations_of(runs: Runs) -> dict[str, list[Evaluation]]:
+    """The evaluations alone."""
+    return {variant: [run.evaluation for run in seeds] for variant, seeds in runs.items()}

@@ -1,0 +1,179 @@
+"""The page: tables, figures, gallery and words, put together from what was read of the checkout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.datasets.groups import label_groups
+from pipeline.evaluation import bootstrap
+from pipeline.evaluation.diagnostics import cluster_labels
+from pipeline.evaluation.differences import paper_differences
+from pipeline.evaluation.paper import PAPER
+from pipeline.evaluation.runs import evaluations_of
+from pipeline.evaluation.tables import BASE, caption, labels_csv, results_csv, results_markdown
+from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
+from pipeline.matching.network import MatchingNetwork
+from pipeline.report import illustrations as drawn
+from pipeline.report.facts import what_was_run
+from pipeline.report.figures import looks
+from pipeline.report.folder import TABLES, write_data, write_frame
+from pipeline.report.gallery import mean_label_nodes, shown_split, write_gallery
+from pipeline.report.inputs import PageInputs
+from pipeline.report.rows import columns, label_cells, own_rows, paper_rows
+
+FEW = 10
+"""The page warns about the average precision of a label with fewer positives in the test split."""
+
+Groups = Mapping[str, Any]
+"""Name of a group -> its labels."""
+
+
+def write_page(folder: Path, inputs: PageInputs, on_images: Callable[[int], None]) -> str:
+    """Write a page into an empty folder.
+
+    Args:
+        on_images: called with the number of images whenever some are done; each is done once for
+            its picture and once for each variant.
+
+    Returns:
+        the tables as Markdown, as in tables/results.md.
+
+    Raises:
+        MissingError, DamagedError: a file of a run can't be read.
+    """
+    scores, evaluations = inputs.scores, evaluations_of(inputs.runs)
+    intervals = bootstrap.intervals(scores.runs, scores.truth, BASE)
+    text = results_markdown(
+        inputs.manifest.dataset, inputs.source, inputs.detector, inputs.runs, intervals
+    )
+    write_frame(folder)
+    (folder / TABLES / "results.md").write_text(text)
+    (folder / TABLES / "results.csv").write_text(results_csv(evaluations))
+    (folder / TABLES / "labels.csv").write_text(labels_csv(evaluations))
+
+    checkpoint = load_checkpoint(inputs.shown.checkpoint)
+    groups, origin = _label_groups(inputs, checkpoint)
+    figures, curves = _draw_figures(folder, inputs)
+    figures += _draw_label_map(folder, inputs, checkpoint, groups, origin)
+    figures += [drawn.copy_sweep(folder, sweep) for sweep in inputs.sweeps]
+    gallery = write_gallery(folder, inputs, on_images)
+
+    write_data(folder, "curves", _rounded(curves))
+    # Times have a script of their own: all others have the same bytes for the same runs.
+    write_data(folder, "times", inputs.times)
+    overview = {
+        **_about_data_set(inputs, groups),
+        **_numbers(inputs, intervals),
+        "figures": [asdict(figure) for figure in figures],
+        "gallery": gallery,
+        "run": what_was_run(inputs),
+    }
+    write_data(folder, "overview", overview)
+    return text
+
+
+def _label_groups(inputs: PageInputs, checkpoint: Checkpoint) -> tuple[Groups, str]:
+    """The groups of labels, and where they come from, in words."""
+    labels = list(inputs.manifest.vocabulary)
+    groups = label_groups(inputs.source, labels)
+    if groups is not None:
+        return groups, "the groups that the data set defines"
+    groups = cluster_labels(labels, checkpoint.label_vectors.numpy())
+    return groups, "groups of similar word vectors"
+
+
+def _draw_figures(
+    folder: Path, inputs: PageInputs
+) -> tuple[list[drawn.Illustration], drawn.Curves]:
+    """Draw the figures that need only metrics, histories and predictions."""
+    runs = {variant: inputs.runs[variant] for variant in inputs.variants}
+    scores = {variant: inputs.scores.runs[variant] for variant in inputs.variants}
+    first_seed = {variant: seeds[0] for variant, seeds in scores.items()}
+    truth, labels, base = inputs.scores.truth, inputs.manifest.vocabulary, inputs.base
+    evaluations = evaluations_of(runs)
+    histories = drawn.read_histories(runs)  # before anything is drawn: a file may be damaged
+
+    figures = [drawn.draw_average_precision(folder, evaluations, base)]
+    if len(runs) > 1:
+        figures.append(drawn.draw_gains(folder, evaluations, base))
+    figures.append(drawn.draw_learning(folder, histories))
+    figure, curves = drawn.draw_precision_recall(folder, first_seed, truth, labels)
+    figures += [figure, drawn.draw_calibration(folder, scores, truth)]
+    run = _in_words(inputs)
+    figures.append(drawn.draw_co_occurrence(folder, first_seed[base], truth, labels, run))
+    return figures, curves
+
+
+def _draw_label_map(
+    folder: Path, inputs: PageInputs, checkpoint: Checkpoint, groups: Groups, origin: str
+) -> list[drawn.Illustration]:
+    """Draw the map of the labels, unless the network has no label nodes or there are too few."""
+    network = checkpoint.network()
+    if not isinstance(network, MatchingNetwork):
+        return []
+    split = shown_split(inputs, checkpoint.settings.regions)
+    nodes = mean_label_nodes(network, split, checkpoint.label_vectors)
+    vectors, labels = checkpoint.label_vectors.numpy(), inputs.manifest.vocabulary
+    figure = drawn.draw_label_map(
+        folder, vectors, nodes, labels, groups, run=_in_words(inputs), origin=origin
+    )
+    return [] if figure is None else [figure]
+
+
+def _in_words(inputs: PageInputs) -> str:
+    return f"{inputs.base}, seed {inputs.shown.evaluation.seed}"
+
+
+def _rounded(curves: drawn.Curves) -> dict[str, dict[str, list[list[float]]]]:
+    return {
+        label: {
+            variant: [np.round(axis, 4).tolist() for axis in curve]
+            for variant, curve in of_label.items()
+        }
+        for label, of_label in curves.items()
+    }
+
+
+def _about_data_set(inputs: PageInputs, groups: Groups) -> dict[str, Any]:
+    """The overview's words and names."""
+    return {
+        "dataset": inputs.manifest.dataset,
+        "caption": caption(inputs.manifest.dataset, evaluations_of(inputs.runs)[inputs.base]),
+        "interval": f"{100 * bootstrap.COVERAGE:.0f} % interval over {bootstrap.RESAMPLES:,} "
+        "resamples of the test images",
+        "detector": inputs.detector,
+        "base": inputs.base,
+        "variants": inputs.variants,
+        "looks": looks(inputs.variants),
+        "labels": list(inputs.manifest.vocabulary),
+        "groups": {label: group for group, members in groups.items() for label in members},
+        "positives": (inputs.scores.truth == 1).sum(axis=0).tolist(),
+        "few": FEW,
+    }
+
+
+def _numbers(inputs: PageInputs, intervals: Mapping[str, bootstrap.Interval]) -> dict[str, Any]:
+    """The overview's tables, with the paper's numbers where it has any."""
+    evaluations, labels = evaluations_of(inputs.runs), inputs.manifest.vocabulary
+    paper = PAPER.get(inputs.manifest.dataset)
+    rows = own_rows(evaluations, intervals, BASE)
+    of_paper = None
+    if paper is not None:
+        rows += paper_rows(paper)
+        first = next(iter(inputs.runs.values()))[0]
+        of_paper = {
+            "title": paper.title,
+            "ap": [paper.ap.get(label) for label in labels] if paper.ap else None,
+            "differences": paper_differences(first, paper, inputs.detector),
+        }
+    return {
+        "ap": label_cells(evaluations),
+        "columns": columns(evaluations, BASE),
+        "rows": rows,
+        "paper": of_paper,
+    }

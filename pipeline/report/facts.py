@@ -1,0 +1,73 @@
+"""What was run: the page's last section."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from pipeline.datasets.manifest import SPLITS
+from pipeline.report.inputs import PageInputs
+from pipeline.shards.failures import read_failures
+
+_PACKAGES = (
+    "gmpipe",
+    "torch",
+    "torchvision",
+    "numpy",
+    "h5py",
+    "pyarrow",
+    "dask",
+    "scikit-learn",
+    "dvc",
+)
+
+
+def what_was_run(inputs: PageInputs) -> dict[str, Any]:
+    """The section's data: facts about data and runs, versions of packages, and the settings."""
+    return {
+        "facts": _facts(inputs),
+        "packages": [("python", platform.python_version()), *map(_version, _PACKAGES)],
+        "settings": inputs.settings,
+    }
+
+
+def _facts(inputs: PageInputs) -> list[tuple[str, str]]:
+    manifest, run = inputs.manifest, inputs.shown
+    commits = {one.evaluation.commit for seeds in inputs.runs.values() for one in seeds}
+    return [
+        ("data set", manifest.dataset),
+        ("split", run.evaluation.split),
+        *(
+            (
+                f"images of {split}",
+                f"{counts['images']:,} (listed {counts['listed']:,}, missing "
+                f"{counts['missing']:,}, unlabelled {counts['unlabelled']:,})",
+            )
+            for split, counts in manifest.counts.items()
+        ),
+        ("left out of these, without regions", _left_out(inputs)),
+        ("labels", str(len(manifest.vocabulary))),
+        ("regions made by", inputs.detector),
+        ("label vectors", run.settings.label_vectors),
+        ("regions per image", str(run.settings.regions or run.recipe["regions"])),
+        ("fingerprint of the regions", run.evaluation.fingerprint),
+        ("commit of the runs", ", ".join(sorted(commit or "none" for commit in commits))),
+    ]
+
+
+def _left_out(inputs: PageInputs) -> str:
+    """How many images of each split have no regions: they could not be decoded or imported."""
+    failed = read_failures(inputs.cache.folder)
+    counts = {
+        split: sum(image_id in failed for image_id in inputs.manifest.image_ids(split))
+        for split in SPLITS
+    }
+    return ", ".join(f"{count} of {split}" for split, count in counts.items())
+
+
+def _version(package: str) -> tuple[str, str]:
+    try:
+        return package, version(package)
+    except PackageNotFoundError:  # gmpipe itself, where it runs without being installed
+        return package, "not installed"

@@ -1,0 +1,63 @@
+"""The folder of a page: it opens from disk, without a server or network.
+
+A page that was opened from disk can't fetch files, so its data are scripts: each of them calls
+`gmpipe.receive(name, value)`. Large arrays travel as base64 of their bytes.
+
+    index.html      the file to open
+    assets/         styles and scripts, the same for every data set
+    data/           the data that they show
+    pictures/       small pictures of the test images
+    figures/        SVG and PNG
+    tables/         CSV, and results.md
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+PAGE = "index.html"
+DATA, FIGURES, PICTURES, TABLES = "data", "figures", "pictures", "tables"
+
+_STEPS = 65534
+"""A probability travels as a whole number of this many steps. It is even, so 0.5 is one of them."""
+
+
+def write_frame(folder: Path) -> None:
+    """Put index.html and its assets into an empty folder, and make the folders for the rest."""
+    with as_file(files("pipeline.report") / "assets") as assets:
+        shutil.copytree(assets, folder / "assets")
+    (folder / "assets" / PAGE).rename(folder / PAGE)
+    for name in (DATA, FIGURES, TABLES):
+        (folder / name).mkdir()
+
+
+def write_data(folder: Path, name: str, value: Any) -> None:
+    """Write a JSON value that the page's scripts find under ``name``."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    (folder / DATA / f"{name}.js").write_text(f"gmpipe.receive({json.dumps(name)},{text});\n")
+
+
+def packed(array: NDArray[Any]) -> dict[str, Any]:
+    """An array of integers as a JSON value: type, shape, and base64 of its little-endian bytes."""
+    little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    return {
+        "type": array.dtype.name,
+        "shape": list(array.shape),
+        "base64": base64.b64encode(little.tobytes()).decode(),
+    }
+
+
+def in_steps(probabilities: NDArray[np.floating[Any]]) -> NDArray[np.uint16]:
+    """Probabilities as uint16. Exactly those over 0.5 are over half of the steps."""
+    steps = np.rint(probabilities.astype(np.float64) * _STEPS).astype(np.uint16)
+    over = probabilities > 0.5
+    steps[over] = np.maximum(steps[over], _STEPS // 2 + 1)
+    return steps

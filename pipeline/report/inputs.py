@@ -1,0 +1,90 @@
+"""What a page is made from. Whoever knows the checkout reads it and passes it in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.datasets.manifest import Manifest
+from pipeline.errors import MismatchError
+from pipeline.evaluation.predictions import Scores
+from pipeline.evaluation.runs import Run, Runs
+from pipeline.evaluation.tables import BASE
+from pipeline.shards.reader import RegionCache
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The files of a finished sweep.
+
+    Attributes:
+        results: CSV with one row per run: `variant`, `setting`, `value`, `seed` and metrics.
+        figure: path of the SVG and the PNG, without suffix.
+    """
+
+    results: Path
+    figure: Path
+
+
+@dataclass(frozen=True)
+class PageInputs:
+    """Everything that a page shows.
+
+    Attributes:
+        manifest: of the data set.
+        source: kind of the data set, as its settings name it; decides how labels are grouped.
+        root: the folder that the manifest's paths are relative to.
+        detector: what made the regions, in words (`differences.describe_detector`).
+        classes: names of the detector's class numbers; None if they are unknown.
+        cache: the regions that the runs were trained on.
+        runs: those to show; every variant has the same seeds.
+        scores: their predictions.
+        sweeps: to show.
+        times: rows of the table of times: stage, what of, seconds, when it finished.
+        settings: the settings that were used, as a text to show.
+        images: how many test images the gallery shows at most.
+    """
+
+    manifest: Manifest
+    source: str
+    root: Path
+    detector: str
+    classes: Sequence[str] | None
+    cache: RegionCache
+    runs: Runs
+    scores: Scores
+    sweeps: Sequence[Sweep]
+    times: Sequence[Sequence[str]]
+    settings: str
+    images: int
+
+    @property
+    def base(self) -> str:
+        """The variant that the others are compared with."""
+        return BASE if BASE in self.runs else next(iter(self.runs))
+
+    @property
+    def shown(self) -> Run:
+        """The run that a figure shows where it has room for one: the first seed of `base`."""
+        return self.runs[self.base][0]
+
+    @property
+    def variants(self) -> list[str]:
+        """The variants in the order of figures and legends: `base` first."""
+        return [self.base, *(variant for variant in self.runs if variant != self.base)]
+
+
+def check_same_regions(run: Run, cache: RegionCache) -> None:
+    """Refuse to show a run beside regions that it was not evaluated on.
+
+    Raises:
+        MismatchError: the cache has another fingerprint.
+    """
+    if cache.fingerprint != run.evaluation.fingerprint:
+        raise MismatchError(
+            f"{cache.folder} has the fingerprint {cache.fingerprint}, but "
+            f"{run.checkpoint.parent} was evaluated on {run.evaluation.fingerprint}. The page "
+            "can't show which regions won.",
+            "Train and evaluate again, or restore the regions.",
+        )
