@@ -276,7 +276,7 @@ def test_no_difference_is_printed_without_full_or_with_full_alone(compared: Flow
 
 def test_predictions_of_other_images_are_named(runs: Flow) -> None:
     path = runs / "runs/voc2007/max-pool-s0/predictions.parquet"
-    named = r"max-pool-s0/predictions\.parquet .*`gmpipe evaluate .*--variant max-pool"
+    named = r"max-pool-s0/predictions\.parquet\b.*`gmpipe evaluate .*--variant max-pool"
     table = pq.read_table(path)
     pq.write_table(table.take(list(range(17, -1, -1))), path)
     assert runs.gmpipe("compare", "--seed", "0").refused(named)

@@ -137,9 +137,8 @@ def test_a_killed_process_is_named(number: signal.Signals) -> None:
 def parent() -> Iterator[subprocess.Popen[bytes]]:
     """A process that runs two jobs, which wait for ever."""
     waiting_for_ever()
-    code = (
-        f"from stages.workers.jobs import run_jobs; list(run_jobs(dict(a=[{LIST}], b=[{LIST}]), 2))"
-    )
+    jobs = {"a": [LIST], "b": [LIST]}
+    code = f"from stages.workers.jobs import run_jobs; list(run_jobs({jobs}, 2))"
     with subprocess.Popen(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
