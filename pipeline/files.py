@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from pipeline.errors import GmpipeError
+from pipeline.errors import BusyError, GmpipeError
 
 _log = logging.getLogger(__name__)
 
@@ -119,14 +119,14 @@ def folder_lock(folder: Path) -> Iterator[None]:
     may delete.
 
     Raises:
-        GmpipeError: another process writes into ``folder``.
+        BusyError: another process writes into ``folder``.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.parent / f".{folder.name}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise GmpipeError(
+        raise BusyError(
             f"{folder} is being written by another gmpipe process. A killed `dvc repro` can leave "
             "its child running: wait for it to finish, or end it, and run this command again."
         ) from None

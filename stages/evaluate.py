@@ -13,12 +13,12 @@ from pipeline.evaluation.predictions import write_predictions
 from pipeline.files import folder_lock, write_json
 from pipeline.labels.vectors import LabelVectors
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
-from pipeline.learning.splits import fill_cache, open_split
-from pipeline.learning.training import predict_split
+from pipeline.learning.prediction import predict_split
+from pipeline.learning.splits import open_split
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import check_same_recipe
 from stages.checkout.layout import CHECKPOINT_FILE, METRICS_FILE, PREDICTIONS_FILE, SUMMARY_FILE
-from stages.checkout.plans import RunPlan, open_inputs
+from stages.checkout.plans import RunPlan, open_inputs, refill_command
 from stages.checkout.remedies import advising
 from stages.checkout.times import record_time
 
@@ -96,7 +96,7 @@ def _check_same_inputs(
             f"{vectors.source} now holds {vectors.sha256}.",
             f"{train} Or restore the label vectors that it was trained with.",
         )
-    restore = f"`{fill_cache(checkpoint.recipe, run.dataset)} --replace`"
+    restore = f"`{refill_command(checkpoint.recipe, run.dataset)} --replace`"
     check_same_recipe(
         checkpoint.recipe,
         cache.recipe,

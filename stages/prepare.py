@@ -1,4 +1,4 @@
-"""Stage `prepare`: from the files of a data set to data/<dataset>/prepared/."""
+"""Stage `prepare`: from the files of a data set to data/<dataset>/{prepared,settings}/."""
 
 from __future__ import annotations
 
@@ -56,6 +56,7 @@ from stages.checkout.layout import boxes_file, data_root, manifest_file, prepare
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request
 from stages.checkout.remedies import advising
+from stages.checkout.resolved import write_variant_settings
 from stages.checkout.times import record_time
 from stages.console.progress import progress_bar
 
@@ -76,6 +77,8 @@ _RAREST = 10
 def prepare(request: Request) -> str:
     """Write the manifest, unless its sources are unchanged and its images exist.
 
+    The train settings of each variant are written as well, for the stages that depend on them.
+
     Returns:
         a line that says what was done; the labels with their counts; and notes on labels that may
         be wrong.
@@ -87,6 +90,7 @@ def prepare(request: Request) -> str:
         BusyError: another process prepares the data set.
     """
     began = time.monotonic()
+    write_variant_settings(request)
     dataset, source = request.dataset, request.prepare
     folder = prepared_folder(dataset)
     if isinstance(source, ImportedSettings):

@@ -15,7 +15,6 @@ from pipeline.errors import MismatchError
 from pipeline.evaluation.differences import describe_detector
 from pipeline.evaluation.runs import Runs
 from pipeline.files import folder_lock, replacing_folder
-from pipeline.learning.splits import fill_cache
 from pipeline.regions.detector import class_names
 from pipeline.report.assemble import write_page
 from pipeline.report.folder import PAGE
@@ -35,6 +34,7 @@ from stages.checkout.layout import (
 )
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request
+from stages.checkout.plans import refill_command
 from stages.checkout.remedies import advising
 from stages.checkout.results import load_runs, load_scores
 from stages.checkout.times import read_times
@@ -101,7 +101,7 @@ def _open_cache(dataset: str, runs: Runs) -> RegionCache:
     cache = RegionCache.open(cache_folder(dataset))
     with advising(
         "Train and evaluate again, or restore the regions with the settings used at that time: "
-        f"`{fill_cache(run.recipe, dataset)} --replace`.",
+        f"`{refill_command(run.recipe, dataset)} --replace`.",
         MismatchError,
     ):
         check_same_regions(run, cache)

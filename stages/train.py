@@ -1,32 +1,32 @@
-"""Stage `train`: cached regions -> runs/<dataset>/<variant>-s<seed>/{checkpoint.pt,history.csv}."""
+"""Stage `train`: cached regions -> runs/<dataset>/<variant>-s<seed>/, with checkpoint and history.
+
+The run's folder also gets `settings.yaml`, which says what the run was made with.
+"""
 
 from __future__ import annotations
 
 import csv
 import math
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from pipeline.errors import GmpipeError
-from pipeline.files import folder_lock, replacing
+from pipeline.datasets.manifest import Manifest
+from pipeline.errors import DamagedError, InputError, MissingError
+from pipeline.files import folder_lock, is_no_space, replacing
+from pipeline.labels.vectors import LabelVectors
 from pipeline.learning.checkpoint import Checkpoint, save_checkpoint
-from pipeline.learning.distributed import processes
-from pipeline.learning.splits import open_split
-from pipeline.learning.training import (
-    Diverged,
-    History,
-    Row,
-    Training,
-    Weights,
-    split_validation,
-    train_network,
-)
+from pipeline.learning.distributed import Processes, joined_processes
+from pipeline.learning.loop import Diverged, History, Row, Training, Weights
+from pipeline.learning.splits import SplitData, open_split, split_validation
+from pipeline.learning.training import train_network
+from pipeline.shards.reader import RegionCache
 from stages.checkout.layout import (
     CHECKPOINT_FILE,
     EVALUATION_FILES,
@@ -35,35 +35,94 @@ from stages.checkout.layout import (
     TENSORBOARD_FOLDER,
     state_file,
 )
-from stages.checkout.plans import RunPlan, open_inputs
+from stages.checkout.plans import RunPlan, check_run_regions, open_inputs, refill_command
+from stages.checkout.remedies import advising
+from stages.checkout.resolved import write_run_settings
 from stages.checkout.times import record_time
 from stages.console.progress import progress_bar
 
 
-def train(run: RunPlan, *, tensorboard: bool = False) -> str | None:
-    """Train a run and write its checkpoint and history.
+@dataclass(frozen=True)
+class _Inputs:
+    """What a run is trained on.
 
-    Where `torchrun` started several processes, each calls this, and the first one writes.
+    Attributes:
+        manifest, cache, vectors: of the data set.
+        split: the images to train on.
+        validation: the images to validate on, if any.
+        left_out: images of the training split that have no regions.
+        state: file that a killed training resumes from.
+    """
+
+    manifest: Manifest
+    cache: RegionCache
+    vectors: LabelVectors
+    split: SplitData
+    validation: SplitData | None
+    left_out: int
+    state: Path
+
+    @property
+    def refill(self) -> str:
+        """The remedy for missing or damaged regions."""
+        return f"Run `{refill_command(self.cache.recipe, self.manifest.dataset)}`."
+
+
+def train(run: RunPlan, *, tensorboard: bool = False) -> str | None:
+    """Train a run, and write its checkpoint, history and settings.
+
+    If `torchrun` started several processes, each calls this, and the first one writes.
 
     Args:
+        run: what to train.
         tensorboard: also write each epoch's row of the history for TensorBoard.
 
     Returns:
-        a line that says where they are; None in all processes but the first.
+        A line that says where the results are; None in all processes but the first.
 
     Raises:
-        GmpipeError: what it reads is missing or damaged, or training diverged; then the weights
-            of the last whole epoch are in `checkpoint-last-good.pt`.
+        GmpipeError: an input is missing or damaged, the run's folder can't be written, or the
+            training diverged; then `checkpoint-last-good.pt` holds the weights of the last finished
+            epoch.
     """
     began = time.monotonic()
+    inputs = _open(run)
+    with ExitStack() as stack:
+        start = (
+            "Start with `torchrun --no-python --nproc-per-node N gmpipe train`, with N at most the "
+            "number of CUDA devices if there are any, or unset WORLD_SIZE."
+        )
+        with advising(start, InputError):
+            processes = stack.enter_context(joined_processes())
+        if processes.rank:
+            try:
+                _learn(run, inputs, processes)
+            except Diverged:  # the first process meets the same error, and reports it
+                sys.exit(1)
+            return None
+        on_epoch = stack.enter_context(_shown(run, tensorboard=tensorboard))
+        _check_writable(run.folder)
+        stack.enter_context(folder_lock(run.folder))
+        (run.folder / LAST_GOOD_FILE).unlink(missing_ok=True)  # of an earlier attempt
+        try:
+            training = _learn(run, inputs, processes, on_epoch)
+        except Diverged as error:
+            raise _reported(error, run, inputs) from error
+        _write(run, inputs, training)
+    record_time(run.dataset, "train", began, run=run.folder.name)
+    left_out = f"; {inputs.left_out} images without regions left out" if inputs.left_out else ""
+    return f"{run.folder}: {_summary(training)}{left_out}"
+
+
+def _open(run: RunPlan) -> _Inputs:
     manifest, cache, vectors = open_inputs(run.dataset, run.settings)
-    split = open_split(cache, manifest, "train", run.views, run.settings.regions)
-    left_out = ""
-    if split.left_out:
-        left_out = f"; {split.left_out} images without regions left out"
-    validation = None
+    check_run_regions(run, cache)
+    refill = f"Run `{refill_command(cache.recipe, run.dataset)}`."
+    with advising(refill, MissingError, DamagedError):
+        whole = open_split(cache, manifest, "train", run.views, run.settings.regions)
+    split, validation = whole, None
     if run.settings.validation:
-        split, validation = split_validation(split, run.settings.validation, run.seed)
+        split, validation = split_validation(whole, run.settings.validation, run.seed)
     key = {
         "seed": run.seed,
         "settings": run.settings.model_dump(mode="json"),
@@ -73,64 +132,88 @@ def train(run: RunPlan, *, tensorboard: bool = False) -> str | None:
         "labels": manifest.labels_sha256,
     }
     state = state_file("train", key)
+    return _Inputs(manifest, cache, vectors, split, validation, whole.left_out, state)
 
-    def checkpoint(weights: Weights, epoch: int) -> Checkpoint:
-        return Checkpoint(
-            dataset=run.dataset,
-            variant=run.variant,
-            seed=run.seed,
-            settings=run.settings,
-            epoch=epoch,
-            vocabulary=manifest.vocabulary,
-            labels_sha256=manifest.labels_sha256,
-            label_vectors=torch.from_numpy(vectors.vectors),
-            label_vectors_sha256=vectors.sha256,
-            recipe=dict(cache.recipe),
-            feature_size=cache.feature_size,
-            state=weights,
-        )
 
-    with processes() as together:
-        learn = partial(
-            train_network,
-            split,
-            vectors,
+def _learn(
+    run: RunPlan,
+    inputs: _Inputs,
+    processes: Processes,
+    on_epoch: Callable[[Row], None] = lambda row: None,
+) -> Training:
+    with advising(inputs.refill, MissingError, DamagedError):
+        return train_network(
+            inputs.split,
+            inputs.vectors,
             run.seed,
             run.settings,
-            state_file=state,
+            state_file=inputs.state,
             name=f"{run.variant}, seed {run.seed},",
-            processes=together,
-            validation=validation,
+            processes=processes,
+            validation=inputs.validation,
+            on_epoch=on_epoch,
         )
-        if together.rank:
-            try:
-                learn()
-            except Diverged:  # in the first process too, which says so
-                sys.exit(1)
-            return None
-        with folder_lock(run.folder):
-            last_good = run.folder / LAST_GOOD_FILE
-            last_good.unlink(missing_ok=True)  # of an earlier attempt
-            try:
-                with _watched(run, tensorboard=tensorboard) as on_epoch:
-                    training = learn(on_epoch=on_epoch)
-            except Diverged as error:
-                state.unlink(missing_ok=True)  # it would come to the same end
-                kept = "No epoch was whole by then."
-                if error.weights is not None:
-                    save_checkpoint(last_good, checkpoint(error.weights, len(error.history)))
-                    _write_history(run.folder / HISTORY_FILE, error.history)
-                    kept = f"{last_good} has the weights after epoch {len(error.history)}."
-                raise GmpipeError(f"{error.finding} {kept} {error.remedy}") from error
-            _write_history(run.folder / HISTORY_FILE, training.history)
-            weights = training.network.cpu().state_dict()
-            save_checkpoint(run.folder / CHECKPOINT_FILE, checkpoint(weights, training.epoch))
-            # Or the former checkpoint's numbers would pass for this one's.
-            for name in EVALUATION_FILES:
-                (run.folder / name).unlink(missing_ok=True)
-            state.unlink(missing_ok=True)
-    record_time(run.dataset, "train", began, run=run.folder.name)
-    return f"{run.folder}: {_summary(training)}{left_out}"
+
+
+def _check_writable(folder: Path) -> None:
+    """Make the folder, and check that it takes files, before hours are spent on the training.
+
+    Raises:
+        InputError: it can't be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        if is_no_space(error):
+            raise
+        raise InputError(
+            f"{folder} can't be written ({error}), and the run's results belong there.",
+            "Make it a folder that you may write to, and run the same command again.",
+        ) from error
+
+
+def _write(run: RunPlan, inputs: _Inputs, training: Training) -> None:
+    """Write the results of a finished training."""
+    _write_history(run.folder / HISTORY_FILE, training.history)
+    weights = training.network.cpu().state_dict()
+    checkpoint = _checkpoint(run, inputs, weights, training.epoch)
+    save_checkpoint(run.folder / CHECKPOINT_FILE, checkpoint)
+    # Metrics of an earlier checkpoint would pass for those of this one.
+    for name in EVALUATION_FILES:
+        (run.folder / name).unlink(missing_ok=True)
+    write_run_settings(run)
+    inputs.state.unlink(missing_ok=True)
+
+
+def _reported(error: Diverged, run: RunPlan, inputs: _Inputs) -> InputError:
+    """Keep what a diverged training has learned; return the error that says where it is."""
+    inputs.state.unlink(missing_ok=True)  # a training that resumed from it would diverge again
+    kept = "It had not finished an epoch."
+    if error.weights is not None:
+        epoch, path = len(error.history), run.folder / LAST_GOOD_FILE
+        save_checkpoint(path, _checkpoint(run, inputs, error.weights, epoch))
+        _write_history(run.folder / HISTORY_FILE, error.history)
+        kept = f"{path} holds the weights after epoch {epoch}."
+    return InputError(f"{error.problem} {kept}", error.remedy)
+
+
+def _checkpoint(run: RunPlan, inputs: _Inputs, weights: Weights, epoch: int) -> Checkpoint:
+    return Checkpoint(
+        dataset=run.dataset,
+        variant=run.variant,
+        seed=run.seed,
+        settings=run.settings,
+        epoch=epoch,
+        vocabulary=inputs.manifest.vocabulary,
+        labels_sha256=inputs.manifest.labels_sha256,
+        label_vectors=torch.from_numpy(inputs.vectors.vectors),
+        label_vectors_sha256=inputs.vectors.sha256,
+        recipe=dict(inputs.cache.recipe),
+        feature_size=inputs.cache.feature_size,
+        state=weights,
+    )
 
 
 def _summary(training: Training) -> str:
@@ -151,35 +234,36 @@ def _write_history(path: Path, history: History) -> None:
 
 
 @contextmanager
-def _watched(run: RunPlan, *, tensorboard: bool) -> Iterator[Callable[[Row], None]]:
-    """What is to be told of each epoch: a progress bar, and TensorBoard if asked for."""
+def _shown(run: RunPlan, *, tensorboard: bool) -> Iterator[Callable[[Row], None]]:
+    """Yield a function that shows an epoch: in a progress bar, and in TensorBoard if asked for."""
     with ExitStack() as stack:
         board = _board(run.folder / TENSORBOARD_FOLDER, stack) if tensorboard else None
         bar = stack.enter_context(
             progress_bar(total=run.settings.epochs, desc=run.folder.name, unit="epoch")
         )
 
-        def on_epoch(row: Row) -> None:
+        def show(row: Row) -> None:
             bar.update(int(row["epoch"]) - bar.n)
             bar.set_postfix(loss=f"{row['train_loss']:.3f}", refresh=False)
             if board is not None:
                 board(row)
 
-        yield on_epoch
+        yield show
 
 
 def _board(folder: Path, stack: ExitStack) -> Callable[[Row], None]:
-    """What writes rows of the history to ``folder``, until the stack is closed.
+    """Return a function that writes a row of the history to ``folder``, until the stack is closed.
 
     Raises:
-        GmpipeError: TensorBoard is not installed.
+        MissingError: TensorBoard is not installed.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise GmpipeError(
-            f"--tensorboard needs the package `tensorboard` ({error}). Run `pip install "
-            "--editable '.[tensorboard]'` in the checkout, or leave the option out."
+        raise MissingError(
+            f"--tensorboard needs the package `tensorboard`, which can't be imported ({error}).",
+            "Run `pip install --editable '.[tensorboard]'` in the checkout, or leave the option "
+            "out.",
         ) from error
     writer: SummaryWriter | None = None
 
@@ -187,7 +271,7 @@ def _board(folder: Path, stack: ExitStack) -> Callable[[Row], None]:
         nonlocal writer
         epoch = int(row["epoch"])
         if writer is None:
-            # A resumed training repeats epochs; what an earlier attempt wrote of them goes.
+            # A resumed training repeats epochs; this drops what an earlier attempt wrote of them.
             writer = stack.enter_context(SummaryWriter(str(folder), purge_step=epoch))
         for column in row.keys() - {"epoch"}:
             writer.add_scalar(column, row[column], epoch)

@@ -1,29 +1,35 @@
-"""Fixtures that every test module may ask for."""
+"""Fixtures that every test module can use."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-# The tests' tensors are too small to gain from a second thread, and threads that wait for each
-# other lose a lot wherever another process runs. Before torch is imported; subprocesses inherit it.
+# Set before torch is imported, and inherited by subprocesses. The tests' tensors are too small to
+# gain from a second thread, and threads that wait for each other lose a lot wherever another
+# process runs.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from flows import Flow, run_all
+from filelock import FileLock
+from flows import Flow, extracting_here, run_all
 from small import make_small
+from toys import Toy, make_toy
 
 from pipeline.evaluation import bootstrap
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _leave_torch_as_it_was() -> Iterator[None]:
-    """Training asks for deterministic kernels, for the whole process; an extraction in this process
-    sets the number of threads, which every thread that is new to torch then takes over."""
+    """Undo what commands set for the whole process.
+
+    Training asks for deterministic kernels. An extraction in this process sets the number of
+    threads, which every thread that is new to torch then takes over.
+    """
     before, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
     yield
     torch.use_deterministic_algorithms(before)
@@ -40,26 +46,46 @@ def _few_resamples() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real data that the project may test against but must not contain.
+    """The folder of real data that the project tests against but must not contain.
 
-    `GMPIPE_SHARED` names it; without that it is looked for at `../shared`, beside the checkout.
+    `GMPIPE_SHARED` names it; the default is `../shared`, beside the checkout.
     """
-    places = [Path(__file__).resolve().parents[2] / "shared"]
+    folders = [Path(__file__).resolve().parents[2] / "shared"]
     if "GMPIPE_SHARED" in os.environ:
-        places.insert(0, Path(os.environ["GMPIPE_SHARED"]))
-    for place in places:
-        if (place / "data").is_dir():
-            return place
-    pytest.skip(f"no real data: no folder `data` in {' or '.join(map(str, places))}")
+        folders.insert(0, Path(os.environ["GMPIPE_SHARED"]))
+    for folder in folders:
+        if (folder / "data").is_dir():
+            return folder
+    pytest.skip(f"no real data: no folder `data` in {' or '.join(map(str, folders))}")
+
+
+def made_once(
+    name: str, make: Callable[[Path], object], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder that one of pytest-xdist's processes makes, and all of them read."""
+    top = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        top = top.parent  # that of all processes
+    folder, done = top / name, top / f"{name}.done"
+    with FileLock(top / f"{name}.lock"):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # left by an attempt that failed
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
 
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Flow:
     """A finished flow; to be read only."""
-    flow = Flow(tmp_path_factory.mktemp("flow"))
-    flow.params()
-    run_all(flow)
-    return flow
+
+    def make(folder: Path) -> None:
+        Flow(folder).params()
+        with extracting_here():
+            run_all(Flow(folder))
+
+    return Flow(made_once("made", make, tmp_path_factory))
 
 
 @pytest.fixture
@@ -68,7 +94,19 @@ def flow(made: Flow, tmp_path: Path) -> Flow:
     return Flow(Path(shutil.copytree(made.folder, tmp_path / "flow")))
 
 
+@pytest.fixture(scope="session")
+def small_made(tmp_path_factory: pytest.TempPathFactory) -> Flow:
+    """A data set whose runs take a moment; to be read only."""
+    return Flow(made_once("small-made", make_small, tmp_path_factory))
+
+
 @pytest.fixture
-def small(tmp_path: Path) -> Flow:
-    """A data set whose runs take a blink, to be changed."""
-    return make_small(tmp_path / "small")
+def small(small_made: Flow, tmp_path: Path) -> Flow:
+    """A data set whose runs take a moment, to be changed."""
+    return Flow(Path(shutil.copytree(small_made.folder, tmp_path / "small")))
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    """The toy problem; to be read only."""
+    return make_toy(tmp_path_factory.mktemp("cache") / "toy")

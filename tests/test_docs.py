@@ -131,7 +131,7 @@ def _in_this_process() -> Iterator[None]:
         mock.patch(
             "stages.workers.cluster._local_cluster", return_value=contextlib.nullcontext(cluster)
         ),
-        mock.patch("stages.workers.jobs.cores", return_value=1),
+        mock.patch("stages.commands.compare.cores", return_value=1),
     ):
         yield
 

@@ -25,8 +25,8 @@ from pipeline.errors import GmpipeError
 from pipeline.learning import CHECKPOINT_FILE
 from pipeline.learning.batches import ahead
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
+from pipeline.learning.prediction import Network
 from pipeline.learning.splits import instance_batch
-from pipeline.learning.training import Network
 from pipeline.machine import cores
 from pipeline.matching.graphs import InstanceBatch
 from pipeline.matching.network import image_logits

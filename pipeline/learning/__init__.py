@@ -1,4 +1,4 @@
-"""Stage two: from the cache to a trained network."""
+"""Stage two: from the region cache to a trained network."""
 
 CHECKPOINT_FILE = "checkpoint.pt"
-"""What training leaves in a run's folder."""
+"""Name of the file that holds the trained network, in a run's folder."""

@@ -1,4 +1,4 @@
-"""Batches of a split, so that no training step waits for one.
+"""Batches of a split, prepared so that no training step waits for one.
 
 Letters: N images of the split, V views of an image, B images of a batch, M instances, C labels,
 D feature size.
@@ -21,32 +21,33 @@ from pipeline.machine import available_memory
 from pipeline.matching.graphs import InstanceBatch
 
 Chosen = tuple[np.ndarray, np.ndarray | int]
-"""Places of B images in the split, and the view to take of each."""
+"""Indices of B images in the split, and the view to take of each (or one view for all)."""
 
 Batch = tuple[InstanceBatch, Tensor]
-"""Instances with float32 features, and (B, C) int8 truth, both on the device that computes."""
+"""Instances with float32 features, and (B, C) int8 truth, both on the computing device."""
 
-_LARGEST_SHARE = 0.5  # of the memory that is free, for regions that are held in it
-_AHEAD = 3  # batches that are gathered while one is computed on
-_CHUNK = 1024  # images that are read at once to fill memory or to compute statistics
+_LARGEST_SHARE = 0.5  # of the free memory, for regions that are kept in it
+_AHEAD = 3  # batches that are gathered while the network computes on one
+_CHUNK = 1024  # images that are read at once, to fill memory or to compute statistics
 
 _T = TypeVar("_T")
 _S = TypeVar("_S")
 
 
 class Feed:
-    """Batches of a split on a device; which images, in what order, is up to the caller.
+    """Batches of a split on a device; the caller decides which images, in which order.
 
-    Regions that fit into half of the free memory are read once, as they are stored, into the
-    memory of the device or else of the machine, and batches are picked there; else they are
-    gathered from the shards. What is not on the device already is done in a background thread, a
-    few batches ahead of the one computed on. The same images give the same numbers in any case.
+    Regions that fit in half of the free memory are read once, as they are stored, into the memory
+    of the device or else of the machine, and batches are picked from there. Otherwise they are
+    gathered from the shards. Unless the regions are on the device already, a background thread
+    prepares a few batches ahead of the current one. The same images give the same numbers in every
+    case.
 
     Args:
         split: the images.
-        device: where the batches are wanted.
-        sharers: how many processes hold regions in this machine's memory.
-        once: each image is wanted once only, so that holding it gains nothing.
+        device: that computes on the batches.
+        sharers: number of processes that keep regions in this machine's memory.
+        once: each image is read only once, so that keeping it in memory gains nothing.
     """
 
     def __init__(
@@ -55,31 +56,31 @@ class Feed:
         self.split = split
         self.device = device
         self._truth = torch.from_numpy(split.truth)
-        self._held: InstanceBatch | None = None
+        self._in_memory: InstanceBatch | None = None
         if once:
             return
         size = split.rows.size * _row_bytes(split)
         if device.type == "cuda" and size <= _LARGEST_SHARE * torch.cuda.mem_get_info(device)[0]:
-            self._held = _read_all(split, device)
+            self._in_memory = _read_all(split, device)
             self._truth = self._truth.to(device)
         elif size <= _LARGEST_SHARE * available_memory() / sharers:
-            self._held = _read_all(split, torch.device("cpu"))
+            self._in_memory = _read_all(split, torch.device("cpu"))
 
     def __len__(self) -> int:
-        """N"""
+        """Number of images, N."""
         return len(self.split)
 
     def batches(self, chosen: Iterable[Chosen]) -> Generator[Batch]:
-        """A batch for each choice, in order. Close the generator if it isn't read to its end.
+        """Yield one batch per choice, in order. Close the generator unless you exhaust it.
 
         Raises:
-            GmpipeError: as `RegionCache.gather`, where the batch of a damaged row would come.
+            DamagedError: as `RegionCache.gather`, in place of the batch with the damaged row.
         """
-        if self._held is not None and self._held.mask.is_cuda:
+        if self._in_memory is not None and self._in_memory.mask.is_cuda:
             for images, views in chosen:
                 yield self._ready(*self._pick(images, views))
             return
-        prepared = ahead(lambda one: self._prepare(*one), chosen)
+        prepared = ahead(lambda choice: self._prepare(*choice), chosen)
         try:
             for batch in prepared:
                 yield batch if self.device.type == "cpu" else self._ready(*batch)
@@ -87,20 +88,20 @@ class Feed:
             prepared.close()
 
     def in_order(self, size: int) -> Generator[Batch]:
-        """View 0 of all images as they come, ``size`` a batch."""
+        """Yield view 0 of all images in the split's order, ``size`` images per batch."""
         starts = range(0, len(self), size)
         return self.batches((np.arange(start, min(start + size, len(self))), 0) for start in starts)
 
     def _pick(self, images: np.ndarray, views: np.ndarray | int) -> Batch:
-        assert self._held is not None
-        device = self._held.mask.device
+        assert self._in_memory is not None
+        device = self._in_memory.mask.device
         rows = torch.from_numpy(images * self.split.rows.shape[1] + views).to(device)
         truth = self._truth[torch.from_numpy(images).to(device)]
-        # Not by index_select: of float16 on the CPU that takes several hundred times as long.
-        return _each(self._held, lambda x: x[rows]), truth
+        # Not index_select, which takes several hundred times as long for float16 on the CPU.
+        return _each(self._in_memory, lambda x: x[rows]), truth
 
     def _prepare(self, images: np.ndarray, views: np.ndarray | int) -> Batch:
-        if self._held is not None:
+        if self._in_memory is not None:
             instances, truth = self._pick(images, views)
         else:
             instances = self.split.instances(images, views)
@@ -110,7 +111,7 @@ class Feed:
         return _each(instances, Tensor.pin_memory), truth.pin_memory()
 
     def _ready(self, instances: InstanceBatch, truth: Tensor) -> Batch:
-        # Moved as stored, then made float32: half of the bytes travel.
+        # Converted to float32 after the move, so that half as many bytes are moved.
         moved = _each(instances, lambda x: x.to(self.device, non_blocking=True))
         return (
             moved.to(self.device, torch.float32),
@@ -121,10 +122,11 @@ class Feed:
 def ahead(
     make: Callable[[_S], _T], items: Iterable[_S], *, threads: int = 1, most: int = _AHEAD
 ) -> Generator[_T]:
-    """What ``make`` gives for each item, in order, made in threads at most ``most`` items ahead.
+    """Yield ``make(item)`` for each item, in order, computed in threads ahead of the caller.
 
-    An error of ``make`` is raised where its result would come. Closing the generator ends the
-    threads; what is not begun by then is never made.
+    At most ``most`` results are ahead of the one that was asked for. An error in ``make`` is raised
+    in place of the item's result. Closing the generator ends the threads; items that no thread has
+    begun are dropped.
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix="ahead")
     try:
@@ -140,33 +142,34 @@ def ahead(
 
 
 def _each(batch: InstanceBatch, change: Callable[[Tensor], Tensor]) -> InstanceBatch:
+    """Apply a function to every tensor of a batch."""
     return InstanceBatch(*(change(getattr(batch, field.name)) for field in fields(InstanceBatch)))
 
 
 def _row_bytes(split: SplitData) -> int:
-    """Bytes that a row takes as `_read_all` holds it."""
+    """Bytes that `_read_all` uses per row."""
     row = split.instances(np.zeros(1, dtype=np.int64))
     return sum(getattr(row, field.name).nbytes for field in fields(InstanceBatch))
 
 
 def _read_all(split: SplitData, device: torch.device) -> InstanceBatch:
-    """All views of all images: row n * V + v is view v of image n."""
-    images, views = (places.ravel() for places in np.indices(split.rows.shape))
-    held: InstanceBatch | None = None
+    """Read all views of all images: row n * V + v is view v of image n."""
+    images, views = (indices.ravel() for indices in np.indices(split.rows.shape))
+    in_memory: InstanceBatch | None = None
     for start in range(0, len(images), _CHUNK):
-        place = slice(start, start + _CHUNK)
-        part = split.instances(images[place], views[place])
-        if held is None:
-            held = _each(part, lambda x: x.new_empty(len(images), *x.shape[1:], device=device))
+        chunk = slice(start, start + _CHUNK)
+        part = split.instances(images[chunk], views[chunk])
+        if in_memory is None:
+            in_memory = _each(part, lambda x: x.new_empty(len(images), *x.shape[1:], device=device))
         for field in fields(InstanceBatch):
-            getattr(held, field.name)[place] = getattr(part, field.name).to(device)
-    assert held is not None  # a split has an image
-    return held
+            getattr(in_memory, field.name)[chunk] = getattr(part, field.name).to(device)
+    assert in_memory is not None  # a split has at least one image
+    return in_memory
 
 
 @dataclass(frozen=True)
 class RegionStatistics:
-    """Mean and standard deviation of each component over the real regions of view 0.
+    """Mean and standard deviation of each component, over the real regions of view 0.
 
     Attributes:
         feature_mean, feature_std: (D,) float32.
@@ -180,7 +183,7 @@ class RegionStatistics:
 
 
 def region_statistics(feed: Feed) -> RegionStatistics:
-    """One pass over a split, in float64; the results are on the CPU."""
+    """Compute statistics in one pass over a split, in float64; the results are on the CPU."""
     total = 0
     sums: list[Tensor] = []
     for batch, _ in feed.in_order(_CHUNK):

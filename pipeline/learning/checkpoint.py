@@ -1,4 +1,4 @@
-"""A trained network in one file that loads without running code from it."""
+"""Checkpoints: a trained network in one file, which is loaded without running code from it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline.errors import GmpipeError
-from pipeline.matching.network import MatchingNetwork, MaxPoolNetwork, build_network
+from pipeline.errors import DamagedError, MissingError
+from pipeline.learning.prediction import Network
+from pipeline.matching.network import build_network
 from pipeline.settings import TrainSettings
 from pipeline.shards.schema import Recipe
 from pipeline.tensors import save_tensors
@@ -19,24 +20,28 @@ _log = logging.getLogger(__name__)
 
 CHECKPOINT_VERSION = 2
 
+_TRAIN = "Train this run again."
+
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that is needed to use a trained network, or to refuse to.
+    """A trained network, and what must match wherever it is used.
+
+    Letters: C labels, W size of a label vector, D feature size.
 
     Attributes:
-        dataset: name of the data set it was trained on.
+        dataset: name of the data set that it was trained on.
         variant: its name in params.yaml.
         seed: of the training.
         settings: the variant's own train settings.
-        epoch: after which the weights were taken, from 1.
+        epoch: after which the weights were taken, counted from 1.
         vocabulary: the C label names, in the order of the scores.
-        labels_sha256: `Manifest.labels_sha256` of the labels it was trained on.
+        labels_sha256: `Manifest.labels_sha256` of the labels that it was trained on.
         label_vectors: (C, W) float32.
-        label_vectors_sha256: of names and vectors.
-        recipe: what decided the regions it was trained on.
+        label_vectors_sha256: `LabelVectors.sha256`, over names and vectors.
+        recipe: of the regions that it was trained on.
         feature_size: D.
-        state: the network's parameters and its inputs' statistics.
+        state: the network's parameters and the statistics of its inputs.
     """
 
     dataset: str
@@ -52,8 +57,8 @@ class Checkpoint:
     feature_size: int
     state: dict[str, Tensor]
 
-    def network(self) -> MatchingNetwork | MaxPoolNetwork:
-        """The network with these weights, in eval mode."""
+    def network(self) -> Network:
+        """Build the network with these weights, in eval mode."""
         network = build_network(
             self.feature_size,
             len(self.vocabulary),
@@ -65,45 +70,39 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint, whole or not at all; the same content gives the same bytes."""
+    """Write a checkpoint atomically; the same content gives the same bytes."""
     content = {field: getattr(checkpoint, field) for field in Checkpoint.__dataclass_fields__}
     content["settings"] = checkpoint.settings.model_dump(mode="json")
     content["vocabulary"] = list(checkpoint.vocabulary)
     save_tensors(path, {"gmpipe_checkpoint": CHECKPOINT_VERSION, **content})
 
 
-TRAIN = "Run `gmpipe train` for this data set, variant and seed, with the same `--set` options."
-
-
-def load_checkpoint(path: Path, remedy: str = TRAIN) -> Checkpoint:
+def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint.
 
-    Args:
-        remedy: the end of the error's message.
-
     Raises:
-        GmpipeError: there is none at ``path``, or the file is damaged, something else, or of
-            another version.
+        MissingError: there is no file at ``path``.
+        DamagedError: the file is damaged, is no checkpoint, or has another version.
     """
     if not path.is_file():
-        raise GmpipeError(f"there is no checkpoint at {path}. {remedy}")
+        raise MissingError(f"There is no checkpoint at {path}.", _TRAIN)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load documents no narrower set for a foreign file
-        raise GmpipeError(
-            f"{path} is not a checkpoint: torch can't load it ({type(error).__name__}). {remedy}"
+        raise DamagedError(
+            f"{path} is not a checkpoint: torch can't load it ({type(error).__name__}).", _TRAIN
         ) from error
     version = content.pop("gmpipe_checkpoint", None) if isinstance(content, dict) else None
     if version != CHECKPOINT_VERSION:
-        found = "no gmpipe checkpoint" if version is None else f"version {version}"
-        raise GmpipeError(
-            f"{path} holds {found}; this gmpipe reads version {CHECKPOINT_VERSION}. {remedy}"
+        holds = "is not a gmpipe checkpoint" if version is None else f"has version {version}"
+        raise DamagedError(
+            f"{path} {holds}; expected a checkpoint of version {CHECKPOINT_VERSION}.", _TRAIN
         )
     try:
         content["settings"] = TrainSettings.model_validate(content["settings"])
         content["vocabulary"] = tuple(content["vocabulary"])
         checkpoint = Checkpoint(**content)
     except (KeyError, TypeError, ValueError) as error:
-        raise GmpipeError(f"{path} is damaged ({error!r}). {remedy}") from error
+        raise DamagedError(f"{path} is damaged ({error!r}).", _TRAIN) from error
     _log.info("read %s: %s, seed %d", path, checkpoint.variant, checkpoint.seed)
     return checkpoint

@@ -1,8 +1,8 @@
 """One training in several processes, as `torchrun` starts them.
 
-Every process runs the same command on the same data and holds the same weights. Of each step's
-images it takes a part, and the gradients are averaged. Process 0 alone reads and writes files of
-the run. With one process nothing of torch.distributed is touched.
+Every process runs the same command on the same data and holds the same weights. It takes a part of
+each step's images, and the gradients are averaged. Only process 0 reads and writes files of the
+run. With one process, torch.distributed is not used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.errors import GmpipeError
+from pipeline.errors import InputError
 from pipeline.tensors import best_device
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -25,13 +25,13 @@ _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_AD
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of a training.
+    """The processes of a training, seen from one of them.
 
     Attributes:
-        rank: its number, from 0.
-        count: how many there are.
-        on_machine: how many of them share this machine.
-        device: what it computes on.
+        rank: number of this process, from 0.
+        count: number of processes.
+        on_machine: number of processes that share this machine.
+        device: that this process computes on.
     """
 
     rank: int
@@ -40,23 +40,26 @@ class Processes:
     device: torch.device
 
     def part(self, images: np.ndarray) -> tuple[np.ndarray, float]:
-        """Which of a step's images are this process's, and their share of all of them.
+        """Select this process's part of a step's images.
 
-        There are as many as in any other process, or one fewer. Where that is none, the first
-        image stands in with a share of 0: every process must take part in every step.
+        Parts differ by at most one image. A process whose part would be empty gets the first image
+        with a share of 0, because every process must take part in every step.
+
+        Returns:
+            Indices of the images, and their share of the step's images.
         """
         own = np.array_split(images, self.count)[self.rank]
         return (own, len(own) / len(images)) if len(own) else (images[:1], 0.0)
 
     def parallel(self, network: nn.Module) -> nn.Module:
-        """The network to call in training, whose backward pass averages gradients over all."""
+        """Wrap a network so that its backward pass averages gradients over the processes."""
         if self.count == 1:
             return network
-        # Its buffers are statistics of the training split: every process has computed the same.
+        # Its buffers are statistics of the training split, which every process computes alike.
         return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
 
     def total(self, values: list[float]) -> list[float]:
-        """Each value summed over all processes; the same result in each."""
+        """Sum each value over all processes, with the same result in each."""
         if self.count == 1:
             return values
         summed = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -64,14 +67,14 @@ class Processes:
         return cast(list[float], summed.tolist())
 
     def gathered(self, value: Any) -> list[Any]:
-        """Every process's value, by rank, in all of them."""
+        """Collect every process's value by rank, in all of them."""
         values = [value] * self.count
         if self.count > 1:
             torch.distributed.all_gather_object(values, value)
         return values
 
     def of_first(self, value: Any) -> Any:
-        """Process 0's value, in all of them."""
+        """Send process 0's value to all processes."""
         values = [value]
         if self.count > 1:
             torch.distributed.broadcast_object_list(values, device=self.device)
@@ -79,38 +82,41 @@ class Processes:
 
 
 def alone() -> Processes:
-    """A training in one process."""
+    """This process alone."""
     return Processes(rank=0, count=1, on_machine=1, device=best_device())
 
 
 @contextmanager
-def processes() -> Iterator[Processes]:
-    """Join the processes that the environment tells of, until the block ends.
+def joined_processes() -> Iterator[Processes]:
+    """Join the processes that the environment describes, until the block ends.
 
-    With CUDA each takes the device of its number on the machine and talks over NCCL, without it
-    over gloo. The variables are torchrun's (https://docs.pytorch.org/docs/stable/elastic/run.html).
+    With CUDA, each process takes the device of its number on the machine and communicates over
+    NCCL; without, over gloo. The variables are torchrun's
+    (https://docs.pytorch.org/docs/stable/elastic/run.html).
 
     Raises:
-        GmpipeError: some of the variables are set and others are not, or there are fewer devices
-            than processes.
+        InputError: some of the variables are set and others are not, or a machine has fewer
+            devices than processes.
     """
     if "WORLD_SIZE" not in os.environ:
         yield alone()
         return
-    start = "Start with `torchrun --no-python --nproc-per-node N gmpipe train`"
     missing = [name for name in _VARIABLES if name not in os.environ]
     if missing:
-        raise GmpipeError(
-            f"the environment has WORLD_SIZE={os.environ['WORLD_SIZE']}, but no "
-            f"{', '.join(missing)}. {start}, which sets them all, or unset WORLD_SIZE."
+        raise InputError(
+            f"The environment sets WORLD_SIZE={os.environ['WORLD_SIZE']}, but not "
+            f"{', '.join(missing)}.",
+            "Start with `torchrun`, which sets them all, or unset WORLD_SIZE.",
         )
     rank, count, local, on_machine = (int(os.environ[name]) for name in _VARIABLES[:4])
     device = best_device()
     if device.type == "cuda":
-        if on_machine > torch.cuda.device_count():
-            raise GmpipeError(
-                f"{on_machine} processes on a machine with {torch.cuda.device_count()} CUDA "
-                f"devices; each needs one of its own. {start}, N at most their number."
+        devices = torch.cuda.device_count()
+        if on_machine > devices:
+            raise InputError(
+                f"{on_machine} processes share a machine with {devices} CUDA devices, but each "
+                "needs its own.",
+                f"Start at most {devices} processes on it.",
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)

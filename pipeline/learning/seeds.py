@@ -1,4 +1,4 @@
-"""Same seed, same machine: same numbers."""
+"""Seeding: the same seed on the same machine gives the same numbers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import torch
 
 
 def seed_everything(seed: int) -> None:
-    """Seed torch and, on CUDA, ask for deterministic kernels (a warning where there is none).
+    """Seed torch and, on CUDA, ask for deterministic kernels.
 
-    On the CPU the kernels in use are deterministic already, and asking costs seconds of imports.
+    Where CUDA has no deterministic kernel, torch warns. On the CPU the kernels in use are
+    deterministic already, and asking for them costs seconds of imports.
     """
     torch.manual_seed(seed)
     if torch.cuda.is_available():

@@ -1,6 +1,7 @@
-"""The rows of a split in the cache, and its labels.
+"""A split of a data set: its rows in the region cache, and its labels.
 
-Letters: N images of the split, V views of an image, B images of a batch, M instances, C labels.
+Letters: N images of the split, V views of an image, B images of a batch, R rows, M instances,
+m regions of a row in the cache, C labels.
 """
 
 from __future__ import annotations
@@ -12,24 +13,24 @@ import numpy as np
 import torch
 
 from pipeline.datasets.manifest import Manifest, Split
-from pipeline.errors import GmpipeError
+from pipeline.errors import InputError, MissingError
 from pipeline.matching.graphs import InstanceBatch
 from pipeline.shards.failures import FAILURES_NAME, read_failures
 from pipeline.shards.reader import RegionCache
-from pipeline.shards.schema import OF_REGIONS, Recipe, RegionRows
+from pipeline.shards.schema import OF_REGIONS, RegionRows
 
 
 @dataclass(frozen=True)
 class SplitData:
-    """One split: where its rows are, and its labels.
+    """The rows and labels of one split.
 
     Attributes:
         cache: the regions.
-        image_ids: N, in the manifest's order.
+        image_ids: N ids, in the manifest's order.
         rows: (N, V) int64, row numbers in the cache of each image's V views.
         truth: (N, C) int8: 1 positive, 0 negative, -1 ignored.
-        regions: M, the best regions of an image that are used.
-        left_out: further images of the split that have no regions, as failures.parquet says.
+        regions: M, the number of an image's best regions that are used.
+        left_out: further images of the split that have no regions, according to failures.parquet.
     """
 
     cache: RegionCache
@@ -43,17 +44,22 @@ class SplitData:
         return len(self.image_ids)
 
     def take(self, images: np.ndarray) -> SplitData:
-        """Some of the images, by their places."""
+        """Select images by their indices."""
         return replace(
             self,
-            image_ids=[self.image_ids[i] for i in images],
+            image_ids=[self.image_ids[image] for image in images],
             rows=self.rows[images],
             truth=self.truth[images],
             left_out=0,
         )
 
     def instances(self, images: np.ndarray, views: np.ndarray | int = 0) -> InstanceBatch:
-        """The instances of some images in one view each, features as stored."""
+        """Read one view of each of B images; the features keep the type they are stored in.
+
+        Args:
+            images: (B,) indices.
+            views: (B,) view of each image, or one view for all.
+        """
         return instance_batch(self.cache.gather(self.rows[images, views]), self.regions)
 
 
@@ -64,28 +70,31 @@ def open_split(
     views: int = 1,
     regions: int | None = None,
 ) -> SplitData:
-    """A split of a data set, with the first ``views`` views of every image.
+    """Find the rows of a split in the cache.
 
-    Images that are listed as failures are left out and counted.
+    Images that failures.parquet lists are left out and counted.
 
     Args:
-        regions: M, the best regions of an image that are used; None: all that the cache holds.
+        cache, manifest: of one data set.
+        split: ``train`` or ``test``.
+        views: V, the first views of every image.
+        regions: M, the number of an image's best regions to use; None for all that are cached.
 
     Raises:
-        GmpipeError: any other image of the split is not in the cache, none is left, or the cache
-            holds fewer regions of an image.
+        MissingError: any other image of the split is not in the cache, or no image is left.
+        InputError: the cache holds fewer than ``regions`` regions per image.
     """
     check_regions(cache, manifest.dataset, regions)
     failures = read_failures(cache.folder)
     listed = manifest.image_ids(split)
-    kept = [place for place, image_id in enumerate(listed) if image_id not in failures]
+    kept = [image for image, image_id in enumerate(listed) if image_id not in failures]
     if not kept:
-        again = fill_cache(cache.recipe, manifest.dataset)
-        raise GmpipeError(
+        raise MissingError(
             f"{cache.folder}: none of the {len(listed)} images of the {split} split has regions; "
-            f"{FAILURES_NAME} says why. Mend them and run `{again}`."
+            f"{FAILURES_NAME} gives the reason for each.",
+            "Fix the images, and extract their regions again.",
         )
-    image_ids = [listed[place] for place in kept]
+    image_ids = [listed[image] for image in kept]
     rows = np.stack([cache.lookup(image_ids, view) for view in range(views)], axis=1)
     truth = manifest.truth(split)[kept]
     return SplitData(
@@ -93,34 +102,44 @@ def open_split(
     )
 
 
+def split_validation(split: SplitData, share: float, seed: int) -> tuple[SplitData, SplitData]:
+    """Divide the training split into a part to train on and a part to validate on.
+
+    Args:
+        split: the training split, of at least two images.
+        share: of the images that go to the validation part; each part gets at least one.
+        seed: of the choice.
+
+    Returns:
+        The part to train on and the validation part, both in the split's order.
+    """
+    order = np.random.default_rng([seed, 2]).permutation(len(split))
+    size = min(max(1, round(share * len(split))), len(split) - 1)
+    return split.take(np.sort(order[size:])), split.take(np.sort(order[:size]))
+
+
 def check_regions(cache: RegionCache, dataset: str, regions: int | None) -> None:
-    """See that a cache holds as many ``regions`` of an image as are to be used.
+    """Check that a cache holds as many regions per image as a run uses.
 
     Raises:
-        GmpipeError: it holds fewer.
+        InputError: it holds fewer.
     """
     if regions is not None and regions > cache.regions:
-        raise GmpipeError(
-            f"{cache.folder} holds the best {cache.regions} regions of an image, and "
-            f"train.{dataset}.regions is {regions}. Lower it to {cache.regions}, or raise "
-            f"extract.{dataset}.regions and run `{fill_cache(cache.recipe, dataset)} --replace`."
+        raise InputError(
+            f"train.{dataset}.regions is {regions}, but {cache.folder} holds only the best "
+            f"{cache.regions} regions of an image.",
+            f"Lower train.{dataset}.regions to {cache.regions}, or raise "
+            f"extract.{dataset}.regions and extract the regions again.",
         )
 
 
-def fill_cache(recipe: Recipe, dataset: str) -> str:
-    """The command that writes regions of a recipe into the cache."""
-    if "imported_from" in recipe:
-        return f"gmpipe import-regions FILE --dataset {dataset}"
-    return f"gmpipe extract --dataset {dataset}"
-
-
 def instance_batch(rows: RegionRows, regions: int | None = None) -> InstanceBatch:
-    """Rows of the cache -> tensors, in the types that are stored.
+    """Convert rows of the cache to tensors, in the types they are stored in.
 
     Args:
-        rows: R rows of m regions.
-        regions: M, how many of the m are used, which come best first; None: all.
+        rows: R rows of m regions, the best first.
+        regions: M, how many of the m regions to use; None for all.
     """
     best = {name: torch.from_numpy(getattr(rows, name)[:, :regions]) for name in OF_REGIONS}
-    places = np.arange(best["boxes"].shape[1])
-    return InstanceBatch(**best, mask=torch.from_numpy(places < rows.count[:, None]))
+    numbers = np.arange(best["boxes"].shape[1])
+    return InstanceBatch(**best, mask=torch.from_numpy(numbers < rows.count[:, None]))

@@ -1,6 +1,6 @@
-"""A cache of regions as a `torch.utils.data.Dataset`, for training loops of one's own.
+"""A region cache as a `torch.utils.data.Dataset`, for your own training loops.
 
-gmpipe's own training reads a cache by `pipeline.learning.batches`, which never waits for data.
+gmpipe's own training reads a cache with `pipeline.learning.batches`, which never waits for data.
 
 Letters: N rows of the dataset, M instances, C labels, D feature size.
 """
@@ -27,17 +27,17 @@ _FIELDS = ("features", "boxes", "scores", "classes", "mask")
 
 
 class RegionDataset(Dataset[dict[str, Any]]):
-    """The regions of one view of one image an item. Made by `open_cache`.
+    """A region cache as a dataset, opened with `open_cache`. An item is one view of one image.
 
-    An item is a dict that torch's default collation makes batches of:
+    An item is a dict that torch's default collation can batch:
 
-    - ``image_id``: str, and ``view``: int, 0 the whole image, above 0 its random crops;
+    - ``image_id``: str, and ``view``: int, 0 for the whole image, above 0 for its random crops;
     - ``features``: (M, D) float32; ``boxes``: (M, 4) float32, xyxy in [0, 1] of the view;
       ``scores``: (M,) float32, the detector's, descending; ``classes``: (M,) int64, the
       detector's class numbers; ``mask``: (M,) bool, False for padding, which comes last;
     - with a manifest, ``labels``: (C,) int8, 1 positive, 0 negative, -1 ignored.
 
-    Nothing is random in it: the order is the caller's. It may be pickled and forked, and each
+    Nothing in it is random; the caller decides the order. It can be pickled and forked, and each
     process opens the shards that it reads.
 
     Attributes:
@@ -57,7 +57,7 @@ class RegionDataset(Dataset[dict[str, Any]]):
         Args:
             cache: the regions.
             rows: (N,), numbers of its rows.
-            regions: M, the best regions of a view that are given; None: all.
+            regions: M, the number of a view's best regions to return; None for all.
             vocabulary: names of the labels.
             labels: (N, C) int8.
         """
@@ -68,25 +68,25 @@ class RegionDataset(Dataset[dict[str, Any]]):
         self._labels = labels
 
     def __len__(self) -> int:
-        """N"""
+        """Number of items, N."""
         return len(self._rows)
 
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        return self.__getitems__([place])[0]
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
 
-    def __getitems__(self, places: Sequence[int]) -> list[dict[str, Any]]:
-        """The items of several places, which a `DataLoader` asks for a batch at a time.
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Read several items at once, as a `DataLoader` does for each batch.
 
         Raises:
-            IndexError: there is no such place.
-            GmpipeError: as `RegionCache.gather`, of a damaged row.
+            IndexError: an index is out of range.
+            DamagedError: as `RegionCache.gather`, for a damaged row.
         """
-        rows = self.cache.gather(self._rows[np.asarray(places)])
+        rows = self.cache.gather(self._rows[np.asarray(indices)])
         batch = instance_batch(rows, self._regions).to(torch.device("cpu"), torch.float32)
         fields = {name: getattr(batch, name) for name in _FIELDS}
         fields["classes"] = fields["classes"].long()
         if self._labels is not None:
-            fields["labels"] = self._labels[torch.as_tensor(places)]
+            fields["labels"] = self._labels[torch.as_tensor(indices)]
         return [
             {
                 "image_id": rows.image_id[item].decode(),
@@ -105,38 +105,40 @@ def open_cache(
     view: int | None = None,
     regions: int | None = None,
 ) -> RegionDataset:
-    """A cache of regions as a dataset.
+    """Open a region cache as a dataset.
 
     Args:
         folder: of the cache, e.g. ``cache/demo``.
-        manifest: file that knows the images' labels and splits, e.g.
-            ``data/demo/prepared/manifest.parquet``. With it the order is the manifest's, the views
-            of an image following each other; without it, that of the cache.
-        split: ``train`` or ``test``, of a manifest; None: both, train first.
-        view: the one view of each image that is wanted; None: all that there are.
-        regions: the best regions of a view that are given; None: all that the cache holds.
+        manifest: the file with the images' labels and splits, e.g.
+            ``data/demo/prepared/manifest.parquet``. With a manifest, the items are in its order,
+            and the views of an image follow each other; without, they are in the cache's order.
+        split: ``train`` or ``test``, which needs a manifest; None for both, train first.
+        view: the view of each image to return; None for all views.
+        regions: the number of a view's best regions to return; None for all that are cached.
 
     Raises:
-        ValueError: a split without a manifest, or a number of regions that is not 1 to the
-            cache's.
-        GmpipeError: cache or manifest is missing or damaged, or an image of the manifest is
+        ValueError: ``split`` is given without a manifest, or ``regions`` is not between 1 and the
+            number that is cached.
+        GmpipeError: the cache or the manifest is missing or damaged, or an image of the manifest is
             neither in the cache nor among its failures.
     """
     cache = RegionCache.open(Path(folder))
     if regions is not None and not 1 <= regions <= cache.regions:
-        raise ValueError(f"regions={regions}, expected 1 to the cache's {cache.regions}")
+        raise ValueError(
+            f"regions={regions}, expected a number from 1 to {cache.regions}, which are cached"
+        )
     wanted = np.ones(len(cache), dtype=bool) if view is None else cache.views == view
     if manifest is None:
         if split is not None:
-            raise ValueError(f"split={split!r} without a manifest, which alone knows the splits")
+            raise ValueError(f"split={split!r} needs a manifest, which lists the splits")
         return RegionDataset(cache, np.flatnonzero(wanted), regions)
     known = read_manifest(Path(manifest))
     splits = [open_split(cache, known, name) for name in ([split] if split else SPLITS)]
     ids = pa.array(cache.ids)
     rows, labels = [], []
     for of_split in splits:
-        found, images = _rows_of(of_split, ids, wanted)
-        rows.append(found)
+        split_rows, images = _rows_of(of_split, ids, wanted)
+        rows.append(split_rows)
         labels.append(of_split.truth[images])
     return RegionDataset(
         cache,
@@ -150,9 +152,13 @@ def open_cache(
 def _rows_of(
     split: SplitData, ids: pa.Array, wanted: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The wanted rows of a split's images, by image and view, and the place of each's image."""
-    found = pc.index_in(ids, value_set=pa.array(split.image_ids, pa.string()))
-    images = np.asarray(pc.fill_null(found, -1), dtype=np.int64)
+    """Find the wanted rows of a split's images.
+
+    Returns:
+        The rows, sorted by image and view, and the index of each row's image in the split.
+    """
+    image_of_row = pc.index_in(ids, value_set=pa.array(split.image_ids, pa.string()))
+    images = np.asarray(pc.fill_null(image_of_row, -1), dtype=np.int64)
     rows = np.flatnonzero((images >= 0) & wanted)
     rows = rows[np.lexsort((split.cache.views[rows], images[rows]))]
     return rows, images[rows]

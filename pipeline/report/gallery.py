@@ -21,8 +21,8 @@ from torch import Tensor
 from pipeline.errors import GmpipeError
 from pipeline.learning.batches import Feed
 from pipeline.learning.checkpoint import load_checkpoint
+from pipeline.learning.prediction import Network
 from pipeline.learning.splits import SplitData, open_split
-from pipeline.learning.training import Network
 from pipeline.machine import cores
 from pipeline.matching.network import MatchingNetwork, image_logits
 from pipeline.regions.transforms import load_image

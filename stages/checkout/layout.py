@@ -10,6 +10,7 @@ from pipeline.learning import CHECKPOINT_FILE as CHECKPOINT_FILE
 # Files in the folder of a run: what `train` writes beside the checkpoint,
 LAST_GOOD_FILE = "checkpoint-last-good.pt"
 HISTORY_FILE = "history.csv"
+SETTINGS_FILE = "settings.yaml"
 TENSORBOARD_FOLDER = "tensorboard"
 # what `evaluate` writes,
 METRICS_FILE = "metrics.json"
@@ -39,6 +40,11 @@ def manifest_file(dataset: str) -> Path:
 def boxes_file(dataset: str) -> Path:
     """Annotated boxes in `prepared_folder`, if the data set has any."""
     return prepared_folder(dataset) / "boxes.parquet"
+
+
+def settings_folder(dataset: str) -> Path:
+    """Output of `prepare`: the resolved train settings, one file per variant."""
+    return data_root(dataset) / "settings"
 
 
 def detector_folder(dataset: str) -> Path:

@@ -1,4 +1,4 @@
-"""What a run is, what it reads, and where it goes."""
+"""Plans of runs: what a run is, what it reads, and where its results go."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.datasets.manifest import Manifest
-from pipeline.errors import GmpipeError
+from pipeline.errors import DamagedError, GmpipeError, InputError, MissingError
 from pipeline.labels.vectors import LabelVectors, load_label_vectors
+from pipeline.learning.splits import check_regions
 from pipeline.settings import TrainSettings
 from pipeline.shards.reader import RegionCache, read_index
+from pipeline.shards.schema import Recipe
 from stages.checkout.layout import cache_folder, run_folder
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request, unreached, unread_by_runs
+from stages.checkout.remedies import advising
 from stages.console.messages import note
 
 _log = logging.getLogger(__name__)
@@ -23,14 +26,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run is made from, and where it goes.
+    """What a run is made from, and where its results go.
 
     Attributes:
-        dataset, variant, seed: what the run is.
+        dataset, variant, seed: which identify the run.
         settings: the variant's own.
-        views: of each training image.
-        folder: where it goes.
-        options: of the command line that asks for this run.
+        views: number of views of each training image.
+        folder: of the results.
+        arguments: of the command line that asks for this run.
     """
 
     dataset: str
@@ -39,29 +42,40 @@ class RunPlan:
     settings: TrainSettings
     views: int
     folder: Path
-    options: str
+    arguments: tuple[str, ...]
+
+    @property
+    def options(self) -> str:
+        """`arguments`, quoted for a shell."""
+        return shlex.join(self.arguments)
 
 
 def plan_run(request: Request, variant: str, seed: int) -> RunPlan:
-    """Plan a run of a data set; a run with overridden settings gets a folder of its own."""
-    own = request.variant(variant)
+    """Plan a run of a data set. A run with overridden settings gets a folder of its own."""
+    settings = request.variant(variant)
     views = request.extract.views
-    different = None
+    overridden = None
     if request.is_overridden(variant):
-        different = {"train": own.model_dump(mode="json"), "views": views}
-    folder = run_folder(request.dataset, variant, seed, different)
-    options = ["--dataset", request.dataset, "--variant", variant, "--seed", str(seed)]
+        overridden = {"train": settings.model_dump(mode="json"), "views": views}
+    folder = run_folder(request.dataset, variant, seed, overridden)
+    arguments = ["--dataset", request.dataset, "--variant", variant, "--seed", str(seed)]
     for override in request.overrides:
-        options += ["--set", override]
-    return RunPlan(request.dataset, variant, seed, own, views, folder, shlex.join(options))
+        arguments += ["--set", override]
+    return RunPlan(request.dataset, variant, seed, settings, views, folder, tuple(arguments))
 
 
 def open_inputs(
     dataset: str, settings: TrainSettings
 ) -> tuple[Manifest, RegionCache, LabelVectors]:
-    """What training and evaluation read of a data set."""
+    """Open what training and evaluation read of a data set.
+
+    Raises:
+        MissingError, DamagedError: the manifest or the region cache is missing or damaged.
+        GmpipeError: as `load_label_vectors`.
+    """
     manifest = dataset_manifest(dataset)
-    cache = RegionCache.open(cache_folder(dataset))
+    with advising(f"Run `gmpipe extract --dataset {dataset}`.", MissingError, DamagedError):
+        cache = RegionCache.open(cache_folder(dataset))
     _log.info(
         "read the index of %s: %d rows in %d shards", cache.folder, len(cache), len(cache.shards)
     )
@@ -70,40 +84,63 @@ def open_inputs(
     return manifest, cache, vectors
 
 
+def refill_command(recipe: Recipe, dataset: str) -> str:
+    """The command that writes regions of a recipe to the cache."""
+    if "imported_from" in recipe:
+        return f"gmpipe import-regions FILE --dataset {dataset}"
+    return f"gmpipe extract --dataset {dataset}"
+
+
+def check_run_regions(run: RunPlan, cache: RegionCache) -> None:
+    """Check that the cache holds as many regions per image as a run uses.
+
+    Raises:
+        InputError: it holds fewer.
+    """
+    dataset = run.dataset
+    remedy = (
+        f"Lower train.{dataset}.regions to {cache.regions}, or raise extract.{dataset}.regions and "
+        f"run `{refill_command(cache.recipe, dataset)} --replace`."
+    )
+    with advising(remedy, InputError):
+        check_regions(cache, dataset, run.settings.regions)
+
+
 _OF_REGIONS = ("regions", "size", "score_threshold", "nms_threshold", "feature_dtype", "views")
 
 
 def note_other_regions(request: Request) -> None:
-    """Tell that params.yaml asks for other regions than the cache holds, which runs read.
+    """Print a note if params.yaml asks for other regions than those in the cache.
 
-    Nothing is said of imported regions, nor where no index can be read: the command that needs it
-    says so.
+    Runs read the cache. Nothing is printed for imported regions, nor where the index can't be read:
+    the command that needs it reports that.
     """
     try:
         recipe = read_index(cache_folder(request.dataset)).recipe
     except GmpipeError:
         return
-    asked = request.extract_in_file  # of `--set` tells another note
+    asked = request.extract_in_file  # `note_unused_overrides` reports what --set changes
     differences = [
-        f"{name} {recipe[name]}, params.yaml asks for {getattr(asked, name)}"
+        f"{name} {recipe[name]} (params.yaml: {getattr(asked, name)})"
         for name in _OF_REGIONS
         if name in recipe and recipe[name] != getattr(asked, name)
     ]
     if differences and "imported_from" not in recipe:
         note(
-            f"the cache of {request.dataset} has {'; '.join(differences)}. Runs read the cache: "
-            f"`gmpipe extract --dataset {request.dataset} --replace` makes it what is asked for."
+            f"the cache of {request.dataset} was made with other settings than params.yaml has: "
+            f"{', '.join(differences)}. Runs read the cache as it is; to extract the regions that "
+            f"params.yaml describes, run `gmpipe extract --dataset {request.dataset} --replace`."
         )
 
 
 def note_unused_overrides(request: Request, variants: Sequence[str]) -> None:
-    """Note which `--set` options a run of stage two ignores, and which a variant overrides."""
+    """Print a note for each `--set` option that runs ignore, or that a variant overrides itself."""
     for key in unread_by_runs(request):
-        note(f"a run on {request.dataset} does not read `{key}`: this --set changes nothing.")
+        note(f"runs on {request.dataset} do not read `{key}`, so this --set has no effect.")
     for variant in variants:
         for key in unreached(request, variant):
             own = f"train.{request.dataset}.variants.{variant}.{key}"
             note(
-                f"{variant} has a `{key}` of its own, which this --set does not change; "
-                f"--set {own}=... does."
+                f"the variant {variant} sets `{key}` itself, so this --set has no effect on it. "
+                f"Use `--set {own}=...`."
             )

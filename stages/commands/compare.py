@@ -1,16 +1,38 @@
-"""Command `compare`: variants x seeds from one cache, and tables of mean, spread and difference."""
+"""Command `compare`: train variants x seeds from one cache, and tabulate mean, spread, differences.
+
+Also `make_runs`, which makes the runs that are missing, for every command that needs many.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
+import torch
+
+from pipeline.errors import DamagedError, GmpipeError, MissingError
 from pipeline.evaluation.bootstrap import intervals
 from pipeline.evaluation.differences import describe_detector
+from pipeline.evaluation.metrics import read_evaluation
 from pipeline.evaluation.tables import BASE, results_markdown
+from pipeline.learning.checkpoint import load_checkpoint
+from pipeline.machine import cores
+from pipeline.shards.reader import RegionCache
+from pipeline.shards.schema import fingerprint
+from stages.checkout.layout import CHECKPOINT_FILE, METRICS_FILE
 from stages.checkout.params import Request
-from stages.checkout.plans import plan_run
+from stages.checkout.plans import RunPlan, check_run_regions, open_inputs, plan_run
 from stages.checkout.results import load_runs, load_scores
-from stages.workers.jobs import make_runs
+from stages.console.messages import say
+from stages.evaluate import evaluate
+from stages.train import train
+from stages.workers.jobs import Outcome, run_jobs
+
+_log = logging.getLogger(__name__)
+
+_STAGES: dict[str, Callable[[RunPlan], str | None]] = {"train": train, "evaluate": evaluate}
+"""The stages of a run, in order."""
 
 
 def compare(
@@ -20,13 +42,15 @@ def compare(
     *,
     jobs: int | None = None,
 ) -> str:
-    """Train and evaluate what is not there yet, reuse what is.
+    """Train and evaluate the runs that are missing; reuse those that exist.
 
     Args:
-        jobs: runs at a time, as of `make_runs`.
+        request: for a data set.
+        variants, seeds: of the runs.
+        jobs: runs at a time, as in `make_runs`.
 
     Returns:
-        the tables.
+        The tables.
     """
     plans = [plan_run(request, variant, seed) for variant in variants for seed in seeds]
     make_runs(plans, jobs)
@@ -40,3 +64,110 @@ def compare(
         runs,
         intervals(scores.runs, scores.truth, BASE),
     )
+
+
+def make_runs(runs: Sequence[RunPlan], jobs: int | None) -> None:
+    """Train and evaluate the runs that are missing, and print a line about each.
+
+    A run that is trained but not evaluated is only evaluated. Several runs at a time are made in
+    processes with one thread each; a run alone uses all threads. The number of threads changes how
+    sums are rounded, and so the last digits of a run's numbers, but nothing else.
+
+    Args:
+        runs: the plans.
+        jobs: runs at a time; None for one per core, or one on a GPU.
+
+    Raises:
+        GmpipeError: as `open_inputs`.
+        MissingError: some of the runs failed; the others were made.
+    """
+    missing = {
+        run.folder: (run, stages)
+        for run, stages in zip(runs, _missing_stages(runs), strict=True)
+        if stages
+    }
+    if jobs is None:
+        jobs = 1 if torch.cuda.is_available() else cores()
+    make = _make_in_processes if min(jobs, len(missing)) > 1 else _make_here
+    problems = {}
+    for folder, outcome in make(missing, jobs):
+        if outcome.problem:
+            problems[folder] = outcome.problem
+        else:
+            say(outcome.output)
+    if problems:
+        listed = "\n".join(f"{folder}: {problem}" for folder, problem in problems.items())
+        raise MissingError(
+            f"{len(problems)} of {len(missing)} runs failed.\n{listed}\n",
+            "All other runs are finished and kept. Fix the problems above, and run the same "
+            "command again.",
+        )
+
+
+_Missing = Mapping[Path, tuple[RunPlan, Sequence[str]]]
+"""By folder, a run and the stages that are missing of it."""
+
+
+def _make_in_processes(missing: _Missing, at_once: int) -> Iterator[tuple[Path, Outcome]]:
+    jobs = {
+        str(folder): [(stage, *run.arguments) for stage in stages]
+        for folder, (run, stages) in missing.items()
+    }
+    for folder, outcome in run_jobs(jobs, at_once):
+        yield Path(folder), outcome
+
+
+def _make_here(missing: _Missing, _: int) -> Iterator[tuple[Path, Outcome]]:
+    for folder, (run, stages) in missing.items():
+        try:
+            outcome = Outcome("\n".join(str(_STAGES[stage](run)) for stage in stages))
+        except GmpipeError as error:
+            _log.info("%s failed", folder, exc_info=True)
+            outcome = Outcome("", str(error))
+        yield folder, outcome
+
+
+def _missing_stages(runs: Sequence[RunPlan]) -> list[list[str]]:
+    """Find out which stages of each run are missing, for its settings and the current cache.
+
+    Raises:
+        GmpipeError: an input of the runs is missing or damaged.
+        InputError: the cache holds fewer regions than a run uses.
+    """
+    inputs: dict[str, tuple[RegionCache, str, str]] = {}
+    missing: list[list[str]] = []
+    for run in runs:
+        key = run.settings.label_vectors
+        if key not in inputs:
+            manifest, cache, vectors = open_inputs(run.dataset, run.settings)
+            inputs[key] = cache, manifest.labels_sha256, vectors.sha256
+        cache, labels_sha256, vectors_sha256 = inputs[key]
+        check_run_regions(run, cache)  # before hours are spent on other runs
+        if not _is_trained(run, cache.fingerprint, labels_sha256, vectors_sha256):
+            missing.append(["train", "evaluate"])
+        elif not _is_evaluated(run, cache.fingerprint, labels_sha256):
+            missing.append(["evaluate"])
+        else:
+            missing.append([])
+    return missing
+
+
+def _is_trained(run: RunPlan, cache: str, labels_sha256: str, vectors_sha256: str) -> bool:
+    try:
+        checkpoint = load_checkpoint(run.folder / CHECKPOINT_FILE)
+    except (MissingError, DamagedError):
+        return False
+    return (
+        checkpoint.settings == run.settings
+        and fingerprint(checkpoint.recipe) == cache
+        and checkpoint.labels_sha256 == labels_sha256
+        and checkpoint.label_vectors_sha256 == vectors_sha256
+    )
+
+
+def _is_evaluated(run: RunPlan, cache: str, labels_sha256: str) -> bool:
+    try:
+        evaluation = read_evaluation(run.folder / METRICS_FILE)
+    except (MissingError, DamagedError):
+        return False
+    return (evaluation.fingerprint, evaluation.labels_sha256) == (cache, labels_sha256)

@@ -1,7 +1,7 @@
-"""Commands `runs list` and `runs prune`: what lies in runs/<dataset>/, and what of it may go.
+"""Commands `runs list` and `runs prune`: the runs in runs/<dataset>/, and which of them can go.
 
-params.yaml names a run by its variant and seed. Runs with other settings (`--set`, `sweep`), of
-other variants or of other seeds are in folders that it does not name.
+params.yaml names a run by its variant and seed. Runs with other settings (`--set`, `sweep`), other
+variants or other seeds lie in folders that it does not name.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tabulate import tabulate
 
-from pipeline.errors import GmpipeError
+from pipeline.errors import BusyError, DamagedError, InputError, MissingError
 from pipeline.files import canonical_json, folder_lock
 from stages.checkout.layout import (
     CHECKPOINT_FILE,
@@ -25,6 +25,7 @@ from stages.checkout.layout import (
     HISTORY_FILE,
     LAST_GOOD_FILE,
     METRICS_FILE,
+    SETTINGS_FILE,
     SWEEP_FIGURE_STEM,
     SWEEP_RESULTS_FILE,
     SWEEPS,
@@ -33,22 +34,20 @@ from stages.checkout.layout import (
     runs_folder,
 )
 from stages.checkout.params import Request, has_variant, variant_settings
-
-if TYPE_CHECKING:
-    from pipeline.learning.checkpoint import Checkpoint
+from stages.checkout.resolved import read_run_settings
 
 _TEMPORARY = r"\.[0-9a-f]{8}\.tmp"
 _HASHED = re.compile(r"-s[0-9]+-[0-9a-f]{8}$")
-_SHOWN = 4  # settings of a run
+_MOST_SETTINGS = 4  # that the list shows of a run
 _RUN_NAME = re.compile(r"[a-z0-9]+([.-][a-z0-9]+)*-s[0-9]+(-[0-9a-f]{8})?")
 
 
 def _one_of(*names: str) -> re.Pattern[str]:
-    """Files of these names, or what a killed process left of them."""
+    """Match files of these names, and the temporary files that a killed process left of them."""
     return re.compile(rf"({'|'.join(map(re.escape, names))})({_TEMPORARY})?")
 
 
-_RUN_FILE = _one_of(CHECKPOINT_FILE, LAST_GOOD_FILE, HISTORY_FILE, *EVALUATION_FILES)
+_RUN_FILE = _one_of(CHECKPOINT_FILE, LAST_GOOD_FILE, HISTORY_FILE, SETTINGS_FILE, *EVALUATION_FILES)
 _BOARD_FILE = re.compile(r"events\.out\.tfevents\..+")  # TensorBoard's
 _SWEEP_FILE = _one_of(
     SWEEP_RESULTS_FILE, *(f"{SWEEP_FIGURE_STEM}.{suffix}" for suffix in ("svg", "png"))
@@ -56,24 +55,32 @@ _SWEEP_FILE = _one_of(
 
 
 def check_run(folder: Path) -> None:
-    """Suggest the runs of the same name where there is no such folder.
+    """Check that a folder holds a trained run.
 
     Raises:
-        GmpipeError: there are some.
+        MissingError: it does not; the remedy names runs in folders of the same name, if any.
     """
-    if folder.exists():
+    checkpoint = folder / CHECKPOINT_FILE
+    if checkpoint.is_file():
         return
-    near = sorted(
+    same_name = sorted(
         str(path)
         for path in Path("runs").glob("*/*")
         if path.name == folder.name and (path / CHECKPOINT_FILE).is_file()
     )
-    if near:
-        raise GmpipeError(f"there is no {folder}. Did you mean {' or '.join(near)}?")
+    remedy = "Run `gmpipe train` for its data set, variant, seed and `--set` options."
+    if same_name:
+        remedy = f"Did you mean {' or '.join(same_name)}?"
+    raise MissingError(f"There is no checkpoint at {checkpoint}.", remedy)
 
 
 def list_runs(request: Request, variants: Sequence[str], seeds: Sequence[int]) -> str:
-    """A table of the runs of a data set; of those with a hash, what they were made with."""
+    """Tabulate the runs of a data set, with the settings of those that params.yaml does not name.
+
+    Args:
+        request: for the data set.
+        variants, seeds: that params.yaml names.
+    """
     dataset = request.dataset
     top = runs_folder(dataset)
     named = _named(dataset, [name for name in variants if has_variant(request.train, name)], seeds)
@@ -88,7 +95,7 @@ def list_runs(request: Request, variants: Sequence[str], seeds: Sequence[int]) -
         if _is_run(folder)
     ]
     if not rows:
-        return f"{top} holds no run. Run `gmpipe train --dataset {dataset}`."
+        return f"There are no runs in {top}. Run `gmpipe train --dataset {dataset}`."
     headers = ["run", "mAP", "epochs", "named by params.yaml", "made with"]
     return str(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
 
@@ -96,38 +103,40 @@ def list_runs(request: Request, variants: Sequence[str], seeds: Sequence[int]) -
 def prune(
     dataset: str, variants: Sequence[str], seeds: Sequence[int], *, dry_run: bool = False
 ) -> str:
-    """Remove the runs that variants x seeds don't name, all sweeps, and what killed runs left.
+    """Remove all runs but variants x seeds, all sweeps, and what killed runs left.
 
-    What is being written stays, and so does everything that is no run by its name and files.
+    Runs that are being written stay, and so does everything that is no run by its name and files.
 
     Args:
-        dry_run: only say what would go.
+        dataset: whose runs to prune.
+        variants, seeds: that params.yaml names.
+        dry_run: only say what would be removed.
 
     Returns:
-        a line on each, and how much space they take.
+        One line per removed folder or file, and their total size.
 
     Raises:
-        GmpipeError: something can't be removed.
+        InputError: something can't be removed.
     """
     top = runs_folder(dataset)
     named = _named(dataset, variants, seeds)
     lines, total = [], 0
-    for folder, going in _removable(top, named):
+    for folder, removable in _removable(top, named):
         lock = folder.parent / f".{folder.name}.lock"
         with ExitStack() as stack:
-            if lock.exists() or (going and not dry_run):
+            if lock.exists() or (removable and not dry_run):
                 try:
                     stack.enter_context(folder_lock(folder))
-                except GmpipeError:
+                except BusyError:
                     lines.append(f"{folder}: is being written, stays")
                     continue
-            for path in going:
+            for path in removable:
                 size = _size(path)
                 total += size
                 lines.append(f"{path}: {size / 1e6:.1f} MB")
             if not dry_run:
-                # The lock last, while it is held: nobody else holds what is gone.
-                _remove([*going, *([lock] if folder not in named else [])])
+                # The lock last, while it is held: nobody can hold a lock that is gone.
+                _remove([*removable, *([lock] if folder not in named else [])])
     if not dry_run and (top / SWEEPS).is_dir() and not any((top / SWEEPS).iterdir()):
         (top / SWEEPS).rmdir()
     lines.append(f"{total / 1e6:.1f} MB {'would be ' if dry_run else ''}removed from {top}")
@@ -139,7 +148,10 @@ def _named(dataset: str, variants: Sequence[str], seeds: Sequence[int]) -> set[P
 
 
 def _removable(top: Path, named: set[Path]) -> Iterator[tuple[Path, list[Path]]]:
-    """(a folder of a run or sweep, what of it may go); of a stale lock nothing else may."""
+    """Yield each folder of a run or sweep with what can be removed of it.
+
+    That is nothing where only the lock of a folder is left.
+    """
     folders = [*_entries(top), *_entries(top / SWEEPS)]
     for folder in folders:
         if _is_run(folder) and folder in named:
@@ -160,7 +172,9 @@ def _entries(folder: Path) -> list[Path]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise GmpipeError(f"{folder} can't be listed ({error}). Mend or remove it.") from error
+        raise InputError(
+            f"{folder} can't be listed ({error}).", "Make it a folder that you may read."
+        ) from error
 
 
 def _is_run(folder: Path) -> bool:
@@ -174,7 +188,7 @@ def _is_sweep(folder: Path) -> bool:
 
 
 def _holds_only(folder: Path, name: re.Pattern[str], board: str = "") -> bool:
-    """Whether it is a folder of such files, and of one of TensorBoard's at ``board``."""
+    """Whether it is a folder with only files of this name, and at ``board`` TensorBoard's."""
     return (
         folder.is_dir()
         and not folder.is_symlink()
@@ -197,39 +211,39 @@ def _map(folder: Path) -> str:
 
 
 def _named_and_made_with(folder: Path, request: Request, *, named: bool) -> tuple[str, str]:
-    """Whether params.yaml describes a run; of one with a hash, what else it was made with."""
-    answer = "yes" if named else "no"
+    """Whether params.yaml describes a run, and the settings in which an unnamed run differs."""
     if not named and not _HASHED.search(folder.name):
-        return answer, ""
-    from pipeline.learning.checkpoint import load_checkpoint  # torch, for such runs only
-
+        return "no", ""
     try:
-        checkpoint = load_checkpoint(folder / CHECKPOINT_FILE)
-    except GmpipeError:
-        return answer, "damaged" if (folder / CHECKPOINT_FILE).exists() else "-"
-    differences = _differences(checkpoint, request)
+        made_with = read_run_settings(folder)
+    except (MissingError, DamagedError) as error:
+        made = "damaged" if isinstance(error, DamagedError) else "-"
+        return ("yes" if named else "no"), made
+    differences = _differences(made_with, request)
     if named:
         return f"yes, but other settings: {differences}" if differences else "yes", ""
-    return "no", differences or "other views"  # all else that decides the hash
+    return "no", differences
 
 
-def _differences(checkpoint: Checkpoint, request: Request) -> str:
-    """The settings of a run that are not those of params.yaml, as `key=value`."""
-    if not has_variant(request.train, checkpoint.variant):
+def _differences(made_with: Mapping[str, Any], request: Request) -> str:
+    """The settings of a run that differ from those in params.yaml, as `key=value`."""
+    if not has_variant(request.train, made_with["variant"]):
         return "a variant that params.yaml lacks"
-    plain = dict(_flat(variant_settings(request.train, checkpoint.variant).model_dump()))
-    found = [
-        f"{key}={canonical_json(value)}"
-        for key, value in _flat(checkpoint.settings.model_dump())
-        if value != plain[key]
+    described = dict(_flat(variant_settings(request.train, made_with["variant"]).model_dump()))
+    described["views"] = request.extract.views
+    used = {**dict(_flat(made_with["settings"])), "views": made_with["views"]}
+    differences = [
+        f"{key}={canonical_json(used[key])}"
+        for key in {**described, **used}  # in the order of the settings' documentation
+        if key in used and (key not in described or used[key] != described[key])
     ]
-    if len(found) > _SHOWN:
-        found[_SHOWN:] = [f"and {len(found) - _SHOWN} more"]
-    return ", ".join(found)
+    if len(differences) > _MOST_SETTINGS:
+        differences[_MOST_SETTINGS:] = [f"and {len(differences) - _MOST_SETTINGS} more"]
+    return ", ".join(differences)
 
 
 def _flat(block: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of all settings but the variants' own."""
+    """Yield (dotted key, value) of all settings but those of variants."""
     for name, value in block.items():
         if isinstance(value, Mapping) and name != "variants":
             yield from _flat(value, f"{prefix}{name}.")
@@ -248,7 +262,7 @@ def _epochs(folder: Path) -> str:
 
 
 def _size(path: Path) -> int:
-    """Bytes; of a link into DVC's cache those of the link."""
+    """Size in bytes; of a link into DVC's cache, that of the link."""
     if path.is_dir() and not path.is_symlink():
         return sum(_size(entry) for entry in _entries(path))
     return path.lstat().st_size
@@ -262,7 +276,8 @@ def _remove(paths: Sequence[Path]) -> None:
             else:
                 path.unlink(missing_ok=True)
         except OSError as error:
-            raise GmpipeError(
-                f"{path} can't be removed ({error}). Give yourself the right to write in its "
-                "folder, and run the same command again."
+            raise InputError(
+                f"{path} can't be removed ({error}).",
+                f"Give yourself the right to write in {path.parent}, and run the same command "
+                "again.",
             ) from error

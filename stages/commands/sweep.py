@@ -1,15 +1,16 @@
-"""Command `sweep`: one setting of `train` in several values -> a table, a CSV, a figure."""
+"""Command `sweep`: train with several values of a setting; write a table, a CSV and a figure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline.errors import GmpipeError
-from pipeline.evaluation.runs import evaluations_of
+from pipeline.errors import InputError
+from pipeline.evaluation.runs import Evaluations, evaluations_of
 from pipeline.evaluation.tables import as_csv, caption, sweep_table
 from pipeline.files import canonical_json, folder_lock, replacing
 from pipeline.report.figures import sweep_figure
@@ -17,7 +18,7 @@ from stages.checkout.layout import SWEEP_FIGURE_STEM, SWEEP_RESULTS_FILE, sweep_
 from stages.checkout.params import Request
 from stages.checkout.plans import RunPlan, plan_run
 from stages.checkout.results import load_runs
-from stages.workers.jobs import make_runs
+from stages.commands.compare import make_runs
 
 
 def sweep(
@@ -28,87 +29,126 @@ def sweep(
     *,
     jobs: int | None = None,
 ) -> tuple[str, str]:
-    """Train and evaluate a variant with each value of a setting; reuse what is there.
+    """Train and evaluate a variant with each value of a setting; reuse the runs that exist.
 
     Args:
         setting: ``key=value,value,...``; the key is relative to ``train.<dataset>``.
-        jobs: runs at a time, as of `make_runs`.
+        request: for a data set.
+        variant, seeds: of the runs.
+        jobs: runs at a time, as in `make_runs`.
 
     Returns:
-        the table, and where CSV and figure are.
+        The table, and a line that says where the CSV file and the figure are.
 
     Raises:
-        GmpipeError: a setting or value that there is not, or two values that make the same run.
+        InputError: the setting is unknown, a value is not one of its values, or two values make the
+            same run.
+        GmpipeError: as `make_runs` and `load_runs`.
     """
     key, values = _parse(setting)
-    name = request.dataset
-    numeric = all(type(value) in (int, float) for value in values)
-    chosen = {
-        _shown(value): request.overriding(f"train.{name}.{key}={canonical_json(value)}")
-        for value in (sorted(values) if numeric else values)
-    }
-    if len(chosen) < len(values):
-        raise GmpipeError(f"{setting}: a value is named twice. Take one out.")
+    requests = _requests(setting, key, values, request)
     plans = {
-        value: [plan_run(own, variant, seed) for seed in seeds] for value, own in chosen.items()
+        value: [plan_run(changed, variant, seed) for seed in seeds]
+        for value, changed in requests.items()
     }
     _check_different(key, variant, plans)
-    make_runs([run for runs in plans.values() for run in runs], jobs)
-    runs = {
-        value: evaluations_of(load_runs(own, [variant], seeds))[variant]
-        for value, own in chosen.items()
+    make_runs([plan for of_value in plans.values() for plan in of_value], jobs)
+    evaluations = {
+        value: evaluations_of(load_runs(changed, [variant], seeds))[variant]
+        for value, changed in requests.items()
     }
-    folder = sweep_folder(name, variant, key)
-    first = next(iter(runs.values()))[0]
+    folder = sweep_folder(request.dataset, variant, key)
+    _write(folder, key, variant, evaluations, numeric=_are_numbers(values))
+    first = next(iter(evaluations.values()))
+    return (
+        f"{caption(request.dataset, first)}\n\n{sweep_table(key, evaluations)}",
+        f"{folder}: {SWEEP_RESULTS_FILE}, {SWEEP_FIGURE_STEM}.svg, {SWEEP_FIGURE_STEM}.png",
+    )
+
+
+def _write(
+    folder: Path, key: str, variant: str, evaluations: Evaluations, *, numeric: bool
+) -> None:
+    """Write the CSV file and the figure.
+
+    Args:
+        folder: of the sweep.
+        key: of the setting.
+        variant: of the runs.
+        evaluations: of the runs with each value, by value.
+        numeric: whether the values are numbers.
+    """
+    first = next(iter(evaluations.values()))[0]
+    rows = [
+        {"variant": variant, "setting": key, "value": value, "seed": evaluation.seed}
+        | {column: evaluation.metrics.number(column) for column in ("mAP", "CF1", "OF1")}
+        for value, seeds in evaluations.items()
+        for evaluation in seeds
+    ]
     with folder_lock(folder):
-        rows = [
-            {"variant": variant, "setting": key, "value": value, "seed": evaluation.seed}
-            | {column: evaluation.metrics.number(column) for column in ("mAP", "CF1", "OF1")}
-            for value, evaluations in runs.items()
-            for evaluation in evaluations
-        ]
         with replacing(folder / SWEEP_RESULTS_FILE) as temporary:
             temporary.write_text(as_csv(rows))
         sweep_figure(
             folder / SWEEP_FIGURE_STEM,
             key,
-            {value: [one.metrics.mAP for one in of_value] for value, of_value in runs.items()},
-            title=f"{name}, {variant}, split {first.split}",
+            {
+                value: [evaluation.metrics.mAP for evaluation in seeds]
+                for value, seeds in evaluations.items()
+            },
+            title=f"{first.dataset}, {variant}, split {first.split}",
             numeric=numeric,
         )
-    return (
-        f"{caption(name, next(iter(runs.values())))}\n\n{sweep_table(key, runs)}",
-        f"{folder}: {SWEEP_RESULTS_FILE}, {SWEEP_FIGURE_STEM}.svg, {SWEEP_FIGURE_STEM}.png",
-    )
 
 
 def _parse(setting: str) -> tuple[str, list[Any]]:
+    """Split ``key=value,value,...`` into the key and its values, which are YAML."""
     key, equals, text = setting.partition("=")
-    problem = (
+    error = InputError(
         f"{setting}: expected KEY=VALUE,VALUE,... with a key of train.<dataset> and at least two "
-        "values, e.g. `network.modules=1,2,3,4`."
+        "values.",
+        "An example is `network.modules=1,2,3,4`.",
     )
     try:
         values = YAML(typ="safe").load(f"[{text}]")
-    except YAMLError as error:
-        raise GmpipeError(problem) from error
+    except YAMLError:
+        raise error from None
     if not key or not equals or not isinstance(values, list) or len(values) < 2:
-        raise GmpipeError(problem)
+        raise error
     return key, values
 
 
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else canonical_json(value)
+def _are_numbers(values: Sequence[Any]) -> bool:
+    return all(type(value) in (int, float) for value in values)
 
 
-def _check_different(key: str, variant: str, plans: dict[str, list[RunPlan]]) -> None:
-    """A variant that sets the key itself would give the same run for every value."""
-    seen: dict[str, str] = {}
+def _requests(
+    setting: str, key: str, values: Sequence[Any], request: Request
+) -> dict[str, Request]:
+    """By value, as it is shown, the request with that value; numbers in ascending order."""
+    requests = {
+        value if isinstance(value, str) else canonical_json(value): request.overriding(
+            f"train.{request.dataset}.{key}={canonical_json(value)}"
+        )
+        for value in (sorted(values) if _are_numbers(values) else values)
+    }
+    if len(requests) < len(values):
+        raise InputError(f"{setting}: a value occurs twice.", "Remove one of the two.")
+    return requests
+
+
+def _check_different(key: str, variant: str, plans: Mapping[str, Sequence[RunPlan]]) -> None:
+    """Check that each value makes another run, which it does not if the variant sets the key.
+
+    Raises:
+        InputError: two values make the same run.
+    """
+    value_of: dict[str, str] = {}
     for value, runs in plans.items():
-        content = runs[0].settings.model_dump_json()
-        if content in seen:
-            raise GmpipeError(
-                f"{key}={seen[content]} and {key}={value} make the same run of {variant}, which "
-                f"sets `{key}` itself. Choose another variant, or sweep `variants.{variant}.{key}`."
+        settings = runs[0].settings.model_dump_json()
+        if settings in value_of:
+            raise InputError(
+                f"{key}={value_of[settings]} and {key}={value} make the same run of {variant}, "
+                f"because that variant sets `{key}` itself.",
+                f"Choose another variant, or sweep `variants.{variant}.{key}`.",
             )
-        seen[content] = value
+        value_of[settings] = value

@@ -19,8 +19,19 @@ _LOGGERS = [logging.getLogger(name) for name in ("stages", "pipeline")]
 
 
 class _Handler(logging.Handler):
+    """Prints each warning once, although several processes of a command may have the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._warnings: set[str] = set()
+
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(self.format(record), err=True)
+        text = self.format(record)
+        if record.levelno >= logging.WARNING:
+            if text in self._warnings:
+                return
+            self._warnings.add(text)
+        click.echo(text, err=True)
 
 
 class _Formatter(logging.Formatter):

@@ -1,19 +1,19 @@
-"""`gmpipe sweep`: a run a value and seed, the table, the CSV and the figure."""
+"""`gmpipe sweep`: one run per value and seed, the table, the CSV file and the figure."""
 
 from __future__ import annotations
 
 import csv
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
 from flows import Flow
 from PIL import Image
-from small import make_small, run_names, write_params
+from small import no_run_is_made, run_names, write_params
 
 from pipeline.learning.checkpoint import load_checkpoint
 from pipeline.report.figures import sweep_figure
@@ -32,13 +32,13 @@ def rows(flow: Flow, folder: str) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def test_each_value_has_a_run_a_seed_and_a_row(small: Flow) -> None:
+def test_each_value_and_seed_has_a_run_and_a_row(small: Flow) -> None:
     said = sweep(small, "network.modules=3,1,2", *SEEDS)
-    found = rows(small, "network.modules")
-    assert [(row["value"], row["seed"]) for row in found] == [
+    written = rows(small, "network.modules")
+    assert [(row["value"], row["seed"]) for row in written] == [
         (value, seed) for value in "123" for seed in "01"
     ]
-    # Two modules are what params.yaml has: the plain folders.
+    # params.yaml has two modules, so those runs are in folders without a hash.
     names = run_names(small)
     assert {"full-s0", "full-s1"} < names
     assert len(names) == 6
@@ -48,7 +48,7 @@ def test_each_value_has_a_run_a_seed_and_a_row(small: Flow) -> None:
         checkpoint = load_checkpoint(folder / "checkpoint.pt")
         modules = str(checkpoint.settings.network.modules)
         [row] = [
-            row for row in found if (row["value"], row["seed"]) == (modules, str(checkpoint.seed))
+            row for row in written if (row["value"], row["seed"]) == (modules, str(checkpoint.seed))
         ]
         assert row["variant"] == "full"
         assert row["setting"] == "network.modules"
@@ -63,13 +63,15 @@ def test_each_value_has_a_run_a_seed_and_a_row(small: Flow) -> None:
     assert "seeds 0, 1" in said
 
 
-def test_runs_are_used_again_and_every_byte_comes_again(small: Flow, tmp_path: Path) -> None:
+def test_runs_are_used_again_and_bytes_are_the_same_again(
+    small: Flow, small_made: Flow, tmp_path: Path
+) -> None:
     said = sweep(small, "beta=0.0,0.4")
     before = small.bytes("runs")
-    with mock.patch("stages.workers.jobs.train", side_effect=AssertionError):
+    with no_run_is_made():
         assert said.endswith(sweep(small, "beta=0.0,0.4"))
     assert small.bytes("runs") == before
-    other = make_small(tmp_path / "other")
+    other = Flow(Path(shutil.copytree(small_made.folder, tmp_path / "other")))
     sweep(other, "beta=0.0,0.4")
     assert other.bytes("runs") == before
     assert sorted(p.name for p in (small / "runs/voc2007/sweeps/beta").iterdir()) == FILES
@@ -91,8 +93,8 @@ def test_the_number_of_regions_is_swept_from_one_cache(small: Flow) -> None:
 def test_a_variant_and_further_settings(small: Flow) -> None:
     other = ("--set", "train.voc2007.epochs=1", "--variant", "max-pool")
     sweep(small, "optimizer=sgd,adamw", *other)
-    found = rows(small, "max-pool-optimizer")
-    assert [(row["variant"], row["value"]) for row in found] == [
+    written = rows(small, "max-pool-optimizer")
+    assert [(row["variant"], row["value"]) for row in written] == [
         ("max-pool", "sgd"),
         ("max-pool", "adamw"),
     ]
@@ -106,28 +108,28 @@ def test_a_variant_and_further_settings(small: Flow) -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("epochs", r"epochs: expected KEY=VALUE,VALUE.*network\.modules=1,2,3,4"),
-        ("epochs=1", "expected KEY=VALUE,VALUE.*at least two"),
-        ("=1,2", "expected KEY=VALUE,VALUE"),
-        ("epochs=1,[", "expected KEY=VALUE,VALUE"),
-        ("epochs=1,1", "a value is named twice"),
+        ("epochs", r"epochs: .*KEY=VALUE,VALUE.*network\.modules=1,2,3,4"),
+        ("epochs=1", "epochs=1: .*KEY=VALUE,VALUE"),
+        ("=1,2", "=1,2: .*KEY=VALUE,VALUE"),
+        ("epochs=1,[", "KEY=VALUE,VALUE"),
+        ("epochs=1,1", "epochs=1,1: .*value"),
         ("epocs=1,2", r"`train\.voc2007\.epocs`.*`epochs`"),
         ("epochs=1,0", r"`train\.voc2007\.epochs` is 0"),
         ("train.voc2007.epochs=1,2", r"train\.voc2007\.train"),
-        ("regions=2,50", r"best 3 regions.*train\.voc2007\.regions is 50\. Lower it to 3"),
+        ("regions=2,50", r"train\.voc2007\.regions is 50\b.*\b3\b"),
     ],
 )
-def test_what_can_t_be_swept_is_said_before_anything_is_made(
+def test_a_setting_that_cannot_be_swept_is_named_before_anything_is_made(
     small: Flow, setting: str, message: str
 ) -> None:
     assert small.gmpipe("sweep", setting).refused(message)
     assert not (small / "runs").exists()
 
 
-def test_a_setting_that_the_variant_sets_itself_is_said(small: Flow) -> None:
+def test_a_setting_that_the_variant_sets_itself_is_named(small: Flow) -> None:
     write_params(small.folder, {"variants": {"max-pool": {"epochs": 3}}})
     assert small.gmpipe("sweep", "epochs=1,2", "--variant", "max-pool").refused(
-        r"epochs=1 and epochs=2 make the same run of max-pool.*sweep `variants\.max-pool\.epochs`"
+        r"epochs=1 .*epochs=2 .*max-pool.*`variants\.max-pool\.epochs`"
     )
     assert small.gmpipe("sweep", "epochs=1,2", "--variant", "maxpool").refused("max-pool")
 
@@ -139,7 +141,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def circles(path: Path) -> list[tuple[float, float]]:
-    """Places of the blue round markers: the means, then the one in the legend."""
+    """Positions of the blue round markers: the means, then the one in the legend."""
     root = ET.parse(path).getroot()
     round_ones = {f"#{p.get('id')}" for p in root.iter(f"{SVG}path") if "C " in p.get("d", "")}
     return [
@@ -150,7 +152,7 @@ def circles(path: Path) -> list[tuple[float, float]]:
     ]
 
 
-def test_means_stand_at_their_numbers(tmp_path: Path) -> None:
+def test_means_are_drawn_at_their_numbers(tmp_path: Path) -> None:
     maps = {"1": [50.0, 52.0], "2": [55.0, 57.0], "5": [53.0, 53.0]}
     sweep_figure(tmp_path / "figure", "network.modules", maps, title="here", numeric=True)
     (x1, y1), (x2, y2), (x5, y5), _in_legend = circles(tmp_path / "figure.svg")
@@ -166,12 +168,12 @@ def test_means_stand_at_their_numbers(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["figure.png", "figure.svg"]
 
 
-def test_words_stand_beside_each_other_and_one_seed_has_no_bars(tmp_path: Path) -> None:
+def test_words_are_evenly_spaced_and_one_seed_has_no_bars(tmp_path: Path) -> None:
     maps = {"sgd": [50.0], "adamw": [60.0], "other": [70.0]}
     sweep_figure(tmp_path / "figure", "optimizer", maps, title="here", numeric=False)
-    places = circles(tmp_path / "figure.svg")
-    steps = np.diff([x for x, _ in places])
-    assert len(places) == 3
+    means = circles(tmp_path / "figure.svg")
+    steps = np.diff([x for x, _ in means])
+    assert len(means) == 3
     assert steps == pytest.approx([steps[0]] * 2)
     text = "".join(ET.parse(tmp_path / "figure.svg").getroot().itertext())
     assert "adamw" in text

@@ -101,10 +101,10 @@ def test_worker_processes_give_the_same_batches(made: Flow, context: str) -> Non
 
 
 def test_what_cannot_be_opened_says_why(made: Flow, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="without a manifest"):
+    with pytest.raises(ValueError, match="manifest"):
         opened(made, split="train")
     for regions in (0, 5):
-        with pytest.raises(ValueError, match=f"regions={regions}, expected 1 to the cache's 4"):
+        with pytest.raises(ValueError, match=rf"regions={regions}\b.* 4\b"):
             opened(made, regions=regions)
     with pytest.raises(GmpipeError, match="extract"):
         open_cache(tmp_path)

@@ -128,9 +128,7 @@ def test_command(small: Flow) -> None:
     trained = load_checkpoint(small / "runs/voc2007/max-pool-s0/checkpoint.pt")
     assert about.custom_metadata_map["fingerprint"] == fingerprint(trained.recipe)
     assert "voc2007/max-pool-s0" in small.ok("runs", "list")  # still taken for a run
-    assert small.gmpipe("export", "--run", "runs/none").refused(
-        "there is no checkpoint at runs/none"
-    )
+    assert small.gmpipe("export", "--run", "runs/none").refused("no checkpoint at runs/none")
     outcome = small.gmpipe("export", "--run", "runs/none", "-o", "model.pt")
     assert outcome.code == 2
     assert "model.pt: expected a name that ends in .onnx" in outcome.err

@@ -161,21 +161,21 @@ def test_a_run_that_was_moved_needs_to_be_told_its_detector(made: Flow, tmp_path
     linked.symlink_to(made / "runs")
     (tmp_path / "checkout/data").symlink_to(made / "data")
     assert load_run(str(linked / "tiny/full-s0")).checkpoint.variant == "full"
-    with pytest.raises(GmpipeError, match="there is no checkpoint at"):
+    with pytest.raises(GmpipeError, match="no checkpoint at"):
         load_run(tmp_path / "nothing")
 
 
 def test_a_run_that_is_elsewhere_is_suggested(flow: Flow) -> None:
     for words in (("predict", "."), ("explain", "a.png", "-o", "b.png"), ("export",)):
         assert flow.gmpipe(*words, "--run", "full-s0").refused(
-            r"there is no full-s0\. Did you mean runs/tiny/full-s0\?"
+            r"full-s0.*Did you mean runs/tiny/full-s0\?"
         )
     shutil.copytree(flow / "runs/tiny/full-s0", flow / "runs/other/full-s0")
     assert flow.gmpipe("export", "--run", "runs/tni/full-s0").refused(
         r"Did you mean runs/other/full-s0 or runs/tiny/full-s0\?"
     )
     (flow / "runs/tiny/max-pool-s0/checkpoint.pt").unlink()
-    assert flow.gmpipe("export", "--run", "max-pool-s0").refused("there is no checkpoint at")
+    assert flow.gmpipe("export", "--run", "max-pool-s0").refused("no checkpoint at")
 
 
 def test_a_run_on_imported_regions_has_no_detector(small: Flow) -> None:

@@ -1,4 +1,4 @@
-"""Batches of a split: the same however they are read, and of the best regions; memory's bounds.
+"""Batches of a split are the same however they are read; the bounds of the memory they use.
 
 `toys` describes the toy problem and its letters.
 """
@@ -13,91 +13,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import make_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import N_TRAIN, VIEWS, M, Toy, make_toy
+from toys import N_TRAIN, VIEWS, M, Toy
 
 from pipeline.errors import GmpipeError
 from pipeline.learning import batches as batches_module
 from pipeline.learning.batches import Batch, Feed, ahead, region_statistics
-from pipeline.learning.splits import SplitData, instance_batch, open_split
+from pipeline.learning.splits import SplitData
 from pipeline.machine import available_memory
 from pipeline.matching.graphs import InstanceBatch
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
-    return make_toy(tmp_path_factory.mktemp("cache") / "toy")
-
-
-def test_an_opened_split_has_every_view_in_the_manifests_order(toy: Toy) -> None:
-    split = toy.train
-    assert len(split) == N_TRAIN
-    assert split.image_ids == [f"image-{n}" for n in range(N_TRAIN)]
-    for view in range(VIEWS):
-        rows = toy.cache.gather(split.rows[:, view])
-        assert [name.decode() for name in rows.image_id] == split.image_ids
-        assert set(rows.view.tolist()) == {view}
-    assert split.truth[4].tolist() == [0, -1, 0]
-    np.testing.assert_array_equal(split.truth, toy.manifest.truth("train"))
-    with pytest.raises(GmpipeError, match="no view 2 of image 'image-0'"):
-        open_split(toy.cache, toy.manifest, "train", VIEWS + 1)
-
-
-def test_instances_are_of_the_views_that_were_asked_for(toy: Toy) -> None:
-    split = toy.train
-    images, views = np.array([7, 2, 30]), np.array([1, 0, 1])
-    batch = split.instances(images, views)
-    for place, (image, view) in enumerate(zip(images, views, strict=True)):
-        stored = toy.cache.gather([split.rows[image, view]])
-        np.testing.assert_array_equal(batch.features[place], stored.features[0])
-    taken = split.take(images)
-    assert taken.image_ids == ["image-7", "image-2", "image-30"]
-    np.testing.assert_array_equal(taken.truth, split.truth[images])
-    assert torch.equal(taken.instances(np.arange(3), views).features, batch.features)
-
-
-@pytest.mark.parametrize("regions", [1, 2, M])
-def test_the_best_regions_can_be_all_that_is_used(toy: Toy, regions: int) -> None:
-    split = open_split(toy.cache, toy.manifest, "test", regions=regions)
-    stored = toy.cache.gather(split.rows[:, 0])
-    batch = split.instances(np.arange(len(split)))
-    assert batch.mask.shape == (len(split), regions)
-    assert batch.mask.sum(1).tolist() == [min(count, regions) for count in stored.count]
-    for name in ("features", "boxes", "scores", "classes"):
-        np.testing.assert_array_equal(getattr(batch, name), getattr(stored, name)[:, :regions])
-    assert split.take(np.arange(2)).regions == regions
-
-
-def test_more_regions_than_there_are_is_an_error(toy: Toy) -> None:
-    with pytest.raises(
-        GmpipeError,
-        match=r"toy holds the best 3 regions .* train\.toy\.regions is 4\. Lower it to 3, or raise "
-        r"extract\.toy\.regions and run `gmpipe extract --dataset toy --replace`",
-    ):
-        open_split(toy.cache, toy.manifest, "train", regions=4)
-
-
-def test_an_instance_batch_masks_padding() -> None:
-    rows = make_rows(5, regions=3)
-    batch = instance_batch(rows)
-    assert batch.mask.tolist() == [
-        [True, False, False],
-        [True, True, False],
-        [True, True, True],
-        [True, False, False],
-        [True, True, False],
-    ]
-    assert batch.features.dtype == torch.float16  # as stored
-    for name in ("features", "boxes", "scores", "classes"):
-        np.testing.assert_array_equal(getattr(batch, name).numpy(), getattr(rows, name))
-
-
 FEEDS = {
-    "held": {},
+    "in memory": {},
     "gathered": {"once": True},
 }
 
@@ -134,26 +65,26 @@ def equal(one: Batch, other: Batch) -> bool:
 
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
-def test_held_and_gathered_batches_are_the_same(toy: Toy, data: st.DataObject) -> None:
-    places = st.lists(st.integers(0, N_TRAIN - 1), min_size=1, max_size=5)
+def test_batches_from_memory_and_from_shards_are_the_same(toy: Toy, data: st.DataObject) -> None:
+    indices = st.lists(st.integers(0, N_TRAIN - 1), min_size=1, max_size=5)
     chosen = []
     for _ in range(data.draw(st.integers(0, 8))):
-        images = np.array(data.draw(places))
+        images = np.array(data.draw(indices))
         views = data.draw(
             st.lists(st.integers(0, VIEWS - 1), min_size=len(images), max_size=len(images))
         )
         chosen.append((images, np.array(views)))
-    held, gathered = (
+    in_memory, gathered = (
         list(Feed(toy.train, CPU, **options).batches(chosen)) for options in FEEDS.values()
     )
-    assert len(held) == len(gathered) == len(chosen)
-    for (images, views), one, other in zip(chosen, held, gathered, strict=True):
+    assert len(in_memory) == len(gathered) == len(chosen)
+    for (images, views), one, other in zip(chosen, in_memory, gathered, strict=True):
         assert equal(one, other)
         assert equal(one, (toy.train.instances(images, views).to(CPU, torch.float32), other[1]))
         assert other[1].tolist() == toy.train.truth[images].tolist()
 
 
-def test_regions_are_held_only_where_there_is_room(
+def test_regions_are_kept_in_memory_only_where_they_fit(
     toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A row of the toy problem: 3 regions x (6 x 2 + 4 x 4 + 4 + 2 + 1 bytes) = 105 bytes."""
@@ -166,7 +97,7 @@ def test_regions_are_held_only_where_there_is_room(
         return original(split, images, views)
 
     monkeypatch.setattr(SplitData, "instances", counted)
-    for memory, sharers, held in (
+    for memory, sharers, kept in (
         (2 * need, 1, True),
         (2 * need - 1, 1, False),
         (4 * need, 2, True),
@@ -176,25 +107,25 @@ def test_regions_are_held_only_where_there_is_room(
         feed = Feed(toy.train, CPU, sharers=sharers)
         asked.clear()
         list(feed.in_order(10))
-        assert asked == ([] if held else [10, 10, 10, 10, 2])
+        assert asked == ([] if kept else [10, 10, 10, 10, 2])
 
 
 def batch_threads() -> list[threading.Thread]:
-    return [t for t in threading.enumerate() if t.name.startswith("batches")]
+    return [t for t in threading.enumerate() if t.name.startswith("ahead")]
 
 
-def test_what_is_made_ahead_comes_in_order_and_is_bounded() -> None:
+def test_results_made_ahead_come_in_order_and_are_bounded() -> None:
     made: list[int] = []
 
     def make(item: int) -> int:
         made.append(item)
         return item * item
 
-    found = []
+    squares = []
     for square in ahead(make, range(20)):
-        found.append(square)
-        assert len(made) <= len(found) + batches_module._AHEAD
-    assert found == [n * n for n in range(20)]
+        squares.append(square)
+        assert len(made) <= len(squares) + batches_module._AHEAD
+    assert squares == [n * n for n in range(20)]
     assert batch_threads() == []
 
 
@@ -216,7 +147,7 @@ def test_an_error_made_ahead_comes_where_its_item_would() -> None:
     [
         ("0::/\n", {}, 1000 * 1024),
         ("0::/a/b\n", {"a/b/memory.max": "max"}, 1000 * 1024),
-        # The tightest of the groups around the process; idle page cache is free.
+        # The tightest of the groups around the process counts; idle page cache is free.
         (
             "0::/a/b\n",
             {
@@ -227,7 +158,7 @@ def test_an_error_made_ahead_comes_where_its_item_would() -> None:
             },
             800,
         ),
-        # Of version 1, in a container that sees its group as the root.
+        # Version 1, in a container that sees its group as the root.
         (
             "5:cpu:/x\n4:memory:/of/the/host\n0::/\n",
             {
@@ -248,7 +179,7 @@ def test_an_error_made_ahead_comes_where_its_item_would() -> None:
         ),
     ],
 )
-def test_memory_that_is_left(
+def test_available_memory_is_what_the_tightest_group_leaves(
     tmp_path: Path, cgroup: str, files: dict[str, str], expected: int
 ) -> None:
     (tmp_path / "proc/self").mkdir(parents=True)
@@ -262,5 +193,5 @@ def test_memory_that_is_left(
     assert available_memory(tmp_path) == expected
 
 
-def test_this_machine_has_memory_left() -> None:
+def test_this_machine_has_memory_available() -> None:
     assert available_memory() > 2**20

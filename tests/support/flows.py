@@ -1,18 +1,23 @@
-"""Running gmpipe's commands in a folder of their own, on a data set that takes seconds."""
+"""Run gmpipe's commands in a folder of their own, on a data set that takes seconds."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import json
 import re
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import torch
+from dask.distributed import LocalCluster
 from ruamel.yaml import YAML
 
 from stages.cli.main import main
@@ -49,7 +54,7 @@ PARAMS: dict[str, Any] = {
 
 
 def write_params(folder: Path, **changes: Any) -> None:
-    """Write params.yaml: the tiny one, with dotted keys (`__` for the dot) set."""
+    """Write params.yaml: the tiny one with changes, whose keys have `__` for the dot."""
     with (folder / "params.yaml").open("w") as stream:
         raw = json.loads(json.dumps(PARAMS))
         for key, value in changes.items():
@@ -63,14 +68,14 @@ def write_params(folder: Path, **changes: Any) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left behind."""
+    """How a command ended: its exit code, stdout and stderr."""
 
     code: int
     out: str
     err: str
 
     def refused(self, pattern: str) -> bool:
-        """Whether it failed with a message for the user that matches, and nothing worse."""
+        """Check that the command failed with a message that matches, and with no traceback."""
         assert self.code == 1, self
         assert "Traceback" not in self.err, self.err
         message = self.err[self.err.index("Error: ") :]
@@ -88,7 +93,7 @@ class Flow:
         return self.folder / path
 
     def gmpipe(self, *arguments: str) -> Outcome:
-        """`gmpipe ARGUMENTS`, in this process."""
+        """Run `gmpipe ARGUMENTS` in this process."""
         out, err, code = io.StringIO(), io.StringIO(), 0
         with (
             contextlib.chdir(self.folder),
@@ -103,13 +108,13 @@ class Flow:
         return Outcome(code, out.getvalue(), err.getvalue())
 
     def ok(self, *arguments: str) -> str:
-        """As `gmpipe`, for a command that must succeed: what it printed."""
+        """Run a command that must succeed, in this process; return what it printed."""
         outcome = self.gmpipe(*arguments)
         assert outcome.code == 0, outcome.err
         return outcome.out
 
     def installed(self, *arguments: str, **options: Any) -> Outcome:
-        """`gmpipe ARGUMENTS`, the installed script in a process of its own."""
+        """Run the installed script `gmpipe` in a process of its own."""
         done = subprocess.run(
             [BIN / "gmpipe", *arguments],
             cwd=self.folder,
@@ -121,11 +126,11 @@ class Flow:
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     def params(self, **changes: Any) -> None:
-        """As `write_params`, here."""
+        """Write params.yaml in this folder, as `write_params`."""
         write_params(self.folder, **changes)
 
     def bytes(self, path: str) -> dict[str, bytes]:
-        """Every file below a folder, or one file."""
+        """Read every file below a folder, or one file."""
         top = self.folder / path
         files = [top] if top.is_file() else [p for p in top.rglob("*") if p.is_file()]
         return {str(p.relative_to(self.folder)): p.read_bytes() for p in sorted(files)}
@@ -135,9 +140,52 @@ class Flow:
 
 
 def run_all(flow: Flow) -> None:
+    """Run all stages, in this process."""
     for stage in STAGES:
         flow.ok(stage)
     for variant in VARIANTS:
         flow.ok("train", "--variant", variant)
         flow.ok("evaluate", "--variant", variant)
     flow.ok("report")
+
+
+@contextlib.contextmanager
+def extracting_here() -> Iterator[None]:
+    """Extract in this process: starting a Dask worker takes longer than a tiny data set does."""
+    threads = torch.get_num_threads()
+    with (
+        LocalCluster(
+            n_workers=1,
+            processes=False,
+            threads_per_worker=2,
+            dashboard_address="127.0.0.1:0",
+            memory_limit=0,
+        ) as cluster,
+        mock.patch(
+            "stages.workers.cluster._local_cluster", return_value=contextlib.nullcontext(cluster)
+        ),
+    ):
+        yield
+    torch.set_num_threads(threads)  # which an extraction sets, for this process
+
+
+@contextlib.contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """Let no file of this process grow over ``size`` bytes: writing more fails as on a full disk.
+
+    Python ignores the signal that would come with it.
+    """
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextlib.contextmanager
+def being_written(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder as another process does, but from this one."""
+    with (folder.parent / f".{folder.name}.lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield

@@ -1,13 +1,16 @@
-"""Runs that take a blink: a data set of imported regions under the name of one of the paper's.
+"""Runs that take a moment, on a data set of imported regions that is named as one of the paper's.
 
-48 images of 3 regions with 6 numbers each, the 20 labels of VOC 2007. A region's feature says a
-little about which label its image has. `tvmonitor` is in no test image.
+It has 48 images of 3 regions with 6 numbers each, and the 20 labels of VOC 2007. A region's feature
+says a little about which label its image has. No test image has the label `tvmonitor`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from flows import Flow
@@ -35,14 +38,14 @@ PARAMS: dict[str, Any] = {
 
 
 def write_params(folder: Path, train: dict[str, Any] | None = None, **lists: Any) -> None:
-    """Write params.yaml: with other train settings, and other lists at its top."""
+    """Write params.yaml with other train settings, and other lists at its top."""
     block = {**PARAMS["train"]["voc2007"], **(train or {})}
     with (folder / "params.yaml").open("w") as stream:
         YAML().dump({**PARAMS, **lists, "train": {"voc2007": block}}, stream)
 
 
 def make_small(folder: Path) -> Flow:
-    """The data set, with its regions in the cache."""
+    """Make the data set, with its regions in the cache."""
     folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
     images, labels = TRAIN + TEST, len(VOC_LABELS)
@@ -74,5 +77,15 @@ def make_small(folder: Path) -> Flow:
 
 
 def run_names(flow: Flow) -> set[str]:
-    """The runs that are evaluated."""
+    """Names of the runs that are evaluated."""
     return {path.parent.name for path in (flow / "runs/voc2007").glob("*/metrics.json")}
+
+
+@contextmanager
+def no_run_is_made() -> Iterator[None]:
+    """Fail if `compare` or `sweep` make a run."""
+    with (
+        mock.patch.dict("stages.commands.compare._STAGES", clear=True),
+        mock.patch("stages.commands.compare.run_jobs", side_effect=AssertionError),
+    ):
+        yield

@@ -127,7 +127,7 @@ KILLED_AT = """
 import os, signal, sys
 from functools import partial
 
-from pipeline.learning import training
+from pipeline.learning import loop
 from stages import train as stage
 from stages.cli.main import main
 
@@ -138,14 +138,14 @@ losses = 0
 def kill():
     os.kill(os.getpid(), signal.SIGKILL)
 
-def loss(*inputs, of=training.matching_loss):
+def loss(*inputs, of=loop.matching_loss):
     global losses
     losses += 1
     if losses > step:
         kill()
     return of(*inputs)
 
-def save(path, content, of=training.save_tensors):
+def save(path, content, of=loop.save_tensors):
     if where == "saving" and losses == step:
         path.with_name(path.name + ".12345678.tmp").write_bytes(b"a part of it")
         kill()
@@ -156,7 +156,7 @@ def checkpoint(*inputs, of=stage.save_checkpoint):
         kill()
     of(*inputs)
 
-training.matching_loss, training.save_tensors = loss, save
+loop.matching_loss, loop.save_tensors = loss, save
 stage.save_checkpoint = checkpoint
 stage.train_network = partial(stage.train_network, save_every=0)
 main()

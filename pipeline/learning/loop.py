@@ -1,0 +1,316 @@
+"""The training loop of stage two: its steps, its epochs, and what a killed training resumes from.
+
+Letters: N images of a split, B images of a batch, C labels, W size of a label vector.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import DamagedError, InputError, MismatchError
+from pipeline.learning.batches import Batch, Feed
+from pipeline.learning.distributed import Processes
+from pipeline.learning.optimization import make_average, make_optimizer, make_schedule
+from pipeline.learning.prediction import Network
+from pipeline.matching.loss import matching_loss
+from pipeline.matching.network import image_logits
+from pipeline.settings import TrainSettings
+from pipeline.tensors import (
+    foreign_state,
+    learning_state,
+    load_state,
+    random_state,
+    restore_learning,
+    restore_random,
+    save_tensors,
+)
+
+Row = dict[str, float]
+"""One epoch in the history: column -> value."""
+
+History = list[Row]
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A finished training.
+
+    Attributes:
+        network: with the chosen epoch's weights, in eval mode.
+        epoch: the chosen epoch, counted from 1.
+        history: one row per epoch: ``epoch``, ``learning_rate``, ``train_loss`` (mean over the
+            images), ``gradient_norm`` (largest before clipping) and, with a validation part,
+            ``validation_mAP`` (percent).
+        waited: share of the time of this attempt's training steps that was spent waiting for the
+            step's batch; nan if this attempt made no step.
+    """
+
+    network: Network
+    epoch: int
+    history: History
+    waited: float
+
+
+class Diverged(InputError):
+    """A loss or a gradient is not finite.
+
+    Attributes:
+        weights: the network's at the end of the last finished epoch; None if none was finished.
+        history: of the finished epochs.
+    """
+
+    def __init__(
+        self, problem: str, remedy: str, weights: Weights | None, history: History
+    ) -> None:
+        super().__init__(problem, remedy)
+        self.weights = weights
+        self.history = history
+
+
+@dataclass
+class Position:
+    """How far a training has come.
+
+    With the learner's state and the random states, this is all that a training resumes from.
+
+    Attributes:
+        history: of the finished epochs.
+        steps: done in the epoch after those.
+        loss: sum over its steps of the loss times the number of images.
+        gradient: its largest gradient norm.
+        weights: at the end of the last finished epoch.
+        chosen: the weights of the best epoch, if ``selection`` asks for those.
+        epoch: the epoch whose weights are the result so far, counted from 1.
+    """
+
+    history: History = field(default_factory=list)
+    steps: int = 0
+    loss: float = 0.0
+    gradient: float = 0.0
+    weights: Weights | None = None
+    chosen: Weights | None = None
+    epoch: int = 0
+
+
+class TrainingLoop:
+    """A training in progress.
+
+    Args:
+        network: with its inputs' statistics, on the device of ``processes``.
+        label_vectors: (C, W) float32, on the same device.
+        feed: of the training split.
+        settings, seed, processes, name, state_file, save_every: as in `train_network`.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        label_vectors: Tensor,
+        feed: Feed,
+        settings: TrainSettings,
+        *,
+        seed: int,
+        processes: Processes,
+        name: str,
+        state_file: Path,
+        save_every: float,
+    ) -> None:
+        self.network = network
+        self.label_vectors = label_vectors
+        self.feed = feed
+        self.settings = settings
+        self.seed = seed
+        self.processes = processes
+        self.name = name
+        self.state_file = state_file
+        self.save_every = save_every
+        self.position = Position()
+        self._optimizer = make_optimizer(network, settings)
+        self._schedule = make_schedule(self._optimizer, settings)
+        self._parallel = processes.parallel(network)
+        self._average = make_average(network, settings)
+        ratio = (feed.split.truth == 1).mean(axis=0)
+        self._ratio = torch.from_numpy(ratio).float().to(processes.device)
+        self._waited = self._spent = 0.0
+        self._saved = time.monotonic()
+        self._save_due = False
+
+    def run_epoch(self) -> Row:
+        """Make the steps that are left of the epoch.
+
+        Returns:
+            The epoch's row of the history, without the validation mAP.
+        """
+        position = self.position
+        epoch = len(position.history)
+        # Seeded by the epoch alone, so that a resumed training sees the same batches.
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(len(self.feed))
+        views = rng.integers(self.feed.split.rows.shape[1], size=len(order))
+        size = self.settings.batch_size * self.processes.count
+        steps = [order[start : start + size] for start in range(0, len(order), size)]
+        parts = [self.processes.part(images) for images in steps]
+        self.network.train()
+        began = time.perf_counter()
+        chosen = ((own, views[own]) for own, _ in parts[position.steps :])
+        with closing(self.feed.batches(chosen)) as batches:
+            for step in range(position.steps, len(steps)):
+                asked = time.perf_counter()
+                batch = next(batches)
+                self._waited += time.perf_counter() - asked
+                loss, norm = self._step(batch, parts[step][1], epoch * len(steps) + step + 1)
+                position.steps += 1
+                position.loss += loss * len(steps[step])
+                position.gradient = max(position.gradient, norm)
+                if position.steps < len(steps):
+                    self.save_if_due()
+        self._spent += time.perf_counter() - began
+        return {
+            "epoch": epoch + 1,
+            "learning_rate": self._optimizer.param_groups[0]["lr"],
+            "train_loss": position.loss / len(order),
+            "gradient_norm": position.gradient,
+        }
+
+    def _step(self, batch: Batch, share: float, number: int) -> tuple[float, float]:
+        """Take one step of the optimiser.
+
+        Returns:
+            The loss of all images of the step, and the norm of its gradient before clipping.
+        """
+        instances, truth = batch
+        half = self.settings.precision == "bfloat16"
+        with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=half):
+            logits = self._parallel(instances, self.label_vectors)
+        best = image_logits(logits.float())[0]
+        # This process's part of the mean over the step's images.
+        loss = matching_loss(best, truth, self._ratio, self.settings.beta) * share
+        self._optimizer.zero_grad()
+        # The gradients are averaged over the processes, but their sum is needed.
+        (loss * self.processes.count).backward()
+        due = time.monotonic() - self._saved >= self.save_every
+        total_loss, processes_due = self.processes.total([loss.item(), float(due)])
+        self._save_due = processes_due > 0
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        total_norm = nn.utils.get_total_norm(gradients)
+        norm = total_norm.item()
+        if not math.isfinite(total_loss) or not math.isfinite(norm):
+            raise self._diverged(number, total_loss, norm)
+        nn.utils.clip_grads_with_norm_(
+            self.network.parameters(), self.settings.clip_norm, total_norm
+        )
+        self._optimizer.step()
+        if self._average is not None:
+            self._average.update_parameters(self.network)
+        return total_loss, norm
+
+    def _diverged(self, step: int, loss: float, norm: float) -> Diverged:
+        norms = {
+            name: parameter.grad.norm().item()
+            for name, parameter in self.network.named_parameters()
+            if parameter.grad is not None
+        }
+        name, largest = max(
+            norms.items(), key=lambda item: item[1] if math.isfinite(item[1]) else math.inf
+        )
+        position, dataset = self.position, self.feed.split.cache.dataset
+        return Diverged(
+            f"The training of {self.name} diverged in step {step} (epoch "
+            f"{len(position.history) + 1}): the loss is {loss:.4g} and the gradient norm "
+            f"{norm:.4g}; {name} has the largest gradient ({largest:.4g}). Before this step, the "
+            f"gradient norm of this epoch was at most {position.gradient:.4g}.",
+            f"Lower train.{dataset}.learning_rate or train.{dataset}.clip_norm.",
+            position.weights,
+            position.history,
+        )
+
+    def current_network(self) -> Network:
+        """The network whose weights would be the result now, in eval mode."""
+        network = self.network if self._average is None else self._average.module
+        return cast(Network, network.eval())
+
+    def end_epoch(self, row: Row) -> None:
+        """Finish an epoch, given its complete row of the history."""
+        self._schedule.step()
+        position = self.position
+        history = [*position.history, row]
+        weights = _copied(self.current_network().state_dict())
+        chosen, epoch = position.chosen, position.epoch
+        if self.settings.selection == "last":
+            epoch = len(history)
+        elif all(row["validation_mAP"] > other["validation_mAP"] for other in position.history):
+            chosen, epoch = weights, len(history)
+        self.position = Position(history, weights=weights, chosen=chosen, epoch=epoch)
+
+    def save_if_due(self) -> None:
+        """Save what a killed training resumes from, if ``save_every`` seconds have passed."""
+        if not self._save_due:
+            return
+        random_states = self.processes.gathered(random_state())
+        if self.processes.rank == 0:
+            state = {
+                **learning_state(self.network, self._optimizer, self._schedule),
+                "average": None if self._average is None else self._average.state_dict(),
+                "random": random_states,
+                "position": vars(self.position),
+            }
+            save_tensors(self.state_file, state)
+        self._saved = time.monotonic()
+        self._save_due = False
+
+    def resume(self) -> None:
+        """Continue where a killed training stopped, if one left its state.
+
+        Raises:
+            MismatchError: the state can't be read, was saved by another version of the code, or by
+                another number of processes.
+        """
+        state = None
+        if self.processes.rank == 0 and self.state_file.is_file():
+            try:
+                state = load_state(self.state_file)
+            except DamagedError as error:
+                # A damaged cache is the other kind of damage that a training can meet, and callers
+                # advise on that one.
+                raise MismatchError(error.problem, error.remedy) from error
+        state = self.processes.of_first(state)
+        if state is None:
+            return
+        restore_learning(state, self.state_file, self.network, self._optimizer, self._schedule)
+        try:
+            random_states, self.position = state["random"], Position(**state["position"])
+            if self._average is not None:
+                self._average.load_state_dict(state["average"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise foreign_state(self.state_file, error) from error
+        if len(random_states) != self.processes.count:
+            raise MismatchError(
+                f"{self.state_file} was saved by a training in {len(random_states)} processes, but "
+                f"this training has {self.processes.count}, which would make other steps.",
+                f"Start {len(random_states)} processes, or delete {self.state_file} to train from "
+                "the beginning.",
+            )
+        restore_random(random_states[self.processes.rank])
+
+    def result(self) -> Training:
+        """The training, after its last epoch."""
+        position = self.position
+        network = self.current_network()
+        if position.chosen is not None:
+            network.load_state_dict(position.chosen)
+        waited = self._waited / self._spent if self._spent else math.nan
+        return Training(network, position.epoch, position.history, waited)
+
+
+def _copied(weights: Weights) -> Weights:
+    return {name: value.detach().to("cpu", copy=True) for name, value in weights.items()}

@@ -1,0 +1,99 @@
+"""Resolved train settings in files that DVC compares and people read.
+
+`data/<dataset>/settings/<variant>.yaml`
+    holds the settings of a variant as params.yaml describes it, with all defaults, and the number
+    of views. Training depends on this file, so that a change of one variant's settings retrains
+    that variant alone. (DVC can't merge a variant with the settings that it changes, nor depend on
+    keys that may be missing.)
+`runs/<dataset>/<run>/settings.yaml`
+    holds what a run was made with, including data set, variant and seed.
+
+The same settings give the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipeline.errors import DamagedError, MissingError
+from pipeline.files import replacing
+from pipeline.settings import TrainSettings
+from stages.checkout.layout import SETTINGS_FILE, settings_folder
+from stages.checkout.params import Request, has_variant, variant_settings
+
+if TYPE_CHECKING:
+    from stages.checkout.plans import RunPlan  # imports torch, which `prepare` does without
+
+_SUFFIX = ".yaml"
+
+
+def write_variant_settings(request: Request) -> None:
+    """Write the settings of every variant that params.yaml lists, and remove all others.
+
+    Files that are up to date stay untouched. `--set` options are not applied: the files describe
+    params.yaml, as DVC's stages do.
+    """
+    params, dataset = request.params_in_file, request.dataset
+    folder = settings_folder(dataset)
+    train, views = params.train[dataset], params.extract[dataset].views
+    # A data set that `datasets` does not list may lack some of the variants.
+    names = [name for name in params.variants if has_variant(train, name)]
+    for name in names:
+        path = folder / f"{name}{_SUFFIX}"
+        text = _as_yaml(_resolved(variant_settings(train, name), views))
+        if not path.is_file() or path.read_text() != text:
+            _write(path, text)
+    for path in folder.glob(f"*{_SUFFIX}"):
+        if path.name.removesuffix(_SUFFIX) not in names:
+            path.unlink(missing_ok=True)
+
+
+def write_run_settings(run: RunPlan) -> None:
+    """Write what a run was made with to its folder."""
+    identity = {"dataset": run.dataset, "variant": run.variant, "seed": run.seed}
+    text = _as_yaml({**identity, **_resolved(run.settings, run.views)})
+    _write(run.folder / SETTINGS_FILE, text)
+
+
+def read_run_settings(folder: Path) -> Mapping[str, Any]:
+    """Read what `write_run_settings` wrote: `dataset`, `variant`, `seed`, `settings`, `views`.
+
+    Raises:
+        MissingError: the folder has no such file.
+        DamagedError: it holds something else.
+    """
+    path = folder / SETTINGS_FILE
+    remedy = "Train this run again."
+    try:
+        content = YAML(typ="safe").load(path.read_text())
+    except FileNotFoundError as error:
+        raise MissingError(f"There are no settings at {path}.", remedy) from error
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
+        raise DamagedError(f"{path} can't be read ({error}).", remedy) from error
+    keys = {"dataset", "variant", "seed", "settings", "views"}
+    if not isinstance(content, dict) or not keys <= content.keys():
+        raise DamagedError(f"{path} does not hold the keys {', '.join(sorted(keys))}.", remedy)
+    return content
+
+
+def _resolved(settings: TrainSettings, views: int) -> dict[str, Any]:
+    return {"settings": settings.model_dump(mode="json", exclude={"variants"}), "views": views}
+
+
+def _as_yaml(content: Mapping[str, Any]) -> str:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    stream = io.StringIO()
+    yaml.dump(content, stream)
+    return stream.getvalue()
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text)

@@ -1,0 +1,124 @@
+"""Predictions of a trained network, and checkpoints that give the same ones.
+
+`toys` describes the toy problem and its letters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from toys import LABELS, N_TRAIN, RECIPE, VECTORS, C, D, M, Toy
+from trainings import LABEL_VECTORS, SETTINGS, float_batch, rewritten, settings, train
+
+from pipeline.errors import DamagedError, MissingError
+from pipeline.learning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from pipeline.learning.loop import Training
+from pipeline.learning.prediction import predict_split
+from pipeline.settings import VARIANTS
+
+
+@pytest.fixture(scope="module")
+def trained(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Training:
+    return train(toy, tmp_path_factory.mktemp("state") / "a.pt")
+
+
+@pytest.mark.parametrize("batch_size", [4, 64])
+def test_predictions_name_the_region_that_won(toy: Toy, trained: Training, batch_size: int) -> None:
+    split = toy.train
+    predictions = predict_split(trained.network, split, LABEL_VECTORS, batch_size)
+    scores, regions = predictions.scores, predictions.regions
+    assert (scores.shape, scores.dtype) == ((N_TRAIN, C), np.float32)
+    assert (regions.shape, regions.dtype) == ((N_TRAIN, C), np.int16)
+    count = toy.cache.gather(split.rows[:, 0]).count
+    assert (regions >= 0).all()
+    assert (regions < count[:, None]).all()
+    assert len(np.unique(regions)) == M
+    batch = float_batch(split, np.arange(len(split)))
+    with torch.no_grad():
+        probabilities = trained.network(batch, LABEL_VECTORS).sigmoid().numpy()  # (N, M, C)
+    np.testing.assert_allclose(scores, probabilities.max(axis=1), atol=1e-6)
+    won = np.take_along_axis(probabilities, regions[:, None].astype(int), axis=1)[:, 0]
+    np.testing.assert_allclose(scores, won, atol=1e-6)
+
+
+def checkpoint_of(trained: Training, variant: str = "full") -> Checkpoint:
+    return Checkpoint(
+        dataset="toy",
+        variant=variant,
+        seed=0,
+        settings=SETTINGS,
+        epoch=4,
+        vocabulary=LABELS,
+        labels_sha256="0" * 64,
+        label_vectors=LABEL_VECTORS,
+        label_vectors_sha256=VECTORS.sha256,
+        recipe=RECIPE,
+        feature_size=D,
+        state=trained.network.state_dict(),
+    )
+
+
+@pytest.mark.parametrize("variant", ["full", "max-pool"])
+def test_a_checkpoint_gives_the_same_predictions(toy: Toy, tmp_path: Path, variant: str) -> None:
+    changes: Any = VARIANTS[variant].get("network", {})
+    chosen = settings(epochs=1, network=SETTINGS.network.model_copy(update=changes))
+    trained = train(toy, tmp_path / "state.pt", chosen=chosen)
+    saved = replace(checkpoint_of(trained, variant), settings=chosen)
+    save_checkpoint(tmp_path / "run" / "checkpoint.pt", saved)
+    loaded = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
+    for name in ("dataset", "variant", "seed", "settings", "epoch", "vocabulary", "recipe"):
+        assert getattr(loaded, name) == getattr(saved, name)
+    assert loaded.label_vectors_sha256 == VECTORS.sha256
+    network = loaded.network()
+    assert not network.training
+    expected = predict_split(trained.network, toy.train, saved.label_vectors)
+    predictions = predict_split(network, toy.train, loaded.label_vectors)
+    np.testing.assert_array_equal(predictions.scores, expected.scores)
+    np.testing.assert_array_equal(predictions.regions, expected.regions)
+
+
+def test_a_checkpoint_is_the_same_bytes_and_runs_no_code(tmp_path: Path, trained: Training) -> None:
+    for name in ("a.pt", "b.pt"):
+        save_checkpoint(tmp_path / name, checkpoint_of(trained))
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
+    content = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert content["vocabulary"] == list(LABELS)
+    assert content["settings"] == SETTINGS.model_dump(mode="json")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.write_bytes(b"text"), "torch can't load it"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-99]), "torch can't load it"),
+        (lambda path: torch.save(torch.nn.Linear(1, 1), path), "torch can't load it"),
+        (lambda path: torch.save([1], path), "version 2"),
+        (lambda path: torch.save({"a": torch.zeros(1)}, path), "version 2"),
+        (lambda path: rewritten(path, gmpipe_checkpoint=1), "version 1; .* version 2"),
+        (lambda path: rewritten(path, odd=1), "odd"),
+        (lambda path: rewritten(path, settings={"epochs": 0}), "epochs"),
+    ],
+    ids=["text", "cut off", "code", "list", "state dict", "version", "odd", "settings"],
+)
+def test_a_file_that_is_no_checkpoint_is_refused(
+    tmp_path: Path, trained: Training, damage: Callable[[Path], object], message: str
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, checkpoint_of(trained))
+    damage(path)
+    with pytest.raises(DamagedError, match=rf"(?s){message}.*Train") as caught:
+        load_checkpoint(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(MissingError) as caught:
+        load_checkpoint(path)
+    assert str(path) in str(caught.value)

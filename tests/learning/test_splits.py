@@ -1,0 +1,93 @@
+"""Splits: which rows and labels they have, how many regions, and their validation part.
+
+`toys` describes the toy problem and its letters.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from builders import make_rows
+from toys import N_TRAIN, VIEWS, M, Toy
+
+from pipeline.errors import GmpipeError, InputError
+from pipeline.learning.splits import instance_batch, open_split, split_validation
+
+
+def test_an_opened_split_has_every_view_in_the_order_of_the_manifest(toy: Toy) -> None:
+    split = toy.train
+    assert len(split) == N_TRAIN
+    assert split.image_ids == [f"image-{n}" for n in range(N_TRAIN)]
+    for view in range(VIEWS):
+        rows = toy.cache.gather(split.rows[:, view])
+        assert [name.decode() for name in rows.image_id] == split.image_ids
+        assert set(rows.view.tolist()) == {view}
+    assert split.truth[4].tolist() == [0, -1, 0]
+    np.testing.assert_array_equal(split.truth, toy.manifest.truth("train"))
+    with pytest.raises(GmpipeError, match="no view 2 of image 'image-0'"):
+        open_split(toy.cache, toy.manifest, "train", VIEWS + 1)
+
+
+def test_instances_come_from_the_requested_views(toy: Toy) -> None:
+    split = toy.train
+    images, views = np.array([7, 2, 30]), np.array([1, 0, 1])
+    batch = split.instances(images, views)
+    for number, (image, view) in enumerate(zip(images, views, strict=True)):
+        stored = toy.cache.gather([split.rows[image, view]])
+        np.testing.assert_array_equal(batch.features[number], stored.features[0])
+    taken = split.take(images)
+    assert taken.image_ids == ["image-7", "image-2", "image-30"]
+    np.testing.assert_array_equal(taken.truth, split.truth[images])
+    assert torch.equal(taken.instances(np.arange(3), views).features, batch.features)
+
+
+@pytest.mark.parametrize("regions", [1, 2, M])
+def test_a_split_can_use_only_the_best_regions(toy: Toy, regions: int) -> None:
+    split = open_split(toy.cache, toy.manifest, "test", regions=regions)
+    stored = toy.cache.gather(split.rows[:, 0])
+    batch = split.instances(np.arange(len(split)))
+    assert batch.mask.shape == (len(split), regions)
+    assert batch.mask.sum(1).tolist() == [min(count, regions) for count in stored.count]
+    for name in ("features", "boxes", "scores", "classes"):
+        np.testing.assert_array_equal(getattr(batch, name), getattr(stored, name)[:, :regions])
+    assert split.take(np.arange(2)).regions == regions
+
+
+def test_more_regions_than_the_cache_holds_are_an_error(toy: Toy) -> None:
+    with pytest.raises(
+        InputError,
+        match=r"train\.toy\.regions is 4\b.*\btoy\b.* 3 .*Lower .* to 3\b.*extract\.toy\.regions",
+    ):
+        open_split(toy.cache, toy.manifest, "train", regions=4)
+
+
+def test_an_instance_batch_masks_padding() -> None:
+    rows = make_rows(5, regions=3)
+    batch = instance_batch(rows)
+    assert batch.mask.tolist() == [
+        [True, False, False],
+        [True, True, False],
+        [True, True, True],
+        [True, False, False],
+        [True, True, False],
+    ]
+    assert batch.features.dtype == torch.float16  # as stored
+    for name in ("features", "boxes", "scores", "classes"):
+        np.testing.assert_array_equal(getattr(batch, name).numpy(), getattr(rows, name))
+
+
+def test_validation_is_disjoint_and_seeded(toy: Toy) -> None:
+    split = toy.train
+    kept, held_out = split_validation(split, 0.25, seed=1)
+    assert len(held_out) == round(0.25 * N_TRAIN)
+    assert sorted([*kept.image_ids, *held_out.image_ids]) == sorted(split.image_ids)
+    for part in (kept, held_out):
+        indices = [split.image_ids.index(name) for name in part.image_ids]
+        assert indices == sorted(indices)
+        np.testing.assert_array_equal(part.truth, split.truth[indices])
+        np.testing.assert_array_equal(part.rows, split.rows[indices])
+    assert split_validation(split, 0.25, seed=1)[1].image_ids == held_out.image_ids
+    assert split_validation(split, 0.25, seed=2)[1].image_ids != held_out.image_ids
+    for share in (0.0001, 0.9999):
+        assert min(map(len, split_validation(split, share, seed=0))) == 1

@@ -1,0 +1,126 @@
+"""The code that dvc.yaml lists for a stage is the code that the stage imports.
+
+Only the rooms of `pipeline` count that decide the numbers of training, evaluation and report. A
+module that is imported inside a function counts, one that is imported for type checking does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import grimp
+import pytest
+from flows import ROOT
+from ruamel.yaml import YAML
+
+DECIDING = {"evaluation", "labels", "learning", "matching", "report"}
+EXEMPT = {
+    "datasets": "what they make is in the manifest, which the stages depend on",
+    "errors": "holds messages only",
+    "files": "writes bytes that others decide",
+    "images": "decodes photographs; what it decides of the regions is in the cache's fingerprint",
+    "machine": "decides how much is kept in memory, which changes no number",
+    "regions": "the fingerprint of the cache holds what decides the regions",
+    "settings": "the file of resolved settings holds every value, defaults included",
+    "shards": "reads and checks what the fingerprint of the cache describes",
+    "tensors": "reads and writes tensors, and chooses the device",
+}
+"""Rooms of `pipeline` that no stage lists, with the reason."""
+
+STAGES = ("train", "evaluate", "report")
+
+
+def room(path: str) -> str:
+    """E.g. `learning`, of a file or folder of `pipeline`."""
+    return path.split("/")[1].removesuffix(".py")
+
+
+@pytest.fixture(scope="module")
+def imports() -> dict[str, set[str]]:
+    """For each stage, the files of `pipeline` that it imports, directly or through others.
+
+    The package of an imported module is imported as well, which matters if its `__init__.py` is
+    not empty.
+    """
+    graph = grimp.build_graph(
+        "pipeline", "stages", exclude_type_checking_imports=True, cache_dir=None
+    )
+    imported = {}
+    for stage in STAGES:
+        modules = graph.find_upstream_modules(f"stages.{stage}")
+        files = {file for module in modules for file in files_of(module)}
+        imported[stage] = {file for file in files if file.startswith("pipeline/")}
+    return imported
+
+
+def files_of(module: str) -> Iterator[str]:
+    """The file of a module, and those of the packages that it is in, unless they are empty."""
+    parts = module.split(".")
+    for depth in range(1, len(parts) + 1):
+        path = Path(*parts[:depth])
+        for file in (path / "__init__.py", path.with_suffix(".py")):
+            if (ROOT / file).is_file() and (ROOT / file).stat().st_size:
+                yield str(file)
+
+
+def listed(stage: str) -> list[str]:
+    """What dvc.yaml lists of `pipeline`."""
+    stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+    return [path for path in stages[stage]["deps"] if path.startswith("pipeline/")]
+
+
+def files_below(path: str) -> set[str]:
+    """A file, or the files in a folder that are not empty."""
+    top = ROOT / path
+    assert top.exists(), path
+    files = [top] if top.is_file() else top.rglob("*")
+    return {
+        str(file.relative_to(ROOT))
+        for file in files
+        if file.is_file() and file.stat().st_size and "__pycache__" not in file.parts
+    }
+
+
+def needed(imported: set[str]) -> set[str]:
+    """The imported files of rooms that decide numbers, and what else lies in those rooms.
+
+    Files that are not modules, e.g. the page's scripts, are read by the modules beside them.
+    """
+    files = {file for file in imported if room(file) in DECIDING}
+    data = {
+        file
+        for name in {room(file) for file in files}
+        for file in files_below(f"pipeline/{name}")
+        if not file.endswith(".py")
+    }
+    return files | data
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dvc_lists_what_a_stage_imports(stage: str, imports: dict[str, set[str]]) -> None:
+    paths = listed(stage)
+    assert len(set(paths)) == len(paths)
+    expected = needed(imports[stage])
+    found = set().union(*map(files_below, paths))
+    assert sorted(expected - found) == [], f"dvc.yaml: add them to the deps of {stage}"
+    assert sorted(found - expected) == [], f"dvc.yaml: remove them from the deps of {stage}"
+
+
+def test_every_imported_room_is_known(imports: dict[str, set[str]]) -> None:
+    rooms = {room(file) for files in imports.values() for file in files} - {"__init__"}
+    assert rooms - DECIDING <= EXEMPT.keys()
+
+
+def test_what_training_does_not_run_is_no_dependency_of_it(imports: dict[str, set[str]]) -> None:
+    assert "pipeline/learning/loop.py" in imports["train"] - imports["evaluate"]
+    assert "pipeline/matching/network.py" in imports["train"] & imports["evaluate"]
+    for stage in STAGES:
+        assert "pipeline/learning/torch_dataset.py" not in imports[stage]
+    assert not any(room(file) == "report" for file in imports["train"] | imports["evaluate"])
+
+
+@pytest.mark.parametrize("stage", ["prepare", "detector", "extract"])
+def test_stages_before_training_list_no_code(stage: str) -> None:
+    stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+    assert not any(path.startswith("pipeline") for path in stages[stage].get("deps", []))

@@ -1,0 +1,99 @@
+"""Trainings of the toy problem in this process, which may be cut off at any step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from toys import VECTORS, Toy
+
+from pipeline.learning.loop import Training
+from pipeline.learning.splits import SplitData
+from pipeline.learning.training import train_network
+from pipeline.matching.graphs import InstanceBatch
+from pipeline.matching.loss import matching_loss
+from pipeline.settings import NetworkSettings, TrainSettings
+
+SETTINGS = TrainSettings(
+    network=NetworkSettings(latent_size=8, neighbors=2, dropout=0.2, input_dropout=0.1),
+    epochs=4,
+    batch_size=16,
+    learning_rate=0.02,
+    step_epochs=2,
+    beta=0.4,
+)
+
+LABEL_VECTORS = torch.from_numpy(VECTORS.vectors)
+
+
+def settings(**changes: Any) -> TrainSettings:
+    """`SETTINGS` with changes."""
+    return SETTINGS.model_copy(update=changes)
+
+
+def wild(**changes: Any) -> TrainSettings:
+    """Settings that diverge, because nothing holds the gradient back."""
+    return settings(**{"learning_rate": 1e20, "clip_norm": 1e30, **changes})
+
+
+def train(
+    toy: Toy,
+    state_file: Path,
+    *,
+    seed: int = 0,
+    chosen: TrainSettings = SETTINGS,
+    split: SplitData | None = None,
+    **options: Any,
+) -> Training:
+    """`train_network` on the toy problem."""
+    return train_network(
+        toy.train if split is None else split,
+        VECTORS,
+        seed,
+        chosen,
+        state_file=state_file,
+        **options,
+    )
+
+
+def same(one: Training, other: Training) -> bool:
+    """Whether two trainings have the same result, bit for bit."""
+    states = [training.network.state_dict() for training in (one, other)]
+    assert states[0].keys() == states[1].keys()
+    return (
+        one.history == other.history
+        and one.epoch == other.epoch
+        and all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    )
+
+
+def float_batch(split: SplitData, images: np.ndarray, views: Any = 0) -> InstanceBatch:
+    """The instances of some images in float32."""
+    return split.instances(images, views).to(torch.device("cpu"), torch.float32)
+
+
+class Killed(Exception):
+    """Stands for the end of a process."""
+
+
+def killed_after(step: int) -> Callable[..., torch.Tensor]:
+    """A loss that ends the process in the step after that many."""
+    done = 0
+
+    def loss(*inputs: Any) -> torch.Tensor:
+        nonlocal done
+        if done == step:
+            raise Killed
+        done += 1
+        return matching_loss(*inputs)
+
+    return loss
+
+
+def rewritten(path: Path, **changes: object) -> None:
+    """Change entries of a file that `torch.save` wrote."""
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, **changes}, path)

@@ -1,0 +1,174 @@
+"""Commands in processes: what they print, how they fail, and that none outlives its parent.
+
+The commands here import no torch. One that waits for ever reads a params.yaml that is a pipe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from flows import ROOT, write_params
+
+from stages.console.messages import NORMAL, QUIET, VERBOSE, note, speaking
+from stages.workers.jobs import run_jobs
+
+LIST = ("runs", "list")
+PRUNE = ("runs", "prune")
+
+
+@pytest.fixture(autouse=True)
+def _checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_params(tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+
+def waiting_for_ever() -> None:
+    """Make every command wait for ever."""
+    Path("params.yaml").unlink()
+    os.mkfifo("params.yaml")
+
+
+def children(pid: int | None = None) -> list[psutil.Process]:
+    """The commands that a process has started, once they are commands."""
+    return [
+        child
+        for child in psutil.Process(pid).children()
+        if "stages.cli" in " ".join(child.cmdline())
+    ]
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_job_runs_its_commands_until_one_fails() -> None:
+    jobs = {
+        "good": [LIST, PRUNE],
+        "bad": [LIST, (*LIST, "--dataset", "tinny"), ("completion", "bash")],
+        "wrong": [("lisst",)],
+    }
+    with speaking():
+        outcomes = dict(run_jobs(jobs, 2))
+    assert outcomes.keys() == jobs.keys()
+    assert outcomes["good"].problem == ""
+    first, second = outcomes["good"].output.splitlines()
+    assert "runs/tiny" in first
+    assert "0.0 MB" in second
+    assert "`tiny`" in outcomes["bad"].problem
+    assert not outcomes["bad"].problem.startswith("Error")
+    assert outcomes["bad"].output == first
+    assert "lisst" in outcomes["wrong"].problem
+
+
+def test_jobs_say_as_much_as_their_parent(capfd: pytest.CaptureFixture[str]) -> None:
+    for level, is_printed, is_logged in (
+        (QUIET, False, False),
+        (NORMAL, True, False),
+        (VERBOSE, True, True),
+    ):
+        with speaking(level):
+            [(_, outcome)] = run_jobs({"prune": [PRUNE]}, 1)
+        assert ("0.0 MB" in outcome.output) == is_printed
+        assert ("stages.checkout.params: read params.yaml" in capfd.readouterr().err) == is_logged
+
+
+def test_a_note_is_printed_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with speaking():
+        for _ in range(2):
+            note("params.yaml is odd.")
+    assert capfd.readouterr().err.count("Note: params.yaml is odd.") == 1
+
+
+@contextlib.contextmanager
+def killing(number: signal.Signals, *, when: int) -> Iterator[None]:
+    """Meanwhile, send a signal to one of the commands as soon as so many of them run."""
+
+    def kill() -> None:
+        wait_for(lambda: len(children()) == when)
+        time.sleep(0.2)
+        running = children()
+        assert len(running) == when
+        running[0].send_signal(number)
+
+    # In a thread, because the commands must be started by the main one.
+    thread = threading.Thread(target=kill)
+    thread.start()
+    yield
+    thread.join()
+
+
+def test_jobs_run_side_by_side_up_to_a_number() -> None:
+    waiting_for_ever()
+    running = run_jobs({name: [LIST] for name in "abc"}, 2)
+    for _ in range(2):  # the third job takes the place of the first that ends
+        with killing(signal.SIGKILL, when=2):
+            next(running)
+    left = children()
+    assert len(left) == 1
+    running.close()
+    _, alive = psutil.wait_procs(left, timeout=30)
+    assert alive == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_process_is_named(number: signal.Signals) -> None:
+    waiting_for_ever()
+    with killing(number, when=1):
+        [(name, outcome)] = run_jobs({"list": [LIST]}, 1)
+    assert name == "list"
+    assert number.name in outcome.problem
+    assert ("--jobs" in outcome.problem) == (number == signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def parent() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that runs two jobs, which wait for ever."""
+    waiting_for_ever()
+    jobs = {"a": [LIST], "b": [LIST]}
+    code = f"from stages.workers.jobs import run_jobs; list(run_jobs({jobs}, 2))"
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_no_process_outlives_its_parent(number: signal.Signals) -> None:
+    with parent() as process:
+        wait_for(lambda: len(children(process.pid)) == 2)
+        left = children(process.pid)
+        process.send_signal(number)
+        process.wait(timeout=30)
+        _, alive = psutil.wait_procs(left, timeout=30)
+    assert alive == []
+
+
+def test_a_process_whose_parent_has_ended_already_does_nothing() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.workers.child", "1", "--version"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
