@@ -17,7 +17,8 @@ from pipeline.tensors import save_tensors
 
 _log = logging.getLogger(__name__)
 
-CHECKPOINT_VERSION = 2
+CHECKPOINT_VERSION = 3
+"""2 had a direct term in the network's settings; its parameters had other names."""
 
 
 @dataclass(frozen=True)

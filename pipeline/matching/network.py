@@ -36,9 +36,7 @@ identity 2 needs the path from an edge's update to its readers to be linear, and
 would have to be materialised.
 
 Beyond the paper, off unless the settings ask for it: dropout on the region features, on instance
-nodes (never on label nodes: a label without its node can't be told from others) and in the decoder;
-and a direct term, `RegionClassifier`, whose logits are added. Without it a label is told from
-another by its vector alone, which all of its classifier has to pass through.
+nodes (never on label nodes: a label without its node can't be told from others) and in the decoder.
 """
 
 from __future__ import annotations
@@ -178,16 +176,9 @@ class MatchingNetwork(nn.Module):
         feature_size: D.
         vector_size: W.
         settings: sizes, graphs, neighbours, normalisation and dropout.
-        labels: C; needed for a direct term only, all else is the same for any number of labels.
     """
 
-    def __init__(
-        self,
-        feature_size: int,
-        vector_size: int,
-        settings: NetworkSettings,
-        labels: int | None = None,
-    ) -> None:
+    def __init__(self, feature_size: int, vector_size: int, settings: NetworkSettings) -> None:
         super().__init__()
         latent = settings.latent_size
         self.settings = settings
@@ -217,13 +208,6 @@ class MatchingNetwork(nn.Module):
         )
         pieces = (sizes[-1],) if settings.matching_edges else (sizes[-1],) * 2
         self.decode = MLP(pieces, 1, hidden=sum(pieces))
-        self.direct = None
-        if settings.direct_size is not None:
-            if labels is None:
-                raise ValueError("a direct term needs the number of labels")
-            self.direct = RegionClassifier(
-                feature_size, labels, settings.direct_size, settings.direct_dropout
-            )
 
     def forward(
         self,
@@ -246,9 +230,6 @@ class MatchingNetwork(nn.Module):
             (B, M, C) logits; -inf for padding.
         """
         logits = self._decode(self._convolved(batch, label_vectors, instance_graph, label_graph))
-        if self.direct is not None:
-            features, boxes = self.inputs.features(batch.features), self.inputs.boxes(batch.boxes)
-            logits = logits + self.direct(features, boxes)
         return logits.masked_fill(~batch.mask[..., None], -torch.inf)
 
     def label_nodes(self, batch: InstanceBatch, label_vectors: Tensor) -> Tensor:
@@ -638,7 +619,7 @@ def build_network(
     """The network that settings describe: sizes D, C and W are the data's."""
     if settings.architecture == "max-pool":
         return MaxPoolNetwork(feature_size, labels, settings)
-    return MatchingNetwork(feature_size, vector_size, settings, labels)
+    return MatchingNetwork(feature_size, vector_size, settings)
 
 
 def image_logits(logits: Tensor) -> tuple[Tensor, Tensor]:

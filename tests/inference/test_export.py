@@ -53,15 +53,15 @@ def checkpoint(variant: str = "full", **changes: Any) -> Checkpoint:
 
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "full, sparse, direct": ("full", {"modules": 1, "label_neighbors": 2, "direct_size": 3}),
+    "full, one module": ("full", {"modules": 1, "label_neighbors": 2}),
     "max-pool": ("max-pool", {}),
-    "full": ("full", {"direct_size": 3}),
+    "full": ("full", {}),
     "full, sparse": ("full", {"label_neighbors": 2}),
     "without-label-graph": ("without-label-graph", {"modules": 1}),
     "without-instance-graph": ("without-instance-graph", {"modules": 1}),
     "without-matching-edges": ("without-matching-edges", {"modules": 1, "node_norm": False}),
 }
-QUICK = ("full, sparse, direct", "max-pool")
+QUICK = ("full, one module", "max-pool")
 """An export takes ten seconds or more, all of them minutes."""
 
 

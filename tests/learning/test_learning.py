@@ -637,7 +637,12 @@ def rewritten(path: Path, **changes: object) -> None:
         (lambda path: torch.save(torch.nn.Linear(1, 1), path), "is not a checkpoint"),
         (lambda path: torch.save([1], path), "holds no gmpipe checkpoint"),
         (lambda path: torch.save({"a": torch.zeros(1)}, path), "holds no gmpipe checkpoint"),
-        (lambda path: rewritten(path, gmpipe_checkpoint=1), "holds version 1; .* version 2"),
+        (
+            lambda path: rewritten(
+                path, gmpipe_checkpoint=2, settings={"network": {"direct_size": 4}}
+            ),
+            "version 2.*version 3",
+        ),
         (lambda path: rewritten(path, odd=1), "is damaged"),
         (lambda path: rewritten(path, settings={"epochs": 0}), "is damaged"),
     ],

@@ -218,17 +218,6 @@ def test_fast_path_is_the_reference_in_every_shape(variant: str, shape: str) -> 
     check_scores(network, batch, words)
 
 
-@pytest.mark.parametrize("variant", GRAPHS)
-def test_fast_path_is_the_reference_with_a_direct_term(variant: str) -> None:
-    network, batch, words = case(variant=variant, direct_size=7)
-    plain, _, _ = case(variant=variant)
-    missing = plain.load_state_dict(network.state_dict(), strict=False)
-    assert {name.split(".")[0] for name in missing.unexpected_keys} == {"direct"}
-    assert (network.eval()(batch, words) - plain(batch, words))[batch.mask].abs().min() > 1e-4
-    check_gradients(network, batch, words, unused=False)
-    check_scores(network, batch, words)
-
-
 def reference_without(
     network: MatchingNetwork, batch: InstanceBatch, words: Tensor, *kinds: str
 ) -> tuple[Tensor, Tensor]:

@@ -85,7 +85,7 @@ def reference_logits(
         graph = encode(network, build_graph(network, batch, image, label_vectors))
         for module in network.convolutions:
             graph = convolve(cast(Convolution, module), graph)
-        scores = direct(network, batch, image, decode(network, graph))
+        scores = decode(network, graph)
         padding = label_vectors.new_tensor(-math.inf)
         rows = [
             torch.stack([scores.get((i, j), padding) for j in range(labels)])
@@ -283,21 +283,6 @@ def decode(network: MatchingNetwork, graph: Graph) -> Edges:
                 logit = _mlp(network.decode, v_i, v_j)
             logits[i, j] = logit.squeeze()
     return logits
-
-
-def direct(network: MatchingNetwork, batch: InstanceBatch, image: int, logits: Edges) -> Edges:
-    """Ours, where the settings ask for it: a logit from each region's own feature and box, added.
-
-    Not the paper's.
-    """
-    if network.direct is None:
-        return logits
-    mlp, inputs = network.direct.mlp, network.inputs
-    added: Edges = {}
-    for (i, j), logit in logits.items():
-        f_i, box_i = batch.features[image, i], batch.boxes[image, i]
-        added[i, j] = logit + _mlp(mlp, inputs.features(f_i), inputs.boxes(box_i))[j]
-    return added
 
 
 def _mlp(mlp: MLP, *pieces: Tensor) -> Tensor:
