@@ -28,7 +28,7 @@ from pipeline.errors import GmpipeError
 from pipeline.files import replacing
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.matching.graphs import InstanceBatch
-from pipeline.matching.network import MatchingNetwork, MaxPoolNetwork, image_logits
+from pipeline.matching.network import MatchingNetwork, Network, image_logits
 from pipeline.shards.schema import fingerprint
 
 INPUTS = ("features", "boxes", "scores", "classes", "count")
@@ -38,7 +38,7 @@ OUTPUTS = ("image_scores", "winners", "region_scores")
 class _Whole(nn.Module):
     """From the arrays of a cache to scores."""
 
-    def __init__(self, network: MatchingNetwork | MaxPoolNetwork, label_vectors: Tensor) -> None:
+    def __init__(self, network: Network, label_vectors: Tensor) -> None:
         super().__init__()
         self.network = network
         self.label_vectors = nn.Buffer(label_vectors)

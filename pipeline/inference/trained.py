@@ -26,10 +26,9 @@ from pipeline.learning import CHECKPOINT_FILE
 from pipeline.learning.batches import ahead
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
 from pipeline.learning.splits import instance_batch
-from pipeline.learning.training import Network
 from pipeline.machine import cores
 from pipeline.matching.graphs import InstanceBatch
-from pipeline.matching.network import image_logits
+from pipeline.matching.network import Network, image_logits
 from pipeline.regions.detection import detect
 from pipeline.regions.detector import DESCRIPTION_FILE, read_description
 from pipeline.regions.extraction import (

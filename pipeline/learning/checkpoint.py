@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import GmpipeError
-from pipeline.matching.network import MatchingNetwork, MaxPoolNetwork, build_network
+from pipeline.matching.network import Network, build_network
 from pipeline.settings import TrainSettings
 from pipeline.shards.schema import Recipe
 from pipeline.tensors import save_tensors
@@ -53,7 +53,7 @@ class Checkpoint:
     feature_size: int
     state: dict[str, Tensor]
 
-    def network(self) -> MatchingNetwork | MaxPoolNetwork:
+    def network(self) -> Network:
         """The network with these weights, in eval mode."""
         network = build_network(
             self.feature_size,

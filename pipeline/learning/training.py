@@ -26,7 +26,7 @@ from pipeline.learning.distributed import Processes, alone
 from pipeline.learning.seeds import seed_everything
 from pipeline.learning.splits import SplitData
 from pipeline.matching.loss import matching_loss
-from pipeline.matching.network import MatchingNetwork, MaxPoolNetwork, build_network, image_logits
+from pipeline.matching.network import Network, build_network, image_logits
 from pipeline.settings import TrainSettings
 from pipeline.tensors import (
     foreign_state,
@@ -38,7 +38,6 @@ from pipeline.tensors import (
     save_tensors,
 )
 
-Network = MatchingNetwork | MaxPoolNetwork
 Row = dict[str, float]
 History = list[Row]
 Weights = dict[str, Tensor]

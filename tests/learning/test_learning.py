@@ -532,7 +532,7 @@ def test_the_parameter_with_the_largest_gradient_is_named(
 
     def hooked(*sizes: Any) -> Network:
         network = build_network(*sizes)
-        dict(network.named_parameters())["classify.mlp.first.bias"].register_hook(hook)
+        dict(network.named_parameters())["mlp.first.bias"].register_hook(hook)
         return network
 
     monkeypatch.setattr("pipeline.learning.training.matching_loss", loss)
@@ -543,7 +543,7 @@ def test_the_parameter_with_the_largest_gradient_is_named(
     with pytest.raises(
         Diverged,
         match=r"in step 5 \(epoch 2\): loss \d\S+, gradient norm inf, the largest that of "
-        r"classify\.mlp\.first\.bias \(inf\)",
+        r"mlp\.first\.bias \(inf\)",
     ) as caught:
         train(toy, tmp_path / "a.pt", chosen=maxed)
     assert caught.value.history == whole.history
