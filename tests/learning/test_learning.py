@@ -263,7 +263,7 @@ def test_a_training_killed_at_any_step_ends_as_an_undisturbed_one(
     ("damage", "message"),
     [
         (lambda path: path.write_bytes(b"text"), "torch can't load it"),
-        (lambda path: torch.save([1], path), "it holds a list, expected a dict"),
+        (lambda path: torch.save([1], path), "expected a dict, not a list"),
         (lambda path: rewritten(path, model={}), "was left by another version of the code"),
         (lambda path: rewritten(path, position={"odd": 1}), "another version of the code"),
     ],
@@ -275,7 +275,7 @@ def test_what_can_not_be_resumed_is_named(
     state_file = tmp_path / "state.pt"
     train(toy, state_file, save_every=0)
     damage(state_file)
-    with pytest.raises(GmpipeError, match=rf"state\.pt .*{message}.*Delete it, and run") as caught:
+    with pytest.raises(GmpipeError, match=rf"state\.pt .*{message}.*Delete") as caught:
         train(toy, state_file)
     assert str(state_file) in str(caught.value)
 
