@@ -224,13 +224,13 @@ def _gather_matching(
 
 
 def _node_term(rho: MLP, edges: Edges, nodes: Tensor) -> Tensor:
-    """What a message's first layer reads of the nodes, and all that is constant in it."""
+    """Compute what a message's first layer reads of the nodes, and everything constant in it."""
     of_edge, of_node = rho.pieces()
     return linear(nodes, of_node, rho.first.bias + of_edge @ edges.second.bias)
 
 
 def _edge_readers(rho: MLP, update: MLP | None) -> tuple[Tensor, ...]:
-    """Weights by which the message and, except in the last module, the update read the edges."""
+    """List the weights by which the message and, if there is one, the update read the edges."""
     return tuple(reader.pieces()[0] for reader in (rho, update) if reader is not None)
 
 
@@ -241,7 +241,7 @@ def _updated_edges(phi: MLP, rho: MLP, before: Edges, kept: Tensor | None, nodes
         phi: the update.
         rho: the MLP on the edge's two nodes.
         before: the edges so far.
-        kept: what phi's first layer reads of their hidden state; always there where phi is.
+        kept: what phi's first layer reads of their hidden state; never None if there is a phi.
         nodes: hidden states of rho for every edge.
     """
     of_edge, of_nodes = phi.pieces()

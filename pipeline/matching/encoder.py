@@ -15,7 +15,7 @@ from pipeline.settings import NetworkSettings
 
 
 class Encoder(nn.Module):
-    """Encode nodes and edges to one latent size; there is an MLP for each kind, as sizes differ.
+    """Encode nodes and edges to one latent size, by an MLP for each kind, since sizes differ.
 
     The label vectors and the edges between labels are the same for every image, so they are encoded
     once. Boxes enter the network here, by the instance edges, and nowhere else.

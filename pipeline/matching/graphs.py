@@ -155,7 +155,7 @@ def instance_neighbors(batch: InstanceBatch, neighbors: int) -> Neighbors:
 
 
 def _canonical_order(batch: InstanceBatch) -> Tensor:
-    """(B, M) int64: instance indices by score (descending), class, then box coordinates."""
+    """Sort instance indices (B, M) int64 by score (descending), class, then box coordinates."""
     # From the least to the most significant key: each stable sort keeps the order of those before.
     keys = [*batch.boxes.flip(-1).unbind(-1), batch.classes, -batch.scores]
     order = torch.arange(batch.mask.shape[1], device=batch.mask.device).expand_as(batch.mask)

@@ -24,8 +24,8 @@ class MLP(nn.Module):
 
     At initialisation each layer preserves the second moment of its input: weights have variance
     1/fan_in in the first layer, which reads a plain state, and 2/fan_in (He) in the second, which
-    reads a ReLU. Biases are 0. PyTorch's default shrinks a signal at every layer, and nine such
-    MLPs are stacked here without a residual connection, so that network would hardly train.
+    reads a ReLU. Biases are 0. PyTorch's default shrinks a signal at every layer. Nine MLPs are
+    stacked here without a residual connection, so with the default the network would hardly train.
 
     Args:
         inputs: sizes of the pieces whose concatenation is the input.

@@ -153,7 +153,7 @@ def build_network(
 
 
 def module_sizes(settings: NetworkSettings) -> list[int]:
-    """Sizes of nodes and edges: encoded, then after each module; the last has half the size."""
+    """List the sizes of nodes and edges: encoded, then after each module; the last is halved."""
     latent = settings.latent_size
     return [latent] * settings.modules + [latent // 2]
 
