@@ -22,9 +22,8 @@ from pipeline.errors import GmpipeError
 from pipeline.learning.batches import Feed
 from pipeline.learning.checkpoint import load_checkpoint
 from pipeline.learning.splits import SplitData, open_split
-from pipeline.learning.training import Network
 from pipeline.machine import cores
-from pipeline.matching.network import MatchingNetwork, image_logits
+from pipeline.matching.network import MatchingNetwork, Network, image_logits
 from pipeline.regions.transforms import load_image
 from pipeline.report.folder import PICTURES, in_steps, packed, write_data
 from pipeline.report.inputs import PageInputs
