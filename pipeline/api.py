@@ -1,4 +1,4 @@
-"""gmpipe from Python: a trained run on images in memory, and a cache as a torch dataset.
+"""gmpipe from Python: a trained run for images in memory, and a cache as a torch dataset.
 
 docs/python.md has an example of each.
 """

@@ -311,16 +311,6 @@ class NetworkSettings(_Settings):
     decoder_dropout: float = Field(
         0.0, ge=0, lt=1, description="Dropout on the decoder's hidden state."
     )
-    direct_size: int | None = Field(
-        None,
-        ge=1,
-        description="hidden size of a direct term: what an MLP makes of a region's feature and box "
-        "for each label, which the matching edges' logits are added to; null: none, as in the "
-        "paper",
-    )
-    direct_dropout: float = Field(
-        0.5, ge=0, lt=1, description="dropout on the direct term's hidden state"
-    )
 
 
 class TrainSettings(_Settings):

@@ -1,4 +1,7 @@
-"""Tensors in files, what a killed fit or training resumes from, and the device to compute on."""
+"""Files of tensors, the states from which a killed fit or training resumes, and the device.
+
+A state is a dict of tensors and plain values that `save_tensors` wrote.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,17 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import GmpipeError
+from pipeline.errors import DamagedError
 from pipeline.files import replacing
 
-_ANEW = "Delete it, and run the same command again, which then begins anew."
+_DELETE = "Delete it and run the same command again, which then starts from the beginning."
 
 
 def save_tensors(path: Path, content: Any) -> None:
-    """``torch.save``, whole or not at all; the same content gives the same bytes.
+    """Write what ``torch.save`` does, whole or not at all; the same content gives the same bytes.
 
-    Through memory: given a path, torch.save writes the path's (temporary) name into the file, and
-    it hides a full disk behind a RuntimeError.
+    It goes through memory. Given a path, torch.save writes the path's (temporary) name into the
+    file, and hides a full disk behind a RuntimeError.
     """
     stream = io.BytesIO()
     torch.save(content, stream)
@@ -31,7 +34,7 @@ def learning_state(
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
 ) -> dict[str, Any]:
-    """What a learner has become, for `restore_learning`. Its tensors are the learner's own."""
+    """Collect the state of a learner, for `restore_learning`. Its tensors are not copied."""
     return {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -46,10 +49,15 @@ def restore_learning(
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
 ) -> None:
-    """Make a learner what it was when `learning_state` was asked.
+    """Bring a learner to the state that `learning_state` collected.
+
+    Args:
+        state: read from the file ``origin``.
+        origin: for the error.
+        model, optimizer, schedule: the learner, changed in place.
 
     Raises:
-        GmpipeError: ``state``, from the file ``origin``, is another learner's.
+        DamagedError: the state is that of a different learner.
     """
     try:
         model.load_state_dict(state["model"])
@@ -59,13 +67,13 @@ def restore_learning(
         raise foreign_state(origin, error) from error
 
 
-def foreign_state(origin: Path, error: Exception) -> GmpipeError:
-    """The error that says that the state in ``origin`` does not fit."""
-    return GmpipeError(f"{origin} was left by another version of the code: {error!r}. {_ANEW}")
+def foreign_state(origin: Path, error: Exception) -> DamagedError:
+    """Make the error for a state in ``origin`` that does not fit."""
+    return DamagedError(f"{origin} was left by another version of the code: {error!r}.", _DELETE)
 
 
 def random_state() -> list[torch.Tensor]:
-    """Of torch's generators that this process draws from: the CPU's and its CUDA device's."""
+    """Read the state of the generators that this process uses: the CPU's and its CUDA device's."""
     states = [torch.get_rng_state()]
     if torch.cuda.is_available():
         states.append(torch.cuda.get_rng_state())
@@ -73,33 +81,33 @@ def random_state() -> list[torch.Tensor]:
 
 
 def restore_random(states: list[torch.Tensor]) -> None:
-    """Draw on as the process did whose `random_state` it was."""
+    """Continue the random numbers of the process whose `random_state` this is."""
     torch.set_rng_state(states[0])
     if torch.cuda.is_available() and len(states) > 1:
         torch.cuda.set_rng_state(states[1])
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read what a killed fit or training left with `save_tensors`.
+    """Read the state that a killed fit or training left.
 
     Raises:
-        GmpipeError: the file can't be read, or holds something else.
+        DamagedError: the file can't be read, or holds something else.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load documents no narrower set for a foreign file
-        raise GmpipeError(
-            f"{path} is not what a killed run leaves to resume from: torch can't load it "
-            f"({type(error).__name__}). {_ANEW}"
+        raise DamagedError(
+            f"{path} is not a state to resume from: torch can't load it ({type(error).__name__}).",
+            _DELETE,
         ) from error
     if not isinstance(state, dict):
-        raise GmpipeError(
-            f"{path} is not what a killed run leaves to resume from: it holds a "
-            f"{type(state).__name__}, expected a dict. {_ANEW}"
+        raise DamagedError(
+            f"{path} is not a state to resume from: expected a dict, not a {type(state).__name__}.",
+            _DELETE,
         )
     return state
 
 
 def best_device() -> torch.device:
-    """CUDA where there is one, else the CPU."""
+    """Choose CUDA if there is a device, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""Why an image got its labels: what each label's score becomes when something is taken away.
+"""Explain the labels of an image: how each score changes when something is removed.
 
 Nothing is estimated. The network runs again without the edges of its label graph, without those of
 its instance graph, and without each single region, whose neighbours then gather from others.
@@ -22,15 +22,15 @@ from pipeline.matching.network import MatchingNetwork, image_logits
 
 @dataclass(frozen=True, eq=False)
 class LabelExplanation:
-    """One label of one image. A change is the score then, less the score now.
+    """One label of one image. A change is the score without something minus the score with it.
 
     Attributes:
         label: its name.
         score: of the image.
-        region: the one that won the max.
-        label_graph: change without the label graph; None where the run has none.
-        instance_graph: change without the instance graph; None where the run has none.
-        region_changes: (n,) float32, change without each region; None where there is but one.
+        region: index of the region that won the max.
+        label_graph: change without the label graph; None if the run has no label graph.
+        instance_graph: change without the instance graph; None if the run has none.
+        region_changes: (n,) float32, change without each region; None if there is only one.
     """
 
     label: str
@@ -41,11 +41,11 @@ class LabelExplanation:
     region_changes: npt.NDArray[np.float32] | None
 
     def most_influential(self, most: int, least: float) -> list[tuple[int, float]]:
-        """The regions whose loss changes the score most, each with the change.
+        """List the regions whose removal changes the score most, each with the change.
 
         Args:
-            most: how many.
-            least: change, of either sign, below which a region is not named.
+            most: number of regions to list at most.
+            least: leave out regions with a smaller change, of either sign.
         """
         if self.region_changes is None:
             return []
@@ -59,9 +59,9 @@ class Explanation:
     """An image's predicted labels, explained.
 
     Attributes:
-        prediction: of all labels.
-        labels: the predicted ones, best first; where none is, the best one.
-        predicted: False where none is.
+        prediction: scores of all labels.
+        labels: the predicted labels, best first; if none is predicted, the best label.
+        predicted: False if no label is predicted.
     """
 
     prediction: Prediction
@@ -70,7 +70,7 @@ class Explanation:
 
 
 def explain(run: TrainedRun, image: Picture) -> Explanation:
-    """What an image's predicted labels (score above 0.5) are owed to.
+    """Explain which regions and graphs produced an image's predicted labels (score above 0.5).
 
     Args:
         run: a trained run of any variant.
@@ -85,7 +85,7 @@ def explain(run: TrainedRun, image: Picture) -> Explanation:
     network = run.network
 
     def scores(batch: InstanceBatch, **graphs: bool) -> npt.NDArray[np.float32]:
-        """(B, C)"""
+        """Scores (B, C)."""
         best, _ = image_logits(run.logits(batch, **graphs))
         array: npt.NDArray[np.float32] = best.sigmoid().cpu().numpy()
         return array
@@ -120,15 +120,15 @@ def explain(run: TrainedRun, image: Picture) -> Explanation:
 
 
 def _without_each(batch: InstanceBatch, regions: int) -> InstanceBatch:
-    """A batch of one image -> of as many as it has regions, each without one of them."""
+    """Turn a batch of one image into one copy per region, each without that region."""
     many = InstanceBatch(
         *(
             tensor.expand(regions, *tensor.shape[1:]).contiguous()
             for tensor in (batch.features, batch.boxes, batch.scores, batch.classes, batch.mask)
         )
     )
-    taken = torch.eye(regions, many.mask.shape[1], dtype=torch.bool, device=many.mask.device)
-    return replace(many, mask=many.mask & ~taken)
+    removed = torch.eye(regions, many.mask.shape[1], dtype=torch.bool, device=many.mask.device)
+    return replace(many, mask=many.mask & ~removed)
 
 
 def _of(changes: npt.NDArray[np.float32] | None, label: int) -> float | None:

@@ -1,14 +1,14 @@
-"""The matching network of a run as ONNX, for programs without torch.
+"""Write the matching network of a run as ONNX, for programs without torch.
 
-The label vectors are part of the model. Its inputs and outputs, of B images with M places for
-regions, any numbers of either, C labels and feature size D:
+The label vectors are part of the model. Its inputs and outputs, for B images with up to M regions
+(any numbers of either), C labels and feature size D:
 
     features  (B, M, D) float32    boxes    (B, M, 4) float32, xyxy in [0, 1]
     scores    (B, M) float32       classes  (B, M) int64, both the detector's
     count     (B,) int64, real regions of each image, at least 1; they come first
 
     image_scores   (B, C) float32, probability of each label
-    winners        (B, C) int64, the region that won the max (14) for each label
+    winners        (B, C) int64, index of the region that won the max (14) for each label
     region_scores  (B, M, C) float32, probability of each label by each region; 0 for padding
 """
 
@@ -17,6 +17,8 @@ from __future__ import annotations
 import json
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,33 +26,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from pipeline.errors import GmpipeError
+from pipeline.errors import MissingError
 from pipeline.files import replacing
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.matching.graphs import InstanceBatch
-from pipeline.matching.network import MatchingNetwork, MaxPoolNetwork, image_logits
+from pipeline.matching.network import MatchingNetwork, Network, image_logits
 from pipeline.shards.schema import fingerprint
 
 INPUTS = ("features", "boxes", "scores", "classes", "count")
 OUTPUTS = ("image_scores", "winners", "region_scores")
 
 
-class _Whole(nn.Module):
-    """From the arrays of a cache to scores."""
+class CacheToScores(nn.Module):
+    """The network on the arrays of a cache. Its arguments and results are the model's."""
 
-    def __init__(self, network: MatchingNetwork | MaxPoolNetwork, label_vectors: Tensor) -> None:
+    def __init__(self, network: Network, label_vectors: Tensor) -> None:
         super().__init__()
         self.network = network
         self.label_vectors = nn.Buffer(label_vectors)
-        # With K places of padding there are always K others, so the number of neighbours that are
-        # looked for is the same for any M.
+        # With K instances of padding there are always K others, so the number of neighbours that
+        # the network looks for is the same for any M.
         self.padding = network.settings.neighbors if isinstance(network, MatchingNetwork) else 0
 
     def forward(
         self, features: Tensor, boxes: Tensor, scores: Tensor, classes: Tensor, count: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """See the module's docstring."""
-        instances, added = features.shape[1], int(self.padding)
+        """Compute the outputs from the inputs; see the module's docstring."""
+        instances, added = features.shape[1], self.padding
         mask = torch.arange(instances + added, device=count.device) < count[:, None]
         batch = InstanceBatch(
             pad(features, (0, 0, 0, added)),
@@ -71,56 +73,19 @@ def export_onnx(checkpoint: Checkpoint, path: Path) -> None:
     regions it was trained on the recipe (JSON), its fingerprint and how many of an image are used.
 
     Raises:
-        GmpipeError: the packages that write ONNX are not installed.
+        MissingError: the packages that write ONNX are not installed.
     """
     try:
         import onnx  # noqa: F401
-        from onnxscript import opset18
+        import onnxscript  # noqa: F401
     except ImportError as error:
-        raise GmpipeError(
-            f"writing ONNX needs the packages `onnx` and `onnxscript` ({error}). Run `pip install "
-            "--editable '.[onnx]'` in the checkout."
+        raise MissingError(
+            f"Writing ONNX needs the packages `onnx` and `onnxscript`: {error}.",
+            "Run `pip install --editable '.[onnx]'` in the checkout.",
         ) from error
-
-    def stable_sort(
-        values: Any, stable: bool | None = None, dim: int = -1, descending: bool = False
-    ) -> Any:
-        """torch's exporter has none; TopK's ties go to the lower index, which is a stable sort."""
-        axis: Any = opset18.Constant(value_ints=[dim])
-        size = opset18.Gather(opset18.Shape(values), axis)
-        return opset18.TopK(values, size, axis=dim, largest=int(descending), sorted=1)
-
-    images, instances = 2, 3  # any that are not 1: of 1, torch would think that it stays 1
-    example = (
-        torch.zeros(images, instances, checkpoint.feature_size),
-        torch.zeros(images, instances, 4),
-        torch.zeros(images, instances),
-        torch.zeros(images, instances, dtype=torch.int64),
-        torch.full((images,), instances),
-    )
-    of_regions = {0: torch.export.Dim("images"), 1: torch.export.Dim("regions")}
-    whole = _Whole(checkpoint.network(), checkpoint.label_vectors).eval()
-    quiet = logging.getLogger("onnxscript")
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch's exporter, about its own parts
-            shapes = (*(of_regions for _ in INPUTS[:-1]), {0: of_regions[0]})
-            # By itself torch.onnx.export falls back to fixed sizes where this fails.
-            graph = torch.export.export(whole, example, dynamic_shapes=shapes, strict=False)
-            program = torch.onnx.export(
-                graph,
-                dynamic_shapes=shapes,
-                input_names=INPUTS,
-                output_names=OUTPUTS,
-                custom_translation_table={torch.ops.aten.sort.stable: stable_sort},
-                dynamo=True,
-                verbose=False,
-            )
-    finally:
-        quiet.setLevel(level)
-    assert program is not None
+    network = CacheToScores(checkpoint.network(), checkpoint.label_vectors).eval()
+    with quiet():
+        program = _translate(network, checkpoint.feature_size)
     recipe = dict(checkpoint.recipe)
     program.model.producer_name = "gmpipe"
     program.model.metadata_props.update(
@@ -137,3 +102,62 @@ def export_onnx(checkpoint: Checkpoint, path: Path) -> None:
     )
     with replacing(path) as temporary:
         temporary.write_bytes(program.model_proto.SerializeToString(deterministic=True))
+
+
+def _translate(network: CacheToScores, feature_size: int) -> torch.onnx.ONNXProgram:
+    """Translate the network to ONNX for any number of images and regions."""
+    images, instances = 2, 3  # any but 1, which torch would take for a constant
+    example = (
+        torch.zeros(images, instances, feature_size),
+        torch.zeros(images, instances, 4),
+        torch.zeros(images, instances),
+        torch.zeros(images, instances, dtype=torch.int64),
+        torch.full((images,), instances),
+    )
+    dynamic = {0: torch.export.Dim("images"), 1: torch.export.Dim("regions")}
+    shapes = (*(dynamic for _ in INPUTS[:-1]), {0: dynamic[0]})
+    # Called separately, because torch.onnx.export falls back to fixed sizes where this fails.
+    graph = torch.export.export(network, example, dynamic_shapes=shapes, strict=False)
+    program = torch.onnx.export(
+        graph,
+        dynamic_shapes=shapes,
+        input_names=INPUTS,
+        output_names=OUTPUTS,
+        custom_translation_table=TRANSLATIONS,
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    return program
+
+
+def _stable_sort(
+    values: Any, stable: bool | None = None, dim: int = -1, descending: bool = False
+) -> Any:
+    """Translate a stable sort, which torch's exporter lacks.
+
+    Ties of ONNX's TopK go to the lower index, so it is a stable sort.
+    """
+    from onnxscript import opset18
+
+    axis: Any = opset18.Constant(value_ints=[dim])
+    size = opset18.Gather(opset18.Shape(values), axis)
+    return opset18.TopK(values, size, axis=dim, largest=int(descending), sorted=1)
+
+
+TRANSLATIONS: dict[Any, Any] = {torch.ops.aten.sort.stable: _stable_sort}
+"""What torch's exporter can't translate."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence warnings of torch's exporter about its own parts."""
+    logger = logging.getLogger("onnxscript")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,4 +1,4 @@
-"""An explanation as a picture: the same bytes for the same explanation."""
+"""Draw an explanation as a picture. The same explanation gives the same bytes."""
 
 from __future__ import annotations
 
@@ -13,34 +13,35 @@ from pipeline.files import replacing
 from pipeline.inference.explain import Explanation, LabelExplanation
 
 MOST_LABELS = 10
-"""Labels that a picture shows: the best ones."""
+"""Number of labels that a picture shows at most, best first."""
 
-_MOST_REGIONS = 3  # bars of regions a label has, those that count most
-_LEAST = 0.005  # change of a region that has a bar: what rounds to 0.01
-_LEAST_ROWS = 3  # of charts: a single one does not fill the picture
+_MOST_REGIONS = 3  # bars of regions per label, those with the largest changes
+_LEAST = 0.005  # smallest change of a region that gets a bar: what rounds to 0.01
+_LEAST_ROWS = 3  # of charts: a single chart would not fill the picture
 _LONGEST_SIDE = 1024  # of the photograph as drawn, in pixels: no figure shows more
 
-# Told apart by every kind of sight (Okabe and Ito); its yellow and black are hard to see on
-# photographs.
+# Colours that people with any colour vision can distinguish (Okabe and Ito). Their yellow and black
+# are left out, since they are hard to see on photographs.
 _COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#d55e00", "#cc79a7", "#0072b2")
-_STYLES = ("solid", "dashed", "dotted")  # of a winner's box, when colours have run out
+_STYLES = ("solid", "dashed", "dotted")  # of a winner's box, once all colours are used
 _GAIN, _LOSS = "#0072b2", "#d55e00"
-_DARK = "#0072b2"  # of these the one that asks for white letters
+_DARK = "#0072b2"  # the colour that needs white letters
 _TAG_SIZE = 8.5  # of letters, in points
-_TAG_WIDTH = 30  # letters of a line
+_TAG_WIDTH = 30  # letters per line
 _ABSENT = "none in this run"
 
 
 def draw(explanation: Explanation, photograph: Image.Image, title: str, path: Path) -> None:
-    """Write the picture, a PNG: the photograph with regions, and beside it what labels are owed to.
+    """Write a PNG with the photograph and its regions, and beside it the changes of each score.
 
-    Every region that won a label has a box in a colour of its own, with its number and labels;
-    those that are only named among the most influential ones have a thin white box and a number.
+    Every region that won a label has a box in its own colour, with its number and labels. A region
+    that is only named among the most influential ones has a thin white box and a number.
 
     Args:
-        photograph: in RGB, as it was looked at.
-        title: above the photograph.
-        path: of the file.
+        explanation: of the photograph.
+        photograph: in RGB, as the detector saw it.
+        title: written above the photograph.
+        path: of the file to write.
     """
     # It takes half a second to import, and only figures need it.
     from matplotlib import rc_context
@@ -57,13 +58,13 @@ def draw(explanation: Explanation, photograph: Image.Image, title: str, path: Pa
         left, right = parts
         room = width * shares[0] / sum(shares), height - 0.6
         _draw_photograph(left.add_subplot(), explanation, labels, photograph, title, room)
-        right.suptitle("Change of the score when this is taken away", fontsize=10)
+        right.suptitle("Change of the score when this is removed", fontsize=10)
         right.supxlabel(f"Regions without a bar change it by less than {_LEAST}.", fontsize=8)
         limit = _limit(labels)
         grid = right.subplots(rows, columns, squeeze=False)
-        for place, axes in enumerate(grid.T.flat):
-            if place < len(labels):
-                _draw_bars(axes, labels[place], limit, _colours(labels))
+        for number, axes in enumerate(grid.T.flat):
+            if number < len(labels):
+                _draw_bars(axes, labels[number], limit, _colours(labels))
             else:
                 axes.set_axis_off()
         with replacing(path) as temporary:
@@ -71,17 +72,17 @@ def draw(explanation: Explanation, photograph: Image.Image, title: str, path: Pa
 
 
 def _colours(labels: tuple[LabelExplanation, ...]) -> dict[int, tuple[str, str]]:
-    """Colour and line style of each region that won a label."""
+    """Choose a colour and a line style for each region that won a label."""
     winners = dict.fromkeys(label.region for label in labels)
     colours, styles = len(_COLOURS), len(_STYLES)
     return {
-        region: (_COLOURS[place % colours], _STYLES[place // colours % styles])
-        for place, region in enumerate(winners)
+        region: (_COLOURS[number % colours], _STYLES[number // colours % styles])
+        for number, region in enumerate(winners)
     }
 
 
 def _named(labels: tuple[LabelExplanation, ...]) -> list[int]:
-    """The regions that bars tell of."""
+    """List the regions that have a bar."""
     regions = [
         region for label in labels for region, _ in label.most_influential(_MOST_REGIONS, _LEAST)
     ]
@@ -96,7 +97,8 @@ def _draw_photograph(
     title: str,
     room: tuple[float, float],
 ) -> None:
-    """
+    """Draw the photograph with its boxes and their tags.
+
     Args:
         room: width and height of the axes, in inches.
     """
@@ -109,7 +111,7 @@ def _draw_photograph(
     axes.imshow(small, extent=(0, width, height, 0), interpolation="lanczos")
     axes.set_axis_off()
     axes.set_anchor("N")
-    note = "" if explanation.predicted else "\nno label is above 0.5: this is the best one"
+    note = "" if explanation.predicted else "\nno label is above 0.5; this is the best one"
     if len(explanation.labels) > len(labels):
         note = f"\nthe {len(labels)} best of {len(explanation.labels)} labels"
     axes.set_title(title + note, fontsize=10, wrap=True)
@@ -132,7 +134,7 @@ def _draw_photograph(
         texts[region] = (textwrap.fill(f"{region}: {names}", _TAG_WIDTH), colour)
     # Winners first: their tags are the longer ones.
     order = [*winners, *(region for region in texts if region not in winners)]
-    pixels = max(width / room[0], height / room[1]) / 72  # of the photograph, in a point
+    pixels = max(width / room[0], height / room[1]) / 72  # of the photograph, per point
     sizes = []
     for region in order:
         lines = texts[region][0].splitlines()
@@ -141,19 +143,19 @@ def _draw_photograph(
             ((letters * 0.62 + 0.6) * _TAG_SIZE * pixels, (len(lines) + 0.5) * _TAG_SIZE * pixels)
         )
     boxes = [explanation.prediction.pixel_box(region) for region in order]
-    for region, (x, y) in zip(order, _places(boxes, sizes, width, height), strict=True):
+    for region, (x, y) in zip(order, _tag_corners(boxes, sizes, width, height), strict=True):
         text, colour = texts[region]
         axes.text(x, y, text, fontsize=_TAG_SIZE, va="top", **_tag(colour))
 
 
-def _places(
+def _tag_corners(
     boxes: list[tuple[float, float, float, float]],
     sizes: list[tuple[float, float]],
     width: int,
     height: int,
 ) -> list[tuple[float, float]]:
-    """Left and top of a tag for each box, all in pixels: at a corner, and clear of other tags."""
-    places: list[tuple[float, float]] = []
+    """Choose left and top of each box's tag, in pixels: at a corner, clear of other tags."""
+    chosen: list[tuple[float, float]] = []
     taken: list[tuple[float, float, float, float]] = []
     for (x0, y0, x1, y1), (w, h) in zip(boxes, sizes, strict=True):
         corners = [(x, y) for y in (y0 - h, y0, y1, y1 - h) for x in (x0, x1 - w)]
@@ -161,9 +163,9 @@ def _places(
             (min(max(x, 0), max(width - w, 0)), min(max(y, 0), height - h)) for x, y in corners
         ]
 
-        def covered(place: tuple[float, float], w: float = w, h: float = h) -> float:
-            """Area of other tags that a tag there would cover."""
-            x, y = place
+        def covered(corner: tuple[float, float], w: float = w, h: float = h) -> float:
+            """Compute the area of other tags that a tag at this corner would cover."""
+            x, y = corner
             return sum(
                 max(0, min(x + w, right) - max(x, left)) * max(0, min(y + h, low) - max(y, high))
                 for left, high, right, low in taken
@@ -171,12 +173,12 @@ def _places(
 
         x, y = min(inside, key=covered)  # the first of those that cover least
         taken.append((x, y, x + w, y + h))
-        places.append((x, y))
-    return places
+        chosen.append((x, y))
+    return chosen
 
 
 def _tag(colour: str) -> dict[str, Any]:
-    """Style of a text in a box of a colour."""
+    """Make the style of a text in a coloured box."""
     return {
         "color": "white" if colour == _DARK else "black",
         "bbox": {"facecolor": colour, "edgecolor": "black", "linewidth": 0.6, "pad": 1.5},
@@ -184,7 +186,7 @@ def _tag(colour: str) -> dict[str, Any]:
 
 
 def _bars(label: LabelExplanation) -> list[tuple[str, float | None]]:
-    """Name and change of each bar; None where there is nothing to take away."""
+    """List name and change of each bar; the change is None if there is nothing to remove."""
     graphs = [("label graph", label.label_graph), ("instance graph", label.instance_graph)]
     return [
         *graphs,
@@ -196,7 +198,7 @@ def _bars(label: LabelExplanation) -> list[tuple[str, float | None]]:
 
 
 def _limit(labels: tuple[LabelExplanation, ...]) -> float:
-    """The largest change of all, so that bars of different labels can be compared."""
+    """Find the largest change of all, so that bars of different labels can be compared."""
     changes = [abs(change) for label in labels for _, change in _bars(label) if change is not None]
     return max([0.05, *changes])
 
@@ -213,15 +215,15 @@ def _draw_bars(
         **_tag(colours[label.region][0]),
     )
     axes.axvline(0, color="0.4", linewidth=0.8)
-    for place, (_, change) in enumerate(bars):
+    for row, (_, change) in enumerate(bars):
         if change is None:
-            axes.text(0, place, f"  {_ABSENT}", va="center", fontsize=8, style="italic")
+            axes.text(0, row, f"  {_ABSENT}", va="center", fontsize=8, style="italic")
             continue
-        axes.barh(place, change, height=0.7, color=_GAIN if change > 0 else _LOSS)
+        axes.barh(row, change, height=0.7, color=_GAIN if change > 0 else _LOSS)
         rounded = round(change, 2)
         axes.text(
             change + (0.03 if change >= 0 else -0.03) * limit,
-            place,
+            row,
             f"{rounded:+.2f}" if rounded else "0.00",
             va="center",
             ha="left" if change >= 0 else "right",

@@ -1,8 +1,9 @@
-"""A trained run on photographs that no cache holds: detector and network together.
+"""Use a trained run on new photographs: the detector finds regions, the network labels them.
 
 How a photograph becomes regions is read from the recipe of the regions that the run was trained
 on, never from params.yaml, and every step is the pipeline's own. So the same photograph gets the
-same scores, up to rounding: a detector computes a batch of other images in another order.
+same scores as through the pipeline, up to rounding: a detector computes in another order when other
+images are in its batch.
 
 Letters: B images of a batch, S side of a view in pixels, M instances, C labels.
 """
@@ -21,15 +22,14 @@ from PIL import Image
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
-from pipeline.errors import GmpipeError
+from pipeline.errors import GmpipeError, InputError, MissingError
 from pipeline.learning import CHECKPOINT_FILE
 from pipeline.learning.batches import ahead
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
-from pipeline.learning.prediction import Network
 from pipeline.learning.splits import instance_batch
 from pipeline.machine import cores
 from pipeline.matching.graphs import InstanceBatch
-from pipeline.matching.network import image_logits
+from pipeline.matching.network import Network, image_logits
 from pipeline.regions.detection import detect
 from pipeline.regions.detector import DESCRIPTION_FILE, read_description
 from pipeline.regions.extraction import (
@@ -48,24 +48,23 @@ from pipeline.tensors import best_device
 Picture = Image.Image | npt.NDArray[np.uint8]
 """A Pillow image of any mode, or an (H, W, 3) array of RGB."""
 
-_BATCH = 8
+_BATCH_SIZE = 8
 _REPLACE = "Replace the file, or leave it out."
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a run says of one image, whose n regions come in the order of the detector's scores.
+    """The labels of one image. Its n regions are in the order of the detector's scores.
 
     Attributes:
         scores: (C,) float32, probability of each label.
-        regions: (C,) int64, the region that won the max for each label.
+        regions: (C,) int64, index of the region that won the max for each label.
         region_scores: (n, C) float32, probability of each label by each region.
         boxes: (n, 4) float32, xyxy in [0, 1] of the image.
         detector_scores: (n,) float32, descending.
-        detector_classes: (n,) int64, numbers in `TrainedRun.detector_classes`; 0 where the
-            detector found nothing, and the one region is the whole image.
-        size: width and height in pixels, of the image as it is looked at (turned by its EXIF
-            orientation).
+        detector_classes: (n,) int64, numbers in `TrainedRun.detector_classes`; 0 if the detector
+            found nothing, and the only region is the whole image.
+        size: width and height in pixels, after the image was turned by its EXIF orientation.
     """
 
     scores: npt.NDArray[np.float32]
@@ -77,13 +76,19 @@ class Prediction:
     size: tuple[int, int]
 
     def pixel_box(self, region: int) -> tuple[float, float, float, float]:
-        """A region's box, xyxy in pixels of the image."""
+        """Convert a region's box to pixels of the image, xyxy."""
         left, top, right, bottom = (self.boxes[region] * np.tile(self.size, 2)).tolist()
         return left, top, right, bottom
 
 
 class TrainedRun:
-    """A run's network, and the detector whose regions it was trained on. Made by `load_run`."""
+    """A run's network, and the detector whose regions it was trained on; see `load_run`.
+
+    Example:
+        >>> run = load_run("runs/demo/full-s0")
+        >>> [prediction] = run.predict([Image.open("photo.jpg")])
+        >>> run.vocabulary[prediction.scores.argmax()]
+    """
 
     def __init__(
         self,
@@ -95,9 +100,9 @@ class TrainedRun:
         """
         Args:
             checkpoint: the run's.
-            detector: of `load_detector`, made for ``extract``.
+            detector: as `load_detector` makes it for ``extract``.
             detector_classes: name of every class number; the first is the background.
-            extract: the settings that the run's regions were extracted with.
+            extract: the settings with which the run's regions were extracted.
         """
         self.checkpoint = checkpoint
         self.detector = detector
@@ -114,74 +119,79 @@ class TrainedRun:
 
     @property
     def regions(self) -> int:
-        """M: the best regions of an image that the network reads."""
+        """M: how many regions of an image the network reads, best first."""
         return self.checkpoint.settings.regions or self._extract.regions
 
     def class_name(self, number: int) -> str | None:
-        """What the detector takes a region of class ``number`` for; None for 0, nothing."""
+        """Name a class of the detector; None for 0, which stands for no detection."""
         return self.detector_classes[number] if number else None
 
-    def predict(self, images: Iterable[Picture], *, batch_size: int = _BATCH) -> list[Prediction]:
-        """The labels of images in memory.
+    def predict(
+        self, images: Iterable[Picture], *, batch_size: int = _BATCH_SIZE
+    ) -> list[Prediction]:
+        """Predict the labels of images in memory.
 
         Args:
             images: Pillow images or (H, W, 3) uint8 arrays of RGB.
-            batch_size: images that the detector takes at once.
+            batch_size: images that the detector processes at once.
 
         Raises:
             TypeError, ValueError: one of them is something else.
         """
-        found: list[Prediction] = []
-        waiting: list[_Seen] = []
+        predictions: list[Prediction] = []
+        waiting: list[_View] = []
         for image in images:
-            waiting.append(self._see(as_picture(image)))
+            waiting.append(self._view(as_picture(image)))
             if len(waiting) == batch_size:
-                found += self._predict(waiting)
+                predictions += self._predict(waiting)
                 waiting = []
-        return found + self._predict(waiting)
+        return predictions + self._predict(waiting)
 
     def predict_files(
-        self, paths: Iterable[Path], *, batch_size: int = _BATCH
+        self, paths: Iterable[Path], *, batch_size: int = _BATCH_SIZE
     ) -> Generator[tuple[Path, Prediction | GmpipeError]]:
-        """The labels of photographs on disk, in order, and why one has none.
+        """Predict the labels of photographs on disk, in order.
 
-        They are decoded ahead in threads. Of a photograph only its view is kept, so that memory
+        Photographs are decoded ahead in threads. Only a photograph's view is kept, so that memory
         does not grow with their number or size.
 
         Args:
             paths: of the photographs.
-            batch_size: images that the detector takes at once.
+            batch_size: images that the detector processes at once.
+
+        Yields:
+            each path with its prediction, or with the error that says why it has none.
         """
 
-        def see(path: Path) -> tuple[Path, _Seen | GmpipeError]:
+        def view(path: Path) -> tuple[Path, _View | GmpipeError]:
             try:
                 if not path.exists():
-                    raise GmpipeError(f"{path}: there is no such file. Correct the name.")
-                return path, self._see(load_image(path, _REPLACE))
+                    raise InputError(f"There is no file {path}.", "Correct the name.")
+                return path, self._view(load_image(path, _REPLACE))
             except GmpipeError as error:
                 return path, error
 
-        with closing(ahead(see, paths, threads=cores(), most=2 * batch_size)) as seen:
-            waiting: list[tuple[Path, _Seen | GmpipeError]] = []
-            for one in seen:
+        with closing(ahead(view, paths, threads=cores(), most=2 * batch_size)) as outcomes:
+            waiting: list[tuple[Path, _View | GmpipeError]] = []
+            for one in outcomes:
                 waiting.append(one)
-                if sum(isinstance(outcome, _Seen) for _, outcome in waiting) == batch_size:
-                    yield from self._outcomes(waiting)
+                if sum(isinstance(outcome, _View) for _, outcome in waiting) == batch_size:
+                    yield from self._predict_outcomes(waiting)
                     waiting = []
-            yield from self._outcomes(waiting)
+            yield from self._predict_outcomes(waiting)
 
     def instances(self, images: Sequence[Image.Image]) -> InstanceBatch:
-        """The regions of B images in RGB, as the network reads them."""
-        return self._instances([self._see(image).view for image in images])
+        """Find the regions of B images in RGB, as the network reads them."""
+        return self._instances([self._view(image) for image in images])
 
     @torch.inference_mode()
     def logits(self, batch: InstanceBatch, **graphs: bool) -> Tensor:
-        """(B, M, C) logits; keywords as `MatchingNetwork.forward` has them."""
+        """Compute (B, M, C) logits; keywords are those of `MatchingNetwork.forward`."""
         logits: Tensor = self.network(batch, self.label_vectors, **graphs)
         return logits
 
     def read(self, batch: InstanceBatch, sizes: Sequence[tuple[int, int]]) -> list[Prediction]:
-        """What the network makes of the regions of B images of some widths and heights."""
+        """Predict the labels of B images from their regions and their widths and heights."""
         logits = self.logits(batch)
         best, winners = image_logits(logits)
         scores, regions = best.sigmoid().cpu().numpy(), winners.cpu().numpy()
@@ -203,39 +213,38 @@ class TrainedRun:
             for image, (count, size) in enumerate(zip(counts, sizes, strict=True))
         ]
 
-    def _outcomes(
-        self, waiting: list[tuple[Path, _Seen | GmpipeError]]
+    def _predict_outcomes(
+        self, waiting: list[tuple[Path, _View | GmpipeError]]
     ) -> Generator[tuple[Path, Prediction | GmpipeError]]:
-        seen = [outcome for _, outcome in waiting if isinstance(outcome, _Seen)]
-        predictions = iter(self._predict(seen))
+        views = [outcome for _, outcome in waiting if isinstance(outcome, _View)]
+        predictions = iter(self._predict(views))
         for path, outcome in waiting:
-            yield path, next(predictions) if isinstance(outcome, _Seen) else outcome
+            yield path, next(predictions) if isinstance(outcome, _View) else outcome
 
-    def _see(self, image: Image.Image) -> _Seen:
-        view = view_of(image, 0, size=self._extract.size, image_id="", seed=0, flip=False)
-        return _Seen(view, image.size)
+    def _view(self, image: Image.Image) -> _View:
+        pixels = view_of(image, 0, size=self._extract.size, image_id="", seed=0, flip=False)
+        return _View(pixels, image.size)
 
-    def _predict(self, seen: Sequence[_Seen]) -> list[Prediction]:
-        if not seen:
-            return []
-        return self.read(self._instances([one.view for one in seen]), [one.size for one in seen])
+    def _predict(self, views: Sequence[_View]) -> list[Prediction]:
+        return self.read(self._instances(views), [view.size for view in views]) if views else []
 
-    def _instances(self, views: Sequence[npt.NDArray[np.uint8]]) -> InstanceBatch:
+    def _instances(self, views: Sequence[_View]) -> InstanceBatch:
         rows = blank_rows(len(views), self.detector, self._extract)
-        fill_rows(rows, slice(None), detect(self.detector, to_floats(views, self.device)))
+        pixels = to_floats([view.pixels for view in views], self.device)
+        fill_rows(rows, slice(None), detect(self.detector, pixels))
         return instance_batch(rows, self.regions).to(self.device, torch.float32)
 
 
 @dataclass(frozen=True, eq=False)
-class _Seen:
-    """View 0 (S, S, 3) of an image, and the width and height that it had."""
+class _View:
+    """View 0 of an image: pixels (S, S, 3), and the width and height that the image had."""
 
-    view: npt.NDArray[np.uint8]
+    pixels: npt.NDArray[np.uint8]
     size: tuple[int, int]
 
 
 def as_picture(image: Picture) -> Image.Image:
-    """An image in memory as the pipeline sees it after decoding.
+    """Convert an image in memory to what decoding a file would give: RGB, upright.
 
     Raises:
         TypeError, ValueError: it is neither a Pillow image nor an (H, W, 3) uint8 array.
@@ -244,54 +253,69 @@ def as_picture(image: Picture) -> Image.Image:
         return upright(image)
     if not isinstance(image, np.ndarray):
         raise TypeError(
-            f"found a {type(image).__name__}, expected a Pillow image or an (H, W, 3) uint8 array"
+            f"expected a Pillow image or an (H, W, 3) uint8 array, not a {type(image).__name__}"
         )
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(
-            f"found an array of {image.dtype} with shape {image.shape}, expected (H, W, 3) uint8, "
-            "RGB"
+            f"expected an array of uint8 with shape (H, W, 3), RGB, not of {image.dtype} with "
+            f"shape {image.shape}"
         )
     return Image.fromarray(image)
 
 
 def load_run(folder: str | Path, detector: str | Path | None = None) -> TrainedRun:
-    """A trained run, ready for new images.
+    """Load a trained run for new images.
 
     Args:
         folder: of the run, e.g. ``runs/demo/full-s0``.
-        detector: folder of the detector whose regions it was trained on; None: that of the same
-            checkout, ``data/<dataset>/detector``.
+        detector: folder of the detector whose regions the run was trained on; None for
+            ``data/<dataset>/detector`` of the same checkout.
 
     Raises:
-        GmpipeError: there is no such run, it was trained on regions that were imported or that
-            another detector or version made, or there is no detector.
+        MissingError, DamagedError: there is no such run, or its checkpoint can't be read.
+        GmpipeError: as `attach_detector`.
+    """
+    return attach_detector(load_checkpoint(Path(folder) / CHECKPOINT_FILE), folder, detector)
+
+
+def attach_detector(
+    checkpoint: Checkpoint, folder: str | Path, detector: str | Path | None = None
+) -> TrainedRun:
+    """Load the detector of a run whose checkpoint is read.
+
+    Args:
+        checkpoint: the run's.
+        folder, detector: as `load_run` takes them.
+
+    Raises:
+        InputError: the run was trained on imported regions, which no known detector makes.
+        MissingError, DamagedError: there is no detector, or it can't be read.
+        MismatchError: it is not the one whose regions the run was trained on.
     """
     # Not resolved: `runs` may be a link to another disk.
     folder = Path(folder).absolute()
-    checkpoint = load_checkpoint(folder / CHECKPOINT_FILE)
     recipe, dataset = checkpoint.recipe, checkpoint.dataset
     if "imported_from" in recipe:
-        raise GmpipeError(
+        raise InputError(
             f"{folder} was trained on imported regions ({recipe['imported_from']}), and no "
-            "detector is known that makes such regions of new photographs. It can be evaluated, "
-            "reported and exported: `gmpipe evaluate`, `gmpipe report`, `gmpipe export`."
+            "detector is known that makes the same kind of regions from new photographs.",
+            "Use a run with a detector; this one can only be evaluated, reported and exported.",
         )
-    place = Path(detector or folder.parent.parent.parent / "data" / dataset / "detector")
-    if not (place / DESCRIPTION_FILE).is_file():
-        raise GmpipeError(
-            f"there is no detector in {place}, where that of {folder} is looked for. Run `gmpipe "
-            f"detector --dataset {dataset}` there, or name its folder with `--detector` (in "
-            "Python: `detector=`)."
+    source = Path(detector or folder.parent.parent.parent / "data" / dataset / "detector")
+    if not (source / DESCRIPTION_FILE).is_file():
+        raise MissingError(
+            f"{folder} needs the detector of its regions, but there is no detector in {source}.",
+            "Make the detector there, or pass the folder of the right one as `detector`.",
         )
-    description = read_description(place, dataset)
+    description = read_description(source, dataset)
     extract = extraction_settings(recipe)
     check_same_recipe(
         extraction_recipe(description, extract),
         without_images(recipe),
-        f"what the detector in {place} finds",
-        f"That is not the detector that {folder} was trained with: restore it, name another with "
-        "`--detector` (in Python: `detector=`), or train again.",
+        f"The detector in {source}",
+        f"Restore the detector that {folder} was trained with, pass its folder as `detector`, or "
+        "train the run again.",
     )
     return TrainedRun(
-        checkpoint, load_detector(place, description, extract), description.classes, extract
+        checkpoint, load_detector(source, description, extract), description.classes, extract
     )

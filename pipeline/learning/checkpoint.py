@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import DamagedError, MissingError
-from pipeline.learning.prediction import Network
-from pipeline.matching.network import build_network
+from pipeline.matching.network import Network, build_network
 from pipeline.settings import TrainSettings
 from pipeline.shards.schema import Recipe
 from pipeline.tensors import save_tensors
 
 _log = logging.getLogger(__name__)
 
-CHECKPOINT_VERSION = 2
+CHECKPOINT_VERSION = 3
+"""2 had a direct term in the network's settings; its parameters had other names."""
 
 _TRAIN = "Train this run again."
 

@@ -20,9 +20,8 @@ from pipeline.errors import DamagedError, InputError, MismatchError
 from pipeline.learning.batches import Batch, Feed
 from pipeline.learning.distributed import Processes
 from pipeline.learning.optimization import make_average, make_optimizer, make_schedule
-from pipeline.learning.prediction import Network
 from pipeline.matching.loss import matching_loss
-from pipeline.matching.network import image_logits
+from pipeline.matching.network import Network, image_logits
 from pipeline.settings import TrainSettings
 from pipeline.tensors import (
     foreign_state,

@@ -14,9 +14,7 @@ from torch import Tensor
 
 from pipeline.learning.batches import Feed
 from pipeline.learning.splits import SplitData
-from pipeline.matching.network import MatchingNetwork, MaxPoolNetwork, image_logits
-
-Network = MatchingNetwork | MaxPoolNetwork
+from pipeline.matching.network import Network, image_logits
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from pipeline.labels.vectors import LabelVectors
 from pipeline.learning.batches import Feed, region_statistics
 from pipeline.learning.distributed import Processes, alone
 from pipeline.learning.loop import Row, Training, TrainingLoop
-from pipeline.learning.prediction import Network, predict_feed
+from pipeline.learning.prediction import predict_feed
 from pipeline.learning.seeds import seed_everything
 from pipeline.learning.splits import SplitData
-from pipeline.matching.network import build_network
+from pipeline.matching.network import Network, build_network
 from pipeline.settings import TrainSettings
 
 SAVE_SECONDS = 30.0

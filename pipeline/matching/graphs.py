@@ -1,7 +1,10 @@
-"""The assignment graph's nodes and edges, before any network has seen them.
+"""The structure of the assignment graph: its instances, and which nodes read which others.
 
-Letters: B images, M instances (m, padding included), C labels, K neighbours of an instance,
-L neighbours of a label, D feature size.
+Nothing here has parameters. `pipeline.matching.states` holds what the network computes on the
+nodes and edges.
+
+Letters: B images, M instances (padding included), C labels, K neighbours of an instance,
+L neighbours of a label, D feature size, W label vector size.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from pipeline.settings import NetworkSettings
+
 
 @dataclass(frozen=True)
 class InstanceBatch:
@@ -20,7 +25,7 @@ class InstanceBatch:
     Attributes:
         features: (B, M, D) float, as extracted.
         boxes: (B, M, 4) float, xyxy in [0,1] of the view.
-        scores: (B, M) float, the detector's.
+        scores: (B, M) float, the detector's scores.
         classes: (B, M) int, the detector's class numbers.
         mask: (B, M) bool, False for padding. Every image has at least one instance.
     """
@@ -32,7 +37,7 @@ class InstanceBatch:
     mask: Tensor
 
     def to(self, device: torch.device, dtype: torch.dtype) -> InstanceBatch:
-        """The batch on another device, its floats in another precision."""
+        """Copy the batch to a device and convert its floats to a precision."""
         return InstanceBatch(
             self.features.to(device, dtype, non_blocking=True),
             self.boxes.to(device, dtype, non_blocking=True),
@@ -44,26 +49,93 @@ class InstanceBatch:
 
 @dataclass(frozen=True)
 class Neighbors:
-    """Whom each instance gathers from.
+    """The neighbours from which each instance gathers messages.
 
     Attributes:
-        index: (B, M, K) int64, places among the M instances.
-        mask: (B, M, K) bool, False where there is no K-th neighbour.
+        index: (B, M, K) int64, indices of instances of the same image.
+        mask: (B, M, K) bool, False where an instance has no K-th neighbour.
     """
 
     index: Tensor
     mask: Tensor
 
 
-def instance_neighbors(batch: InstanceBatch, neighbors: int) -> Neighbors:
-    """Each instance's K nearest others by Euclidean distance of the box centres, equation (1).
+@dataclass(frozen=True)
+class Structure:
+    """The neighbours of every node, and their weights in the mean over neighbours.
 
-    Boxes clipped at the border often have the very same centre. Ties go by score (higher first),
-    class, then box coordinates, so that the order in which instances come never matters.
+    Attributes:
+        instance_weights: (B, M) float, 1 / n for each of an image's n real instances and 0 for
+            padding: the weights by which a label averages over instances.
+        instance_neighbors: of the instance graph.
+        label_neighbors: (C, L) int64, label indices of a sparse label graph; None if the graph is
+            complete.
+        label_weights: (C, C) float64, 1 / (C - 1) off the diagonal and 0 on it, the weights in a
+            complete label graph; None if the graph is sparse.
+    """
+
+    instance_weights: Tensor
+    instance_neighbors: Neighbors
+    label_neighbors: Tensor | None
+    label_weights: Tensor | None
+
+
+class StructureBuilder:
+    """Build the `Structure` of batches that share their label vectors.
+
+    The label graph depends on the label vectors alone, so it is built once and kept until other
+    vectors come.
+
+    Args:
+        settings: K and L.
+    """
+
+    def __init__(self, settings: NetworkSettings) -> None:
+        self._settings = settings
+        self._known: tuple[Tensor, Tensor | None, Tensor | None] | None = None
+
+    def build(
+        self, batch: InstanceBatch, label_vectors: Tensor, instance_graph: bool, label_graph: bool
+    ) -> Structure:
+        """Find the neighbours of every node.
+
+        Args:
+            batch: B images with up to M instances.
+            label_vectors: (C, W), as they come from their source.
+            instance_graph, label_graph: False leaves the nodes of that graph without neighbours.
+        """
+        weights = batch.mask.to(batch.features.dtype)
+        without_edges = (label_neighbors(label_vectors, 0), None)
+        return Structure(
+            weights / weights.sum(dim=1, keepdim=True),
+            instance_neighbors(batch, self._settings.neighbors if instance_graph else 0),
+            *(self._label_graph(label_vectors) if label_graph else without_edges),
+        )
+
+    def _label_graph(self, vectors: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """`label_neighbors` and `label_weights` of `Structure`."""
+        known = self._known
+        if known is None or known[0].device != vectors.device or not torch.equal(known[0], vectors):
+            labels, chosen = len(vectors), self._settings.label_neighbors
+            index = weights = None
+            if chosen is not None and chosen < labels - 1:
+                index = label_neighbors(vectors, chosen)
+            else:
+                others = 1 - torch.eye(labels, dtype=torch.float64, device=vectors.device)
+                weights = others / max(labels - 1, 1)
+            known = self._known = (vectors.detach().clone(), index, weights)
+        return known[1:]
+
+
+def instance_neighbors(batch: InstanceBatch, neighbors: int) -> Neighbors:
+    """Find each instance's K nearest others by Euclidean distance of box centres, equation (1).
+
+    Boxes clipped at the border often have the very same centre. Ties are broken by score (higher
+    first), class, then box coordinates, so that the order of the instances never matters.
 
     Args:
         batch: the instances.
-        neighbors: K; where an image has fewer others, the rest is masked.
+        neighbors: K; where an image has fewer other instances, the rest is masked.
     """
     boxes, mask = batch.boxes, batch.mask
     instances = boxes.shape[1]
@@ -83,8 +155,9 @@ def instance_neighbors(batch: InstanceBatch, neighbors: int) -> Neighbors:
 
 
 def _canonical_order(batch: InstanceBatch) -> Tensor:
-    """(B, M) int64: places of the instances by score (descending), class, box coordinates."""
-    keys = [*batch.boxes.flip(-1).unbind(-1), batch.classes, -batch.scores]  # least to most weighty
+    """Sort instance indices (B, M) int64 by score (descending), class, then box coordinates."""
+    # From the least to the most significant key: each stable sort keeps the order of those before.
+    keys = [*batch.boxes.flip(-1).unbind(-1), batch.classes, -batch.scores]
     order = torch.arange(batch.mask.shape[1], device=batch.mask.device).expand_as(batch.mask)
     for key in keys:
         order = order.gather(1, key.gather(1, order).argsort(dim=1, stable=True))
@@ -92,14 +165,15 @@ def _canonical_order(batch: InstanceBatch) -> Tensor:
 
 
 def label_neighbors(label_vectors: Tensor, neighbors: int | None) -> Tensor:
-    """Whom each label gathers from, equation (2).
+    """Find the labels from which each label gathers messages, equation (2).
 
     Args:
         label_vectors: (C, W) float, none of length 0.
-        neighbors: L, nearest by cosine (ties to the lower label number); None: all other labels.
+        neighbors: L, the number of nearest labels by cosine (ties are broken by the lower index);
+            None for all other labels.
 
     Returns:
-        (C, L) int64, label numbers; without self loops.
+        (C, L) int64, label indices, without self loops.
     """
     labels = len(label_vectors)
     kept = labels - 1 if neighbors is None else min(neighbors, labels - 1)

@@ -1,17 +1,21 @@
-"""Edges from every row to every column of a grid, without ever holding what can be made again.
+"""Grids of edges, from every row to every column, in as little memory as possible.
 
-Matching edges are a grid of instances by labels, those of a complete label graph one of labels by
-labels. Both are large (B·35·80 and B·80·80 edges at COCO's size), and what the network does with
-them is little more than matrix products. So both operations here go through a grid a few rows at
-a time: what is added, cut off and averaged between two products stays in the processor's cache,
-and the backward pass keeps only what it can't cheaply make again.
+Matching edges are a grid of instances by labels; the edges of a complete label graph are a grid of
+labels by labels. Both are large (B·35·80 and B·80·80 edges at COCO's size), and the network does
+little more with them than multiply matrices. So both operations here process a few rows of a grid
+at a time: what is added, clipped and averaged between two products stays in the processor's cache,
+and the backward pass keeps only what it can't cheaply recompute.
 
 - An edge whose hidden state is ``relu(left_i + right_j)`` is kept as its two nodes (`Pair`).
-- Of ``relu(x)`` that is averaged at once, the backward pass keeps a bit per number, as bool.
+- Of a ``relu(x)`` that is averaged at once, the backward pass keeps one byte per number: whether it
+  was clipped (torch.bool).
 - Of an edge's update it keeps the updated hidden state, which the next reader needs anyway.
 
+Compilers (`torch.export`, and with it the export to ONNX) can't follow autograd functions or loops
+over pieces, and fuse such operations themselves. For them each operation has a plain form.
+
 Letters: G grids (images, or 1 where all images share one), R rows, N columns, H hidden size of the
-edges as they come, S size of what is read of them.
+edges, S size of what is read of them.
 """
 
 from __future__ import annotations
@@ -23,31 +27,31 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _CACHE_BYTES = 2**21
-"""What one piece's largest tensor may take: of the order of a core's cache."""
+"""Size of the largest tensor of a piece: of the order of a core's cache."""
 
 
 class Pair(NamedTuple):
-    """Hidden states ``relu(left_i + right_j)`` of a grid of edges, by their two nodes."""
+    """Hidden states ``relu(left_i + right_j)`` of a grid of edges, kept as their two nodes."""
 
     left: Tensor  # (G, R, H)
     right: Tensor  # (G or 1, N, H)
 
     def hidden(self) -> Tensor:
-        """(G, R, N, H)"""
+        """Compute the hidden states (G, R, N, H)."""
         return (self.left[:, :, None] + self.right[:, None]).relu()
 
 
 Hidden = Pair | Tensor
-"""The hidden states of a grid's edges: of a `Pair`, or themselves (G, R, N, H)."""
+"""The hidden states of a grid's edges: as a `Pair`, or as a tensor (G, R, N, H)."""
 
 
 class Reading(NamedTuple):
-    """What is read of a grid's edges by one fused product.
+    """What one fused product reads of a grid's edges.
 
     Attributes:
         to_rows: (G, R, S), mean message of each row's edges.
-        to_columns: (G, N, S), mean message of each column's edges; None if there is no reader.
-        kept: (G, R, N, S), what the edges' own update reads of them; None if there is none.
+        to_columns: (G, N, S), mean message of each column's edges; None if columns read nothing.
+        kept: (G, R, N, S), what the edges' own update reads of them; None without an update.
     """
 
     to_rows: Tensor
@@ -63,7 +67,7 @@ def read_grid(
     row_term: Tensor | None = None,
     row_weight: Tensor | None = None,
 ) -> Reading:
-    """Messages along a grid's edges, averaged, and what the edges' update reads.
+    """Compute the mean messages along a grid's edges, and what the edges' update reads of them.
 
     With ``[x^r, x^c, x^k] = weight @ hidden_ij``:
 
@@ -73,8 +77,8 @@ def read_grid(
 
     Args:
         edges: their hidden states.
-        weight: (S, H), (2S, H) or (3S, H): readers in the order of `Reading`; `to_columns` is there
-            if ``row_term`` is, and `kept` if a third is left.
+        weight: (S, H), (2S, H) or (3S, H), the readers in the order of `Reading`. `to_columns` is
+            computed if ``row_term`` is given, and `kept` if the weight has S more rows.
         column_term: (G or 1, N, S).
         column_weight: (R or 1, N).
         row_term: (G, R, S).
@@ -90,7 +94,7 @@ def read_grid(
 
 
 def update_grid(kept: Tensor, pair: Pair, weight: Tensor, bias: Tensor) -> Tensor:
-    """Hidden state of the updated edges: ``relu(kept_ij + weight @ pair_ij + bias)``.
+    """Compute the hidden state of updated edges, ``relu(kept_ij + weight @ pair_ij + bias)``.
 
     Args:
         kept: (G or 1, R, N, S).
@@ -102,7 +106,7 @@ def update_grid(kept: Tensor, pair: Pair, weight: Tensor, bias: Tensor) -> Tenso
         (G, R, N, S).
     """
     if torch.compiler.is_compiling():
-        return (kept + pair.hidden() @ weight.T + bias).relu()
+        return _update_plainly(kept, pair, weight, bias)
     inputs = _as_autocast(kept, pair.left, pair.right, weight, bias)
     return cast(Tensor, cast(Any, _Update).apply(*inputs))
 
@@ -115,7 +119,7 @@ def _read_plainly(
     row_term: Tensor | None,
     row_weight: Tensor | None,
 ) -> Reading:
-    """`read_grid` in as many lines as it has equations, for compilers, which fuse it themselves."""
+    """Compute `read_grid` as its equations stand, for compilers."""
     size = column_term.shape[-1]
     hidden = edges.hidden() if isinstance(edges, Pair) else edges
     read = hidden @ weight.T
@@ -131,8 +135,13 @@ def _read_plainly(
     return Reading(to_rows, to_columns, kept)
 
 
+def _update_plainly(kept: Tensor, pair: Pair, weight: Tensor, bias: Tensor) -> Tensor:
+    """Compute `update_grid` as its equation stands, for compilers."""
+    return (kept + pair.hidden() @ weight.T + bias).relu()
+
+
 def _as_autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """In the precision that autocast asks for; it does not look into functions of one's own."""
+    """Convert to the precision that autocast asks for, since it ignores custom functions."""
     device = next(tensor.device.type for tensor in tensors if tensor is not None)
     if not torch.is_autocast_enabled(device):
         return tensors
@@ -141,7 +150,7 @@ def _as_autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 def _sum_like(tensor: Tensor) -> Tensor:
-    """Zeros of its shape to add many pieces to: in bfloat16 the last would be rounded away."""
+    """Make zeros to add many pieces to. In bfloat16 the last ones would be rounded away."""
     wide = torch.promote_types(tensor.dtype, torch.float32)
     return torch.zeros_like(tensor, dtype=wide)
 
@@ -155,28 +164,28 @@ def _add_product(total: Tensor, gradient: Tensor, states: Tensor) -> None:
 
 
 def _pieces(
-    grids: int, rows: int, bytes_a_row: int, device: torch.device
+    grids: int, rows: int, bytes_per_row: int, device: torch.device
 ) -> list[tuple[slice, slice]]:
-    """(grids, rows) of each piece: some rows of a grid, or where it is small, of several grids.
+    """Split grids into pieces (grids, rows): some rows of one grid, or several small grids.
 
-    On other devices than the CPU a piece is a whole grid, at least.
+    On other devices than the CPU a piece is at least a whole grid.
     """
-    fitting = _CACHE_BYTES // bytes_a_row
+    fitting = _CACHE_BYTES // bytes_per_row
     if fitting >= rows or device.type != "cpu":
-        some = max(1, fitting // rows)
-        return [(slice(g, g + some), slice(0, rows)) for g in range(0, grids, some)]
-    some = max(1, fitting)
-    starts = range(0, rows, some)
-    return [(slice(g, g + 1), slice(r, r + some)) for g in range(grids) for r in starts]
+        count = max(1, fitting // rows)
+        return [(slice(g, g + count), slice(0, rows)) for g in range(0, grids, count)]
+    count = max(1, fitting)
+    starts = range(0, rows, count)
+    return [(slice(g, g + 1), slice(r, r + count)) for g in range(grids) for r in starts]
 
 
-def _of(shared: Tensor, grids: slice) -> Tensor:
-    """The grids' own, or what all grids share."""
+def _select(shared: Tensor, grids: slice) -> Tensor:
+    """Select what belongs to some grids, or what all grids share."""
     return shared[grids] if len(shared) > 1 else shared
 
 
 def _add_to(total: Tensor, grids: slice, part: Tensor) -> None:
-    """Add the grids' parts to their own totals, or to what all grids share."""
+    """Add the grids' parts to their own totals, or to the total that all grids share."""
     if len(total) > 1:
         total[grids] += part
     else:
@@ -184,7 +193,7 @@ def _add_to(total: Tensor, grids: slice, part: Tensor) -> None:
 
 
 class _Read(torch.autograd.Function):
-    """`read_grid`, piece by piece."""
+    """`read_grid`, one piece at a time."""
 
     @staticmethod
     def forward(
@@ -201,35 +210,35 @@ class _Read(torch.autograd.Function):
         size, columns = column_term.shape[-1], column_term.shape[-2]
         first = hidden if left is None else left
         grids, rows = cast(Tensor, first).shape[:2]
-        both = row_term is not None
-        keeps = len(weight) > (1 + both) * size
+        has_columns = row_term is not None
+        has_kept = len(weight) > (1 + has_columns) * size
         to_rows = weight.new_empty(grids, rows, size)
-        to_columns = _sum_like(weight.new_empty(grids, columns, size)) if both else None
-        kept = weight.new_empty(grids, rows, columns, size) if keeps else None
+        to_columns = _sum_like(weight.new_empty(grids, columns, size)) if has_columns else None
+        kept = weight.new_empty(grids, rows, columns, size) if has_kept else None
         differentiated = any(ctx.needs_input_grad)
-        cut_shape = (grids, rows, columns, size) if differentiated else (0,)
-        row_cut = weight.new_empty(cut_shape, dtype=torch.bool)
-        column_cut = row_cut.new_empty(cut_shape if both else (0,))
+        clipped_shape = (grids, rows, columns, size) if differentiated else (0,)
+        row_clipped = weight.new_empty(clipped_shape, dtype=torch.bool)
+        column_clipped = row_clipped.new_empty(clipped_shape if has_columns else (0,))
         scale = column_weight.expand(rows, columns)[..., None]
         row_bytes = columns * len(weight) * weight.element_size()
-        for some, part in _pieces(grids, rows, row_bytes, weight.device):
-            states = _states(hidden, left, right, some, part)
+        for g, r in _pieces(grids, rows, row_bytes, weight.device):
+            states = _states(hidden, left, right, g, r)
             read = (states.flatten(0, 2) @ weight.T).view(*states.shape[:3], len(weight))
-            messages = read[..., :size].add_(_of(column_term, some)[:, None])
+            messages = read[..., :size].add_(_select(column_term, g)[:, None])
             if differentiated:
-                torch.le(messages, 0, out=row_cut[some, part])
-            torch.sum(messages.relu_().mul_(scale[part]), dim=2, out=to_rows[some, part])
+                torch.le(messages, 0, out=row_clipped[g, r])
+            torch.sum(messages.relu_().mul_(scale[r]), dim=2, out=to_rows[g, r])
             if row_term is not None and row_weight is not None and to_columns is not None:
-                messages = read[..., size : 2 * size].add_(row_term[some, part, None])
+                messages = read[..., size : 2 * size].add_(row_term[g, r, None])
                 if differentiated:
-                    torch.le(messages, 0, out=column_cut[some, part])
-                weights = row_weight[some, part, None, None]
-                to_columns[some] += messages.relu_().mul_(weights).sum(dim=1)
+                    torch.le(messages, 0, out=column_clipped[g, r])
+                weights = row_weight[g, r, None, None]
+                to_columns[g] += messages.relu_().mul_(weights).sum(dim=1)
             if kept is not None:
-                kept[some, part] = read[..., -size:]
+                kept[g, r] = read[..., -size:]
         ctx.save_for_backward(
-            hidden, left, right, weight, column_term, column_weight, row_weight, row_cut,
-            column_cut,
+            hidden, left, right, weight, column_term, column_weight, row_weight, row_clipped,
+            column_clipped,
         )  # fmt: skip
         if to_columns is not None:
             to_columns = to_columns.to(weight.dtype)
@@ -240,53 +249,53 @@ class _Read(torch.autograd.Function):
     def backward(
         ctx: Any, to_rows: Tensor, to_columns: Tensor | None, kept: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        """Gradients of the inputs from those of the outputs."""
+        """Compute the gradients of the inputs from those of the outputs."""
         saved = ctx.saved_tensors
         hidden, left, right, weight, column_term, column_weight, row_weight = saved[:7]
-        row_cut, column_cut = saved[7:]
-        grids, rows, columns, size = row_cut.shape
-        of_hidden = None if hidden is None else torch.empty_like(hidden)
-        of_left = None if left is None else torch.empty_like(left)
-        of_right = None if right is None else _sum_like(right)
-        of_weight, of_column = _sum_like(weight), _sum_like(column_term)
-        of_row = None if to_columns is None else weight.new_empty(grids, rows, size)
+        row_clipped, column_clipped = saved[7:]
+        grids, rows, columns, size = row_clipped.shape
+        grad_hidden = None if hidden is None else torch.empty_like(hidden)
+        grad_left = None if left is None else torch.empty_like(left)
+        grad_right = None if right is None else _sum_like(right)
+        grad_weight, grad_column = _sum_like(weight), _sum_like(column_term)
+        grad_row = None if to_columns is None else weight.new_empty(grids, rows, size)
         scale = column_weight.expand(rows, columns)[..., None]
         row_bytes = columns * len(weight) * weight.element_size()
-        for some, part in _pieces(grids, rows, row_bytes, weight.device):
-            states = _states(hidden, left, right, some, part)
-            of_read = weight.new_empty(*states.shape[:3], len(weight))
-            of_messages = of_read[..., :size]
-            torch.mul(to_rows[some, part, None], scale[part], out=of_messages)
-            of_messages.masked_fill_(row_cut[some, part], 0)
-            _add_to(of_column, some, of_messages.sum(dim=1))
-            if of_row is not None and to_columns is not None:
-                of_messages = of_read[..., size : 2 * size]
-                weights = row_weight[some, part, None, None]
-                torch.mul(to_columns[some, None], weights, out=of_messages)
-                of_messages.masked_fill_(column_cut[some, part], 0)
-                torch.sum(of_messages, dim=2, out=of_row[some, part])
+        for g, r in _pieces(grids, rows, row_bytes, weight.device):
+            states = _states(hidden, left, right, g, r)
+            grad_read = weight.new_empty(*states.shape[:3], len(weight))
+            grad_messages = grad_read[..., :size]
+            torch.mul(to_rows[g, r, None], scale[r], out=grad_messages)
+            grad_messages.masked_fill_(row_clipped[g, r], 0)
+            _add_to(grad_column, g, grad_messages.sum(dim=1))
+            if grad_row is not None and to_columns is not None:
+                grad_messages = grad_read[..., size : 2 * size]
+                weights = row_weight[g, r, None, None]
+                torch.mul(to_columns[g, None], weights, out=grad_messages)
+                grad_messages.masked_fill_(column_clipped[g, r], 0)
+                torch.sum(grad_messages, dim=2, out=grad_row[g, r])
             if kept is not None:
-                of_read[..., -size:] = kept[some, part]
-            flat = of_read.flatten(0, 2)
-            _add_product(of_weight, flat, states.flatten(0, 2))
-            if of_hidden is not None:
-                torch.mm(flat, weight, out=of_hidden[some, part].flatten(0, 2))
+                grad_read[..., -size:] = kept[g, r]
+            flat = grad_read.flatten(0, 2)
+            _add_product(grad_weight, flat, states.flatten(0, 2))
+            if grad_hidden is not None:
+                torch.mm(flat, weight, out=grad_hidden[g, r].flatten(0, 2))
             else:
-                _split(flat @ weight, states, some, part, of_left, of_right)
+                _split(flat @ weight, states, g, r, grad_left, grad_right)
         return (
-            of_hidden,
-            of_left,
-            None if of_right is None else of_right.to(weight.dtype),
-            of_weight.to(weight.dtype),
-            of_column.to(weight.dtype),
+            grad_hidden,
+            grad_left,
+            None if grad_right is None else grad_right.to(weight.dtype),
+            grad_weight.to(weight.dtype),
+            grad_column.to(weight.dtype),
             None,
-            of_row,
+            grad_row,
             None,
         )
 
 
 class _Update(torch.autograd.Function):
-    """`update_grid`, piece by piece."""
+    """`update_grid`, one piece at a time."""
 
     @staticmethod
     def forward(
@@ -295,11 +304,11 @@ class _Update(torch.autograd.Function):
         grids, rows, columns = len(left), left.shape[1], right.shape[1]
         updated = weight.new_empty(grids, rows, columns, len(weight))
         row_bytes = columns * max(weight.shape) * weight.element_size()
-        for some, part in _pieces(grids, rows, row_bytes, weight.device):
-            states = _states(None, left, right, some, part).flatten(0, 2)
-            piece = updated[some, part]
+        for g, r in _pieces(grids, rows, row_bytes, weight.device):
+            states = _states(None, left, right, g, r).flatten(0, 2)
+            piece = updated[g, r]
             torch.mm(states, weight.T, out=piece.flatten(0, 2))
-            piece.add_(_of(kept, some)[:, part]).add_(bias).relu_()
+            piece.add_(_select(kept, g)[:, r]).add_(bias).relu_()
         ctx.save_for_backward(updated, left, right, weight)
         ctx.shared = len(kept) < grids
         return updated
@@ -307,53 +316,51 @@ class _Update(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of the inputs from that of the updated edges."""
+        """Compute the gradients of the inputs from that of the updated edges."""
         updated, left, right, weight = ctx.saved_tensors
         grids, rows, columns, size = updated.shape
-        of_kept = gradient.new_empty(1 if ctx.shared else grids, rows, columns, size)
+        grad_kept = gradient.new_empty(1 if ctx.shared else grids, rows, columns, size)
         if ctx.shared:
-            of_kept = _sum_like(of_kept)
-        of_left, of_right = torch.empty_like(left), _sum_like(right)
-        of_weight, of_bias = _sum_like(weight), _sum_like(weight[:, 0])
+            grad_kept = _sum_like(grad_kept)
+        grad_left, grad_right = torch.empty_like(left), _sum_like(right)
+        grad_weight, grad_bias = _sum_like(weight), _sum_like(weight[:, 0])
         row_bytes = columns * max(weight.shape) * weight.element_size()
-        for some, part in _pieces(grids, rows, row_bytes, weight.device):
-            states = _states(None, left, right, some, part)
-            of_sum = _of_relu(gradient[some, part], updated[some, part])
+        for g, r in _pieces(grids, rows, row_bytes, weight.device):
+            states = _states(None, left, right, g, r)
+            grad_sum = _relu_gradient(gradient[g, r], updated[g, r])
             if ctx.shared:
-                of_kept[0, part] += of_sum.sum(dim=0)
+                grad_kept[0, r] += grad_sum.sum(dim=0)
             else:
-                of_kept[some, part] = of_sum
-            flat = of_sum.flatten(0, 2)
-            _add_product(of_weight, flat, states.flatten(0, 2))
-            of_bias += flat.sum(dim=0)
-            _split(flat @ weight, states, some, part, of_left, of_right)
+                grad_kept[g, r] = grad_sum
+            flat = grad_sum.flatten(0, 2)
+            _add_product(grad_weight, flat, states.flatten(0, 2))
+            grad_bias += flat.sum(dim=0)
+            _split(flat @ weight, states, g, r, grad_left, grad_right)
         dtype = weight.dtype
         return (
-            of_kept.to(dtype),
-            of_left,
-            of_right.to(dtype),
-            of_weight.to(dtype),
-            of_bias.to(dtype),
+            grad_kept.to(dtype),
+            grad_left,
+            grad_right.to(dtype),
+            grad_weight.to(dtype),
+            grad_bias.to(dtype),
         )
 
 
-def _of_relu(gradient: Tensor, output: Tensor) -> Tensor:
-    """The gradient before a relu, from that after it and its output."""
+def _relu_gradient(gradient: Tensor, output: Tensor) -> Tensor:
+    """Compute the gradient before a ReLU from the gradient after it and its output."""
     return cast(Tensor, torch.ops.aten.threshold_backward(gradient, output, 0))
 
 
-def _states(hidden: Tensor | None, left: Any, right: Any, some: slice, part: slice) -> Tensor:
-    """Hidden states of some grids' edges of some rows."""
+def _states(hidden: Tensor | None, left: Any, right: Any, g: slice, r: slice) -> Tensor:
+    """Compute the hidden states of the edges in one piece."""
     if hidden is not None:
-        return hidden[some, part]
-    sums = left[some, part, None] + _of(right, some)[:, None]
+        return hidden[g, r]
+    sums = left[g, r, None] + _select(right, g)[:, None]
     return cast(Tensor, sums.relu_())
 
 
-def _split(
-    of_states: Tensor, states: Tensor, some: slice, part: slice, left: Any, right: Any
-) -> None:
-    """Hand the gradient of ``relu(left + right)`` on to both."""
-    of_sums = _of_relu(of_states.view_as(states), states)
-    torch.sum(of_sums, dim=2, out=left[some, part])
-    _add_to(right, some, of_sums.sum(dim=1))
+def _split(grad_states: Tensor, states: Tensor, g: slice, r: slice, left: Any, right: Any) -> None:
+    """Pass the gradient of ``relu(left + right)`` on to both."""
+    grad_sums = _relu_gradient(grad_states.view_as(states), states)
+    torch.sum(grad_sums, dim=2, out=left[g, r])
+    _add_to(right, g, grad_sums.sum(dim=1))

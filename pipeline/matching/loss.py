@@ -1,4 +1,7 @@
-"""The weighted cross-entropy of equation (15), on logits."""
+"""The weighted cross-entropy of equation (15), on logits.
+
+Letters: B images, C labels.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,18 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 
 def matching_loss(logits: Tensor, truth: Tensor, ratio: Tensor, beta: float) -> Tensor:
-    r"""Equation (15) with the minus sign that its print lacks; sum over labels, mean over images.
+    r"""Compute equation (15), summed over labels and averaged over images.
+
+    It has the minus sign that the paper's print lacks:
 
     .. math:: -\frac1B \sum_i \sum_c w^c [y \log p + (1-y) \log(1-p)],\quad
               w^c = y e^{\beta(1-r^c)} + (1-y) e^{\beta r^c}
 
     Args:
         logits: (B, C), before the sigmoid.
-        truth: (B, C): 1 positive, 0 negative, -1 ignored (carries no loss).
-        ratio: (C,), r^c: share of the training images that have the label.
-        beta: strength of the class balance; 0 leaves the plain cross-entropy.
+        truth: (B, C), 1 for positive, 0 for negative, -1 for ignored labels, which carry no loss.
+        ratio: (C,), r^c, the share of the training images that have the label.
+        beta: strength of the class balance; 0 gives the plain cross-entropy.
 
     Returns:
         a scalar.

@@ -21,10 +21,9 @@ from torch import Tensor
 from pipeline.errors import GmpipeError
 from pipeline.learning.batches import Feed
 from pipeline.learning.checkpoint import load_checkpoint
-from pipeline.learning.prediction import Network
 from pipeline.learning.splits import SplitData, open_split
 from pipeline.machine import cores
-from pipeline.matching.network import MatchingNetwork, image_logits
+from pipeline.matching.network import MatchingNetwork, Network, image_logits
 from pipeline.regions.transforms import load_image
 from pipeline.report.folder import PICTURES, in_steps, packed, write_data
 from pipeline.report.inputs import PageInputs

@@ -1,4 +1,4 @@
-"""Command `explain`: what a photograph's labels are owed to, as a picture and a table."""
+"""Command `explain`: explain which regions and graphs produced a photograph's labels."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from tabulate import tabulate
 from pipeline.inference.explain import Explanation, LabelExplanation
 from pipeline.inference.explain import explain as explain_image
 from pipeline.inference.picture import draw
-from pipeline.inference.trained import TrainedRun, load_run
+from pipeline.inference.trained import TrainedRun
 from pipeline.regions.transforms import load_image
+from stages.checkout.trained import open_run
 
 _MOST_REGIONS = 3
 
@@ -20,17 +21,17 @@ def explain(image: Path, run_folder: Path, detector: Path | None, output: Path) 
 
     Args:
         image: the photograph.
-        run_folder, detector: as `load_run` takes them.
+        run_folder, detector: as `open_run` takes them.
         output: PNG to write.
 
     Returns:
-        tables of the labels and of the regions that they name.
+        a table of the labels, and one of the regions that it names.
 
     Raises:
-        GmpipeError: the run can't be loaded, or the photograph not decoded.
+        GmpipeError: the run can't be loaded, or the photograph can't be decoded.
     """
     photograph = load_image(image, "Name another photograph.")
-    run = load_run(run_folder, detector)
+    run = open_run(run_folder, detector)
     explanation = explain_image(run, photograph)
     checkpoint = run.checkpoint
     draw(
@@ -45,7 +46,7 @@ def explain(image: Path, run_folder: Path, detector: Path | None, output: Path) 
 def _tables(explanation: Explanation, run: TrainedRun) -> str:
     lines = []
     if not explanation.predicted:
-        lines += ["No label's score is above 0.5: this is the best one.", ""]
+        lines += ["No label has a score above 0.5. This is the best one.", ""]
     regions = []
     rows = []
     for label in explanation.labels:
@@ -61,18 +62,18 @@ def _tables(explanation: Explanation, run: TrainedRun) -> str:
                 _changes(label, influential),
             ]
         )
-    lines.append("Changes of the score when something is taken away:")
+    lines.append("Changes of the score when something is removed:")
     headers = ["label", "score", "region", "label graph", "instance graph", "a region"]
     lines.append(str(tabulate(rows, headers, tablefmt="github", disable_numparse=True)))
     if missing := _missing(explanation.labels[0]):
-        lines.append(f"{_name(run)} has no {missing}, so there is none to take away.")
-    found = explanation.prediction
+        lines.append(f"{_name(run)} has no {missing} to remove.")
+    prediction = explanation.prediction
     rows = [
         [
             str(region),
-            run.class_name(int(found.detector_classes[region])) or "none",
-            f"{found.detector_scores[region]:.3f}",
-            ", ".join(f"{side:.0f}" for side in found.pixel_box(region)),
+            run.class_name(int(prediction.detector_classes[region])) or "none",
+            f"{prediction.detector_scores[region]:.3f}",
+            ", ".join(f"{side:.0f}" for side in prediction.pixel_box(region)),
         ]
         for region in sorted(set(regions))
     ]
@@ -82,15 +83,15 @@ def _tables(explanation: Explanation, run: TrainedRun) -> str:
 
 
 def _name(run: TrainedRun) -> str:
-    """The run as sentences name it."""
+    """Name the run as its folder does."""
     return f"{run.checkpoint.variant}-s{run.checkpoint.seed}"
 
 
 def _changes(label: LabelExplanation, influential: list[tuple[int, float]]) -> str:
     if label.region_changes is None:
-        return "there is but one"
+        return "the only region"
     text = ", ".join(f"{region}: {change:+.3f}" for region, change in influential)
-    return text or "none changes it"
+    return text or "no region changes it"
 
 
 def _change(change: float | None) -> str:

@@ -1,29 +1,29 @@
-"""Command `export`: a run's network as an ONNX file."""
+"""Command `export`: write the network of a run as an ONNX file."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from pipeline.inference.export import export_onnx
-from pipeline.learning.checkpoint import load_checkpoint
-from stages.checkout.layout import CHECKPOINT_FILE
+from stages.checkout.trained import open_checkpoint
 
 
 def export(run_folder: Path, output: Path | None) -> str:
     """Write the network of a run.
 
     Args:
-        run_folder: of the run.
-        output: file to write; None: <dataset>-<run>.onnx in the current folder. (Not in the run's:
-            `gmpipe runs prune` takes a folder with a foreign file for no run of ours.)
+        run_folder: folder of the run.
+        output: file to write; None for <dataset>-<run>.onnx in the current folder. (Not in the
+            run's: a folder with another file is no run to `gmpipe runs prune`.)
 
     Returns:
-        a line that says where it is.
+        a line that says what was written, and where.
 
     Raises:
-        GmpipeError: there is no such run, or the packages that write ONNX are not installed.
+        MissingError: there is no such run, or the packages that write ONNX are not installed.
+        DamagedError: its checkpoint can't be read.
     """
-    checkpoint = load_checkpoint(run_folder / CHECKPOINT_FILE)
+    checkpoint = open_checkpoint(run_folder)
     path = output or Path(f"{checkpoint.dataset}-{run_folder.absolute().name}.onnx")
     export_onnx(checkpoint, path)
     return (

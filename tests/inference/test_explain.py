@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from torch import Tensor
 from pipeline.api import Explanation, TrainedRun, explain, load_run
 from pipeline.inference.picture import draw
 from pipeline.learning.checkpoint import Checkpoint
+from pipeline.matching.convolution import Convolution
 from pipeline.matching.graphs import InstanceBatch
-from pipeline.matching.network import Convolution, MatchingNetwork, image_logits
+from pipeline.matching.network import MatchingNetwork, build_network, image_logits
 
 TOLERANCE = 2e-5  # of a probability: float32 against float64
 
@@ -29,10 +31,10 @@ def run(made: Flow) -> TrainedRun:
 
 
 def changed(run: TrainedRun, shift: float = 0.0, **changes: Any) -> TrainedRun:
-    """The run with other settings of its network, and all its logits shifted."""
+    """Change settings of the run's network that no weight depends on, and shift all its logits."""
     before: Checkpoint = run.checkpoint
     state = dict(before.state)
-    state["decode.second.bias"] = state["decode.second.bias"] + shift
+    state["decoder.mlp.second.bias"] = state["decoder.mlp.second.bias"] + shift
     regions = changes.pop("regions", before.settings.regions)
     network = before.settings.network.model_copy(update=changes)
     settings = before.settings.model_copy(update={"network": network, "regions": regions})
@@ -46,7 +48,7 @@ def photograph(seed: int = 0) -> Image.Image:
 
 
 def reference_scores(run: TrainedRun, batch: InstanceBatch, kinds: tuple[str, ...]) -> Tensor:
-    """(C,) of one image, edge by edge in float64, without some kinds of edges."""
+    """Compute scores (C,) of one image, edge by edge in float64, without some kinds of edges."""
     network = run.checkpoint.network().double()
     assert isinstance(network, MatchingNetwork)
     words = run.checkpoint.label_vectors.double()
@@ -65,9 +67,7 @@ def reference_scores(run: TrainedRun, batch: InstanceBatch, kinds: tuple[str, ..
 
 @pytest.mark.parametrize("label_neighbors", [None, 3])
 @torch.no_grad()
-def test_every_change_is_that_of_the_reference(
-    run: TrainedRun, label_neighbors: int | None
-) -> None:
+def test_every_change_equals_the_references(run: TrainedRun, label_neighbors: int | None) -> None:
     own = changed(run, shift=0.3, label_neighbors=label_neighbors)
     image = photograph()
     explanation = explain(own, image)
@@ -91,11 +91,11 @@ def test_every_change_is_that_of_the_reference(
         number = own.vocabulary.index(label.label)
         assert label.score == pytest.approx(scores[number].item(), abs=TOLERANCE)
         assert label.region == image_logits(own.logits(own.instances([image])))[1][0, number]
-        for found, expected in (
+        for actual, expected in (
             (label.label_graph, without_label_graph),
             (label.instance_graph, without_instance_graph),
         ):
-            assert found == pytest.approx(expected[number].item(), abs=TOLERANCE)
+            assert actual == pytest.approx(expected[number].item(), abs=TOLERANCE)
             assert abs(expected[number].item()) > 2 * TOLERANCE
         assert label.region_changes is not None
         expected_changes = [change[number].item() for change in without_region]
@@ -105,23 +105,33 @@ def test_every_change_is_that_of_the_reference(
         assert label.most_influential(4, least=2) == []
 
 
-def test_what_a_run_lacks_is_not_a_change_of_zero(flow: Flow, run: TrainedRun) -> None:
-    [label, *_] = explain(load_run(flow / "runs/tiny/max-pool-s0"), photograph()).labels
+def untrained(run: TrainedRun, **changes: Any) -> TrainedRun:
+    """Replace the run's network by a new one with other settings."""
+    checkpoint = run.checkpoint
+    network = checkpoint.settings.network.model_copy(update=changes)
+    settings = checkpoint.settings.model_copy(update={"network": network})
+    torch.manual_seed(0)
+    labels, vector_size = checkpoint.label_vectors.shape
+    weights = build_network(checkpoint.feature_size, labels, vector_size, network).state_dict()
+    after = replace(checkpoint, settings=settings, state=weights)
+    return TrainedRun(after, run.detector, run.detector_classes, run._extract)
+
+
+def test_a_graph_that_the_run_lacks_has_no_change(made: Flow, run: TrainedRun) -> None:
+    [label, *_] = explain(load_run(made / "runs/tiny/max-pool-s0"), photograph()).labels
     assert (label.label_graph, label.instance_graph) == (None, None)
     assert label.region_changes is not None
     assert np.flatnonzero(label.region_changes).tolist() == [label.region]
-    for lacking, there in (("label_graph", "instance_graph"), ("instance_graph", "label_graph")):
-        name = lacking.replace("_", "-")
-        flow.ok("train", "--variant", f"without-{name}")
-        [label, *_] = explain(load_run(flow / f"runs/tiny/without-{name}-s0"), photograph()).labels
+    for lacking, present in (("label_graph", "instance_graph"), ("instance_graph", "label_graph")):
+        [label, *_] = explain(untrained(run, **{lacking: False}), photograph()).labels
         assert getattr(label, lacking) is None
-        assert getattr(label, there) is not None
+        assert getattr(label, present) is not None
     [label, *_] = explain(changed(run, regions=1), photograph()).labels
-    assert label.region_changes is None  # nothing would be left
-    assert label.instance_graph == 0  # it has one, without an edge here
+    assert label.region_changes is None  # without its only region, nothing would be left
+    assert label.instance_graph == 0  # the run has one, which has no edge here
 
 
-def test_without_a_predicted_label_it_is_the_best(run: TrainedRun) -> None:
+def test_without_a_predicted_label_the_best_is_explained(run: TrainedRun) -> None:
     explanation = explain(changed(run, shift=-9), photograph())
     assert not explanation.predicted
     [label] = explanation.labels
@@ -143,16 +153,18 @@ def drawn(explanation: Explanation, path: Path) -> tuple[int, int]:
 
 def test_a_picture_of_any_number_of_labels(run: TrainedRun, tmp_path: Path) -> None:
     every = explain(changed(run, shift=9), photograph())
+    none = explain(changed(run, shift=-9), photograph())
     assert len(every.labels) == len(run.vocabulary) > 10
-    sizes = {}
-    for number in (1, 5, len(every.labels)):
-        some = replace(every, labels=every.labels[:number])
-        sizes[number] = drawn(some, tmp_path / f"{number}.png")
+    assert len(none.labels) == 1
+    five = replace(every, labels=every.labels[:5])
+    sizes = {
+        len(some.labels): drawn(some, tmp_path / f"{len(some.labels)}.png")
+        for some in (none, five, every)
+    }
     assert sizes[1][0] < sizes[5][0] == sizes[18][0]
     assert sizes[1][1] == sizes[5][1] < sizes[18][1] < 1000  # more than ten are not drawn
-    drawn(replace(every, labels=every.labels[:1]), tmp_path / "again.png")
+    drawn(none, tmp_path / "again.png")
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "1.png").read_bytes()
-    drawn(explain(changed(run, shift=-9), photograph()), tmp_path / "none.png")
 
 
 # The command -------------------------------------------------------------------------------------
@@ -172,19 +184,19 @@ def test_command(made: Flow, tmp_path: Path) -> None:
     ]
     assert rows[0][3] == f"{explanation.labels[0].label_graph:+.3f}"
     assert len(regions.splitlines()) > 2
-    assert ("No label's score is above 0.5" in printed) != explanation.predicted
+    assert ("0.5" in printed.split("|")[0]) != explanation.predicted
     printed = made.ok("explain", str(photo), "--run", "runs/tiny/max-pool-s0", "-o", str(output))
-    assert "max-pool-s0 has no label graph and no instance graph, so there is none to" in printed
+    assert "max-pool-s0 has no label graph and no instance graph" in printed
     assert "| none in this run | none in this run |" in printed
 
 
 def test_command_refuses(made: Flow, tmp_path: Path) -> None:
     run = ("--run", "runs/tiny/full-s0", "-o", str(tmp_path / "out.png"))
-    assert made.gmpipe("explain", "absent.jpg", *run).refused("there is no image at absent.jpg")
+    assert made.gmpipe("explain", "absent.jpg", *run).refused(r"absent\.jpg")
     (tmp_path / "empty.jpg").touch()
     outcome = made.gmpipe("explain", str(tmp_path / "empty.jpg"), *run)
-    assert outcome.refused(r"empty.jpg can't be decoded \(it is empty\). Name another photograph.")
+    assert outcome.refused(r"empty\.jpg.*empty")
     outcome = made.gmpipe("explain", "x.jpg", *run[:2], "-o", "out.gif")
     assert outcome.code == 2
-    assert "out.gif: expected a name that ends in .png" in outcome.err
+    assert re.search(r"out\.gif.*\.png", outcome.err, re.DOTALL)
     assert not (tmp_path / "out.png").exists()

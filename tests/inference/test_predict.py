@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+import re
 import shutil
 import struct
 import zlib
@@ -19,10 +20,11 @@ from flows import VARIANTS, Flow
 from PIL import Image
 
 from pipeline.api import Prediction, TrainedRun, load_run
-from pipeline.errors import GmpipeError
+from pipeline.errors import GmpipeError, InputError, MissingError
 from pipeline.inference import trained
+from pipeline.inference.formats import COLUMNS
 from pipeline.regions.detector import load_state, read_description, write_detector
-from stages.commands.predict import COLUMNS, find_images
+from stages.commands.predict import find_images
 
 TOLERANCE = 1e-5
 """Of a probability. Batches of other sizes differed by at most 1.2e-6."""
@@ -34,7 +36,7 @@ def run(made: Flow) -> TrainedRun:
 
 
 def evaluated(flow: Flow, name: str) -> tuple[list[Path], np.ndarray, np.ndarray]:
-    """Of the test images: their paths, (N, C) scores and (N, C) winning regions by `evaluate`."""
+    """Read the test images' paths, (N, C) scores and (N, C) winning regions by `evaluate`."""
     rows = pq.read_table(flow / "data/tiny/prepared/manifest.parquet").to_pylist()
     paths = {row["image_id"]: flow / "data/tiny" / row["path"] for row in rows}
     table = pq.read_table(flow / f"runs/tiny/{name}/predictions.parquet")
@@ -42,8 +44,8 @@ def evaluated(flow: Flow, name: str) -> tuple[list[Path], np.ndarray, np.ndarray
     return [paths[image_id] for image_id in table["image_id"].to_pylist()], scores, regions
 
 
-def found(run: TrainedRun, paths: list[Path], batch_size: int = 8) -> list[Prediction]:
-    """Of files all of which can be read."""
+def predicted(run: TrainedRun, paths: list[Path], batch_size: int = 8) -> list[Prediction]:
+    """Predict files, all of which can be read."""
     outcomes = list(run.predict_files(paths, batch_size=batch_size))
     assert [path for path, _ in outcomes] == paths
     return [outcome for _, outcome in outcomes if isinstance(outcome, Prediction)]
@@ -64,31 +66,29 @@ def check_same(predictions: list[Prediction], scores: np.ndarray, regions: np.nd
 def test_a_photograph_scores_as_in_the_pipeline(made: Flow, variant: str, batch_size: int) -> None:
     run = load_run(made / f"runs/tiny/{variant}-s0")
     paths, scores, regions = evaluated(made, f"{variant}-s0")
-    predictions = found(run, paths, batch_size)
+    predictions = predicted(run, paths, batch_size)
     check_same(predictions, scores, regions)
     for prediction in predictions:
-        regions_there = len(prediction.boxes)
-        assert prediction.region_scores.shape == (regions_there, len(run.vocabulary))
+        assert prediction.region_scores.shape == (len(prediction.boxes), len(run.vocabulary))
         assert np.allclose(prediction.region_scores.max(axis=0), prediction.scores, atol=1e-6)
         assert (np.diff(prediction.detector_scores) <= 0).all()
         assert prediction.size == (64, 64)
 
 
-def test_params_yaml_decides_nothing_and_fewer_regions_are_the_runs(flow: Flow) -> None:
+def test_the_run_decides_and_not_params_yaml(flow: Flow) -> None:
+    """A run on fewer regions than the cache has, after params.yaml and the cache have changed."""
     flow.ok("train", "--set", "train.tiny.regions=2")
     flow.ok("evaluate", "--set", "train.tiny.regions=2")
     [name] = [path.name for path in (flow / "runs/tiny").glob("full-s0-*")]
     paths, scores, regions = evaluated(flow, name)
     flow.params(extract__tiny__size=96, extract__tiny__feature_dtype="float32")
     shutil.rmtree(flow / "cache")
-    predictions = found(load_run(flow / f"runs/tiny/{name}"), paths)
+    predictions = predicted(load_run(flow / f"runs/tiny/{name}"), paths)
     check_same(predictions, scores, regions)
     assert {len(prediction.boxes) for prediction in predictions} == {2}
 
 
-def test_images_in_memory_are_seen_as_files_are(
-    made: Flow, run: TrainedRun, tmp_path: Path
-) -> None:
+def test_images_in_memory_score_as_files_do(made: Flow, run: TrainedRun, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 255, (50, 90, 3), dtype=np.uint8)
     exif = Image.Exif()
@@ -97,7 +97,7 @@ def test_images_in_memory_are_seen_as_files_are(
     Image.fromarray(pixels).save(turned, exif=exif)
     clear = Image.fromarray(np.dstack([pixels, rng.integers(0, 255, (50, 90, 1), dtype=np.uint8)]))
     clear.save(cut_out)
-    in_files = found(run, [turned, cut_out])
+    in_files = predicted(run, [turned, cut_out])
     upright = np.rot90(pixels, -1)
     in_memory = run.predict(
         [Image.open(turned), Image.open(cut_out), upright, Image.fromarray(upright)], batch_size=3
@@ -112,13 +112,13 @@ def test_images_in_memory_are_seen_as_files_are(
     assert run.predict([]) == []
 
 
-def test_what_is_no_image_is_refused(run: TrainedRun) -> None:
+def test_other_objects_than_images_are_refused(run: TrainedRun) -> None:
     grey: Any = np.zeros((4, 4), np.uint8)
-    with pytest.raises(ValueError, match=r"uint8 with shape \(4, 4\), expected \(H, W, 3\) uint8"):
+    with pytest.raises(ValueError, match=r"(?s)uint8.*\(H, W, 3\).*\(4, 4\)"):
         run.predict([grey])
-    with pytest.raises(ValueError, match="array of float32"):
+    with pytest.raises(ValueError, match=r"(?s)uint8.*float32"):
         run.predict([np.zeros((4, 4, 3), np.float32)])  # type: ignore[list-item]
-    with pytest.raises(TypeError, match="found a str, expected a Pillow image"):
+    with pytest.raises(TypeError, match=r"(?s)Pillow.*str"):
         run.predict(["photo.jpg"])  # type: ignore[list-item]
 
 
@@ -126,7 +126,7 @@ def test_what_is_no_image_is_refused(run: TrainedRun) -> None:
 
 
 def other_detector(made: Flow, folder: Path) -> Path:
-    """One with the same architecture and other weights."""
+    """Make a detector with the same architecture and other weights."""
     description = read_description(made / "data/tiny/detector", "tiny")
     state = load_state(made / "data/tiny/detector/weights.pt")
     state["rpn.head.bbox_pred.bias"] += 0.5
@@ -144,38 +144,38 @@ def other_detector(made: Flow, folder: Path) -> Path:
 def test_another_detector_is_refused(made: Flow, tmp_path: Path) -> None:
     other = other_detector(made, tmp_path / "other")
     wanted = read_description(made / "data/tiny/detector", "tiny").weights_sha256
-    with pytest.raises(GmpipeError, match=f'weights_sha256 is "[0-9a-f]*", expected "{wanted}"'):
+    with pytest.raises(GmpipeError, match=f'weights_sha256.*"{wanted}"'):
         load_run(made / "runs/tiny/full-s0", other)
     outcome = made.gmpipe("predict", ".", "--run", "runs/tiny/full-s0", "--detector", str(other))
-    assert outcome.refused("full-s0 was trained with: restore it")
+    assert outcome.refused("weights_sha256.*full-s0")
 
 
-def test_a_run_that_was_moved_needs_to_be_told_its_detector(made: Flow, tmp_path: Path) -> None:
+def test_a_run_that_was_moved_needs_its_detector_named(made: Flow, tmp_path: Path) -> None:
     moved = shutil.copytree(made / "runs/tiny/full-s0", tmp_path / "full-s0")
-    with pytest.raises(GmpipeError, match=r"no detector in .*name its folder with `--detector`"):
+    with pytest.raises(MissingError, match=r"full-s0.*data/tiny/detector"):
         load_run(moved)
+    outcome = made.gmpipe("predict", ".", "--run", str(moved))
+    assert outcome.refused("data/tiny/detector.*`gmpipe detector --dataset tiny`.*`--detector`")
     paths, scores, regions = evaluated(made, "full-s0")
-    check_same(found(load_run(moved, made / "data/tiny/detector"), paths), scores, regions)
+    check_same(predicted(load_run(moved, made / "data/tiny/detector"), paths), scores, regions)
     linked = tmp_path / "checkout/runs"
     (tmp_path / "checkout").mkdir()
     linked.symlink_to(made / "runs")
     (tmp_path / "checkout/data").symlink_to(made / "data")
     assert load_run(str(linked / "tiny/full-s0")).checkpoint.variant == "full"
-    with pytest.raises(GmpipeError, match="no checkpoint at"):
+    with pytest.raises(GmpipeError, match=r"nothing/checkpoint\.pt"):
         load_run(tmp_path / "nothing")
 
 
-def test_a_run_that_is_elsewhere_is_suggested(flow: Flow) -> None:
+def test_a_run_of_the_same_name_is_suggested(flow: Flow) -> None:
     for words in (("predict", "."), ("explain", "a.png", "-o", "b.png"), ("export",)):
-        assert flow.gmpipe(*words, "--run", "full-s0").refused(
-            r"full-s0.*Did you mean runs/tiny/full-s0\?"
-        )
+        assert flow.gmpipe(*words, "--run", "full-s0").refused("full-s0.* runs/tiny/full-s0")
     shutil.copytree(flow / "runs/tiny/full-s0", flow / "runs/other/full-s0")
     assert flow.gmpipe("export", "--run", "runs/tni/full-s0").refused(
-        r"Did you mean runs/other/full-s0 or runs/tiny/full-s0\?"
+        "runs/other/full-s0.*runs/tiny/full-s0"
     )
     (flow / "runs/tiny/max-pool-s0/checkpoint.pt").unlink()
-    assert flow.gmpipe("export", "--run", "max-pool-s0").refused("no checkpoint at")
+    assert flow.gmpipe("export", "--run", "max-pool-s0").refused(r"max-pool-s0/checkpoint\.pt")
 
 
 def test_a_run_on_imported_regions_has_no_detector(small: Flow) -> None:
@@ -185,14 +185,14 @@ def test_a_run_on_imported_regions_has_no_detector(small: Flow) -> None:
     photo = small / "photo.png"
     Image.new("RGB", (9, 9)).save(photo)
     outcome = small.gmpipe("predict", "photo.png", "--run", "runs/voc2007/full-s0")
-    assert outcome.refused("full-s0 was trained on imported regions.*can be evaluated, reported")
+    assert outcome.refused("full-s0.*imported.*evaluated, reported")
 
 
 # Many photographs --------------------------------------------------------------------------------
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that says its size, and has no pixels."""
+    """Make a PNG that declares its size and has no pixels."""
 
     def chunk(content: bytes) -> bytes:
         length, check = struct.pack(">I", len(content) - 4), struct.pack(">I", zlib.crc32(content))
@@ -203,11 +203,11 @@ def png_header(width: int, height: int) -> bytes:
 
 
 def break_five(folder: Path, jpeg: bytes, png: bytes) -> dict[str, str]:
-    """Write broken photographs: their names, and what is wrong with each."""
+    """Write broken photographs; return their names, and a word that says what is wrong."""
     broken = {
         "cut.jpg": (jpeg[: len(jpeg) // 2], "truncated"),
-        "empty.jpg": (b"", "it is empty"),
-        "words.jpg": (b"not a photograph", "is not, or too damaged to be, one of jpeg"),
+        "empty.jpg": (b"", "empty"),
+        "words.jpg": (b"not a photograph", "jpeg"),
         "cut.png": (png[: len(png) // 2], "truncated"),
         "huge.png": (png_header(16_000, 16_000), "pixels"),
     }
@@ -226,24 +226,24 @@ def drawn(form: str, seed: int) -> bytes:
 
 
 def check_failures(outcome: Any, broken: dict[str, str]) -> None:
-    """5 named failures, each on a line with its reason, and exit code 1."""
+    """Check 5 named failures, each on a line with its reason, and exit code 1."""
     assert outcome.code == 1
     assert "Traceback" not in outcome.err
     lines = outcome.err.replace("\r", "\n").splitlines()
     for name, reason in broken.items():
-        [line] = [line for line in lines if f"/{name} can't be decoded" in line]
+        [line] = [line for line in lines if f"/{name}" in line]
         assert reason in line.lower(), line
-    assert sum("can't be decoded" in line for line in lines) == len(broken) == 5
-    assert "Error: 5 photographs can't be read, for the reasons above; " in lines[-1]
+    assert len(broken) == 5
+    assert re.search(r"Error: .*\b5\b", lines[-1]), lines[-1]
 
 
-def test_a_folder_of_a_hundred_of_which_five_are_broken(made: Flow, tmp_path: Path) -> None:
-    """95 results, 5 named failures, exit code 1."""
+def test_a_folder_of_photographs_of_which_five_are_broken(made: Flow, tmp_path: Path) -> None:
+    """There are 35 results, 5 named failures, and exit code 1."""
     (tmp_path / "more/.hidden").mkdir(parents=True)
-    for n in range(95):
+    for n in range(35):
         form, suffix = (("PNG", "png"), ("JPEG", "JPG"), ("WEBP", "webp"))[n % 3]
-        place = tmp_path / ("more" if n % 2 else "")
-        (place / f"{n:02}.{suffix}").write_bytes(drawn(form, n))
+        folder = tmp_path / ("more" if n % 2 else "")
+        (folder / f"{n:02}.{suffix}").write_bytes(drawn(form, n))
     broken = break_five(tmp_path / "more", drawn("JPEG", 0), drawn("PNG", 0))
     (tmp_path / "notes.txt").write_text("no photograph by its name")
     (tmp_path / "more/._00.png").write_text("nor by its name")
@@ -252,23 +252,22 @@ def test_a_folder_of_a_hundred_of_which_five_are_broken(made: Flow, tmp_path: Pa
     run = ("--run", "runs/tiny/full-s0")
     outcome = made.gmpipe("predict", str(tmp_path), *run, "-o", str(output))
     check_failures(outcome, broken)
-    assert outcome.out == f"{output}: 95 images\n"
+    assert outcome.out == f"{output}: 35 images\n"
     table = pq.read_table(output)
     assert table.schema == COLUMNS
     labelled = dict.fromkeys(table["image"].to_pylist())
-    assert len(table) == 95 * 18
-    assert {Path(image).name.split(".")[0] for image in labelled} == {f"{n:02}" for n in range(95)}
+    assert len(table) == 35 * 18
+    assert {Path(image).name.split(".")[0] for image in labelled} == {f"{n:02}" for n in range(35)}
     outcome = made.gmpipe("predict", str(tmp_path / "0*"), *run, "--threshold", "0", "--top", "2")
     assert outcome.code == 0
     assert len(outcome.out.splitlines()) == 2 + 2 * 5  # 00, 02, 04, 06, 08
 
 
-def test_where_every_photograph_is_broken_none_is_labelled(made: Flow, tmp_path: Path) -> None:
+def test_if_every_photograph_is_broken_none_is_labelled(made: Flow, tmp_path: Path) -> None:
     broken = break_five(tmp_path, drawn("JPEG", 0), drawn("PNG", 0))
     output = tmp_path / "labels.csv"
     outcome = made.gmpipe("predict", str(tmp_path), "--run", "runs/tiny/full-s0", "-o", str(output))
     check_failures(outcome, broken)
-    assert outcome.refused("for the reasons above; none is labelled")
     assert outcome.out == f"{output}: 0 images\n"
     assert output.read_text() == f"{','.join(COLUMNS.names)}\n"
 
@@ -300,7 +299,7 @@ def test_files_are_decoded_ahead_but_not_all_at_once(
     monkeypatch.setattr(trained, "cores", lambda: 2)
     [path, *_], _, _ = evaluated(made, "full-s0")
     asked = itertools.count()
-    paths = (path for _ in asked)  # without end
+    paths = (path for _ in asked)  # endless
     results = run.predict_files(paths, batch_size=4)
     for _ in range(9):
         next(results)
@@ -324,13 +323,13 @@ def test_names_folders_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert find_images(["**/*.tif"]) == [in_a[2]]
     assert find_images(["[x].png", "absent.jpg"]) == [Path("[x].png"), Path("absent.jpg")]
     assert find_images([str(tmp_path / "a/?.*")]) == [tmp_path / "a/1.JPEG", tmp_path / "a/2.png"]
-    with pytest.raises(GmpipeError, match="none: a folder without a photograph"):
+    with pytest.raises(InputError, match="none"):
         find_images(["a", "none"])
-    with pytest.raises(GmpipeError, match=r"\*\.gif: a pattern without a match"):
+    with pytest.raises(InputError, match=r"\*\.gif"):
         find_images(["*.gif"])
 
 
-def test_forms_say_the_same(made: Flow, run: TrainedRun, tmp_path: Path) -> None:
+def test_all_forms_hold_the_same(made: Flow, run: TrainedRun, tmp_path: Path) -> None:
     paths, scores, regions = evaluated(made, "full-s0")
     names = [str(path.relative_to(made.folder)) for path in paths[:2]]
     call = ("predict", *names, "--run", "runs/tiny/full-s0", "--threshold", "0.4", "--top", "3")
@@ -346,10 +345,10 @@ def test_forms_say_the_same(made: Flow, run: TrainedRun, tmp_path: Path) -> None
     stored = pq.read_table(parquet).to_pylist()
     assert len(rows) == len(stored) == 2 * len(run.vocabulary)
     nested = [(image, label) for image in images for label in image["labels"]]
-    for place, (row, kept, (image, label)) in enumerate(zip(rows, stored, nested, strict=True)):
-        number, order = divmod(place, len(run.vocabulary))
-        best = np.argsort(-scores[number], kind="stable")[order]
-        predicted = bool(order < 3 and scores[number, best] > 0.4)
+    for index, (row, kept, (image, label)) in enumerate(zip(rows, stored, nested, strict=True)):
+        number, rank = divmod(index, len(run.vocabulary))
+        best = np.argsort(-scores[number], kind="stable")[rank]
+        predicted = bool(rank < 3 and scores[number, best] > 0.4)
         assert row["image"] == kept["image"] == image["image"] == names[number]
         assert row["label"] == kept["label"] == label["label"] == run.vocabulary[best]
         assert kept["score"] == pytest.approx(scores[number, best], abs=TOLERANCE)
@@ -364,7 +363,7 @@ def test_forms_say_the_same(made: Flow, run: TrainedRun, tmp_path: Path) -> None
     assert sum(row["predicted"] == "true" for row in rows) > 2
 
 
-def test_the_table_has_predicted_labels_and_says_where_there_are_none(made: Flow) -> None:
+def test_the_table_has_predicted_labels_or_the_best_one(made: Flow) -> None:
     paths, scores, _ = evaluated(made, "full-s0")
     name, run = str(paths[0]), ("--run", "runs/tiny/full-s0")
     lines = made.ok("predict", name, *run, "--threshold", "0.48").splitlines()
@@ -375,8 +374,8 @@ def test_the_table_has_predicted_labels_and_says_where_there_are_none(made: Flow
     assert f"| {scores[0].max():.3f} " in line
     outcome = made.gmpipe("predict", name, "absent.jpg", *run)
     assert outcome.code == 1
-    assert "absent.jpg: there is no such file." in outcome.err
-    assert "1 photograph can't be read" in outcome.err
+    assert "absent.jpg" in outcome.err
+    assert re.search(r"Error: .*\b1 ", outcome.err), outcome.err
     assert name in outcome.out
 
 
@@ -400,13 +399,13 @@ def test_a_file_is_written_whole_or_not_at_all(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["photo.jpg"], "Missing option '--run'"),
-        (["--run", "runs/tiny/full-s0"], "Missing argument"),
-        (["x.jpg", "--run", "r", "-o", "x.txt"], "x.txt: expected a name that ends in .json or"),
+        (["photo.jpg"], "'--run'"),
+        (["--run", "runs/tiny/full-s0"], "IMAGE"),
+        (["x.jpg", "--run", "r", "-o", "x.txt"], r"x\.txt.*\.json"),
         (["x.jpg", "--run", "r", "--threshold", "2"], "'--threshold'"),
     ],
 )
 def test_usage(made: Flow, arguments: list[str], message: str) -> None:
     outcome = made.gmpipe("predict", *arguments)
     assert outcome.code == 2
-    assert message in outcome.err
+    assert re.search(message, outcome.err, re.DOTALL), outcome.err

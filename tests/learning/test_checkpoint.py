@@ -98,9 +98,14 @@ def test_a_checkpoint_is_the_same_bytes_and_runs_no_code(tmp_path: Path, trained
         (lambda path: path.write_bytes(b"text"), "torch can't load it"),
         (lambda path: path.write_bytes(path.read_bytes()[:-99]), "torch can't load it"),
         (lambda path: torch.save(torch.nn.Linear(1, 1), path), "torch can't load it"),
-        (lambda path: torch.save([1], path), "version 2"),
-        (lambda path: torch.save({"a": torch.zeros(1)}, path), "version 2"),
-        (lambda path: rewritten(path, gmpipe_checkpoint=1), "version 1; .* version 2"),
+        (lambda path: torch.save([1], path), "version 3"),
+        (lambda path: torch.save({"a": torch.zeros(1)}, path), "version 3"),
+        (
+            lambda path: rewritten(
+                path, gmpipe_checkpoint=2, settings={"network": {"direct_size": 4}}
+            ),
+            "version 2; .* version 3",
+        ),
         (lambda path: rewritten(path, odd=1), "odd"),
         (lambda path: rewritten(path, settings={"epochs": 0}), "epochs"),
     ],

@@ -82,7 +82,7 @@ def test_the_parameter_with_the_largest_gradient_is_named(
 
     def hooked(*sizes: Any, **named: Any) -> Network:
         network = build_network(*sizes, **named)
-        dict(network.named_parameters())["classify.mlp.first.bias"].register_hook(hook)
+        dict(network.named_parameters())["mlp.first.bias"].register_hook(hook)
         return network
 
     monkeypatch.setattr("pipeline.learning.loop.matching_loss", loss)
@@ -92,7 +92,7 @@ def test_the_parameter_with_the_largest_gradient_is_named(
     steps = 0
     with pytest.raises(
         Diverged,
-        match=r"step 5 .*epoch 2.*\d\.\d+.* gradient norm inf.*classify\.mlp\.first\.bias\b.*inf",
+        match=r"step 5 .*epoch 2.*\d\.\d+.* gradient norm inf.*mlp\.first\.bias\b.*inf",
     ) as caught:
         train(toy, tmp_path / "a.pt", chosen=maxed)
     assert caught.value.history == whole.history

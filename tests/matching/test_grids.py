@@ -1,4 +1,4 @@
-"""Grids of edges: the piecewise operations against their equations, gradients included.
+"""Grids of edges: both forms of their operations, piecewise and plain, against the equations.
 
 Letters: G grids, R rows, N columns, H hidden size, S size of what is read.
 """
@@ -23,31 +23,33 @@ def random(*shape: int, seed: int) -> Tensor:
 
 
 @pytest.fixture(params=[1, 2, R, 2 * R], ids=lambda rows: f"pieces of {rows} rows")
-def _rows_a_piece(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces of a row, of two with a shorter last one, of a grid, of two with a shorter last."""
+def _rows_per_piece(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make pieces of one row, two rows, a grid, or two grids; the last piece may be smaller."""
 
-    def pieces(number: int, rows: int, bytes_a_row: int, device: torch.device) -> Any:
-        monkeypatch.setattr(grids, "_CACHE_BYTES", request.param * bytes_a_row)
-        found = cut(number, rows, bytes_a_row, device)
-        a_grid = -(-rows // request.param)
-        assert len(found) == (number * a_grid if request.param <= rows else -(-number // 2))
-        return found
+    def pieces(number: int, rows: int, bytes_per_row: int, device: torch.device) -> Any:
+        monkeypatch.setattr(grids, "_CACHE_BYTES", request.param * bytes_per_row)
+        slices = split(number, rows, bytes_per_row, device)
+        per_grid = -(-rows // request.param)
+        assert len(slices) == (number * per_grid if request.param <= rows else -(-number // 2))
+        return slices
 
-    cut = grids._pieces
+    split = grids._pieces
     monkeypatch.setattr(grids, "_pieces", pieces)
 
 
-def same(found: dict[str, Tensor], expected: dict[str, Tensor], inputs: dict[str, Tensor]) -> None:
-    """The same outputs, and the same gradients of all inputs for random ones of the outputs."""
-    assert found.keys() == expected.keys()
+def assert_same(
+    actual_outputs: dict[str, Tensor], expected: dict[str, Tensor], inputs: dict[str, Tensor]
+) -> None:
+    """Assert equal outputs, and equal gradients of all inputs for random ones of the outputs."""
+    assert actual_outputs.keys() == expected.keys()
     gradients = []
-    for outputs in (found, expected):
+    for outputs in (actual_outputs, expected):
         loss = sum(
-            (value * random(*value.shape, seed=place).detach()).sum()
-            for place, value in enumerate(outputs.values())
+            (value * random(*value.shape, seed=number).detach()).sum()
+            for number, value in enumerate(outputs.values())
         )
         gradients.append(torch.autograd.grad(loss, list(inputs.values()), retain_graph=True))
-    for name, value in found.items():
+    for name, value in actual_outputs.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-12, atol=1e-12, msg=name)
     for name, actual, wanted in zip(inputs, *gradients, strict=True):
         torch.testing.assert_close(actual, wanted, rtol=1e-11, atol=1e-12, msg=f"grad of {name}")
@@ -58,11 +60,13 @@ def outputs(reading: grids.Reading) -> dict[str, Tensor]:
     return {name: value for name, value in reading._asdict().items() if value is not None}
 
 
-@pytest.mark.usefixtures("_rows_a_piece")
+@pytest.mark.usefixtures("_rows_per_piece")
 @pytest.mark.parametrize("of_pairs", [True, False])
 @pytest.mark.parametrize("shared", [True, False], ids=["columns shared", "columns of each grid"])
 @pytest.mark.parametrize("readers", [("rows",), ("rows", "kept"), ("rows", "columns", "kept")])
-def test_reading_is_its_equations(of_pairs: bool, shared: bool, readers: tuple[str, ...]) -> None:
+def test_read_grid_equals_its_equations(
+    of_pairs: bool, shared: bool, readers: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     inputs = {
         "weight": random(len(readers) * S, H, seed=10),
         "column_term": random(1 if shared else G, N, S, seed=11),
@@ -80,7 +84,8 @@ def test_reading_is_its_equations(of_pairs: bool, shared: bool, readers: tuple[s
     if "columns" in readers:
         inputs["row_term"] = random(G, R, S, seed=17)
         terms = (inputs["row_term"], row_weight)
-    found = read_grid(edges, inputs["weight"], inputs["column_term"], column_weight, *terms)
+    arguments = (edges, inputs["weight"], inputs["column_term"], column_weight, *terms)
+    actual = outputs(read_grid(*arguments))
 
     expected = {
         name: torch.einsum("grnh,sh->grns", hidden, weight)
@@ -91,17 +96,15 @@ def test_reading_is_its_equations(of_pairs: bool, shared: bool, readers: tuple[s
     if "columns" in readers:
         to_columns = (expected.pop("columns") + inputs["row_term"][:, :, None]).clamp(min=0)
         expected["to_columns"] = torch.einsum("grns,gr->gns", to_columns, row_weight)
-    expected = {name: expected[name] for name in outputs(found)}
-    same(outputs(found), expected, inputs)
-    plain = grids._read_plainly(
-        edges, inputs["weight"], inputs["column_term"], column_weight, *(terms or (None, None))
-    )
-    same(outputs(plain), expected, inputs)
+    expected = {name: expected[name] for name in actual}
+    assert_same(actual, expected, inputs)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert_same(outputs(read_grid(*arguments)), expected, inputs)
 
 
-@pytest.mark.usefixtures("_rows_a_piece")
+@pytest.mark.usefixtures("_rows_per_piece")
 @pytest.mark.parametrize("shared", [True, False], ids=["kept shared", "kept of each grid"])
-def test_updating_is_its_equation(shared: bool) -> None:
+def test_update_grid_equals_its_equation(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = {
         "kept": random(1 if shared else G, R, N, S, seed=1),
         "left": random(G, R, H, seed=2),
@@ -110,14 +113,16 @@ def test_updating_is_its_equation(shared: bool) -> None:
         "bias": random(S, seed=5),
     }
     pair = Pair(inputs["left"], inputs["right"])
-    found = update_grid(inputs["kept"], pair, inputs["weight"], inputs["bias"])
+    arguments = (inputs["kept"], pair, inputs["weight"], inputs["bias"])
     hidden = (inputs["left"].unsqueeze(2) + inputs["right"].unsqueeze(1)).clamp(min=0)
     read = torch.einsum("grnh,sh->grns", hidden, inputs["weight"])
     expected = (inputs["kept"] + read + inputs["bias"]).clamp(min=0)
-    same({"updated": found}, {"updated": expected}, inputs)
+    assert_same({"updated": update_grid(*arguments)}, {"updated": expected}, inputs)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert_same({"updated": update_grid(*arguments)}, {"updated": expected}, inputs)
 
 
-def test_a_reading_without_gradients_keeps_nothing() -> None:
+def test_reading_without_gradients_has_no_graph() -> None:
     pair = Pair(random(G, R, H, seed=1), random(1, N, H, seed=2))
     weight, term = random(S, H, seed=3), random(1, N, S, seed=4)
     share = torch.ones(1, N, dtype=torch.float64)
@@ -129,8 +134,8 @@ def test_a_reading_without_gradients_keeps_nothing() -> None:
     assert torch.equal(alone.to_rows, read_grid(pair, weight, term, share).to_rows)
 
 
-def test_autocast_reaches_into_grids() -> None:
-    """Products in bfloat16, of which many are added up in float32."""
+def test_autocast_applies_to_grids() -> None:
+    """Products are computed in bfloat16, and sums of many of them in float32."""
     pair = Pair(random(G, 40, H, seed=1).float(), random(G, 50, H, seed=2).float())
     kept, bias = random(1, 40, 50, S, seed=4).float(), random(S, seed=5).float()
     weight = random(S, H, seed=3).float().detach().requires_grad_()

@@ -12,7 +12,7 @@ instance i and label j, and both read it.
 Letters: B images, M instances (padding included), C labels, K neighbours of an instance,
 L neighbours of a label, D feature size, W label vector size, H hidden size.
 
-Where this leaves the paper's print:
+Where this departs from the paper's print:
 
 - (5), (7): messages between instances and labels travel over the matching edge e^m, and have a
   rho of their own; the print repeats e^o, e^l and the hat.
@@ -34,8 +34,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from pipeline.matching.convolution import Convolution
 from pipeline.matching.graphs import InstanceBatch
-from pipeline.matching.network import MLP, Convolution, MatchingNetwork
+from pipeline.matching.layers import MLP
+from pipeline.matching.network import MatchingNetwork
 
 Nodes = dict[int, Tensor]
 """v_i by i."""
@@ -51,8 +53,8 @@ class Graph:
     Attributes:
         instances: v_i^o, (D,) then (H,), for every real instance i; padding has no node.
         labels: v_j^l, (W,) then (H,), for every label j.
-        instance_edges: e_ij^o, (8,) then (H,), for every j that instance i gathers from.
-        label_edges: e_ij^l, (2W,) then (H,), for every j that label i gathers from.
+        instance_edges: e_ij^o, (8,) then (H,), for every j from which instance i gathers.
+        label_edges: e_ij^l, (2W,) then (H,), for every j from which label i gathers.
         matching_edges: e_ij^m, (D+W,) then (H,), for every real instance i and every label j.
 
     A kind of edges that the variant lacks, or that nothing reads any more, is empty.
@@ -68,7 +70,9 @@ class Graph:
 def reference_logits(
     network: MatchingNetwork, batch: InstanceBatch, label_vectors: Tensor
 ) -> Tensor:
-    """Equations (1)-(13), image by image; what ``network(batch, label_vectors)`` must equal.
+    """Compute equations (1)-(13), one image after the other.
+
+    ``network(batch, label_vectors)`` must equal the result.
 
     Args:
         network: `full` or an ablation, in eval mode or with dropout 0.
@@ -85,7 +89,7 @@ def reference_logits(
         graph = encode(network, build_graph(network, batch, image, label_vectors))
         for module in network.convolutions:
             graph = convolve(cast(Convolution, module), graph)
-        scores = direct(network, batch, image, decode(network, graph))
+        scores = decode(network, graph)
         padding = label_vectors.new_tensor(-math.inf)
         rows = [
             torch.stack([scores.get((i, j), padding) for j in range(labels)])
@@ -101,10 +105,10 @@ def reference_logits(
 def build_graph(
     network: MatchingNetwork, batch: InstanceBatch, image: int, label_vectors: Tensor
 ) -> Graph:
-    """The graph before the encoder, (1)-(3), with standardised inputs."""
+    """Build the graph before the encoder, (1)-(3), from standardised inputs."""
     settings = network.settings
     inputs = network.inputs
-    real = [i for i, there in enumerate(batch.mask[image].tolist()) if there]
+    real = [i for i, is_real in enumerate(batch.mask[image].tolist()) if is_real]
     f = {i: inputs.features(batch.features[image, i]) for i in real}
     box = {i: inputs.boxes(batch.boxes[image, i]) for i in real}
     w = dict(enumerate(inputs.vectors(label_vectors)))
@@ -134,9 +138,9 @@ def build_graph(
 
 
 def nearest_instances(batch: InstanceBatch, image: int, i: int, neighbors: int) -> list[int]:
-    """The K real instances, i excepted, whose box centres are nearest to that of instance i.
+    """Find the K real instances, except i, whose box centres are nearest to that of instance i.
 
-    Ties go by score (higher first), class, then box coordinates.
+    Ties are broken by score (higher first), class, then box coordinates.
     """
 
     def center(j: int) -> Tensor:
@@ -149,14 +153,14 @@ def nearest_instances(batch: InstanceBatch, image: int, i: int, neighbors: int) 
         score, label = batch.scores[image, j].item(), batch.classes[image, j].item()
         return (distance, -score, label, *batch.boxes[image, j].tolist())
 
-    others = [j for j, there in enumerate(batch.mask[image].tolist()) if there and j != i]
+    others = [j for j, is_real in enumerate(batch.mask[image].tolist()) if is_real and j != i]
     return sorted(others, key=key)[:neighbors]
 
 
 def nearest_labels(label_vectors: Tensor, i: int, neighbors: int | None) -> list[int]:
-    """The L labels, i excepted, nearest to label i by cosine; all of them if `neighbors` is None.
+    """Find the L labels, except i, nearest to label i by cosine; all if `neighbors` is None.
 
-    Ties go to the lower label number. Cosines tie if they agree to 12 decimals, since equal ones
+    Ties are broken by the lower index. Cosines tie if they agree to 12 decimals, since equal ones
     may differ in their last bit.
     """
     vectors = label_vectors.double()
@@ -173,7 +177,8 @@ def nearest_labels(label_vectors: Tensor, i: int, neighbors: int | None) -> list
 
 
 def encode(network: MatchingNetwork, graph: Graph) -> Graph:
-    """The encoder (4): an MLP on every node and every edge, one for each kind."""
+    """Apply the encoder (4): an MLP on every node and every edge, one for each kind."""
+    encoder = network.encoder
 
     def nodes(phi: MLP, norm: nn.Module, kind: Nodes) -> Nodes:
         return {i: _normalised(norm, _mlp(phi, v_i)) for i, v_i in kind.items()}
@@ -182,11 +187,11 @@ def encode(network: MatchingNetwork, graph: Graph) -> Graph:
         return {} if phi is None else {ij: _mlp(phi, e_ij) for ij, e_ij in kind.items()}
 
     return Graph(
-        nodes(network.encode_instance, network.encoded_instance_norm, graph.instances),
-        nodes(network.encode_label, network.encoded_label_norm, graph.labels),
-        edges(network.encode_instance_edge, graph.instance_edges),
-        edges(network.encode_label_edge, graph.label_edges),
-        edges(network.encode_matching_edge, graph.matching_edges),
+        nodes(encoder.instance, encoder.instance_norm, graph.instances),
+        nodes(encoder.label, encoder.label_norm, graph.labels),
+        edges(encoder.instance_edge, graph.instance_edges),
+        edges(encoder.label_edge, graph.label_edges),
+        edges(encoder.matching_edge, graph.matching_edges),
     )
 
 
@@ -194,45 +199,13 @@ def encode(network: MatchingNetwork, graph: Graph) -> Graph:
 
 
 def convolve(module: Convolution, graph: Graph) -> Graph:
-    """One module: node convolution (5)-(8), then edge convolution (9)-(12) on the updated nodes.
+    """Apply one module: node convolution (5)-(8), then edge convolution (9)-(12).
 
-    A term that the variant lacks is left out of the concatenations of (6) and (8).
+    Edges read the updated nodes. A term that the variant lacks is left out of the concatenations of
+    (6) and (8).
     """
-    instances: Nodes = {}
-    for i, v_i in graph.instances.items():
-        gathered = [v_i]
-        if (rho := module.instance_from_instance) is not None:  # (5), left
-            messages = [
-                _mlp(rho, e_ij, graph.instances[j])
-                for (reader, j), e_ij in graph.instance_edges.items()
-                if reader == i
-            ]
-            gathered.append(_mean(messages, rho))
-        if (rho := module.instance_from_label) is not None:  # (5), right
-            messages = [
-                _mlp(rho, graph.matching_edges[i, j], v_j) for j, v_j in graph.labels.items()
-            ]
-            gathered.append(_mean(messages, rho))
-        instances[i] = _normalised(
-            module.instance_norm, _mlp(module.instance_node, *gathered)
-        )  # (6)
-
-    labels: Nodes = {}
-    for j, v_j in graph.labels.items():
-        gathered = [v_j]
-        if (rho := module.label_from_label) is not None:  # (7), left
-            messages = [
-                _mlp(rho, e_jk, graph.labels[k])
-                for (reader, k), e_jk in graph.label_edges.items()
-                if reader == j
-            ]
-            gathered.append(_mean(messages, rho))
-        if (rho := module.label_from_instance) is not None:  # (7), right
-            messages = [
-                _mlp(rho, graph.matching_edges[i, j], v_i) for i, v_i in graph.instances.items()
-            ]
-            gathered.append(_mean(messages, rho))
-        labels[j] = _normalised(module.label_norm, _mlp(module.label_node, *gathered))  # (8)
+    instances = {i: convolved_instance(module, graph, i) for i in graph.instances}
+    labels = {j: convolved_label(module, graph, j) for j in graph.labels}
 
     def edges(rho: MLP | None, phi: MLP | None, kind: Edges, v: Nodes, other: Nodes) -> Edges:
         if rho is None or phi is None:
@@ -266,47 +239,67 @@ def convolve(module: Convolution, graph: Graph) -> Graph:
     )
 
 
+def convolved_instance(module: Convolution, graph: Graph, i: int) -> Tensor:
+    """Compute equations (5) and (6) of instance i."""
+    gathered = [graph.instances[i]]
+    if (rho := module.instance_from_instance) is not None:  # (5), left
+        messages = [
+            _mlp(rho, e_ij, graph.instances[j])
+            for (reader, j), e_ij in graph.instance_edges.items()
+            if reader == i
+        ]
+        gathered.append(_mean(messages, rho))
+    if (rho := module.instance_from_label) is not None:  # (5), right
+        messages = [_mlp(rho, graph.matching_edges[i, j], v_j) for j, v_j in graph.labels.items()]
+        gathered.append(_mean(messages, rho))
+    return _normalised(module.instance_norm, _mlp(module.instance_node, *gathered))  # (6)
+
+
+def convolved_label(module: Convolution, graph: Graph, j: int) -> Tensor:
+    """Compute equations (7) and (8) of label j."""
+    gathered = [graph.labels[j]]
+    if (rho := module.label_from_label) is not None:  # (7), left
+        messages = [
+            _mlp(rho, e_jk, graph.labels[k])
+            for (reader, k), e_jk in graph.label_edges.items()
+            if reader == j
+        ]
+        gathered.append(_mean(messages, rho))
+    if (rho := module.label_from_instance) is not None:  # (7), right
+        messages = [
+            _mlp(rho, graph.matching_edges[i, j], v_i) for i, v_i in graph.instances.items()
+        ]
+        gathered.append(_mean(messages, rho))
+    return _normalised(module.label_norm, _mlp(module.label_node, *gathered))  # (8)
+
+
 # Decoder -----------------------------------------------------------------------------------------
 
 
 def decode(network: MatchingNetwork, graph: Graph) -> Edges:
-    """The decoder (13): a scalar logit for every real instance i and label j, by (i, j).
+    """Apply the decoder (13): a scalar logit for every real instance i and label j, by (i, j).
 
     Without matching edges it reads ``[v_i^o, v_j^l]``.
     """
+    phi = network.decoder.mlp
     logits: Edges = {}
     for i, v_i in graph.instances.items():
         for j, v_j in graph.labels.items():
             if network.settings.matching_edges:
-                logit = _mlp(network.decode, graph.matching_edges[i, j])
+                logit = _mlp(phi, graph.matching_edges[i, j])
             else:
-                logit = _mlp(network.decode, v_i, v_j)
+                logit = _mlp(phi, v_i, v_j)
             logits[i, j] = logit.squeeze()
     return logits
 
 
-def direct(network: MatchingNetwork, batch: InstanceBatch, image: int, logits: Edges) -> Edges:
-    """Ours, where the settings ask for it: a logit from each region's own feature and box, added.
-
-    Not the paper's.
-    """
-    if network.direct is None:
-        return logits
-    mlp, inputs = network.direct.mlp, network.inputs
-    added: Edges = {}
-    for (i, j), logit in logits.items():
-        f_i, box_i = batch.features[image, i], batch.boxes[image, i]
-        added[i, j] = logit + _mlp(mlp, inputs.features(f_i), inputs.boxes(box_i))[j]
-    return added
-
-
 def _mlp(mlp: MLP, *pieces: Tensor) -> Tensor:
-    """The MLP on the concatenation ``[., .]`` of vectors."""
+    """Apply the MLP to the concatenation ``[., .]`` of vectors."""
     return cast(Tensor, mlp(torch.cat(pieces)))
 
 
 def _mean(messages: list[Tensor], rho: MLP) -> Tensor:
-    """Mean over neighbours; without any it is 0, and not rho's bias."""
+    """Average over neighbours. Without any the mean is 0, and not rho's bias."""
     if not messages:
         return rho.second.weight.new_zeros(rho.second.out_features)
     return sum(messages[1:], start=messages[0]) / len(messages)

@@ -1,0 +1,164 @@
+"""The two networks of `benchmarks.matching`: their inputs, and whether they are equal.
+
+Letters: B images, M instances, C labels, L neighbours of a label, W label vector size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.matching_geometric import GraphNetwork, graph_image_logits, make_graph
+from pipeline.matching.graphs import InstanceBatch
+from pipeline.matching.loss import matching_loss
+from pipeline.matching.network import MatchingNetwork, image_logits
+from pipeline.settings import NetworkSettings
+
+
+@dataclass(frozen=True)
+class Size:
+    """Sizes of a batch and a network; ``label_neighbors`` None is the complete label graph."""
+
+    images: int
+    instances: int
+    labels: int
+    label_neighbors: int | None = None
+    feature_size: int = 1024
+    vector_size: int = 300
+    latent_size: int = 512
+
+    def settings(self) -> NetworkSettings:
+        return NetworkSettings(latent_size=self.latent_size, label_neighbors=self.label_neighbors)
+
+
+TINY = Size(2, 3, 4, feature_size=8, vector_size=8, latent_size=16)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A batch, label vectors (C, W), truth (B, C), and the labels' ratios (C,)."""
+
+    batch: InstanceBatch
+    vectors: Tensor
+    truth: Tensor
+    ratio: Tensor
+
+
+def make_inputs(size: Size, dtype: torch.dtype = torch.float32, padding: int = 0) -> Inputs:
+    """Make random inputs; the last image has as many instances of padding as are asked for."""
+    generator = torch.Generator().manual_seed(0)
+    images, instances, labels = size.images, size.instances, size.labels
+
+    def rand(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, dtype=dtype)
+
+    mask = torch.ones(images, instances, dtype=torch.bool)
+    mask[-1, instances - padding :] = False
+    corners = rand(images, instances, 2, 2).sort(dim=2).values
+    features = torch.randn((images, instances, size.feature_size), generator=generator, dtype=dtype)
+    batch = InstanceBatch(
+        features * mask[..., None],
+        corners.reshape(images, instances, 4) * mask[..., None],
+        rand(images, instances) * mask,
+        torch.zeros(images, instances, dtype=torch.int64),
+        mask,
+    )
+    vectors = torch.randn((labels, size.vector_size), generator=generator, dtype=dtype)
+    truth = (rand(images, labels) < 0.1).to(dtype)
+    return Inputs(batch, vectors, truth, torch.full((labels,), 0.1, dtype=dtype))
+
+
+@dataclass
+class Side:
+    """One of the two networks, and a function that gives its (B, C) logits of the images."""
+
+    network: nn.Module
+    scores: Callable[[], Tensor]
+    inputs: Inputs
+
+    def __post_init__(self) -> None:
+        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=1e-4, momentum=0.9)
+
+    def loss(self) -> Tensor:
+        return matching_loss(self.scores(), self.inputs.truth, self.inputs.ratio, beta=0.4)
+
+    @torch.no_grad()
+    def forward(self) -> None:
+        self.scores()
+
+    def train(self) -> None:
+        self.optimizer.zero_grad()
+        self.loss().backward()
+        self.optimizer.step()
+
+
+def our_side(size: Size, inputs: Inputs, settings: NetworkSettings | None = None) -> Side:
+    """Make `MatchingNetwork`, with the statistics of the inputs."""
+    torch.manual_seed(0)
+    network = MatchingNetwork(size.feature_size, size.vector_size, settings or size.settings())
+    network.to(inputs.vectors.dtype)
+    features = inputs.batch.features[inputs.batch.mask]
+    boxes = inputs.batch.boxes[inputs.batch.mask]
+    network.inputs.set_statistics(
+        features.mean(0), features.std(0), boxes.mean(0), boxes.std(0), inputs.vectors
+    )
+    return Side(network, lambda: image_logits(network(inputs.batch, inputs.vectors))[0], inputs)
+
+
+def their_side(size: Size, inputs: Inputs, settings: NetworkSettings | None = None) -> Side:
+    """Make PyTorch Geometric's network, with parameters of its own."""
+    settings = settings or size.settings()
+    network = GraphNetwork(size.feature_size, size.vector_size, settings)
+    network.to(inputs.vectors.dtype)
+    graph = make_graph(inputs.batch, inputs.vectors, settings)
+    return Side(network, lambda: graph_image_logits(network(graph), graph), inputs)
+
+
+def largest_differences(
+    size: Size, dtype: torch.dtype, settings: NetworkSettings | None = None, padding: int = 0
+) -> tuple[float, float]:
+    """Measure the largest difference of the networks' scores, and of any parameter's gradients.
+
+    They are relative to the largest score, and to the parameter's largest gradient.
+    """
+    inputs = make_inputs(size, dtype, padding)
+    ours, theirs = our_side(size, inputs, settings), their_side(size, inputs, settings)
+    theirs.network.load_state_dict(ours.network.state_dict())
+
+    def relative(actual: Tensor, expected: Tensor) -> float:
+        scale = expected.abs().max()
+        difference = (actual - expected).abs().max()
+        return float(difference / scale if scale else difference)
+
+    scores = relative(ours.scores().detach(), theirs.scores().detach())
+    for side in (ours, theirs):
+        side.loss().backward()
+    expected = dict(theirs.network.named_parameters())
+    gradients = 0.0
+    for name, parameter in ours.network.named_parameters():
+        if (parameter.grad is None) != (expected[name].grad is None):
+            raise SystemExit(f"only one of the networks has a gradient for {name}")
+        if parameter.grad is not None:
+            gradients = max(gradients, relative(parameter.grad, expected[name].grad))
+    return scores, gradients
+
+
+SCORES_LIMIT = {torch.float32: 1e-4, torch.float64: 1e-9}
+GRADIENTS_LIMIT = 1e-9
+"""In float64. In float32 two regions may tie for an image's max, and either gets the gradient."""
+
+
+def require_equal(size: Size) -> None:
+    """Stop unless both networks compute the same scores and gradients."""
+    for dtype, limit in SCORES_LIMIT.items():
+        scores, gradients = largest_differences(size, dtype, padding=size.instances // 3)
+        line = f"M = {size.instances}, C = {size.labels}, {str(dtype).removeprefix('torch.')}: "
+        line += f"scores differ by {scores:.1e}"
+        if dtype is torch.float64:
+            line += f", gradients by {gradients:.1e}"
+        print(line, flush=True)
+        if scores > limit or (dtype is torch.float64 and gradients > GRADIENTS_LIMIT):
+            raise SystemExit("the networks are not equal; nothing was timed")

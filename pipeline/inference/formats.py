@@ -1,0 +1,158 @@
+"""Predictions as JSON, CSV and Parquet.
+
+Each form has one row per image and label, with the columns of `COLUMNS`; in JSON the labels are
+nested in their image. A writer is a context manager that gives a function, which takes the rows of
+one image. So memory does not grow with the number of images.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.files import replacing
+from pipeline.inference.trained import Prediction, TrainedRun
+
+COLUMNS = pa.schema(
+    [
+        ("image", pa.string()),  # path as it was given or found
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("label", pa.string()),
+        ("score", pa.float32()),  # probability
+        ("predicted", pa.bool_()),
+        ("region", pa.int16()),  # the one that won the label, from 0, in the detector's order
+        *((side, pa.float32()) for side in ("left", "top", "right", "bottom")),  # box, in pixels
+        ("detector_class", pa.string()),  # the detector's class of the region
+        ("detector_score", pa.float32()),
+    ]
+)
+"""Columns of every form. Labels of an image are in the order of their scores, best first."""
+
+_ROW_GROUP_ROWS = 1 << 16
+Row = dict[str, Any]
+Write = Callable[[list[Row]], None]
+"""Takes the rows of one image."""
+
+
+def label_rows(
+    path: Path, prediction: Prediction, run: TrainedRun, threshold: float, top: int | None
+) -> list[Row]:
+    """Make a row for each label of an image, as `COLUMNS`.
+
+    Args:
+        path: of the image.
+        prediction: of the image, by ``run``.
+        threshold: a label is predicted if its score is higher; at 0 every label is.
+        top: a label is predicted only if it is among this many best labels; None for no limit.
+    """
+    rows: list[Row] = []
+    order = np.argsort(-prediction.scores, kind="stable")
+    for rank, label in enumerate(order.tolist()):
+        score, region = float(prediction.scores[label]), int(prediction.regions[label])
+        left, top_side, right, bottom = prediction.pixel_box(region)
+        rows.append(
+            {
+                "image": str(path),
+                "width": prediction.size[0],
+                "height": prediction.size[1],
+                "label": run.vocabulary[label],
+                "score": score,
+                "predicted": (score > threshold or not threshold) and (top is None or rank < top),
+                "region": region,
+                "left": left,
+                "top": top_side,
+                "right": right,
+                "bottom": bottom,
+                "detector_class": run.class_name(int(prediction.detector_classes[region])),
+                "detector_score": float(prediction.detector_scores[region]),
+            }
+        )
+    return rows
+
+
+@contextmanager
+def json_writer(stream: TextIO) -> Iterator[Write]:
+    """Write a list of objects, one per image, each on a line."""
+    separator = "["
+
+    def write(rows: list[Row]) -> None:
+        nonlocal separator
+        image = {name: rows[0][name] for name in ("image", "width", "height")}
+        labels = [
+            {
+                "label": row["label"],
+                "score": _short(row["score"]),
+                "predicted": row["predicted"],
+                "region": row["region"],
+                "box": [_short(row[side]) for side in ("left", "top", "right", "bottom")],
+                "detector_class": row["detector_class"],
+                "detector_score": _short(row["detector_score"]),
+            }
+            for row in rows
+        ]
+        stream.write(f"{separator}\n{json.dumps({**image, 'labels': labels})}")
+        separator = ","
+
+    yield write
+    stream.write("[]\n" if separator == "[" else "\n]\n")
+
+
+@contextmanager
+def csv_writer(stream: TextIO) -> Iterator[Write]:
+    """Write a header, then one line per image and label."""
+    writer = csv.DictWriter(stream, COLUMNS.names, lineterminator="\n")
+    writer.writeheader()
+
+    def write(rows: list[Row]) -> None:
+        for row in rows:
+            short = {name: _short(v) if isinstance(v, float) else v for name, v in row.items()}
+            writer.writerow({**short, "predicted": str(row["predicted"]).lower()})
+
+    yield write
+
+
+TEXT_WRITERS = {"json": json_writer, "csv": csv_writer}
+"""Writers to a text stream, by the suffix of their files."""
+
+
+@contextmanager
+def file_writer(path: Path) -> Iterator[Write]:
+    """Write a .json, .csv or .parquet file, whole or not at all."""
+    with replacing(path) as temporary, ExitStack() as stack:
+        if path.suffix == ".parquet":
+            yield stack.enter_context(_parquet_writer(temporary))
+            return
+        stream = stack.enter_context(temporary.open("w", encoding="utf-8", newline=""))
+        yield stack.enter_context(TEXT_WRITERS[path.suffix.removeprefix(".")](stream))
+
+
+@contextmanager
+def _parquet_writer(path: Path) -> Iterator[Write]:
+    with pq.ParquetWriter(path, COLUMNS) as file:
+        waiting: list[Row] = []
+
+        def write(rows: list[Row]) -> None:
+            waiting.extend(rows)
+            if len(waiting) >= _ROW_GROUP_ROWS:
+                flush()
+
+        def flush() -> None:
+            file.write_table(pa.Table.from_pylist(waiting, schema=COLUMNS))
+            waiting.clear()
+
+        yield write
+        flush()
+
+
+def _short(value: float) -> float:
+    """Round to the six digits that a float32 has."""
+    return float(f"{value:.6g}")

@@ -1,0 +1,48 @@
+"""Open a trained run, with the commands that fix what is wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.errors import DamagedError, MismatchError, MissingError
+from pipeline.inference.trained import TrainedRun, attach_detector
+from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
+from stages.checkout.layout import CHECKPOINT_FILE
+from stages.checkout.remedies import advising
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Read the checkpoint of the run in ``folder``.
+
+    Raises:
+        MissingError, DamagedError: as `load_checkpoint`.
+    """
+    remedy = (
+        "Name the folder of a trained run, which `gmpipe runs list` shows, or train this one with "
+        "`gmpipe train`."
+    )
+    with advising(remedy, MissingError, DamagedError):
+        return load_checkpoint(folder / CHECKPOINT_FILE)
+
+
+def open_run(folder: Path, detector: Path | None) -> TrainedRun:
+    """Load a trained run for new images.
+
+    Args:
+        folder: of the run.
+        detector: folder of its detector; None for that of the run's checkout.
+
+    Raises:
+        GmpipeError: as `load_run`.
+    """
+    checkpoint = open_checkpoint(folder)
+    make = f"Run `gmpipe detector --dataset {checkpoint.dataset}` in the checkout of the run"
+    with (
+        advising(f"{make}, or name the detector with `--detector`.", MissingError, DamagedError),
+        advising(
+            f"Restore the detector that {folder} was trained with, name it with `--detector`, or "
+            "train the run again with `gmpipe train`.",
+            MismatchError,
+        ),
+    ):
+        return attach_detector(checkpoint, folder, detector)

@@ -1,0 +1,104 @@
+"""Properties of every variant: permutations, padding, batches and winners.
+
+Letters: B images, M instances, C labels, K and L neighbours, D feature size, W vector size.
+"""
+
+from __future__ import annotations
+
+import torch
+from builders import make_instances
+from hypothesis import given
+from hypothesis import strategies as st
+from networks import (
+    GRAPHS,
+    VARIANTS,
+    C,
+    D,
+    M,
+    assert_same,
+    batch64,
+    few,
+    net,
+    seeds,
+    select,
+    vectors,
+)
+
+from pipeline.matching.network import image_logits
+
+variants = st.sampled_from(VARIANTS)
+sparsities = st.sampled_from([None, 1, 2])
+
+
+@few
+@given(variants, seeds, sparsities, st.permutations(range(M)), st.integers(1, 4))
+def test_order_of_instances_does_not_matter(
+    variant: str, seed: int, sparse: int | None, order: list[int], neighbors: int
+) -> None:
+    network = net(variant, seed=seed, label_neighbors=sparse, neighbors=neighbors)
+    batch, words = batch64(seed=seed), vectors(seed=seed)
+    scores = network(batch, words)
+    permuted = network(select(batch, slice(None), order), words)
+    assert_same(permuted, scores[:, order], 1e-9)
+    assert_same(image_logits(permuted)[0], image_logits(scores)[0], 1e-9)
+
+
+@few
+@given(st.sampled_from(GRAPHS), seeds, sparsities, st.permutations(range(5)))
+def test_order_of_labels_does_not_matter(
+    variant: str, seed: int, sparse: int | None, order: list[int]
+) -> None:
+    network = net(variant, labels=5, seed=seed, label_neighbors=sparse)
+    batch, words = batch64(seed=seed), vectors(5, seed=seed)
+    assert_same(network(batch, words[order]), network(batch, words)[..., order], 1e-9)
+
+
+@few
+@given(variants, seeds, st.permutations(range(M + 2)), st.integers(1, 5))
+def test_padding_changes_nothing(variant: str, seed: int, order: list[int], neighbors: int) -> None:
+    """Two more instances of padding, anywhere; all padding is full of garbage."""
+    network = net(variant, seed=seed, neighbors=neighbors)
+    batch, words = batch64(seed=seed), vectors(seed=seed)
+    expected = network(batch, words)
+    wide = select(batch, slice(None), [*range(M), 0, 0])
+    wide.mask[:, M:] = False
+    padding = ~wide.mask
+    wide.features[padding] = 1e6
+    wide.boxes[padding] = torch.tensor([0.4, -7.0, 0.6, 9.0], dtype=torch.float64)
+    wide.scores[padding] = 99.0
+    wide.classes[padding] = -5
+    actual = network(select(wide, slice(None), order), words)
+    restored = torch.empty_like(actual)
+    restored[:, order] = actual
+    assert_same(restored[:, :M], expected, 1e-9)
+    assert (restored[:, M:] == -torch.inf).all()
+    assert_same(image_logits(actual)[0], image_logits(expected)[0], 1e-9)
+
+
+@few
+@given(variants, seeds, st.lists(st.integers(1, M), min_size=2, max_size=4))
+def test_images_of_a_batch_are_independent(variant: str, seed: int, counts: list[int]) -> None:
+    network = net(variant, seed=seed)
+    batch, words = batch64(len(counts), counts=counts, seed=seed), vectors(seed=seed)
+    together = network(batch, words)
+    for image, count in enumerate(counts):
+        alone = network(select(batch, [image], slice(count)), words)
+        assert_same(together[[image], :count], alone, 1e-9)
+
+
+@few
+@given(variants, seeds, st.sampled_from([0.0, -1e30]))
+def test_winner_is_a_real_instance(variant: str, seed: int, shift: float) -> None:
+    network = net(variant, seed=seed, dtype=torch.float32)
+    batch = make_instances(4, instances=M, feature_size=D, seed=seed)
+    order = torch.arange(M).flip(0)  # padding first
+    batch = select(batch, slice(None), order)
+    scores = network(batch, vectors(seed=seed, dtype=torch.float32)) + shift
+    best, winners = image_logits(scores)
+    assert best.shape == winners.shape == (4, C)
+    assert batch.mask.gather(1, winners).all()
+    assert torch.equal(scores.gather(1, winners[:, None])[:, 0], best)
+    for image in range(4):
+        for label in range(C):
+            real = [scores[image, i, label].item() for i in range(M) if batch.mask[image, i]]
+            assert best[image, label].item() == max(real)
