@@ -1,19 +1,33 @@
-# make install    the virtual environment with all that commands need; the others call it
-# make repro      everything for the data sets that params.yaml lists, with DVC
-# make table      all variants with three seeds on the demo: mean and spread
-# make test       the tests; make test-slow: the long ones; make check: ruff, mypy, import-linter
-# make clean      remove what was made for the demo; other data sets are never touched
-# make clean-venv remove the installed packages
+# make install     create .venv and install the package in it; the other targets call this
+# make repro       run every stage for the data sets that params.yaml lists, with DVC
+# make table       train all variants with three seeds on the demo: mean and spread
+#
+# make test        run the tests
+# make test-slow   run the long tests: kills, damage, full disks, memory at scale
+# make check       run ruff, mypy and import-linter
+# make format      sort imports, fix what ruff can fix, format the code
+# make coverage    run the tests and report which lines they do not reach
+#
+# make clean       remove what was made for the demo; other data sets are never touched
+# make clean-venv  remove the virtual environment
+#
+# Packages are installed in the versions that constraints.txt pins. `make install CONSTRAINTS=`
+# takes the newest versions that pyproject.toml allows instead.
 
 PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+INSTALL := $(PIP) install $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable
+
+# Two processes: each test uses one core, and the tests of a file share what they have made.
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 # For the commands of dvc.yaml, which call `gmpipe` by name.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: install repro table test test-slow check clean clean-venv
+.PHONY: install repro table test test-slow check format coverage clean clean-venv
 
 install: $(VENV)/.base
 
@@ -24,9 +38,8 @@ repro: $(VENV)/.base
 table: $(VENV)/.base
 	$(BIN)/gmpipe compare --dataset demo --seed 0 --seed 1 --seed 2
 
-# Two processes: each test uses one core, and a file's tests share what they have made.
 test: $(VENV)/.dev
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(PYTEST)
 
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -m slow
@@ -37,19 +50,28 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+coverage: $(VENV)/.dev
+	$(PYTEST) --cov --cov-report term:skip-covered --cov-report html
+	@echo "Open in a browser:" && ls htmlcov/index.html
+
 clean:
 	rm -rf data/demo cache/demo runs/demo reports/demo .state/times/demo.csv
 
 clean-venv:
 	rm -rf $(VENV)
 
-# Markers of what is installed: a second call installs nothing unless pyproject.toml changed.
-$(VENV)/.base: pyproject.toml
+# These files mark what is installed: a second call installs nothing unless a list of packages
+# changed.
+$(VENV)/.base: pyproject.toml $(CONSTRAINTS)
 	@echo "installing packages into $(VENV); the first time takes some minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --editable .
+	$(INSTALL) .
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.base
-	$(PIP) install --editable '.[dev]'
+	$(INSTALL) '.[dev]'
 	touch $@

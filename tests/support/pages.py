@@ -1,11 +1,11 @@
-"""What the pages of documentation hold: commands, settings, links, and options named in prose.
+"""Read the pages of documentation: their commands, settings, links, and the options in their prose.
 
-A block of code says its language. An HTML comment on the lines before a block says what it is:
+A block of code names its language. An HTML comment on the lines before a block says how it is used:
 
-- none, before ``sh``: the commands are run, in the order of the page;
-- ``not run: REASON``, before ``sh``: they are only parsed;
+- none, before ``sh`` or ``python``: it is run, in the order of the page;
+- ``not run: REASON``, before ``sh`` or ``python``: it is only parsed;
 - ``params.yaml``, before ``yaml``: it is merged into params.yaml;
-- ``file: PATH``: it is written to that file, which the commands after it read.
+- ``file: PATH``: it is written to that file, and later commands read it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from markdown_it.token import Token
 
 PAGES = [
     "README.md",
+    "CONTRIBUTING.md",
     "data/README.md",
     "cache/README.md",
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")),
@@ -28,7 +29,8 @@ PAGES = [
 LANGUAGES = {"bibtex", "csv", "python", "sh", "text", "xml", "yaml"}
 
 _COMMENT = re.compile(r"<!--\s*(.*?)\s*-->", re.DOTALL)
-_ENDS = {"&", "&&", "|", "||", ";"}  # of a command, where a shell line has several
+_OF_FOLDERS = {"cd", "git"}  # commands whose word `gmpipe` is the name of a folder
+_ENDS = {"&", "&&", "|", "||", ";"}  # end a command in a shell line of several
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,11 @@ class Block:
     """A fenced block.
 
     Attributes:
-        line: of its fence, from 1.
-        language: as the fence names it; empty if it names none.
-        text: what stands in it.
-        comment: the HTML comment just before it; empty if there is none.
+        page: the page's name.
+        line: the line of its fence, from 1.
+        language: what the fence names; empty if it names none.
+        text: its content.
+        comment: the HTML comment directly before it; empty if there is none.
     """
 
     page: str
@@ -54,13 +57,13 @@ class Block:
 
     @property
     def reason(self) -> str | None:
-        """Why its commands are not run; None if they are."""
+        """Why its commands are not run; None if they are run."""
         kind, _, reason = self.comment.partition("not run:")
         return reason.strip() if not kind and reason else None
 
     @property
     def lines(self) -> list[str]:
-        """The commands: lines, those that a backslash continues joined, without comments."""
+        """The commands, without comments; lines that end in a backslash are joined."""
         joined = self.text.replace("\\\n", " ").splitlines()
         return [line for line in joined if line.strip() and not line.lstrip().startswith("#")]
 
@@ -70,10 +73,12 @@ class Page:
     """A page.
 
     Attributes:
-        spans: code within prose, with its line.
-        links: where links lead, with their line.
-        anchors: of its headings.
-        headings: code in headings, with its line.
+        name: its path in the checkout.
+        blocks: the fenced and indented blocks, in order.
+        spans: the code in prose, each with its line.
+        links: the targets of links, each with its line.
+        anchors: the anchors of the headings.
+        headings: the code in headings, each with its line.
     """
 
     name: str
@@ -85,19 +90,19 @@ class Page:
 
 
 def read_page(name: str, text: str | None = None) -> Page:
-    """Read a page of the checkout, or ``text`` in its place."""
+    """Read a page of the checkout, or ``text`` instead."""
     page = Page(name)
     tokens = MarkdownIt("commonmark").enable("table").parse(text or (ROOT / name).read_text())
-    for place, token in enumerate(tokens):
+    for position, token in enumerate(tokens):
         line = token.map[0] + 1 if token.map else 0
         if token.type in ("fence", "code_block"):
-            before = tokens[place - 1] if place else None
-            found = _COMMENT.fullmatch(before.content.strip()) if _is_html(before) else None
-            comment = " ".join(found[1].split()) if found else ""
+            before = tokens[position - 1] if position else None
+            match = _COMMENT.fullmatch(before.content.strip()) if _is_html(before) else None
+            comment = " ".join(match[1].split()) if match else ""
             language = token.info.strip() if token.type == "fence" else "text"  # an indented one
             page.blocks.append(Block(name, line, language, token.content, comment))
         elif token.type == "inline":
-            heading = tokens[place - 1].type == "heading_open"
+            heading = tokens[position - 1].type == "heading_open"
             if heading:
                 page.anchors.append(_anchor(token, page.anchors))
             for child in token.children or ():
@@ -113,15 +118,15 @@ def _is_html(token: Token | None) -> bool:
 
 
 def _anchor(heading: Token, before: Sequence[str]) -> str:
-    """As GitHub makes it: lower case, hyphens for blanks, other signs left out, numbered."""
+    """Make an anchor as GitHub does: lower case, hyphens for blanks, no other signs, numbered."""
     text = "".join(child.content for child in heading.children or ())
     slug = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
-    same = sum(bool(re.fullmatch(rf"{re.escape(slug)}(-\d+)?", one)) for one in before)
+    same = sum(bool(re.fullmatch(rf"{re.escape(slug)}(-\d+)?", anchor)) for anchor in before)
     return f"{slug}-{same}" if same else slug
 
 
 def commands(line: str) -> Iterator[list[str]]:
-    """The commands of a shell line, each as its words; redirections end a command."""
+    """Split a shell line into its commands, each a list of words; a redirection ends a command."""
     words: list[str] = []
     for word in shlex.split(line, comments=True):
         if word in _ENDS or word.startswith((">", "2>")):
@@ -135,5 +140,7 @@ def commands(line: str) -> Iterator[list[str]]:
 
 
 def gmpipe_arguments(words: Sequence[str]) -> list[str] | None:
-    """What follows `gmpipe`, whoever calls it (`torchrun`, an environment); None if nobody does."""
-    return list(words[words.index("gmpipe") + 1 :]) if "gmpipe" in words else None
+    """The arguments after `gmpipe`, also if `torchrun` or `env` calls it; None if nothing does."""
+    if words[0] in _OF_FOLDERS or "gmpipe" not in words:
+        return None
+    return list(words[words.index("gmpipe") + 1 :])
