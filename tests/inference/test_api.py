@@ -108,5 +108,5 @@ def test_what_cannot_be_opened_says_why(made: Flow, tmp_path: Path) -> None:
             opened(made, regions=regions)
     with pytest.raises(GmpipeError, match="extract"):
         open_cache(tmp_path)
-    with pytest.raises(GmpipeError, match="prepare"):
+    with pytest.raises(GmpipeError, match=r"manifest\.parquet"):
         opened(made, tmp_path / "manifest.parquet")
