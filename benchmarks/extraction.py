@@ -33,7 +33,8 @@ from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
 from pipeline.machine import cores
 from pipeline.regions.detection import prepare_for_extraction
 from pipeline.regions.detector import DetectorDescription
-from pipeline.regions.extraction import ShardExtractor, ViewJob, extraction_recipe
+from pipeline.regions.extraction import ShardExtractor, extraction_recipe
+from pipeline.regions.plan import ViewJob
 from pipeline.regions.transforms import load_image, to_tensor, view_of
 from pipeline.settings import ArchitectureSettings, ExtractSettings
 

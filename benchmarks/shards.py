@@ -25,9 +25,10 @@ import numpy as np
 import numpy.typing as npt
 from tabulate import tabulate
 
+from pipeline.shards.index import write_index
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import AXES, Recipe, RegionRows
-from pipeline.shards.writer import shard_name, write_index, write_shard
+from pipeline.shards.shard import shard_name, write_shard
 
 DATASET = "benchmark"
 RECIPE: Recipe = {"images": "all"}

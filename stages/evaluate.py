@@ -17,6 +17,7 @@ from pipeline.learning.checkpoint import load_checkpoint
 from pipeline.learning.splits import fill_cache, open_split
 from pipeline.learning.training import Predictions, predict_split
 from pipeline.shards.schema import check_same_recipe
+from stages.checkout.caches import advising_on_cache
 from stages.checkout.layout import CHECKPOINT_FILE, METRICS_FILE, PREDICTIONS_FILE, SUMMARY_FILE
 from stages.checkout.plans import RunPlan, open_inputs
 from stages.checkout.times import record_time
@@ -56,7 +57,8 @@ def evaluate(run: RunPlan) -> str:
         f"`{fill_cache(checkpoint.recipe, run.dataset)} --replace` with the setting or FILE of "
         "then.",
     )
-    split = open_split(cache, manifest, "test", regions=checkpoint.settings.regions)
+    with advising_on_cache(run.dataset):
+        split = open_split(cache, manifest, "test", regions=checkpoint.settings.regions)
     predictions = predict_split(checkpoint.network(), split, checkpoint.label_vectors)
     metrics = measure(
         predictions.scores,

@@ -50,6 +50,7 @@ from pipeline.report.rows import columns, label_cells, own_rows, paper_rows
 from pipeline.settings import VARIANTS
 from pipeline.shards.failures import read_failures
 from pipeline.shards.reader import RegionCache
+from stages.checkout.caches import advising_on_cache, open_cache
 from stages.checkout.layout import (
     CHECKPOINT_FILE,
     HISTORY_FILE,
@@ -222,7 +223,7 @@ def _cache_of(run: Result) -> RegionCache:
     Raises:
         GmpipeError: there is another one by now.
     """
-    cache = RegionCache.open(cache_folder(run.plan.dataset))
+    cache = open_cache(run.plan.dataset)
     if cache.fingerprint != run.metrics["fingerprint"]:
         raise GmpipeError(
             f"{cache.folder} has the fingerprint {cache.fingerprint}, {run.plan.folder} was made "
@@ -242,7 +243,8 @@ def _shown_split(
         regions: of an image; None for all that the cache holds.
         images: how many at most.
     """
-    split = open_split(cache, manifest, "test", regions=regions)
+    with advising_on_cache(manifest.dataset):
+        split = open_split(cache, manifest, "test", regions=regions)
     return split.take(chosen_places(len(split), images))
 
 

@@ -27,6 +27,7 @@ from pipeline.learning.training import (
     split_validation,
     train_network,
 )
+from stages.checkout.caches import advising_on_cache
 from stages.checkout.layout import (
     CHECKPOINT_FILE,
     EVALUATION_FILES,
@@ -57,7 +58,8 @@ def train(run: RunPlan, *, tensorboard: bool = False) -> str | None:
     """
     began = time.monotonic()
     manifest, cache, vectors = open_inputs(run.dataset, run.settings)
-    split = open_split(cache, manifest, "train", run.views, run.settings.regions)
+    with advising_on_cache(run.dataset):
+        split = open_split(cache, manifest, "train", run.views, run.settings.regions)
     left_out = ""
     if split.left_out:
         left_out = f"; {split.left_out} images without regions left out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -18,12 +19,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import GmpipeError
+from pipeline.errors import BusyError, NoSpaceError
 from pipeline.files import (
     begin_turn,
     canonical_json,
     folder_lock,
     in_turn,
+    naming_a_full_disk,
     replacing,
     replacing_folder,
     sha256_file,
@@ -128,6 +130,33 @@ def test_a_file_is_on_disk_before_it_has_its_name(
     assert [(is_folder, named) for is_folder, _, named in calls[1:]] == [(True, True)]
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "full"),
+        OSError(errno.EDQUOT, "full"),
+        OSError(f"unable to write (errno = {errno.ENOSPC}, error message = 'full')"),  # HDF5's
+    ],
+)
+def test_a_full_disk_is_named_with_what_was_written(tmp_path: Path, error: OSError) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def write() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("n")
+            raise error
+
+    with pytest.raises(NoSpaceError, match=str(path)) as caught:
+        write()
+    assert caught.value.__cause__ is error
+    assert tree(tmp_path) == {"file.txt": "old"}
+    with pytest.raises(NoSpaceError, match=r"a\.txt"), naming_a_full_disk():
+        raise OSError(errno.ENOSPC, "full", "a.txt")
+    with pytest.raises(PermissionError), naming_a_full_disk(path):
+        raise PermissionError(errno.EACCES, "not yours", "a.txt")
+
+
 # Replacing a folder ------------------------------------------------------------------------------
 
 
@@ -175,13 +204,13 @@ def test_a_linked_file_outlives_its_folder(tmp_path: Path) -> None:
 HOLDER = """
 import sys
 from pathlib import Path
-from pipeline.errors import GmpipeError
+from pipeline.errors import BusyError, NoSpaceError
 from pipeline.files import folder_lock
 try:
     with folder_lock(Path(sys.argv[1])):
         print("held", flush=True)
         sys.stdin.read()
-except GmpipeError as error:
+except BusyError as error:
     print(f"refused: {error}", flush=True)
 """
 
@@ -208,7 +237,7 @@ def try_lock(folder: Path) -> bool:
     try:
         with folder_lock(folder):
             return True
-    except GmpipeError:
+    except BusyError:
         return False
 
 
@@ -226,7 +255,7 @@ def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
     with another_process(folder) as (said, process):
         assert said == "held"
         with (
-            pytest.raises(GmpipeError, match=str(folder)),
+            pytest.raises(BusyError, match=str(folder)),
             folder_lock(folder),
         ):
             pytest.fail("two processes hold one lock")
@@ -349,7 +378,7 @@ def test_a_worker_writes_only_in_the_turn_of_its_own_run(tmp_path: Path) -> None
     second = begin_turn(folder)
     assert second != first
     with (
-        pytest.raises(GmpipeError, match=str(folder)),
+        pytest.raises(BusyError, match=str(folder)),
         in_turn(folder, first),
     ):
         raise AssertionError
@@ -375,7 +404,7 @@ def test_a_run_waits_for_the_workers_of_the_one_before(tmp_path: Path) -> None:
     )
     assert worker.stdout is not None
     assert worker.stdout.readline() == "in\n"
-    with pytest.raises(GmpipeError, match=f"{folder}.* 0 s"):
+    with pytest.raises(BusyError, match=f"{folder}.* 0 s"):
         begin_turn(folder, patience=0)
     with in_turn(folder, turn):  # the turn is still theirs
         pass

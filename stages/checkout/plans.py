@@ -12,7 +12,9 @@ from pipeline.datasets.manifest import Manifest
 from pipeline.errors import GmpipeError
 from pipeline.labels.vectors import LabelVectors, load_label_vectors
 from pipeline.settings import TrainSettings
-from pipeline.shards.reader import RegionCache, read_index
+from pipeline.shards.index import read_index
+from pipeline.shards.reader import RegionCache
+from stages.checkout.caches import open_cache
 from stages.checkout.layout import cache_folder, run_folder
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request, unreached, unread_by_runs
@@ -61,7 +63,7 @@ def open_inputs(
 ) -> tuple[Manifest, RegionCache, LabelVectors]:
     """What training and evaluation read of a data set."""
     manifest = dataset_manifest(dataset)
-    cache = RegionCache.open(cache_folder(dataset))
+    cache = open_cache(dataset)
     _log.info(
         "read the index of %s: %d rows in %d shards", cache.folder, len(cache), len(cache.shards)
     )

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import click
 
 from pipeline.errors import GmpipeError, Stopped
-from pipeline.files import NO_SPACE, is_no_space
+from pipeline.files import naming_a_full_disk
 from stages.cli.completion import (
     SHELLS,
     complete_dataset,
@@ -50,7 +50,8 @@ def main() -> None:
 def _run() -> int:
     """Run the command; its exit code."""
     try:
-        code: int | None = cli.main(prog_name="gmpipe", standalone_mode=False)
+        with naming_a_full_disk():
+            code: int | None = cli.main(prog_name="gmpipe", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -60,11 +61,6 @@ def _run() -> int:
         return _fail(str(error), STOPPED)
     except GmpipeError as error:
         return _fail(str(error))
-    except OSError as error:
-        if not is_no_space(error):
-            raise
-        where = f" while writing {error.filename}" if error.filename else ""
-        return _fail(NO_SPACE.format(where=where, error=error))
     return code or DONE
 
 
@@ -281,8 +277,7 @@ def extract(
     line = stage.extract(
         request,
         replace=replace,
-        scheduler=scheduler,
-        resources=dict(_resource(text) for text in resources),
+        workers=stage.Workers(scheduler, dict(_resource(text) for text in resources)),
     )
     say(line)
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 
 from pipeline.errors import GmpipeError
-from pipeline.files import NO_SPACE, is_no_space
+from pipeline.files import naming_a_full_disk
 from pipeline.learning.checkpoint import load_checkpoint
 from pipeline.learning.splits import check_regions
 from pipeline.machine import cores
@@ -128,15 +128,11 @@ def _attempt(run: RunPlan, stages: Sequence[Stage]) -> tuple[str, str]:
     """Make what a run lacks: (what to print, "") or ("", what is wrong)."""
     make: dict[Stage, Callable[[RunPlan], str | None]] = {"train": train, "evaluate": evaluate}
     try:
-        return "\n".join(str(make[stage](run)) for stage in stages), ""
+        with naming_a_full_disk():
+            return "\n".join(str(make[stage](run)) for stage in stages), ""
     except GmpipeError as error:
         _log.info("%s failed", run.folder, exc_info=True)
         return "", str(error)
-    except OSError as error:
-        if not is_no_space(error):
-            raise
-        where = f" while writing {error.filename}" if error.filename else ""
-        return "", NO_SPACE.format(where=where, error=error)
 
 
 def _side_by_side(

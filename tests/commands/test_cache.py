@@ -10,9 +10,9 @@ import pytest
 from caches import flip_bit
 from flows import Flow
 
-from pipeline.shards.reader import RegionCache, map_shard, read_header, whole_shards
+from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import RegionRows
-from pipeline.shards.writer import write_shard
+from pipeline.shards.shard import map_shard, read_header, whole_shards, write_shard
 
 
 def rows_of(flow: Flow) -> RegionRows:

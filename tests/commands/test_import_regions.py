@@ -39,7 +39,8 @@ from pipeline.errors import GmpipeError
 from pipeline.regions.detector import read_description
 from pipeline.settings import Params
 from pipeline.shards.failures import read_failures
-from pipeline.shards.reader import RegionCache, read_header
+from pipeline.shards.reader import RegionCache
+from pipeline.shards.shard import read_header
 
 PARAMS: dict[str, Any] = {
     "datasets": ["tiny"],

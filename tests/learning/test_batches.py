@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from toys import N_TRAIN, VIEWS, M, Toy, make_toy
 
 from pipeline.errors import GmpipeError
 from pipeline.learning import batches as batches_module
-from pipeline.learning.batches import Batch, Feed, ahead, region_statistics
+from pipeline.learning.batches import Batch, Feed, region_statistics
 from pipeline.learning.splits import SplitData, instance_batch, open_split
 from pipeline.machine import available_memory
 from pipeline.matching.graphs import InstanceBatch
@@ -177,38 +176,6 @@ def test_regions_are_held_only_where_there_is_room(
         asked.clear()
         list(feed.in_order(10))
         assert asked == ([] if held else [10, 10, 10, 10, 2])
-
-
-def batch_threads() -> list[threading.Thread]:
-    return [t for t in threading.enumerate() if t.name.startswith("batches")]
-
-
-def test_what_is_made_ahead_comes_in_order_and_is_bounded() -> None:
-    made: list[int] = []
-
-    def make(item: int) -> int:
-        made.append(item)
-        return item * item
-
-    found = []
-    for square in ahead(make, range(20)):
-        found.append(square)
-        assert len(made) <= len(found) + batches_module._AHEAD
-    assert found == [n * n for n in range(20)]
-    assert batch_threads() == []
-
-
-def test_an_error_made_ahead_comes_where_its_item_would() -> None:
-    def make(item: int) -> int:
-        if item == 2:
-            raise GmpipeError("item 2 is damaged")
-        return item
-
-    made = ahead(make, range(9))
-    assert (next(made), next(made)) == (0, 1)
-    with pytest.raises(GmpipeError, match="item 2 is damaged"):
-        next(made)
-    assert batch_threads() == []
 
 
 @pytest.mark.parametrize(

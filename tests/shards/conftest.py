@@ -8,7 +8,7 @@ import pytest
 from builders import make_rows
 from caches import DATASET, RECIPE
 
-from pipeline.shards.writer import shard_name, write_shard
+from pipeline.shards.shard import shard_name, write_shard
 
 
 @pytest.fixture

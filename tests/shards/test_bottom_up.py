@@ -142,7 +142,7 @@ def test_what_is_not_a_tsv_is_named(tmp_path: Path) -> None:
 def test_a_line_without_end_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
     path = write_tsv(tmp_path / "a.tsv", make_lines())
     with (
-        mock.patch("pipeline.shards.imports._LONGEST_LINE", 300),
+        mock.patch("pipeline.shards.imports.bottom_up._LONGEST_LINE", 300),
         pytest.raises(GmpipeError, match=r"line 3: .*300 bytes"),
     ):
         BottomUpFiles.open([path])

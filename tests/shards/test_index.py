@@ -15,10 +15,11 @@ from builders import make_rows
 from caches import DATASET, RECIPE, assert_same_rows, cut, write_cache
 
 from pipeline.errors import GmpipeError
-from pipeline.shards import reader, writer
+from pipeline.shards import index
+from pipeline.shards.index import write_index
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import fingerprint
-from pipeline.shards.writer import shard_name, write_index, write_shard
+from pipeline.shards.shard import shard_name, write_shard
 
 
 def test_an_index_lists_the_given_shards_of_one_recipe(folder: Path) -> None:
@@ -66,8 +67,8 @@ def test_a_view_that_is_stored_twice_names_both_shards(folder: Path) -> None:
 def test_a_long_index_is_written_and_read_in_parts(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "_ROW_GROUP", 10)
-    monkeypatch.setattr(reader, "_INDEX_PART", 7)
+    monkeypatch.setattr(index, "_ROW_GROUP", 10)
+    monkeypatch.setattr(index, "_PART", 7)
     parts = [make_rows(4, first=first, view=first % 3) for first in range(0, 10_004, 1000)]
     rows = write_cache(folder, *parts)
     assert pq.read_metadata(folder / "index.parquet").num_row_groups == 4

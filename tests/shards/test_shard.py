@@ -18,9 +18,15 @@ from caches import DATASET, RECIPE, changed_rows, cut, write_cache
 
 from pipeline.errors import GmpipeError
 from pipeline.files import sha256_file
-from pipeline.shards.reader import map_shard, read_header, read_ids, whole_shards
 from pipeline.shards.schema import AXES, FORMAT_VERSION, fingerprint, row_checksums
-from pipeline.shards.writer import shard_name, write_shard
+from pipeline.shards.shard import (
+    map_shard,
+    read_header,
+    read_ids,
+    shard_name,
+    whole_shards,
+    write_shard,
+)
 
 # Writing -----------------------------------------------------------------------------------------
 

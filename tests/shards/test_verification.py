@@ -16,10 +16,11 @@ from builders import make_rows
 
 from pipeline.errors import GmpipeError
 from pipeline.files import sha256_file
-from pipeline.shards.reader import RegionCache, map_shard, read_header, read_ids
+from pipeline.shards.index import write_index
+from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import AXES, Recipe, RegionRows, fingerprint, row_checksums
+from pipeline.shards.shard import map_shard, read_header, read_ids, shard_name, write_shard
 from pipeline.shards.verification import Damage, salvage_shard, sound_rows, verify_cache
-from pipeline.shards.writer import shard_name, write_index, write_shard
 
 DATASET = "tiny"
 RECIPE: Recipe = {"images": "all", "m": 3, "weights": "f00"}

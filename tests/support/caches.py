@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from builders import make_rows
 
-from pipeline.shards.reader import read_header
+from pipeline.shards.index import write_index
 from pipeline.shards.schema import AXES, Recipe, RegionRows
-from pipeline.shards.writer import shard_name, write_index, write_shard
+from pipeline.shards.shard import read_header, shard_name, write_shard
 
 DATASET = "tiny"
 RECIPE: Recipe = {
