@@ -233,12 +233,14 @@ def _agree_to_drop(
     folder = cache_folder(request.dataset)
     others = [shard for shard in survey.stale if shard.kind != "images"]
     if others and not replace:
-        arguments = shlex.join([*map(str, files), "--dataset", request.dataset])
+        arguments = [*map(str, files), "--dataset", request.dataset]
+        for override in request.overrides:
+            arguments += ["--set", override]
         raise MismatchError(
             f"{folder}: {amount_of(others)} would have to be dropped to go on:\n"
             f"{reasons_of(others)}",
-            f"To drop them and import again, run `gmpipe import-regions {arguments} --replace`. To "
-            "keep them, restore the former settings, or import the former files.",
+            f"To drop them and import again, run `gmpipe import-regions {shlex.join(arguments)} "
+            "--replace`. To keep them, restore the former settings, or import the former files.",
         )
     if others:
         for rows in job.shards(np.arange(len(job.images))):

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from caches import flip_bit
+from clusters import worker_in_this_process
 from flows import Flow
 
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import RegionRows
 from pipeline.shards.shard import map_shard, read_header, whole_shards, write_shard
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _in_this_process() -> Iterator[None]:
+    with worker_in_this_process():
+        yield
 
 
 def rows_of(flow: Flow) -> RegionRows:
@@ -33,7 +41,7 @@ def same_rows(one: Flow, other: Flow) -> bool:
 
 def test_info_says_what_the_cache_holds(made: Flow) -> None:
     said = made.ok("cache", "info")
-    assert re.search(r"rows +60, in 6 shards of together [\d.]+ kB", said)
+    assert re.search(r"rows +60, .*6 shards.* [\d.]+ kB", said)
     assert re.search(r"regions of a row +4\n", said)
     assert re.search(r"feature +8 x float16\n", said)
     assert RegionCache.open(made / "cache/tiny").fingerprint in said
@@ -110,9 +118,34 @@ def test_rows_of_photographs_that_changed_are_not_kept(flow: Flow) -> None:
     assert "60 rows, 10 of them extracted now" in flow.ok("cache", "verify", "--repair")
 
 
-def test_a_damaged_index_is_named(flow: Flow) -> None:
+def test_repair_with_other_settings_is_refused_and_drops_nothing(flow: Flow) -> None:
+    """Else a changed setting would cost the whole cache."""
+    flip_bit(flow / "cache/tiny/regions-00001.h5", "features", 3)
+    before = flow.bytes("cache/tiny")
+    said = flow.gmpipe("cache", "verify", "--repair", "--set", "extract.tiny.regions=3")
+    assert said.refused(r"regions is 4, expected 3.*gmpipe extract .*--replace")
+    assert flow.bytes("cache/tiny") == before
+
+
+def test_repair_leaves_sound_shards_of_photographs_that_changed(flow: Flow) -> None:
+    """They are dropped only by `gmpipe extract --replace`."""
+    images = flow / "data/tiny/prepared/images"
+    flip_bit(flow / "cache/tiny/regions-00001.h5", "features", 3)
+    shutil.copy(images / "train-00000.png", images / "train-00012.png")
+    said = flow.gmpipe("cache", "verify", "--repair")
+    assert said.refused(r"1 shard \(10 rows.*regions-00002\.h5.*--replace")
+    assert len(whole_shards(flow / "cache/tiny")) == 6
+    assert "60 rows, 11 of them extracted now" in flow.ok("extract", "--replace")
+
+
+def test_a_damaged_index_is_named_and_written_again(flow: Flow, made: Flow) -> None:
     (flow / "cache/tiny/index.parquet").write_bytes(b"damaged")
-    assert flow.gmpipe("cache", "verify").refused(r"index\.parquet.*gmpipe")
+    assert flow.gmpipe("cache", "verify").refused(r"index\.parquet.*--repair")
+    assert flow.gmpipe("train").refused(r"index\.parquet.*--repair")
+    assert "60 rows, 0 of them extracted now" in flow.ok("cache", "verify", "--repair")
+    assert flow.bytes("cache/tiny") == made.bytes("cache/tiny")
+    (flow / "cache/tiny/index.parquet").unlink()
+    assert flow.gmpipe("cache", "verify").refused(r"index\.parquet.*gmpipe extract --dataset tiny")
 
 
 def test_estimate_is_what_the_cache_takes(made: Flow) -> None:

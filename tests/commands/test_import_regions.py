@@ -220,7 +220,7 @@ def test_lost_and_damaged_shards_are_imported_again(checkout: Checkout, tmp_path
     assert checkout.outputs() == before
     damaged = checkout / "cache/tiny/regions-00002.h5"
     damaged.write_bytes(damaged.read_bytes()[:900])
-    checkout.refused(r"regions-00002\.h5", "import-regions", path)
+    checkout.refused(r"regions-00002\.h5.*--replace", "import-regions", path)
     assert "2 of them imported now" in checkout.ok("import-regions", path, "--replace")
     assert checkout.outputs() == before
 
@@ -292,12 +292,13 @@ def test_another_file_is_refused_until_it_may_replace(checkout: Checkout, tmp_pa
     checkout.ok("import-regions", path)
     first = checkout.cache()
     checkout.refused(
-        r"regions is 3, expected 2.*--replace",
+        r"5 shards \(9 rows.*regions is 3, expected 2.*`gmpipe import-regions .*made\.npz "
+        r"--dataset tiny --set extract\.tiny\.regions=2 --replace`",
         *("import-regions", path, "--set", "extract.tiny.regions=2"),
     )
     other = write_npz(tmp_path / "other", **make_arrays(images=12, seed=1))
     checkout.refused("source_sha256 is .*--replace", "import-regions", other)
-    with mock.patch("stages.commands.import_regions.write_shard", side_effect=KeyboardInterrupt):
+    with mock.patch("pipeline.shards.store.write_shard", side_effect=KeyboardInterrupt):
         assert checkout.gmpipe("import-regions", other, "--replace").code == 130
     assert not (checkout / "cache/tiny/index.parquet").exists()  # of shards that are gone
     checkout.ok("import-regions", path)
