@@ -8,7 +8,8 @@
 - LMDB: one value per image with all fields one after the other, the rows stacked.
 
 All of them are in the page cache. They take turns, so that whatever disturbs the machine disturbs
-all of them alike. The first turn is printed separately. The ratios are medians over the later turns.
+all of them alike. The first turn is printed separately. The ratios are medians over the later
+turns.
 """
 
 from __future__ import annotations

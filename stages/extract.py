@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +23,7 @@ from pipeline.errors import (
 from pipeline.learning.splits import open_split
 from pipeline.machine import cores
 from pipeline.regions.detector import DetectorDescription, read_description
-from pipeline.regions.extraction import extraction_recipe
+from pipeline.regions.extraction import ShardOutcome, extraction_recipe
 from pipeline.regions.plan import PlannedImages, ViewPlan, check_readable, image_digests
 from pipeline.shards.failures import FAILURES_NAME, Failure
 from pipeline.shards.index import read_index
@@ -101,7 +100,7 @@ def extract(
             with advising(_restore_or_replace(request), MismatchError):
                 repair_shards(store, read_index(folder), damages, recipe, images)
         survey = store.survey(recipe, images)
-        _agree_to_drop(request, survey.stale, images, replace=replace)
+        _check_stale(request, survey.stale, images, replace=replace)
         rows = images.missing_rows(survey.numbers, survey.views)
         if len(rows):
             job = _job(request, detector, store)
@@ -110,8 +109,9 @@ def extract(
                 raise results.error
             store.wait_for(results.written)
             survey = store.survey(recipe, images)
-            _agree_to_drop(request, survey.stale, images, replace=False)
-        store.drop(survey.stale)
+            _check_stale(request, survey.stale, images, replace=False)
+        else:
+            _drop(store, survey.stale)
         failures = store.finish(recipe, survey, results.failures)
     if results.rows:
         record_time(request.dataset, "extract", began, rows=results.rows)
@@ -163,10 +163,10 @@ def _restore_or_replace(request: Request) -> str:
     )
 
 
-def _agree_to_drop(
+def _check_stale(
     request: Request, stale: Sequence[StaleShard], images: PlannedImages, *, replace: bool
 ) -> None:
-    """Say once what is dropped and why, after a check that it can be made again.
+    """Check that stale shards may be dropped, and that they can be extracted again.
 
     Raises:
         MismatchError: shards are stale, and may not be replaced.
@@ -182,7 +182,13 @@ def _agree_to_drop(
         )
     numbers = np.unique(np.concatenate([shard.numbers for shard in stale]))
     check_readable(images.plan, numbers, data_root(request.dataset), threads=cores())
-    say(f"{folder}: dropping {amount_of(stale)}\n{reasons_of(stale).rstrip()}")
+
+
+def _drop(store: ShardStore, stale: Sequence[StaleShard]) -> None:
+    """Say what is dropped and why, and drop it."""
+    if stale:
+        say(f"{store.folder}: dropping {amount_of(stale)}\n{reasons_of(stale).rstrip()}")
+    store.drop(stale)
 
 
 @dataclass
@@ -236,6 +242,7 @@ def _run(
     from stages.workers.cluster import on_every_worker, open_cluster, run_tasks
 
     def until_error() -> Iterator[ShardTask]:
+        # Runs after stale shards were dropped, so that their names are free.
         for task in shard_tasks(job, images, rows, store.free_names()):
             if results.error:
                 return
@@ -250,7 +257,7 @@ def _run(
             open_cluster(workers.scheduler, workers.resources) as client,
         ):
             on_every_worker(client, problem_of_worker, job)
-            store.drop(stale)
+            _drop(store, stale)
             for task, outcome in run_tasks(
                 client,
                 extract_shard,
@@ -268,7 +275,7 @@ def _run(
         ) from None
 
 
-def _note(results: _Results, task: ShardTask, outcome: Any) -> None:
+def _note(results: _Results, task: ShardTask, outcome: ShardOutcome | GmpipeError) -> None:
     """Add the outcome of a task to the results."""
     if isinstance(outcome, GmpipeError):
         results.error = outcome

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import DamagedError, MismatchError, MissingError
+from pipeline.errors import DamagedError, GmpipeError, MismatchError, MissingError
 from pipeline.files import sha256_file
 from pipeline.machine import cores
 from pipeline.shards.index import INDEX_NAME, Index, check_listed, read_index
@@ -209,7 +209,7 @@ def _listed_damages(
         size, sha256 = path.stat().st_size, sha256_file(path)
         header, rows, checksums = map_shard(path)
     except (OSError, DamagedError, MismatchError, MissingError) as error:
-        yield Damage(path.name, "unreadable", str(error), "a whole shard")
+        yield Damage(path.name, "unreadable", _reason(path, error), "a whole shard")
         return
     if (size, sha256) != (entry.bytes, entry.sha256):
         yield Damage(
@@ -221,7 +221,7 @@ def _listed_damages(
     try:
         check_listed(path, header, index, shard)
     except MismatchError as error:
-        yield Damage(path.name, "foreign", str(error), f"the shard that {INDEX_NAME} lists")
+        yield Damage(path.name, "foreign", _reason(path, error), f"the one that {INDEX_NAME} lists")
         return
 
     number_of = np.full(len(rows), -1, dtype=np.int64)  # of each row, in the index
@@ -254,7 +254,7 @@ def _unlisted_damages(path: Path) -> Iterator[Damage]:
         sha256_file(path)  # a plain read comes first, as above
         _, rows, checksums = map_shard(path)
     except (OSError, DamagedError, MismatchError, MissingError) as error:
-        yield Damage(path.name, "unreadable", str(error), "a whole shard")
+        yield Damage(path.name, "unreadable", _reason(path, error), "a whole shard")
         return
     for row, breach in _row_breaches(rows, checksums):
         image_id, view = _text(rows.image_id[row]), int(rows.view[row])
@@ -278,3 +278,10 @@ def _row_breaches(
 
 def _text(image_id: bytes) -> str:
     return image_id.decode(errors="replace")
+
+
+def _reason(path: Path, error: OSError | GmpipeError) -> str:
+    """What is wrong with a shard, without the path and the remedy that an error has."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return error.problem.removeprefix(f"{path}: ").removesuffix(".")
