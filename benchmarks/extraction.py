@@ -1,15 +1,15 @@
-"""Images a second of gmpipe's extraction, against torchvision's model on tensors in memory.
+"""Images per second of gmpipe's extraction, compared with torchvision's model on tensors in memory.
 
-Both see the same images, cut into the same batches, with the same weights, score threshold and
-number of regions. The bare loop has its images decoded, resized and in float32 before the clock
-starts, and drops what it finds; gmpipe decodes the files, finds the regions, pools a feature for
-each and writes shards. The two take turns, so that a machine that grows slower or faster meets
-both alike; each figure is the median over all turns.
+Both get the same images in the same batches, with the same weights, score threshold and number of
+regions. The bare loop gets its images decoded, resized and in float32 before the clock starts, and
+drops what it detects. gmpipe decodes the files, detects the regions, pools a feature for each and
+writes shards. The two take turns, so that a machine that becomes slower or faster affects both
+alike. Each figure is the median over all turns.
 
     python -m benchmarks.extraction [--images FOLDER] [--help]
 
-The last line is JSON: ``vs_bare_loop`` is gmpipe's rate over the bare loop's at a score threshold
-of 0.05, torchvision's default; ``parts`` has all rates, also those at 0.0.
+The last line is JSON: ``vs_bare_loop`` is gmpipe's rate divided by the bare loop's at a score
+threshold of 0.05, torchvision's default; ``parts`` has all rates, including those at 0.0.
 """
 
 from __future__ import annotations
@@ -33,16 +33,17 @@ from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
 from pipeline.machine import cores
 from pipeline.regions.detection import prepare_for_extraction
 from pipeline.regions.detector import DetectorDescription
-from pipeline.regions.extraction import ShardExtractor, ViewJob, extraction_recipe
+from pipeline.regions.extraction import ShardExtractor, extraction_recipe
+from pipeline.regions.plan import ViewJob
 from pipeline.regions.transforms import load_image, to_tensor, view_of
 from pipeline.settings import ArchitectureSettings, ExtractSettings
 
 THRESHOLDS = (0.05, 0.0)
-_SHARDS_AT_ONCE = 3  # as `gmpipe extract` gives a worker: one detects, others decode and write
+_SHARDS_AT_ONCE = 3  # as on a worker of `gmpipe extract`: one detects, others decode and write
 
 
 def draw_photographs(folder: Path, count: int) -> None:
-    """JPEGs of 500 x 375 pixels: soft patches of colour with noise, some 60 kB each."""
+    """Draw JPEGs of 500 x 375 pixels: soft patches of colour with noise, some 60 kB each."""
     rng = np.random.default_rng(0)
     for number in range(count):
         patches = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
@@ -52,7 +53,7 @@ def draw_photographs(folder: Path, count: int) -> None:
 
 
 def view(path: Path, settings: ExtractSettings) -> Tensor:
-    """(3, S, S) float32: the whole image, as extraction takes it."""
+    """The whole image as extraction takes it: (3, S, S) float32."""
     picture = load_image(path)
     return to_tensor(
         view_of(picture, 0, size=settings.size, image_id=path.name, seed=0, flip=False)
@@ -61,8 +62,11 @@ def view(path: Path, settings: ExtractSettings) -> Tensor:
 
 @torch.no_grad()
 def enliven(model: FasterRCNN, views: Tensor) -> None:
-    """Make random weights detect: norms get the statistics of real activations, and predictors
-    outputs that spread, so that an image has detections of several classes."""
+    """Make random weights detect something.
+
+    Norms get the statistics of real activations, and the outputs of predictors are spread, so that
+    an image has detections of several classes.
+    """
 
     def normalise(norm: Any, inputs: tuple[Tensor]) -> None:
         norm.running_mean.copy_(inputs[0].mean((0, 2, 3)))
@@ -103,16 +107,16 @@ def enliven(model: FasterRCNN, views: Tensor) -> None:
 
 
 def bare_loop(model: FasterRCNN, views: Tensor, settings: ExtractSettings) -> int:
-    """torchvision's model on views in memory; number of detections."""
-    found = 0
+    """Run torchvision's model on views in memory; return the number of detections."""
+    detections = 0
     with torch.inference_mode():
         for batch in views.split(settings.batch_size):
-            found += sum(len(image["scores"]) for image in model(list(batch)))
-    return found
+            detections += sum(len(image["scores"]) for image in model(list(batch)))
+    return detections
 
 
 def end_to_end(model: FasterRCNN, paths: Sequence[Path], settings: ExtractSettings) -> int:
-    """gmpipe from files to shards, as a worker of `gmpipe extract` does it; number of rows."""
+    """Extract files to shards as a worker of `gmpipe extract` does; return the number of rows."""
     description = DetectorDescription(
         "file", ArchitectureSettings(norm="batch"), ("background", "thing"), "0" * 64
     )
@@ -141,7 +145,7 @@ def end_to_end(model: FasterRCNN, paths: Sequence[Path], settings: ExtractSettin
 def measure(
     paths: Sequence[Path], *, repetitions: int, batch_size: int, regions: int, size: int
 ) -> dict[str, dict[str, float]]:
-    """Medians of images a second, and their ratio, for each threshold."""
+    """Medians of images per second, and their ratio, for each threshold."""
     torch.manual_seed(0)
     settings = ExtractSettings(
         size=size, regions=regions, batch_size=batch_size, rows_per_shard=2 * batch_size
@@ -165,18 +169,18 @@ def measure(
             theirs.roi_heads.score_thresh = ours.roi_heads.score_thresh = threshold
             used = settings.model_copy(update={"score_threshold": threshold})
             started = time.perf_counter()
-            found = bare_loop(theirs, views, used)
+            detections = bare_loop(theirs, views, used)
             between = time.perf_counter()
             rows = end_to_end(ours, paths, used)
             ended = time.perf_counter()
-            if rows != len(paths) or found < len(paths):
-                raise SystemExit(f"{rows} rows and {found} detections of {len(paths)} images")
+            if rows != len(paths) or detections < len(paths):
+                raise SystemExit(f"{rows} rows and {detections} detections of {len(paths)} images")
             if turn:  # the first warms up
                 rates[threshold, "bare_loop"].append(len(paths) / (between - started))
                 rates[threshold, "gmpipe"].append(len(paths) / (ended - between))
                 print(
                     f"turn {turn}, threshold {threshold}: {between - started:.1f} s and "
-                    f"{ended - between:.1f} s, {found / len(paths):.1f} detections an image",
+                    f"{ended - between:.1f} s, {detections / len(paths):.1f} detections per image",
                     flush=True,
                 )
     parts = {}
@@ -196,11 +200,11 @@ def main() -> None:
         description=(__doc__ or "").split("\n", 1)[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--images", type=Path, help="folder of JPEGs; without it, drawn ones")
-    parser.add_argument("--count", type=int, default=32, help="images")
-    parser.add_argument("--repetitions", type=int, default=3, help="turns of each")
-    parser.add_argument("--batch-size", type=int, default=8, help="images at once")
-    parser.add_argument("--regions", type=int, default=10, help="m, regions an image")
+    parser.add_argument("--images", type=Path, help="folder of JPEGs; without it, they are drawn")
+    parser.add_argument("--count", type=int, default=32, help="number of images")
+    parser.add_argument("--repetitions", type=int, default=3, help="number of turns")
+    parser.add_argument("--batch-size", type=int, default=8, help="images per batch")
+    parser.add_argument("--regions", type=int, default=10, help="m, regions per image")
     parser.add_argument("--size", type=int, default=448, help="side of a view, in pixels")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as drawn:

@@ -1,14 +1,15 @@
-"""Rows a second of a shuffled epoch: from the cache, and from other ways to store the same bytes.
+"""Rows per second in a shuffled epoch, from the cache and from other stores of the same bytes.
 
-`python -m benchmarks.shards` prints a table and, last, a line of JSON with ratios of the rates.
+`python -m benchmarks.shards` prints a table and, on its last line, the ratios of the rates as JSON.
 
-- cache: `RegionCache.gather`, with the checks of rows and without;
-- memmap: one numpy memmap for each field, all fields indexed with the rows of the batch;
-- npz: one uncompressed npz for each image, its rows stacked;
-- LMDB: one value for each image, all fields after one another, the rows stacked.
+- cache: `RegionCache.gather`, with and without the checks of rows;
+- memmap: one numpy memmap per field, all fields indexed with the rows of the batch;
+- npz: one uncompressed npz per image, the rows stacked;
+- LMDB: one value per image with all fields one after the other, the rows stacked.
 
-All of them are in the page cache, and take turns: what disturbs the machine disturbs all alike.
-The first turn is printed by itself; the ratios are medians over the later ones, turn by turn.
+All of them are in the page cache. They take turns, so that whatever disturbs the machine disturbs
+all of them alike. The first turn is printed separately. The ratios are medians over the later
+turns.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ import numpy as np
 import numpy.typing as npt
 from tabulate import tabulate
 
+from pipeline.shards.index import write_index
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import AXES, Recipe, RegionRows
-from pipeline.shards.writer import shard_name, write_index, write_shard
+from pipeline.shards.shard import shard_name, write_shard
 
 DATASET = "benchmark"
 RECIPE: Recipe = {"images": "all"}
@@ -37,7 +39,7 @@ Gather = Callable[[npt.NDArray[np.int64]], RegionRows]
 
 
 def make_rows(first: int, rows: int) -> RegionRows:
-    """Rows of random numbers that keep the contract; all regions are real."""
+    """Make rows of random numbers that follow the contract. All regions are real."""
     rng = np.random.default_rng([first, rows])
     features = rng.standard_normal((rows, REGIONS, FEATURE_SIZE), dtype=np.float32)
     corners = np.sort(rng.random((rows, REGIONS, 2, 2), dtype=np.float32), axis=2)
@@ -53,7 +55,7 @@ def make_rows(first: int, rows: int) -> RegionRows:
 
 
 class Store:
-    """The same rows in every form, in one folder."""
+    """The same rows in every store, in one folder."""
 
     def __init__(self, folder: Path, rows: int, rows_of_others: int, rows_per_shard: int) -> None:
         self.folder = folder
@@ -100,10 +102,10 @@ class Store:
             for field, (dtype, shape) in self.forms.items()
         }
         with self.lmdb.begin(buffers=True) as transaction:
-            for place, row in enumerate(rows):
+            for position, row in enumerate(rows):
                 value, start = transaction.get(b"%d" % row), 0
                 for array in batch.values():
-                    one = array[place : place + 1]
+                    one = array[position : position + 1]
                     stored = np.frombuffer(value, one.dtype, one.size, start)
                     one[...] = stored.reshape(one.shape)
                     start += one.nbytes
@@ -111,54 +113,68 @@ class Store:
 
 
 def rate(gather: Gather, order: npt.NDArray[np.int64], batch: int) -> float:
-    """Rows a second of an epoch in that order."""
+    """Rows per second in an epoch in that order."""
     started = time.perf_counter()
     for start in range(0, len(order), batch):
         gather(order[start : start + batch])
     return len(order) / (time.perf_counter() - started)
 
 
+def compare(
+    folder: Path, options: argparse.Namespace
+) -> tuple[dict[str, tuple[Gather, int]], dict[str, list[float]]]:
+    """Write the stores to ``folder``, and measure them in turns.
+
+    Returns:
+        how each gathers, and of how many rows; and its rate in each turn.
+    """
+    rng = np.random.default_rng(options.seed)
+    others = min(options.others, options.rows)
+    store = Store(folder, options.rows, others, options.rows_per_shard)
+    checked = RegionCache.open(store.folder / DATASET, RECIPE)
+    unchecked = RegionCache.open(store.folder / DATASET, RECIPE, check_rows=False)
+    ways: dict[str, tuple[Gather, int]] = {
+        "memmap": (store.from_memmap, options.rows),
+        "cache": (unchecked.gather, options.rows),
+        "cache, checked": (checked.gather, options.rows),
+        "npz": (store.from_npz, others),
+        "LMDB": (store.from_lmdb, others),
+    }
+    sample = rng.choice(others, size=min(64, others), replace=False)
+    expected = store.from_memmap(sample)
+    for gather, _ in ways.values():
+        rows = gather(sample)
+        for field in AXES:
+            np.testing.assert_array_equal(getattr(rows, field), getattr(expected, field))
+    # Opened again, or the rows of the sample would already be checked in the first turn.
+    checked = RegionCache.open(store.folder / DATASET, RECIPE)
+    ways["cache, checked"] = (checked.gather, options.rows)
+
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(options.turns + 1):
+        # Each way goes first as often as the others do.
+        names = list(ways)[turn % len(ways) :] + list(ways)[: turn % len(ways)]
+        for name in names:
+            gather, number = ways[name]
+            rates[name].append(rate(gather, rng.permutation(number), options.batch))
+    store.lmdb.close()
+    return ways, rates
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=8000, help="rows of the cache and the memmap")
-    parser.add_argument("--others", type=int, default=2000, help="rows of these for npz and LMDB")
+    parser.add_argument(
+        "--others", type=int, default=2000, help="how many of them for npz and LMDB"
+    )
     parser.add_argument("--rows-per-shard", type=int, default=512)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--turns", type=int, default=9, help="turns after the first one")
     parser.add_argument("--seed", type=int, default=0, help="of the order of rows")
-    parser.add_argument("--folder", type=Path, help="where a temporary folder is made")
+    parser.add_argument("--folder", type=Path, help="where to create a temporary folder")
     options = parser.parse_args()
-    rng = np.random.default_rng(options.seed)
-    others = min(options.others, options.rows)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        store = Store(Path(folder), options.rows, others, options.rows_per_shard)
-        checked = RegionCache.open(store.folder / DATASET, RECIPE)
-        unchecked = RegionCache.open(store.folder / DATASET, RECIPE, check_rows=False)
-        ways: dict[str, tuple[Gather, int]] = {
-            "memmap": (store.from_memmap, options.rows),
-            "cache": (unchecked.gather, options.rows),
-            "cache, checked": (checked.gather, options.rows),
-            "npz": (store.from_npz, others),
-            "LMDB": (store.from_lmdb, others),
-        }
-        sample = rng.choice(others, size=min(64, others), replace=False)
-        expected = store.from_memmap(sample)
-        for gather, _ in ways.values():
-            found = gather(sample)
-            for field in AXES:
-                np.testing.assert_array_equal(getattr(found, field), getattr(expected, field))
-        # Else the sample would be known to be sound in the first turn.
-        checked = RegionCache.open(store.folder / DATASET, RECIPE)
-        ways["cache, checked"] = (checked.gather, options.rows)
-
-        rates: dict[str, list[float]] = {name: [] for name in ways}
-        for turn in range(options.turns + 1):
-            # Each way goes first as often as the others do.
-            names = list(ways)[turn % len(ways) :] + list(ways)[: turn % len(ways)]
-            for name in names:
-                gather, rows = ways[name]
-                rates[name].append(rate(gather, rng.permutation(rows), options.batch))
-        store.lmdb.close()
+        ways, rates = compare(Path(folder), options)
 
     def ratio(name: str, other: str) -> float:
         pairs = zip(rates[name][1:], rates[other][1:], strict=True)

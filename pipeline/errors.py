@@ -49,5 +49,9 @@ class InputError(GmpipeError):
     """Something that the user brings is wrong: a data set's files, a setting, an argument."""
 
 
+class NoSpaceError(GmpipeError):
+    """The disk, or the user's share of it, is full."""
+
+
 class Stopped(GmpipeError):
     """The user pressed Ctrl-C. The problem says what is kept, the remedy how to continue."""

@@ -7,20 +7,20 @@ from pathlib import Path
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def available_memory(root: Path = Path("/")) -> int:
-    """Bytes of memory that this process may still take.
+    """Number of bytes of memory that this process may still allocate.
 
-    What the kernel estimates without swapping (`MemAvailable` of proc_meminfo(5)), and no more
-    than any control group around the process leaves (`memory.max` of cgroup v2, as `systemd` and
-    Kubernetes set it, or `memory.limit_in_bytes` of v1, whose groups a container sees as its root).
-    Page cache that a group could give back counts as free.
+    This is the kernel's estimate without swapping (`MemAvailable` of proc_meminfo(5)), limited by
+    every control group around the process (`memory.max` of cgroup v2, as `systemd` and Kubernetes
+    set it, or `memory.limit_in_bytes` of v1, whose groups a container sees as its root). Page cache
+    that a group could give back counts as free.
 
     Args:
-        root: of the file system that /proc and /sys lie in.
+        root: of the file system that contains /proc and /sys.
     """
     for line in (root / "proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
@@ -36,11 +36,13 @@ def available_memory(root: Path = Path("/")) -> int:
 
 
 def _memory_groups(root: Path) -> list[tuple[Path, str, str, str]]:
-    """The control groups around this process, each with what says its limit, use and idle cache.
+    """The control groups around this process that have a limit.
 
-    Those are the names of two files, and of a line in `memory.stat`.
+    Returns:
+        the folder of each, the names of its files with the limit and the use, and the name of the
+        line in `memory.stat` with the idle cache.
     """
-    found: list[tuple[Path, str, str, str]] = []
+    groups_with_limit: list[tuple[Path, str, str, str]] = []
     for line in (root / "proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers in ("", "memory"):
@@ -53,11 +55,11 @@ def _memory_groups(root: Path) -> list[tuple[Path, str, str, str]]:
                     "memory.usage_in_bytes",
                     "total_inactive_file",
                 )
-            # The root of v2 has no limit; in a container the path may be the host's.
+            # The root of v2 has no limit. In a container the path may be the host's.
             groups = [inner, *inner.parents]
-            found += [
+            groups_with_limit += [
                 (group, *names)
                 for group in groups
                 if group.is_relative_to(folder) and (group / names[0]).is_file()
             ]
-    return found
+    return groups_with_limit

@@ -17,6 +17,7 @@ from pipeline.learning.prediction import predict_split
 from pipeline.learning.splits import open_split
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import check_same_recipe
+from stages.checkout.caches import advising_on_cache
 from stages.checkout.layout import CHECKPOINT_FILE, METRICS_FILE, PREDICTIONS_FILE, SUMMARY_FILE
 from stages.checkout.plans import RunPlan, open_inputs, refill_command
 from stages.checkout.remedies import advising
@@ -41,7 +42,8 @@ def evaluate(run: RunPlan) -> str:
         checkpoint = load_checkpoint(path)
     manifest, cache, vectors = open_inputs(run.dataset, checkpoint.settings)
     _check_same_inputs(run, checkpoint, manifest, cache, vectors)
-    split = open_split(cache, manifest, "test", regions=checkpoint.settings.regions)
+    with advising_on_cache(run.dataset):
+        split = open_split(cache, manifest, "test", regions=checkpoint.settings.regions)
     predictions = predict_split(checkpoint.network(), split, checkpoint.label_vectors)
     metrics = measure(
         predictions.scores,

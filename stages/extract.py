@@ -2,412 +2,312 @@
 
 from __future__ import annotations
 
-import os
-import threading
+import shlex
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from importlib.metadata import version
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import torch
 
 from pipeline.datasets.manifest import SPLITS, Manifest
-from pipeline.errors import GmpipeError, Stopped
-from pipeline.files import NO_SPACE, begin_turn, folder_lock, in_turn, is_no_space
+from pipeline.errors import (
+    DamagedError,
+    GmpipeError,
+    InputError,
+    MismatchError,
+    MissingError,
+    Stopped,
+)
 from pipeline.learning.splits import open_split
 from pipeline.machine import cores
 from pipeline.regions.detector import DetectorDescription, read_description
-from pipeline.regions.extraction import (
-    ShardExtractor,
-    ShardOutcome,
-    ViewJob,
-    ViewPlan,
-    extraction_recipe,
-    image_digests,
-    load_detector,
-    rows_digest,
-)
-from pipeline.settings import ExtractSettings
-from pipeline.shards.failures import FAILURES_NAME, Failure, write_failures
-from pipeline.shards.reader import RegionCache, read_header, read_ids, whole_shards
-from pipeline.shards.schema import DROP_OR_RESTORE, INDEX_NAME, Recipe, check_same_recipe
-from pipeline.shards.writer import free_shard_names, update_index
+from pipeline.regions.extraction import ShardOutcome, extraction_recipe
+from pipeline.regions.plan import PlannedImages, ViewPlan, check_readable, image_digests
+from pipeline.shards.failures import FAILURES_NAME, Failure
+from pipeline.shards.index import read_index
+from pipeline.shards.reader import RegionCache
+from pipeline.shards.store import ShardStore, StaleShard, Survey, open_store
+from pipeline.shards.verification import Damage, repair_shards
+from stages.checkout.caches import amount_of, reasons_of
 from stages.checkout.layout import cache_folder, data_root, detector_folder
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request
+from stages.checkout.remedies import advising
 from stages.checkout.times import record_time
 from stages.console.messages import say
 from stages.console.progress import progress_bar
+from stages.workers.tasks import (
+    ExtractionJob,
+    ShardTask,
+    extract_shard,
+    installed_versions,
+    problem_of_worker,
+    shard_tasks,
+)
 
-_PACKAGES = ("gmpipe", "torch", "torchvision", "pillow", "h5py", "numpy")
+
+@dataclass(frozen=True)
+class Workers:
+    """Where an extraction runs.
+
+    Attributes:
+        scheduler: address of a Dask scheduler whose workers share this file system; None for a
+            cluster on this machine that lasts as long as the extraction.
+        resources: Dask's worker resources that a shard needs.
+    """
+
+    scheduler: str | None = None
+    resources: Mapping[str, float] = field(default_factory=dict)
 
 
 def extract(
     request: Request,
     *,
     replace: bool,
-    scheduler: str | None = None,
-    resources: Mapping[str, float] | None = None,
+    workers: Workers = Workers(),
+    damages: Sequence[Damage] = (),
 ) -> str:
-    """Extract what the cache lacks; whole shards of the same recipe are kept.
+    """Extract what the cache lacks. Whole shards of the same recipe are kept.
 
     Args:
         request: of the data set.
-        replace: drop shards of another recipe; without it they are an error.
-        scheduler: address of a Dask scheduler whose workers share this file system; None for a
-            cluster on this machine, for as long as the extraction takes.
-        resources: Dask's worker resources that a shard needs.
+        replace: drop shards that are stale: made with other settings, or of photographs that
+            changed. Without it, stale shards are an error.
+        workers: where the extraction runs.
+        damages: of the cache, which are removed first; sound rows are kept.
 
     Returns:
         a line that says what was done.
 
     Raises:
-        GmpipeError: the cache is of another recipe, an image is missing, the detector is missing
-            or damaged, the cluster can't do it, or more images than `max_failures` can't be
-            decoded; what was extracted stays in any case.
+        MismatchError: shards are stale; says how many, and why.
+        MissingError: the manifest, the detector or an image is missing.
+        InputError: the workers can't do it, or more images than `max_failures` can't be decoded.
+            What was extracted is kept in any case.
     """
     began = time.monotonic()
-    dataset = request.dataset
-    folder, root = cache_folder(dataset), data_root(dataset)
-    manifest = dataset_manifest(dataset)
+    folder, manifest = cache_folder(request.dataset), dataset_manifest(request.dataset)
     if request.detector.source == "imported":
         return _check_imported(folder, manifest)
-    description = read_description(detector_folder(dataset), dataset)
-    recipe = extraction_recipe(description, request.extract)
-    plan = ViewPlan(manifest, request.extract.views)
-    with folder_lock(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        turn = begin_turn(folder)
-        for leftover in folder.glob("*.tmp"):  # of a killed run
-            leftover.unlink()
-        with progress_bar(total=len(manifest), desc="hash images", unit="image", delay=2) as bar:
-            digests = image_digests(
-                manifest,
-                root,
-                contents=request.extract.hash_images,
-                threads=cores(),
-                on_images=bar.update,
-            )
-        there = _survey(folder, plan, digests, recipe, replace=replace)
-        todo = np.flatnonzero(~there.done)
-        results = _Results()
-        if len(todo):
-            job = _Extraction(
-                dataset=dataset,
-                root=root.absolute(),
-                folder=folder.absolute(),
-                detector=detector_folder(dataset).absolute(),
-                description=description,
-                settings=request.extract,
-                recipe=recipe,
-                turn=turn,
-                versions={package: version(package) for package in _PACKAGES},
-            )
-            tasks = _tasks(job, plan, digests, todo, free_shard_names(folder))
-            with progress_bar(
-                total=len(plan), initial=len(plan) - len(todo), desc="extract", unit="image"
-            ) as bar:
-                results = _run(job, tasks, bar, scheduler, resources or {})
-            _wait_for(folder, results.written)
-            there = _survey(folder, plan, digests, recipe, replace=False)
-        if there.shards:
-            update_index(folder, dataset, {**recipe, "images": there.images}, there.shards)
-        failures = write_failures(folder, results.failures)
-    if results.error:
-        raise GmpipeError(results.error)
-    line = f"{folder}: {int(there.done.sum())} rows, {results.rows} of them extracted now"
+    detector = read_description(detector_folder(request.dataset), request.dataset)
+    recipe = extraction_recipe(detector, request.extract)
+    results = _Results()
+    with open_store(folder, request.dataset) as store:
+        images = _hashed_images(request, manifest)
+        if damages:
+            with advising(_restore_or_replace(request), MismatchError):
+                repair_shards(store, read_index(folder), damages, recipe, images)
+        survey = store.survey(recipe, images)
+        _check_stale(request, survey.stale, images, replace=replace)
+        rows = images.missing_rows(survey.numbers, survey.views)
+        if len(rows):
+            job = _job(request, detector, store)
+            _run(job, images, rows, store, survey.stale, workers, results)
+            if results.error:
+                raise results.error
+            store.wait_for(results.written)
+            survey = store.survey(recipe, images)
+            _check_stale(request, survey.stale, images, replace=False)
+        else:
+            _drop(store, survey.stale)
+        failures = store.finish(recipe, survey, results.failures)
+    if results.rows:
+        record_time(request.dataset, "extract", began, rows=results.rows)
+    return _summary(request, survey, results, failures)
+
+
+def _check_imported(folder: Path, manifest: Manifest) -> str:
+    """Check that all imported regions are there; this stage can't make them."""
+    remedy = (
+        f"These regions are imported: run `gmpipe import-regions FILE --dataset {manifest.dataset}`"
+        ", which writes only what is missing."
+    )
+    with advising(remedy, MissingError, DamagedError, MismatchError):
+        cache = RegionCache.open(folder)
+        for split in SPLITS:
+            open_split(cache, manifest, split)
+    return f"{folder}: {len(cache)} imported rows, unchanged"
+
+
+def _hashed_images(request: Request, manifest: Manifest) -> PlannedImages:
+    """The images of the cache as their files are now."""
+    remedy = (
+        f"Restore them, or run `gmpipe prepare --dataset {request.dataset}` if that makes or lists "
+        "them again."
+    )
+    with (
+        advising(remedy, MissingError),
+        progress_bar(total=len(manifest), desc="hash images", unit="image", delay=2) as bar,
+    ):
+        digests = image_digests(
+            manifest,
+            data_root(request.dataset),
+            contents=request.extract.hash_images,
+            threads=cores(),
+            on_images=bar.update,
+        )
+    return PlannedImages(ViewPlan(manifest, request.extract.views), digests)
+
+
+def _restore_or_replace(request: Request) -> str:
+    """How to go on where shards are stale."""
+    arguments = ["--dataset", request.dataset]
+    for override in request.overrides:
+        arguments += ["--set", override]
+    return (
+        "To drop them and extract their images again, run "
+        f"`gmpipe extract {shlex.join(arguments)} --replace`; `dvc repro` continues after that. To "
+        "keep them, restore the former settings, detector and photographs."
+    )
+
+
+def _check_stale(
+    request: Request, stale: Sequence[StaleShard], images: PlannedImages, *, replace: bool
+) -> None:
+    """Check that stale shards may be dropped, and that they can be extracted again.
+
+    Raises:
+        MismatchError: shards are stale, and may not be replaced.
+        MissingError: one of their photographs can't be read. (The detector was read before.)
+    """
+    if not stale:
+        return
+    folder = cache_folder(request.dataset)
+    if not replace:
+        raise MismatchError(
+            f"{folder}: {amount_of(stale)} would have to be dropped to go on:\n{reasons_of(stale)}",
+            _restore_or_replace(request),
+        )
+    numbers = np.unique(np.concatenate([shard.numbers for shard in stale]))
+    check_readable(images.plan, numbers, data_root(request.dataset), threads=cores())
+
+
+def _drop(store: ShardStore, stale: Sequence[StaleShard]) -> None:
+    """Say what is dropped and why, and drop it."""
+    if stale:
+        say(f"{store.folder}: dropping {amount_of(stale)}\n{reasons_of(stale).rstrip()}")
+    store.drop(stale)
+
+
+@dataclass
+class _Results:
+    """What the tasks have returned so far.
+
+    Attributes:
+        rows: number of rows that were written.
+        busy, waiting: seconds in the detector, and seconds in which it waited for decoded images.
+        failures: images that could not be decoded.
+        written: file names of the shards.
+        error: one that ends the extraction.
+    """
+
+    rows: int = 0
+    busy: float = 0
+    waiting: float = 0
+    failures: list[Failure] = field(default_factory=list)
+    written: set[str] = field(default_factory=set)
+    error: GmpipeError | None = None
+
+
+def _job(request: Request, detector: DetectorDescription, store: ShardStore) -> ExtractionJob:
+    return ExtractionJob(
+        dataset=request.dataset,
+        root=data_root(request.dataset).absolute(),
+        folder=store.folder.absolute(),
+        detector=detector_folder(request.dataset).absolute(),
+        description=detector,
+        settings=request.extract,
+        recipe=extraction_recipe(detector, request.extract),
+        turn=store.turn,
+        versions=installed_versions(),
+    )
+
+
+def _run(
+    job: ExtractionJob,
+    images: PlannedImages,
+    rows: npt.NDArray[np.int64],
+    store: ShardStore,
+    stale: Sequence[StaleShard],
+    workers: Workers,
+    results: _Results,
+) -> None:
+    """Extract rows of the plan on the workers. An error ends it after the tasks under way.
+
+    Stale shards are dropped once the workers are known to be able to extract them again.
+    """
+    # Here, since a run that has nothing to extract need not wait for Dask.
+    from stages.workers.cluster import on_every_worker, open_cluster, run_tasks
+
+    def until_error() -> Iterator[ShardTask]:
+        # Runs after stale shards were dropped, so that their names are free.
+        for task in shard_tasks(job, images, rows, store.free_names()):
+            if results.error:
+                return
+            yield task
+
+    total = len(images.plan)
+    try:
+        with (
+            progress_bar(
+                total=total, initial=total - len(rows), desc="extract", unit="image"
+            ) as bar,
+            open_cluster(workers.scheduler, workers.resources) as client,
+        ):
+            on_every_worker(client, problem_of_worker, job)
+            _drop(store, stale)
+            for task, outcome in run_tasks(
+                client,
+                extract_shard,
+                until_error(),
+                topic=job.topic,
+                resources=workers.resources,
+                on_message=bar.update,
+            ):
+                _note(results, task, outcome)
+                bar.set_postfix(failures=len(results.failures), refresh=False)
+    except KeyboardInterrupt:
+        raise Stopped(
+            f"stopped. All shards that were finished are whole and are kept in {job.folder}.",
+            "Run the same command again to continue with the rest.",
+        ) from None
+
+
+def _note(results: _Results, task: ShardTask, outcome: ShardOutcome | GmpipeError) -> None:
+    """Add the outcome of a task to the results."""
+    if isinstance(outcome, GmpipeError):
+        results.error = outcome
+        return
+    results.rows += outcome.rows
+    results.busy += outcome.busy
+    results.waiting += outcome.waiting
+    results.failures += outcome.failures
+    if outcome.rows:
+        results.written.add(task.name)
+
+
+def _summary(
+    request: Request, survey: Survey, results: _Results, failures: Sequence[Failure]
+) -> str:
+    """A line that says what was done.
+
+    Raises:
+        InputError: there are more failures than `max_failures`.
+    """
+    dataset, folder = request.dataset, cache_folder(request.dataset)
+    line = f"{folder}: {len(survey.numbers)} rows, {results.rows} of them extracted now"
     if results.busy:
         share = results.waiting / (results.busy + results.waiting)
         line += f"; the detector waited for images {share:.1%} of its time"
     if failures:
         line += f"; undecodable images: {len(failures)}, see {folder / FAILURES_NAME}"
-    if results.rows:
-        record_time(dataset, "extract", began, rows=results.rows)
     if len(failures) > request.extract.max_failures:
-        raise GmpipeError(
-            f"{line}\nThe first: {failures[0].reason}\nAll others are extracted. Mend these images "
-            "and run the same command again, which tries only them; or go on without them: "
-            f"`--max-failures {len(failures)}`, or `max_failures: {len(failures)}` in "
-            f"`extract.{dataset}` of params.yaml, which `dvc repro` reads."
+        raise InputError(
+            f"{line}\nThe first one: {failures[0].reason}\nAll other images are extracted.",
+            "Fix or replace these images and run the same command again, which tries only them. Or "
+            f"tolerate them: `--max-failures {len(failures)}`, or `max_failures: {len(failures)}` "
+            f"in `extract.{dataset}` of params.yaml, which `dvc repro` reads.",
         )
     return line
-
-
-def _check_imported(folder: Path, manifest: Manifest) -> str:
-    """Regions that were made elsewhere are either all there, or must be imported again."""
-    try:
-        cache = RegionCache.open(folder)
-        for split in SPLITS:
-            open_split(cache, manifest, split)
-    except GmpipeError as error:
-        raise GmpipeError(
-            f"{error} These regions are imported: `gmpipe import-regions FILE --dataset "
-            f"{manifest.dataset}` writes what is missing."
-        ) from error
-    return f"{folder}: {len(cache)} imported rows, unchanged"
-
-
-@dataclass(frozen=True)
-class _Survey:
-    """What a cache's folder holds of a plan.
-
-    Attributes:
-        shards: the current ones, with their fingerprints.
-        done: (P,) bool, the planned rows that they hold.
-        images: `rows_digest` of all that they hold.
-    """
-
-    shards: dict[Path, str]
-    done: npt.NDArray[np.bool_]
-    images: str
-
-
-def _survey(
-    folder: Path,
-    plan: ViewPlan,
-    digests: npt.NDArray[np.uint8],
-    recipe: Recipe,
-    *,
-    replace: bool,
-) -> _Survey:
-    """Which shards are current; others are an error or, with ``replace``, dropped."""
-    next_step = "It was dropped." if replace else DROP_OR_RESTORE
-    done = np.zeros(len(plan), dtype=np.bool_)
-    shards: dict[Path, str] = {}
-    all_places: list[npt.NDArray[np.int64]] = []
-    all_views: list[npt.NDArray[np.int16]] = []
-    for path in whole_shards(folder):
-        try:
-            header = read_header(path)
-            # `images` last: it differs as well where everything does.
-            common = {**header.recipe, "images": None}
-            check_same_recipe(common, {**recipe, "images": None}, str(path), next_step)
-            image_ids, views = read_ids(path)
-            places = plan.places(pa.array(image_ids))
-            if (places < 0).any():
-                unknown = image_ids[int(np.argmin(places))]
-                raise GmpipeError(
-                    f"{path} holds image {unknown!r}, which the manifest lacks. {next_step}"
-                )
-            images = rows_digest(digests[places], views)
-            check_same_recipe(header.recipe, {**recipe, "images": images}, str(path), next_step)
-        except GmpipeError as error:
-            if not replace:
-                raise
-            say(str(error))
-            path.unlink()
-            (folder / INDEX_NAME).unlink(missing_ok=True)
-            continue
-        done[plan.rows(places, views)] = True
-        shards[path] = header.fingerprint
-        all_places.append(places)
-        all_views.append(views)
-    images = ""
-    if shards:
-        images = rows_digest(digests[np.concatenate(all_places)], np.concatenate(all_views))
-    return _Survey(shards, done, images)
-
-
-def _wait_for(folder: Path, names: set[str], patience: float = 90) -> None:
-    """Until the shards that workers wrote are seen here: NFS shows new names up to a minute late.
-
-    Raises:
-        GmpipeError: one is not seen.
-    """
-    deadline = time.monotonic() + patience
-    while missing := names - {path.name for path in whole_shards(folder)}:
-        if time.monotonic() > deadline:
-            raise GmpipeError(
-                f"{folder}: a worker wrote {min(missing)}, and it is not seen from here. See that "
-                "all machines share this folder, and run the same command again."
-            )
-        time.sleep(1)
-
-
-@dataclass(frozen=True)
-class _Extraction:
-    """What the tasks of one run have in common; small, and good on any worker.
-
-    Attributes:
-        root, folder, detector: absolute, on the file system that all workers share.
-        turn: of `begin_turn`.
-        versions: of the packages that decide what is computed and written.
-    """
-
-    dataset: str
-    root: Path
-    folder: Path
-    detector: Path
-    description: DetectorDescription
-    settings: ExtractSettings
-    recipe: Recipe
-    turn: str
-    versions: dict[str, str]
-
-
-@dataclass(frozen=True)
-class _ShardTask:
-    job: _Extraction
-    name: str
-    rows: list[ViewJob]
-    digests: npt.NDArray[np.uint8]
-
-
-@dataclass
-class _Results:
-    rows: int = 0
-    busy: float = 0
-    waiting: float = 0
-    error: str | None = None
-
-    def __post_init__(self) -> None:
-        self.failures: list[Failure] = []
-        self.written: set[str] = set()
-
-
-def _tasks(
-    job: _Extraction,
-    plan: ViewPlan,
-    digests: npt.NDArray[np.uint8],
-    todo: npt.NDArray[np.int64],
-    names: Iterator[str],
-) -> Iterator[_ShardTask]:
-    size = job.settings.rows_per_shard
-    for start in range(0, len(todo), size):
-        rows = todo[start : start + size]
-        yield _ShardTask(job, next(names), plan.jobs(rows), digests[plan.image[rows]])
-
-
-def _run(
-    job: _Extraction,
-    tasks: Iterator[_ShardTask],
-    bar: Any,
-    scheduler: str | None,
-    resources: Mapping[str, float],
-) -> _Results:
-    """Run the tasks; an error that would come again ends them after those under way."""
-    # Here, since a run that has nothing to do need not wait for Dask.
-    from stages.workers.cluster import on_every_worker, open_cluster, run_tasks
-
-    results = _Results()
-    topic = f"gmpipe-{job.turn}"
-
-    def until_error() -> Iterator[_ShardTask]:
-        for task in tasks:
-            if results.error:
-                return
-            yield task
-
-    try:
-        with open_cluster(scheduler, resources) as client:
-            on_every_worker(client, _problem_of_worker, job)
-            for task, outcome in run_tasks(
-                client,
-                _extract_shard,
-                until_error(),
-                topic=topic,
-                resources=resources,
-                on_message=bar.update,
-            ):
-                if isinstance(outcome, str):
-                    results.error = outcome
-                    continue
-                results.rows += outcome.rows
-                results.busy += outcome.busy
-                results.waiting += outcome.waiting
-                results.failures += outcome.failures
-                if outcome.rows:
-                    results.written.add(task.name)
-                bar.set_postfix(failures=len(results.failures), refresh=False)
-    except KeyboardInterrupt:
-        raise Stopped(
-            f"stopped. The shards that were finished are whole and stay in {job.folder}; the same "
-            "command goes on with the rest."
-        ) from None
-    return results
-
-
-def _problem_of_worker(job: _Extraction) -> str | None:
-    """What keeps this worker from extracting as the others would."""
-    for package, expected in job.versions.items():
-        if (found := version(package)) != expected:
-            return (
-                f"it has {package} {found}, the command runs with {expected}; the same regions are "
-                "expected of all. Install the same versions everywhere."
-            )
-    try:
-        with in_turn(job.folder, job.turn):
-            pass
-    except (OSError, GmpipeError) as error:
-        return (
-            f"it does not see the cache {job.folder} as this machine does ({error}). All workers "
-            "need the checkout, its data and its cache at the same paths of a shared file system."
-        )
-    for path, need in ((job.folder, os.W_OK), (job.root, os.R_OK), (job.detector, os.R_OK)):
-        if not os.access(path, need):
-            verb = "write to" if need == os.W_OK else "read"
-            return f"it may not {verb} {path}. Give its user the right to."
-    return None
-
-
-_loading = threading.Lock()
-_loaded: dict[tuple[object, ...], ShardExtractor] = {}
-
-
-def _extractor(job: _Extraction, threads: int) -> ShardExtractor:
-    """This process's detector, loaded at its first task."""
-    key = (job.detector, job.description.weights_sha256, job.settings)
-    with _loading:
-        if key not in _loaded:
-            _loaded.clear()
-            # Again, for workers that joined after the command had asked all of them.
-            if problem := _problem_of_worker(job):
-                raise GmpipeError(f"a worker that joined later: {problem}")
-            found = read_description(job.detector, job.dataset)
-            if found != job.description:
-                raise GmpipeError(
-                    f"the detector in {job.detector} was replaced while it was used. Run the same "
-                    "command again."
-                )
-            model = load_detector(job.detector, job.description, job.settings)
-            _loaded[key] = ShardExtractor(model, job.settings, threads=threads)
-        return _loaded[key]
-
-
-def _extract_shard(task: _ShardTask) -> ShardOutcome | str:
-    """A task: write one shard. Errors that another attempt would meet as well are returned."""
-    from stages.workers.cluster import tell, threads_of_worker
-
-    job = task.job
-    threads = threads_of_worker()
-    # Dask starts its workers with OMP_NUM_THREADS=1, as if each task had one core. At each task,
-    # since OpenMP keeps the number for each thread that asks.
-    torch.set_num_threads(threads)
-    topic = f"gmpipe-{job.turn}"
-    try:
-        with in_turn(job.folder, job.turn):
-            return _extractor(job, threads).extract(
-                task.rows,
-                task.digests,
-                job.root,
-                path=job.folder / task.name,
-                dataset=job.dataset,
-                recipe=job.recipe,
-                on_images=lambda images: tell(topic, images),
-            )
-    except GmpipeError as error:
-        return str(error)
-    except torch.OutOfMemoryError as error:
-        return (
-            f"the detector needs more memory than the GPU has ({error}). Set a smaller "
-            f"`extract.{job.dataset}.batch_size`, now {job.settings.batch_size}."
-        )
-    except OSError as error:
-        if is_no_space(error):
-            return NO_SPACE.format(where=f" while writing {job.folder / task.name}", error=error)
-        raise

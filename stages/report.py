@@ -22,11 +22,11 @@ from pipeline.report.inputs import PageInputs, Sweep, check_same_regions
 from pipeline.settings import VARIANTS
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import Recipe
+from stages.checkout.caches import open_cache
 from stages.checkout.layout import (
     SWEEP_FIGURE_STEM,
     SWEEP_RESULTS_FILE,
     SWEEPS,
-    cache_folder,
     data_root,
     detector_folder,
     report_folder,
@@ -98,7 +98,7 @@ def _class_names(dataset: str, recipe: Recipe) -> tuple[str, ...] | None:
 def _open_cache(dataset: str, runs: Runs) -> RegionCache:
     """Open the cache that the runs, which share one, were evaluated on."""
     run = next(iter(runs.values()))[0]
-    cache = RegionCache.open(cache_folder(dataset))
+    cache = open_cache(dataset)
     with advising(
         "Train and evaluate again, or restore the regions with the settings used at that time: "
         f"`{refill_command(run.recipe, dataset)} --replace`.",

@@ -19,7 +19,7 @@ import torch
 
 from pipeline.datasets.manifest import Manifest
 from pipeline.errors import DamagedError, InputError, MissingError
-from pipeline.files import folder_lock, is_no_space, replacing
+from pipeline.files import folder_lock, naming_a_full_disk, replacing
 from pipeline.labels.vectors import LabelVectors
 from pipeline.learning.checkpoint import Checkpoint, save_checkpoint
 from pipeline.learning.distributed import Processes, joined_processes
@@ -162,12 +162,11 @@ def _check_writable(folder: Path) -> None:
         InputError: it can't be written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with naming_a_full_disk(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
     except OSError as error:
-        if is_no_space(error):
-            raise
         raise InputError(
             f"{folder} can't be written ({error}), and the run's results belong there.",
             "Make it a folder that you may write to, and run the same command again.",

@@ -22,9 +22,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
+from pipeline.ahead import ahead
 from pipeline.errors import GmpipeError, InputError, MissingError
 from pipeline.learning import CHECKPOINT_FILE
-from pipeline.learning.batches import ahead
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
 from pipeline.learning.splits import instance_batch
 from pipeline.machine import cores

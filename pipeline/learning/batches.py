@@ -6,16 +6,14 @@ D feature size.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.ahead import ahead
 from pipeline.learning.splits import SplitData
 from pipeline.machine import available_memory
 from pipeline.matching.graphs import InstanceBatch
@@ -27,11 +25,7 @@ Batch = tuple[InstanceBatch, Tensor]
 """Instances with float32 features, and (B, C) int8 truth, both on the computing device."""
 
 _LARGEST_SHARE = 0.5  # of the free memory, for regions that are kept in it
-_AHEAD = 3  # batches that are gathered while the network computes on one
 _CHUNK = 1024  # images that are read at once, to fill memory or to compute statistics
-
-_T = TypeVar("_T")
-_S = TypeVar("_S")
 
 
 class Feed:
@@ -117,28 +111,6 @@ class Feed:
             moved.to(self.device, torch.float32),
             truth.to(self.device, non_blocking=True),
         )
-
-
-def ahead(
-    make: Callable[[_S], _T], items: Iterable[_S], *, threads: int = 1, most: int = _AHEAD
-) -> Generator[_T]:
-    """Yield ``make(item)`` for each item, in order, computed in threads ahead of the caller.
-
-    At most ``most`` results are ahead of the one that was asked for. An error in ``make`` is raised
-    in place of the item's result. Closing the generator ends the threads; items that no thread has
-    begun are dropped.
-    """
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="ahead")
-    try:
-        waiting: deque[Future[_T]] = deque()
-        for item in items:
-            waiting.append(pool.submit(make, item))
-            if len(waiting) > most:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _each(batch: InstanceBatch, change: Callable[[Tensor], Tensor]) -> InstanceBatch:

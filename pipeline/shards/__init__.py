@@ -1,1 +1,1 @@
-"""Regions on disk: what a shard holds (schema), how it is written, how it is read."""
+"""Regions on disk: the contents of a shard, and how shards are written, read and checked."""

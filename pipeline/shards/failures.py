@@ -1,4 +1,4 @@
-"""The images of a cache that could not be decoded: `failures.parquet` beside its index."""
+"""The images of a cache that have no regions: `failures.parquet` beside its index."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import GmpipeError
+from pipeline.errors import DamagedError
 from pipeline.files import replacing
 
 FAILURES_NAME = "failures.parquet"
@@ -19,7 +19,7 @@ _COLUMNS = pa.schema([("image_id", pa.string()), ("path", pa.string()), ("reason
 
 @dataclass(frozen=True, order=True)
 class Failure:
-    """An image that has no regions, since it can't be decoded."""
+    """An image that has no regions, for instance since it can't be decoded."""
 
     image_id: str
     path: str
@@ -28,7 +28,7 @@ class Failure:
 
 
 def write_failures(folder: Path, failures: Iterable[Failure]) -> list[Failure]:
-    """Write an image's first failure each, by image id; without any, remove the file.
+    """Write the first failure of each image, ordered by image id. Without any, remove the file.
 
     Returns:
         what was written.
@@ -47,23 +47,23 @@ def write_failures(folder: Path, failures: Iterable[Failure]) -> list[Failure]:
 
 
 def read_failures(folder: Path) -> dict[str, Failure]:
-    """The failures of a cache by image id; none where the file is not there.
+    """Read the failures of a cache by image id; empty if there is no such file.
 
     Raises:
-        GmpipeError: the file is damaged or of another form.
+        DamagedError: the file is damaged or of another form.
     """
     path = folder / FAILURES_NAME
     if not path.exists():
         return {}
-    remedy = f"Delete it and run `gmpipe extract --dataset {folder.name}` again."
+    remedy = "Delete it, and write the regions again."
     try:
         with pq.ParquetFile(path) as file:
             table = file.read()
     except (OSError, pa.ArrowException) as error:
-        raise GmpipeError(f"{path} is not a whole Parquet file ({error}). {remedy}") from error
+        raise DamagedError(f"{path} is not a whole Parquet file ({error}).", remedy) from error
     if table.schema.remove_metadata() != _COLUMNS or any(c.null_count for c in table.columns):
-        raise GmpipeError(
-            f"{path}: expected the columns\n{_COLUMNS}\nwithout nulls, found\n{table.schema}\n"
-            f"{remedy}"
+        raise DamagedError(
+            f"{path}: expected the columns\n{_COLUMNS}\nwithout nulls, found\n{table.schema}\n",
+            remedy,
         )
     return {row["image_id"]: Failure(**row) for row in table.to_pylist()}

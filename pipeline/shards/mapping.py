@@ -1,4 +1,4 @@
-"""Many files mapped into one stretch of memory, whose rows one operation copies together."""
+"""Many files mapped into one stretch of memory, so that one operation copies rows of all."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import GmpipeError
+from pipeline.errors import DamagedError, MissingError
 
 _MAP_FIXED = 0x10
-"""Of mmap(2), the same on Linux and macOS; the module `mmap` has neither it nor addresses."""
+"""A flag of mmap(2), the same on Linux and macOS. Python's `mmap` has neither it nor addresses."""
 
 _ALIGNMENT = 1 << 21
-"""Where a file of the page cache can be mapped with huge pages, which is a third faster."""
+"""At such addresses, files in the page cache can be mapped with huge pages: a third faster."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -32,12 +32,12 @@ _libc.mmap.argtypes = [
 
 
 class MappedFiles:
-    """Files of known sizes, each with its place in one stretch of addresses.
+    """Files of known sizes, each with its own range in one stretch of addresses.
 
-    The stretch is only reserved until `map` puts a file into its place; then the file is closed,
-    so that no number of files meets the limit of open ones. The batches of a training touch most
-    files of a cache, a few rows each: with an array for each file they would be copied several
-    times slower. All goes with the object.
+    A range is only reserved until `map` puts its file there. The file is closed then, so that the
+    number of files can't reach the limit of open ones. The batches of a training touch most files
+    of a cache, for a few rows each: with one array per file, copying them would be several times
+    slower. The maps are released with the object.
     """
 
     def __init__(self, sizes: Sequence[int]) -> None:
@@ -48,43 +48,45 @@ class MappedFiles:
         self._memory = mmap.mmap(-1, length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ)
         self._address = np.frombuffer(self._memory, np.uint8).ctypes.data
         self.starts: npt.NDArray[np.int64] = np.cumsum(room) - room + -self._address % _ALIGNMENT
-        """(N,) place of each file's first byte."""
+        """(N,) position of each file's first byte."""
 
     def map(self, number: int, path: Path) -> None:
-        """Put the file ``path`` into the place of file ``number``.
+        """Map the file ``path`` to the range of file ``number``.
 
         Raises:
-            GmpipeError: it can't be opened or mapped, or is of another size.
+            DamagedError: its size is not the one given.
+            MissingError: it can't be opened or mapped.
         """
         size = self._sizes[number]
-        place = self._address + int(self.starts[number])
+        address = self._address + int(self.starts[number])
         try:
             descriptor = os.open(path, os.O_RDONLY)
             try:
-                found = os.fstat(descriptor).st_size
-                if found != size:
-                    raise GmpipeError(
-                        f"{path}: found {found} bytes; expected {size}: it was changed after its "
-                        "folder was opened. Run the command again."
+                actual = os.fstat(descriptor).st_size
+                if actual != size:
+                    raise DamagedError(
+                        f"{path}: found {actual} bytes; expected {size}. It was changed after its "
+                        "folder was opened.",
+                        "Run the command again.",
                     )
                 mapped = _libc.mmap(
-                    place, size, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, descriptor, 0
+                    address, size, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, descriptor, 0
                 )
-                if mapped != place:
+                if mapped != address:
                     raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise GmpipeError(
-                f"{path} can't be mapped into memory: {error.strerror}. See that it is there and "
-                "may be read, that its file system allows `mmap`, and that `sysctl "
-                "vm.max_map_count` is above the number of files."
+            raise MissingError(
+                f"{path} can't be mapped into memory: {error.strerror}.",
+                "Check that it exists and may be read, that its file system allows `mmap`, and "
+                "that `sysctl vm.max_map_count` is above the number of files.",
             ) from error
 
     def items(self, size: int) -> npt.NDArray[np.void]:
-        """Every stretch of ``size`` bytes by the place of its first byte, without a copy.
+        """All stretches of ``size`` bytes, indexed by the position of their first byte; no copy.
 
-        Only those in files that were mapped are of use; the others read as zeros.
+        Only those in mapped files are useful. The others read as zeros.
         """
-        # Each item overlaps the next: they begin a byte apart.
+        # Each item overlaps the next, which begins one byte later.
         return np.ndarray(len(self._memory) - size + 1, f"V{size}", self._memory, strides=1)

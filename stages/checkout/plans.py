@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.datasets.manifest import Manifest
-from pipeline.errors import DamagedError, GmpipeError, InputError, MissingError
+from pipeline.errors import GmpipeError, InputError
 from pipeline.labels.vectors import LabelVectors, load_label_vectors
 from pipeline.learning.splits import check_regions
 from pipeline.settings import TrainSettings
-from pipeline.shards.reader import RegionCache, read_index
+from pipeline.shards.index import read_index
+from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import Recipe
+from stages.checkout.caches import open_cache
 from stages.checkout.layout import cache_folder, run_folder
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request, unreached, unread_by_runs
@@ -74,8 +76,7 @@ def open_inputs(
         GmpipeError: as `load_label_vectors`.
     """
     manifest = dataset_manifest(dataset)
-    with advising(f"Run `gmpipe extract --dataset {dataset}`.", MissingError, DamagedError):
-        cache = RegionCache.open(cache_folder(dataset))
+    cache = open_cache(dataset)
     _log.info(
         "read the index of %s: %d rows in %d shards", cache.folder, len(cache), len(cache.shards)
     )

@@ -16,7 +16,7 @@ import traceback
 import click
 
 from pipeline.errors import GmpipeError, Stopped
-from pipeline.files import NO_SPACE, is_no_space
+from pipeline.files import naming_a_full_disk
 from stages.cli import about, caches, runs, trained
 from stages.cli.exit_codes import DONE, FAILED, STOPPED
 from stages.cli.options import CommandGroup, level_options
@@ -37,7 +37,8 @@ def main() -> None:
 def _run() -> int:
     """Run the command and return its exit code."""
     try:
-        code: int | None = cli.main(prog_name="gmpipe", standalone_mode=False)
+        with naming_a_full_disk():
+            code: int | None = cli.main(prog_name="gmpipe", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -49,11 +50,6 @@ def _run() -> int:
         return _fail(str(error), STOPPED)
     except GmpipeError as error:
         return _fail(str(error))
-    except OSError as error:
-        if not is_no_space(error):
-            raise
-        where = f" while writing {error.filename}" if error.filename else ""
-        return _fail(NO_SPACE.format(where=where, error=error))
     return code or DONE
 
 

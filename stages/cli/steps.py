@@ -82,7 +82,7 @@ def extract(
     amounts = dict(_resource(text) for text in resources)
     from stages import extract as stage
 
-    say(stage.extract(request, replace=replace, scheduler=scheduler, resources=amounts))
+    say(stage.extract(request, replace=replace, workers=stage.Workers(scheduler, amounts)))
 
 
 def _resource(text: str) -> tuple[str, float]:

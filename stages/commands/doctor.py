@@ -418,14 +418,14 @@ def _label_vectors(request: Request) -> Iterator[Finding]:
 
 def _cache(request: Request) -> Iterator[Finding]:
     from pipeline.shards.failures import FAILURES_NAME, read_failures
-    from pipeline.shards.reader import RegionCache
-    from pipeline.shards.schema import INDEX_NAME
+    from pipeline.shards.index import INDEX_NAME
+    from stages.checkout.caches import open_cache
 
     name = request.dataset
     folder = cache_folder(name)
     imported = request.detector.source == "imported"
     if (folder / INDEX_NAME).exists():
-        cache = RegionCache.open(folder)
+        cache = open_cache(name)
         state = f"{len(cache)} rows of {cache.regions} regions in {len(cache.shards)} shards"
         if failures := len(read_failures(folder)):
             state += f"; images without regions: {failures}, see {folder / FAILURES_NAME}"

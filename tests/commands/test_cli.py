@@ -29,8 +29,8 @@ from flows import ROOT, Flow, write_params
 from small import write_params as write_small_params
 
 from pipeline.settings import SECTIONS
-from pipeline.shards.reader import map_shard
-from pipeline.shards.writer import write_index, write_shard
+from pipeline.shards.index import write_index
+from pipeline.shards.shard import map_shard, write_shard
 from stages.cli.main import cli
 from stages.console.progress import progress_bar
 

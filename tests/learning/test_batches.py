@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import N_TRAIN, VIEWS, M, Toy
 
-from pipeline.errors import GmpipeError
 from pipeline.learning import batches as batches_module
-from pipeline.learning.batches import Batch, Feed, ahead, region_statistics
+from pipeline.learning.batches import Batch, Feed, region_statistics
 from pipeline.learning.splits import SplitData
 from pipeline.machine import available_memory
 from pipeline.matching.graphs import InstanceBatch
@@ -108,38 +106,6 @@ def test_regions_are_kept_in_memory_only_where_they_fit(
         asked.clear()
         list(feed.in_order(10))
         assert asked == ([] if kept else [10, 10, 10, 10, 2])
-
-
-def batch_threads() -> list[threading.Thread]:
-    return [t for t in threading.enumerate() if t.name.startswith("ahead")]
-
-
-def test_results_made_ahead_come_in_order_and_are_bounded() -> None:
-    made: list[int] = []
-
-    def make(item: int) -> int:
-        made.append(item)
-        return item * item
-
-    squares = []
-    for square in ahead(make, range(20)):
-        squares.append(square)
-        assert len(made) <= len(squares) + batches_module._AHEAD
-    assert squares == [n * n for n in range(20)]
-    assert batch_threads() == []
-
-
-def test_an_error_made_ahead_comes_where_its_item_would() -> None:
-    def make(item: int) -> int:
-        if item == 2:
-            raise GmpipeError("item 2 is damaged")
-        return item
-
-    made = ahead(make, range(9))
-    assert (next(made), next(made)) == (0, 1)
-    with pytest.raises(GmpipeError, match="item 2 is damaged"):
-        next(made)
-    assert batch_threads() == []
 
 
 @pytest.mark.parametrize(

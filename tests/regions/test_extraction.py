@@ -1,4 +1,4 @@
-"""What decides a cache's regions, which rows it has, and one shard's way from images to file."""
+"""What decides a cache's regions, which rows it has, and how a shard is extracted."""
 
 from __future__ import annotations
 
@@ -17,23 +17,27 @@ from torchvision.models.detection import FasterRCNN
 
 from pipeline.datasets.manifest import COLUMNS, Manifest, full_counts
 from pipeline.datasets.scenes import KINDS
-from pipeline.errors import GmpipeError
+from pipeline.errors import MissingError
 from pipeline.regions.detection import detect, prepare_for_extraction
 from pipeline.regions.detector import DetectorDescription, write_detector
 from pipeline.regions.extraction import (
     ShardExtractor,
     ShardOutcome,
+    extraction_recipe,
+    load_detector,
+)
+from pipeline.regions.plan import (
+    PlannedImages,
     ViewJob,
     ViewPlan,
-    extraction_recipe,
+    check_readable,
     image_digests,
-    load_detector,
     rows_digest,
 )
 from pipeline.regions.transforms import load_image, to_tensor, view_of
 from pipeline.settings import ArchitectureSettings, ExtractSettings
-from pipeline.shards.reader import map_shard
 from pipeline.shards.schema import AXES, Recipe, RegionRows
+from pipeline.shards.shard import map_shard
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +57,7 @@ def recipe(
     settings: ExtractSettings = EXTRACT,
     **changes: object,
 ) -> Recipe:
-    """A whole cache's, with the digest of its images."""
+    """The recipe of a whole cache, with the digest of its images."""
     settings = settings.model_copy(update=changes)
     plan = ViewPlan(scenes.manifest, settings.views)
     digests = image_digests(scenes.manifest, scenes.root, contents=settings.hash_images, threads=2)
@@ -101,7 +105,7 @@ def test_how_crops_are_drawn_counts_only_where_there_are_crops(scenes: Scenes, n
 
 
 @pytest.mark.parametrize("name", DECIDES_NOTHING)
-def test_how_work_is_cut_does_not_change_the_recipe(scenes: Scenes, name: str) -> None:
+def test_how_the_work_is_divided_does_not_change_the_recipe(scenes: Scenes, name: str) -> None:
     assert recipe(scenes, **{name: DECIDES_NOTHING[name]}) == recipe(scenes)
 
 
@@ -123,7 +127,7 @@ def test_images_change_the_recipe_and_labels_do_not(tmp_path: Path) -> None:
     for row, name, value in (*changes, (0, "width", None)):
         assert recipe(with_column(scenes, name, row, value)) == recipe(scenes)
     assert recipe(with_column(scenes, "image_id", 0, "another")) != recipe(scenes)
-    # The same bytes in another place.
+    # The same bytes at another path.
     content = (tmp_path / "images" / "train-00000.png").read_bytes()
     (tmp_path / "images" / "copy.png").write_bytes(content)
     assert recipe(with_column(scenes, "path", 0, "images/copy.png")) != recipe(scenes)
@@ -132,7 +136,7 @@ def test_images_change_the_recipe_and_labels_do_not(tmp_path: Path) -> None:
     assert recipe(moved, views=2) != recipe(scenes, views=2)
 
 
-def test_without_hashes_only_the_files_sizes_count(tmp_path: Path) -> None:
+def test_without_hashes_only_the_sizes_of_files_count(tmp_path: Path) -> None:
     scenes = draw_scenes(tmp_path)
     path = tmp_path / scenes.manifest.table["path"][5].as_py()
     content = bytearray(path.read_bytes())
@@ -151,11 +155,23 @@ def test_missing_images_are_named_before_anything_is_read(tmp_path: Path) -> Non
     for row in rows[7:9]:
         (tmp_path / row["path"]).unlink()
     with pytest.raises(
-        GmpipeError,
-        match=rf"^2 of 14 images of tiny are missing; the first is '{rows[7]['image_id']}' at "
-        rf"{tmp_path / rows[7]['path']}.*gmpipe prepare --dataset tiny",
+        MissingError,
+        match=rf"2 of 14 images of tiny.*'{rows[7]['image_id']}'.*{tmp_path / rows[7]['path']}",
     ):
         recipe(scenes)
+
+
+def test_unreadable_images_are_named_before_their_regions_are_dropped(tmp_path: Path) -> None:
+    scenes = draw_scenes(tmp_path)
+    plan = ViewPlan(scenes.manifest, 1)
+    check_readable(plan, np.arange(14), tmp_path, threads=2)
+    paths = [tmp_path / path for path in plan.paths.to_pylist()]
+    for path in (paths[3], paths[5]):  # nobody can read these, not even root
+        path.unlink()
+        path.mkdir()
+    check_readable(plan, np.array([0, 4]), tmp_path, threads=2)
+    with pytest.raises(MissingError, match=rf"2 of 4 images.*{paths[3]}"):
+        check_readable(plan, np.arange(2, 6), tmp_path, threads=2)
 
 
 # Which rows --------------------------------------------------------------------------------------
@@ -183,7 +199,7 @@ def test_every_training_view_and_every_test_image_is_planned(scenes: Scenes) -> 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=30), st.integers(1, 4))
 def test_a_plan_is_what_two_loops_list(train: list[bool], views: int) -> None:
-    """Splits in any order, against the plainest way to write the plan down."""
+    """Splits in any order, compared with the plainest way to list the rows."""
     splits = ["train" if one else "test" for one in train]
     manifest = object.__new__(Manifest)  # a plan may be of one split, a manifest has both
     columns = {
@@ -201,14 +217,17 @@ def test_a_plan_is_what_two_loops_list(train: list[bool], views: int) -> None:
     ]
     plan = ViewPlan(manifest, views)
     assert plan.jobs(np.arange(len(plan))) == expected
-    # Back from ids and views to numbers; unknown ids have no place, further views no row.
-    ids = pa.array([*(job.image_id for job in expected), "other"])
-    places = plan.places(ids)
-    assert places[-1] == -1
-    numbers = plan.rows(places[:-1], np.array([job.view for job in expected], np.int16))
-    assert numbers.tolist() == list(range(len(expected)))
+    # Back from ids and views to rows; unknown ids have no number, further views no row.
+    numbers = plan.numbers([*(job.image_id for job in expected), "other"])
+    assert numbers[-1] == -1
+    numbers, of_views = numbers[:-1], np.array([job.view for job in expected], np.int16)
+    assert plan.rows(numbers, of_views).tolist() == list(range(len(expected)))
     beyond = np.full(len(expected), views, np.int16)
-    assert len(plan.rows(places[:-1], beyond)) == 0
+    assert len(plan.rows(numbers, beyond)) == 0
+    # What a cache of every other row lacks.
+    images = PlannedImages(plan, np.zeros((len(splits), 32), np.uint8))
+    missing = images.missing_rows(numbers[::2], of_views[::2])
+    assert missing.tolist() == list(range(1, len(expected), 2))
 
 
 def test_a_digest_of_rows_depends_on_the_rows_alone() -> None:
@@ -241,10 +260,10 @@ def extract_rows(
 
 def test_rows_are_sound_and_do_not_depend_on_the_batch_size(scenes: Scenes) -> None:
     model, jobs = tiny_model(regions=EXTRACT.regions), jobs_of(scenes, 2)[:11]
-    seen: list[int] = []
-    rows, _, _ = ShardExtractor(model, EXTRACT, threads=3).detect(jobs, scenes.root, seen.append)
+    counts: list[int] = []
+    rows, _, _ = ShardExtractor(model, EXTRACT, threads=3).detect(jobs, scenes.root, counts.append)
     assert rows is not None
-    assert seen == [4, 4, 3]
+    assert counts == [4, 4, 3]
     rows.check()
     assert [name.decode() for name in rows.image_id] == [job.image_id for job in jobs]
     assert rows.view.tolist() == [job.view for job in jobs]
@@ -303,7 +322,7 @@ def test_a_detector_folder_extracts_as_the_model_it_was_written_from(
 
 
 def test_images_that_can_not_be_decoded_are_left_out_and_named(tmp_path: Path) -> None:
-    """The second batch of four loses two, and is not filled up with others."""
+    """The second batch of four loses two images, which no others replace."""
     scenes = draw_scenes(tmp_path)
     model, jobs = tiny_model(regions=EXTRACT.regions), jobs_of(scenes)
     expected = extract_rows(model, jobs, tmp_path, EXTRACT)
@@ -311,26 +330,26 @@ def test_images_that_can_not_be_decoded_are_left_out_and_named(tmp_path: Path) -
     (tmp_path / jobs[7].path).unlink()
     digests = image_digests(draw_scenes(tmp_path / "again").manifest, tmp_path / "again",
                             contents=True, threads=1)  # fmt: skip
-    seen: list[int] = []
+    counts: list[int] = []
     path = tmp_path / "regions-00000.h5"
     outcome = ShardExtractor(model, EXTRACT, threads=2).extract(
-        jobs, digests, tmp_path, path=path, dataset="tiny", recipe={"a": 1}, on_images=seen.append
+        jobs, digests, tmp_path, path=path, dataset="tiny", recipe={"a": 1}, on_images=counts.append
     )
-    assert seen == [4, 4, 4, 2]
+    assert counts == [4, 4, 4, 2]
     assert outcome.rows == 12
     assert [failure.image_id for failure in outcome.failures] == ["train-00004", "train-00007"]
     assert outcome.failures[0].path == jobs[4].path
-    assert "can't be decoded" in outcome.failures[0].reason
-    assert "no image" in outcome.failures[1].reason
+    for failure in outcome.failures:
+        assert str(tmp_path / failure.path) in failure.reason
     header, stored, _ = map_shard(path)
     kept = [n for n in range(14) if n not in (4, 7)]
     assert stored.image_id.tolist() == expected.image_id[kept].tolist()
     np.testing.assert_allclose(stored.features, expected.features[kept], atol=1e-4)
-    # The digest is over the rows that are there.
+    # The digest covers only the rows that were written.
     assert header.recipe["images"] == rows_digest(digests[kept], np.zeros(12, np.int16))
 
 
-def test_a_shard_of_broken_images_is_no_file(tmp_path: Path) -> None:
+def test_a_shard_of_broken_images_is_not_written(tmp_path: Path) -> None:
     jobs = [ViewJob("a", "a.png", 0), ViewJob("b", "b.png", 0)]
     for job in jobs:
         (tmp_path / job.path).write_bytes(b"")
@@ -348,7 +367,7 @@ def test_a_shard_of_broken_images_is_no_file(tmp_path: Path) -> None:
 
 
 class Watched(torch.nn.Module):
-    """A detector that takes turns only if it is made to; notes who is in it."""
+    """A detector that counts the threads that are in it at once."""
 
     def __init__(self, model: FasterRCNN) -> None:
         super().__init__()
@@ -364,7 +383,7 @@ class Watched(torch.nn.Module):
 
 
 def test_threads_take_turns_at_the_detector(scenes: Scenes, tmp_path: Path) -> None:
-    """Four shards at once give what four in a row give, and the detector sees one at a time."""
+    """Four shards at once give the same rows as one after the other."""
     model = Watched(tiny_model(regions=EXTRACT.regions))
     extractor = ShardExtractor(model, EXTRACT, threads=2)  # type: ignore[arg-type]
     jobs = jobs_of(scenes)

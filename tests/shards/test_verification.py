@@ -1,8 +1,9 @@
-"""Damage: all of it is found and named, none of it is ever read, and what is sound is kept."""
+"""Every damage is found and named, none is ever read, and sound rows are kept."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,11 @@ from builders import make_rows
 
 from pipeline.errors import GmpipeError
 from pipeline.files import sha256_file
-from pipeline.shards.reader import RegionCache, map_shard, read_header, read_ids
+from pipeline.shards.index import write_index
+from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import AXES, Recipe, RegionRows, fingerprint, row_checksums
+from pipeline.shards.shard import map_shard, read_header, read_ids, shard_name, write_shard
 from pipeline.shards.verification import Damage, salvage_shard, sound_rows, verify_cache
-from pipeline.shards.writer import shard_name, write_index, write_shard
 
 DATASET = "tiny"
 RECIPE: Recipe = {"images": "all", "m": 3, "weights": "f00"}
@@ -31,13 +33,13 @@ def shard_recipe(number: int) -> Recipe:
 
 @pytest.fixture
 def rows() -> RegionRows:
-    """Twelve rows, of which a shard of the cache has four."""
+    """Twelve rows; each shard of the cache has four of them."""
     return make_rows(4 * SHARDS)
 
 
 @pytest.fixture
 def folder(tmp_path: Path, rows: RegionRows) -> Path:
-    """A sound cache: `image-0` to `image-3` in the first shard, and so on."""
+    """A sound cache with `image-0` to `image-3` in the first shard, and so on."""
     folder = tmp_path / DATASET
     paths = [folder / shard_name(number) for number in range(SHARDS)]
     for number, path in enumerate(paths):
@@ -66,7 +68,7 @@ def kinds(damages: list[Damage]) -> list[tuple[str, str, int | None]]:
     return [(damage.shard, damage.kind, damage.row) for damage in damages]
 
 
-# Finding
+# Finding -----------------------------------------------------------------------------------------
 
 
 def test_a_sound_cache_has_no_damage(folder: Path) -> None:
@@ -82,9 +84,7 @@ def test_a_damaged_row_is_named(folder: Path, field: str) -> None:
     assert (whole.shard, whole.kind, whole.row) == (shard_name(1), "file", None)
     assert (row.shard, row.kind, row.row) == (shard_name(1), "row", 2)
     assert (row.image_id, row.view) == ("image-6", 0)
-    assert str(row).startswith(
-        "regions-00001.h5: row 2 (image 'image-6', view 0): found checksum 0x"
-    )
+    assert re.search(r"regions-00001\.h5.*row 2.*'image-6', view 0.*0x", str(row))
 
 
 def test_all_damaged_rows_of_a_file_are_named(folder: Path) -> None:
@@ -100,7 +100,7 @@ def test_all_damaged_rows_of_a_file_are_named(folder: Path) -> None:
     ]
 
 
-def test_rows_beyond_the_first_block_are_looked_at(tmp_path: Path) -> None:
+def test_rows_beyond_the_first_block_are_checked(tmp_path: Path) -> None:
     path = tmp_path / DATASET / shard_name(0)
     write_shard(path, make_rows(150), dataset=DATASET, recipe=RECIPE)
     write_index(path.parent, DATASET, RECIPE, [path])
@@ -124,8 +124,8 @@ def test_a_row_that_breaks_the_contract_is_named_by_its_value(
         file["boxes"][...] = boxes
         file["row_crc32"][...] = row_checksums(broken)
     _, row = verify_cache(folder)
-    assert (row.kind, row.row, row.expected) == ("row", 1, "xyxy in [0, 1]")
-    assert row.found.startswith("boxes[0] is [")
+    assert (row.kind, row.row) == ("row", 1)
+    assert "boxes[0]" in row.found
 
 
 def test_bytes_that_belong_to_no_row_are_found(folder: Path) -> None:
@@ -135,8 +135,9 @@ def test_bytes_that_belong_to_no_row_are_found(folder: Path) -> None:
     size = path.stat().st_size
     (damage,) = verify_cache(folder)
     assert (damage.kind, damage.row) == ("file", None)
-    assert damage.found == f"{size} bytes with sha256 {sha256_file(path)}"
-    assert damage.expected.startswith(f"{size - 1} with ")
+    assert f"{size} bytes" in damage.found
+    assert sha256_file(path) in damage.found
+    assert f"{size - 1} " in damage.expected
 
 
 def test_missing_and_unreadable_and_unlisted_shards_are_named(folder: Path) -> None:
@@ -156,11 +157,11 @@ def test_missing_and_unreadable_and_unlisted_shards_are_named(folder: Path) -> N
         (shard_name(8), "row", 3),
     ]
     assert damages[-1].image_id == "image-53"
-    assert "none of HDF5" in damages[1].found
-    assert str(damages[0]).startswith("regions-00000.h5: found no file; expected one of ")
+    assert "HDF5" in damages[1].found
+    assert "regions-00000.h5" in str(damages[0])
 
 
-def test_a_folder_in_place_of_a_shard_is_missing(folder: Path) -> None:
+def test_a_folder_instead_of_a_shard_is_missing(folder: Path) -> None:
     (folder / shard_name(2)).unlink()
     (folder / shard_name(2)).mkdir()
     assert kinds(verify_cache(folder)) == [(shard_name(2), "missing", None)]
@@ -176,8 +177,8 @@ def test_foreign_shards_are_named_with_what_differs(folder: Path, rows: RegionRo
         write_shard(folder / shard_name(number), part, dataset=dataset, recipe=recipe)
     damages = [damage for damage in verify_cache(folder) if damage.kind != "file"]
     assert kinds(damages) == [(shard_name(number), "foreign", None) for number in range(SHARDS)]
-    assert "made with other settings: m is 4, expected 3." in damages[0].found
-    assert f"of other images, with fingerprint {fingerprint(shard_recipe(9))}" in damages[1].found
+    assert "m is 4, expected 3" in damages[0].found
+    assert fingerprint(shard_recipe(9)) in damages[1].found
     assert "'other', 3, 5, 'float16')" in damages[2].found
 
 
@@ -197,14 +198,14 @@ def rewrite_index(folder: Path, **columns: list[object]) -> None:
     pq.write_table(type(table).from_pydict(arrays, schema=table.schema), path)
 
 
-def test_an_index_that_tells_of_other_images_is_found(folder: Path) -> None:
+def test_an_index_that_lists_other_images_is_found(folder: Path) -> None:
     ids = [f"image-{n}" for n in range(12)]
     ids[1], ids[2] = ids[2], ids[1]
     rewrite_index(folder, image_id=ids)
     damages = verify_cache(folder)
     assert kinds(damages) == [(shard_name(0), "index", 1), (shard_name(0), "index", 2)]
     assert damages[0].image_id == "image-2"
-    assert damages[0].found == "image 'image-1', view 0"
+    assert "'image-1', view 0" in damages[0].found
     rewrite_index(folder, image_id=[f"image-{n}" for n in range(12)], view=[0] * 11 + [5])
     assert kinds(verify_cache(folder)) == [(shard_name(2), "index", 3)]
 
@@ -212,10 +213,8 @@ def test_an_index_that_tells_of_other_images_is_found(folder: Path) -> None:
 def test_an_index_that_lacks_or_repeats_rows_is_found(folder: Path) -> None:
     rewrite_index(folder, row=[0, 0, 2, 3] * 3)
     damages = [damage for damage in verify_cache(folder) if damage.shard == shard_name(1)]
-    assert [(damage.row, damage.found, damage.expected) for damage in damages] == [
-        (0, "2 rows of index.parquet", "one"),
-        (1, "0 rows of index.parquet", "one"),
-    ]
+    assert [(damage.row, damage.found[0]) for damage in damages] == [(0, "2"), (1, "0")]
+    assert all("index.parquet" in damage.found for damage in damages)
     assert damages[1].image_id == "image-5"
     rewrite_index(
         folder, image_id=[f"image-{n}" for n in [0, 0, *range(2, 12)]], row=[*range(4)] * 3
@@ -226,14 +225,14 @@ def test_an_index_that_lacks_or_repeats_rows_is_found(folder: Path) -> None:
 
 def test_a_missing_or_damaged_index_is_an_error(folder: Path) -> None:
     (folder / "index.parquet").write_bytes(b"PAR1")
-    with pytest.raises(GmpipeError, match="expected an index of format version 2"):
+    with pytest.raises(GmpipeError, match=r"index\.parquet.*version 2"):
         verify_cache(folder)
     (folder / "index.parquet").unlink()
-    with pytest.raises(GmpipeError, match=r"no index of regions\. Run `gmpipe extract --dataset"):
+    with pytest.raises(GmpipeError, match=r"index\.parquet"):
         verify_cache(folder)
 
 
-# Salvaging
+# Salvaging ---------------------------------------------------------------------------------------
 
 
 def test_sound_rows_of_a_damaged_shard_are_kept(folder: Path, rows: RegionRows) -> None:
@@ -250,7 +249,7 @@ def test_sound_rows_of_a_damaged_shard_are_kept(folder: Path, rows: RegionRows) 
     np.testing.assert_array_equal(checksums, row_checksums(kept))
     assert (header.dataset, header.recipe) == (DATASET, {**RECIPE, "images": "three"})
     assert read_ids(path)[0] == image_ids
-    # The index still tells of the old one, and is told of the new one.
+    # The index still lists the old shard.
     assert kinds(verify_cache(folder)) == [
         (shard_name(1), "file", None),
         (shard_name(1), "foreign", None),
@@ -265,31 +264,27 @@ def test_damaged_rows_are_not_kept(folder: Path) -> None:
     flip_row(path, "features", 1)
     before = sha256_file(path)
     for keep, recipe, message in [
-        (
-            [0, 1],
-            shard_recipe(9),
-            r"00000\.h5: row 1 is damaged: found checksum .*Delete the shard",
-        ),
-        ([0], {**RECIPE, "m": 4}, r"made with other settings: m is 3, expected 4"),
-        ([], shard_recipe(9), r"found no rows; a shard holds at least one"),
+        ([0, 1], shard_recipe(9), r"regions-00000\.h5.*row 1.*checksum"),
+        ([0], {**RECIPE, "m": 4}, "m is 3, expected 4"),
+        ([], shard_recipe(9), r"regions-00000\.h5"),
     ]:
         with pytest.raises(GmpipeError, match=message):
             salvage_shard(path, keep, recipe)
     assert sha256_file(path) == before
     path.write_bytes(b"")
     for function in (lambda: sound_rows(path), lambda: salvage_shard(path, [0], RECIPE)):
-        with pytest.raises(GmpipeError, match="expected a shard"):
+        with pytest.raises(GmpipeError, match=r"regions-00000\.h5"):
             function()
 
 
-# Whatever happens to a file
+# Any damage to a file ----------------------------------------------------------------------------
 
 
 def assert_found_and_never_read(folder: Path, rows: RegionRows, damaged: Path) -> int:
-    """Verify names the damaged shard and no other; what is still read equals what was written.
+    """Check that only the damaged shard is named, and that what is still read is what was written.
 
     Returns:
-        how many rows of the cache could be read.
+        the number of rows that could be read.
     """
     damages = verify_cache(folder)
     assert damages
@@ -305,7 +300,7 @@ def assert_found_and_never_read(folder: Path, rows: RegionRows, damaged: Path) -
         try:
             found = cache.gather([number])
         except GmpipeError:
-            # verify tells of all that a reader refuses
+            # verify names all that a reader refuses
             assert whole or number % 4 in named
             continue
         assert not (number // 4 == int(damaged.stem[-5:]) and number % 4 in named)
@@ -318,7 +313,7 @@ def assert_found_and_never_read(folder: Path, rows: RegionRows, damaged: Path) -
 def damaged_copies(
     folder: Path, seed: int, count: int, spoil: Callable[[np.random.Generator, bytes], bytes]
 ) -> Iterator[Path]:
-    """Yield ``count`` times a shard whose bytes were spoilt, and mend it after each."""
+    """Yield ``count`` times a shard whose bytes were spoilt, and restore it after each."""
     rng = np.random.default_rng(seed)
     for number in rng.integers(SHARDS, size=count):
         path = folder / shard_name(number)
@@ -350,7 +345,7 @@ def test_flipped_bits_are_found_and_never_read(
         assert_found_and_never_read(folder, rows, path)
         for path in damaged_copies(folder, seed, count, flip_any_bit)
     ]
-    # Not in vain: some flips cost a row, some a shard, and some nothing at all.
+    # The flips make a difference: some cost a row, some a shard, and some nothing at all.
     assert {8, 11, 12} <= set(read)
 
 
@@ -360,13 +355,13 @@ def test_truncated_files_are_found_and_never_read(
 ) -> None:
     for path in damaged_copies(folder, seed, count, cut_anywhere):
         assert assert_found_and_never_read(folder, rows, path) == 0
-        # Nor if the index said that length: whoever made the file may have made the index.
+        # Nor if the index gave that size: whoever made the file may have made the index.
         size = path.stat().st_size
         table = pq.read_table(folder / "index.parquet", partitioning=None)
         metadata = table.schema.metadata
         about = json.loads(metadata[b"gmpipe"])
         next(e for e in about["shards"] if e["name"] == path.name)["bytes"] = size
-        if size > 15:  # features of a row: less is refused by itself
+        if size > 15:  # the features of a row; fewer bytes are refused by themselves
             spoilt = table.replace_schema_metadata({"gmpipe": json.dumps(about)})
             pq.write_table(spoilt, folder / "index.parquet")
             assert_found_and_never_read(folder, rows, path)

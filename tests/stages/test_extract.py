@@ -1,43 +1,38 @@
-"""Extraction as it is run: workers, photographs that are broken, kills, clusters.
+"""Extraction on broken and changed photographs, and what it drops: nothing without being told.
 
-The finished flow of 60 rows in 6 shards of 10 is what each test starts from.
+Each test starts from the finished flow of 60 rows in 6 shards of 10. The worker is a thread of this
+process; tests/workers has those in which the process matters.
 """
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import gc
-import os
-import random
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
-from distributed import Client, LocalCluster
-from flows import BIN, Flow, write_params
+from clusters import worker_in_this_process
+from flows import Flow
 from PIL import Image
 
 from pipeline.datasets.manifest import read_manifest
-from pipeline.errors import GmpipeError
-from pipeline.machine import cores
+from pipeline.errors import MissingError
 from pipeline.regions.detector import TORCHVISION_WEIGHTS, build_model
 from pipeline.settings import ArchitectureSettings
-from pipeline.shards.failures import Failure, read_failures
-from pipeline.shards.reader import RegionCache, map_shard, read_header, whole_shards
-from stages.workers.cluster import open_cluster, run_tasks, threads_of_worker
+from pipeline.shards.failures import Failure, read_failures, write_failures
+from pipeline.shards.reader import RegionCache
+from pipeline.shards.shard import map_shard, read_header, whole_shards
 
-SHARDS = [f"regions-{n:05d}.h5" for n in range(6)]
+
+@pytest.fixture(scope="module", autouse=True)
+def _in_this_process() -> Iterator[None]:
+    with worker_in_this_process():
+        yield
 
 
 def image(flow: Flow, name: str) -> Path:
@@ -46,22 +41,22 @@ def image(flow: Flow, name: str) -> Path:
 
 def rows_of(folder: Path) -> dict[tuple[str, int], bytes]:
     """Every row of the cache's shards, all its fields as bytes, by image and view."""
-    found: dict[tuple[str, int], bytes] = {}
+    content: dict[tuple[str, int], bytes] = {}
     for path in whole_shards(folder):
         _, rows, _ = map_shard(path)
         for row in range(len(rows)):
             key = rows.image_id[row].decode(), int(rows.view[row])
-            assert key not in found
+            assert key not in content
             arrays = (rows.features, rows.boxes, rows.scores, rows.classes, rows.count)
-            found[key] = b"".join(array[row].tobytes() for array in arrays)
-    return found
+            content[key] = b"".join(array[row].tobytes() for array in arrays)
+    return content
 
 
 # Broken photographs ------------------------------------------------------------------------------
 
 
-def test_a_broken_photograph_is_listed_and_the_rest_goes_on(flow: Flow) -> None:
-    """Two broken training images and one of the test split, in an otherwise fresh cache."""
+def test_a_broken_photograph_is_listed_and_the_others_are_extracted(flow: Flow) -> None:
+    """Two broken training images and one broken test image, in an otherwise fresh cache."""
     shutil.rmtree(flow / "cache/tiny")
     whole = image(flow, "train-00003").read_bytes()
     image(flow, "train-00003").write_bytes(whole[: len(whole) // 2])
@@ -70,38 +65,38 @@ def test_a_broken_photograph_is_listed_and_the_rest_goes_on(flow: Flow) -> None:
 
     failed = flow.gmpipe("extract")
     assert failed.refused(
-        r"55 rows, 55 of them extracted.*undecodable images: 3, see cache/tiny/failures\.parquet"
-        r".*The first: .*test-00011\.png can't be decoded.*--max-failures 3.*max_failures: 3"
+        r"55 rows, 55 of them extracted.*3, see cache/tiny/failures\.parquet"
+        r".*test-00011\.png.*--max-failures 3.*max_failures: 3"
     )
     listed = pq.read_table(flow / "cache/tiny/failures.parquet").to_pylist()
     assert [row["image_id"] for row in listed] == ["test-00011", "train-00003", "train-00007"]
     assert listed[0]["path"] == "prepared/images/test-00011.png"
-    assert all("can't be decoded" in row["reason"] for row in listed)
+    assert all(row["path"] in row["reason"] for row in listed)
     cache = RegionCache.open(flow / "cache/tiny")
     assert len(cache) == 55
     assert not {row["image_id"] for row in listed} & set(cache.ids)
     times = (flow / ".state/times/tiny.csv").read_text()
     assert times.endswith(",55\n")
 
-    # The next run tries only these again; with leave it succeeds.
+    # The next run tries only these again, and succeeds once they are tolerated.
     assert flow.gmpipe("extract", "--max-failures", "2").refused("0 of them extracted")
     said = flow.ok("extract", "--max-failures", "3")
     assert "55 rows, 0 of them extracted now" in said
-    assert "undecodable images: 3" in said
+    assert "3, see cache/tiny/failures.parquet" in said
     assert (flow / ".state/times/tiny.csv").read_text() == times
     assert len(read_failures(flow / "cache/tiny")) == 3
 
     # Training and evaluation leave them out and say so.
-    assert "2 images without regions left out" in flow.ok("train")
-    assert "1 images without regions left out" in flow.ok("evaluate")
+    assert "2 images without regions" in flow.ok("train")
+    assert "1 images without regions" in flow.ok("evaluate")
     assert (flow.metrics()["images"], flow.metrics()["left_out"]) == (11, 1)
     scored = pq.read_table(flow / "runs/tiny/full-s0/predictions.parquet")["image_id"].to_pylist()
     assert sorted(scored) == [f"test-{n:05d}" for n in range(11)]
 
-    # A mended one costs its own rows only.
+    # One that is fixed costs only its own rows.
     before = flow.bytes("cache/tiny")
     image(flow, "train-00003").write_bytes(whole)
-    assert flow.gmpipe("extract").refused(r"57 rows, 2 of them extracted now.*images: 2")
+    assert flow.gmpipe("extract").refused(r"57 rows, 2 of them extracted now.* 2, see cache/tiny")
     after = flow.bytes("cache/tiny")
     assert {name: after[name] for name in before if name.endswith(".h5")} == {
         name: content for name, content in before.items() if name.endswith(".h5")
@@ -110,31 +105,26 @@ def test_a_broken_photograph_is_listed_and_the_rest_goes_on(flow: Flow) -> None:
     image(flow, "test-00011").write_bytes(whole)
     assert "60 rows, 3 of them extracted now" in flow.ok("extract")
     assert not (flow / "cache/tiny/failures.parquet").exists()
-    flow.ok("train")
 
 
-def test_an_image_that_nobody_can_decode_leaves_no_shard(flow: Flow) -> None:
+def test_without_any_readable_image_there_is_no_shard(flow: Flow) -> None:
     shutil.rmtree(flow / "cache/tiny")
     for path in (flow / "data/tiny/prepared/images").iterdir():
         path.write_bytes(b"broken")
-    assert flow.gmpipe("extract").refused(r"0 rows, 0 of them.*undecodable images: 36")
-    assert whole_shards(flow / "cache/tiny") == []
-    assert flow.gmpipe("train").refused(r"no index of regions.*gmpipe extract")
+    assert flow.gmpipe("extract").refused("0 rows, 0 of them.* 36, see cache/tiny")
+    assert sorted(path.name for path in (flow / "cache/tiny").iterdir()) == ["failures.parquet"]
+    assert flow.gmpipe("train").refused(r"index\.parquet.*gmpipe extract")
 
 
-def test_train_says_when_nothing_is_left(flow: Flow) -> None:
-    from pipeline.shards.failures import write_failures
-
+def test_train_names_the_split_of_which_no_image_is_left(flow: Flow) -> None:
     manifest = read_manifest(flow / "data/tiny/prepared/manifest.parquet")
     ids = manifest.image_ids("train")
     write_failures(flow / "cache/tiny", [Failure(name, "x.png", "broken") for name in ids])
-    assert flow.gmpipe("train").refused(
-        "none of the 24 images of the train split has regions.*failures"
-    )
+    assert flow.gmpipe("train").refused("24 images of the train split.*failures")
 
 
-def test_odd_photographs_are_extracted(flow: Flow) -> None:
-    """Written over images of the demo, under their names: Pillow looks at the content."""
+def test_unusual_photographs_are_extracted(flow: Flow) -> None:
+    """They replace images of the demo and keep their names: Pillow looks at the content."""
     shutil.rmtree(flow / "cache/tiny")
     noise = np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)
     picture = Image.fromarray(noise)
@@ -152,16 +142,21 @@ def test_odd_photographs_are_extracted(flow: Flow) -> None:
     assert "60 rows, 60 of them extracted now" in flow.ok("extract")
 
 
-# Photographs that change -------------------------------------------------------------------------
+# What is dropped ---------------------------------------------------------------------------------
 
 
 def test_a_changed_photograph_costs_its_own_shard(flow: Flow, made: Flow) -> None:
     shutil.copy(image(flow, "train-00000"), image(flow, "train-00009"))  # rows 18 and 19
+    before = flow.bytes("cache/tiny")
+    size = len(before["cache/tiny/regions-00001.h5"]) / 1000
+    told = rf"1 shard \(10 rows, {size:.3g} kB\).*regions-00001\.h5"
     assert flow.gmpipe("extract").refused(
-        r"regions-00001\.h5 was made with other settings: images is.*--replace"
+        rf"{told}.*`gmpipe extract --dataset tiny --replace`.*dvc repro"
     )
+    assert flow.bytes("cache/tiny") == before
     said = flow.ok("extract", "--replace")
-    assert said.count("It was dropped.") == 1
+    assert len(re.findall(told, said, re.DOTALL)) == 1
+    assert "regions-00000" not in said
     assert "60 rows, 10 of them extracted now" in said
     now, then = rows_of(flow / "cache/tiny"), rows_of(made / "cache/tiny")
     assert {key for key in then if now[key] != then[key]} == {
@@ -173,299 +168,112 @@ def test_a_changed_photograph_costs_its_own_shard(flow: Flow, made: Flow) -> Non
 
 
 def test_an_added_photograph_costs_its_own_rows(flow: Flow, made: Flow) -> None:
-    """The demo's further scenes leave the others as they are."""
+    """Further scenes of the demo do not change the others."""
     flow.params(prepare__tiny__train=26)
     flow.ok("prepare")
     assert "64 rows, 4 of them extracted now" in flow.ok("extract")
     now, then = rows_of(flow / "cache/tiny"), rows_of(made / "cache/tiny")
     assert {key: now[key] for key in then} == then
-    # And one that the data set no longer has is in the way of its shard.
+    # An image that the data set no longer has makes its shard stale.
     flow.params()
     flow.ok("prepare")
-    assert flow.gmpipe("extract").refused(r"holds image 'train-00024', which the manifest lacks")
+    assert flow.gmpipe("extract").refused(r"1 shard \(4 rows.*regions-00006\.h5.*'train-00024'")
     assert "60 rows, 0 of them extracted now" in flow.ok("extract", "--replace")
 
 
-# Killed ------------------------------------------------------------------------------------------
-
-
-def start(flow: Flow, *arguments: str) -> subprocess.Popen[str]:
-    """`gmpipe extract` in a process group of its own."""
-    return subprocess.Popen(
-        [BIN / "gmpipe", "extract", *arguments],
-        cwd=flow.folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        # What runs in a shell's background ignores Ctrl-C, and so would what it starts.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+def test_other_settings_drop_all_shards_and_say_so_once(flow: Flow) -> None:
+    other = ("--set", "extract.tiny.regions=3")
+    before = flow.bytes("cache/tiny")
+    told = (
+        r"6 shards \(60 rows, [\d.]+ kB\).*regions-00000\.h5 and 5 more.*regions is 4, expected 3"
     )
+    assert flow.gmpipe("extract", *other).refused(
+        rf"{told}.*`gmpipe extract --dataset tiny --set extract\.tiny\.regions=3 --replace`"
+    )
+    assert flow.bytes("cache/tiny") == before
+    said = flow.ok("extract", *other, "--replace")
+    assert len(re.findall(told, said, re.DOTALL)) == 1
+    assert RegionCache.open(flow / "cache/tiny").regions == 3
 
 
-def wait_for(condition: Callable[[], bool], run: subprocess.Popen[str]) -> bool:
-    """Until ``condition`` holds; false if the run ends before."""
-    while not condition():
-        if run.poll() is not None:
-            return condition()
-        time.sleep(0.0005)
-    return True
+def test_nothing_is_dropped_that_can_not_be_extracted_again(flow: Flow) -> None:
+    other = ("--set", "extract.tiny.regions=3", "--replace")
+    before = flow.bytes("cache/tiny")
+
+    def refused(*patterns: str, arguments: tuple[str, ...] = ()) -> None:
+        outcome = flow.gmpipe("extract", *other, *arguments)
+        assert all(map(outcome.refused, patterns))
+        assert flow.bytes("cache/tiny") == before
+
+    path = image(flow, "train-00004")
+    path.rename(path.with_suffix(".away"))
+    refused("train-00004", "1 of 36 images", "gmpipe prepare")
+    path.with_suffix(".away").rename(path)
+
+    weights = flow / "data/tiny/detector/weights.pt"
+    weights.rename(weights.with_suffix(".away"))
+    refused("gmpipe detector")
+    weights.with_suffix(".away").rename(weights)
+
+    # Whoever may not read a photograph; tests/regions has the check itself.
+    unreadable = MissingError("train-00004.png can't be read (Permission denied).")
+    with mock.patch("stages.extract.check_readable", side_effect=unreadable):
+        refused("train-00004", "Permission denied")
+
+    with mock.patch("stages.workers.cluster._CONNECT_SECONDS", 0.5):
+        refused("tcp://127.0.0.1:9", arguments=("--scheduler", "tcp://127.0.0.1:9"))
 
 
-def shards(flow: Flow) -> list[str]:
-    return sorted(path.name for path in (flow / "cache/tiny").glob("regions-*.h5"))
+def test_a_damaged_shard_is_named_and_replaced(flow: Flow, made: Flow) -> None:
+    path = flow / "cache/tiny/regions-00001.h5"
+    path.write_bytes(path.read_bytes()[:3000])
+    assert flow.gmpipe("extract").refused(r"1 shard .*regions-00001\.h5.*--replace")
+    assert "60 rows, 10 of them extracted now" in flow.ok("extract", "--replace")
+    assert flow.bytes("cache/tiny") == made.bytes("cache/tiny")
 
 
-def test_ctrl_c_leaves_whole_shards(flow: Flow, made: Flow) -> None:
-    for _ in range(10):  # the run may end before the signal comes
-        shutil.rmtree(flow / "cache/tiny")
-        run = start(flow)
-        assert wait_for(lambda: len(shards(flow)) >= 1, run)
-        os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to the workers as well
-        said, _ = run.communicate(timeout=60)
-        if run.returncode != 0:
-            break
-    assert run.returncode == 130, said
-    assert re.search(r"Error: stopped\. .*the same command goes on", said)
-    assert "Traceback" not in said
+# Stopped -----------------------------------------------------------------------------------------
+
+
+def test_a_stopped_extraction_keeps_whole_shards(flow: Flow, made: Flow) -> None:
+    """As after Ctrl-C, which the test in tests/workers presses in a real process."""
+    from stages.workers import cluster
+
+    shutil.rmtree(flow / "cache/tiny")
+    run_tasks = cluster.run_tasks
+
+    def stopped_after_the_first(*arguments: object, **options: object) -> Iterator[object]:
+        for number, done in enumerate(run_tasks(*arguments, **options)):  # type: ignore[arg-type]
+            if number == 1:
+                raise KeyboardInterrupt
+            yield done
+
+    with mock.patch.object(cluster, "run_tasks", stopped_after_the_first):
+        outcome = flow.gmpipe("extract")
+    assert outcome.code == 130, outcome
+    assert "cache/tiny" in outcome.err
+    assert "Traceback" not in outcome.err
+    assert whole_shards(flow / "cache/tiny") != []
     for path in whole_shards(flow / "cache/tiny"):
         read_header(path)
     flow.ok("extract")
     assert flow.bytes("cache/tiny") == made.bytes("cache/tiny")
 
 
-def workers_of(run: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The worker processes of a command."""
-    found = []
-    for process in psutil.Process(run.pid).children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):  # it ended in between
-            if "spawn_main" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
-
-
-def test_a_killed_worker_is_replaced_and_its_shards_done_again(flow: Flow, made: Flow) -> None:
-    for _ in range(10):  # the run may end before its worker is killed
-        shutil.rmtree(flow / "cache/tiny")
-        run = start(flow)
-        # Looked for beforehand: from the first shard to the last it is a blink.
-        assert wait_for(lambda run=run: bool(workers_of(run)), run)
-        workers = workers_of(run)
-        assert wait_for(lambda: len(shards(flow)) >= 1, run)
-        workers[0].kill()
-        done = shards(flow) == SHARDS
-        said, _ = run.communicate(timeout=120)
-        assert run.returncode == 0, said
-        if not done:
-            break
-    assert len(workers) == 1
-    assert not done
+@pytest.mark.parametrize("number", [28, 122])  # ENOSPC, EDQUOT
+def test_a_full_disk_is_named_and_what_was_finished_is_kept(
+    flow: Flow, made: Flow, number: int
+) -> None:
+    for shard in (1, 4):
+        (flow / f"cache/tiny/regions-{shard:05d}.h5").unlink()
+    kept = flow.bytes("cache/tiny")
+    full = OSError(number, "No space left on device")
+    with mock.patch("pipeline.shards.shard.map_shard", side_effect=full):  # before the rename
+        assert flow.gmpipe("extract").refused(r"regions-0000[14]\.h5.*run the same command again")
+    left = {name: content for name, content in flow.bytes("cache/tiny").items() if "h5" in name}
+    assert left == {name: content for name, content in kept.items() if "h5" in name}
+    assert "60 rows, 20 of them extracted now" in flow.ok("extract")
     assert flow.bytes("cache/tiny") == made.bytes("cache/tiny")
-
-
-@pytest.mark.slow
-def test_killed_at_any_moment_the_next_run_completes(flow: Flow, made: Flow) -> None:
-    """SIGKILL at 20 seeded moments, half of them while a shard is open, half of each kind to the
-    whole group and half to the command alone, whose workers then outlive it for a moment."""
-    chance = random.Random(0)
-    folder = flow / "cache/tiny"
-    kills = dict.fromkeys(("open", "between"), 0)
-    redone = 0
-    while sum(kills.values()) < 20:
-        wanted = "open" if kills["open"] <= kills["between"] else "between"
-        if shards(flow) == SHARDS or not folder.exists():
-            shutil.rmtree(folder, ignore_errors=True)
-        before = shards(flow)
-        run = start(flow)
-
-        def is_open() -> bool:
-            return any(folder.glob("regions-*.tmp"))
-
-        target = len(before) + chance.randrange(len(SHARDS) - len(before))
-        late = chance.random() * 0.05
-        assert wait_for(lambda n=target: len(shards(flow)) >= n, run)
-        if wanted == "open":
-            caught = wait_for(is_open, run)
-        else:
-            time.sleep(late)
-            caught = any(folder.iterdir()) and not (folder / "index.parquet").exists()
-        if chance.random() < 0.5:
-            os.killpg(run.pid, signal.SIGKILL)
-        else:
-            run.kill()
-        run.communicate()
-        kills[wanted] += caught
-        for path in whole_shards(folder):
-            read_header(path)
-        # What was whole stays whole, byte for byte.
-        now = flow.bytes("cache/tiny")
-        then = made.bytes("cache/tiny")
-        assert all(now[f"cache/tiny/{name}"] == then[f"cache/tiny/{name}"] for name in before)
-        redone += len(before)
-    flow.ok("extract")
-    assert rows_of(folder) == rows_of(made / "cache/tiny")
-    assert flow.bytes("cache/tiny") == made.bytes("cache/tiny")
-    assert redone > 0
-
-
-# Clusters ----------------------------------------------------------------------------------------
-
-
-def test_a_worker_uses_all_cores() -> None:
-    """Dask sets OMP_NUM_THREADS=1 for its workers; the extraction asks for Dask's own count."""
-    with open_cluster(None, {}) as client:
-        assert client.submit(threads_of_worker).result() == max(2, cores())
-        environment = client.submit(os.environ.get, "OMP_NUM_THREADS").result()
-        assert environment == "1"
-
-
-def test_a_worker_ends_without_a_last_look_for_garbage(tmp_path: Path) -> None:
-    """Which takes seconds with torch, and Dask kills a worker that takes 4 s, with a warning."""
-    path = tmp_path / "frozen"
-
-    def note_at_the_end() -> None:
-        atexit.register(lambda: path.write_text(str(gc.get_freeze_count())))
-
-    with open_cluster(None, {}) as client:
-        client.run(note_at_the_end)
-    assert int(path.read_text()) > 100_000
-
-
-def test_the_detector_of_a_worker_gets_its_threads(flow: Flow) -> None:
-    """In a real worker, where Dask has set OMP_NUM_THREADS=1."""
-    from stages import extract as stage
-
-    shutil.rmtree(flow / "cache/tiny")
-    with open_cluster(None, {}) as client:
-        flow.ok("extract", "--scheduler", client.scheduler.address)
-        after = client.submit(torch.get_num_threads, pure=False).result()
-        loaded = client.submit(lambda: len(stage._loaded), pure=False).result()
-    assert (after, loaded) == (max(2, cores()), 1)
-
-
-def test_an_existing_cluster_gives_the_same_cache(flow: Flow, made: Flow) -> None:
-    shutil.rmtree(flow / "cache/tiny")
-    with LocalCluster(
-        n_workers=2,
-        threads_per_worker=1,
-        dashboard_address="127.0.0.1:0",
-        resources={"GPU": 1},
-    ) as cluster:
-        address = cluster.scheduler_address
-        with Client(cluster) as client:
-            client.wait_for_workers(2)
-            wrong = flow.gmpipe("extract", "--scheduler", address, "--resource", "GPU=2")
-            assert wrong.refused(r"a shard's worker must have GPU=2.*2 workers.*'GPU': 1")
-            assert shards(flow) == []
-            said = flow.ok("extract", "--scheduler", address, "--resource", "GPU=1")
-            assert "60 rows, 60 of them extracted now" in said
-            loaded = client.run(loaded_detectors)
-            assert list(loaded.values()) == [1, 1]
-    # On one thread a worker, so that sums are rounded in another order.
-    caches = [RegionCache.open(one / "cache/tiny") for one in (flow, made)]
-    found, expected = (cache.gather(range(len(cache))) for cache in caches)
-    assert found.image_id.tolist() == expected.image_id.tolist()
-    np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-4)
-    np.testing.assert_allclose(found.features, expected.features, atol=2e-3)
-
-
-def loaded_detectors() -> int:
-    from stages import extract as stage
-
-    return len(stage._loaded)
-
-
-def test_a_scheduler_that_is_not_there_is_named(flow: Flow) -> None:
-    shutil.rmtree(flow / "cache/tiny")
-    assert flow.gmpipe("extract", "--scheduler", "tcp://127.0.0.1:9").refused(
-        r"--scheduler tcp://127\.0\.0\.1:9: no scheduler with a worker answered.*dask worker"
-    )
-    usage = flow.gmpipe("extract", "--resource", "GPU")
-    assert usage.code == 2
-    assert "expected NAME=AMOUNT" in usage.err
-
-
-def test_a_worker_that_sees_other_files_is_named(flow: Flow) -> None:
-    """As on a cluster without a shared file system: the cache is another folder there."""
-    from stages import extract as stage
-
-    job = stage._Extraction.__new__(stage._Extraction)
-    for name, value in {
-        "folder": flow / "cache/tiny",
-        "root": flow / "data/tiny",
-        "detector": flow / "data/tiny/detector",
-        "turn": "another",
-        "versions": {},
-    }.items():
-        object.__setattr__(job, name, value)
-    assert "does not see the cache" in (stage._problem_of_worker(job) or "")
-    job.versions["h5py"] = "0.1"
-    assert "it has h5py" in (stage._problem_of_worker(job) or "")
-
-
-def die_once(marker: str) -> str:
-    path = Path(marker)
-    if not path.exists():
-        path.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return "done"
-
-
-def die(_: int) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def fail_once(marker: str) -> str:
-    path = Path(marker)
-    if not path.exists():
-        path.touch()
-        raise OSError("a disk that is gone for a moment")
-    return "done"
-
-
-def test_a_task_is_tried_again(tmp_path: Path) -> None:
-    markers = iter([str(tmp_path / "a")])
-    with open_cluster(None, {}) as client:
-        done = run_tasks(
-            client, fail_once, markers, topic="t", resources={}, on_message=lambda _: None
-        )
-        assert [outcome for _, outcome in done] == ["done"]
-
-
-@pytest.mark.slow
-def test_a_task_that_kills_every_worker_is_an_error() -> None:
-    with open_cluster(None, {}) as client, pytest.raises(GmpipeError, match="a worker died at eac"):
-        list(run_tasks(client, die, iter([1]), topic="t", resources={}, on_message=lambda _: None))
-
-
-# Memory ------------------------------------------------------------------------------------------
-
-MEMORY_PROBE = Path(__file__).parents[1] / "support/memory_probe.py"
-
-
-@pytest.mark.slow
-def test_memory_hardly_grows_with_the_rows(tmp_path: Path) -> None:
-    """Anonymous memory of `extract` and of a reader at 1,000, 10,000 and 100,000 rows."""
-    peaks: dict[str, list[int]] = {"extract": [], "read": []}
-    for rows in (1_000, 10_000, 100_000):
-        folder = tmp_path / str(rows)
-        folder.mkdir()
-        write_params(folder)
-        for what, found in peaks.items():
-            done = subprocess.run(
-                [sys.executable, MEMORY_PROBE, what, str(rows)],
-                cwd=folder,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert done.returncode == 0, done.stderr
-            found.append(int(done.stdout.splitlines()[-1]))
-        shutil.rmtree(folder)
-    for what, found in peaks.items():
-        growth = (found[2] - found[1]) / 90_000
-        print(what, found, f"{growth:.0f} bytes a row")
-        assert growth < 300, (what, found)
 
 
 # Weights -----------------------------------------------------------------------------------------

@@ -192,7 +192,7 @@ def test_a_second_prepare_changes_nothing(flow: Flow) -> None:
 
 def test_a_second_extract_changes_nothing(flow: Flow) -> None:
     before = {p: p.stat().st_mtime_ns for p in (flow / "cache/tiny").iterdir()}
-    with mock.patch("stages.extract.load_detector", side_effect=AssertionError):
+    with mock.patch("stages.workers.tasks.load_detector", side_effect=AssertionError):
         assert "60 rows, 0 of them extracted now" in flow.ok("extract")
         flow.ok("extract", "--replace")
     assert {p: p.stat().st_mtime_ns for p in (flow / "cache/tiny").iterdir()} == before
@@ -232,7 +232,7 @@ def test_a_deleted_shard_is_extracted_again(flow: Flow, made: Flow) -> None:
 def test_a_damaged_shard_is_named_and_extracted_again(flow: Flow, made: Flow) -> None:
     path = flow / "cache/tiny/regions-00001.h5"
     path.write_bytes(path.read_bytes()[:3000])
-    assert flow.gmpipe("extract").refused(r"regions-00001\.h5.*Delete it")
+    assert flow.gmpipe("extract").refused(r"regions-00001\.h5.*--replace")
     path.unlink()
     assert "10 of them extracted now" in flow.ok("extract")
     flow.ok("evaluate")

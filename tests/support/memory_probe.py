@@ -1,8 +1,8 @@
-"""Print the peak of this process's anonymous memory (RssAnon, bytes) beyond what it began with.
+"""Print by how many bytes this process's anonymous memory (RssAnon) grew at its peak.
 
 `memory_probe.py extract ROWS` extracts a data set of ROWS images with a detector that finds the
-same regions everywhere, on a worker within this process; `memory_probe.py read ROWS` reads all of
-that cache in shuffled batches. Run in a folder with a params.yaml.
+same regions everywhere, on a worker in this process. `memory_probe.py read ROWS` reads all of that
+cache in shuffled batches. Run it in a folder with a params.yaml.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pipeline.settings import ArchitectureSettings
 from pipeline.shards.reader import RegionCache
 from stages import extract as stage
 from stages.checkout.params import read_request
-from stages.workers import cluster
+from stages.workers import cluster, tasks
 
 FOUND = Detections(
     boxes=torch.tensor([[0.1, 0.1, 0.5, 0.5]]),
@@ -39,7 +39,7 @@ FOUND = Detections(
 
 
 class Stub(torch.nn.Module):
-    """A detector as far as extraction looks at it."""
+    """A detector, as far as extraction looks at it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,9 +51,9 @@ class Stub(torch.nn.Module):
 
 def anonymous() -> int:
     status = Path("/proc/self/status").read_text()
-    found = re.search(r"RssAnon:\s+(\d+) kB", status)
-    assert found
-    return int(found[1]) * 1024
+    match = re.search(r"RssAnon:\s+(\d+) kB", status)
+    assert match
+    return int(match[1]) * 1024
 
 
 def make(rows: int) -> None:
@@ -83,8 +83,8 @@ def extract() -> None:
         ["extract.tiny.rows_per_shard=500", "extract.tiny.views=1", "extract.tiny.size=32",
          "extract.tiny.batch_size=50"],
     )  # fmt: skip
-    stage.read_description = lambda folder, dataset: description
-    stage.load_detector = lambda folder, description, settings: Stub()
+    stage.read_description = tasks.read_description = lambda folder, dataset: description
+    tasks.load_detector = lambda folder, description, settings: Stub()
     extraction.detect = lambda model, views: [FOUND] * len(views)
 
     def local() -> Any:

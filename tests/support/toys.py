@@ -22,9 +22,10 @@ from ruamel.yaml import YAML
 from pipeline.datasets.manifest import COLUMNS, Manifest, full_counts, write_manifest
 from pipeline.labels.vectors import LabelVectors
 from pipeline.learning.splits import SplitData, open_split
-from pipeline.shards.reader import RegionCache, whole_shards
+from pipeline.shards.index import write_index
+from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import Recipe, RegionRows
-from pipeline.shards.writer import shard_name, write_index, write_shard
+from pipeline.shards.shard import shard_name, whole_shards, write_shard
 
 N_TRAIN, N_TEST, M, C, D, VIEWS = 42, 9, 3, 3, 6, 2
 RECIPE: Recipe = {"regions": M, "views": VIEWS}

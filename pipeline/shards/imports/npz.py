@@ -1,0 +1,304 @@
+"""Regions in an npz, the format of `numpy.savez`, with split and labels.
+
+Letters: as in `pipeline.shards.imports.image_regions`; M is the number of regions that the arrays
+have room for, for each image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import lzma
+import math
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib import format as npy
+
+from pipeline.errors import InputError
+from pipeline.files import sha256_json
+from pipeline.shards.imports.image_regions import (
+    CHUNK,
+    ImageRegions,
+    OnBytes,
+    first_true,
+    refuse,
+    refuse_no_file,
+)
+
+_ARRAYS = {
+    "image_id": ("N", "US", "text"),
+    "features": ("NMd", "f", "floats"),
+    "boxes": ("NM4", "f", "floats"),
+    "scores": ("NM", "f", "floats"),
+    "classes": ("NM", "iu", "integers"),
+    "count": ("N", "iu", "integers"),
+    "size_wh": ("N2", "iu", "integers"),
+    "split": ("N", "US", "text"),
+    "labels": ("NC", "iu", "integers"),
+    "label_names": ("C", "US", "text"),
+}
+"""Axes and kinds of type of the arrays that are read. A file may hold others."""
+
+_OF_REGIONS = ("image_id", "features", "boxes", "scores", "classes", "count")
+
+
+@dataclass(frozen=True, eq=False)
+class NpzFile:
+    """An npz of regions that also holds the split and the labels.
+
+    ``features`` (N,M,d), ``boxes`` (N,M,4) xyxy in [0,1] and ``scores`` (N,M) are floats,
+    ``classes`` (N,M) and ``count`` (N,) integers. The first ``count`` of an image's M entries are
+    its regions, the others are ignored. The other arrays are described below.
+
+    Attributes:
+        path: of the file.
+        sha256: hex, over the arrays that decide the regions. Corrected labels don't change it.
+        image_ids: N, unique.
+        counts: (N,) number of regions of each image; 0 for an image without any.
+        feature_size: d.
+        sizes: (N, 2) int32, the array ``size_wh``: width and height in pixels.
+        splits: N, ``train`` or ``test``, the array ``split``.
+        labels: (N, C) int8: 1 positive, 0 neither (ignored), -1 negative.
+        label_names: C.
+        manifest_sources: hex sha256 of each array that the manifest is made of.
+    """
+
+    path: Path
+    sha256: str
+    image_ids: list[str]
+    counts: npt.NDArray[np.int64]
+    feature_size: int
+    sizes: npt.NDArray[np.int32]
+    splits: list[str]
+    labels: npt.NDArray[np.int8]
+    label_names: tuple[str, ...]
+    manifest_sources: dict[str, str]
+
+    @classmethod
+    def open(cls, path: Path, on_bytes: OnBytes = lambda read, total: None) -> NpzFile:
+        """Read the file through: its checksums, and all arrays except those of the regions.
+
+        Args:
+            path: of the file.
+            on_bytes: called with the progress.
+
+        Raises:
+            InputError: the file is missing, damaged or not an npz, or an array is missing, has
+                another type or shape, or holds an impossible value. Names the array and the row.
+        """
+        refuse_no_file(path)
+        hashes: dict[str, str] = {}
+        small: dict[str, npt.NDArray[Any]] = {}
+        with _reading(path), zipfile.ZipFile(path) as archive:
+            arrays = _declared(path, archive)
+            total = sum(archive.getinfo(f"{name}.npy").file_size for name in _ARRAYS)
+            for name, array in arrays.items():
+                hashing = hashlib.sha256()
+                # To the end, since the archive's checksum is compared there.
+                with archive.open(f"{name}.npy") as stream:
+                    while chunk := stream.read(CHUNK):
+                        hashing.update(chunk)
+                        on_bytes(len(chunk), total)
+                hashes[name] = hashing.hexdigest()
+                if len(array.shape) == 1 or name in ("size_wh", "labels"):
+                    with archive.open(f"{name}.npy") as stream:
+                        stream.read(array.offset)
+                        small[name] = array.take(stream, array.shape[0])
+        texts = {name: _texts(path, name, small[name]) for name in ("image_id", "split")}
+        _refuse_values(path, texts["image_id"], texts["split"], small, arrays["boxes"].shape[1])
+        of_manifest = ("image_id", "size_wh", "split", "labels", "label_names")
+        return cls(
+            path=path,
+            sha256=sha256_json([hashes[name] for name in _OF_REGIONS]),
+            image_ids=texts["image_id"],
+            counts=small["count"].astype(np.int64),
+            feature_size=arrays["features"].shape[2],
+            sizes=small["size_wh"].astype(np.int32),
+            splits=texts["split"],
+            labels=small["labels"].astype(np.int8),
+            label_names=tuple(_texts(path, "label_names", small["label_names"])),
+            manifest_sources={f"{path.name}/{name}": hashes[name] for name in of_manifest},
+        )
+
+    def read(self, images: npt.NDArray[np.int64]) -> Iterator[ImageRegions]:
+        """Yield the regions of the images with these ascending numbers.
+
+        Raises:
+            InputError: as `open`.
+        """
+        wanted = set(images.tolist())
+        last = max(wanted, default=-1)
+        with ExitStack() as stack:
+            stack.enter_context(_reading(self.path))
+            archive = stack.enter_context(zipfile.ZipFile(self.path))
+            arrays = _declared(self.path, archive)
+            streams: dict[str, IO[bytes]] = {}
+            for name in ("features", "boxes", "scores", "classes"):
+                streams[name] = stack.enter_context(archive.open(f"{name}.npy"))
+                streams[name].read(arrays[name].offset)
+            for row in range(last + 1):
+                # Also of images that are not wanted: a compressed member is read in order.
+                taken = {name: arrays[name].take(stream, 1) for name, stream in streams.items()}
+                if row in wanted:
+                    n = self.counts[row]
+                    where = _row(self.path, row, self.image_ids[row])
+                    yield ImageRegions(where, **{k: array[0, :n] for k, array in taken.items()})
+
+
+@dataclass(frozen=True)
+class _NpzArray:
+    """What a member of an npz declares, after a check against its size.
+
+    Attributes:
+        dtype, shape: of the array.
+        offset: byte of the member at which the numbers begin.
+    """
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    offset: int
+
+    def take(self, stream: IO[bytes], rows: int) -> npt.NDArray[Any]:
+        """Read the next ``rows`` along the first axis; the stream is positioned before them."""
+        shape = (rows, *self.shape[1:])
+        data = stream.read(math.prod(shape) * self.dtype.itemsize)
+        return np.frombuffer(data, self.dtype, math.prod(shape)).reshape(shape)
+
+
+_SAVE_AGAIN = "Save the arrays again with `numpy.savez`."
+
+
+def _declared(path: Path, archive: zipfile.ZipFile) -> dict[str, _NpzArray]:
+    """The headers of `_ARRAYS`, after a check that they agree with each other."""
+    arrays: dict[str, _NpzArray] = {}
+    lengths: dict[str, tuple[int, str]] = {"4": (4, "xyxy"), "2": (2, "width and height")}
+    for name, (axes, kinds, kind) in _ARRAYS.items():
+        if f"{name}.npy" not in archive.namelist():
+            held = sorted(member.removesuffix(".npy") for member in archive.namelist())
+            expected = f"the arrays {', '.join(_ARRAYS)}"
+            refuse(str(path), f"array `{name}`", f"missing; the file has {held[:20]}", expected)
+        where = f"{path}, `{name}`"
+        member = archive.getinfo(f"{name}.npy")
+        array, in_fortran_order = _npy_header(where, archive, member)
+        shape, dtype = array.shape, array.dtype
+        if dtype.kind not in kinds or dtype.itemsize == 0 or dtype.subdtype is not None:
+            refuse(where, "dtype", dtype, kind, _SAVE_AGAIN)
+        if len(shape) != len(axes) or 0 in shape:
+            expected = f"({', '.join(axes)}), none of them 0"
+            refuse(where, "shape", shape, expected, _SAVE_AGAIN)
+        if in_fortran_order and len(shape) > 1:
+            remedy = "Save `numpy.ascontiguousarray` of it."
+            refuse(where, "order", "that of Fortran", "that of C", remedy)
+        for axis, length in zip(axes, shape, strict=True):
+            known, elsewhere = lengths.setdefault(axis, (length, name))
+            if length != known:
+                expected = f"({', '.join(axes)}) with {axis} = {known}, as in {elsewhere}"
+                refuse(where, "shape", shape, expected, _SAVE_AGAIN)
+        size = array.offset + math.prod(shape) * dtype.itemsize
+        if member.file_size != size:
+            refuse(where, "size", f"{member.file_size} bytes", f"{size} bytes", _SAVE_AGAIN)
+        arrays[name] = array
+    return arrays
+
+
+def _npy_header(
+    where: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo
+) -> tuple[_NpzArray, bool]:
+    """The header of one array, unchecked, and whether its order is Fortran's."""
+    with archive.open(member) as stream:
+        version = npy.read_magic(stream)
+        if version not in ((1, 0), (2, 0)):
+            refuse(where, "version of npy", version, "1.0 or 2.0", _SAVE_AGAIN)
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, in_fortran_order, dtype = read(stream)
+        return _NpzArray(dtype, shape, stream.tell()), in_fortran_order
+
+
+def _texts(path: Path, name: str, array: npt.NDArray[Any]) -> list[str]:
+    """The strings of an array of fixed-width text, decoded."""
+    coding = "utf-8"
+    if array.dtype.kind == "U":  # numpy itself fails badly on codes that are not Unicode
+        coding = "utf-32-le"
+        array = array.astype(array.dtype.newbyteorder("<"))
+    codes = np.ascontiguousarray(array).view(np.uint8).reshape(len(array), -1)
+    try:
+        return [code.tobytes().decode(coding).rstrip("\0") for code in codes]
+    except UnicodeDecodeError as error:
+        refuse(f"{path}, `{name}`", "text", f"not Unicode ({error})", "text as numpy saves it")
+
+
+def _refuse_values(
+    path: Path,
+    image_ids: list[str],
+    splits: list[str],
+    small: dict[str, npt.NDArray[Any]],
+    most: int,
+) -> None:
+    """Refuse the first impossible value of the small arrays.
+
+    Args:
+        path: of the file.
+        image_ids, splits: N.
+        small: the arrays without those of the regions.
+        most: M.
+    """
+    first: dict[str, int] = {}
+    for row, image_id in enumerate(image_ids):
+        if not image_id:
+            refuse(_row(path, row, image_id), "image_id", "empty", "an image's id")
+        if image_id in first:
+            expected = f"each image once; row {first[image_id]} has this id as well"
+            refuse(_row(path, row, image_id), "image_id", repr(image_id), expected)
+        first[image_id] = row
+    for row, split in enumerate(splits):
+        if split not in ("train", "test"):
+            refuse(_row(path, row, image_ids[row]), "split", repr(split), "train or test")
+    for split in ("train", "test"):
+        if split not in splits:
+            refuse(str(path), "split", f"never {split!r}", "images of train and of test")
+    limits = {
+        "count": (0, most),
+        "size_wh": (1, np.iinfo(np.int32).max),
+        "labels": (-1, 1),
+    }
+    for name, (lowest, highest) in limits.items():
+        values = small[name]
+        for row, *index in first_true((values < lowest) | (values > highest)):
+            where = "".join(f"[{axis}]" for axis in index)
+            value = values[row, *index]
+            expected = f"{lowest} to {highest}"
+            refuse(_row(path, row, image_ids[row]), f"{name}{where}", value, expected)
+
+
+def _row(path: Path, row: int, image_id: str) -> str:
+    return f"{path}, row {row} ({image_id!r})"
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Name the file in an `InputError` for what zipfile and numpy raise if it is damaged."""
+    try:
+        yield
+    except (
+        EOFError,
+        NotImplementedError,  # a compression that Python lacks
+        OSError,
+        RuntimeError,  # encrypted
+        ValueError,
+        lzma.LZMAError,
+        struct.error,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise InputError(
+            f"{path} can't be read: it is damaged or not an npz ({error}).",
+            "Copy it or save it again.",
+        ) from error

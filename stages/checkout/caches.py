@@ -1,0 +1,58 @@
+"""The cache of a data set: opening it, and saying what in it is stale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from pipeline.errors import DamagedError, MissingError
+from pipeline.shards.reader import RegionCache
+from pipeline.shards.store import StaleShard
+from stages.checkout.disk import shown_bytes
+from stages.checkout.layout import cache_folder
+from stages.checkout.remedies import advising
+
+_LINES = 10  # of a list of stale shards
+
+
+def open_cache(dataset: str) -> RegionCache:
+    """Open the cache of a data set. Errors about it name the command that fixes it.
+
+    Raises:
+        GmpipeError: as `RegionCache.open`.
+    """
+    with advising_on_cache(dataset):
+        return RegionCache.open(cache_folder(dataset), remedy=_repair(dataset))
+
+
+@contextmanager
+def advising_on_cache(dataset: str) -> Iterator[None]:
+    """Name the command that fixes a cache for errors about it that are raised in the block."""
+    extract = f"Run `gmpipe extract --dataset {dataset}`, which writes only what is missing."
+    with advising(extract, MissingError), advising(_repair(dataset), DamagedError):
+        yield
+
+
+def _repair(dataset: str) -> str:
+    return f"Run `gmpipe cache verify --dataset {dataset} --repair`."
+
+
+def amount_of(shards: Sequence[StaleShard]) -> str:
+    """E.g. `2 shards (20 rows, 14.3 kB)`."""
+    number = "1 shard" if len(shards) == 1 else f"{len(shards)} shards"
+    rows = sum(shard.rows for shard in shards)
+    return f"{number} ({rows} rows, {shown_bytes(sum(shard.bytes for shard in shards))})"
+
+
+def reasons_of(shards: Sequence[StaleShard]) -> str:
+    """Say which shards are stale and why: a line for each reason, at most ten."""
+    by_reason: dict[str, list[StaleShard]] = {}
+    for shard in shards:
+        by_reason.setdefault(shard.reason, []).append(shard)
+    lines: list[str] = []
+    for reason, alike in by_reason.items():
+        others = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
+        lines.append(f"  {alike[0].path.name}{others}: {reason}\n")
+    if hidden := len(lines) - _LINES:
+        lines[_LINES:] = [f"  and {hidden} more reasons\n"] if hidden > 0 else []
+    return "".join(lines)

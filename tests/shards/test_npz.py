@@ -1,0 +1,205 @@
+"""An npz of regions is read as numpy reads it; one that breaks its form is refused and named."""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from region_files import Arrays, make_arrays, write_npz
+
+from pipeline.errors import GmpipeError
+from pipeline.shards.imports import NpzFile, region_rows
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("slots", [1, 4])
+def test_an_npz_is_read_as_numpy_reads_it(
+    tmp_path: Path, save: Callable[..., None], slots: int
+) -> None:
+    arrays = make_arrays(slots=slots)
+    path = tmp_path / "a.npz"
+    save(path, **arrays, something_else=np.zeros(3))
+    reports: list[tuple[int, int]] = []
+    source = NpzFile.open(path, lambda *bytes_read: reports.append(bytes_read))
+    with np.load(path) as npz:
+        assert source.image_ids == npz["image_id"].tolist()
+        assert source.counts.tolist() == npz["count"].tolist()
+        assert source.sizes.tolist() == npz["size_wh"].tolist()
+        assert source.splits == npz["split"].tolist()
+        assert source.labels.tolist() == npz["labels"].tolist()
+        assert source.label_names == tuple(npz["label_names"].tolist())
+        assert source.feature_size == npz["features"].shape[2]
+        for wanted in (range(9), [1], range(0, 9, 2), []):
+            images = list(source.read(np.array(wanted)))
+            for row, image in zip(wanted, images, strict=True):
+                n = npz["count"][row]
+                assert source.image_ids[row] in image.where
+                for name in ("features", "boxes", "scores", "classes"):
+                    assert getattr(image, name).tolist() == npz[name][row, :n].tolist()
+    assert {total for _, total in reports} == {sum(read for read, _ in reports)}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"features": np.float64, "boxes": np.float16, "scores": ">f8"},
+        {"classes": np.uint8, "count": np.int64, "size_wh": np.uint16, "labels": np.int64},
+        {"image_id": np.bytes_, "split": np.bytes_, "label_names": np.bytes_},
+        {"image_id": ">U6", "split": ">U9", "label_names": "S7", "labels": ">i2"},
+    ],
+)
+def test_other_types_of_the_same_kind_give_the_same_values(tmp_path: Path, changes: Any) -> None:
+    arrays = make_arrays()
+    arrays["boxes"] = arrays["boxes"].astype(np.float16)  # so that all types hold them
+    first = NpzFile.open(write_npz(tmp_path, **arrays))
+    before = list(first.read(np.arange(9)))
+    other = NpzFile.open(
+        write_npz(tmp_path, **arrays | {k: arrays[k].astype(v) for k, v in changes.items()})
+    )
+    for name in ("image_ids", "splits", "label_names"):
+        assert getattr(other, name) == getattr(first, name)
+    for name in ("counts", "sizes", "labels"):
+        np.testing.assert_array_equal(getattr(other, name), getattr(first, name))
+    for a, b in zip(before, other.read(np.arange(9)), strict=True):
+        for name in ("features", "boxes", "scores", "classes"):
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+def test_what_lies_beyond_the_count_is_ignored(tmp_path: Path) -> None:
+    arrays = make_arrays()
+    arrays["features"][0, 1:] = np.nan
+    arrays["classes"][0, 1:] = -1
+    source = NpzFile.open(write_npz(tmp_path, **arrays))
+    rows = region_rows(
+        source.read(np.array([0])),
+        ["a"],
+        regions=4,
+        feature_size=source.feature_size,
+        feature_dtype="float16",
+    )
+    rows.check()
+    assert rows.count.tolist() == [1]
+
+
+def test_labels_do_not_decide_the_regions(tmp_path: Path) -> None:
+    first = NpzFile.open(write_npz(tmp_path))
+    for name, value in (("labels", -make_arrays()["labels"]), ("size_wh", np.ones((9, 2), int))):
+        other = NpzFile.open(write_npz(tmp_path, **{name: value}))
+        assert other.sha256 == first.sha256
+        assert other.manifest_sources != first.manifest_sources
+    for name in ("image_id", "features", "boxes", "scores", "classes", "count"):
+        value = make_arrays()[name][::-1]
+        assert NpzFile.open(write_npz(tmp_path, **{name: value})).sha256 != first.sha256
+
+
+def put(name: str, index: Any, value: Any) -> Arrays:
+    """One array of the sound ones, with another value at ``index``."""
+    array = make_arrays()[name]
+    array = array.astype(object).astype(f"U{len(str(value))}") if array.dtype.kind == "U" else array
+    array[index] = value
+    return {name: array}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"boxes": None}, r"`boxes`.*'classes'"),
+        ({"features": np.zeros((9, 4, 6), int)}, "`features`.*int64.*float"),
+        ({"classes": np.zeros((9, 4))}, "`classes`.*float64.*integer"),
+        ({"image_id": np.arange(9)}, "`image_id`.*int64.*text"),
+        ({"image_id": np.array(["a", 1], object)}, "`image_id`.*object.*text"),
+        ({"features": np.zeros((9, 4))}, r"`features`.*\(9, 4\).*\(N, M, d\)"),
+        ({"features": np.zeros((9, 4, 0))}, r"`features`.*\(9, 4, 0\).*\(N, M, d\)"),
+        ({"boxes": np.zeros((9, 4, 5))}, r"`boxes`.*\(9, 4, 5\).*xyxy"),
+        ({"scores": np.zeros((8, 4))}, "`scores`.*N = 9.*image_id"),
+        ({"classes": np.zeros((9, 5), int)}, "`classes`.*M = 4.*features"),
+        ({"label_names": np.array(["a", "b"])}, "`label_names`.*C = 3.*labels"),
+        (
+            {"features": np.asfortranarray(make_arrays()["features"])},
+            r"`features`.*Fortran.*numpy\.ascontiguousarray",
+        ),
+        (put("image_id", 2, ""), r"row 2 \(''\).*image_id"),
+        (put("image_id", 2, "000100"), r"row 2 \('000100'\).*row 0"),
+        (put("split", 3, "valid"), r"row 3 \('000103'\).*split.*'valid'.*train.*test"),
+        ({"split": np.array(["train"] * 9)}, "split.*'test'"),
+        (put("count", 4, 5), r"row 4 \('000104'\).*count.*5.*0 to 4"),
+        (put("count", 4, -1), r"row 4 \('000104'\).*count.*-1.*0 to 4"),
+        (put("size_wh", (5, 1), 0), r"row 5 \('000105'\).*size_wh\[1\].*0.*1 to"),
+        (put("labels", (6, 2), 2), r"row 6 \('000106'\).*labels\[2\].*2.*-1 to 1"),
+        (put("labels", (6, 2), -2), r"row 6 \('000106'\).*labels\[2\].*-2.*-1 to 1"),
+        ({"image_id": np.array([b"\xff"] * 9)}, "`image_id`.*Unicode"),
+        ({"image_id": np.array(["\ud800"] * 9)}, "`image_id`.*Unicode"),
+        (
+            {"label_names": np.frombuffer(b"\xff\xff\xff\x00" * 3, "<U1")},
+            "`label_names`.*Unicode",
+        ),
+    ],
+)
+def test_an_npz_that_breaks_its_form_is_refused_with_the_array_and_the_row(
+    tmp_path: Path, changes: Any, message: str
+) -> None:
+    path = write_npz(tmp_path, **changes)
+    with pytest.raises(GmpipeError, match=rf"^{re.escape(str(path))}.*{message}"):
+        NpzFile.open(path)
+
+
+def test_a_damaged_npz_is_named_and_never_misread(tmp_path: Path) -> None:
+    """With bits flipped or the end cut off, whatever is still read is what was written."""
+    path = write_npz(tmp_path)
+    whole = path.read_bytes()
+    first = NpzFile.open(path)
+    features = [image.features.tolist() for image in first.read(np.arange(9))]
+    rng = np.random.default_rng(0)
+    errors: list[str] = []
+    for attempt in range(120):
+        damaged = bytearray(whole)
+        if attempt % 2:
+            damaged = damaged[: rng.integers(len(whole))]
+        else:
+            damaged[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+        path.write_bytes(damaged)
+        try:
+            source = NpzFile.open(path)
+            assert [image.features.tolist() for image in source.read(np.arange(9))] == features
+            assert source.sha256 == first.sha256
+            assert source.manifest_sources == first.manifest_sources
+        except GmpipeError as error:
+            errors.append(str(error))
+    assert len(errors) > 90
+    assert [text for text in errors if str(path) not in text] == []
+
+
+def test_what_is_not_an_npz_is_named(tmp_path: Path) -> None:
+    for name, content in (
+        ("empty.npz", b""),
+        ("text.npz", b"version https://git-lfs.github.com/spec/v1"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(GmpipeError, match=f"{name}.*npz"):
+            NpzFile.open(tmp_path / name)
+    with pytest.raises(GmpipeError, match=r"absent\.npz.*No such file"):
+        NpzFile.open(tmp_path / "absent.npz")
+    with pytest.raises(GmpipeError, match=f"{re.escape(str(tmp_path))}.*folder"):
+        NpzFile.open(tmp_path)
+
+
+def test_an_array_larger_than_its_member_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    """A header may declare any size; no memory is allocated for it."""
+    path = write_npz(tmp_path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    huge = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        huge, {"descr": "<U8", "fortran_order": False, "shape": (10**12,)}
+    )
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, huge.getvalue() if name == "image_id.npy" else content)
+    with pytest.raises(GmpipeError, match=r"`image_id`.*\d+ bytes.*320000000"):
+        NpzFile.open(path)

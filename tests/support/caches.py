@@ -1,0 +1,70 @@
+"""Small caches of made-up regions, for tests of the shards and of what stands beside them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from builders import make_rows
+
+from pipeline.shards.index import write_index
+from pipeline.shards.schema import AXES, Recipe, RegionRows
+from pipeline.shards.shard import read_header, shard_name, write_shard
+
+DATASET = "tiny"
+RECIPE: Recipe = {
+    "images": "all of them",
+    "m": 3,
+    "nms_threshold": 0.5,
+    "flip": True,
+    "weights": None,
+    "dtype": "float16",
+}
+
+
+def write_cache(folder: Path, *parts: RegionRows) -> RegionRows:
+    """Write each of ``parts`` as a shard of ``folder``, then the index; return all rows."""
+    paths = [folder / shard_name(number) for number in range(len(parts))]
+    for path, part in zip(paths, parts, strict=True):
+        write_shard(path, part, dataset=DATASET, recipe={**RECIPE, "images": path.name})
+    write_index(folder, DATASET, RECIPE, paths)
+    return RegionRows.concatenate(parts)
+
+
+def assert_same_rows(found: RegionRows, expected: RegionRows) -> None:
+    for field in AXES:
+        np.testing.assert_array_equal(getattr(found, field), getattr(expected, field), field)
+        if field != "image_id":
+            assert getattr(found, field).dtype == getattr(expected, field).dtype
+
+
+def changed_rows(field: str, index: Any, value: Any) -> RegionRows:
+    """Sound rows but for one value; `image-1` (row 1) has two real regions of three."""
+    rows = make_rows()
+    array = getattr(rows, field).copy()
+    array[index] = value
+    return replace(rows, **{field: array})
+
+
+def flip_bit(path: Path, field: str, row: int) -> None:
+    """Flip a bit of one row's field, in a file that may be a hard link."""
+    header = read_header(path)
+    content = bytearray(path.read_bytes())
+    content[header.offsets[field] + row * _row_bytes(path, field)] ^= 4
+    path.unlink()
+    path.write_bytes(content)
+
+
+def _row_bytes(path: Path, field: str) -> int:
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        return int(file[field].nbytes // len(file[field]))
+
+
+def cut(path: Path, size: int) -> None:
+    """Leave only the first ``size`` bytes of a file."""
+    with path.open("r+b") as stream:
+        stream.truncate(size)
