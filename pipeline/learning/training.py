@@ -5,7 +5,7 @@ Letters: C labels, W size of a label vector.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -88,15 +88,21 @@ def train_network(
         rank_seed = np.random.SeedSequence([seed, processes.rank]).generate_state(1)[0]
         torch.manual_seed(int(rank_seed))
     loop.resume()
-    while len(loop.position.history) < settings.epochs:
-        row = loop.run_epoch()
-        if validation_feed is not None:
-            row["validation_mAP"] = _validation_map(loop, validation_feed, vectors.names)
-        loop.end_epoch(row)
+    for row in _epochs(loop, validation_feed, vectors.names):
         if processes.rank == 0:
             on_epoch(row)
-        loop.save_if_due()
     return loop.result()
+
+
+def _epochs(loop: TrainingLoop, validation: Feed | None, labels: Sequence[str]) -> Iterator[Row]:
+    """Run the remaining epochs; yield each row of the history before its state is saved."""
+    while len(loop.position.history) < loop.settings.epochs:
+        row = loop.run_epoch()
+        if validation is not None:
+            row["validation_mAP"] = _validation_map(loop, validation, labels)
+        loop.end_epoch(row)
+        yield row
+        loop.save_if_due()
 
 
 def _initial_network(feed: Feed, label_vectors: torch.Tensor, settings: TrainSettings) -> Network:
@@ -118,6 +124,6 @@ def _initial_network(feed: Feed, label_vectors: torch.Tensor, settings: TrainSet
     return network
 
 
-def _validation_map(loop: TrainingLoop, feed: Feed, labels: tuple[str, ...]) -> float:
+def _validation_map(loop: TrainingLoop, feed: Feed, labels: Sequence[str]) -> float:
     predictions = predict_feed(loop.current_network(), feed, loop.label_vectors)
     return evaluate(predictions.scores, feed.split.truth, labels).mAP

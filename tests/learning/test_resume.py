@@ -14,8 +14,8 @@ from unittest import mock
 
 import pytest
 import torch
-from toys import Toy
-from trainings import Killed, killed_after, rewritten, same, settings, train
+from toys import Killed, Toy, killed_after
+from trainings import rewritten, same, settings, train
 
 from pipeline.errors import GmpipeError, MismatchError
 from pipeline.learning.loop import Training

@@ -16,11 +16,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from toys import LABELS, N_TRAIN, VECTORS, VIEWS, C, D, Toy
+from toys import LABELS, N_TRAIN, VECTORS, VIEWS, C, D, Killed, Toy
 from trainings import (
     LABEL_VECTORS,
     SETTINGS,
-    Killed,
     float_batch,
     same,
     settings,

@@ -21,8 +21,7 @@ import pytest
 import torch
 from flows import ROOT, Flow
 from ruamel.yaml import YAML
-from toys import KILLED_AT, RECIPE, copied, make_checkout, make_toy
-from trainings import Killed, killed_after
+from toys import KILLED_AT, RECIPE, Killed, copied, killed_after, make_checkout, make_toy
 
 from pipeline.learning.checkpoint import load_checkpoint
 from pipeline.learning.training import train_network

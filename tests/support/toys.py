@@ -9,12 +9,14 @@ Letters: N images, M instances, C labels, D feature size.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from builders import make_rows
 from flows import Flow
 from ruamel.yaml import YAML
@@ -22,6 +24,7 @@ from ruamel.yaml import YAML
 from pipeline.datasets.manifest import COLUMNS, Manifest, full_counts, write_manifest
 from pipeline.labels.vectors import LabelVectors
 from pipeline.learning.splits import SplitData, open_split
+from pipeline.matching.loss import matching_loss
 from pipeline.shards.index import write_index
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import Recipe, RegionRows
@@ -164,3 +167,21 @@ main()
 """
 """`gmpipe train`, in a process that is gone after so many steps: before the next one's loss, while
 it writes its state, or before it writes the checkpoint."""
+
+
+class Killed(Exception):
+    """Stands for the end of a process."""
+
+
+def killed_after(step: int) -> Callable[..., torch.Tensor]:
+    """A loss that ends the process in the step after that many."""
+    done = 0
+
+    def loss(*inputs: Any) -> torch.Tensor:
+        nonlocal done
+        if done == step:
+            raise Killed
+        done += 1
+        return matching_loss(*inputs)
+
+    return loss

@@ -235,7 +235,7 @@ def test_after_a_kill_at_any_moment_the_next_run_completes(flow: Flow, made: Flo
 
 # Memory ------------------------------------------------------------------------------------------
 
-MEMORY_PROBE = Path(__file__).parents[1] / "support/memory_probe.py"
+MEMORY_PROBE = Path(__file__).with_name("memory_probe.py")
 
 
 def test_memory_hardly_grows_with_the_rows(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from pipeline.learning.loop import Training
 from pipeline.learning.splits import SplitData
 from pipeline.learning.training import train_network
 from pipeline.matching.graphs import InstanceBatch
-from pipeline.matching.loss import matching_loss
 from pipeline.settings import NetworkSettings, TrainSettings
 
 SETTINGS = TrainSettings(
@@ -73,24 +71,6 @@ def same(one: Training, other: Training) -> bool:
 def float_batch(split: SplitData, images: np.ndarray, views: Any = 0) -> InstanceBatch:
     """The instances of some images in float32."""
     return split.instances(images, views).to(torch.device("cpu"), torch.float32)
-
-
-class Killed(Exception):
-    """Stands for the end of a process."""
-
-
-def killed_after(step: int) -> Callable[..., torch.Tensor]:
-    """A loss that ends the process in the step after that many."""
-    done = 0
-
-    def loss(*inputs: Any) -> torch.Tensor:
-        nonlocal done
-        if done == step:
-            raise Killed
-        done += 1
-        return matching_loss(*inputs)
-
-    return loss
 
 
 def rewritten(path: Path, **changes: object) -> None:
