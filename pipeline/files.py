@@ -151,8 +151,8 @@ def folder_lock(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise BusyError(
-            f"{folder} is being written by another gmpipe process. A `dvc repro` that was killed "
-            "can leave its child running.",
+            f"{folder} is being written by another gmpipe process, perhaps one that a killed run "
+            "left behind.",
             "Wait for it to finish, or end it, and run this command again.",
         ) from None
     try:

@@ -96,14 +96,14 @@ def test_repair_without_lost_rows_extracts_none(flow: Flow, made: Flow) -> None:
     first = min(header.offsets.values())
     gaps = np.flatnonzero(~used[first:]) + first
     # HDF5's own structures lie in some of the gaps: take one where the header stays readable.
-    for place in gaps[::-1]:
-        content[place] ^= 1
+    for byte in gaps[::-1]:
+        content[byte] ^= 1
         path.unlink()
         path.write_bytes(content)
         outcome = flow.gmpipe("cache", "verify")
         if outcome.code == 1 and "sha256" in outcome.err and "HDF5" not in outcome.err:
             break
-        content[place] ^= 1
+        content[byte] ^= 1
     assert outcome.refused(r"regions-00005\.h5.*sha256")
     assert "60 rows, 0 of them extracted now" in flow.ok("cache", "verify", "--repair")
     assert "all sound" in flow.ok("cache", "verify")

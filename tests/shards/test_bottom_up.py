@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from region_files import changed_line, encoded, make_lines, read_tsv, write_tsv
 
-from pipeline.errors import GmpipeError
+from pipeline.errors import InputError
 from pipeline.files import sha256_file
 from pipeline.shards.imports import BottomUpFiles
 
@@ -60,7 +60,7 @@ def test_boxes_are_clipped_within_a_pixel_and_refused_beyond(tmp_path: Path) -> 
     for box in ([0, 0, 202, 100], [0, 0, 200, 102], [-2, 0, 100, 100], [0, -2, 100, 100]):
         lines = changed_line(4, boxes=np.array([box], np.float32))
         source = BottomUpFiles.open([write_tsv(path, lines)])
-        with pytest.raises(GmpipeError, match=r"line 5 .*boxes\[0\].*200 x 100"):
+        with pytest.raises(InputError, match=r"line 5 .*boxes\[0\].*200 x 100"):
             list(source.read(np.array([4])))
 
 
@@ -90,7 +90,7 @@ def test_a_line_that_breaks_the_form_is_refused_before_any_is_used(
 ) -> None:
     path = write_tsv(tmp_path / "a.tsv", changed_line(4, **changes))
     path.write_text(path.read_text().replace('"\t"', "\t"))  # csv quotes a tab
-    with pytest.raises(GmpipeError, match=message):
+    with pytest.raises(InputError, match=message):
         BottomUpFiles.open([path])
 
 
@@ -98,7 +98,7 @@ def test_damaged_base64_is_named(tmp_path: Path) -> None:
     sound = encoded(make_lines()[4]["features"])
     for damaged in ("!" + sound[1:], sound[:4] + "=" + sound[5:], f"{sound[:-4]}é{sound[-2:]}"):
         path = write_tsv(tmp_path / "a.tsv", changed_line(4, features=damaged))
-        with pytest.raises(GmpipeError, match=LINE + "features.*base64"):
+        with pytest.raises(InputError, match=LINE + "features.*base64"):
             list(BottomUpFiles.open([path]).read(np.arange(9)))
 
 
@@ -113,7 +113,7 @@ def test_a_tsv_that_is_cut_off_is_refused_or_has_fewer_lines(tmp_path: Path) -> 
             source = BottomUpFiles.open([path])
             every = np.arange(len(source.lines))
             features = [image.features.tolist() for image in source.read(every)]
-        except GmpipeError as error:
+        except InputError as error:
             errors.append(str(error))
         else:
             assert features == expected[: len(features)]
@@ -131,11 +131,11 @@ def test_what_is_not_a_tsv_is_named(tmp_path: Path) -> None:
         (b"\x89PNG\r\n\x1a\n", "line 1: .*1.*10"),
     ):
         path.write_bytes(content)
-        with pytest.raises(GmpipeError, match=message):
+        with pytest.raises(InputError, match=message):
             BottomUpFiles.open([path])
-    with pytest.raises(GmpipeError, match=r"absent\.tsv.*No such file"):
+    with pytest.raises(InputError, match=r"absent\.tsv.*No such file"):
         BottomUpFiles.open([tmp_path / "absent.tsv"])
-    with pytest.raises(GmpipeError, match=f"{re.escape(str(tmp_path))}.*folder"):
+    with pytest.raises(InputError, match=f"{re.escape(str(tmp_path))}.*folder"):
         BottomUpFiles.open([tmp_path])
 
 
@@ -143,7 +143,7 @@ def test_a_line_without_end_is_refused_before_it_fills_the_memory(tmp_path: Path
     path = write_tsv(tmp_path / "a.tsv", make_lines())
     with (
         mock.patch("pipeline.shards.imports.bottom_up._LONGEST_LINE", 300),
-        pytest.raises(GmpipeError, match=r"line 3: .*300 bytes"),
+        pytest.raises(InputError, match=r"line 3: .*300 bytes"),
     ):
         BottomUpFiles.open([path])
 
@@ -182,7 +182,7 @@ def test_ids_without_a_number_are_matched_as_they_are(tmp_path: Path) -> None:
 def test_two_lines_of_one_image_are_named(tmp_path: Path) -> None:
     lines = changed_line(2, image_id="000100")
     source = BottomUpFiles.open([write_tsv(tmp_path / "a.tsv", lines)])
-    with pytest.raises(GmpipeError, match=r"line 3 \('000100'\): .*'100'.*line 1 "):
+    with pytest.raises(InputError, match=r"line 3 \('000100'\): .*'100'.*line 1 "):
         source.match(["100"], [(200, 100)])
 
 
@@ -190,6 +190,6 @@ def test_a_number_of_an_image_of_another_size_is_named(tmp_path: Path) -> None:
     source = BottomUpFiles.open([write_tsv(tmp_path / "a.tsv", make_lines())])
     for size in ((200, 100), (None, None), (None, 7)):
         assert source.match(["101"], [size])[1] == 0
-    with pytest.raises(GmpipeError, match=r"line 2 .*'101'.*200 x 100.*100 x 200"):
+    with pytest.raises(InputError, match=r"line 2 .*'101'.*200 x 100.*100 x 200"):
         source.match(["101"], [(100, 200)])
     assert source.match(["COCO_train2014_000000000101"], [(100, 200)])[1] == 0

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from region_files import Arrays, make_arrays, write_npz
 
-from pipeline.errors import GmpipeError
+from pipeline.errors import InputError
 from pipeline.shards.imports import NpzFile, region_rows
 
 
@@ -145,7 +145,7 @@ def test_an_npz_that_breaks_its_form_is_refused_with_the_array_and_the_row(
     tmp_path: Path, changes: Any, message: str
 ) -> None:
     path = write_npz(tmp_path, **changes)
-    with pytest.raises(GmpipeError, match=rf"^{re.escape(str(path))}.*{message}"):
+    with pytest.raises(InputError, match=rf"^{re.escape(str(path))}.*{message}"):
         NpzFile.open(path)
 
 
@@ -169,7 +169,7 @@ def test_a_damaged_npz_is_named_and_never_misread(tmp_path: Path) -> None:
             assert [image.features.tolist() for image in source.read(np.arange(9))] == features
             assert source.sha256 == first.sha256
             assert source.manifest_sources == first.manifest_sources
-        except GmpipeError as error:
+        except InputError as error:
             errors.append(str(error))
     assert len(errors) > 90
     assert [text for text in errors if str(path) not in text] == []
@@ -181,11 +181,11 @@ def test_what_is_not_an_npz_is_named(tmp_path: Path) -> None:
         ("text.npz", b"version https://git-lfs.github.com/spec/v1"),
     ):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(GmpipeError, match=f"{name}.*npz"):
+        with pytest.raises(InputError, match=f"{name}.*npz"):
             NpzFile.open(tmp_path / name)
-    with pytest.raises(GmpipeError, match=r"absent\.npz.*No such file"):
+    with pytest.raises(InputError, match=r"absent\.npz.*No such file"):
         NpzFile.open(tmp_path / "absent.npz")
-    with pytest.raises(GmpipeError, match=f"{re.escape(str(tmp_path))}.*folder"):
+    with pytest.raises(InputError, match=f"{re.escape(str(tmp_path))}.*folder"):
         NpzFile.open(tmp_path)
 
 
@@ -201,5 +201,5 @@ def test_an_array_larger_than_its_member_is_refused_before_it_is_read(tmp_path: 
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in members.items():
             archive.writestr(name, huge.getvalue() if name == "image_id.npy" else content)
-    with pytest.raises(GmpipeError, match=r"`image_id`.*\d+ bytes.*320000000"):
+    with pytest.raises(InputError, match=r"`image_id`.*\d+ bytes.*320000000"):
         NpzFile.open(path)

@@ -19,7 +19,7 @@ from caches import DATASET, RECIPE, assert_same_rows, changed_rows, cut, write_c
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import GmpipeError
+from pipeline.errors import DamagedError, MismatchError, MissingError
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import AXES, RegionRows, fingerprint, row_checksums
 from pipeline.shards.shard import read_header, shard_name, write_shard
@@ -57,7 +57,7 @@ def test_a_flipped_bit_is_never_read(folder: Path, field: str) -> None:
     assert_same_rows(cache.gather(sound), rows.take(sound))
     for _ in range(2):
         with pytest.raises(
-            GmpipeError, match=r"tiny/regions-00001\.h5.*row 2.*'image-6', view 0.*is damaged"
+            DamagedError, match=r"tiny/regions-00001\.h5.*row 2.*'image-6', view 0.*is damaged"
         ):
             cache.gather([0, 6, 5])
 
@@ -69,7 +69,7 @@ def test_a_row_that_breaks_the_contract_is_not_read(folder: Path) -> None:
     with h5py.File(path, "r+") as file:
         file["boxes"][...] = broken.boxes
         file["row_crc32"][...] = row_checksums(broken)
-    with pytest.raises(GmpipeError, match=r"regions-00000\.h5.*row 1.*'image-1'.*boxes\[0\]"):
+    with pytest.raises(DamagedError, match=r"regions-00000\.h5.*row 1.*'image-1'.*boxes\[0\]"):
         RegionCache.open(folder).gather([1])
 
 
@@ -80,18 +80,18 @@ def test_an_index_that_lists_other_shards_is_refused(folder: Path) -> None:
     rewrite = {"dataset": DATASET, "recipe": recipe}
     write_shard(path, make_rows().take([1, 0, 2, 3]), **rewrite)
     with pytest.raises(
-        GmpipeError, match=r"regions-00000\.h5.*row 0.*'image-0'.*index\.parquet.*'image-1'"
+        DamagedError, match=r"regions-00000\.h5.*row 0.*'image-0'.*index\.parquet.*'image-1'"
     ):
         RegionCache.open(folder).gather([0])
     write_shard(path, make_rows(), dataset=DATASET, recipe={**recipe, "m": 4})
-    with pytest.raises(GmpipeError, match=r"regions-00000\.h5.*m is 4, expected 3"):
+    with pytest.raises(MismatchError, match=r"regions-00000\.h5.*m is 4, expected 3"):
         RegionCache.open(folder).gather([0])
     other = {**RECIPE, "images": "regions-00001.h5"}
     write_shard(path, make_rows(), dataset=DATASET, recipe=other)
-    with pytest.raises(GmpipeError, match=rf"regions-00000\.h5.*{fingerprint(other)}"):
+    with pytest.raises(MismatchError, match=rf"regions-00000\.h5.*{fingerprint(other)}"):
         reopened_without_sizes(folder).gather([0])
     write_shard(path, make_rows(regions=4), **rewrite)
-    with pytest.raises(GmpipeError, match=r"regions-00000\.h5.*4, 'tiny', 4.*4, 'tiny', 3"):
+    with pytest.raises(MismatchError, match=r"regions-00000\.h5.*4, 'tiny', 4.*4, 'tiny', 3"):
         reopened_without_sizes(folder).gather([0])
 
 
@@ -110,10 +110,10 @@ def test_a_truncated_or_missing_shard_is_noticed_on_opening(folder: Path) -> Non
     path = folder / shard_name(0)
     size = path.stat().st_size
     cut(path, size - 1)
-    with pytest.raises(GmpipeError, match=rf"regions-00000\.h5.*{size - 1} bytes.*{size}"):
+    with pytest.raises(DamagedError, match=rf"regions-00000\.h5.*{size - 1} bytes.*{size}"):
         RegionCache.open(folder)
     path.unlink()
-    with pytest.raises(GmpipeError, match=r"regions-00000\.h5.*index\.parquet"):
+    with pytest.raises(MissingError, match=r"regions-00000\.h5.*index\.parquet"):
         RegionCache.open(folder)
 
 
@@ -123,9 +123,9 @@ def test_missing_images_are_named_and_counted(folder: Path) -> None:
     assert cache.lookup(["image-1", "image-0", "image-1"]).tolist() == [1, 0, 1]
     assert cache.lookup(["image-0"], view=1).tolist() == [2]
     assert cache.lookup([]).tolist() == []
-    with pytest.raises(GmpipeError, match=r"view 0.*'x'.*2 of 3 images"):
+    with pytest.raises(MissingError, match=r"view 0.*'x'.*2 of 3 images"):
         cache.lookup(["image-0", "x", "y"])
-    with pytest.raises(GmpipeError, match=r"view 1.*'image-1'.*1 of 1 images"):
+    with pytest.raises(MissingError, match=r"view 1.*'image-1'.*1 of 1 images"):
         cache.lookup(["image-1"], view=1)
 
 
@@ -149,7 +149,7 @@ def test_a_cache_pickles_without_its_maps(folder: Path) -> None:
     with (folder / shard_name(0)).open("r+b") as stream:
         stream.seek(header.offsets["features"])
         stream.write(b"\xff")
-    with pytest.raises(GmpipeError, match="is damaged"):
+    with pytest.raises(DamagedError, match="is damaged"):
         pickle.loads(stored).gather([0])
 
 
@@ -169,15 +169,15 @@ def test_mapped_shards_keep_no_files_open(folder: Path) -> None:
 
 def test_a_shard_that_changes_after_opening_is_refused(folder: Path) -> None:
     write_cache(folder, make_rows(), make_rows(first=4))
-    cache = RegionCache.open(folder)
+    cache = RegionCache.open(folder, remedy="Restore it.")
     path = folder / shard_name(1)
     size = path.stat().st_size
     with path.open("ab") as stream:
         stream.write(b"more")
-    with pytest.raises(GmpipeError, match=rf"regions-00001\.h5.*{size + 4} bytes.*{size}"):
+    with pytest.raises(DamagedError, match=rf"regions-00001\.h5.*{size + 4} bytes.*{size}"):
         cache.gather([4])
     path.unlink()
-    with pytest.raises(GmpipeError, match=r"regions-00001\.h5"):
+    with pytest.raises(MissingError, match=r"regions-00001\.h5.*Restore it\."):
         cache.gather([4])
 
 
@@ -188,7 +188,7 @@ def test_rows_are_read_unchecked_only_on_request(folder: Path) -> None:
         stream.seek(read_header(path).offsets["scores"])
         stream.write(b"\xff")
     assert RegionCache.open(folder, check_rows=False).gather([0]).scores.view(np.uint8)[0, 0] == 255
-    with pytest.raises(GmpipeError, match="is damaged"):
+    with pytest.raises(DamagedError, match="is damaged"):
         RegionCache.open(folder).gather([0])
 
 

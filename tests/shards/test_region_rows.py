@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from region_files import make_arrays, make_lines, write_tsv
 
-from pipeline.errors import GmpipeError
+from pipeline.errors import InputError
 from pipeline.shards.imports import BottomUpFiles, ImageRegions, NpzFile, region_rows
 from pipeline.shards.schema import RegionRows
 
@@ -81,18 +81,18 @@ def stored(image: ImageRegions, feature_dtype: str = "float16") -> RegionRows:
     ],
 )
 def test_a_region_that_can_not_be_is_named(changes: Any, message: str) -> None:
-    with pytest.raises(GmpipeError, match=rf"^line 1: {message}"):
+    with pytest.raises(InputError, match=rf"^line 1: {message}"):
         stored(one_region(**changes))
 
 
 def test_a_feature_too_large_for_its_type_is_named_with_the_type_that_holds_it() -> None:
     image = one_region(features=np.array([[1, 2], [3, 70000]], np.float32))
     with pytest.raises(
-        GmpipeError, match=r"^line 1: features\[1\]\[1\].*70000\.0.*65504.*feature_dtype.*float32"
+        InputError, match=r"^line 1: features\[1\]\[1\].*70000\.0.*65504.*feature_dtype.*float32"
     ):
         stored(image)
     assert stored(image, "float32").features.tolist() == [[[3, 70000], [1, 2]]]
-    with pytest.raises(GmpipeError, match=r"features\[0\]\[0\].*1e\+39"):
+    with pytest.raises(InputError, match=r"features\[0\]\[0\].*1e\+39"):
         stored(one_region(features=np.array([[1e39, 2], [3, 4]])), "float32")
 
 

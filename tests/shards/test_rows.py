@@ -10,7 +10,7 @@ import pytest
 from builders import make_rows
 from caches import RECIPE, assert_same_rows, changed_rows
 
-from pipeline.errors import GmpipeError
+from pipeline.errors import InputError, MismatchError
 from pipeline.shards.schema import (
     AXES,
     RegionRows,
@@ -55,7 +55,7 @@ def test_sound_rows_pass() -> None:
     ],
 )
 def test_a_value_that_breaks_the_contract_is_named(rows: RegionRows, message: str) -> None:
-    with pytest.raises(GmpipeError, match=message):
+    with pytest.raises(InputError, match=message):
         rows.check()
 
 
@@ -63,7 +63,7 @@ def test_a_value_that_breaks_the_contract_is_named(rows: RegionRows, message: st
 def test_another_dtype_is_named(field: str) -> None:
     rows = make_rows()
     other = getattr(rows, field).astype(np.str_ if field == "image_id" else np.float64)
-    with pytest.raises(GmpipeError, match=rf"{field}.*{other.dtype}"):
+    with pytest.raises(InputError, match=rf"{field}.*{other.dtype}"):
         replace(rows, **{field: other}).check()
 
 
@@ -71,7 +71,7 @@ def test_another_dtype_is_named(field: str) -> None:
 def test_another_shape_is_named(field: str) -> None:
     rows = make_rows()
     other = getattr(rows, field)[..., None]
-    with pytest.raises(GmpipeError, match=rf"'image-0'.*{field}.*shape \("):
+    with pytest.raises(InputError, match=rf"'image-0'.*{field}.*shape \("):
         replace(rows, **{field: other}).check()
 
 
@@ -109,7 +109,7 @@ def test_a_fingerprint_ignores_only_the_order_of_fields() -> None:
 def test_every_difference_between_recipes_is_named() -> None:
     check_same_recipe(RECIPE, dict(RECIPE), "here")
     found = {**RECIPE, "m": 10, "flip": 1, "old": "x"}
-    with pytest.raises(GmpipeError) as caught:
+    with pytest.raises(MismatchError) as caught:
         check_same_recipe(found, {**RECIPE, "new": 0.5}, "cache/tiny")
     message = str(caught.value)
     assert message.startswith("cache/tiny ")

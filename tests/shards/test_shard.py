@@ -16,7 +16,7 @@ import pytest
 from builders import make_rows
 from caches import DATASET, RECIPE, changed_rows, cut, write_cache
 
-from pipeline.errors import GmpipeError
+from pipeline.errors import DamagedError, InputError, MismatchError, MissingError
 from pipeline.files import sha256_file
 from pipeline.shards.schema import AXES, FORMAT_VERSION, fingerprint, row_checksums
 from pipeline.shards.shard import (
@@ -65,9 +65,9 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_rows_that_break_the_contract_are_not_written(folder: Path) -> None:
     path = folder / shard_name(0)
-    with pytest.raises(GmpipeError, match=r"count.*0"):
+    with pytest.raises(InputError, match=r"count.*0"):
         write_shard(path, changed_rows("count", 1, 0), dataset=DATASET, recipe=RECIPE)
-    with pytest.raises(GmpipeError, match=r"regions-00000\.h5"):
+    with pytest.raises(InputError, match=r"regions-00000\.h5"):
         write_shard(path, make_rows().take([]), dataset=DATASET, recipe=RECIPE)
     assert not folder.exists()
 
@@ -97,7 +97,7 @@ def test_a_failed_rewrite_keeps_the_old_shard(shard: Path, monkeypatch: pytest.M
         return write(group, name, data=data / 2 if name == "features" else data, **options)
 
     monkeypatch.setattr(h5py.Group, "create_dataset", write_wrongly)
-    with pytest.raises(GmpipeError, match=r"regions-00000\.h5.*row 0.*'image-7'"):
+    with pytest.raises(DamagedError, match=r"regions-00000\.h5.*row 0.*'image-7'"):
         write_shard(shard, make_rows(first=7), dataset=DATASET, recipe=RECIPE)
     assert list(shard.parent.iterdir()) == [shard]
     assert sha256_file(shard) == before
@@ -176,7 +176,6 @@ OUTSIDE = {"external": [("other.bin", 0, 8)], "shape": (4,), "dtype": "int16", "
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda shard: shard.unlink(), "regions-00000"),
         (lambda shard: shard.write_bytes(b""), "HDF5"),
         (lambda shard: shard.write_text("no HDF5 " * 99), "HDF5"),
         (lambda shard: cut(shard, shard.stat().st_size - 1), "truncated"),
@@ -214,9 +213,15 @@ def test_what_is_not_a_shard_of_this_format_is_refused(
     shard: Path, spoil: Callable[[Path], object], message: str
 ) -> None:
     spoil(shard)
-    with pytest.raises(GmpipeError, match=message) as caught:
+    with pytest.raises(DamagedError, match=message) as caught:
         read_header(shard)
     assert str(caught.value).startswith(f"{shard}: ")
+
+
+def test_a_missing_shard_is_named(folder: Path) -> None:
+    path = folder / shard_name(3)
+    with pytest.raises(MissingError, match=r"regions-00003\.h5"):
+        read_header(path)
 
 
 def test_a_shard_without_rows_is_refused(shard: Path) -> None:
@@ -224,7 +229,7 @@ def test_a_shard_without_rows_is_refused(shard: Path) -> None:
         with h5py.File(shard, "r") as file:
             data = file[name][:0]
         replace_array(shard, name, data=data)
-    with pytest.raises(GmpipeError, match="`features`"):
+    with pytest.raises(DamagedError, match="`features`"):
         read_header(shard)
 
 
@@ -240,7 +245,7 @@ def test_a_shape_that_the_file_can_not_hold_is_refused(shard: Path, field: str, 
     assert content[start + len(stored) :].startswith(stored)  # the maximum, which is the same
     content[start : start + 2 * len(stored)] = 2 * declared
     shard.write_bytes(content)
-    with pytest.raises(GmpipeError, match=r"regions-00000\.h5"):
+    with pytest.raises(DamagedError, match=r"regions-00000\.h5"):
         map_shard(shard)
 
 
@@ -250,7 +255,7 @@ def test_a_text_that_the_file_can_not_hold_is_refused(shard: Path) -> None:
     # The dtype of the attribute follows its name: class and version, character set, size.
     start = content.index(size, content.index(b"dataset\0"))
     shard.write_bytes(content[:start] + struct.pack("<I", 1 << 31) + content[start + 4 :])
-    with pytest.raises(GmpipeError, match=r"regions-00000\.h5"):
+    with pytest.raises(DamagedError, match=r"regions-00000\.h5"):
         read_header(shard)
 
 
@@ -262,12 +267,12 @@ def test_a_shard_that_another_process_has_locked_is_read(shard: Path) -> None:
 
 def test_a_newer_format_is_refused_by_name(shard: Path) -> None:
     set_attribute(shard, "format_version", FORMAT_VERSION + 1)
-    with pytest.raises(GmpipeError, match=r"version 2.*Update gmpipe"):
+    with pytest.raises(MismatchError, match=r"version 2.*Update gmpipe"):
         read_header(shard)
 
 
 def test_ids_that_are_not_text_are_refused(shard: Path) -> None:
     with h5py.File(shard, "r+") as file:
         file["image_id"][2] = b"\xff"
-    with pytest.raises(GmpipeError, match=r"image_id.*b'\\xff'.*UTF-8"):
+    with pytest.raises(DamagedError, match=r"image_id.*b'\\xff'.*UTF-8"):
         read_ids(shard)

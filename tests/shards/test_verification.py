@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from builders import make_rows
 
-from pipeline.errors import GmpipeError
+from pipeline.errors import DamagedError, GmpipeError, MissingError
 from pipeline.files import sha256_file
 from pipeline.shards.index import write_index
 from pipeline.shards.reader import RegionCache
@@ -225,10 +225,10 @@ def test_an_index_that_lacks_or_repeats_rows_is_found(folder: Path) -> None:
 
 def test_a_missing_or_damaged_index_is_an_error(folder: Path) -> None:
     (folder / "index.parquet").write_bytes(b"PAR1")
-    with pytest.raises(GmpipeError, match=r"index\.parquet.*version 2"):
+    with pytest.raises(DamagedError, match=r"index\.parquet.*version 2"):
         verify_cache(folder)
     (folder / "index.parquet").unlink()
-    with pytest.raises(GmpipeError, match=r"index\.parquet"):
+    with pytest.raises(MissingError, match=r"index\.parquet"):
         verify_cache(folder)
 
 
@@ -273,7 +273,7 @@ def test_damaged_rows_are_not_kept(folder: Path) -> None:
     assert sha256_file(path) == before
     path.write_bytes(b"")
     for function in (lambda: sound_rows(path), lambda: salvage_shard(path, [0], RECIPE)):
-        with pytest.raises(GmpipeError, match=r"regions-00000\.h5"):
+        with pytest.raises(DamagedError, match=r"regions-00000\.h5"):
             function()
 
 
