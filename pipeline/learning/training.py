@@ -5,10 +5,9 @@ Letters: C labels, W size of a label vector.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from pipeline.evaluation.metrics import evaluate
@@ -17,7 +16,7 @@ from pipeline.learning.batches import Feed, region_statistics
 from pipeline.learning.distributed import Processes, alone
 from pipeline.learning.loop import Row, Training, TrainingLoop
 from pipeline.learning.prediction import predict_feed
-from pipeline.learning.seeds import seed_everything
+from pipeline.learning.seeds import seed_everything, seed_process
 from pipeline.learning.splits import SplitData
 from pipeline.matching.network import Network, build_network
 from pipeline.settings import TrainSettings
@@ -73,8 +72,10 @@ def train_network(
     if validation is not None:
         validation_feed = Feed(validation, processes.device, sharers=processes.on_machine)
     label_vectors = torch.from_numpy(vectors.vectors)
+    network = _initial_network(feed, label_vectors, settings)
+    seed_process(seed, processes.rank)
     loop = TrainingLoop(
-        _initial_network(feed, label_vectors, settings).to(processes.device),
+        network.to(processes.device),
         label_vectors.to(processes.device),
         feed,
         settings,
@@ -84,25 +85,7 @@ def train_network(
         state_file=state_file,
         save_every=save_every,
     )
-    if processes.rank:  # every process draws its own dropout
-        rank_seed = np.random.SeedSequence([seed, processes.rank]).generate_state(1)[0]
-        torch.manual_seed(int(rank_seed))
-    loop.resume()
-    for row in _epochs(loop, validation_feed, vectors.names):
-        if processes.rank == 0:
-            on_epoch(row)
-    return loop.result()
-
-
-def _epochs(loop: TrainingLoop, validation: Feed | None, labels: Sequence[str]) -> Iterator[Row]:
-    """Run the remaining epochs; yield each row of the history before its state is saved."""
-    while len(loop.position.history) < loop.settings.epochs:
-        row = loop.run_epoch()
-        if validation is not None:
-            row["validation_mAP"] = _validation_map(loop, validation, labels)
-        loop.end_epoch(row)
-        yield row
-        loop.save_if_due()
+    return _run(loop, validation_feed, vectors.names, on_epoch)
 
 
 def _initial_network(feed: Feed, label_vectors: torch.Tensor, settings: TrainSettings) -> Network:
@@ -124,6 +107,21 @@ def _initial_network(feed: Feed, label_vectors: torch.Tensor, settings: TrainSet
     return network
 
 
-def _validation_map(loop: TrainingLoop, feed: Feed, labels: Sequence[str]) -> float:
-    predictions = predict_feed(loop.current_network(), feed, loop.label_vectors)
-    return evaluate(predictions.scores, feed.split.truth, labels).mAP
+def _run(
+    loop: TrainingLoop,
+    validation: Feed | None,
+    labels: tuple[str, ...],
+    on_epoch: Callable[[Row], None],
+) -> Training:
+    """Run the epochs that are left of a training."""
+    loop.resume()
+    while len(loop.position.history) < loop.settings.epochs:
+        row = loop.run_epoch()
+        if validation is not None:
+            predictions = predict_feed(loop.current_network(), validation, loop.label_vectors)
+            row["validation_mAP"] = evaluate(predictions.scores, validation.split.truth, labels).mAP
+        loop.end_epoch(row)
+        if loop.processes.rank == 0:
+            on_epoch(row)
+        loop.save_if_due()
+    return loop.result()

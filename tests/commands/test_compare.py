@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from flows import BIN, Flow
+from flows import BIN, Flow, started_commands
 from small import no_run_is_made, run_names, write_params
 
 from pipeline.datasets.manifest import read_manifest
@@ -168,12 +168,6 @@ def wait_for(what: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def makers(pid: int) -> list[psutil.Process]:
-    """The processes that make runs for a command."""
-    children = psutil.Process(pid).children()
-    return [child for child in children if "stages.cli" in " ".join(child.cmdline())]
-
-
 def begun(flow: Flow) -> int:
     """Trainings that have begun: each holds the lock of its folder."""
     return len(list((flow / "runs/voc2007").glob(".*.lock")))
@@ -206,7 +200,7 @@ def test_no_process_outlives_the_command(small: Flow, number: signal.Signals) ->
     endless(small.folder, "full", "max-pool")
     with started(small, "compare", "--seed", "0", "--jobs", "2") as command:
         wait_for(lambda: begun(small) == 2)
-        children = makers(command.pid)
+        children = started_commands(command.pid)
         assert len(children) == 2
         if number == signal.SIGINT:
             os.killpg(command.pid, number)
@@ -224,8 +218,8 @@ def test_a_run_whose_process_is_killed_is_named(small: Flow) -> None:
     endless(small.folder, "full")
     with started(small, "compare", "--seed", "0", "--jobs", "2") as command:
         wait_for(lambda: run_names(small) == {"max-pool-s0"} and begun(small) == 2)
-        [child] = makers(command.pid)
-        child.kill()
+        wait_for(lambda: len(started_commands(command.pid)) == 1)
+        started_commands(command.pid)[0].kill()
         _, said = command.communicate(timeout=30)
     assert command.returncode == 1
     assert re.search(r"\b1 of 2\b.*\nruns/voc2007/full-s0: .*SIGKILL.*--jobs", said)

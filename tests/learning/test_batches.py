@@ -37,16 +37,16 @@ def test_statistics_are_of_the_real_regions_of_view_0(
     toy: Toy, monkeypatch: pytest.MonkeyPatch, chunk: int, form: str
 ) -> None:
     monkeypatch.setattr(batches_module, "_CHUNK", chunk)
-    found = region_statistics(Feed(toy.train, CPU, **FEEDS[form]))
+    statistics = region_statistics(Feed(toy.train, CPU, **FEEDS[form]))
     rows = toy.cache.gather(toy.train.rows[:, 0])
     real = np.arange(M) < rows.count[:, None]
     features, boxes = rows.features[real].astype(np.float64), rows.boxes[real].astype(np.float64)
     assert real.sum() < real.size
     for ours, expected in (
-        (found.feature_mean, features.mean(0)),
-        (found.feature_std, features.std(0)),
-        (found.box_mean, boxes.mean(0)),
-        (found.box_std, boxes.std(0)),
+        (statistics.feature_mean, features.mean(0)),
+        (statistics.feature_std, features.std(0)),
+        (statistics.box_mean, boxes.mean(0)),
+        (statistics.box_std, boxes.std(0)),
     ):
         assert ours.dtype == torch.float32
         np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-5, atol=1e-6)

@@ -71,7 +71,7 @@ def test_the_parts_of_a_step_are_even_and_whole(count: int, images: int) -> None
 
 
 class OneOfMany(Processes):
-    """A process among others that are not there: it gets its own values back."""
+    """One of several processes, without the others: it gets only its own values back."""
 
     def parallel(self, network: nn.Module) -> nn.Module:
         return network
@@ -138,10 +138,10 @@ def test_two_processes_make_the_steps_of_one_with_twice_the_batch(
     done = torchrun(two, 2, str(BIN / "gmpipe"), "train")
     assert done.code == 0, done.err
     assert len(re.findall("full-s0: 4 epochs", done.out)) == 1
-    expected, found = history(one), history(two)
-    assert list(found) == list(expected)
+    expected, histories = history(one), history(two)
+    assert list(histories) == list(expected)
     for column in expected:
-        np.testing.assert_allclose(found[column], expected[column], rtol=1e-5, err_msg=column)
+        np.testing.assert_allclose(histories[column], expected[column], rtol=1e-5, err_msg=column)
     states = [load_checkpoint(flow / "runs/toy/full-s0/checkpoint.pt").state for flow in (one, two)]
     for key, value in states[0].items():
         torch.testing.assert_close(states[1][key], value, rtol=1e-4, atol=1e-6)

@@ -102,9 +102,9 @@ def test_dvc_lists_what_a_stage_imports(stage: str, imports: dict[str, set[str]]
     paths = listed(stage)
     assert len(set(paths)) == len(paths)
     expected = needed(imports[stage])
-    found = set().union(*map(files_below, paths))
-    assert sorted(expected - found) == [], f"dvc.yaml: add them to the deps of {stage}"
-    assert sorted(found - expected) == [], f"dvc.yaml: remove them from the deps of {stage}"
+    actual = set().union(*map(files_below, paths))
+    assert sorted(expected - actual) == [], f"dvc.yaml: add them to the deps of {stage}"
+    assert sorted(actual - expected) == [], f"dvc.yaml: remove them from the deps of {stage}"
 
 
 def test_every_imported_room_is_known(imports: dict[str, set[str]]) -> None:

@@ -244,10 +244,10 @@ def test_tensorboard_has_the_columns_of_the_history(checkout: Flow, tmp_path: Pa
     events = accumulator.EventAccumulator(str(run / "tensorboard")).Reload()
     assert set(events.Tags()["scalars"]) == set(history[0]) - {"epoch"}
     for column in events.Tags()["scalars"]:
-        found = events.Scalars(column)
-        assert [event.step for event in found] == [int(row["epoch"]) for row in history]
+        points = events.Scalars(column)
+        assert [event.step for event in points] == [int(row["epoch"]) for row in history]
         expected = [float(row[column]) for row in history]
-        assert [event.value for event in found] == pytest.approx(expected)
+        assert [event.value for event in points] == pytest.approx(expected)
     for name in ("checkpoint.pt", "history.csv"):
         assert (run / name).read_bytes() == (checkout / f"runs/toy/full-s0/{name}").read_bytes()
 

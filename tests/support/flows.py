@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import psutil
 import torch
 from dask.distributed import LocalCluster
 from ruamel.yaml import YAML
@@ -189,3 +190,13 @@ def being_written(folder: Path) -> Iterator[None]:
     with (folder.parent / f".{folder.name}.lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
+
+
+def started_commands(pid: int | None = None) -> list[psutil.Process]:
+    """The gmpipe commands that a process has started in processes of their own."""
+    commands = []
+    for child in psutil.Process(pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            if "stages.cli" in child.cmdline():
+                commands.append(child)
+    return commands

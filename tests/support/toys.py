@@ -1,7 +1,7 @@
 """The toy problem that training is tested on, and a checkout to train it in.
 
-A region is of one of three kinds, or of none, and its feature says which; a label is there where a
-region of its kind is. Every image has two views: the same kinds, other noise.
+A region belongs to one of three kinds, or to none, and its feature shows which. An image has the
+labels of the kinds of its regions, and two views with the same kinds and different noise.
 
 Letters: N images, M instances, C labels, D feature size.
 """
@@ -39,7 +39,7 @@ VECTORS = LabelVectors(
 
 
 def toy_rows(kinds: np.ndarray, view: int) -> RegionRows:
-    """Rows whose real regions are of ``kinds`` (N, M), C for none."""
+    """Make rows whose real regions belong to ``kinds`` (N, M), with C for none."""
     rows = make_rows(len(kinds), regions=M, feature_size=D, view=view)
     noise = np.random.default_rng([11, view]).normal(scale=0.3, size=rows.features.shape)
     features = noise + 2.0 * (kinds[..., None] == np.arange(D)) * (kinds < C)[..., None]
@@ -49,7 +49,7 @@ def toy_rows(kinds: np.ndarray, view: int) -> RegionRows:
 
 @dataclass(frozen=True)
 class Toy:
-    """A cache of regions, and the manifest of its images."""
+    """A region cache, and the manifest of its images."""
 
     cache: RegionCache
     manifest: Manifest
@@ -60,7 +60,7 @@ class Toy:
 
 
 def make_toy(folder: Path, recipe: Recipe = RECIPE) -> Toy:
-    """Write the cache to ``folder``."""
+    """Write the cache to ``folder``, and make the manifest."""
     images = N_TRAIN + N_TEST
     kinds = np.random.default_rng(3).integers(0, C + 1, size=(images, M))
     for view in range(VIEWS):
@@ -81,7 +81,7 @@ def make_toy(folder: Path, recipe: Recipe = RECIPE) -> Toy:
                 "height": None,
             }
         )
-    # Neither positive nor negative, whatever is there.
+    # Image 4 has only an ignored label, whatever its regions are.
     rows[4]["labels"], rows[4]["ignored"] = [], [1]
     table = pa.Table.from_pylist(rows, schema=COLUMNS)
     manifest = Manifest("toy", "made", LABELS, {}, full_counts(table), table)
@@ -99,7 +99,7 @@ TRAIN: dict[str, Any] = {
 
 
 def make_checkout(folder: Path, **changes: Any) -> Flow:
-    """A folder where `gmpipe train` and `evaluate` find the toy problem.
+    """Make a folder where `gmpipe train` and `evaluate` find the toy problem.
 
     Args:
         changes: of `TRAIN`, the train settings.
@@ -122,7 +122,7 @@ def make_checkout(folder: Path, **changes: Any) -> Flow:
 
 
 def copied(checkout: Flow, folder: Path) -> Flow:
-    """A checkout that nothing was trained in."""
+    """Copy a checkout without what was trained in it."""
     ignored = shutil.ignore_patterns("runs", ".state")
     return Flow(Path(shutil.copytree(checkout.folder, folder / "checkout", ignore=ignored)))
 
@@ -165,8 +165,8 @@ stage.save_checkpoint = checkpoint
 stage.train_network = partial(stage.train_network, save_every=0)
 main()
 """
-"""`gmpipe train`, in a process that is gone after so many steps: before the next one's loss, while
-it writes its state, or before it writes the checkpoint."""
+"""`gmpipe train`, in a process that kills itself after so many steps: before the next step's loss,
+while it writes its state, or before it writes the checkpoint."""
 
 
 class Killed(Exception):

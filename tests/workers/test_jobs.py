@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from flows import ROOT, write_params
+from flows import ROOT, started_commands, write_params
 
 from stages.console.messages import NORMAL, QUIET, VERBOSE, note, speaking
 from stages.workers.jobs import run_jobs
@@ -36,15 +36,6 @@ def waiting_for_ever() -> None:
     """Make every command wait for ever."""
     Path("params.yaml").unlink()
     os.mkfifo("params.yaml")
-
-
-def children(pid: int | None = None) -> list[psutil.Process]:
-    """The commands that a process has started, once they are commands."""
-    return [
-        child
-        for child in psutil.Process(pid).children()
-        if "stages.cli" in " ".join(child.cmdline())
-    ]
 
 
 def wait_for(condition: Callable[[], object]) -> None:
@@ -97,9 +88,9 @@ def killing(number: signal.Signals, *, when: int) -> Iterator[None]:
     """Meanwhile, send a signal to one of the commands as soon as so many of them run."""
 
     def kill() -> None:
-        wait_for(lambda: len(children()) == when)
+        wait_for(lambda: len(started_commands()) == when)
         time.sleep(0.2)
-        running = children()
+        running = started_commands()
         assert len(running) == when
         running[0].send_signal(number)
 
@@ -116,7 +107,7 @@ def test_jobs_run_side_by_side_up_to_a_number() -> None:
     for _ in range(2):  # the third job takes the place of the first that ends
         with killing(signal.SIGKILL, when=2):
             next(running)
-    left = children()
+    left = started_commands()
     assert len(left) == 1
     running.close()
     _, alive = psutil.wait_procs(left, timeout=30)
@@ -154,8 +145,8 @@ def parent() -> Iterator[subprocess.Popen[bytes]]:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_no_process_outlives_its_parent(number: signal.Signals) -> None:
     with parent() as process:
-        wait_for(lambda: len(children(process.pid)) == 2)
-        left = children(process.pid)
+        wait_for(lambda: len(started_commands(process.pid)) == 2)
+        left = started_commands(process.pid)
         process.send_signal(number)
         process.wait(timeout=30)
         _, alive = psutil.wait_procs(left, timeout=30)
