@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 
 DECIDING = {"evaluation", "labels", "learning", "matching", "report"}
 EXEMPT = {
+    "ahead": "decides when something is computed, which changes no number",
     "datasets": "what they make is in the manifest, which the stages depend on",
     "errors": "holds messages only",
     "files": "writes bytes that others decide",
