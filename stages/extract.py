@@ -152,7 +152,7 @@ def _hashed_images(request: Request, manifest: Manifest) -> PlannedImages:
 
 
 def _restore_or_replace(request: Request) -> str:
-    """How to go on where shards are stale."""
+    """The remedy for stale shards."""
     arguments = ["--dataset", request.dataset]
     for override in request.overrides:
         arguments += ["--set", override]
@@ -177,7 +177,7 @@ def _check_stale(
     folder = cache_folder(request.dataset)
     if not replace:
         raise MismatchError(
-            f"{folder}: {amount_of(stale)} would have to be dropped to go on:\n{reasons_of(stale)}",
+            f"{folder}: the extraction would have to drop {amount_of(stale)}:\n{reasons_of(stale)}",
             _restore_or_replace(request),
         )
     numbers = np.unique(np.concatenate([shard.numbers for shard in stale]))

@@ -262,8 +262,8 @@ def test_regions_of_other_settings_are_only_dropped_when_told_to(flow: Flow, mad
     assert flow.gmpipe("extract", *other).refused(r"regions is 4\b.*\b3\b.*--replace`")
     assert flow.bytes("cache/tiny") == made.bytes("cache/tiny")
     said = flow.ok("extract", *other, "--replace")
-    for number in range(6):
-        assert f"regions-{number:05d}.h5" in said
+    assert said.count("6 shards (60 rows") == 1
+    assert "regions-00000.h5 and 5 more" in said
     assert "60 rows, 60 of them extracted now" in said
     cache = RegionCache.open(flow / "cache/tiny")
     assert cache.regions == 3
@@ -340,7 +340,7 @@ def test_a_deleted_image_is_named_and_drawn_again(flow: Flow, made: Flow) -> Non
 def test_a_changed_image_makes_another_recipe(flow: Flow) -> None:
     folder = flow / "data/tiny/prepared/images"
     (folder / "train-00003.png").write_bytes((folder / "train-00004.png").read_bytes())
-    assert flow.gmpipe("extract").refused(r"\bimages is ")
+    assert flow.gmpipe("extract").refused(r"regions-00000\.h5.*--replace")
 
 
 def test_a_corrupt_manifest_is_named_and_made_again(flow: Flow, made: Flow) -> None:
