@@ -237,7 +237,7 @@ def read_index(folder: Path) -> Index:
     path = folder / INDEX_NAME
     if not path.is_file():
         raise MissingError(
-            f"{path}: there is no index of regions.", "Write the regions first, then the index."
+            f"{path}: there is no index of regions.", "Extract or import the regions first."
         )
     try:
         with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
