@@ -42,7 +42,7 @@ test: $(VENV)/.dev
 	$(PYTEST)
 
 test-slow: $(VENV)/.dev
-	$(BIN)/pytest -m slow
+	$(PYTEST) -m slow
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
