@@ -24,7 +24,7 @@ INSTALL := $(PIP) install $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --edi
 # Two processes: each test uses one core, and the tests of a file share what they have made.
 PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile
 
-# For the commands of dvc.yaml, which call `gmpipe` by name.
+# The commands of dvc.yaml use this environment, also if another one is active.
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .PHONY: install repro table test test-slow check format coverage clean clean-venv
@@ -42,7 +42,7 @@ test: $(VENV)/.dev
 	$(PYTEST)
 
 test-slow: $(VENV)/.dev
-	$(BIN)/pytest -m slow
+	$(PYTEST) -m slow
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

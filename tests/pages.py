@@ -26,7 +26,7 @@ PAGES = [
     "cache/README.md",
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")),
 ]
-LANGUAGES = {"bibtex", "csv", "python", "sh", "text", "xml", "yaml"}
+LANGUAGES = {"csv", "python", "sh", "text", "xml", "yaml"}
 
 _COMMENT = re.compile(r"<!--\s*(.*?)\s*-->", re.DOTALL)
 _OF_FOLDERS = {"cd", "git"}  # commands whose word `gmpipe` is the name of a folder
