@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from pipeline.datasets.manifest import Manifest
-from pipeline.errors import DamagedError, InputError, MissingError
+from pipeline.errors import InputError, MissingError
 from pipeline.files import folder_lock, naming_a_full_disk, replacing
 from pipeline.labels.vectors import LabelVectors
 from pipeline.learning.checkpoint import Checkpoint, save_checkpoint
@@ -27,6 +27,7 @@ from pipeline.learning.loop import Diverged, History, Row, Training, Weights
 from pipeline.learning.splits import SplitData, open_split, split_validation
 from pipeline.learning.training import train_network
 from pipeline.shards.reader import RegionCache
+from stages.checkout.caches import advising_on_cache
 from stages.checkout.layout import (
     CHECKPOINT_FILE,
     EVALUATION_FILES,
@@ -35,7 +36,7 @@ from stages.checkout.layout import (
     TENSORBOARD_FOLDER,
     state_file,
 )
-from stages.checkout.plans import RunPlan, check_run_regions, open_inputs, refill_command
+from stages.checkout.plans import RunPlan, check_run_regions, open_inputs
 from stages.checkout.remedies import advising
 from stages.checkout.resolved import write_run_settings
 from stages.checkout.times import record_time
@@ -61,11 +62,6 @@ class _Inputs:
     validation: SplitData | None
     left_out: int
     state: Path
-
-    @property
-    def refill(self) -> str:
-        """The remedy for missing or damaged regions."""
-        return f"Run `{refill_command(self.cache.recipe, self.manifest.dataset)}`."
 
 
 def train(run: RunPlan, *, tensorboard: bool = False) -> str | None:
@@ -117,8 +113,7 @@ def train(run: RunPlan, *, tensorboard: bool = False) -> str | None:
 def _open(run: RunPlan) -> _Inputs:
     manifest, cache, vectors = open_inputs(run.dataset, run.settings)
     check_run_regions(run, cache)
-    refill = f"Run `{refill_command(cache.recipe, run.dataset)}`."
-    with advising(refill, MissingError, DamagedError):
+    with advising_on_cache(run.dataset):
         whole = open_split(cache, manifest, "train", run.views, run.settings.regions)
     split, validation = whole, None
     if run.settings.validation:
@@ -141,18 +136,17 @@ def _learn(
     processes: Processes,
     on_epoch: Callable[[Row], None] = lambda row: None,
 ) -> Training:
-    with advising(inputs.refill, MissingError, DamagedError):
-        return train_network(
-            inputs.split,
-            inputs.vectors,
-            run.seed,
-            run.settings,
-            state_file=inputs.state,
-            name=f"{run.variant}, seed {run.seed},",
-            processes=processes,
-            validation=inputs.validation,
-            on_epoch=on_epoch,
-        )
+    return train_network(
+        inputs.split,
+        inputs.vectors,
+        run.seed,
+        run.settings,
+        state_file=inputs.state,
+        name=f"{run.variant}, seed {run.seed},",
+        processes=processes,
+        validation=inputs.validation,
+        on_epoch=on_epoch,
+    )
 
 
 def _check_writable(folder: Path) -> None:

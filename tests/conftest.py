@@ -15,8 +15,9 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from clusters import worker_in_this_process
 from filelock import FileLock
-from flows import Flow, extracting_here, run_all
+from flows import Flow, run_all
 from small import make_small
 from toys import Toy, make_toy
 
@@ -82,8 +83,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Flow:
 
     def make(folder: Path) -> None:
         Flow(folder).params()
-        with extracting_here():
+        threads = torch.get_num_threads()
+        with worker_in_this_process():
             run_all(Flow(folder))
+        torch.set_num_threads(threads)  # which the extraction set
 
     return Flow(made_once("made", make, tmp_path_factory))
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import DamagedError, InputError, MismatchError
+from pipeline.errors import InputError, MismatchError
 from pipeline.learning.batches import Batch, Feed
 from pipeline.learning.distributed import Processes
 from pipeline.learning.optimization import make_average, make_optimizer, make_schedule
@@ -271,18 +271,11 @@ class TrainingLoop:
         """Continue where a killed training stopped, if one left its state.
 
         Raises:
-            MismatchError: the state can't be read, was saved by another version of the code, or by
-                another number of processes.
+            GmpipeError: as `load_state` and `restore_learning`.
+            MismatchError: the state was saved by another number of processes.
         """
-        state = None
-        if self.processes.rank == 0 and self.state_file.is_file():
-            try:
-                state = load_state(self.state_file)
-            except DamagedError as error:
-                # A damaged cache is the other kind of damage that a training can meet, and callers
-                # advise on that one.
-                raise MismatchError(error.problem, error.remedy) from error
-        state = self.processes.of_first(state)
+        exists = self.processes.rank == 0 and self.state_file.is_file()
+        state = self.processes.of_first(load_state(self.state_file) if exists else None)
         if state is None:
             return
         restore_learning(state, self.state_file, self.network, self._optimizer, self._schedule)

@@ -61,7 +61,7 @@ def train_network(
 
     Raises:
         Diverged: a loss or a gradient is not finite.
-        MismatchError: ``state_file`` can't be used; see `TrainingLoop.resume`.
+        GmpipeError: ``state_file`` can't be used, see `TrainingLoop.resume`.
         DamagedError: as `RegionCache.gather`.
         InputError: the validation part has no positive label.
     """

@@ -33,7 +33,8 @@ def make_checkout(flow: Flow) -> None:
     shutil.copy(ROOT / ".dvc/config", flow / ".dvc/config")
     # The stages depend on the code here; the code that they run is in ROOT.
     ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "pipeline", flow / "pipeline", ignore=ignored)
+    for name in ("pipeline", "stages"):
+        shutil.copytree(ROOT / name, flow / name, ignore=ignored)
     run(flow, "git", "init", "--quiet")
 
 

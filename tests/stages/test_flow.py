@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from flows import ROOT, VARIANTS, Flow, being_written, extracting_here, full_disk, run_all
+from clusters import worker_in_this_process
+from flows import ROOT, VARIANTS, Flow, being_written, full_disk, run_all
 from ruamel.yaml import YAML
 from small import no_run_is_made
 
@@ -65,8 +66,8 @@ PAGE = sorted(
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _extracting_here() -> Iterator[None]:
-    with extracting_here():
+def _extracting_in_this_process() -> Iterator[None]:
+    with worker_in_this_process():
         yield
 
 
@@ -262,8 +263,7 @@ def test_regions_of_other_settings_are_only_dropped_when_told_to(flow: Flow, mad
     assert flow.gmpipe("extract", *other).refused(r"regions is 4\b.*\b3\b.*--replace`")
     assert flow.bytes("cache/tiny") == made.bytes("cache/tiny")
     said = flow.ok("extract", *other, "--replace")
-    assert said.count("6 shards (60 rows") == 1
-    assert "regions-00000.h5 and 5 more" in said
+    assert re.search(r"\b6 shards \(60 rows\b.*\n.*regions-00000\.h5", said)
     assert "60 rows, 60 of them extracted now" in said
     cache = RegionCache.open(flow / "cache/tiny")
     assert cache.regions == 3
@@ -340,7 +340,7 @@ def test_a_deleted_image_is_named_and_drawn_again(flow: Flow, made: Flow) -> Non
 def test_a_changed_image_makes_another_recipe(flow: Flow) -> None:
     folder = flow / "data/tiny/prepared/images"
     (folder / "train-00003.png").write_bytes((folder / "train-00004.png").read_bytes())
-    assert flow.gmpipe("extract").refused(r"regions-00000\.h5.*--replace")
+    assert flow.gmpipe("extract").refused(r"regions-00000\.h5.*gmpipe extract .*--replace")
 
 
 def test_a_corrupt_manifest_is_named_and_made_again(flow: Flow, made: Flow) -> None:

@@ -17,8 +17,6 @@ from typing import Any
 from unittest import mock
 
 import psutil
-import torch
-from dask.distributed import LocalCluster
 from ruamel.yaml import YAML
 
 from stages.cli.main import main
@@ -148,26 +146,6 @@ def run_all(flow: Flow) -> None:
         flow.ok("train", "--variant", variant)
         flow.ok("evaluate", "--variant", variant)
     flow.ok("report")
-
-
-@contextlib.contextmanager
-def extracting_here() -> Iterator[None]:
-    """Extract in this process: starting a Dask worker takes longer than a tiny data set does."""
-    threads = torch.get_num_threads()
-    with (
-        LocalCluster(
-            n_workers=1,
-            processes=False,
-            threads_per_worker=2,
-            dashboard_address="127.0.0.1:0",
-            memory_limit=0,
-        ) as cluster,
-        mock.patch(
-            "stages.workers.cluster._local_cluster", return_value=contextlib.nullcontext(cluster)
-        ),
-    ):
-        yield
-    torch.set_num_threads(threads)  # which an extraction sets, for this process
 
 
 @contextlib.contextmanager
