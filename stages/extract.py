@@ -21,7 +21,7 @@ from pipeline.errors import GmpipeError, Stopped
 from pipeline.files import NO_SPACE, begin_turn, folder_lock, in_turn, is_no_space
 from pipeline.learning.splits import open_split
 from pipeline.machine import cores
-from pipeline.regions.detector import DetectorDescription, read_description
+from pipeline.regions.detector import DetectorDescription
 from pipeline.regions.extraction import (
     ShardExtractor,
     ShardOutcome,
@@ -37,6 +37,7 @@ from pipeline.shards.failures import FAILURES_NAME, Failure, write_failures
 from pipeline.shards.reader import RegionCache, read_header, read_ids, whole_shards
 from pipeline.shards.schema import DROP_OR_RESTORE, INDEX_NAME, Recipe, check_same_recipe
 from pipeline.shards.writer import free_shard_names, update_index
+from stages.checkout.detectors import detector_description
 from stages.checkout.layout import cache_folder, data_root, detector_folder
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request
@@ -77,7 +78,7 @@ def extract(
     manifest = dataset_manifest(dataset)
     if request.detector.source == "imported":
         return _check_imported(folder, manifest)
-    description = read_description(detector_folder(dataset), dataset)
+    description = detector_description(detector_folder(dataset), dataset)
     recipe = extraction_recipe(description, request.extract)
     plan = ViewPlan(manifest, request.extract.views)
     with folder_lock(folder):
@@ -368,7 +369,7 @@ def _extractor(job: _Extraction, threads: int) -> ShardExtractor:
             # Again, for workers that joined after the command had asked all of them.
             if problem := _problem_of_worker(job):
                 raise GmpipeError(f"a worker that joined later: {problem}")
-            found = read_description(job.detector, job.dataset)
+            found = detector_description(job.detector, job.dataset)
             if found != job.description:
                 raise GmpipeError(
                     f"the detector in {job.detector} was replaced while it was used. Run the same "

@@ -283,7 +283,7 @@ def load_run(folder: str | Path, detector: str | Path | None = None) -> TrainedR
             f"detector --dataset {dataset}` there, or name its folder with `--detector` (in "
             "Python: `detector=`)."
         )
-    description = read_description(place, dataset)
+    description = read_description(place)
     extract = extraction_settings(recipe)
     check_same_recipe(
         extraction_recipe(description, extract),

@@ -15,7 +15,7 @@ from pipeline.datasets.manifest import Manifest
 from pipeline.errors import GmpipeError
 from pipeline.files import begin_turn, folder_lock
 from pipeline.machine import cores
-from pipeline.regions.detector import DESCRIPTION_FILE, read_description
+from pipeline.regions.detector import DESCRIPTION_FILE
 from pipeline.regions.extraction import (
     ShardExtractor,
     ViewPlan,
@@ -28,6 +28,7 @@ from pipeline.shards.failures import read_failures
 from pipeline.shards.reader import RegionCache, read_header, read_index
 from pipeline.shards.schema import INDEX_NAME
 from pipeline.shards.verification import Damage, salvage_shard, sound_rows, verify_cache
+from stages.checkout.detectors import detector_description
 from stages.checkout.disk import free_bytes, shown_bytes
 from stages.checkout.layout import cache_folder, data_root, detector_folder
 from stages.checkout.manifests import dataset_manifest
@@ -159,7 +160,7 @@ def estimate(request: Request, *, probe: int) -> str:
     there = (detector_folder(dataset) / DESCRIPTION_FILE).is_file()
     architecture = request.detector.architecture
     if there:
-        architecture = read_description(detector_folder(dataset), dataset).architecture
+        architecture = detector_description(detector_folder(dataset), dataset).architecture
     row = _row_bytes(
         request.extract,
         architecture.feature_size,
@@ -183,7 +184,7 @@ def _probe(
 ) -> list[tuple[str, str]]:
     """Rates on this machine, and the time that one worker like it would take for all rows."""
     dataset, root = request.dataset, data_root(request.dataset)
-    description = read_description(detector_folder(dataset), dataset)
+    description = detector_description(detector_folder(dataset), dataset)
     model = load_detector(detector_folder(dataset), description, request.extract)
     extractor = ShardExtractor(model, request.extract, threads=cores())
     chosen = np.unique(np.linspace(0, len(plan) - 1, images).astype(np.int64))

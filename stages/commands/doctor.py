@@ -348,16 +348,16 @@ def _detector(request: Request) -> Iterator[Finding]:
     from pipeline.regions.detector import (
         DESCRIPTION_FILE,
         TORCHVISION_WEIGHTS,
-        read_description,
         torchvision_weights_path,
     )
+    from stages.checkout.detectors import detector_description
 
     name, chosen = request.dataset, request.detector
     command = f"`gmpipe detector --dataset {name}`"
     if chosen.source == "imported":
         return
     if (detector_folder(name) / DESCRIPTION_FILE).is_file():
-        found = read_description(detector_folder(name), name)
+        found = detector_description(detector_folder(name), name)
         yield Finding("ok", "detector", f"{found.source}, sha256 {found.weights_sha256[:12]}...")
         return
     if chosen.source == "torchvision":

@@ -180,10 +180,10 @@ def test_command(made: Flow, tmp_path: Path) -> None:
 
 def test_command_refuses(made: Flow, tmp_path: Path) -> None:
     run = ("--run", "runs/tiny/full-s0", "-o", str(tmp_path / "out.png"))
-    assert made.gmpipe("explain", "absent.jpg", *run).refused("there is no image at absent.jpg")
+    assert made.gmpipe("explain", "absent.jpg", *run).refused(r"absent\.jpg")
     (tmp_path / "empty.jpg").touch()
     outcome = made.gmpipe("explain", str(tmp_path / "empty.jpg"), *run)
-    assert outcome.refused(r"empty.jpg can't be decoded \(it is empty\). Name another photograph.")
+    assert outcome.refused(r"empty\.jpg .*empty.*Name another photograph")
     outcome = made.gmpipe("explain", "x.jpg", *run[:2], "-o", "out.gif")
     assert outcome.code == 2
     assert "out.gif: expected a name that ends in .png" in outcome.err
