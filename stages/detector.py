@@ -1,4 +1,4 @@
-"""Stage `detector`: leave the data set's detector in data/<dataset>/detector/."""
+"""Stage `detector`: fit or copy the data set's detector to data/<dataset>/detector/."""
 
 from __future__ import annotations
 
@@ -30,68 +30,82 @@ from stages.checkout.times import record_time
 from stages.console.messages import say
 from stages.console.progress import progress_bar, shows_bars
 
+_METRICS_FILE = "metrics.json"  # recall and precision of a detector that was fitted here
+
 
 def resolve_detector(request: Request) -> str:
-    """Resolve or fit the detector and write its weights, description and metrics.
+    """Fit the detector or take it from its weights; write weights, description and metrics.
 
     Returns:
-        a line that says which detector it is.
+        a line that says which detector it is, and where.
     """
     began = time.monotonic()
     folder = detector_folder(request.dataset)
-    chosen = request.detector
+    settings = request.detector
     with folder_lock(folder):
-        if chosen.source == "imported":
-            with replacing_folder(folder) as temporary:
-                about = {"version": DETECTOR_VERSION, "source": "imported"}
-                write_json(temporary / DESCRIPTION_FILE, about)
-                write_json(temporary / "metrics.json", {})
-            return f"{folder}: no detector, the regions of {request.dataset} are imported"
-        if chosen.source == "fit" and chosen.fit is not None:
-            line = _fit(folder, request, chosen, chosen.fit)
-            record_time(request.dataset, "detector", began)
-            return line
-        if chosen.source == "torchvision":
-            path = torchvision_weights_file(say, progress=shows_bars())
-            classes = tuple(TORCHVISION_WEIGHTS.meta["categories"])
+        if settings.source == "imported":
+            return _record_imported(folder, request.dataset)
+        if settings.source == "fit" and settings.fit is not None:
+            line = _fit(folder, request, settings, settings.fit)
         else:
-            path = Path(chosen.weights or "")
-            classes = tuple(f"class {n}" for n in range(class_count(load_state(path), path)))
-        state = load_state(path)
-        model = build_model(  # sizes of views and regions don't touch the weights
-            chosen.architecture,
-            len(classes),
-            size=request.extract.size,
-            regions=1,
-            score_threshold=0,
-            nms_threshold=0.5,
+            line = _copy(folder, request, settings)
+    record_time(request.dataset, "detector", began)
+    return line
+
+
+def _record_imported(folder: Path, dataset: str) -> str:
+    with replacing_folder(folder) as temporary:
+        write_json(
+            temporary / DESCRIPTION_FILE, {"version": DETECTOR_VERSION, "source": "imported"}
         )
-        fit_state(model, state, path)
-        with replacing_folder(folder) as temporary:
-            description = write_detector(
-                temporary,
-                model.state_dict(),
-                source=chosen.source,
-                architecture=chosen.architecture,
-                classes=classes,
-            )
-            write_json(temporary / "metrics.json", {})
-        record_time(request.dataset, "detector", began)
-        return f"{folder}: {path.name}, sha256 {description.weights_sha256}"
+        write_json(temporary / _METRICS_FILE, {})
+    return f"{folder}: no detector, since the regions of {dataset} are imported"
 
 
-def _fit(folder: Path, request: Request, chosen: DetectorSettings, fit: FitSettings) -> str:
+def _copy(folder: Path, request: Request, settings: DetectorSettings) -> str:
+    """Check torchvision's weights or those of a file, and write them to ``folder``."""
+    if settings.source == "torchvision":
+        path = torchvision_weights_file(say, progress=shows_bars())
+        state = load_state(path)
+        classes = tuple(TORCHVISION_WEIGHTS.meta["categories"])
+    else:
+        path = Path(settings.weights or "")
+        state = load_state(path)
+        classes = tuple(f"class {number}" for number in range(class_count(state, path)))
+    model = build_model(  # the sizes of views and regions do not affect the weights
+        settings.architecture,
+        len(classes),
+        size=request.extract.size,
+        regions=1,
+        score_threshold=0,
+        nms_threshold=0.5,
+    )
+    fit_state(model, state, path)
+    with replacing_folder(folder) as temporary:
+        description = write_detector(
+            temporary,
+            model.state_dict(),
+            source=settings.source,
+            architecture=settings.architecture,
+            classes=classes,
+        )
+        write_json(temporary / _METRICS_FILE, {})
+    return f"{folder}: {path.name}, sha256 {description.weights_sha256}"
+
+
+def _fit(folder: Path, request: Request, settings: DetectorSettings, fit: FitSettings) -> str:
+    """Fit on the training split's boxes, measure on its held-out part, write to ``folder``."""
     manifest = dataset_manifest(request.dataset)
     images, classes = _training_images(request.dataset, manifest)
     fitted, held_out = split_holdout(images, fit)
     initial = None
     key: dict[str, Any] = {
-        "detector": chosen.model_dump(mode="json"),
+        "detector": settings.model_dump(mode="json"),
         "boxes": sha256_file(boxes_file(request.dataset)),
         "sources": manifest.sources,
     }
-    if chosen.weights is not None:
-        initial = load_state(Path(chosen.weights)), Path(chosen.weights)
+    if settings.weights is not None:
+        initial = load_state(Path(settings.weights)), Path(settings.weights)
         key["weights"] = sha256_file(initial[1])
     state = state_file("detector", key)
     with progress_bar(total=fit.steps, desc="fit detector", unit="step") as bar:
@@ -103,7 +117,7 @@ def _fit(folder: Path, request: Request, chosen: DetectorSettings, fit: FitSetti
         model = fit_detector(
             fitted,
             len(classes) + 1,
-            chosen.architecture,
+            settings.architecture,
             fit,
             state_file=state,
             initial=initial,
@@ -115,14 +129,14 @@ def _fit(folder: Path, request: Request, chosen: DetectorSettings, fit: FitSetti
             temporary,
             model.cpu().state_dict(),
             source="fit",
-            architecture=chosen.architecture,
+            architecture=settings.architecture,
             classes=("background", *classes),
         )
-        write_json(temporary / "metrics.json", metrics)
+        write_json(temporary / _METRICS_FILE, metrics)
     state.unlink(missing_ok=True)
     recalls = ", ".join(f"{value} at {m}" for m, value in metrics["recall_at"].items())
     return (
-        f"{folder}: on {metrics['images']} held-out images, IoU 0.5: recall {recalls} regions; "
+        f"{folder}: on {metrics['images']} held-out images at IoU 0.5: recall {recalls} regions; "
         f"precision {metrics['precision']}"
     )
 

@@ -22,7 +22,7 @@ from pipeline.errors import (
 )
 from pipeline.learning.splits import open_split
 from pipeline.machine import cores
-from pipeline.regions.detector import DetectorDescription, read_description
+from pipeline.regions.detector import DetectorDescription
 from pipeline.regions.extraction import ShardOutcome, extraction_recipe
 from pipeline.regions.plan import PlannedImages, ViewPlan, check_readable, image_digests
 from pipeline.shards.failures import FAILURES_NAME, Failure
@@ -33,6 +33,7 @@ from pipeline.shards.verification import Damage, repair_shards
 from stages.checkout.caches import amount_of, reasons_of
 from stages.checkout.layout import cache_folder, data_root, detector_folder
 from stages.checkout.manifests import dataset_manifest
+from stages.checkout.models import dataset_detector
 from stages.checkout.params import Request
 from stages.checkout.remedies import advising
 from stages.checkout.times import record_time
@@ -91,7 +92,7 @@ def extract(
     folder, manifest = cache_folder(request.dataset), dataset_manifest(request.dataset)
     if request.detector.source == "imported":
         return _check_imported(folder, manifest)
-    detector = read_description(detector_folder(request.dataset), request.dataset)
+    detector = dataset_detector(request.dataset)
     recipe = extraction_recipe(detector, request.extract)
     results = _Results()
     with open_store(folder, request.dataset) as store:

@@ -168,7 +168,7 @@ class TrainedRun:
                 if not path.exists():
                     raise InputError(f"There is no file {path}.", "Correct the name.")
                 return path, self._view(load_image(path, _REPLACE))
-            except GmpipeError as error:
+            except (MissingError, InputError) as error:
                 return path, error
 
         with closing(ahead(view, paths, threads=cores(), most=2 * batch_size)) as outcomes:
@@ -307,7 +307,7 @@ def attach_detector(
             f"{folder} needs the detector of its regions, but there is no detector in {source}.",
             "Make the detector there, or pass the folder of the right one as `detector`.",
         )
-    description = read_description(source, dataset)
+    description = read_description(source)
     extract = extraction_settings(recipe)
     check_same_recipe(
         extraction_recipe(description, extract),

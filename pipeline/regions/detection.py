@@ -1,13 +1,16 @@
 """Running the detector on views: torchvision's numbers, without the work whose result is dropped.
 
 Letters: B images of a batch, S side of a view in pixels, m regions of an image, n boxes,
-d feature size, C channels of a pyramid level, K classes with the background, A anchors of a place.
-Boxes are xyxy; in pixels of the view inside this module, in [0,1] of the view in what it returns.
+d feature size, C channels of a pyramid level, K classes including the background, A anchors per
+position of a level.
+Boxes are xyxy: in pixels of the view inside this module, in [0,1] of the view in what it returns.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -28,22 +31,22 @@ from torchvision.ops import (
 from torchvision.ops.poolers import LevelMapper
 
 _SMALLEST_SIDE = 1e-2  # of a detection, in pixels; torchvision drops smaller ones
-# Boxes that are pooled at once on a CPU: what they are pooled to, 25 MB at full width, stays below
-# the 32 MB from which glibc asks the system for new pages each time. 250 and 1000 were slower.
+# Boxes that are pooled at once on a CPU. The result, 25 MB at full width, stays below the 32 MB
+# above which glibc asks the system for new pages each time. 250 and 1000 were slower.
 _PIECE = 500
-# Up to so many boxes, torchvision keeps classes apart in the NMS by shifting their boxes, which
-# rounds coordinates; above, by a loop over classes, which does not (its `batched_nms`).
+# Up to this number of boxes, torchvision's `batched_nms` keeps classes apart by shifting their
+# boxes, which rounds coordinates; above it, by a loop over classes, which does not.
 _SHIFTED = {"cpu": 1000, "cuda": 25_000}
 
 
 @dataclass(frozen=True)
 class Detections:
-    """The regions of one view, best score first.
+    """The regions of one view, ordered by descending score.
 
     Attributes:
         boxes: (n, 4) float32, xyxy in [0,1] of the view.
         scores: (n,) float32, descending.
-        classes: (n,) int64, the detector's class numbers; 0 only for the stand-in region.
+        classes: (n,) int64, the detector's class numbers; 0 only in the stand-in region.
         features: (n, d) float32, the box head's vector, pooled at these very boxes.
     """
 
@@ -54,11 +57,11 @@ class Detections:
 
 
 def prepare_for_extraction(model: FasterRCNN) -> FasterRCNN:
-    """A copy that computes the same faster, up to rounding, and can't be trained.
+    """Return a copy that computes the same faster, up to rounding, and can't be trained.
 
-    Batch norms are folded into their convolutions. On a CPU, moreover, convolutions work on
-    channels-last memory, and the pooling is one that uses all cores and vector instructions;
-    elsewhere torchvision's own is good.
+    Batch norms are folded into their convolutions. On a CPU, convolutions also work on
+    channels-last memory, and pooling uses all cores and vector instructions; on other devices
+    torchvision's own pooling is kept, since it is fast there.
 
     Args:
         model: in eval mode, on the device on which it will run.
@@ -70,22 +73,50 @@ def prepare_for_extraction(model: FasterRCNN) -> FasterRCNN:
         raise ValueError("a model in training mode can't be prepared; call its eval() first")
     model = copy.deepcopy(model).requires_grad_(False)
     for module in list(model.modules()):
-        # In ResNets a norm is defined, and called, next after its convolution.
+        # In ResNets a norm is defined, and called, right after its convolution.
         for (_, conv), (name, norm) in pairwise(list(module.named_children())):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d | FrozenBatchNorm2d):
                 _fold(conv, norm)
                 setattr(module, name, nn.Identity())
     heads = model.roi_heads
-    on_cpu = next(model.parameters()).device.type == "cpu"
-    if on_cpu and isinstance(heads.box_roi_pool, MultiScaleRoIAlign):
+    if _on_cpu(model) and isinstance(heads.box_roi_pool, MultiScaleRoIAlign):
         model.to(memory_format=torch.channels_last)
         heads.box_head = _ChannelsLastHead(heads.box_head, heads.box_roi_pool.output_size[0])
         heads.box_roi_pool = _TapsPool(heads.box_roi_pool)
     return model
 
 
+@contextmanager
+def trained_faster(model: FasterRCNN) -> Iterator[None]:
+    """Make a model's training steps on a CPU faster within the block, up to rounding.
+
+    Convolutions work on channels-last memory, and pooling, whose gradient takes most of
+    torchvision's time for it, uses all cores and vector instructions. Both are undone at the end;
+    on other devices nothing changes.
+
+    Args:
+        model: on the device on which it is trained. Its parameters stay the same objects.
+    """
+    pool = model.roi_heads.box_roi_pool
+    if not _on_cpu(model):
+        yield
+        return
+    model.to(memory_format=torch.channels_last)
+    model.roi_heads.box_roi_pool = _TapsPool(pool)
+    try:
+        yield
+    finally:
+        model.roi_heads.box_roi_pool = pool
+        model.to(memory_format=torch.contiguous_format)
+
+
+def _on_cpu(model: FasterRCNN) -> bool:
+    device: torch.device = next(model.parameters()).device
+    return device.type == "cpu"
+
+
 def _fold(conv: nn.Conv2d, norm: nn.Module) -> None:
-    """Make ``conv`` compute what ``norm`` makes of it:
+    """Make ``conv`` return what ``norm`` returns for its output x:
     (x - mean) / sqrt(var + eps) * weight + bias."""
     mean, var, weight, bias = (
         getattr(norm, name).double() for name in ("running_mean", "running_var", "weight", "bias")
@@ -100,9 +131,10 @@ def _fold(conv: nn.Conv2d, norm: nn.Module) -> None:
 class _TapsPool(nn.Module):
     """torchvision's `MultiScaleRoIAlign` (not ``aligned``), as weighted sums of rows.
 
-    A bin's value is the mean of its samples, a sample the bilinear mean of the four places about
-    it: a bin is a weighted sum of rows of the (B * height * width, C) table that a level in
-    channels-last memory is. torchvision's CPU kernel gathers single numbers, on one core.
+    A bin's value is the mean of its samples, and a sample is the bilinear mean of the four
+    positions around it. A level in channels-last memory is a (B * height * width, C) table, so
+    that a bin is a weighted sum of its rows. torchvision's CPU kernel gathers single numbers, on
+    one core.
     """
 
     def __init__(self, pool: MultiScaleRoIAlign) -> None:
@@ -122,28 +154,28 @@ class _TapsPool(nn.Module):
             image_shapes: (S, S) of each image.
 
         Returns:
-            (n of all images, C, bins, bins), channels last in memory.
+            (n of all images, C, bins, bins), in channels-last memory.
         """
         levels = [maps[name] for name in self.names]
         strides = [image_shapes[0][0] // level.shape[-1] for level in levels]
         first, last = (stride.bit_length() - 1 for stride in (strides[0], strides[-1]))
         mapper = LevelMapper(first, last, self.scale, self.level)
-        of_box, rois = mapper(boxes), torch.cat(boxes)
+        level_of_box, rois = mapper(boxes), torch.cat(boxes)
         counts = torch.tensor([len(of_image) for of_image in boxes])
         image = torch.arange(len(boxes), dtype=torch.int32).repeat_interleave(counts)
         channels = levels[0].shape[1]
         pooled = rois.new_empty(len(rois), self.bins, self.bins, channels)
         for number, (level, stride) in enumerate(zip(levels, strides, strict=True)):
-            here = torch.where(of_box == number)[0]
+            here = torch.where(level_of_box == number)[0]
             side, at = level.shape[-1], rois[here] / stride
             columns, across = self._taps(at[:, 0], at[:, 2], side)
             rows, down = self._taps(at[:, 1], at[:, 3], side)
             rows = rows + image[here, None, None] * side
             # (n, bins, 1, taps, 1) and (n, 1, bins, 1, taps)
-            places = rows[:, :, None, :, None] * side + columns[:, None, :, None, :]
+            positions = rows[:, :, None, :, None] * side + columns[:, None, :, None, :]
             weights = down[:, :, None, :, None] * across[:, None, :, None, :]
             pooled[here] = F.embedding_bag(
-                places.flatten(3).flatten(0, 2),
+                positions.flatten(3).flatten(0, 2),
                 level.permute(0, 2, 3, 1).reshape(-1, channels),
                 per_sample_weights=weights.flatten(3).flatten(0, 2),
                 mode="sum",
@@ -151,14 +183,14 @@ class _TapsPool(nn.Module):
         return pooled.permute(0, 3, 1, 2)
 
     def _taps(self, low: Tensor, high: Tensor, side: int) -> tuple[Tensor, Tensor]:
-        """Which places of an axis the bins of n boxes read, and their weights.
+        """Return the positions along an axis that the bins of n boxes read, and their weights.
 
         Args:
-            low, high: (n,) ends of the boxes, in places of the level; 0 <= low <= high.
-            side: places that the axis has.
+            low, high: (n,) ends of the boxes, in positions of the level; 0 <= low <= high.
+            side: number of positions along the axis.
 
         Returns:
-            int32 and float32, both (n, bins, taps) with two taps a sample.
+            int32 and float32, both (n, bins, taps) with two taps per sample.
         """
         bin_size = (high - low).clamp(min=1) / self.bins
         starts = torch.arange(self.bins)[:, None] * bin_size[:, None, None]
@@ -167,15 +199,15 @@ class _TapsPool(nn.Module):
         before = at.int().clamp(max=side - 1)
         after = (before + 1).clamp(max=side - 1)
         share = torch.where(before == side - 1, 0.0, at - before)
-        # A box is taken to be a whole place wide at least, and so may reach out of the view.
+        # A box counts as at least one position wide, and so may extend beyond the view.
         inside = (at <= side) / self.samples
-        places = torch.stack([before, after], dim=-1)
+        positions = torch.stack([before, after], dim=-1)
         weights = torch.stack([(1 - share) * inside, share * inside], dim=-1)
-        return places.flatten(2), weights.flatten(2)
+        return positions.flatten(2), weights.flatten(2)
 
 
 class _ChannelsLastHead(nn.Module):
-    """A box head whose first layer takes what is pooled in the order in which it lies in memory."""
+    """A box head whose first layer reads pooled features in the order of channels-last memory."""
 
     def __init__(self, head: TwoMLPHead, bins: int) -> None:
         super().__init__()
@@ -193,9 +225,9 @@ class _ChannelsLastHead(nn.Module):
 
 @torch.inference_mode()
 def detect(model: FasterRCNN, views: Tensor) -> list[Detections]:
-    """The regions of a batch of views, on the model's device: those that ``model`` itself finds.
+    """Find the regions of a batch of views: the same ones as ``model`` itself.
 
-    torchvision does not tell which proposal a detection came from, and regresses its box
+    torchvision does not say which proposal a detection came from, and regresses its box
     afterwards. So features are pooled again at the final boxes: box and feature belong together.
     A view without any detection gets one stand-in region: the whole view, score 0, class 0.
 
@@ -208,26 +240,27 @@ def detect(model: FasterRCNN, views: Tensor) -> list[Detections]:
         B detections with 1 to ``box_detections_per_img`` regions each, on the same device.
 
     Raises:
-        ValueError: the views are not of the model's size, or that is no multiple of 32, to which
-            torchvision would pad them.
+        ValueError: the views do not have the model's size, or that is not a multiple of 32, to
+            which torchvision would pad them.
     """
     size = views.shape[-1]
     if views.shape[-2:] != (size, size) or model.transform.min_size != (size,):
         raise ValueError(
-            f"views of {tuple(views.shape)} for a model of size {model.transform.min_size}"
+            f"views of shape {tuple(views.shape)} do not fit a model of size "
+            f"{model.transform.min_size}"
         )
     if size % model.transform.size_divisible:
         raise ValueError(
-            f"views of side {size}, which is no multiple of {model.transform.size_divisible}"
+            f"the side of the views, {size}, is not a multiple of {model.transform.size_divisible}"
         )
-    # Not the whole transform: its resize changes nothing at this size, but takes time.
+    # Only this part of the transform: its resize changes nothing at this size, but takes time.
     inputs = model.transform.normalize(views)
     maps = model.backbone(inputs)
     proposals = _propose(model.rpn, inputs, maps)
     heads = model.roi_heads
     logits, regression = heads.box_predictor(_vectors(heads, maps, proposals, size))
     counts = [len(of_image) for of_image in proposals]
-    found = [
+    best = [
         _best(heads, *of_image, size)
         for of_image in zip(
             F.softmax(logits, dim=-1).split(counts),
@@ -236,18 +269,20 @@ def detect(model: FasterRCNN, views: Tensor) -> list[Detections]:
             strict=True,
         )
     ]
-    features = _vectors(heads, maps, [boxes for boxes, _, _ in found], size)
+    features = _vectors(heads, maps, [boxes for boxes, _, _ in best], size)
     return [
         Detections((boxes / size).clamp(0, 1), scores, classes, feature)
         for (boxes, scores, classes), feature in zip(
-            found, features.split([len(scores) for _, scores, _ in found]), strict=True
+            best, features.split([len(scores) for _, scores, _ in best]), strict=True
         )
     ]
 
 
 def _propose(rpn: Any, views: Tensor, maps: dict[str, Tensor]) -> list[Tensor]:
-    """The (n, 4) proposals of each image; of all anchors, only those that can become one are
-    decoded: the best of each level."""
+    """Return the (n, 4) proposals of each image.
+
+    Only the best anchors of each level are decoded, since no others can become proposals.
+    """
     levels = list(maps.values())
     batch, size = len(views), views.shape[-1]
     all_logits, all_deltas = rpn.head(levels)
@@ -257,12 +292,12 @@ def _propose(rpn: Any, views: Tensor, maps: dict[str, Tensor]) -> list[Tensor]:
     for of_level, of_boxes in zip(all_logits, all_deltas, strict=True):
         # (B, A, H, W) and (B, 4A, H, W); anchors are in the order H, W, A.
         flat = of_level.permute(0, 2, 3, 1).reshape(batch, -1)
-        best, places = flat.topk(min(rpn.pre_nms_top_n(), flat.shape[1]), dim=1)
+        best, positions = flat.topk(min(rpn.pre_nms_top_n(), flat.shape[1]), dim=1)
         codes = of_boxes.permute(0, 2, 3, 1).reshape(batch, -1, 4)
         logits.append(best)
-        deltas.append(codes.gather(1, places[..., None].expand(-1, -1, 4)))
-        starts.append(anchors[places + offset])
-        kept.append(places.shape[1])
+        deltas.append(codes.gather(1, positions[..., None].expand(-1, -1, 4)))
+        starts.append(anchors[positions + offset])
+        kept.append(positions.shape[1])
         offset += flat.shape[1]
     decoded = rpn.box_coder.decode_single(
         torch.cat(deltas, dim=1).flatten(0, 1), torch.cat(starts, dim=1).flatten(0, 1)
@@ -275,14 +310,14 @@ def _propose(rpn: Any, views: Tensor, maps: dict[str, Tensor]) -> list[Tensor]:
 
 
 def _vectors(heads: Any, maps: dict[str, Tensor], boxes: list[Tensor], size: int) -> Tensor:
-    """(n of all images, d): what the box head makes of the boxes, given as (n, 4) an image."""
+    """Return the box head's vectors, (n of all images, d), at (n, 4) boxes per image."""
     shapes = [(size, size)] * len(boxes)
     if sum(len(of_image) for of_image in boxes) <= _PIECE or boxes[0].device.type != "cpu":
         vectors: Tensor = heads.box_head(heads.box_roi_pool(maps, boxes, shapes))
         return vectors
     pieces = []
-    for place, of_image in enumerate(boxes):
-        own = {name: level[place : place + 1] for name, level in maps.items()}
+    for image, of_image in enumerate(boxes):
+        own = {name: level[image : image + 1] for name, level in maps.items()}
         for piece in of_image.split(_PIECE):
             pieces.append(heads.box_head(heads.box_roi_pool(own, [piece], shapes[:1])))
     return torch.cat(pieces)
@@ -291,12 +326,12 @@ def _vectors(heads: Any, maps: dict[str, Tensor], boxes: list[Tensor], size: int
 def _best(
     heads: Any, scores: Tensor, regression: Tensor, proposals: Tensor, size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One image's detections, as torchvision's `postprocess_detections` chooses them.
+    """Choose one image's detections as torchvision's `postprocess_detections` does.
 
-    Whether the NMS keeps a box depends on boxes of higher scores alone. So the m best survivors
-    are found among the T candidates of the highest scores, if these have m; T grows until they
-    have, or are all there are. With a score threshold of 0 every proposal is a candidate for
-    every class: 90,000 of them for COCO's, of which some 1000 are looked at.
+    Whether the NMS keeps a box depends only on boxes with higher scores. So the m best survivors
+    are among the T candidates with the highest scores, provided that m of these survive; T grows
+    until they do or until it covers all candidates. With a score threshold of 0 every proposal is
+    a candidate for every class: 90,000 for the classes of COCO, of which about 1000 are examined.
 
     Args:
         scores: (n, K), after the softmax.
@@ -304,32 +339,33 @@ def _best(
         proposals: (n, 4)
 
     Returns:
-        boxes (m, 4), scores (m,) and classes (m,), the best first; the stand-in if none is found.
+        boxes (m, 4), scores (m,) and classes (m,), the best first; the stand-in region if there is
+        no detection.
     """
     foreground = scores[:, 1:].flatten()
     candidates = torch.where(foreground > heads.score_thresh)[0]
-    looked_at = _SHIFTED[scores.device.type]
+    examined = _SHIFTED[scores.device.type]
     while True:
-        everything = len(candidates) <= looked_at
+        all_examined = len(candidates) <= examined
         chosen = candidates
-        if not everything:
+        if not all_examined:
             of_candidates = foreground[candidates]
-            least = of_candidates.topk(looked_at).values[-1]
-            chosen = candidates[of_candidates >= least]  # with all that tie with the last
-        place, number = chosen // (scores.shape[1] - 1), chosen % (scores.shape[1] - 1) + 1
-        codes = regression.unflatten(1, (-1, 4))[place, number]
-        boxes = heads.box_coder.decode_single(codes, proposals[place])
+            least = of_candidates.topk(examined).values[-1]
+            chosen = candidates[of_candidates >= least]  # including all that tie with the last
+        proposal, number = chosen // (scores.shape[1] - 1), chosen % (scores.shape[1] - 1) + 1
+        codes = regression.unflatten(1, (-1, 4))[proposal, number]
+        boxes = heads.box_coder.decode_single(codes, proposals[proposal])
         boxes = clip_boxes_to_image(boxes, (size, size))
         large = remove_small_boxes(boxes, _SMALLEST_SIDE)
         boxes, best, number = boxes[large], foreground[chosen[large]], number[large]
-        if everything:
+        if all_examined:
             keep = batched_nms(boxes, best, number, heads.nms_thresh)
             break
-        # torchvision would loop over classes; shifting them in double precision is as exact.
+        # torchvision would loop over classes here; shifting in double precision is as exact.
         keep = batched_nms(boxes.double(), best.double(), number, heads.nms_thresh)
         if len(keep) >= heads.detections_per_img:
             break
-        looked_at *= 4
+        examined *= 4
     keep = keep[: heads.detections_per_img]
     if not len(keep):
         stand_in = boxes.new_tensor([[0.0, 0.0, size, size]])

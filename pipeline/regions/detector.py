@@ -1,8 +1,9 @@
-"""The detector: a ResNet50-FPN Faster R-CNN, built, resolved, stored and loaded."""
+"""The detector, a ResNet50-FPN Faster R-CNN: building, storing and loading it."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +18,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from pipeline.errors import GmpipeError
+from pipeline.errors import DamagedError, InputError, MismatchError, MissingError
 from pipeline.files import sha256_file, write_json
 from pipeline.settings import ArchitectureSettings
 from pipeline.tensors import save_tensors
@@ -38,19 +39,21 @@ def build_model(
     score_threshold: float,
     nms_threshold: float,
 ) -> FasterRCNN:
-    """A Faster R-CNN with random weights; with the default architecture, parameter for parameter
-    torchvision's ``fasterrcnn_resnet50_fpn``.
+    """Build a Faster R-CNN with random weights.
+
+    With the default architecture it has the same parameters as torchvision's
+    ``fasterrcnn_resnet50_fpn``.
 
     Args:
         architecture: widths, anchors, proposals and normalisation.
-        classes: number of classes, the background (0) included.
-        size: side of the square views. Without it torchvision rescales them to 800 pixels.
-        regions: most detections of an image.
-        score_threshold: least score of a detection.
+        classes: number of classes, including the background (0).
+        size: side of the square views in pixels. Without it torchvision rescales them to 800.
+        regions: maximum number of detections per image.
+        score_threshold: minimum score of a detection.
         nms_threshold: IoU of the per-class NMS.
     """
     frozen = architecture.norm == "frozen"
-    # torchvision builds its COCO network with eps 0; a file of such weights does not say so.
+    # torchvision builds its COCO network with eps 0, which the file of weights does not record.
     norm = (lambda channels: FrozenBatchNorm2d(channels, eps=0.0)) if frozen else nn.BatchNorm2d
     body = resnet50(
         weights=None, width_per_group=architecture.width_per_group, norm_layer=cast(Any, norm)
@@ -87,76 +90,100 @@ def load_state(path: Path) -> dict[str, Tensor]:
     """Read a state dict saved by ``torch.save``, without running code from the file.
 
     Raises:
-        GmpipeError: there is no such file, or it holds something else.
+        MissingError: the file does not exist.
+        InputError: the file holds something else.
     """
     if not path.is_file():
-        raise GmpipeError(
-            f"there are no detector weights at {path}. Put the file there, or name another in "
-            "`detector.<dataset>.weights` of params.yaml."
+        raise MissingError(
+            f"There are no detector weights at {path}.",
+            "Put the file there, or name another one in `detector.<dataset>.weights` of "
+            "params.yaml.",
         )
-    expected = f"{path} is not a state dict of tensors saved by torch.save"
+    problem = f"{path} is not a state dict of tensors saved by torch.save"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load documents no narrower set for a foreign file
-        raise GmpipeError(f"{expected} ({type(error).__name__}). Give another file.") from error
+        raise InputError(
+            f"{problem} ({type(error).__name__}).",
+            "Name another file in `detector.<dataset>.weights` of params.yaml.",
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise GmpipeError(f"{expected}. Save the model's `state_dict()` alone.")
+        raise InputError(f"{problem}.", "Save only the model's `state_dict()`.")
     return state
 
 
 def class_count(state: dict[str, Tensor], origin: Path) -> int:
-    """Number of classes, background included, that the weights were made for."""
+    """Return the number of classes, including the background, that the weights distinguish.
+
+    Raises:
+        InputError: the weights are not those of a Faster R-CNN.
+    """
     key = "roi_heads.box_predictor.cls_score.weight"
     if key not in state:
-        raise GmpipeError(
-            f"{origin} has no `{key}`: these are not a Faster R-CNN's weights. Give another file."
+        raise InputError(
+            f"{origin} does not hold the weights of a Faster R-CNN: it has no `{key}`.",
+            "Name another file in `detector.<dataset>.weights` of params.yaml.",
         )
     return len(state[key])
 
 
+_MATCH_ARCHITECTURE = (
+    "Set `detector.<dataset>.architecture` in params.yaml to the architecture of the weights."
+)
+
+
 def fit_state(model: FasterRCNN, state: dict[str, Tensor], origin: Path) -> None:
-    """Load weights into a model, or say how they don't fit.
+    """Load weights into a model, or say why they do not fit.
+
+    Args:
+        model: to load the weights into.
+        state: of `load_state`.
+        origin: the file that ``state`` came from, for messages.
 
     Raises:
-        GmpipeError: these are no Faster R-CNN's weights, one is missing, unknown or of another
-            shape, or they were made with the other kind of batch norm (which torch would load
-            without a word).
+        InputError: the weights are not those of a Faster R-CNN; or one of them is missing,
+            unknown or of another shape; or they were made with the other kind of batch norm,
+            which torch would load without an error.
     """
     class_count(state, origin)
-    remedy = "Make `detector.<dataset>.architecture` in params.yaml that of the weights."
     counted = any(key.endswith("num_batches_tracked") for key in state)
     batch_norm = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     if counted != batch_norm:
-        found, wanted = ("batch", "frozen") if counted else ("frozen", "batch")
-        raise GmpipeError(
-            f"{origin} holds weights with norm `{found}`, the architecture has `{wanted}`. {remedy}"
+        stored, expected = ("batch", "frozen") if counted else ("frozen", "batch")
+        raise InputError(
+            f"{origin} holds weights with norm `{stored}`, but the architecture has `{expected}`.",
+            _MATCH_ARCHITECTURE,
         )
     own = model.state_dict()
     for key, value in state.items():
         if key in own and own[key].shape != value.shape:
-            raise GmpipeError(
-                f"{origin}: `{key}` has shape {tuple(value.shape)}, the architecture expects "
-                f"{tuple(own[key].shape)}. {remedy}"
+            raise InputError(
+                f"{origin}: `{key}` has shape {tuple(value.shape)}, but the architecture expects "
+                f"{tuple(own[key].shape)}.",
+                _MATCH_ARCHITECTURE,
             )
     try:
-        # Not compared by name here: torchvision still loads the names of its older releases.
+        # Names are compared by torchvision, which also accepts those of its older releases.
         outcome: Any = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
         detail = str(error).splitlines()[-1].strip()
-        raise GmpipeError(f"{origin} does not fit the architecture: {detail} {remedy}") from error
+        raise InputError(
+            f"{origin} does not fit the architecture: {detail}", _MATCH_ARCHITECTURE
+        ) from error
     for keys, problem in (
         (outcome.missing_keys, "lacks weights that the architecture has"),
         (outcome.unexpected_keys, "has weights that the architecture lacks"),
     ):
         if keys:
-            raise GmpipeError(
-                f"{origin} {problem}: {len(keys)}, the first is `{keys[0]}`. {remedy}"
+            raise InputError(
+                f"{origin} {problem}: {len(keys)} of them, the first is `{keys[0]}`.",
+                _MATCH_ARCHITECTURE,
             )
 
 
 @dataclass(frozen=True)
 class DetectorDescription:
-    """What a detector's folder says of its weights.
+    """What a detector's folder records about its weights.
 
     Attributes:
         source: ``torchvision``, ``file`` or ``fit``.
@@ -179,7 +206,7 @@ def write_detector(
     architecture: ArchitectureSettings,
     classes: tuple[str, ...],
 ) -> DetectorDescription:
-    """Write weights and their description into ``folder``."""
+    """Write weights and their description to ``folder``."""
     weights = folder / WEIGHTS_FILE
     save_tensors(weights, state)
     description = DetectorDescription(source, architecture, classes, sha256_file(weights))
@@ -196,23 +223,27 @@ def write_detector(
     return description
 
 
-def read_description(folder: Path, dataset: str) -> DetectorDescription:
-    """What the detector in ``folder`` is.
+_MAKE_AGAIN = "Make the data set's detector again."
+
+
+def read_description(folder: Path) -> DetectorDescription:
+    """Read what ``folder`` records about its detector, and check it against the weights.
 
     Raises:
-        GmpipeError: there is none, of another version, or its weights are not those described.
+        MissingError: there is no detector in ``folder``, or its file of weights is gone.
+        MismatchError: the data set's regions are imported, so that it has no detector.
+        DamagedError: the description can't be read or has another version, or the weights are not
+            those that it describes.
     """
-    remedy = f"Run `gmpipe detector --dataset {dataset}`."
     path = folder / DESCRIPTION_FILE
     if not path.is_file():
-        raise GmpipeError(f"there is no detector in {folder}. {remedy}")
+        raise MissingError(f"There is no detector in {folder}.", _MAKE_AGAIN)
     try:
         content = json.loads(path.read_text())
         if content["source"] == "imported":
-            raise GmpipeError(
-                f"{path}: the regions of {dataset} are imported, there is no detector. Set "
-                f"`detector.{dataset}.source` in params.yaml and run `gmpipe detector --dataset "
-                f"{dataset}`."
+            raise MismatchError(
+                f"{path} says that the data set's regions are imported, so it has no detector.",
+                "Set `detector.<dataset>.source` in params.yaml and make the detector.",
             )
         version = content["version"]
         if version == DETECTOR_VERSION:
@@ -223,26 +254,30 @@ def read_description(folder: Path, dataset: str) -> DetectorDescription:
                 weights_sha256=content["weights_sha256"],
             )
     except (KeyError, TypeError, ValueError) as error:
-        raise GmpipeError(f"{path} is damaged ({error!r}). {remedy}") from error
+        raise DamagedError(f"{path} is damaged ({error!r}).", _MAKE_AGAIN) from error
     if version != DETECTOR_VERSION:
-        raise GmpipeError(
-            f"{path} has version {version}, this gmpipe reads {DETECTOR_VERSION}. {remedy}"
+        raise DamagedError(
+            f"{path} has version {version}, but this release of gmpipe reads version "
+            f"{DETECTOR_VERSION}.",
+            _MAKE_AGAIN,
         )
-    if not (folder / WEIGHTS_FILE).is_file():
-        raise GmpipeError(f"{folder} lacks {WEIGHTS_FILE}. {remedy}")
-    found = sha256_file(folder / WEIGHTS_FILE)
-    if found != description.weights_sha256:
-        raise GmpipeError(
-            f"{folder / WEIGHTS_FILE} has sha256 {found}, {DESCRIPTION_FILE} expects "
-            f"{description.weights_sha256}: the file was changed or damaged. {remedy}"
+    weights = folder / WEIGHTS_FILE
+    if not weights.is_file():
+        raise MissingError(f"{folder} lacks {WEIGHTS_FILE}.", _MAKE_AGAIN)
+    digest = sha256_file(weights)
+    if digest != description.weights_sha256:
+        raise DamagedError(
+            f"{weights} has sha256 {digest}, but {DESCRIPTION_FILE} expects "
+            f"{description.weights_sha256}: the file was changed or damaged.",
+            _MAKE_AGAIN,
         )
     return description
 
 
 def class_names(folder: Path) -> tuple[str, ...] | None:
-    """The names of the detector's class numbers, for people to read; None where none are told.
+    """Return the names of the detector's class numbers for display, or None if there are none.
 
-    Nothing depends on them, so unlike `read_description` it looks at no weights.
+    No result depends on them, so unlike `read_description` this does not read the weights.
     """
     try:
         return tuple(json.loads((folder / DESCRIPTION_FILE).read_text())["classes"])
@@ -251,19 +286,22 @@ def class_names(folder: Path) -> tuple[str, ...] | None:
 
 
 def torchvision_weights_path() -> Path:
-    """Where torchvision's COCO weights lie in its cache, or would."""
+    """Return the path of torchvision's COCO weights in its cache, whether or not they exist."""
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(TORCHVISION_WEIGHTS.url).name
 
 
-def torchvision_weights_file(announce: Any = print, *, progress: bool = True) -> Path:
-    """torchvision's COCO weights: from its cache, or downloaded into it.
+def torchvision_weights_file(
+    announce: Callable[[str], object] = print, *, progress: bool = True
+) -> Path:
+    """Return torchvision's COCO weights, downloading them into its cache if they are not there.
 
     Args:
-        announce: called with a line before a download starts.
-        progress: whether a download draws a bar on stderr.
+        announce: called with a line of text before a download starts.
+        progress: whether a download draws a progress bar on stderr.
 
     Raises:
-        GmpipeError: they are neither there nor to be had; says where to put the file.
+        MissingError: they are not in the cache and can't be downloaded; says where to put the
+            file.
     """
     path = torchvision_weights_path()
     if not path.is_file():
@@ -278,9 +316,10 @@ def torchvision_weights_file(announce: Any = print, *, progress: bool = True) ->
                 progress=progress,
             )
         except (OSError, RuntimeError) as error:
-            raise GmpipeError(
+            raise MissingError(
                 f"torchvision's weights {path.name} are not at {path} and can't be downloaded "
-                f"({error}). Put the file there by hand, from {TORCHVISION_WEIGHTS.url}, or name "
-                "another with `detector.<dataset>.source: file` in params.yaml."
+                f"({error}).",
+                f"Download {TORCHVISION_WEIGHTS.url} elsewhere and put the file there, or set "
+                "`detector.<dataset>.source: file` in params.yaml and name a file of weights.",
             ) from error
     return path

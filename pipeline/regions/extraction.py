@@ -19,7 +19,7 @@ import torch
 from torchvision.models.detection import FasterRCNN
 
 from pipeline.ahead import begin_ahead
-from pipeline.errors import GmpipeError
+from pipeline.errors import InputError, MissingError
 from pipeline.files import canonical_json
 from pipeline.regions.detection import Detections, detect, prepare_for_extraction
 from pipeline.regions.detector import (
@@ -247,7 +247,7 @@ def _collected(
         try:
             views.append(future.result())
             positions.append(position)
-        except GmpipeError as error:
+        except (MissingError, InputError) as error:
             job = jobs[position]
             failures.append(Failure(job.image_id, job.path, str(error)))
     return views, positions, failures

@@ -14,7 +14,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.ops import box_iou
 
 from pipeline.datasets.manifest import ImageBoxes
-from pipeline.regions.detection import Detections, detect
+from pipeline.regions.detection import Detections, detect, trained_faster
 from pipeline.regions.detector import build_model, class_count, fit_state
 from pipeline.regions.transforms import load_image, to_tensor, view_of
 from pipeline.settings import ArchitectureSettings, FitSettings
@@ -29,13 +29,13 @@ from pipeline.tensors import (
 )
 
 RECALL_AT = (5, 10, 20, 35)
-"""The numbers m of regions for which recall is measured."""
+"""The numbers of regions m at which recall is measured."""
 
-# torchvision's defaults for detections; extraction has settings of its own.
+# torchvision's defaults for detections; extraction has its own settings.
 _SCORE_THRESHOLD = 0.05
 _NMS_THRESHOLD = 0.5
-_CONFIDENT = 0.5  # precision is that of detections with at least this score
-# torchvision's quarter would leave few objects among few sampled proposals.
+_CONFIDENT = 0.5  # precision is measured on detections with at least this score
+# torchvision's quarter leaves few objects among a small number of sampled proposals.
 _POSITIVE_SHARE = 0.5
 _LARGEST_GRADIENT = 10.0
 _SAVE_EVERY = 50
@@ -43,7 +43,13 @@ _SAVE_EVERY = 50
 
 @dataclass(frozen=True)
 class FitImage:
-    """One annotated training image."""
+    """One annotated training image.
+
+    Attributes:
+        image_id: as in the manifest.
+        path: of the file.
+        objects: its boxes, xyxy in [0,1] of the image, and their classes.
+    """
 
     image_id: str
     path: Path
@@ -53,12 +59,15 @@ class FitImage:
 def split_holdout(
     images: Sequence[FitImage], settings: FitSettings
 ) -> tuple[list[FitImage], list[FitImage]]:
-    """Images to fit on, and images held out to measure on; seeded, both in the given order."""
-    held = min(max(1, round(settings.holdout * len(images))), len(images) - 1)
+    """Split images into those to fit on and those held out to measure on.
+
+    The split is seeded, and both parts keep the given order.
+    """
+    size = min(max(1, round(settings.holdout * len(images))), len(images) - 1)
     order = np.random.default_rng(settings.seed).permutation(len(images))
-    out = set(order[:held].tolist())
-    fit = [image for place, image in enumerate(images) if place not in out]
-    return fit, [images[place] for place in sorted(out)]
+    held_out = set(order[:size].tolist())
+    fitted = [image for index, image in enumerate(images) if index not in held_out]
+    return fitted, [images[index] for index in sorted(held_out)]
 
 
 def fit_detector(
@@ -73,16 +82,16 @@ def fit_detector(
 ) -> FasterRCNN:
     """Fit a Faster R-CNN with AdamW and a one-cycle schedule.
 
-    What is needed to resume is written to ``state_file`` every 50 steps; a fit that was killed
-    continues from there and ends with the same weights as one that was not.
+    The state is saved to ``state_file`` every 50 steps. A fit that was killed resumes from there
+    and ends with the same weights as one that ran through.
 
     Args:
         images: annotated images; every batch is drawn from a seeded shuffle of them.
-        classes: number of classes, the background included.
+        classes: number of classes, including the background.
         architecture: of the network.
         settings: steps, rates, seed, view size.
-        state_file: where the state lies between two attempts.
-        initial: weights to start from and the file they came from; None: from scratch. Where
+        state_file: where the state is kept between two attempts.
+        initial: weights to start from and the file that they came from; None: from scratch. If
             they were made for another number of classes, the class predictor starts from scratch.
         on_step: called after each step with the number of steps done and the loss.
 
@@ -91,6 +100,25 @@ def fit_detector(
     """
     device = best_device()
     torch.manual_seed(settings.seed)
+    model = _new_model(classes, architecture, settings)
+    if initial is not None:
+        _start_from(model, *initial, classes)
+    model.to(device).train()
+    with trained_faster(model):
+        learner = _Learner(model, settings)
+        for step in range(learner.resume(state_file), settings.steps):
+            chosen = _batch_indices(step, settings.batch_size, len(images), settings.seed)
+            views, targets = _batch([images[index] for index in chosen], step, settings, device)
+            loss = learner.learn(views, targets)
+            on_step(step + 1, loss)
+            if (step + 1) % _SAVE_EVERY == 0 and step + 1 < settings.steps:
+                learner.save(state_file, step + 1)
+    return model.eval()
+
+
+def _new_model(
+    classes: int, architecture: ArchitectureSettings, settings: FitSettings
+) -> FasterRCNN:
     model = build_model(
         architecture,
         classes,
@@ -101,61 +129,78 @@ def fit_detector(
     )
     model.roi_heads.fg_bg_sampler.batch_size_per_image = settings.sampled_proposals
     model.roi_heads.fg_bg_sampler.positive_fraction = _POSITIVE_SHARE
-    if initial is not None:
-        _start_from(model, *initial, classes)
-    model.to(device).train()
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=settings.learning_rate, total_steps=settings.steps
-    )
-    done = 0
-    if state_file.is_file():
-        state = load_state(state_file)
-        restore_learning(state, state_file, model, optimizer, schedule)
-        restore_random(state["random"])
-        done = state["done"]
-    for step in range(done, settings.steps):
-        chosen = _batch_numbers(step, settings.batch_size, len(images), settings.seed)
-        views, targets = _batch([images[n] for n in chosen], step, settings, device)
-        losses: dict[str, Tensor] = model(views, targets)
+    return model
+
+
+class _Learner:
+    """A model in training mode with its optimizer and schedule, and the file they resume from."""
+
+    def __init__(self, model: FasterRCNN, settings: FitSettings) -> None:
+        self.model = model
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, max_lr=settings.learning_rate, total_steps=settings.steps
+        )
+
+    def learn(self, views: list[Tensor], targets: list[dict[str, Tensor]]) -> float:
+        """Take one step and return its loss, the sum of Faster R-CNN's four."""
+        losses: dict[str, Tensor] = self.model(views, targets)
         loss = torch.stack(list(losses.values())).sum()
-        optimizer.zero_grad()
+        self.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, _LARGEST_GRADIENT)
-        optimizer.step()
-        schedule.step()
-        on_step(step + 1, loss.item())
-        if (step + 1) % _SAVE_EVERY == 0 and step + 1 < settings.steps:
-            learner = learning_state(model, optimizer, schedule)
-            save_tensors(state_file, {**learner, "random": random_state(), "done": step + 1})
-    return model.eval()
+        torch.nn.utils.clip_grad_norm_(self.parameters, _LARGEST_GRADIENT)
+        self.optimizer.step()
+        self.schedule.step()
+        return loss.item()
+
+    def save(self, path: Path, done: int) -> None:
+        """Write what `resume` reads, after ``done`` steps."""
+        state = learning_state(self.model, self.optimizer, self.schedule)
+        save_tensors(path, {**state, "random": random_state(), "done": done})
+
+    def resume(self, path: Path) -> int:
+        """Continue from a saved state if there is one, and return the number of steps done.
+
+        Raises:
+            GmpipeError: the file can't be read, or was left by another learner.
+        """
+        if not path.is_file():
+            return 0
+        state = load_state(path)
+        restore_learning(state, path, self.model, self.optimizer, self.schedule)
+        restore_random(state["random"])
+        done: int = state["done"]
+        return done
 
 
 def _start_from(model: FasterRCNN, state: dict[str, Tensor], origin: Path, classes: int) -> None:
     if class_count(state, origin) != classes:
-        # Weights of another vocabulary: all is taken over but the layers that tell its classes.
+        # Only the layers that distinguish the classes of another vocabulary are left out.
         predictor = "roi_heads.box_predictor."
         own = model.state_dict()
         state = state | {key: own[key] for key in own if key.startswith(predictor)}
     fit_state(model, state, origin)
 
 
-def _batch_numbers(step: int, batch_size: int, images: int, seed: int) -> list[int]:
-    """Which images a step takes: its piece of one seeded shuffle after another."""
-    numbers = []
-    for place in range(step * batch_size, (step + 1) * batch_size):
-        epoch, offset = divmod(place, images)
-        numbers.append(int(np.random.default_rng([seed, epoch]).permutation(images)[offset]))
-    return numbers
+def _batch_indices(step: int, batch_size: int, images: int, seed: int) -> list[int]:
+    """Return the indices of a step's images; every epoch is a seeded shuffle of all images."""
+    indices = []
+    for position in range(step * batch_size, (step + 1) * batch_size):
+        epoch, offset = divmod(position, images)
+        indices.append(int(np.random.default_rng([seed, epoch]).permutation(images)[offset]))
+    return indices
 
 
 def _batch(
     images: Sequence[FitImage], step: int, settings: FitSettings, device: torch.device
 ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Views mirrored half of the time, and their objects in pixels of the view."""
+    """Return views, each mirrored with probability 0.5, and their objects in pixels of the view."""
     mirrored = np.random.default_rng([settings.seed, 1, step]).random(len(images)) < 0.5
     views, targets = [], []
     for image, mirror in zip(images, mirrored, strict=True):
@@ -190,11 +235,12 @@ def _whole_view(image: FitImage, size: int) -> Tensor:
 def measure_detector(
     model: FasterRCNN, images: Sequence[FitImage], settings: FitSettings
 ) -> dict[str, Any]:
-    """Recall and precision at IoU 0.5, class-aware, in percent.
+    """Measure recall and precision at IoU 0.5, class-aware, in percent.
 
-    A detection finds an object of its class with an IoU of at least 0.5 that no better-scored
-    detection has found. ``recall_at`` m counts the m best detections of an image (with a score of
-    at least 0.05), over all objects; ``precision`` counts detections with a score of at least 0.5.
+    A detection finds an object of its class if their IoU is at least 0.5 and no detection with a
+    better score has found that object. ``recall_at`` m counts the m best detections of an image
+    (with a score of at least 0.05) over all objects; ``precision`` counts detections with a score
+    of at least 0.5.
     """
     device = next(model.parameters()).device
     hits: dict[int, int] = dict.fromkeys(RECALL_AT, 0)
@@ -202,12 +248,12 @@ def measure_detector(
     for start in range(0, len(images), settings.batch_size):
         batch = images[start : start + settings.batch_size]
         views = torch.stack([_whole_view(image, settings.size) for image in batch]).to(device)
-        for image, found in zip(batch, detect(model, views), strict=True):
-            right = match_detections(found, image.objects)
+        for image, detections in zip(batch, detect(model, views), strict=True):
+            right = match_detections(detections, image.objects)
             objects += len(image.objects.classes)
             for m in RECALL_AT:
                 hits[m] += int(right[:m].sum())
-            sure = found.scores.cpu().numpy() >= _CONFIDENT
+            sure = detections.scores.cpu().numpy() >= _CONFIDENT
             confident += int(sure.sum())
             correct += int((right & sure).sum())
     return {
@@ -218,22 +264,22 @@ def measure_detector(
     }
 
 
-def match_detections(found: Detections, objects: ImageBoxes, iou: float = 0.5) -> np.ndarray:
-    """Which detections find an object, greedily from the best score on.
+def match_detections(detections: Detections, objects: ImageBoxes, iou: float = 0.5) -> np.ndarray:
+    """Say which detections find an object, greedily from the best score on.
 
     Returns:
         (n,) bool, in the detections' order.
     """
-    right = np.zeros(len(found.boxes), dtype=bool)
+    right = np.zeros(len(detections.boxes), dtype=bool)
     if not len(objects.classes):
         return right
-    overlaps = box_iou(found.boxes.cpu(), torch.from_numpy(objects.boxes)).numpy()
-    same = found.classes.cpu().numpy()[:, None] == objects.classes[None, :]
+    overlaps = box_iou(detections.boxes.cpu(), torch.from_numpy(objects.boxes)).numpy()
+    same = detections.classes.cpu().numpy()[:, None] == objects.classes[None, :]
     overlaps = np.where(same, overlaps, 0.0)
     free = np.ones(len(objects.classes), dtype=bool)
-    for place, row in enumerate(overlaps):
-        best = int(np.argmax(np.where(free, row, -1.0)))
-        if free[best] and row[best] >= iou:
+    for detection, of_objects in enumerate(overlaps):
+        best = int(np.argmax(np.where(free, of_objects, -1.0)))
+        if free[best] and of_objects[best] >= iou:
             free[best] = False
-            right[place] = True
+            right[detection] = True
     return right

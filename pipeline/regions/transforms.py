@@ -1,4 +1,4 @@
-"""A photograph on disk -> square views of it, as the detector takes them."""
+"""From a photograph on disk to the square views that the detector takes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from pipeline.errors import GmpipeError
+from pipeline.errors import InputError, MissingError
 from pipeline.images import FORMATS, open_image
 
 _SMALLEST_CROP = 0.5  # side of a random crop, as a share of the image's
 
-# EXIF standard, tag 0x0112: what turns the stored pixels into the picture. Others are reserved.
+# EXIF standard, tag 0x0112: how to turn the stored pixels upright. Other values are reserved.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -27,41 +27,45 @@ _TURNS = {
 }
 
 
-_OF_A_DATA_SET = "Replace the file, or take it out of the data set."
+_REPLACE_OR_REMOVE = "Replace the file or remove it from the data set."
 
 
-def load_image(path: Path, remedy: str = _OF_A_DATA_SET) -> Image.Image:
-    """Decode a photograph to RGB, turned as its EXIF orientation says.
+def load_image(path: Path, remedy: str = _REPLACE_OR_REMOVE) -> Image.Image:
+    """Decode a photograph to RGB, upright according to its EXIF orientation.
 
-    Grey of 16 bits is scaled to 8. What is transparent shows white. Of an animation, it is the
-    first frame. CMYK is read as Adobe's programs write it (in a JPEG: inverted).
+    16-bit grey is scaled to 8 bits. Transparent pixels become white. Of an animation, the first
+    frame is decoded. CMYK is read as Adobe's programs write it (inverted in a JPEG).
 
     Args:
-        remedy: the end of the error's message, where the file can't be decoded.
+        path: of the photograph.
+        remedy: of the error if the file can't be decoded.
 
     Raises:
-        GmpipeError: the file is missing or can't be decoded; says why. A file that is damaged
-            without breaking its format's rules (a bit of a JPEG's pixels, say) decodes.
+        MissingError: there is no such file.
+        InputError: it can't be decoded; says why. A file whose damage does not break the rules of
+            its format (a changed bit in a JPEG's pixels, say) is decoded.
     """
     try:
         with open_image(path) as image:
             return upright(image)
-    except MemoryError:  # says nothing of the file
+    except MemoryError:  # not the file's fault
         raise
     except FileNotFoundError:
-        raise GmpipeError(f"there is no image at {path}. Put it there, or prepare anew.") from None
+        raise MissingError(
+            f"There is no image at {path}.", "Put the file there, or prepare the data set again."
+        ) from None
     # Pillow's plugins raise whatever their parsing of a damaged file runs into: struct.error,
     # IndexError, KeyError, EOFError, zlib.error, SyntaxError, AttributeError and more.
     except Exception as error:
-        raise GmpipeError(f"{path} can't be decoded ({_reason(path, error)}). {remedy}") from error
+        raise InputError(f"{path} can't be decoded ({_reason(path, error)}).", remedy) from error
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """A picture in RGB, turned as its EXIF orientation says; see `load_image`.
+    """Convert an opened photograph to RGB and turn it upright, as `load_image` does.
 
     Raises:
-        ValueError: the values' range is not known.
-        Exception: whatever Pillow runs into in damaged pixels.
+        ValueError: the range of the pixel values is unknown.
+        Exception: any error that Pillow runs into in damaged pixels.
     """
     image.load()
     turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
@@ -73,37 +77,39 @@ def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         if path.stat().st_size == 0:
             return "it is empty"
-        return f"it is not, or too damaged to be, one of {', '.join(FORMATS)}"
+        return f"it is none of {', '.join(FORMATS)}, or too damaged to be recognized"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """
+    """Convert any mode to RGB.
+
     Raises:
-        ValueError: the values' range is not known.
+        ValueError: the range of the pixel values is unknown.
     """
     if image.mode == "I" or image.mode.startswith("I;16"):
         return _from_16_bits(image).convert("RGB")
     if image.mode == "F":
-        raise ValueError("floating-point pixels, whose black and white are not known")
+        raise ValueError("its pixels are floating-point, so that black and white are unknown")
     if image.has_transparency_data:
-        if image.mode == "La":  # converts to nothing but LA
+        if image.mode == "La":  # Pillow converts it only to LA
             image = image.convert("LA")
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    # Pillow takes 4 bytes a pixel, 240 MB for 60 megapixels: no copy where it is RGB already.
+    # Pillow takes 4 bytes per pixel, 240 MB for 60 megapixels, so RGB is not copied.
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
-    """Grey in [0, 65535] -> grey in [0, 255]; Pillow's own conversion would cut at 255."""
+    """Scale grey in [0, 65535] to [0, 255]; Pillow's own conversion clips at 255."""
     values = np.asarray(image).astype(np.int32)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
         raise ValueError(
-            f"grey values from {low} to {high}, expected 16 bits: black and white are not known"
+            f"its grey values reach from {low} to {high}, expected 0 to 65535: black and white are "
+            "unknown"
         )
     grey = ((values + 128) // 257).astype(np.uint8)  # the nearest of v / 257
     if "transparency" in image.info:
@@ -114,11 +120,19 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
 def view_of(
     image: Image.Image, view: int, *, size: int, image_id: str, seed: int, flip: bool
 ) -> np.ndarray:
-    """A square view of an image.
+    """Return a square view of an image.
 
-    View 0 is the whole image, resized to the view's size. Every other view is a random crop with
-    sides of 0.5 to 1 of the image's, resized likewise and, where ``flip``, mirrored half of the
-    time; it depends on ``seed``, ``image_id`` and ``view`` alone.
+    View 0 is the whole image, resized to the view's size. Every other view is a random crop, with
+    sides of 0.5 to 1 of the image's, resized in the same way; it depends only on ``seed``,
+    ``image_id`` and ``view``.
+
+    Args:
+        image: in RGB.
+        view: number of the view.
+        size: side of the view in pixels.
+        image_id: as in the manifest.
+        seed: of the random crops.
+        flip: whether a random crop is mirrored with probability 0.5.
 
     Returns:
         (size, size, 3) uint8, RGB.
@@ -136,5 +150,5 @@ def view_of(
 
 
 def to_tensor(view: np.ndarray) -> Tensor:
-    """(S, S, 3) uint8 -> (3, S, S) float32 in [0, 1]."""
+    """Convert a view, (S, S, 3) uint8, to (3, S, S) float32 in [0, 1]."""
     return torch.from_numpy(view.transpose(2, 0, 1).astype(np.float32)).div_(255)

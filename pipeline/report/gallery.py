@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.errors import GmpipeError
+from pipeline.errors import InputError, MissingError
 from pipeline.learning.batches import Feed
 from pipeline.learning.checkpoint import load_checkpoint
 from pipeline.learning.splits import SplitData, open_split
@@ -117,7 +117,7 @@ def write_pictures(
     def shrink(index: int) -> tuple[int, int]:
         try:
             image = load_image(photographs[index])
-        except GmpipeError:
+        except (MissingError, InputError):
             return 0, 0
         image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
         image.save(folder / f"{index}.jpg", quality=_QUALITY)

@@ -11,7 +11,7 @@ from tabulate import tabulate
 from pipeline.datasets.manifest import Manifest
 from pipeline.errors import DamagedError, InputError, MissingError
 from pipeline.machine import cores
-from pipeline.regions.detector import DESCRIPTION_FILE, read_description
+from pipeline.regions.detector import DESCRIPTION_FILE
 from pipeline.regions.extraction import ShardExtractor, load_detector
 from pipeline.regions.plan import ViewPlan
 from pipeline.shards.failures import read_failures
@@ -23,6 +23,7 @@ from stages.checkout.caches import advising_on_cache, open_cache
 from stages.checkout.disk import free_bytes, shown_bytes
 from stages.checkout.layout import cache_folder, data_root, detector_folder
 from stages.checkout.manifests import dataset_manifest
+from stages.checkout.models import dataset_detector
 from stages.checkout.params import Request
 from stages.console.messages import say
 from stages.console.progress import progress_bar
@@ -129,7 +130,7 @@ def estimate(request: Request, *, probe: int) -> str:
     plan = ViewPlan(manifest, request.extract.views)
     architecture = request.detector.architecture
     if (detector_folder(dataset) / DESCRIPTION_FILE).is_file():
-        architecture = read_description(detector_folder(dataset), dataset).architecture
+        architecture = dataset_detector(dataset).architecture
     row = row_bytes(
         request.extract.regions,
         architecture.feature_size,
@@ -154,7 +155,7 @@ def _probe(
 ) -> list[tuple[str, str]]:
     """Rates on this machine, and the time that one worker like it would take for all rows."""
     dataset, root = request.dataset, data_root(request.dataset)
-    description = read_description(detector_folder(dataset), dataset)
+    description = dataset_detector(dataset)
     model = load_detector(detector_folder(dataset), description, request.extract)
     extractor = ShardExtractor(model, request.extract, threads=cores())
     chosen = np.unique(np.linspace(0, len(plan) - 1, images).astype(np.int64))

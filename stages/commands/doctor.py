@@ -363,16 +363,16 @@ def _detector(request: Request) -> Iterator[Finding]:
     from pipeline.regions.detector import (
         DESCRIPTION_FILE,
         TORCHVISION_WEIGHTS,
-        read_description,
         torchvision_weights_path,
     )
+    from stages.checkout.models import dataset_detector
 
     name, chosen = request.dataset, request.detector
     command = f"`gmpipe detector --dataset {name}`"
     if chosen.source == "imported":
         return
     if (detector_folder(name) / DESCRIPTION_FILE).is_file():
-        made = read_description(detector_folder(name), name)
+        made = dataset_detector(name)
         yield Finding("ok", "detector", f"{made.source}, sha256 {made.weights_sha256[:12]}...")
         return
     if chosen.source == "torchvision":

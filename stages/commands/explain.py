@@ -11,7 +11,7 @@ from pipeline.inference.explain import explain as explain_image
 from pipeline.inference.picture import draw
 from pipeline.inference.trained import TrainedRun
 from pipeline.regions.transforms import load_image
-from stages.checkout.trained import open_run
+from stages.checkout.models import open_run
 
 _MOST_REGIONS = 3
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.inference.export import export_onnx
-from stages.checkout.trained import open_checkpoint
+from stages.checkout.models import open_checkpoint
 
 
 def export(run_folder: Path, output: Path | None) -> str:

@@ -237,8 +237,7 @@ def _agree_to_drop(
         for override in request.overrides:
             arguments += ["--set", override]
         raise MismatchError(
-            f"{folder}: the import would have to drop {amount_of(others)}:\n"
-            f"{reasons_of(others)}",
+            f"{folder}: the import would have to drop {amount_of(others)}:\n{reasons_of(others)}",
             f"To drop them and import again, run `gmpipe import-regions {shlex.join(arguments)} "
             "--replace`. To keep them, restore the former settings, or import the former files.",
         )

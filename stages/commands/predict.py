@@ -15,7 +15,7 @@ from tqdm import tqdm
 from pipeline.errors import GmpipeError, InputError
 from pipeline.images import images_below
 from pipeline.inference.formats import TEXT_WRITERS, Row, Write, file_writer, label_rows
-from stages.checkout.trained import open_run
+from stages.checkout.models import open_run
 from stages.console.messages import say
 from stages.console.progress import progress_bar
 

@@ -124,7 +124,7 @@ def _extractor(job: ExtractionJob, threads: int) -> ShardExtractor:
             # Checked again, for workers that joined after the command had asked all of them.
             if problem := problem_of_worker(job):
                 raise InputError(f"a worker that joined later: {problem}")
-            if read_description(job.detector, job.dataset) != job.description:
+            if read_description(job.detector) != job.description:
                 raise MismatchError(
                     f"the detector in {job.detector} was replaced while it was used.",
                     "Run the same command again.",

@@ -127,7 +127,7 @@ def test_other_objects_than_images_are_refused(run: TrainedRun) -> None:
 
 def other_detector(made: Flow, folder: Path) -> Path:
     """Make a detector with the same architecture and other weights."""
-    description = read_description(made / "data/tiny/detector", "tiny")
+    description = read_description(made / "data/tiny/detector")
     state = load_state(made / "data/tiny/detector/weights.pt")
     state["rpn.head.bbox_pred.bias"] += 0.5
     folder.mkdir()
@@ -143,7 +143,7 @@ def other_detector(made: Flow, folder: Path) -> Path:
 
 def test_another_detector_is_refused(made: Flow, tmp_path: Path) -> None:
     other = other_detector(made, tmp_path / "other")
-    wanted = read_description(made / "data/tiny/detector", "tiny").weights_sha256
+    wanted = read_description(made / "data/tiny/detector").weights_sha256
     with pytest.raises(GmpipeError, match=f'weights_sha256.*"{wanted}"'):
         load_run(made / "runs/tiny/full-s0", other)
     outcome = made.gmpipe("predict", ".", "--run", "runs/tiny/full-s0", "--detector", str(other))

@@ -1,416 +1,249 @@
-"""What `detect` finds is what torchvision's own model finds, prepared for extraction or not.
+"""The detector's architecture, its weights from outside, and its folder.
 
-Weights are random, with batch norm statistics taken from real activations and then disturbed, and
-with predictors scaled so that scores spread over classes.
-
-Letters: B images of a batch, S side of a view in pixels, n boxes, K classes with the background.
+The detector is the real architecture made very narrow, with random weights from a seed.
 """
 
 from __future__ import annotations
 
-import copy
+import json
+import re
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from urllib.error import URLError
 
-import numpy as np
 import pytest
 import torch
+from builders import CLASSES, TINY, S, tiny_model
+from stages.checkout.detectors import detector_description
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
-from torchvision.models.detection.roi_heads import RoIHeads
-from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
+from torchvision.ops import FrozenBatchNorm2d
 
-from pipeline.regions import detection
-from pipeline.regions.detection import Detections, detect, prepare_for_extraction
-from pipeline.regions.detector import build_model, fit_state
-from pipeline.regions.transforms import load_image, to_tensor, view_of
+from pipeline.datasets.scenes import KINDS
+from pipeline.errors import DamagedError, GmpipeError, InputError, MismatchError, MissingError
+from pipeline.files import sha256_file, write_json
+from pipeline.regions.detector import (
+    DESCRIPTION_FILE,
+    DETECTOR_VERSION,
+    TORCHVISION_WEIGHTS,
+    WEIGHTS_FILE,
+    DetectorDescription,
+    build_model,
+    class_count,
+    fit_state,
+    load_state,
+    read_description,
+    torchvision_weights_file,
+    write_detector,
+)
 from pipeline.settings import ArchitectureSettings
 
-S = 128
-CLASSES = 12
-NARROW = ArchitectureSettings(
-    width_per_group=4,
-    fpn_channels=16,
-    feature_size=32,
-    anchor_sizes=(8, 16, 32, 64, 128),
-    proposals=300,
-)
+
+@pytest.fixture(scope="module")
+def detector() -> FasterRCNN:
+    return tiny_model()
 
 
-def soft_noise(images: int, size: int = S, seed: int = 0) -> Tensor:
-    """(images, 3, size, size) in [0, 1]: random colours that change over 16 pixels."""
-    coarse = torch.rand(images, 3, size // 16, size // 16, generator=generator(seed))
-    return nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
+# The architecture --------------------------------------------------------------------------------
 
 
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-@torch.no_grad()
-def enliven(model: FasterRCNN, views: Tensor) -> None:
-    """Give ``model`` weights with which it detects: scores from 0 to 1, of several classes."""
-    random = generator(1)
-    seen: set[nn.Module] = set()
-
-    def set_norm(norm: Any, inputs: tuple[Tensor]) -> None:
-        channels = inputs[0].shape[1]
-        spread = 0.8 + 0.4 * torch.rand(channels, generator=random)
-        norm.running_mean.copy_(inputs[0].mean((0, 2, 3)) * spread)
-        norm.running_var.copy_(inputs[0].var((0, 2, 3)) * spread.flip(0))
-        norm.weight.copy_(0.8 + 0.4 * torch.rand(channels, generator=random))
-        norm.bias.copy_(0.1 * torch.randn(channels, generator=random))
-
-    def spread_to(deviation: float) -> Any:
-        """A hook that gives a layer's outputs a mean of 0 and this deviation: each unit of a
-        linear layer, all of a convolution together."""
-
-        def spread(module: Any, _: Any, output: Tensor) -> Tensor:
-            if module in seen:
-                return output
-            seen.add(module)
-            axis = 0 if output.ndim == 2 else None
-            mean, factor = output.mean(axis), deviation / output.std(axis)
-            module.weight.mul_(factor[:, None] if output.ndim == 2 else factor)
-            module.bias.sub_(mean).mul_(factor)
-            return (output - mean) * factor
-
-        return spread
-
-    heads = model.roi_heads
-    hooks = [
-        module.register_forward_pre_hook(set_norm)
-        for module in model.modules()
-        if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d)
-    ]
-    for module, deviation in (
-        (model.rpn.head.cls_logits, 2.0),
-        (model.rpn.head.bbox_pred, 0.3),
-        (heads.box_head.fc6, 1.0),
-        (heads.box_head.fc7, 1.0),
-        (heads.box_predictor.cls_score, 1.2),
-        (heads.box_predictor.bbox_pred, 0.5),
-    ):
-        hooks.append(module.register_forward_hook(spread_to(deviation)))
-    model(list(views))
-    for hook in hooks:
-        hook.remove()
-
-
-def narrow_model(norm: str = "frozen", *, threshold: float = 0.0, regions: int = 10) -> FasterRCNN:
-    torch.manual_seed(0)
-    model = build_model(
-        NARROW.model_copy(update={"norm": norm}),
-        CLASSES,
-        size=S,
-        regions=regions,
-        score_threshold=threshold,
-        nms_threshold=0.5,
-    ).eval()
-    enliven(model, torch.cat([soft_noise(2), torch.rand(2, 3, S, S, generator=generator(0))]))
-    return model
-
-
-@pytest.fixture(scope="module", params=["frozen", "batch"])
-def model(request: pytest.FixtureRequest) -> FasterRCNN:
-    return narrow_model(request.param)
-
-
-def photographs(shared: Path, images: int, size: int) -> Tensor:
-    """(images, 3, size, size) of real photographs."""
-    paths = sorted((shared / "data/voc2007-sample").rglob("*.jpg"))[:images]
-    views = [
-        view_of(load_image(path), 0, size=size, image_id=path.stem, seed=0, flip=False)
-        for path in paths
-    ]
-    return torch.stack([to_tensor(view) for view in views])
-
-
-def check_same(
-    found: list[Detections], expected: list[dict[str, Tensor]], size: int, *, slack: float = 1e-4
-) -> None:
-    """Boxes within 0.05 pixel, the same classes, scores within ``slack``; rows whose scores are
-    closer than that may be swapped."""
-    assert len(found) == len(expected)
-    for ours, theirs in zip(found, expected, strict=True):
-        assert len(ours.scores) == len(theirs["scores"]) > 0
-        assert (ours.scores - theirs["scores"]).abs().max() <= slack
-        assert (ours.scores[1:] <= ours.scores[:-1]).all()
-        free = list(range(len(ours.scores)))
-        for box, score, label in zip(
-            theirs["boxes"], theirs["scores"], theirs["labels"], strict=True
-        ):
-            place = next(
-                place
-                for place in free
-                if ours.classes[place] == label
-                and (ours.scores[place] - score).abs() <= slack
-                and (ours.boxes[place] * size - box).abs().max() <= 0.05
-            )
-            free.remove(place)
-
-
-@torch.inference_mode()
-def check_features(found: list[Detections], theirs: FasterRCNN, views: Tensor) -> None:
-    """Each feature is what torchvision's box head makes of the stored box, within 1e-3 of its
-    norm."""
-    images, _ = theirs.transform(list(views))
-    heads = theirs.roi_heads
-    pooled = heads.box_roi_pool(
-        theirs.backbone(images.tensors),
-        [image.boxes * views.shape[-1] for image in found],
-        images.image_sizes,
-    )
-    expected = heads.box_head(pooled)
-    error = (torch.cat([image.features for image in found]) - expected).norm(dim=1)
-    assert (error <= 1e-3 * expected.norm(dim=1)).all()
-    assert (expected.norm(dim=1) > 0).all()
-
-
-# The whole -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("prepared", [False, True])
-@pytest.mark.parametrize("threshold", [0.0, 0.05])
-@pytest.mark.parametrize("batch", [1, 4])
-def test_torchvision_finds_the_same(
-    model: FasterRCNN, batch: int, threshold: float, prepared: bool
-) -> None:
-    theirs = copy.deepcopy(model)
-    theirs.roi_heads.score_thresh = threshold
-    ours = prepare_for_extraction(theirs) if prepared else theirs
-    classes: set[int] = set()
-    for views in (soft_noise(4, seed=2), torch.rand(4, 3, S, S, generator=generator(3))):
-        for some in views.split(batch):
-            with torch.inference_mode():
-                expected = theirs(list(some))
-            found = detect(ours, some)
-            check_same(found, expected, S)
-            check_features(found, theirs, some)
-            classes |= {number for image in found for number in image.classes.tolist()}
-    assert len(classes) > 3
-
-
-def test_torchvision_finds_the_same_on_photographs(model: FasterRCNN, shared: Path) -> None:
-    views = photographs(shared, 12, S)
-    ours = prepare_for_extraction(model)
-    for some in views.split(5):
-        with torch.inference_mode():
-            expected = model(list(some))
-        found = detect(ours, some)
-        check_same(found, expected, S)
-        check_features(found, model, some)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("norm", ["frozen", "batch"])
-def test_the_full_network_finds_what_torchvisions_own_does(norm: str, shared: Path) -> None:
-    """Made by torchvision's `fasterrcnn_resnet50_fpn`, its weights loaded into ours."""
-    size, options = 448, {"box_nms_thresh": 0.5, "box_detections_per_img": 10}
-    torch.manual_seed(0)
-    theirs = fasterrcnn_resnet50_fpn(
-        weights=None, weights_backbone=None, min_size=size, max_size=size, **options
-    ).eval()
-    if norm == "frozen":  # as its COCO weights have it
-        for module in theirs.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eps = 0.0
-    views = torch.cat([photographs(shared, 2, size), soft_noise(1, size, seed=2)])
-    enliven(theirs, views)
-    state = theirs.state_dict()
-    if norm == "frozen":
-        state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
-    for threshold in (0.0, 0.05):
-        model = build_model(
-            ArchitectureSettings.model_validate({"norm": norm}),
-            91,
-            size=size,
-            regions=10,
-            score_threshold=threshold,
-            nms_threshold=0.5,
+def test_the_default_architecture_is_torchvisions() -> None:
+    with torch.device("meta"):  # shapes only: random weights of the full width take a second
+        ours = build_model(
+            ArchitectureSettings(), 91, size=S, regions=5, score_threshold=0, nms_threshold=0.5
         )
-        fit_state(model, dict(state), Path("theirs"))
-        ours = prepare_for_extraction(model.eval())
-        theirs.roi_heads.score_thresh = threshold
-        for some in (views, views[:1]):
-            with torch.inference_mode():
-                expected = theirs(list(some))
-            found = detect(ours, some)
-            # Fifty random layers amplify rounding: torchvision itself is 3e-5 off double precision.
-            check_same(found, expected, size, slack=3e-4)
-            check_features(found, theirs, some)
+        theirs = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)
+
+    def shapes(model: nn.Module) -> dict[str, torch.Size]:
+        # Random weights of torchvision's own have BatchNorm2d, its COCO weights are frozen.
+        state = model.state_dict()
+        return {k: v.shape for k, v in state.items() if not k.endswith("num_batches_tracked")}
+
+    assert shapes(ours) == shapes(theirs)
+    assert list(ours.state_dict()) == list(shapes(theirs))
+    norms = [m for m in ours.modules() if isinstance(m, FrozenBatchNorm2d)]
+    assert len(norms) == 53
+    assert {norm.eps for norm in norms} == {0.0}
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in ours.modules())
+    assert (ours.rpn.anchor_generator.sizes, ours.rpn.anchor_generator.aspect_ratios) == (
+        theirs.rpn.anchor_generator.sizes,
+        theirs.rpn.anchor_generator.aspect_ratios,
+    )
+    assert ours.rpn._pre_nms_top_n == theirs.rpn._pre_nms_top_n
+    assert ours.rpn._post_nms_top_n == theirs.rpn._post_nms_top_n
 
 
-def test_where_nothing_is_found_the_whole_view_stands_in(model: FasterRCNN) -> None:
-    ours = prepare_for_extraction(model)
-    views = soft_noise(3, seed=2)
-    best = sorted(image.scores[0].item() for image in detect(ours, views))
-    ours.roi_heads.score_thresh = (best[0] + best[1]) / 2
-    found = detect(ours, views)
-    [empty] = [image for image in found if image.scores[0] == 0]
-    assert (empty.boxes.tolist(), empty.classes.tolist()) == ([[0, 0, 1, 1]], [0])
-    assert sum(image.scores[0].item() in best for image in found) == 2
-    check_features(found, model, views)
+# Weights from outside ----------------------------------------------------------------------------
 
 
-# Preparing -----------------------------------------------------------------------------------
+def test_weights_that_are_missing_or_something_else(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    with pytest.raises(MissingError, match=rf"{path}.*detector\.<dataset>\.weights"):
+        load_state(path)
+    path.write_bytes(b"not a file of torch")
+    with pytest.raises(InputError, match=rf"{path}.*detector\.<dataset>\.weights"):
+        load_state(path)
+    for something in ([torch.zeros(1)], {"model": {"a": torch.zeros(1)}}, torch.zeros(1)):
+        torch.save(something, path)
+        with pytest.raises(InputError, match=rf"{path}.*torch\.save.*state_dict\(\)"):
+            load_state(path)
+    torch.save(torch.nn.Linear(1, 1), path)  # loading it whole would run code from the file
+    with pytest.raises(InputError, match=f"{path}"):
+        load_state(path)
 
 
-def test_folding_removes_every_norm_and_changes_nothing(model: FasterRCNN) -> None:
-    views = soft_noise(2, seed=4).double()
-    theirs = copy.deepcopy(model).double()
-    ours = prepare_for_extraction(theirs)
-    assert not any(isinstance(m, nn.BatchNorm2d | FrozenBatchNorm2d) for m in ours.modules())
-    with torch.inference_mode():
-        for found, expected in zip(
-            ours.backbone(views).values(), theirs.backbone(views).values(), strict=True
-        ):
-            # FrozenBatchNorm2d takes its root in single precision.
-            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+CLASSIFIER = "roi_heads.box_predictor.cls_score.weight"
+FIRST_NORM = "backbone.body.bn1.weight"
 
 
-def test_a_prepared_copy_is_still_torchvisions_model(model: FasterRCNN) -> None:
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    ours = prepare_for_extraction(model)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({CLASSIFIER: torch.zeros(91, 8)}, rf"`{CLASSIFIER}`.*\(91, 8\).*\(12, 8\)"),
+        ({FIRST_NORM: None}, rf"lacks weights.*\b1\b.*`{FIRST_NORM}`"),
+        ({"odd": torch.zeros(1)}, r"architecture lacks.*\b1\b.*`odd`"),
+        ({CLASSIFIER: None}, rf"Faster R-CNN.*`{CLASSIFIER}`.*detector\.<dataset>\.weights"),
+    ],
+    ids=["shape", "missing", "unknown", "no detector"],
+)
+def test_weights_that_do_not_fit(
+    detector: FasterRCNN, change: dict[str, Tensor | None], message: str
+) -> None:
+    changed = {**detector.state_dict(), **change}
+    state = {key: value for key, value in changed.items() if value is not None}
+    with pytest.raises(InputError, match=rf"^some/file\.pt.*{message}") as caught:
+        fit_state(tiny_model(), state, Path("some/file.pt"))
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(("weights", "architecture"), [("batch", "frozen"), ("frozen", "batch")])
+def test_the_other_kind_of_batch_norm_is_refused(weights: str, architecture: str) -> None:
+    state = tiny_model(norm=weights).state_dict()
+    fit_state(tiny_model(norm=weights), state, Path("w.pt"))
+    with pytest.raises(
+        InputError,
+        match=rf"^w\.pt.*`{weights}`.*`{architecture}`.*detector\.<dataset>\.architecture",
+    ):
+        fit_state(tiny_model(norm=architecture), state, Path("w.pt"))
+
+
+def test_weights_with_the_names_of_older_torchvision_releases_fit() -> None:
+    """The published COCO file has them."""
+    state = tiny_model(norm="frozen").state_dict()
+    older = {}
+    for key, value in state.items():
+        key = re.sub(r"^(backbone\.fpn\.\w+_blocks\.\d)\.0", r"\1", key)
+        older[key.replace("rpn.head.conv.0.0.", "rpn.head.conv.")] = value
+    assert {"rpn.head.conv.weight", "backbone.fpn.inner_blocks.3.bias"} <= older.keys()
+    model = tiny_model(norm="frozen")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    fit_state(model, older, Path("w.pt"))
     for key, value in model.state_dict().items():
-        assert torch.equal(value, before[key])
-    assert ours.roi_heads.box_head.fc7.out_features == NARROW.feature_size
-    views = soft_noise(2, seed=2)
-    again = prepare_for_extraction(ours)
-    with torch.inference_mode():
-        expected = model(list(views))
-        for other in (ours, again):
-            for found, one in zip(other(list(views)), expected, strict=True):
-                torch.testing.assert_close(found["boxes"], one["boxes"], atol=0.05, rtol=0)
-                torch.testing.assert_close(found["scores"], one["scores"], atol=1e-4, rtol=0)
-    assert not any(parameter.requires_grad for parameter in ours.parameters())
+        assert torch.equal(value, state[key])
 
 
-def test_a_model_in_training_mode_is_refused(model: FasterRCNN) -> None:
-    with pytest.raises(ValueError, match="training mode"):
-        prepare_for_extraction(copy.deepcopy(model).train())
+def test_class_count(detector: FasterRCNN) -> None:
+    assert class_count(detector.state_dict(), Path("w.pt")) == CLASSES
 
 
-def test_views_that_torchvision_would_pad_are_refused() -> None:
-    model = build_model(
-        NARROW, CLASSES, size=48, regions=5, score_threshold=0, nms_threshold=0.5
-    ).eval()
-    with pytest.raises(ValueError, match="side 48, which is no multiple of 32"):
-        detect(model, torch.rand(1, 3, 48, 48))
-
-
-# Pooling -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_pooling_is_roi_align(channels_last: bool) -> None:
-    maps = {
-        name: torch.randn(2, 5, S >> shift, S >> shift, generator=generator(shift))
-        for name, shift in (("0", 2), ("1", 3), ("2", 4), ("3", 5), ("pool", 6))
-    }
-    if channels_last:
-        maps = {name: m.contiguous(memory_format=torch.channels_last) for name, m in maps.items()}
-    corners = torch.rand(400, 2, 2, generator=generator(0)) * 1.4 * S - 0.2 * S
-    boxes = corners.sort(dim=1).values.flatten(1).clamp(0, S)
-    at_the_edge = torch.tensor(
-        [[0, 0, S, S], [S, S, S, S], [S - 0.01, 3, S, 3.01], [0, 0, 0, 0], [0, S - 1, 1, S]]
-    )
-    theirs = MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=7, sampling_ratio=2)
-    ours = detection._TapsPool(theirs)
-    for batch in ([boxes, at_the_edge], [at_the_edge[:0], boxes[:7]], [boxes[:0], boxes[:0]]):
-        expected = theirs(maps, batch, [(S, S)] * 2)
-        found = ours(maps, batch, [(S, S)] * 2)
-        assert found.shape == expected.shape
-        torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
-
-
-def test_many_boxes_are_pooled_in_pieces(
-    model: FasterRCNN, monkeypatch: pytest.MonkeyPatch
+def test_torchvisions_weights_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours, views = prepare_for_extraction(model), soft_noise(2, seed=2)
-    expected = detect(ours, views)
-    for piece in (7, 10_000):
-        monkeypatch.setattr(detection, "_PIECE", piece)
-        for found, one in zip(detect(ours, views), expected, strict=True):
-            torch.testing.assert_close(found.boxes, one.boxes, atol=1e-5, rtol=0)
-            torch.testing.assert_close(found.features, one.features, atol=1e-4, rtol=1e-4)
+    def no_network(url: str, *arguments: object, **options: object) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    path = tmp_path / "hub" / "checkpoints" / Path(TORCHVISION_WEIGHTS.url).name
+    announced: list[str] = []
+    with pytest.raises(
+        MissingError,
+        match=rf"{path}.*no route to host.*{TORCHVISION_WEIGHTS.url}"
+        r".*detector\.<dataset>\.source: file",
+    ):
+        torchvision_weights_file(announced.append)
+    assert len(announced) == 1
+    assert "160 MB" in announced[0]
+    path.write_bytes(b"weights")
+    assert torchvision_weights_file(announced.append) == path
+    assert len(announced) == 1
 
 
-# Choosing ------------------------------------------------------------------------------------
+# The detector's folder ---------------------------------------------------------------------------
 
 
-def heads_like(model: FasterRCNN, regions: int, threshold: float, iou: float) -> RoIHeads:
-    heads = copy.copy(model.roi_heads)
-    heads.detections_per_img, heads.score_thresh, heads.nms_thresh = regions, threshold, iou
-    return heads
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_the_best_are_those_of_the_whole_nms(
-    model: FasterRCNN, monkeypatch: pytest.MonkeyPatch, seed: int
-) -> None:
-    """Crowds of proposals, few and many detections, scores that tie, thresholds, empty boxes;
-    beginning with 1 to 1000 of up to 4400 candidates."""
-    rng = np.random.default_rng(seed)
-    n = int(rng.choice([0, 1, 30, 400]))
-    centers = rng.uniform(0, S, (int(rng.choice([1, 3, 50])), 2))[rng.integers(0, 1, n)]
-    centers = centers + rng.normal(0, 3, (n, 2))
-    sides = rng.uniform(10, 40, (n, 2))
-    proposals = np.concatenate([centers - sides / 2, centers + sides / 2], axis=1).clip(0, S)
-    proposals[: n // 5, 2] = proposals[: n // 5, 0]  # decode to boxes without width
-    scores = rng.dirichlet(np.full(CLASSES, 0.3), n)
-    logits = np.log(scores + 1e-4)
-    if seed % 2:
-        logits = logits.round()  # many ties
-    heads = heads_like(
-        model,
-        regions=int(rng.choice([1, 10, 100, 5000])),
-        threshold=float(rng.choice([0.0, 0.05, 0.3])),
-        iou=float(rng.choice([0.02, 0.5, 0.9])),
+def write_tiny(folder: Path, model: FasterRCNN) -> DetectorDescription:
+    folder.mkdir(exist_ok=True)
+    return write_detector(
+        folder,
+        model.state_dict(),
+        source="fit",
+        architecture=TINY,
+        classes=("background", *KINDS),
     )
-    given = (
-        torch.tensor(logits, dtype=torch.float32),
-        torch.tensor(rng.normal(0, 1, (n, 4 * CLASSES)), dtype=torch.float32),
-        [torch.tensor(proposals, dtype=torch.float32)],
-    )
-    [boxes], [best], [numbers] = heads.postprocess_detections(*given, [(S, S)])
-    monkeypatch.setattr(detection, "_SHIFTED", {"cpu": int(rng.choice([1, 20, 300, 1000]))})
-    found = detection._best(heads, given[0].softmax(-1), given[1], given[2][0], S)
-    if not len(best):
-        assert [part.tolist() for part in found] == [[[0, 0, S, S]], [0], [0]]
-        return
-    torch.testing.assert_close(found[1], best, rtol=0, atol=0)
-
-    # Rows of one score may come in any order, and those that tie with the last may be others.
-    def rows(of: Any, a: Any, b: Any) -> set[tuple[float, ...]]:
-        above = a > a[-1]
-        return {
-            (s, c, *box)
-            for s, c, box in zip(
-                a[above].tolist(), b[above].tolist(), of[above].tolist(), strict=True
-            )
-        }
-
-    assert rows(*found) == rows(boxes, best, numbers)
 
 
-def test_only_the_best_candidates_are_looked_at(
-    model: FasterRCNN, monkeypatch: pytest.MonkeyPatch
+def test_the_same_detector_gives_the_same_files_and_is_read_back(
+    tmp_path: Path, detector: FasterRCNN
 ) -> None:
-    """And more of them, until they have the detections that are wanted."""
-    looked_at: list[int] = []
-    coder = model.roi_heads.box_coder
+    first = write_tiny(tmp_path / "a", detector)
+    again = write_tiny(tmp_path / "b", tiny_model())
+    assert first == again
+    assert first.weights_sha256 == sha256_file(tmp_path / "b" / WEIGHTS_FILE)
+    assert read_description(tmp_path / "a") == first
+    assert detector_description(tmp_path / "a", "tiny") == first
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(
+        [WEIGHTS_FILE, DESCRIPTION_FILE]
+    )
 
-    def decode(codes: Tensor, boxes: Tensor) -> Tensor:
-        looked_at.append(len(boxes))
-        return coder.decode_single(codes, boxes)
 
-    heads = heads_like(model, regions=60, threshold=0.0, iou=0.5)
-    heads.box_coder = SimpleNamespace(decode_single=decode)
-    corners = torch.rand(300, 2, 2, generator=generator(0)) * S
-    proposals = corners.sort(dim=1).values.flatten(1)
-    scores = torch.randn(300, CLASSES, generator=generator(1)).softmax(-1)
-    monkeypatch.setattr(detection, "_SHIFTED", {"cpu": 50})
-    detection._best(heads, scores, torch.zeros(300, 4 * CLASSES), proposals, S)
-    assert looked_at == [50, 200]
+def edit_description(folder: Path, **changes: object) -> None:
+    path = folder / DESCRIPTION_FILE
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind", "message"),
+    [
+        (lambda f: (f / WEIGHTS_FILE).write_bytes(b"x"), DamagedError, r"weights\.pt.*sha256"),
+        (lambda f: (f / WEIGHTS_FILE).unlink(), MissingError, r"weights\.pt"),
+        (lambda f: (f / DESCRIPTION_FILE).unlink(), MissingError, "no detector in {folder}"),
+        (
+            lambda f: edit_description(f, version=2),
+            DamagedError,
+            rf"detector\.json.*version 2.*version {DETECTOR_VERSION}",
+        ),
+        (lambda f: edit_description(f, architecture={"a": 1}), DamagedError, r"detector\.json"),
+        (lambda f: (f / DESCRIPTION_FILE).write_text("[]"), DamagedError, r"detector\.json"),
+        (lambda f: (f / DESCRIPTION_FILE).write_text("{"), DamagedError, r"detector\.json"),
+    ],
+    ids=["weights", "no weights", "nothing", "version", "architecture", "list", "cut off"],
+)
+def test_a_changed_detector_is_refused_and_the_command_that_makes_it_is_named(
+    tmp_path: Path,
+    detector: FasterRCNN,
+    damage: Callable[[Path], object],
+    kind: type[GmpipeError],
+    message: str,
+) -> None:
+    write_tiny(tmp_path, detector)
+    damage(tmp_path)
+    message = message.replace("{folder}", str(tmp_path))
+    with pytest.raises(kind, match=f"(?s){message}") as caught:
+        read_description(tmp_path)
+    assert "gmpipe detector" not in str(caught.value)  # only the stages name commands
+    with pytest.raises(kind, match=f"(?s){message}.*gmpipe detector --dataset tiny"):
+        detector_description(tmp_path, "tiny")
+
+
+def test_a_data_set_of_imported_regions_has_no_detector(tmp_path: Path) -> None:
+    write_json(tmp_path / DESCRIPTION_FILE, {"version": DETECTOR_VERSION, "source": "imported"})
+    with pytest.raises(MismatchError, match=r"detector\.json.*imported"):
+        read_description(tmp_path)
+    with pytest.raises(
+        MismatchError,
+        match=r"detector\.json.*`detector\.tiny\.source`.*gmpipe detector --dataset tiny",
+    ):
+        detector_description(tmp_path, "tiny")

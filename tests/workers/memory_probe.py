@@ -83,7 +83,8 @@ def extract() -> None:
         ["extract.tiny.rows_per_shard=500", "extract.tiny.views=1", "extract.tiny.size=32",
          "extract.tiny.batch_size=50"],
     )  # fmt: skip
-    stage.read_description = tasks.read_description = lambda folder, dataset: description
+    stage.dataset_detector = lambda dataset: description
+    tasks.read_description = lambda folder: description
     tasks.load_detector = lambda folder, description, settings: Stub()
     extraction.detect = lambda model, views: [FOUND] * len(views)
 

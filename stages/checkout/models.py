@@ -1,4 +1,4 @@
-"""Open a trained run, with the commands that fix what is wrong with it."""
+"""Open a detector or a trained run, with the commands that fix what is wrong with it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,25 @@ from pathlib import Path
 from pipeline.errors import DamagedError, MismatchError, MissingError
 from pipeline.inference.trained import TrainedRun, attach_detector
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
-from stages.checkout.layout import CHECKPOINT_FILE
+from pipeline.regions.detector import DetectorDescription, read_description
+from stages.checkout.layout import CHECKPOINT_FILE, detector_folder
 from stages.checkout.remedies import advising
+
+
+def dataset_detector(dataset: str) -> DetectorDescription:
+    """Read the description of the detector that `detector` made for a data set.
+
+    Raises:
+        MissingError, DamagedError, MismatchError: as `read_description`.
+    """
+    command = f"`gmpipe detector --dataset {dataset}`"
+    with (
+        advising(f"Run {command}.", MissingError, DamagedError),
+        advising(
+            f"Set `detector.{dataset}.source` in params.yaml and run {command}.", MismatchError
+        ),
+    ):
+        return read_description(detector_folder(dataset))
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
