@@ -9,12 +9,12 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 from urllib.error import URLError
 
 import pytest
 import torch
 from builders import CLASSES, TINY, S, tiny_model
-from stages.checkout.detectors import detector_description
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
 from torchvision.ops import FrozenBatchNorm2d
@@ -37,6 +37,7 @@ from pipeline.regions.detector import (
     write_detector,
 )
 from pipeline.settings import ArchitectureSettings
+from stages.checkout.models import dataset_detector
 
 
 @pytest.fixture(scope="module")
@@ -193,10 +194,16 @@ def test_the_same_detector_gives_the_same_files_and_is_read_back(
     assert first == again
     assert first.weights_sha256 == sha256_file(tmp_path / "b" / WEIGHTS_FILE)
     assert read_description(tmp_path / "a") == first
-    assert detector_description(tmp_path / "a", "tiny") == first
+    assert _of_stage(tmp_path / "a") == first
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(
         [WEIGHTS_FILE, DESCRIPTION_FILE]
     )
+
+
+def _of_stage(folder: Path) -> DetectorDescription:
+    """What a stage reads for the data set `tiny` whose detector is in ``folder``."""
+    with mock.patch("stages.checkout.models.detector_folder", return_value=folder):
+        return dataset_detector("tiny")
 
 
 def edit_description(folder: Path, **changes: object) -> None:
@@ -235,7 +242,7 @@ def test_a_changed_detector_is_refused_and_the_command_that_makes_it_is_named(
         read_description(tmp_path)
     assert "gmpipe detector" not in str(caught.value)  # only the stages name commands
     with pytest.raises(kind, match=f"(?s){message}.*gmpipe detector --dataset tiny"):
-        detector_description(tmp_path, "tiny")
+        _of_stage(tmp_path)
 
 
 def test_a_data_set_of_imported_regions_has_no_detector(tmp_path: Path) -> None:
@@ -246,4 +253,4 @@ def test_a_data_set_of_imported_regions_has_no_detector(tmp_path: Path) -> None:
         MismatchError,
         match=r"detector\.json.*`detector\.tiny\.source`.*gmpipe detector --dataset tiny",
     ):
-        detector_description(tmp_path, "tiny")
+        _of_stage(tmp_path)
