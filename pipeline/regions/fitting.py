@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
+from torchvision.models.resnet import Bottleneck
 from torchvision.ops import box_iou
 
 from pipeline.datasets.manifest import ImageBoxes
@@ -101,7 +102,9 @@ def fit_detector(
     device = best_device()
     torch.manual_seed(settings.seed)
     model = _new_model(classes, architecture, settings)
-    if initial is not None:
+    if initial is None:
+        _start_from_scratch(model)
+    else:
         _start_from(model, *initial, classes)
     model.to(device).train()
     with trained_faster(model):
@@ -177,6 +180,17 @@ class _Learner:
         restore_random(state["random"])
         done: int = state["done"]
         return done
+
+
+def _start_from_scratch(model: FasterRCNN) -> None:
+    """Let every residual block begin as the identity (Goyal et al. 2017, section 5.1).
+
+    Without it, the demo's detector needs twice as many steps for the same precision. A frozen norm
+    would keep its block the identity for ever, so it is left as it is.
+    """
+    for block in model.backbone.body.modules():
+        if isinstance(block, Bottleneck) and isinstance(block.bn3, nn.BatchNorm2d):
+            nn.init.zeros_(block.bn3.weight)
 
 
 def _start_from(model: FasterRCNN, state: dict[str, Tensor], origin: Path, classes: int) -> None:
