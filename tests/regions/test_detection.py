@@ -343,9 +343,9 @@ def test_training_is_torchvisions_and_leaves_the_model_as_it_was(model: FasterRC
 
     def losses(of: FasterRCNN) -> dict[str, Tensor]:
         torch.manual_seed(0)  # anchors and proposals to learn from are sampled
-        found: dict[str, Tensor] = of(views, targets)
-        torch.stack(list(found.values())).sum().backward()
-        return found
+        of_step: dict[str, Tensor] = of(views, targets)
+        torch.stack(list(of_step.values())).sum().backward()
+        return of_step
 
     expected = losses(theirs)
     pool, strides = ours.roi_heads.box_roi_pool, [p.stride() for p in ours.parameters()]

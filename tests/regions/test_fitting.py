@@ -14,6 +14,7 @@ import torch
 from builders import CLASSES, TINY, S, Scenes, draw_scenes, tiny_model
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
+from torchvision.models.resnet import Bottleneck
 
 from pipeline.datasets.manifest import ImageBoxes
 from pipeline.regions import fitting
@@ -76,6 +77,23 @@ def test_a_killed_fit_ends_with_the_weights_of_an_undisturbed_one(
         assert torch.equal(resumed.state_dict()[key], value), key
     start = tiny_model().state_dict()
     assert not torch.equal(start[CLASSIFIER], whole.state_dict()[CLASSIFIER])
+
+
+@pytest.mark.parametrize("norm", ["batch", "frozen"])
+def test_a_fit_from_scratch_starts_with_identity_blocks(
+    scenes: Scenes, tmp_path: Path, norm: str
+) -> None:
+    """Unless the norm is frozen, and could never leave the zero."""
+    still = FIT.model_copy(update={"steps": 1, "learning_rate": 1e-12, "weight_decay": 0.0})
+    architecture = TINY.model_copy(update={"norm": norm})
+    model = fit_detector(
+        scenes.annotated, CLASSES, architecture, still, state_file=tmp_path / "state.pt"
+    )
+    blocks = [block for block in model.backbone.body.modules() if isinstance(block, Bottleneck)]
+    assert len(blocks) == 16  # ResNet50's
+    for block in blocks:
+        expected = torch.full_like(block.bn3.weight, 0.0 if norm == "batch" else 1.0)
+        torch.testing.assert_close(block.bn3.weight.detach(), expected)
 
 
 def test_fitting_from_given_weights_starts_there(scenes: Scenes, tmp_path: Path) -> None:
