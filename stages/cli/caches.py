@@ -30,12 +30,11 @@ def info(request: Request) -> None:
 
 @cache.command()
 @request_options
-@click.option("--repair", is_flag=True, help="Extract damaged and missing rows again.")
+@click.option("--repair", is_flag=True, help="Extract the damaged and missing rows.")
 def verify(request: Request, repair: bool) -> None:
-    """List damaged, missing and foreign parts of the cache.
+    """List damaged, missing and unexpected parts of the cache.
 
-    The cache is compared with its own index. Whether params.yaml now asks for other regions is
-    checked by `extract`.
+    This compares the cache with its own index. To compare it with params.yaml, run `extract`.
     """
     from stages.commands import cache as command
 

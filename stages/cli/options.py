@@ -82,8 +82,8 @@ set_option = click.option(
     metavar="KEY=VALUE",
     multiple=True,
     shell_complete=complete_setting,
-    help="Override a setting of params.yaml, e.g. train.demo.epochs=5. A run with other train "
-    "settings gets its own folder. Repeatable.",
+    help="Override a setting of params.yaml, e.g. train.demo.epochs=5. A run whose train settings "
+    "differ from params.yaml gets its own folder. Repeatable.",
 )
 
 
@@ -149,9 +149,9 @@ jobs_option = click.option(
     "--jobs",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Number of runs to make at the same time. Each then uses one thread; a run on its own "
-    "uses all cores. The number of threads changes how sums are rounded, and so the last digits of "
-    "a run's numbers.  [default: one per core; on a GPU 1]",
+    help="Number of runs to make at the same time. Concurrent runs use one thread each; a single "
+    "run uses all cores. The number of threads changes how sums are rounded, which can change a "
+    "run's mAP by some tenths of a point.  [default: one per core, or 1 on a GPU]",
 )
 
 

@@ -41,7 +41,7 @@ def prepare(context: click.Context, request: Request, check: bool) -> None:
 @click.command()
 @request_options
 def detector(request: Request) -> None:
-    """Fit the detector, or find its weights."""
+    """Fit the detector, or find or download its weights."""
     from stages import detector as stage
 
     say(stage.resolve_detector(request))
@@ -60,7 +60,7 @@ def detector(request: Request) -> None:
     "--scheduler",
     metavar="ADDRESS",
     help="Address of a Dask scheduler whose workers share this file system.  [default: a cluster "
-    "on this machine, with one worker per GPU, or one for all cores]",
+    "on this machine, with one worker per GPU, or without a GPU one worker for all cores]",
 )
 @click.option(
     "--resource",
@@ -76,7 +76,7 @@ def extract(
     scheduler: str | None,
     resources: tuple[str, ...],
 ) -> None:
-    """Stage one: write every image's regions to the cache."""
+    """Write every image's regions to the cache."""
     if max_failures is not None:
         request = request.overriding(f"extract.{request.dataset}.max_failures={max_failures}")
     amounts = dict(_resource(text) for text in resources)
@@ -106,7 +106,7 @@ def _resource(text: str) -> tuple[str, float]:
     "folder `tensorboard` of the run.",
 )
 def train(request: Request, variant: str, seed: int | None, tensorboard: bool) -> None:
-    """Stage two: train a network on the cached regions.
+    """Train a network on the cached regions.
 
     A training that was killed resumes where it stopped. `torchrun --no-python --nproc-per-node N
     gmpipe train` trains with N processes, each with its own batch.

@@ -86,14 +86,14 @@ def predict(
 @click.argument("image", metavar="IMAGE", type=click.Path(path_type=Path))
 @run_folder_option
 @detector_option
-@output_option(".png", required=True, help_text="Picture to write: .png.")
+@output_option(".png", required=True, help_text="PNG file to write.")
 def explain(image: Path, run_folder: Path, detector: Path | None, output: Path) -> None:
     """Explain which regions and graphs produced the labels.
 
-    Draws the explanation of a photograph and prints it as tables. They hold, for each label with a
-    score above 0.5, or for the best label if there is none, the region that won it, and how its
-    score changes when the label graph, the instance graph or a region is removed. The network is
-    really run without them.
+    Draws the explanation of a photograph and prints it as tables. For each label that scores above
+    0.5 (or for the best label, if none does), they give the region that won it, and how its score
+    changes when the label graph, the instance graph or a region is removed. For each change the
+    network is run again without that part.
     """
     from stages.commands import explain as command
     from stages.commands.runs import check_run
