@@ -21,7 +21,7 @@ from unittest import mock
 import click
 import pytest
 from builders import TINY
-from dask.distributed import LocalCluster
+from clusters import worker_in_this_process
 from flows import BIN, PARAMS, ROOT, STAGES, VARIANTS, Flow
 from pages import LANGUAGES, PAGES, Block, commands, gmpipe_arguments, read_page
 from ruamel.yaml import YAML
@@ -130,16 +130,7 @@ def make_tiny(file: Path) -> None:
 def _in_this_process() -> Iterator[None]:
     """Extract and train without further processes, which take longer to start than to work."""
     with (
-        LocalCluster(
-            n_workers=1,
-            processes=False,
-            threads_per_worker=2,
-            dashboard_address="127.0.0.1:0",
-            memory_limit=0,
-        ) as cluster,
-        mock.patch(
-            "stages.workers.cluster._local_cluster", return_value=contextlib.nullcontext(cluster)
-        ),
+        worker_in_this_process(),
         mock.patch("stages.commands.compare.cores", return_value=1),
     ):
         yield

@@ -6,18 +6,16 @@ tests need.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 from builders import CLASSES, TINY
-from dask.distributed import LocalCluster
+from clusters import worker_in_this_process
 from flows import PARAMS, Flow
 from ruamel.yaml import YAML
 
@@ -30,18 +28,7 @@ VOC = "VOCdevkit/VOC2007"
 @pytest.fixture(scope="module", autouse=True)
 def _worker_in_this_process() -> Iterator[None]:
     """Extract in a thread: here the photographs matter, not the worker's process."""
-    with (
-        LocalCluster(
-            n_workers=1,
-            processes=False,
-            threads_per_worker=2,
-            dashboard_address="127.0.0.1:0",
-            memory_limit=0,
-        ) as cluster,
-        mock.patch(
-            "stages.workers.cluster._local_cluster", return_value=contextlib.nullcontext(cluster)
-        ),
-    ):
+    with worker_in_this_process():
         yield
 
 
