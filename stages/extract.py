@@ -30,7 +30,7 @@ from pipeline.shards.index import read_index
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.store import ShardStore, StaleShard, Survey, open_store
 from pipeline.shards.verification import Damage, repair_shards
-from stages.checkout.caches import amount_of, reasons_of
+from stages.checkout.caches import amount_of, drop_message, reasons_of
 from stages.checkout.layout import cache_folder, data_root, detector_folder
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.models import dataset_detector
@@ -154,9 +154,7 @@ def _hashed_images(request: Request, manifest: Manifest) -> PlannedImages:
 
 def _restore_or_replace(request: Request) -> str:
     """The remedy for stale shards."""
-    arguments = ["--dataset", request.dataset]
-    for override in request.overrides:
-        arguments += ["--set", override]
+    arguments = ["--dataset", request.dataset, *request.set_options]
     return (
         "To drop them and extract their images again, run "
         f"`gmpipe extract {shlex.join(arguments)} --replace`; `dvc repro` continues after that. To "
@@ -188,7 +186,7 @@ def _check_stale(
 def _drop(store: ShardStore, stale: Sequence[StaleShard]) -> None:
     """Say what is dropped and why, and drop it."""
     if stale:
-        say(f"{store.folder}: dropping {amount_of(stale)}\n{reasons_of(stale).rstrip()}")
+        say(drop_message(store.folder, stale))
     store.drop(stale)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from pipeline.errors import DamagedError, MissingError
 from pipeline.shards.reader import RegionCache
@@ -53,6 +54,11 @@ def reasons_of(shards: Sequence[StaleShard]) -> str:
     for reason, alike in by_reason.items():
         others = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
         lines.append(f"  {alike[0].path.name}{others}: {reason}\n")
-    if hidden := len(lines) - _LINES:
-        lines[_LINES:] = [f"  and {hidden} more reasons\n"] if hidden > 0 else []
+    if len(lines) > _LINES:
+        lines[_LINES:] = [f"  and {len(lines) - _LINES} more reasons\n"]
     return "".join(lines)
+
+
+def drop_message(folder: Path, shards: Sequence[StaleShard]) -> str:
+    """Say which shards are dropped from a cache's folder, and why."""
+    return f"{folder}: dropping {amount_of(shards)}\n{reasons_of(shards).rstrip()}"

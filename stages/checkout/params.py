@@ -81,6 +81,11 @@ class Request:
         """`extract` without the overrides, where params.yaml describes the data set."""
         return self.params_in_file.extract.get(self.dataset, self.extract)
 
+    @property
+    def set_options(self) -> list[str]:
+        """The overrides as words of a command line: `--set`, `key=value`, ..."""
+        return [word for override in self.overrides for word in ("--set", override)]
+
     def overriding(self, *overrides: str) -> Request:
         """Return the request with further `--set` options, without reading params.yaml again.
 

@@ -61,8 +61,7 @@ def plan_run(request: Request, variant: str, seed: int) -> RunPlan:
         overridden = {"train": settings.model_dump(mode="json"), "views": views}
     folder = run_folder(request.dataset, variant, seed, overridden)
     arguments = ["--dataset", request.dataset, "--variant", variant, "--seed", str(seed)]
-    for override in request.overrides:
-        arguments += ["--set", override]
+    arguments += request.set_options
     return RunPlan(request.dataset, variant, seed, settings, views, folder, tuple(arguments))
 
 

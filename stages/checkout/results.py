@@ -38,7 +38,7 @@ def load_runs(
     """
     options = ["--dataset", request.dataset]
     options += [word for seed in seeds for word in ("--seed", str(seed))]
-    options += [word for override in request.overrides for word in ("--set", override)]
+    options += request.set_options
     make_all = f"gmpipe compare {shlex.join(options)}"
     runs: dict[str, list[Run]] = {}
     first: Run | None = None

@@ -32,7 +32,7 @@ from pipeline.shards.failures import FAILURES_NAME, Failure
 from pipeline.shards.imports import BottomUpFiles, NpzFile, region_rows
 from pipeline.shards.schema import FORMAT_VERSION, IMAGES, Recipe, RegionRows
 from pipeline.shards.store import ImagesById, ShardStore, Survey, open_store
-from stages.checkout.caches import amount_of, reasons_of
+from stages.checkout.caches import amount_of, drop_message, reasons_of
 from stages.checkout.layout import cache_folder, manifest_file, prepared_folder
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request, load_params
@@ -233,9 +233,7 @@ def _agree_to_drop(
     folder = cache_folder(request.dataset)
     others = [shard for shard in survey.stale if shard.kind != "images"]
     if others and not replace:
-        arguments = [*map(str, files), "--dataset", request.dataset]
-        for override in request.overrides:
-            arguments += ["--set", override]
+        arguments = [*map(str, files), "--dataset", request.dataset, *request.set_options]
         raise MismatchError(
             f"{folder}: the import would have to drop {amount_of(others)}:\n{reasons_of(others)}",
             f"To drop them and import again, run `gmpipe import-regions {shlex.join(arguments)} "
@@ -244,7 +242,7 @@ def _agree_to_drop(
     if others:
         for rows in job.shards(np.arange(len(job.images))):
             rows.check()
-    say(f"{folder}: dropping {amount_of(survey.stale)}\n{reasons_of(survey.stale).rstrip()}")
+    say(drop_message(folder, survey.stale))
 
 
 def _write_missing(
