@@ -49,7 +49,11 @@ class InputError(GmpipeError):
     """Something that the user brings is wrong: a data set's files, a setting, an argument."""
 
 
-class NoSpaceError(GmpipeError):
+class AccessError(GmpipeError):
+    """The operating system refuses to read or write something; gmpipe's files may be sound."""
+
+
+class NoSpaceError(AccessError):
     """The disk, or the user's share of it, is full."""
 
 

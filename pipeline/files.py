@@ -8,53 +8,156 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from pipeline.errors import BusyError, NoSpaceError
+from pipeline.errors import AccessError, BusyError, InputError, NoSpaceError
 
 _log = logging.getLogger(__name__)
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+_RIGHTS = "Give your user the right to read and write it, and run the same command again."
+_NEXT_STEPS = {
+    errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS,
+    errno.EROFS: "The file system is read-only: choose another folder, or mount it for writing.",
+    errno.ENOENT: "Check the name, and run the same command again.",
+    errno.ENAMETOOLONG: "Use a shorter name: file systems take at most 255 bytes for each name.",
+    errno.EISDIR: "Name a file instead of a folder.",
+    errno.ENOTDIR: "Part of the path is a file; name a folder there.",
+    errno.ELOOP: "Remove the link that leads back to itself.",
+    errno.EMFILE: "Allow more open files, for instance with `ulimit -n 4096`.",
+    errno.EIO: "The disk has a fault: check it, and run the same command again.",
+    errno.ESTALE: "The network share has changed: mount it again, and run the same command again.",
+}
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def access_error(error: OSError, path: Path | None = None) -> AccessError:
+    """Put an error of the operating system into words: path, reason and next step.
+
+    Args:
+        error: as the system, h5py or pyarrow raised it.
+        path: what was read or written; None if only the error can name it.
+    """
+    # copytree and rmtree collect errors: (source, destination, message) each.
+    if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list):
+        source, _, message = error.args[0][0]
+        return _in_words(_number_in(str(message)), str(message), str(path or source))
+    number = error.errno or _number_in(str(error))
+    return _in_words(number, error.strerror or str(error), _name_in(error, path))
+
+
+def _name_in(error: OSError, path: Path | None) -> str:
+    """The name of what could not be read or written; empty if nobody knows it."""
+    named = error.filename2 or error.filename
+    if named is None and (quoted := re.search(r"name = '(.*?)'", str(error))):
+        named = quoted[1]  # h5py puts the name, and the system's error number, into its message
+    if path is None:
+        return "" if named is None else os.fsdecode(named)
+    # The temporary name of ``path`` means nothing to the user.
+    temporary = (f"{path}.", str(path.with_name(f".{path.name}.")))
+    if named is None or os.fsdecode(named).startswith(temporary):
+        return str(path)
+    return os.fsdecode(named)
+
+
+def _number_in(message: str) -> int | None:
+    number = re.search(r"errno = (\d+),|\[Errno (\d+)\]", message)
+    return int(number[1] or number[2]) if number else None
+
+
+def _in_words(number: int | None, reason: str, path: str) -> AccessError:
+    if number in _NO_SPACE:
+        where = f" while writing {path}" if path else ""
+        return NoSpaceError(
+            f"no space left on the device{where} ({reason}). Everything that was finished before "
+            "is complete and kept.",
+            "Make space, and run the same command again.",
+        )
+    if number is not None:
+        reason = os.strerror(number)
+    remedy = _NEXT_STEPS.get(number or 0, "Solve this, and run the same command again.")
+    return AccessError(f"{path}: {reason}." if path else f"{reason}.", remedy)
+
 
 @contextmanager
-def naming_a_full_disk(path: Path | None = None) -> Iterator[None]:
-    """Raise a `NoSpaceError` for an `OSError` in the block that means that the disk is full.
+def naming_access_errors(path: Path | None = None) -> Iterator[None]:
+    """Raise the `AccessError` of an `OSError` in the block.
 
     Args:
         path: what is written in the block; None if only the error can name it.
 
     Raises:
         NoSpaceError: the disk, or the user's share of it, is full.
-        OSError: any other, as it was raised.
+        AccessError: the system refuses something else.
     """
     try:
         yield
     except OSError as error:
-        # HDF5 puts the system's error number only into its message.
-        numbers = [n for n in _NO_SPACE if error.errno == n or f"errno = {n}," in str(error)]
-        if not numbers:
-            raise
-        written = path or error.filename
-        where = f" while writing {written}" if written else ""
-        raise NoSpaceError(
-            f"no space left on the device{where} ({error}). Everything that was finished before "
-            "is complete and kept.",
-            "Make space, and run the same command again.",
-        ) from error
+        raise access_error(error, path) from error
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[BufferedReader]:
+    """Open a regular file for reading. (A named pipe would wait for its writer for ever.)
+
+    Raises:
+        InputError: it is a folder, a named pipe, a socket or a device.
+        OSError: the system can't open it.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        check_regular(path, os.fstat(descriptor))
+        stream = os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    with stream:
+        yield stream
+
+
+def check_regular(path: Path, status: os.stat_result) -> None:
+    """Refuse what is no regular file, given its status.
+
+    Raises:
+        InputError: it is a folder, a named pipe, a socket or a device.
+    """
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "no file")
+        raise InputError(f"{path} is {kind}. Expected a file.", "Name a file instead.")
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a regular file.
+
+    Raises:
+        InputError, OSError: as `open_regular`.
+    """
+    with open_regular(path) as stream:
+        return stream.read()
 
 
 def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -84,46 +187,75 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises:
         NoSpaceError: the disk is full.
+        AccessError: the system refuses to write.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with naming_a_full_disk(path):
+    with naming_access_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
             yield temporary
             with temporary.open("rb") as stream:
                 os.fsync(stream.fileno())
             size = temporary.stat().st_size
             temporary.replace(path)
             fsync_folder(path.parent)
-        _log.info("wrote %s, %d bytes", path, size)
-    finally:
-        temporary.unlink(missing_ok=True)
+        finally:
+            temporary.unlink(missing_ok=True)
+    _log.info("wrote %s, %d bytes", path, size)
 
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder, and replace ``folder`` with it if the block succeeds.
 
-    The caller holds the folder's lock.
+    The former folder is moved aside before the new one takes its name, and removed after that. If
+    the process is killed between the two, the next call moves it back first. The caller holds the
+    folder's lock.
 
     Raises:
         NoSpaceError: the disk is full.
+        AccessError: the system refuses to write.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a killed process
-        shutil.rmtree(leftover)
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.mkdir()
+    tag = uuid.uuid4().hex[:8]
+    temporary = folder.with_name(f".{folder.name}.{tag}.tmp")
+    former = folder.with_name(f".{folder.name}.{tag}.old")
+    with naming_access_errors():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _recover(folder)
+        temporary.mkdir()
     try:
-        with naming_a_full_disk(folder):
+        with naming_access_errors(folder):
             yield temporary
-            if folder.exists():
-                shutil.rmtree(folder)
+            if os.path.lexists(folder):
+                folder.replace(former)
             temporary.replace(folder)
             fsync_folder(folder.parent)
         _log.info("wrote the folder %s", folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if os.path.lexists(folder):
+            _remove(former)
+        elif os.path.lexists(former):  # the second rename failed
+            former.replace(folder)
+
+
+def _recover(folder: Path) -> None:
+    """Move back or remove what a killed `replacing_folder` left."""
+    for former in folder.parent.glob(f".{folder.name}.*.old"):
+        if os.path.lexists(folder):
+            _remove(former)
+        else:
+            former.replace(folder)
+    for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):
+        shutil.rmtree(leftover)
+
+
+def _remove(former: Path) -> None:
+    """Remove a former folder, or the link that it was. What can't be removed is left."""
+    if former.is_symlink():
+        former.unlink()
+    else:
+        shutil.rmtree(former, ignore_errors=True)
 
 
 def fsync_folder(folder: Path) -> None:
@@ -144,10 +276,12 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
     Raises:
         BusyError: another process is writing to ``folder``.
+        AccessError: the system refuses to make the lock.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.parent / f".{folder.name}.lock")
+    path = folder.parent / f".{folder.name}.lock"
+    lock = FileLock(path)
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         raise BusyError(
@@ -155,6 +289,8 @@ def folder_lock(folder: Path) -> Iterator[None]:
             "left behind.",
             "Wait for it to finish, or end it, and run this command again.",
         ) from None
+    except OSError as error:
+        raise access_error(error, path) from error
     try:
         yield
     finally:

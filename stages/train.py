@@ -19,7 +19,7 @@ import torch
 
 from pipeline.datasets.manifest import Manifest
 from pipeline.errors import InputError, MissingError
-from pipeline.files import folder_lock, naming_a_full_disk, replacing
+from pipeline.files import folder_lock, naming_access_errors, replacing
 from pipeline.labels.vectors import LabelVectors
 from pipeline.learning.checkpoint import Checkpoint, save_checkpoint
 from pipeline.learning.distributed import Processes, joined_processes
@@ -153,18 +153,12 @@ def _check_writable(folder: Path) -> None:
     """Make the folder, and check that it takes files, before hours are spent on the training.
 
     Raises:
-        InputError: it can't be written.
+        AccessError: it can't be written.
     """
-    try:
-        with naming_a_full_disk(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-    except OSError as error:
-        raise InputError(
-            f"{folder} can't be written ({error}), and the run's results belong there.",
-            "Make it a folder that you may write to, and run the same command again.",
-        ) from error
+    with naming_access_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
 
 
 def _write(run: RunPlan, inputs: _Inputs, training: Training) -> None:

@@ -19,13 +19,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import BusyError, NoSpaceError
+from pipeline.errors import AccessError, BusyError, NoSpaceError
 from pipeline.files import (
     begin_turn,
     canonical_json,
     folder_lock,
     in_turn,
-    naming_a_full_disk,
+    naming_access_errors,
     replacing,
     replacing_folder,
     sha256_file,
@@ -86,7 +86,7 @@ def test_a_stopped_block_changes_nothing(tmp_path: Path, before: dict[str, str])
 def test_a_block_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     path.write_text("old")
-    with pytest.raises(FileNotFoundError), replacing(path):
+    with pytest.raises(AccessError), replacing(path):
         pass
     assert tree(tmp_path) == {"file.txt": "old"}
 
@@ -151,10 +151,8 @@ def test_a_full_disk_is_named_with_what_was_written(tmp_path: Path, error: OSErr
         write()
     assert caught.value.__cause__ is error
     assert tree(tmp_path) == {"file.txt": "old"}
-    with pytest.raises(NoSpaceError, match=r"a\.txt"), naming_a_full_disk():
+    with pytest.raises(NoSpaceError, match=r"a\.txt"), naming_access_errors():
         raise OSError(errno.ENOSPC, "full", "a.txt")
-    with pytest.raises(PermissionError), naming_a_full_disk(path):
-        raise PermissionError(errno.EACCES, "not yours", "a.txt")
 
 
 # Replacing a folder ------------------------------------------------------------------------------
@@ -199,12 +197,57 @@ def test_a_linked_file_outlives_its_folder(tmp_path: Path) -> None:
     assert tree(tmp_path) == {"cached": "old", "out": None, "out/file.txt": "new"}
 
 
+REPLACER = """
+import os, sys
+from pathlib import Path
+from pipeline.files import replacing_folder
+rename, left = Path.replace, int(sys.argv[2])
+def replace(path, target):
+    global left
+    if not left:
+        os._exit(9)
+    left -= 1
+    return rename(path, target)
+Path.replace = replace
+with replacing_folder(Path(sys.argv[1])) as temporary:
+    (temporary / "file.txt").write_text("new")
+"""
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_a_kill_during_the_exchange_loses_nothing(tmp_path: Path, renames: int) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "file.txt").write_text("old")
+    command = [sys.executable, "-c", REPLACER, str(folder), str(renames)]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 9
+    assert "old" in tree(tmp_path).values()
+
+    def fail() -> None:
+        with replacing_folder(folder):
+            raise Stopped
+
+    with pytest.raises(Stopped):  # even a call that fails restores the folder first
+        fail()
+    assert tree(tmp_path) == {"out": None, "out/file.txt": "old"}
+
+
+def test_a_link_to_a_folder_is_replaced_and_its_target_kept(tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "file.txt").write_text("kept")
+    (tmp_path / "out").symlink_to("target")
+    with replacing_folder(tmp_path / "out") as temporary:
+        (temporary / "file.txt").write_text("new")
+    assert tree(tmp_path / "target") == {"file.txt": "kept"}
+    assert tree(tmp_path / "out") == {"file.txt": "new"}
+
+
 # One writer at a time ----------------------------------------------------------------------------
 
 HOLDER = """
 import sys
 from pathlib import Path
-from pipeline.errors import BusyError, NoSpaceError
+from pipeline.errors import AccessError, BusyError, InputError, NoSpaceError
 from pipeline.files import folder_lock
 try:
     with folder_lock(Path(sys.argv[1])):

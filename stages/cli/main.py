@@ -16,7 +16,7 @@ import traceback
 import click
 
 from pipeline.errors import GmpipeError, Stopped
-from pipeline.files import naming_a_full_disk
+from pipeline.files import access_error
 from stages.cli import about, caches, runs, trained
 from stages.cli.exit_codes import DONE, FAILED, STOPPED
 from stages.cli.options import CommandGroup, level_options
@@ -37,8 +37,7 @@ def main() -> None:
 def _run() -> int:
     """Run the command and return its exit code."""
     try:
-        with naming_a_full_disk():
-            code: int | None = cli.main(prog_name="gmpipe", standalone_mode=False)
+        code: int | None = cli.main(prog_name="gmpipe", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -50,6 +49,15 @@ def _run() -> int:
         return _fail(str(error), STOPPED)
     except GmpipeError as error:
         return _fail(str(error))
+    except BrokenPipeError:  # `gmpipe predict ... | head`
+        return _fail("nobody reads this command's output any more.")
+    except OSError as error:
+        return _fail(str(access_error(error)))
+    except MemoryError as error:
+        return _fail(
+            f"not enough memory{f' ({error})' if str(error) else ''}. Close other programs, or use "
+            "smaller batches, and run the same command again. Finished work is kept."
+        )
     return code or DONE
 
 
