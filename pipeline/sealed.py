@@ -48,10 +48,10 @@ def read_sealed_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(read_bytes(path))
-        digest = content.pop(_KEY)
+        digest = _digest_in(content)
         matches = digest == sha256_json(content)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise DamagedError(f"{path} is damaged ({_briefly(error)}).") from error
+        raise DamagedError(f"{path} is not an intact JSON file ({_briefly(error)}).") from error
     if not matches:
         raise DamagedError(f"{path} is damaged: its content does not match its sha256.")
     return dict(content)
@@ -86,8 +86,8 @@ def read_sealed_table(path: Path, schema: pa.Schema) -> tuple[pa.Table, dict[str
     stored = read_bytes(path)
     try:
         with pq.ParquetFile(pa.BufferReader(stored), page_checksum_verification=True) as file:
-            about = json.loads(file.schema_arrow.metadata[_METADATA])
-            digest = about.pop(_KEY)
+            about = json.loads((file.schema_arrow.metadata or {}).get(_METADATA, b"{}"))
+            digest = _digest_in(about)
             found = file.schema_arrow.remove_metadata()
             if found == schema:
                 table = file.read().replace_schema_metadata(None)
@@ -104,12 +104,19 @@ def read_sealed_table(path: Path, schema: pa.Schema) -> tuple[pa.Table, dict[str
         OverflowError,
         MemoryError,  # a changed length
     ) as error:
-        raise DamagedError(f"{path} is damaged ({_briefly(error)}).") from error
+        raise DamagedError(f"{path} is not an intact Parquet file ({_briefly(error)}).") from error
     if found != schema:
         raise DamagedError(f"{path}: expected the columns\n{schema}\nfound\n{found}\n")
     if not matches:
         raise DamagedError(f"{path} is damaged: its content does not match its sha256.")
     return table, dict(about)
+
+
+def _digest_in(content: dict[str, Any]) -> Any:
+    """Take the digest out of the metadata of a file."""
+    if _KEY not in content:
+        raise ValueError(f"no {_KEY} in its metadata; older versions of gmpipe wrote none")
+    return content.pop(_KEY)
 
 
 def _digest(table: pa.Table, about: Mapping[str, Any]) -> str:

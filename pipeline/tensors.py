@@ -5,14 +5,16 @@ A state is a dict of tensors and plain values that `save_tensors` wrote.
 
 from __future__ import annotations
 
+import hashlib
 import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.errors import DamagedError
-from pipeline.files import replacing
+from pipeline.files import read_bytes, replacing
 
 _DELETE = "Delete it and run the same command again, which then starts from the beginning."
 
@@ -27,6 +29,33 @@ def save_tensors(path: Path, content: Any) -> None:
     torch.save(content, stream)
     with replacing(path) as temporary:
         temporary.write_bytes(stream.getbuffer())
+
+
+def load_tensors(path: Path) -> tuple[Any, str]:
+    """Read what `save_tensors` wrote, without running code from it.
+
+    Torch reads a file whose bits have changed without a word. The file is a zip, so the checksums
+    of its members are compared first.
+
+    Returns:
+        the content, on the CPU, and the hex sha256 of the file.
+
+    Raises:
+        DamagedError: the file is no such file, or was changed.
+        InputError, OSError: as `read_bytes`.
+    """
+    stored = read_bytes(path)
+    try:
+        with zipfile.ZipFile(io.BytesIO(stored)) as members:
+            if (changed := members.testzip()) is not None:
+                raise ValueError(f"its member {changed} has another checksum")
+        content = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load documents no narrower set for a foreign file
+        reason = str(error).split("\n", 1)[0][:200]
+        raise DamagedError(
+            f"{path} can't be loaded by torch ({type(error).__name__}: {reason})."
+        ) from error
+    return content, hashlib.sha256(stored).hexdigest()
 
 
 def learning_state(
@@ -91,15 +120,13 @@ def load_state(path: Path) -> dict[str, Any]:
     """Read the state that a killed fit or training left.
 
     Raises:
-        DamagedError: the file can't be read, or holds something else.
+        DamagedError: the file was changed, or holds something else.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load documents no narrower set for a foreign file
-        raise DamagedError(
-            f"{path} is not a state to resume from: torch can't load it ({type(error).__name__}).",
-            _DELETE,
-        ) from error
+        state, _ = load_tensors(path)
+    except DamagedError as error:
+        error.remedy = _DELETE
+        raise
     if not isinstance(state, dict):
         raise DamagedError(
             f"{path} is not a state to resume from: expected a dict, not a {type(state).__name__}.",

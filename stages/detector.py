@@ -21,6 +21,7 @@ from pipeline.regions.detector import (
     write_detector,
 )
 from pipeline.regions.fitting import FitImage, fit_detector, measure_detector, split_holdout
+from pipeline.sealed import write_sealed_json
 from pipeline.settings import DetectorSettings, FitSettings
 from stages.checkout.layout import boxes_file, data_root, detector_folder, state_file
 from stages.checkout.manifests import dataset_manifest
@@ -55,7 +56,7 @@ def resolve_detector(request: Request) -> str:
 
 def _record_imported(folder: Path, dataset: str) -> str:
     with replacing_folder(folder) as temporary:
-        write_json(
+        write_sealed_json(
             temporary / DESCRIPTION_FILE, {"version": DETECTOR_VERSION, "source": "imported"}
         )
         write_json(temporary / _METRICS_FILE, {})

@@ -6,21 +6,26 @@ import subprocess
 import time
 
 from pipeline.datasets.manifest import Manifest
-from pipeline.errors import DamagedError, MismatchError, MissingError
+from pipeline.errors import MismatchError
 from pipeline.evaluation.metrics import Evaluation, write_evaluation
 from pipeline.evaluation.metrics import evaluate as measure
 from pipeline.evaluation.predictions import write_predictions
 from pipeline.files import folder_lock, write_json
 from pipeline.labels.vectors import LabelVectors
-from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
+from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.prediction import predict_split
 from pipeline.learning.splits import open_split
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import check_same_recipe
 from stages.checkout.caches import advising_on_cache
 from stages.checkout.layout import CHECKPOINT_FILE, METRICS_FILE, PREDICTIONS_FILE, SUMMARY_FILE
-from stages.checkout.plans import RunPlan, open_inputs, refill_command
-from stages.checkout.remedies import advising
+from stages.checkout.plans import (
+    RunPlan,
+    check_training_rows,
+    open_inputs,
+    read_checkpoint,
+    refill_command,
+)
 from stages.checkout.times import record_time
 
 
@@ -33,24 +38,31 @@ def evaluate(run: RunPlan) -> str:
     Raises:
         MissingError, DamagedError: the checkpoint, or something else that is read, is missing or
             damaged.
-        MismatchError: the checkpoint was trained on other regions, labels or label vectors than
-            those of today.
+        MismatchError: the checkpoint was trained with other settings than those asked for, or on
+            other images, labels, regions or label vectors than those of today.
+        BusyError: another process writes to the run's folder.
     """
     began = time.monotonic()
-    path = run.folder / CHECKPOINT_FILE
-    with advising(f"Run `gmpipe train {run.options}`.", MissingError, DamagedError, MismatchError):
-        checkpoint = load_checkpoint(path)
+    with folder_lock(run.folder):  # before the checkpoint is read, which a training may replace
+        line = _evaluate(run)
+    record_time(run.dataset, "evaluate", began, run=run.folder.name)
+    return line
+
+
+def _evaluate(run: RunPlan) -> str:
+    checkpoint = read_checkpoint(run)
     manifest, cache, vectors = open_inputs(run.dataset, checkpoint.settings)
     _check_same_inputs(run, checkpoint, manifest, cache, vectors)
     with advising_on_cache(run.dataset):
         split = open_split(cache, manifest, "test", regions=checkpoint.settings.regions)
     predictions = predict_split(checkpoint.network(), split, checkpoint.label_vectors)
     metrics = measure(
-        predictions.scores,
+        predictions.logits,
         split.truth,
         manifest.vocabulary,
         voc11=run.dataset == "voc2007",
     )
+    commit, uncommitted = _commit()
     evaluation = Evaluation(
         metrics,
         dataset=run.dataset,
@@ -58,20 +70,26 @@ def evaluate(run: RunPlan) -> str:
         variant=run.variant,
         seed=run.seed,
         epoch=checkpoint.epoch,
+        trained_images=checkpoint.trained_images,
         images=len(split),
         left_out=split.left_out,
         counts=manifest.counts,
-        commit=_commit(),
+        commit=commit,
+        uncommitted=uncommitted,
         fingerprint=cache.fingerprint,
-        labels_sha256=manifest.labels_sha256,
+        train_sha256=checkpoint.train_sha256,
+        test_sha256=manifest.labels_sha256("test"),
+        checkpoint_sha256=checkpoint.sha256,
     )
-    with folder_lock(run.folder):
-        write_predictions(
-            run.folder / PREDICTIONS_FILE, split.image_ids, predictions.scores, predictions.regions
-        )
-        write_evaluation(run.folder / METRICS_FILE, evaluation)
-        write_json(run.folder / SUMMARY_FILE, metrics.summary())
-    record_time(run.dataset, "evaluate", began, run=run.folder.name)
+    write_predictions(
+        run.folder / PREDICTIONS_FILE,
+        split.image_ids,
+        predictions.logits,
+        predictions.regions,
+        checkpoint_sha256=checkpoint.sha256,
+    )
+    write_evaluation(run.folder / METRICS_FILE, evaluation)
+    write_json(run.folder / SUMMARY_FILE, metrics.summary())
     left_out = f"; {split.left_out} images without regions left out" if split.left_out else ""
     return f"{run.folder}: mAP {metrics.mAP:.2f}, OF1 {metrics.all.OF1:.2f}{left_out}"
 
@@ -83,7 +101,7 @@ def _check_same_inputs(
     cache: RegionCache,
     vectors: LabelVectors,
 ) -> None:
-    """Refuse to evaluate a run on other labels, label vectors or regions than it was trained on."""
+    """Refuse to evaluate a run on other inputs than it was trained on. Test labels may differ."""
     path = run.folder / CHECKPOINT_FILE
     train = f"Train again: `gmpipe train {run.options}`."
     if checkpoint.vocabulary != manifest.vocabulary:
@@ -92,6 +110,7 @@ def _check_same_inputs(
             f"{list(manifest.vocabulary)}.",
             train,
         )
+    check_training_rows(checkpoint, manifest, path, train)
     if checkpoint.label_vectors_sha256 != vectors.sha256:
         raise MismatchError(
             f"{path} was trained with the label vectors {checkpoint.label_vectors_sha256}, but "
@@ -108,12 +127,17 @@ def _check_same_inputs(
     )
 
 
-def _commit() -> str | None:
-    """The checkout's commit; None outside of git."""
+def _commit() -> tuple[str | None, bool | None]:
+    """The checkout's commit, and whether tracked files differ from it; None outside of git."""
+    commit = _git("rev-parse", "HEAD")
+    if not commit:
+        return None, None
+    return commit, bool(_git("status", "--porcelain", "--untracked-files=no"))
+
+
+def _git(*arguments: str) -> str:
     try:
-        finished = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        )
+        finished = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
     except FileNotFoundError:  # git is not installed
-        return None
-    return finished.stdout.strip() or None
+        return ""
+    return finished.stdout.strip()

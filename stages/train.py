@@ -82,7 +82,6 @@ def train(run: RunPlan, *, tensorboard: bool = False) -> str | None:
             epoch.
     """
     began = time.monotonic()
-    inputs = _open(run)
     with ExitStack() as stack:
         start = (
             "Start with `torchrun --no-python --nproc-per-node N gmpipe train`, with N at most the "
@@ -92,13 +91,15 @@ def train(run: RunPlan, *, tensorboard: bool = False) -> str | None:
             processes = stack.enter_context(joined_processes())
         if processes.rank:
             try:
-                _learn(run, inputs, processes)
+                _learn(run, _open(run), processes)
             except Diverged:  # the first process meets the same error, and reports it
                 sys.exit(1)
             return None
-        on_epoch = stack.enter_context(_shown(run, tensorboard=tensorboard))
-        _check_writable(run.folder)
+        # Before anything is read: what two trainings of a run read and write must not mix.
         stack.enter_context(folder_lock(run.folder))
+        inputs = _open(run)
+        _check_writable(run.folder)
+        on_epoch = stack.enter_context(_shown(run, tensorboard=tensorboard))
         (run.folder / LAST_GOOD_FILE).unlink(missing_ok=True)  # of an earlier attempt
         try:
             training = _learn(run, inputs, processes, on_epoch)
@@ -124,7 +125,7 @@ def _open(run: RunPlan) -> _Inputs:
         "views": run.views,
         "cache": cache.fingerprint,
         "vectors": vectors.sha256,
-        "labels": manifest.labels_sha256,
+        "labels": manifest.labels_sha256("train"),
     }
     state = state_file("train", key)
     return _Inputs(manifest, cache, vectors, split, validation, whole.left_out, state)
@@ -162,13 +163,16 @@ def _check_writable(folder: Path) -> None:
 
 
 def _write(run: RunPlan, inputs: _Inputs, training: Training) -> None:
-    """Write the results of a finished training."""
-    _write_history(run.folder / HISTORY_FILE, training.history)
+    """Write the results of a finished training.
+
+    The checkpoint comes first. It holds the history too, and metrics name their checkpoint, so that
+    nobody takes what an earlier training left for this one's, wherever this is killed.
+    """
     weights = training.network.cpu().state_dict()
-    checkpoint = _checkpoint(run, inputs, weights, training.epoch)
+    checkpoint = _checkpoint(run, inputs, weights, training.epoch, training.history)
     save_checkpoint(run.folder / CHECKPOINT_FILE, checkpoint)
-    # Metrics of an earlier checkpoint would pass for those of this one.
-    for name in EVALUATION_FILES:
+    _write_history(run.folder / HISTORY_FILE, training.history)
+    for name in EVALUATION_FILES:  # of an earlier checkpoint
         (run.folder / name).unlink(missing_ok=True)
     write_run_settings(run)
     inputs.state.unlink(missing_ok=True)
@@ -180,21 +184,26 @@ def _reported(error: Diverged, run: RunPlan, inputs: _Inputs) -> InputError:
     kept = "It had not finished an epoch."
     if error.weights is not None:
         epoch, path = len(error.history), run.folder / LAST_GOOD_FILE
-        save_checkpoint(path, _checkpoint(run, inputs, error.weights, epoch))
+        save_checkpoint(path, _checkpoint(run, inputs, error.weights, epoch, error.history))
         _write_history(run.folder / HISTORY_FILE, error.history)
         kept = f"{path} holds the weights after epoch {epoch}."
     return InputError(f"{error.problem} {kept}", error.remedy)
 
 
-def _checkpoint(run: RunPlan, inputs: _Inputs, weights: Weights, epoch: int) -> Checkpoint:
+def _checkpoint(
+    run: RunPlan, inputs: _Inputs, weights: Weights, epoch: int, history: History
+) -> Checkpoint:
     return Checkpoint(
         dataset=run.dataset,
         variant=run.variant,
         seed=run.seed,
         settings=run.settings,
+        views=run.views,
         epoch=epoch,
+        history=history,
         vocabulary=inputs.manifest.vocabulary,
-        labels_sha256=inputs.manifest.labels_sha256,
+        train_sha256=inputs.manifest.labels_sha256("train"),
+        trained_images=len(inputs.split),
         label_vectors=torch.from_numpy(inputs.vectors.vectors),
         label_vectors_sha256=inputs.vectors.sha256,
         recipe=dict(inputs.cache.recipe),

@@ -6,7 +6,6 @@ Letters: N images, C labels.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,15 +16,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.errors import DamagedError, InputError, MissingError
-from pipeline.files import canonical_json, replacing
+from pipeline.files import canonical_json
+from pipeline.sealed import read_sealed_table, write_sealed_table
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, Split] = ("train", "test")
 
-MANIFEST_VERSION = 2
+MANIFEST_VERSION = 3
 
 COUNTS = ("listed", "missing", "unlabelled", "images")
 """The keys of `Manifest.counts` in each split."""
@@ -199,12 +198,11 @@ class Manifest:
         """The image ids of one split, in the manifest's order."""
         return cast(list[str], self.rows(split).column("image_id").to_pylist())
 
-    @property
-    def labels_sha256(self) -> str:
-        """Hex sha256 over the vocabulary and every image's split and labels."""
+    def labels_sha256(self, split: Split) -> str:
+        """Hex sha256 over the vocabulary and the images of a split with their labels, in order."""
         # The hash of the JSON value [vocabulary, rows], made in parts to save memory.
         digest = hashlib.sha256(f"[{canonical_json(self.vocabulary)},[".encode())
-        rows = self.table.select(["image_id", "split", "labels", "ignored"])
+        rows = self.rows(split).select(["image_id", "labels", "ignored"])
         for number, batch in enumerate(rows.to_batches(max_chunksize=1 << 14)):
             part = canonical_json(batch.to_pylist())[1:-1]
             digest.update(f"{',' if number else ''}{part}".encode())
@@ -250,21 +248,16 @@ def _entries(lists: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Write a manifest as Parquet, either completely or not at all."""
-    metadata = {
-        "gmpipe": json.dumps(
-            {
-                "version": MANIFEST_VERSION,
-                "dataset": manifest.dataset,
-                "split_name": manifest.split_name,
-                "vocabulary": manifest.vocabulary,
-                "sources": manifest.sources,
-                "counts": manifest.counts,
-            }
-        )
+    """Write a manifest as sealed Parquet, either completely or not at all."""
+    about = {
+        "version": MANIFEST_VERSION,
+        "dataset": manifest.dataset,
+        "split_name": manifest.split_name,
+        "vocabulary": manifest.vocabulary,
+        "sources": manifest.sources,
+        "counts": manifest.counts,
     }
-    with replacing(path) as temporary:
-        pq.write_table(manifest.table.replace_schema_metadata(metadata), temporary)
+    write_sealed_table(path, manifest.table, about)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -272,18 +265,14 @@ def read_manifest(path: Path) -> Manifest:
 
     Raises:
         MissingError: the file does not exist.
-        DamagedError: it is not a complete Parquet file, has another version, or contradicts the
-            contract of `Manifest`.
+        DamagedError: it was changed, has another version, or contradicts the contract of
+            `Manifest`.
     """
     try:
-        table = _read_parquet(path)
+        table, described = read_sealed_table(path, COLUMNS)
     except FileNotFoundError:
         raise MissingError(f"There is no manifest at {path}.") from None
-    metadata = (table.schema.metadata or {}).get(b"gmpipe")
-    if metadata is None:
-        raise DamagedError(f"{path} is not a manifest: it lacks gmpipe's metadata.")
     try:
-        described = json.loads(metadata)
         version = described["version"]
         if version == MANIFEST_VERSION:
             return Manifest(
@@ -292,7 +281,7 @@ def read_manifest(path: Path) -> Manifest:
                 vocabulary=tuple(described["vocabulary"]),
                 sources=described["sources"],
                 counts=described["counts"],
-                table=table.replace_schema_metadata(None),
+                table=table,
             )
     except InputError as error:  # what is an error of the user's files elsewhere is damage here
         raise DamagedError(f"{path} is damaged. {error.problem}") from error
@@ -302,25 +291,6 @@ def read_manifest(path: Path) -> Manifest:
         f"{path} has version {version} of the manifest's format, expected version "
         f"{MANIFEST_VERSION}."
     )
-
-
-def _read_parquet(path: Path) -> pa.Table:
-    """A complete Parquet file.
-
-    Raises:
-        FileNotFoundError: the file does not exist; the caller knows what it would hold.
-        DamagedError: it is not a complete Parquet file.
-    """
-    try:
-        # Not `read_table`, which would read all files of a folder as one table.
-        with pq.ParquetFile(path) as file:
-            table = file.read()
-        table.validate(full=True)
-    except FileNotFoundError:
-        raise
-    except (OSError, pa.ArrowException) as error:
-        raise DamagedError(f"{path} is not a complete Parquet file ({error}).") from error
-    return table
 
 
 @dataclass(frozen=True)
@@ -345,7 +315,7 @@ class BoxTable:
 
 
 def write_boxes(path: Path, table: BoxTable) -> None:
-    """Write boxes as Parquet, one row per object (``image_id``, ``class``, ``box``)."""
+    """Write boxes as sealed Parquet, one row per object (``image_id``, ``class``, ``box``)."""
     image_ids: list[str] = []
     for image_id, image in table.images.items():
         image_ids += [image_id] * len(image.classes)
@@ -361,9 +331,7 @@ def write_boxes(path: Path, table: BoxTable) -> None:
         },
         schema=_BOX_COLUMNS,
     )
-    with replacing(path) as temporary:
-        metadata = {"classes": json.dumps(table.classes)}
-        pq.write_table(columns.replace_schema_metadata(metadata), temporary)
+    write_sealed_table(path, columns, {"classes": table.classes})
 
 
 def read_boxes(path: Path, image_ids: Sequence[str]) -> BoxTable:
@@ -371,22 +339,19 @@ def read_boxes(path: Path, image_ids: Sequence[str]) -> BoxTable:
 
     Raises:
         MissingError: the data set has no boxes.
-        DamagedError: the file is not complete, or breaks the format that `write_boxes` writes;
-            names the first row.
+        DamagedError: the file was changed, or breaks the format that `write_boxes` writes; names
+            the first row.
     """
     try:
-        table = _read_parquet(path)
+        table, about = read_sealed_table(path, _BOX_COLUMNS)
     except FileNotFoundError:
         raise MissingError(
             f"There are no boxes at {path}, and only boxes can fit a detector.",
             "Set `detector.<dataset>.source` in params.yaml to `torchvision` or `file`.",
         ) from None
-    schema = table.schema.remove_metadata()
-    if schema != _BOX_COLUMNS or any(column.null_count for column in table.columns):
-        raise DamagedError(
-            f"{path}: expected the columns\n{_BOX_COLUMNS}\nwithout nulls, found\n{schema}\n"
-        )
-    names: list[str] = json.loads((table.schema.metadata or {}).get(b"classes", b"[]"))
+    if any(column.null_count for column in table.columns):
+        raise DamagedError(f"{path}: expected columns without nulls.")
+    names: list[str] = about["classes"]
     classes = table.column("class").to_numpy().astype(np.int64)
     boxes = np.asarray(table.column("box").combine_chunks().flatten(), dtype=np.float32)
     boxes = boxes.reshape(-1, 4)

@@ -1,6 +1,6 @@
 """Diagnostics beyond the metrics: curves, calibration, co-occurrence, and maps of the labels.
 
-Letters: N images, C labels, B bins, T points of a curve. `scores` (N, C) and `truth` (N, C) are as
+Letters: N images, C labels, B bins, T points of a curve. `logits` (N, C) and `truth` (N, C) are as
 in `pipeline.evaluation.metrics`.
 """
 
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation.metrics import THRESHOLD, Floats, Integers, precision_recall
+from pipeline.evaluation.metrics import Floats, Integers, precision_recall
+from pipeline.evaluation.predictions import probabilities
 
 BINS = 15
 """B, of equal width, as in Guo et al., "On calibration of modern neural networks" (ICML 2017)."""
@@ -21,19 +22,19 @@ _FEWEST_LABELS = 5  # a map of fewer points says nothing
 
 
 def thinned_curve(
-    scores: Floats, truth: Integers, points: int = 100
+    logits: Floats, truth: Integers, points: int = 100
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Compute the precision-recall curve of one label, with no more points than a figure can show.
 
     Args:
-        scores, truth: (N,); entries with truth -1 are left out.
+        logits, truth: (N,); entries with truth -1 are left out.
         points: how many points are kept at most: those nearest to an even spacing in recall.
 
     Returns:
         recall and precision, (T,) each, by rising recall. The first point has recall 0 and the
         precision of the second. Both are empty if no entry is positive.
     """
-    recall, precision = precision_recall(scores, truth)
+    recall, precision = precision_recall(logits, truth)
     if len(recall) > points:
         wanted = np.linspace(recall[0], 1, points)
         kept = np.unique(np.searchsorted(recall, wanted).clip(max=len(recall) - 1))
@@ -59,10 +60,10 @@ class Calibration:
     error: float
 
 
-def calibration(scores: Floats, truth: Integers) -> Calibration:
+def calibration(logits: Floats, truth: Integers) -> Calibration:
     """Compute a reliability diagram. Each label of each image is an entry, unless it is ignored."""
     kept = truth != -1
-    probability, positive = scores[kept].astype(np.float64), truth[kept] == 1
+    probability, positive = probabilities(logits[kept]), truth[kept] == 1
     bins = np.minimum((probability * BINS).astype(np.int64), BINS - 1)
     count = np.bincount(bins, minlength=BINS)
     with np.errstate(invalid="ignore"):  # 0 / 0 of an empty bin
@@ -86,12 +87,12 @@ class CoOccurrence:
     predicted: NDArray[np.float64]
 
 
-def co_occurrence(scores: Floats, truth: Integers) -> CoOccurrence:
+def co_occurrence(logits: Floats, truth: Integers) -> CoOccurrence:
     """Compute the co-occurrence of true labels, and of predicted ones (probability over 0.5).
 
     An ignored label is neither true nor predicted.
     """
-    return CoOccurrence(_together(truth == 1), _together((scores > THRESHOLD) & (truth != -1)))
+    return CoOccurrence(_together(truth == 1), _together((logits > 0) & (truth != -1)))
 
 
 def _together(present: NDArray[np.bool_]) -> NDArray[np.float64]:

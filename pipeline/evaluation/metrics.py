@@ -3,7 +3,8 @@
 Letters: N images, C labels, T distinct scores of one label, P positives of one label.
 
 Two arrays go through the whole file:
-    scores (N, C) float32 or float64: probabilities in [0, 1].
+    logits (N, C) float32 or float64: finite; the sigmoid of a logit is the label's probability.
+        Images are ranked by logits, since probabilities near 1 are equal in floating point.
     truth (N, C) integers: 1 positive, 0 negative, -1 ignored (neither; in VOC, a class of which an
         image shows only difficult objects).
 
@@ -13,7 +14,6 @@ fields of the dataclasses are spelled as in the paper and in metrics.json.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -24,14 +24,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DamagedError, InputError, MismatchError, MissingError
-from pipeline.files import write_json
+from pipeline.sealed import read_sealed_json, write_sealed_json
 
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]
 Mask = NDArray[np.bool_]
 
 THRESHOLD = 0.5
-"""A label is predicted where its probability is greater than this (the paper's section 4.1)."""
+"""A label is predicted where its probability is greater than this (the paper's section 4.1), that
+is where its logit is greater than 0."""
 
 BEST = 3
 """How many labels of an image the `top3` numbers consider."""
@@ -110,18 +111,23 @@ class Metrics:
             KeyError, TypeError, ValueError: a number is missing or is not one.
         """
 
+        def number(percent: Any) -> float:
+            if type(percent) not in (int, float) or not 0 <= percent <= 100 + 1e-9:
+                raise ValueError(f"{percent!r} is not a number of percent")
+            return float(percent)
+
         def numbers(group: Mapping[str, Any]) -> PrecisionRecall:
-            return PrecisionRecall(**{name: float(group[name]) for name in SIX})
+            return PrecisionRecall(**{name: number(group[name]) for name in SIX})
 
         return cls(
-            mAP=float(value["mAP"]),
+            mAP=number(value["mAP"]),
             all=numbers(value),
             top3=numbers(value["top3"]),
             top3_forced=numbers(value["top3_forced"]),
             AP={
-                label: None if ap is None else float(ap) for label, ap in dict(value["AP"]).items()
+                label: None if ap is None else number(ap) for label, ap in dict(value["AP"]).items()
             },
-            mAP11=float(value["mAP11"]) if "mAP11" in value else None,
+            mAP11=number(value["mAP11"]) if "mAP11" in value else None,
         )
 
     def summary(self) -> dict[str, Any]:
@@ -139,12 +145,16 @@ class Evaluation:
         dataset, variant, seed: the run.
         split: name of the split, e.g. `drawn/test`.
         epoch: after which the weights were taken, from 1.
+        trained_images: how many images the run was trained on.
         images: N, the images that were scored.
         left_out: further images of the split, which have no regions.
         counts: how many images each split has, by kind (`Manifest.counts`).
         commit: of the code that evaluated; None outside of git.
+        uncommitted: whether files that git tracks differed from the commit; None outside of git.
         fingerprint: of the regions.
-        labels_sha256: of the labels (`Manifest.labels_sha256`).
+        train_sha256, test_sha256: of the images of a split and their labels
+            (`Manifest.labels_sha256`).
+        checkpoint_sha256: of the file of the network that was evaluated.
     """
 
     metrics: Metrics
@@ -153,12 +163,16 @@ class Evaluation:
     variant: str
     seed: int
     epoch: int
+    trained_images: int
     images: int
     left_out: int
     counts: Mapping[str, Mapping[str, int]]
     commit: str | None
+    uncommitted: bool | None
     fingerprint: str
-    labels_sha256: str
+    train_sha256: str
+    test_sha256: str
+    checkpoint_sha256: str
 
     def to_json(self) -> dict[str, Any]:
         """The value that metrics.json holds."""
@@ -172,7 +186,7 @@ class Evaluation:
             KeyError, TypeError, ValueError: a field is missing or of the wrong kind.
         """
         for name, kinds in _RECORD.items():
-            if not isinstance(value[name], kinds):
+            if type(value[name]) not in kinds:
                 raise TypeError(f"`{name}` is {value[name]!r}")
         return cls(Metrics.from_json(value), **{name: value[name] for name in _RECORD})
 
@@ -183,19 +197,23 @@ _RECORD: dict[str, tuple[type, ...]] = {
     "variant": (str,),
     "seed": (int,),
     "epoch": (int,),
+    "trained_images": (int,),
     "images": (int,),
     "left_out": (int,),
     "counts": (dict,),
     "commit": (str, type(None)),
+    "uncommitted": (bool, type(None)),
     "fingerprint": (str,),
-    "labels_sha256": (str,),
+    "train_sha256": (str,),
+    "test_sha256": (str,),
+    "checkpoint_sha256": (str,),
 }
 """The fields of `Evaluation` besides the metrics, and their types in JSON."""
 
 
 def write_evaluation(path: Path, evaluation: Evaluation) -> None:
-    """Write metrics.json, whole or not at all."""
-    write_json(path, evaluation.to_json())
+    """Write metrics.json, sealed, whole or not at all."""
+    write_sealed_json(path, evaluation.to_json())
 
 
 def read_evaluation(path: Path) -> Evaluation:
@@ -203,20 +221,23 @@ def read_evaluation(path: Path) -> Evaluation:
 
     Raises:
         MissingError: there is no such file.
-        DamagedError: it is not JSON, or a field is missing or of the wrong kind.
+        DamagedError: it was changed, or a field is missing or of the wrong kind.
     """
     remedy = "Evaluate the run again."
     try:
-        return Evaluation.from_json(json.loads(path.read_text()))
+        return Evaluation.from_json(read_sealed_json(path))
     except FileNotFoundError:
         raise MissingError(f"There are no metrics at {path}.", remedy) from None
+    except DamagedError as error:
+        error.remedy = remedy
+        raise
     except KeyError as error:
         raise DamagedError(f"{path} is damaged: the key {error} is missing.", remedy) from error
-    except (TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise DamagedError(f"{path} is damaged: {error}.", remedy) from error
 
 
-def average_precision(scores: Floats, truth: Integers) -> float:
+def average_precision(logits: Floats, truth: Integers) -> float:
     """Compute the average precision of one label, as scikit-learn's `average_precision_score`.
 
     AP = sum over t of (R_t - R_(t-1)) * P_t, where P_t and R_t are precision and recall among the
@@ -224,19 +245,19 @@ def average_precision(scores: Floats, truth: Integers) -> float:
     scores are counted together, so their order never matters.
 
     Args:
-        scores: (N,).
+        logits: (N,).
         truth: (N,) in {1, 0, -1}; entries of -1 are left out.
 
     Returns:
         A fraction in [0, 1]; nan if no entry is positive.
     """
-    hits, precision = _curve(scores, truth)
+    hits, precision = _curve(logits, truth)
     if hits.size == 0 or hits[-1] == 0:
         return float("nan")
     return float(np.sum(np.diff(hits, prepend=0) * precision) / hits[-1])
 
 
-def average_precision_11(scores: Floats, truth: Integers) -> float:
+def average_precision_11(logits: Floats, truth: Integers) -> float:
     """Compute the 11-point average precision of one label (VOC2007 devkit, `VOCevalcls.m`).
 
     AP = 1/11 * sum over r in {0, 0.1, ..., 1} of max {P_t : R_t >= r}, with P_t and R_t as in
@@ -246,13 +267,13 @@ def average_precision_11(scores: Floats, truth: Integers) -> float:
     exactly 0.3.
 
     Args:
-        scores: (N,).
+        logits: (N,).
         truth: (N,) in {1, 0, -1}; entries of -1 are left out.
 
     Returns:
         A fraction in [0, 1]; nan if no entry is positive.
     """
-    hits, precision = _curve(scores, truth)
+    hits, precision = _curve(logits, truth)
     if hits.size == 0 or hits[-1] == 0:
         return float("nan")
     best = [precision[10 * hits >= tenths * hits[-1]].max() for tenths in range(11)]
@@ -260,7 +281,7 @@ def average_precision_11(scores: Floats, truth: Integers) -> float:
 
 
 def evaluate(
-    scores: Floats, truth: Integers, labels: Sequence[str], *, voc11: bool = False
+    logits: Floats, truth: Integers, labels: Sequence[str], *, voc11: bool = False
 ) -> Metrics:
     """Compute all metrics of a split.
 
@@ -282,7 +303,7 @@ def evaluate(
     If labels tie for the last place, the one that comes first in `labels` takes it.
 
     Args:
-        scores: (N, C) probabilities.
+        logits: (N, C), finite.
         truth: (N, C) in {1, 0, -1}.
         labels: C names.
         voc11: whether to compute `mAP11`, the mean of `average_precision_11`.
@@ -292,18 +313,18 @@ def evaluate(
 
     Raises:
         MismatchError: the shapes do not fit together.
-        InputError: a label appears twice, the split is empty, a score is not a probability, a truth
-            is none of 1, 0, -1, or nothing is positive.
+        InputError: a label appears twice, the split is empty, a logit is not finite, a truth is
+            none of 1, 0, -1, or nothing is positive.
     """
-    _check(scores, truth, labels)
-    by_label = list(zip(scores.T, truth.T, strict=True))
-    ap = 100 * np.array([average_precision(s, t) for s, t in by_label])
+    _check(logits, truth, labels)
+    by_label = list(zip(logits.T, truth.T, strict=True))
+    ap = 100 * np.array([average_precision(x, t) for x, t in by_label])
     map_11 = None
     if voc11:
-        ap_11 = 100 * np.array([average_precision_11(s, t) for s, t in by_label])
+        ap_11 = 100 * np.array([average_precision_11(x, t) for x, t in by_label])
         map_11 = float(np.nanmean(ap_11))
-    over = (scores > THRESHOLD) & (truth != -1)
-    best = _best(scores, truth)
+    over = (logits > 0) & (truth != -1)
+    best = _best(logits, truth)
     return Metrics(
         mAP=float(np.nanmean(ap)),
         all=_precision_recall(over, truth),
@@ -318,37 +339,37 @@ def evaluate(
 
 
 def precision_recall(
-    scores: Floats, truth: Integers
+    logits: Floats, truth: Integers
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Compute recall and precision of one label at each distinct score, from the highest down.
 
     Args:
-        scores: (N,).
+        logits: (N,).
         truth: (N,) in {1, 0, -1}; entries of -1 are left out.
 
     Returns:
         R_t and P_t of `average_precision`, (T,) each; empty if no entry is positive.
     """
-    hits, precision = _curve(scores, truth)
+    hits, precision = _curve(logits, truth)
     if hits.size == 0 or hits[-1] == 0:
         return np.empty(0), np.empty(0)
     return hits / hits[-1], precision
 
 
-def _curve(scores: Floats, truth: Integers) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _curve(logits: Floats, truth: Integers) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Hits (T,) and precision (T,) of the images at or above each distinct score, descending."""
     kept = truth != -1
-    scores, positive = scores[kept], truth[kept] == 1
-    order = np.argsort(-scores, kind="stable")
-    scores = scores[order]
-    last_of_equals = np.flatnonzero(np.append(scores[1:] != scores[:-1], scores.size > 0))
+    logits, positive = logits[kept], truth[kept] == 1
+    order = np.argsort(-logits, kind="stable")
+    logits = logits[order]
+    last_of_equals = np.flatnonzero(np.append(logits[1:] != logits[:-1], logits.size > 0))
     hits = np.cumsum(positive[order], dtype=np.int64)[last_of_equals]
     return hits, hits / (last_of_equals + 1)
 
 
-def _best(scores: Floats, truth: Integers) -> Mask:
+def _best(logits: Floats, truth: Integers) -> Mask:
     """(N, C), true at the `BEST` best labels of each image, ignored ones left out."""
-    ranked = np.where(truth == -1, -np.inf, scores)
+    ranked = np.where(truth == -1, -np.inf, logits)
     columns = np.argsort(-ranked, axis=1, kind="stable")[:, :BEST]
     best: Mask = np.zeros(truth.shape, dtype=np.bool_)
     np.put_along_axis(best, columns, True, axis=1)
@@ -381,11 +402,11 @@ def _harmonic_mean(a: float, b: float) -> float:
     return 2 * a * b / (a + b) if a + b > 0 else 0.0
 
 
-def _check(scores: Floats, truth: Integers, labels: Sequence[str]) -> None:
+def _check(logits: Floats, truth: Integers, labels: Sequence[str]) -> None:
     """Refuse arrays that have no metrics; `evaluate` lists them."""
-    if scores.ndim != 2 or scores.shape != truth.shape or scores.shape[1] != len(labels):
+    if logits.ndim != 2 or logits.shape != truth.shape or logits.shape[1] != len(labels):
         raise MismatchError(
-            f"The scores have the shape {scores.shape}, the truth has {truth.shape}, and there are "
+            f"The logits have the shape {logits.shape}, the truth has {truth.shape}, and there are "
             f"{len(labels)} labels; expected (images, labels) for both.",
             "Evaluate the predictions with the manifest that they were made from.",
         )
@@ -394,19 +415,18 @@ def _check(scores: Floats, truth: Integers, labels: Sequence[str]) -> None:
         raise InputError(
             f"These labels appear more than once: {', '.join(twice)}.", "Rename or merge them."
         )
-    if scores.shape[0] == 0:
+    if logits.shape[0] == 0:
         raise InputError(
             "The split to evaluate has no images.", "Prepare a data set with test images."
         )
-    # Written so that nan, for which every comparison is false, is caught too.
-    bad = np.argwhere(~((scores >= 0) & (scores <= 1)))
+    bad = np.argwhere(~np.isfinite(logits))
     if bad.size:
         row, column = bad[0]
         raise InputError(
-            f"The score of image {row}, label {labels[column]!r} is {scores[row, column]}; "
-            f"expected a probability in [0, 1] ({len(bad)} scores are not).",
-            "If it is nan, training diverged: lower the learning rate. Otherwise apply the sigmoid "
-            "to the logits first.",
+            f"The logit of image {row}, label {labels[column]!r} is {logits[row, column]}, not a "
+            f"finite number; {len(bad)} logits are not finite.",
+            "The training diverged, or its inputs are damaged: check the regions, or train with a "
+            "lower learning rate.",
         )
     bad = np.argwhere(~np.isin(truth, (1, 0, -1)))
     if bad.size:
@@ -418,6 +438,6 @@ def _check(scores: Floats, truth: Integers, labels: Sequence[str]) -> None:
         )
     if not (truth == 1).any():
         raise InputError(
-            f"None of the {scores.shape[0]} images has a positive label, so no metric is defined.",
+            f"None of the {logits.shape[0]} images has a positive label, so no metric is defined.",
             "Evaluate a split with labels; images without labels can only be predicted.",
         )

@@ -4,9 +4,12 @@ Letters: N images, C labels.
 
 One row per image, in the manifest's order:
     image_id string
-    scores   fixed-size list of C float32: probabilities.
-    regions  fixed-size list of C int16: for each label the index of the region that won the maximum
-             over the regions, equation (14) of the paper.
+    logits   list of C float32: the probability of a label is the sigmoid 1 / (1 + exp(-logit)).
+             Probabilities near 1 would be equal in floating point, and lose the images' order.
+    regions  list of C int16: for each label the index of the region that won the maximum over the
+             regions, equation (14) of the paper.
+
+The file is sealed (`pipeline.sealed`), and names the checkpoint that predicted.
 """
 
 from __future__ import annotations
@@ -17,11 +20,20 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
 
 from pipeline.errors import DamagedError, MismatchError, MissingError
 from pipeline.evaluation.metrics import Floats, Integers
-from pipeline.files import replacing
+from pipeline.sealed import read_sealed_table, write_sealed_table
+
+_COLUMNS = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("logits", pa.list_(pa.float32())),
+        ("regions", pa.list_(pa.int16())),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -31,59 +43,83 @@ class Scores:
     Attributes:
         image_ids: N, the images of the split that have regions.
         truth: (N, C) int8: 1 positive, 0 negative, -1 ignored.
-        runs: variant -> (N, C) float32 probabilities of each of its runs.
+        logits: variant -> (N, C) float32 of each of its runs.
     """
 
     image_ids: list[str]
     truth: np.ndarray
-    runs: dict[str, list[np.ndarray]]
+    logits: dict[str, list[np.ndarray]]
+
+
+def probabilities(logits: Floats) -> NDArray[np.float64]:
+    """The sigmoid of each logit, in float64."""
+    array: NDArray[np.float64] = torch.from_numpy(logits).double().sigmoid().numpy()
+    return array
 
 
 def write_predictions(
-    path: Path, image_ids: Sequence[str], scores: Floats, regions: Integers
+    path: Path,
+    image_ids: Sequence[str],
+    logits: Floats,
+    regions: Integers,
+    *,
+    checkpoint_sha256: str,
 ) -> None:
     """Write the file, whole or not at all.
 
     Args:
         image_ids: N.
-        scores, regions: (N, C).
+        logits, regions: (N, C).
+        checkpoint_sha256: of the file of the network that predicted.
     """
-    labels = scores.shape[1]
-    table = pa.table(
-        {
-            "image_id": pa.array(image_ids, pa.string()),
-            "scores": pa.FixedSizeListArray.from_arrays(scores.ravel(), labels),
-            "regions": pa.FixedSizeListArray.from_arrays(regions.ravel(), labels),
-        }
-    )
-    with replacing(path) as temporary:
-        pq.write_table(table, temporary)
+    images, labels = logits.shape
+    starts = pa.array(np.arange(images + 1, dtype=np.int32) * np.int32(labels))
+    lists = [
+        pa.ListArray.from_arrays(starts, pa.array(values.ravel()))
+        for values in (logits.astype(np.float32), regions.astype(np.int16))
+    ]
+    table = pa.table([pa.array(image_ids, pa.string()), *lists], schema=_COLUMNS)
+    write_sealed_table(path, table, {"checkpoint_sha256": checkpoint_sha256})
 
 
-def read_scores(path: Path, image_ids: Sequence[str] | None = None) -> tuple[list[str], np.ndarray]:
-    """Read the image ids (N) and the scores (N, C) of a file.
+def read_logits(
+    path: Path, *, checkpoint_sha256: str, labels: int, image_ids: Sequence[str] | None = None
+) -> tuple[list[str], np.ndarray]:
+    """Read the image ids (N) and the logits (N, C) of a file.
 
     Args:
+        checkpoint_sha256: of the network that must have predicted.
+        labels: C.
         image_ids: the images that it must be for; None if any will do.
 
     Raises:
         MissingError: there is no such file.
-        DamagedError: it is not a Parquet file, or it lacks a column.
-        MismatchError: it is for other images.
+        DamagedError: it was changed, or is not such a file.
+        MismatchError: it is of another network, or for other images.
     """
     remedy = "Evaluate the run again."
-    if not path.is_file():
-        raise MissingError(f"There are no predictions at {path}.", remedy)
     try:
-        table = pq.read_table(path, columns=["image_id", "scores"])
-        own_ids: list[str] = table.column("image_id").to_pylist()
-        flat = np.asarray(table.column("scores").combine_chunks().flatten())
-    except (OSError, pa.ArrowException, KeyError) as error:
-        raise DamagedError(f"{path} can't be read ({error}).", remedy) from error
+        table, about = read_sealed_table(path, _COLUMNS)
+    except FileNotFoundError:
+        raise MissingError(f"There are no predictions at {path}.", remedy) from None
+    except DamagedError as error:
+        error.remedy = remedy
+        raise
+    if (used := about.get("checkpoint_sha256")) != checkpoint_sha256:
+        raise MismatchError(
+            f"{path} was predicted by the checkpoint {used}, expected {checkpoint_sha256}.", remedy
+        )
+    own_ids: list[str] = table.column("image_id").to_pylist()
     if image_ids is not None and own_ids != list(image_ids):
         raise MismatchError(
             f"{path} has {len(own_ids)} images, which are not the {len(image_ids)} images of the "
             "other runs, or not in their order.",
             remedy,
         )
-    return own_ids, flat.reshape(len(own_ids), -1)
+    flat = np.asarray(table.column("logits").combine_chunks().flatten())
+    if len(flat) != len(own_ids) * labels or not np.isfinite(flat).all():
+        raise DamagedError(
+            f"{path} does not hold {labels} finite logits for each of {len(own_ids)} images.",
+            remedy,
+        )
+    return own_ids, flat.reshape(len(own_ids), labels)

@@ -23,17 +23,18 @@ class Run:
         settings: the variant's own.
         views: how many cached views of each training image it drew from.
         recipe: of the regions that it was trained on.
+        history: one row per epoch, as its checkpoint holds them.
         evaluation: its metrics, and what they were measured on.
-        checkpoint, history, predictions: its files.
+        checkpoint, predictions: its files.
     """
 
     name: str
     settings: TrainSettings
     views: int
     recipe: Recipe
+    history: Sequence[Mapping[str, float]]
     evaluation: Evaluation
     checkpoint: Path
-    history: Path
     predictions: Path
 
 

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.errors import DamagedError, MissingError
+from pipeline.files import canonical_json
+from pipeline.labels.vectors import LabelVectors
 from pipeline.matching.network import Network, build_network
 from pipeline.settings import TrainSettings
 from pipeline.shards.schema import Recipe
-from pipeline.tensors import save_tensors
+from pipeline.tensors import load_tensors, save_tensors
 
 _log = logging.getLogger(__name__)
 
-CHECKPOINT_VERSION = 3
-"""2 had a direct term in the network's settings; its parameters had other names."""
+CHECKPOINT_VERSION = 4
+"""3 held neither the history, nor the number of views and images, and a hash of both splits."""
 
 _TRAIN = "Train this run again."
 
@@ -34,46 +40,73 @@ class Checkpoint:
         variant: its name in params.yaml.
         seed: of the training.
         settings: the variant's own train settings.
+        views: how many cached views of each training image it drew from.
         epoch: after which the weights were taken, counted from 1.
+        history: one row per epoch (`pipeline.learning.loop.Training`).
         vocabulary: the C label names, in the order of the scores.
-        labels_sha256: `Manifest.labels_sha256` of the labels that it was trained on.
+        train_sha256: `Manifest.labels_sha256` of the training split.
+        trained_images: how many images it was trained on: those of the training split without those
+            that have no regions, and without the validation part.
         label_vectors: (C, W) float32.
         label_vectors_sha256: `LabelVectors.sha256`, over names and vectors.
         recipe: of the regions that it was trained on.
         feature_size: D.
         state: the network's parameters and the statistics of its inputs.
+        sha256: hex sha256 of the file that it was read from; empty for one that was not read.
     """
 
     dataset: str
     variant: str
     seed: int
     settings: TrainSettings
+    views: int
     epoch: int
+    history: Sequence[Mapping[str, float]]
     vocabulary: tuple[str, ...]
-    labels_sha256: str
+    train_sha256: str
+    trained_images: int
     label_vectors: Tensor
     label_vectors_sha256: str
     recipe: Recipe
     feature_size: int
     state: dict[str, Tensor]
+    sha256: str = ""
 
     def network(self) -> Network:
         """Build the network with these weights, in eval mode."""
-        network = build_network(
+        network = self._untrained_network()
+        network.load_state_dict(self.state)
+        return network.eval()
+
+    def check_weights(self) -> None:
+        """Check that the weights have the names and shapes that the settings ask for.
+
+        Raises:
+            RuntimeError: they do not.
+        """
+        with torch.device("meta"):  # which takes neither memory nor random numbers
+            network = self._untrained_network()
+        network.load_state_dict(self.state, assign=True)
+
+    def _untrained_network(self) -> Network:
+        return build_network(
             self.feature_size,
             len(self.vocabulary),
             self.label_vectors.shape[1],
             self.settings.network,
         )
-        network.load_state_dict(self.state)
-        return network.eval()
+
+
+_STORED = [field.name for field in fields(Checkpoint) if field.name != "sha256"]
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint atomically; the same content gives the same bytes."""
-    content = {field: getattr(checkpoint, field) for field in Checkpoint.__dataclass_fields__}
+    content = {name: getattr(checkpoint, name) for name in _STORED}
     content["settings"] = checkpoint.settings.model_dump(mode="json")
     content["vocabulary"] = list(checkpoint.vocabulary)
+    # As text: torch writes equal strings of a killed and of a resumed training in different ways.
+    content["history"] = canonical_json([dict(row) for row in checkpoint.history])
     save_tensors(path, {"gmpipe_checkpoint": CHECKPOINT_VERSION, **content})
 
 
@@ -82,16 +115,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         MissingError: there is no file at ``path``.
-        DamagedError: the file is damaged, is no checkpoint, or has another version.
+        DamagedError: the file was changed, is no checkpoint, or has another version; or its fields
+            do not belong together.
     """
-    if not path.is_file():
-        raise MissingError(f"There is no checkpoint at {path}.", _TRAIN)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load documents no narrower set for a foreign file
-        raise DamagedError(
-            f"{path} is not a checkpoint: torch can't load it ({type(error).__name__}).", _TRAIN
-        ) from error
+        content, sha256 = load_tensors(path)
+    except FileNotFoundError:
+        raise MissingError(f"There is no checkpoint at {path}.", _TRAIN) from None
+    except DamagedError as error:
+        raise DamagedError(f"{path} is not a checkpoint. {error.problem}", _TRAIN) from error
     version = content.pop("gmpipe_checkpoint", None) if isinstance(content, dict) else None
     if version != CHECKPOINT_VERSION:
         holds = "is not a gmpipe checkpoint" if version is None else f"has version {version}"
@@ -99,10 +131,80 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path} {holds}; expected a checkpoint of version {CHECKPOINT_VERSION}.", _TRAIN
         )
     try:
-        content["settings"] = TrainSettings.model_validate(content["settings"])
-        content["vocabulary"] = tuple(content["vocabulary"])
-        checkpoint = Checkpoint(**content)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DamagedError(f"{path} is damaged ({error!r}).", _TRAIN) from error
+        checkpoint = _checked(content, sha256)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DamagedError(
+            f"{path} is damaged ({type(error).__name__}: {reason}).", _TRAIN
+        ) from error
     _log.info("read %s: %s, seed %d", path, checkpoint.variant, checkpoint.seed)
     return checkpoint
+
+
+_TYPES: dict[str, type] = {
+    "dataset": str,
+    "variant": str,
+    "seed": int,
+    "views": int,
+    "epoch": int,
+    "train_sha256": str,
+    "trained_images": int,
+    "label_vectors": Tensor,
+    "label_vectors_sha256": str,
+    "recipe": dict,
+    "feature_size": int,
+    "state": dict,
+}
+"""The types of fields as they are stored, but for those that are checked one by one."""
+
+
+def _checked(content: dict[str, Any], sha256: str) -> Checkpoint:
+    """Make a checkpoint of what a file holds.
+
+    Raises:
+        AttributeError, KeyError, RuntimeError, TypeError, ValueError: it is no checkpoint's.
+    """
+    if unknown := content.keys() - set(_STORED):
+        raise ValueError(f"it has the unknown field {min(map(str, unknown))!r}")
+    for name, kind in _TYPES.items():
+        if not isinstance(content[name], kind) or isinstance(content[name], bool):
+            found = type(content[name]).__name__
+            raise TypeError(f"`{name}` is {found}, expected {kind.__name__}")
+    vocabulary = _texts(content["vocabulary"])
+    history = [_numbers(row) for row in json.loads(content["history"])]
+    checkpoint = Checkpoint(
+        **{name: content[name] for name in _TYPES},
+        settings=TrainSettings.model_validate(content["settings"]),
+        vocabulary=vocabulary,
+        history=history,
+        sha256=sha256,
+    )
+    vectors = LabelVectors(vocabulary, checkpoint.label_vectors.numpy(), "the checkpoint")
+    if vectors.vectors.shape[:1] != (len(vocabulary),) or vectors.vectors.dtype != np.float32:
+        raise ValueError(
+            f"label vectors of shape {vectors.vectors.shape} for {len(vocabulary)} labels"
+        )
+    if vectors.sha256 != checkpoint.label_vectors_sha256:
+        raise ValueError(
+            f"the label vectors have the sha256 {vectors.sha256}, expected "
+            f"{checkpoint.label_vectors_sha256}"
+        )
+    if not 1 <= checkpoint.epoch <= len(history) or checkpoint.seed < 0:
+        raise ValueError(f"epoch {checkpoint.epoch} of {len(history)}, seed {checkpoint.seed}")
+    for name, tensor in checkpoint.state.items():
+        if not isinstance(tensor, Tensor) or not tensor.isfinite().all():
+            raise ValueError(f"the weights `{name}` are not finite numbers")
+    checkpoint.check_weights()
+    return checkpoint
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
+        raise TypeError("`vocabulary` is not a list of texts")
+    return tuple(values)
+
+
+def _numbers(row: Any) -> dict[str, float]:
+    if not isinstance(row, dict) or not {"epoch", "train_loss"} <= row.keys():
+        raise TypeError("a row of `history` lacks `epoch` or `train_loss`")
+    return {str(name): float(value) for name, value in row.items()}

@@ -1,4 +1,4 @@
-"""The scores of a trained network for a split.
+"""What a trained network predicts for a split.
 
 Letters: N images of a split, B images of a batch, C labels, W size of a label vector.
 """
@@ -22,11 +22,11 @@ class Predictions:
     """What a network predicts for the N images of a split.
 
     Attributes:
-        scores: (N, C) float32, probabilities.
+        logits: (N, C) float32.
         regions: (N, C) int16, index of the region that won each label's max, equation (14).
     """
 
-    scores: np.ndarray
+    logits: np.ndarray
     regions: np.ndarray
 
 
@@ -53,10 +53,10 @@ def predict_feed(
 
     A feed that is read more than once keeps its regions in memory where they fit.
     """
-    scores, regions = [], []
+    logits, regions = [], []
     with closing(feed.in_order(batch_size)) as batches:
         for instances, _ in batches:
             best, winners = image_logits(network(instances, label_vectors))
-            scores.append(best.sigmoid().cpu().numpy())
+            logits.append(best.cpu().numpy())
             regions.append(winners.cpu().numpy().astype(np.int16))
-    return Predictions(np.concatenate(scores), np.concatenate(regions))
+    return Predictions(np.concatenate(logits), np.concatenate(regions))

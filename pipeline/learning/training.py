@@ -119,7 +119,7 @@ def _run(
         row = loop.run_epoch()
         if validation is not None:
             predictions = predict_feed(loop.current_network(), validation, loop.label_vectors)
-            row["validation_mAP"] = evaluate(predictions.scores, validation.split.truth, labels).mAP
+            row["validation_mAP"] = evaluate(predictions.logits, validation.split.truth, labels).mAP
         loop.end_epoch(row)
         if loop.processes.rank == 0:
             on_epoch(row)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,8 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from pipeline.errors import DamagedError, InputError, MismatchError, MissingError
-from pipeline.files import sha256_file, write_json
+from pipeline.files import sha256_file
+from pipeline.sealed import read_sealed_json, write_sealed_json
 from pipeline.settings import ArchitectureSettings
 from pipeline.tensors import save_tensors
 
@@ -210,7 +210,7 @@ def write_detector(
     weights = folder / WEIGHTS_FILE
     save_tensors(weights, state)
     description = DetectorDescription(source, architecture, classes, sha256_file(weights))
-    write_json(
+    write_sealed_json(
         folder / DESCRIPTION_FILE,
         {
             "version": DETECTOR_VERSION,
@@ -236,10 +236,8 @@ def read_description(folder: Path) -> DetectorDescription:
             those that it describes.
     """
     path = folder / DESCRIPTION_FILE
-    if not path.is_file():
-        raise MissingError(f"There is no detector in {folder}.", _MAKE_AGAIN)
     try:
-        content = json.loads(path.read_text())
+        content = read_sealed_json(path)
         if content["source"] == "imported":
             raise MismatchError(
                 f"{path} says that the data set's regions are imported, so it has no detector.",
@@ -253,6 +251,11 @@ def read_description(folder: Path) -> DetectorDescription:
                 classes=tuple(content["classes"]),
                 weights_sha256=content["weights_sha256"],
             )
+    except FileNotFoundError:
+        raise MissingError(f"There is no detector in {folder}.", _MAKE_AGAIN) from None
+    except DamagedError as error:
+        error.remedy = _MAKE_AGAIN
+        raise
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedError(f"{path} is damaged ({error!r}).", _MAKE_AGAIN) from error
     if version != DETECTOR_VERSION:
@@ -275,14 +278,23 @@ def read_description(folder: Path) -> DetectorDescription:
 
 
 def class_names(folder: Path) -> tuple[str, ...] | None:
-    """Return the names of the detector's class numbers for display, or None if there are none.
+    """Return the names of the detector's class numbers for display; None without a detector.
 
     No result depends on them, so unlike `read_description` this does not read the weights.
+
+    Raises:
+        DamagedError: the description was changed, or has no classes.
     """
+    path = folder / DESCRIPTION_FILE
     try:
-        return tuple(json.loads((folder / DESCRIPTION_FILE).read_text())["classes"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return tuple(read_sealed_json(path)["classes"])
+    except FileNotFoundError:
         return None
+    except DamagedError as error:
+        error.remedy = _MAKE_AGAIN
+        raise
+    except (KeyError, TypeError) as error:
+        raise DamagedError(f"{path} has no `classes`.", _MAKE_AGAIN) from error
 
 
 def torchvision_weights_path() -> Path:

@@ -16,14 +16,14 @@ from pipeline.evaluation.differences import paper_differences
 from pipeline.evaluation.paper import PAPER
 from pipeline.evaluation.runs import evaluations_of
 from pipeline.evaluation.tables import BASE, caption, labels_csv, results_csv, results_markdown
-from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
+from pipeline.learning.checkpoint import Checkpoint
 from pipeline.matching.network import MatchingNetwork
 from pipeline.report import illustrations as drawn
 from pipeline.report.facts import what_was_run
 from pipeline.report.figures import looks
 from pipeline.report.folder import TABLES, write_data, write_frame
 from pipeline.report.gallery import mean_label_nodes, shown_split, write_gallery
-from pipeline.report.inputs import PageInputs
+from pipeline.report.inputs import PageInputs, load_evaluated
 from pipeline.report.rows import columns, label_cells, own_rows, paper_rows
 
 FEW = 10
@@ -47,7 +47,7 @@ def write_page(folder: Path, inputs: PageInputs, on_images: Callable[[int], None
         MissingError, DamagedError: a file of a run can't be read.
     """
     scores, evaluations = inputs.scores, evaluations_of(inputs.runs)
-    intervals = bootstrap.intervals(scores.runs, scores.truth, BASE)
+    intervals = bootstrap.intervals(scores.logits, scores.truth, BASE)
     text = results_markdown(
         inputs.manifest.dataset, inputs.source, inputs.detector, inputs.runs, intervals
     )
@@ -56,7 +56,7 @@ def write_page(folder: Path, inputs: PageInputs, on_images: Callable[[int], None
     (folder / TABLES / "results.csv").write_text(results_csv(evaluations))
     (folder / TABLES / "labels.csv").write_text(labels_csv(evaluations))
 
-    checkpoint = load_checkpoint(inputs.shown.checkpoint)
+    checkpoint = load_evaluated(inputs.shown)
     groups, origin = _label_groups(inputs, checkpoint)
     figures, curves = _draw_figures(folder, inputs)
     figures += _draw_label_map(folder, inputs, checkpoint, groups, origin)
@@ -92,11 +92,11 @@ def _draw_figures(
 ) -> tuple[list[drawn.Illustration], drawn.Curves]:
     """Draw the figures that need only metrics, histories and predictions."""
     runs = {variant: inputs.runs[variant] for variant in inputs.variants}
-    scores = {variant: inputs.scores.runs[variant] for variant in inputs.variants}
+    scores = {variant: inputs.scores.logits[variant] for variant in inputs.variants}
     first_seed = {variant: seeds[0] for variant, seeds in scores.items()}
     truth, labels, base = inputs.scores.truth, inputs.manifest.vocabulary, inputs.base
     evaluations = evaluations_of(runs)
-    histories = drawn.read_histories(runs)  # before anything is drawn: a file may be damaged
+    histories = drawn.histories_of(runs)  # before anything is drawn: a file may be damaged
 
     figures = [drawn.draw_average_precision(folder, evaluations, base)]
     if len(runs) > 1:

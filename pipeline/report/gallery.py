@@ -20,13 +20,12 @@ from torch import Tensor
 
 from pipeline.errors import InputError, MissingError
 from pipeline.learning.batches import Feed
-from pipeline.learning.checkpoint import load_checkpoint
 from pipeline.learning.splits import SplitData, open_split
 from pipeline.machine import cores
 from pipeline.matching.network import MatchingNetwork, Network, image_logits
 from pipeline.regions.transforms import load_image
 from pipeline.report.folder import PICTURES, in_steps, packed, write_data
-from pipeline.report.inputs import PageInputs
+from pipeline.report.inputs import PageInputs, load_evaluated
 
 BEST_LABELS = 5
 """T, how many labels are kept for each region."""
@@ -64,7 +63,7 @@ def write_gallery(
     regions = read_regions(split)
     write_images(folder, list(split.image_ids), sizes, readable, split.truth, regions)
     for number, variant in enumerate(inputs.variants):
-        checkpoint = load_checkpoint(inputs.runs[variant][0].checkpoint)
+        checkpoint = load_evaluated(inputs.runs[variant][0])
         used = shown_split(inputs, checkpoint.settings.regions)
         network, vectors = checkpoint.network(), checkpoint.label_vectors
         write_scores(folder, number, region_scores(network, used, vectors, on_images))

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import DamagedError, MissingError
 from pipeline.evaluation.diagnostics import (
     CoOccurrence,
     calibration,
@@ -137,33 +136,12 @@ def _ap_spreads(runs: Evaluations) -> dict[str, dict[str, Spread]]:
     }
 
 
-def read_histories(runs: Runs) -> Histories:
-    """Read the history.csv of every run.
-
-    Raises:
-        MissingError, DamagedError: it is missing or can't be read; names the file.
-    """
+def histories_of(runs: Runs) -> Histories:
+    """The history of every run."""
     return {
-        variant: {run.evaluation.seed: _read_history(run.history) for run in seeds}
+        variant: {run.evaluation.seed: run.history for run in seeds}
         for variant, seeds in runs.items()
     }
-
-
-def _read_history(path: Path) -> list[dict[str, float]]:
-    remedy = "Delete the run's folder, and train and evaluate it again."
-    try:
-        with path.open(newline="") as stream:
-            rows = [
-                {name: float(value) for name, value in row.items()}
-                for row in csv.DictReader(stream)
-            ]
-        if not rows:
-            raise ValueError("it has no rows")
-    except FileNotFoundError:
-        raise MissingError(f"There is no {path}.", remedy) from None
-    except (ValueError, TypeError, csv.Error) as error:
-        raise DamagedError(f"{path} can't be read ({error}).", remedy) from error
-    return rows
 
 
 def draw_learning(folder: Path, histories: Histories) -> Illustration:
@@ -176,7 +154,7 @@ def draw_learning(folder: Path, histories: Histories) -> Illustration:
         "learning-curves",
         "Learning curves",
         f"The training loss by epoch, with a line for each run. At the end it is: {last}.",
-        "Each line is a run, from its history.csv.",
+        "Each line is a run, from its checkpoint.",
     )
     figures.learning_figure(
         about.stem(folder), {variant: list(seeds.values()) for variant, seeds in histories.items()}

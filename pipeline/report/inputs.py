@@ -11,6 +11,7 @@ from pipeline.errors import MismatchError
 from pipeline.evaluation.predictions import Scores
 from pipeline.evaluation.runs import Run, Runs
 from pipeline.evaluation.tables import BASE
+from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
 from pipeline.shards.reader import RegionCache
 
 
@@ -73,6 +74,23 @@ class PageInputs:
     def variants(self) -> list[str]:
         """The variants in the order of figures and legends: `base` first."""
         return [self.base, *(variant for variant in self.runs if variant != self.base)]
+
+
+def load_evaluated(run: Run) -> Checkpoint:
+    """Read the network that a run's metrics are of.
+
+    Raises:
+        MissingError, DamagedError: as `load_checkpoint`.
+        MismatchError: the run was trained again since its metrics were read.
+    """
+    checkpoint = load_checkpoint(run.checkpoint)
+    if checkpoint.sha256 != run.evaluation.checkpoint_sha256:
+        raise MismatchError(
+            f"{run.checkpoint} was replaced while the page was made: its sha256 is "
+            f"{checkpoint.sha256}, expected {run.evaluation.checkpoint_sha256}.",
+            "Wait for its training, and make the page again.",
+        )
+    return checkpoint
 
 
 def check_same_regions(run: Run, cache: RegionCache) -> None:

@@ -7,10 +7,9 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.errors import DamagedError
-from pipeline.files import replacing
+from pipeline.sealed import read_sealed_table, write_sealed_table
 
 FAILURES_NAME = "failures.parquet"
 
@@ -41,8 +40,7 @@ def write_failures(folder: Path, failures: Iterable[Failure]) -> list[Failure]:
         path.unlink(missing_ok=True)
         return []
     columns = [list(column) for column in zip(*map(astuple, by_image.values()), strict=True)]
-    with replacing(path) as temporary:
-        pq.write_table(pa.table(columns, schema=_COLUMNS), temporary)
+    write_sealed_table(path, pa.table(columns, schema=_COLUMNS), {})
     return list(by_image.values())
 
 
@@ -50,20 +48,14 @@ def read_failures(folder: Path) -> dict[str, Failure]:
     """Read the failures of a cache by image id; empty if there is no such file.
 
     Raises:
-        DamagedError: the file is damaged or of another form.
+        DamagedError: the file was changed.
     """
     path = folder / FAILURES_NAME
-    if not path.exists():
-        return {}
-    remedy = "Delete it, and write the regions again."
     try:
-        with pq.ParquetFile(path) as file:
-            table = file.read()
-    except (OSError, pa.ArrowException) as error:
-        raise DamagedError(f"{path} is not a whole Parquet file ({error}).", remedy) from error
-    if table.schema.remove_metadata() != _COLUMNS or any(c.null_count for c in table.columns):
-        raise DamagedError(
-            f"{path}: expected the columns\n{_COLUMNS}\nwithout nulls, found\n{table.schema}\n",
-            remedy,
-        )
+        table, _ = read_sealed_table(path, _COLUMNS)
+    except FileNotFoundError:
+        return {}
+    except DamagedError as error:
+        error.remedy = "Delete it, and write the regions again."
+        raise
     return {row["image_id"]: Failure(**row) for row in table.to_pylist()}

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.datasets.manifest import Manifest
-from pipeline.errors import GmpipeError, InputError
+from pipeline.errors import DamagedError, GmpipeError, InputError, MismatchError, MissingError
 from pipeline.labels.vectors import LabelVectors, load_label_vectors
+from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
 from pipeline.learning.splits import check_regions
 from pipeline.settings import TrainSettings
 from pipeline.shards.index import read_index
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import Recipe
 from stages.checkout.caches import open_cache
-from stages.checkout.layout import cache_folder, run_folder
+from stages.checkout.layout import CHECKPOINT_FILE, cache_folder, run_folder
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request, unreached, unread_by_runs
 from stages.checkout.remedies import advising
@@ -82,6 +83,54 @@ def open_inputs(
     vectors = load_label_vectors(manifest.vocabulary, settings.label_vectors)
     _log.info("read the vectors of %d labels from %s", len(vectors.names), vectors.source)
     return manifest, cache, vectors
+
+
+def read_checkpoint(plan: RunPlan) -> Checkpoint:
+    """Read the checkpoint of a run that was trained as planned.
+
+    Raises:
+        MissingError, DamagedError: as `load_checkpoint`.
+        MismatchError: it was trained with other settings.
+    """
+    with advising(f"Run {run_commands(plan)}.", MissingError, DamagedError):
+        checkpoint = load_checkpoint(plan.folder / CHECKPOINT_FILE)
+    used = {**checkpoint.settings.model_dump(), "views": checkpoint.views}
+    wanted = {**plan.settings.model_dump(), "views": plan.views}
+    differences = [name for name in wanted if used[name] != wanted[name]]
+    if differences:
+        name = differences[0]
+        raise MismatchError(
+            f"{plan.folder} was trained with other settings: `{name}` was {used[name]!r}, expected "
+            f"{wanted[name]!r}.",
+            f"Run `dvc repro`, or {run_commands(plan)}.",
+        )
+    return checkpoint
+
+
+def check_training_rows(
+    checkpoint: Checkpoint, manifest: Manifest, path: Path, remedy: str
+) -> None:
+    """Check that a run was trained on the training split of today, so on none of its test images.
+
+    Raises:
+        MismatchError: it was trained on other images, or on other labels of them.
+    """
+    today = manifest.labels_sha256("train")
+    if checkpoint.train_sha256 != today:
+        raise MismatchError(
+            f"{path} was trained on another training split: {checkpoint.trained_images} images "
+            f"with the sha256 {checkpoint.train_sha256}. The manifest now has "
+            f"{manifest.rows('train').num_rows} training images with {today}, so that images of "
+            "the test split may be among those that it was trained on.",
+            remedy,
+        )
+
+
+def run_commands(plan: RunPlan, *names: str) -> str:
+    """The commands, by default `train` and `evaluate`, that make a run."""
+    return " and ".join(
+        f"`gmpipe {name} {plan.options}`" for name in names or ("train", "evaluate")
+    )
 
 
 def refill_command(recipe: Recipe, dataset: str) -> str:

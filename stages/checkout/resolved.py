@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.errors import DamagedError, MissingError
-from pipeline.files import replacing
+from pipeline.files import read_bytes, replacing, sha256_json
 from pipeline.settings import TrainSettings
 from stages.checkout.layout import SETTINGS_FILE, settings_folder
 from stages.checkout.params import Request, has_variant, variant_settings
@@ -55,10 +55,10 @@ def write_variant_settings(request: Request) -> None:
 
 
 def write_run_settings(run: RunPlan) -> None:
-    """Write what a run was made with to its folder."""
+    """Write what a run was made with to its folder, with a digest of the rest of the file."""
     identity = {"dataset": run.dataset, "variant": run.variant, "seed": run.seed}
-    text = _as_yaml({**identity, **_resolved(run.settings, run.views)})
-    _write(run.folder / SETTINGS_FILE, text)
+    content = {**identity, **_resolved(run.settings, run.views)}
+    _write(run.folder / SETTINGS_FILE, _as_yaml({**content, "sha256": sha256_json(content)}))
 
 
 def read_run_settings(folder: Path) -> Mapping[str, Any]:
@@ -66,20 +66,22 @@ def read_run_settings(folder: Path) -> Mapping[str, Any]:
 
     Raises:
         MissingError: the folder has no such file.
-        DamagedError: it holds something else.
+        DamagedError: it was changed, or holds something else.
     """
     path = folder / SETTINGS_FILE
     remedy = "Train this run again."
     try:
-        content = YAML(typ="safe").load(path.read_text())
+        content = YAML(typ="safe").load(read_bytes(path))
+        digest = content.pop("sha256")
+        matches = digest == sha256_json(content)
     except FileNotFoundError as error:
         raise MissingError(f"There are no settings at {path}.", remedy) from error
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
-        raise DamagedError(f"{path} can't be read ({error}).", remedy) from error
-    keys = {"dataset", "variant", "seed", "settings", "views"}
-    if not isinstance(content, dict) or not keys <= content.keys():
-        raise DamagedError(f"{path} does not hold the keys {', '.join(sorted(keys))}.", remedy)
-    return content
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError, YAMLError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DamagedError(f"{path} can't be read ({reason}).", remedy) from error
+    if not matches:
+        raise DamagedError(f"{path} is damaged: its content does not match its sha256.", remedy)
+    return dict(content)
 
 
 def _resolved(settings: TrainSettings, views: int) -> dict[str, Any]:

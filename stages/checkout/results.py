@@ -7,21 +7,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pipeline.datasets.manifest import SPLITS, Manifest
 from pipeline.errors import DamagedError, MismatchError, MissingError
 from pipeline.evaluation.metrics import read_evaluation
-from pipeline.evaluation.predictions import Scores, read_scores
+from pipeline.evaluation.predictions import Scores, read_logits
 from pipeline.evaluation.runs import Run, Runs
-from pipeline.learning.checkpoint import load_checkpoint
 from stages.checkout.layout import (
     CHECKPOINT_FILE,
-    HISTORY_FILE,
     METRICS_FILE,
     PREDICTIONS_FILE,
     manifest_file,
 )
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request
-from stages.checkout.plans import RunPlan, plan_run
+from stages.checkout.plans import RunPlan, plan_run, read_checkpoint, run_commands
 from stages.checkout.remedies import advising
 
 
@@ -33,8 +32,9 @@ def load_runs(
     Raises:
         MissingError: a run was not trained and evaluated yet.
         DamagedError: a file of a run is damaged.
-        MismatchError: a run was trained with other settings than those asked for, or two runs have
-            other regions or labels, so that no table may hold both.
+        MismatchError: a run was trained with other settings than those asked for; its metrics are
+            of another checkpoint; or two runs have other regions or labels, so that no table may
+            hold both.
     """
     options = ["--dataset", request.dataset]
     options += [word for seed in seeds for word in ("--seed", str(seed))]
@@ -55,43 +55,40 @@ def load_runs(
 def _load_run(plan: RunPlan, make_all: str) -> Run:
     """Read a finished run; ``make_all`` is the command that makes all missing runs."""
     missing = (
-        f"Run `{make_all}`, which makes all missing runs, or {_commands(plan)} for this run alone. "
-        "`variants` and `seeds` in params.yaml list the runs that belong together."
+        f"Run `{make_all}`, which makes all missing runs, or {run_commands(plan)} for this run "
+        "alone. `variants` and `seeds` in params.yaml list the runs that belong together."
     )
-    damaged = f"Run {_commands(plan, 'evaluate')}."
-    with advising(missing, MissingError), advising(damaged, DamagedError):
+    again = f"Run {run_commands(plan, 'evaluate')}."
+    with advising(missing, MissingError), advising(again, DamagedError):
         evaluation = read_evaluation(plan.folder / METRICS_FILE)
+    checkpoint = read_checkpoint(plan)
     path = plan.folder / CHECKPOINT_FILE
-    with advising(f"Run {_commands(plan)}.", MissingError, DamagedError, MismatchError):
-        checkpoint = load_checkpoint(path)
-    if checkpoint.settings != plan.settings:
-        used, wanted = checkpoint.settings.model_dump(), plan.settings.model_dump()
-        name = next(name for name in wanted if used[name] != wanted[name])
+    if evaluation.checkpoint_sha256 != checkpoint.sha256:
         raise MismatchError(
-            f"{plan.folder} was trained with other settings: `{name}` was {used[name]!r}, expected "
-            f"{wanted[name]!r}.",
-            f"Run `dvc repro`, or {_commands(plan)}.",
+            f"{plan.folder / METRICS_FILE} is of another checkpoint, {evaluation.checkpoint_sha256}"
+            f"; {path} has the sha256 {checkpoint.sha256}.",
+            again,
         )
     return Run(
         name=plan.folder.name,
         settings=plan.settings,
         views=plan.views,
         recipe=checkpoint.recipe,
+        history=checkpoint.history,
         evaluation=evaluation,
         checkpoint=path,
-        history=plan.folder / HISTORY_FILE,
         predictions=plan.folder / PREDICTIONS_FILE,
     )
 
 
 def _check_comparable(run: Run, first: Run, plan: RunPlan) -> None:
-    for name in ("fingerprint", "labels_sha256"):
+    for name in ("fingerprint", "train_sha256", "test_sha256"):
         own, others = getattr(run.evaluation, name), getattr(first.evaluation, name)
         if own != others:
             raise MismatchError(
                 f"{plan.folder} and {first.checkpoint.parent} can't be compared: `{name}` in "
                 f"{METRICS_FILE} is {own}, expected {others}.",
-                f"Run {_commands(plan)}, and the same for every other run that is out of date.",
+                f"Run {run_commands(plan)}, and the same for every other run that is out of date.",
             )
 
 
@@ -101,33 +98,36 @@ def load_scores(request: Request, runs: Runs) -> Scores:
     Raises:
         MissingError, DamagedError: the predictions of a run can't be read.
         MismatchError: the manifest has other labels than when the runs were evaluated, or the
-            predictions are for other images than those of the first run.
+            predictions are of another network, or for other images than those of the first run.
     """
     manifest = dataset_manifest(request.dataset)
-    first = next(iter(runs.values()))[0]
-    if manifest.labels_sha256 != first.evaluation.labels_sha256:
-        raise MismatchError(
-            f"{manifest_file(request.dataset)} has other images or labels "
-            f"({manifest.labels_sha256}) than when {first.checkpoint.parent} was evaluated "
-            f"({first.evaluation.labels_sha256}).",
-            "Train and evaluate the runs again, or restore the manifest.",
-        )
+    _check_labels(manifest, next(iter(runs.values()))[0])
     image_ids: list[str] | None = None
-    scores: dict[str, list[np.ndarray]] = {}
+    logits: dict[str, list[np.ndarray]] = {}
     for variant, seeds in runs.items():
         for run in seeds:
-            again = _commands(plan_run(request, variant, run.evaluation.seed), "evaluate")
+            again = run_commands(plan_run(request, variant, run.evaluation.seed), "evaluate")
             with advising(f"Run {again}.", MissingError, DamagedError, MismatchError):
-                image_ids, run_scores = read_scores(run.predictions, image_ids)
-            scores.setdefault(variant, []).append(run_scores)
+                image_ids, of_run = read_logits(
+                    run.predictions,
+                    checkpoint_sha256=run.evaluation.checkpoint_sha256,
+                    labels=len(manifest.vocabulary),
+                    image_ids=image_ids,
+                )
+            logits.setdefault(variant, []).append(of_run)
     assert image_ids is not None  # there is a run
     rows = {image_id: row for row, image_id in enumerate(manifest.image_ids("test"))}
     truth = manifest.truth("test")[[rows[image_id] for image_id in image_ids]]
-    return Scores(image_ids, truth, scores)
+    return Scores(image_ids, truth, logits)
 
 
-def _commands(plan: RunPlan, *names: str) -> str:
-    """The commands, by default `train` and `evaluate`, that make a run."""
-    return " and ".join(
-        f"`gmpipe {name} {plan.options}`" for name in names or ("train", "evaluate")
-    )
+def _check_labels(manifest: Manifest, run: Run) -> None:
+    """Check that the manifest has the images and labels that a run was trained and evaluated on."""
+    used = {"train": run.evaluation.train_sha256, "test": run.evaluation.test_sha256}
+    for split in SPLITS:
+        if (today := manifest.labels_sha256(split)) != used[split]:
+            raise MismatchError(
+                f"The {split} split of {manifest_file(manifest.dataset)} has other images or labels"
+                f" ({today}) than when {run.checkpoint.parent} was made ({used[split]}).",
+                "Train and evaluate the runs again, or restore the manifest.",
+            )

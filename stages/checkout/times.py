@@ -20,6 +20,8 @@ import logging
 import math
 import os
 import time
+import zlib
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -76,8 +78,8 @@ def _append(path: Path, values: tuple[object, ...]) -> None:
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     if not path.exists():
-        writer.writerow(field.name for field in fields(StageTime))
-    writer.writerow(values)
+        writer.writerow([*(field.name for field in fields(StageTime)), "crc32"])
+    writer.writerow([*values, _crc32(values)])
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         os.write(descriptor, lines.getvalue().encode())
@@ -85,10 +87,17 @@ def _append(path: Path, values: tuple[object, ...]) -> None:
         os.close(descriptor)
 
 
+def _crc32(values: Iterable[object]) -> str:
+    """The checksum of a line's other values, as they are written."""
+    text = "\n".join("" if value is None else str(value) for value in values)
+    return f"{zlib.crc32(text.encode()):08x}"
+
+
 def read_times(dataset: str) -> list[StageTime]:
     """Return the latest line of each stage and run, in the order of the file.
 
-    The list is empty if there is no file. Damaged lines are skipped (a full disk cuts them off).
+    The list is empty if there is no file. Damaged lines, which do not have their crc32, are skipped
+    (a full disk cuts them off).
     Headings are skipped as well; two processes that create the file at the same time write two.
     """
     try:
@@ -98,7 +107,10 @@ def read_times(dataset: str) -> list[StageTime]:
     latest: dict[tuple[str, str], StageTime] = {}
     for line in text.splitlines():
         try:
-            stage, run, seconds, finished, rows = next(csv.reader([line]))
+            *values, checksum = next(csv.reader([line]))
+            if checksum != _crc32(values):
+                continue
+            stage, run, seconds, finished, rows = values
             entry = StageTime(stage, run, float(seconds), finished, int(rows) if rows else None)
             datetime.fromisoformat(finished)
         except (StopIteration, ValueError, csv.Error):

@@ -7,22 +7,30 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from pipeline.errors import DamagedError, GmpipeError, MissingError
+from pipeline.datasets.manifest import SPLITS
+from pipeline.errors import DamagedError, GmpipeError, MismatchError, MissingError
 from pipeline.evaluation.bootstrap import intervals
 from pipeline.evaluation.differences import describe_detector
 from pipeline.evaluation.metrics import read_evaluation
 from pipeline.evaluation.tables import BASE, results_markdown
-from pipeline.learning.checkpoint import load_checkpoint
+from pipeline.learning.checkpoint import Checkpoint
 from pipeline.machine import cores
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import fingerprint
-from stages.checkout.layout import CHECKPOINT_FILE, METRICS_FILE
+from stages.checkout.layout import METRICS_FILE
 from stages.checkout.params import Request
-from stages.checkout.plans import RunPlan, check_run_regions, open_inputs, plan_run
+from stages.checkout.plans import (
+    RunPlan,
+    check_run_regions,
+    open_inputs,
+    plan_run,
+    read_checkpoint,
+)
 from stages.checkout.results import load_runs, load_scores
 from stages.console.messages import say
 from stages.evaluate import evaluate
@@ -62,7 +70,7 @@ def compare(
         request.prepare.source,
         detector,
         runs,
-        intervals(scores.runs, scores.truth, BASE),
+        intervals(scores.logits, scores.truth, BASE),
     )
 
 
@@ -134,40 +142,56 @@ def _missing_stages(runs: Sequence[RunPlan]) -> list[list[str]]:
         GmpipeError: an input of the runs is missing or damaged.
         InputError: the cache holds fewer regions than a run uses.
     """
-    inputs: dict[str, tuple[RegionCache, str, str]] = {}
+    inputs: dict[str, tuple[RegionCache, _Today]] = {}
     missing: list[list[str]] = []
     for run in runs:
         key = run.settings.label_vectors
         if key not in inputs:
             manifest, cache, vectors = open_inputs(run.dataset, run.settings)
-            inputs[key] = cache, manifest.labels_sha256, vectors.sha256
-        cache, labels_sha256, vectors_sha256 = inputs[key]
+            hashes = (manifest.labels_sha256(split) for split in SPLITS)
+            inputs[key] = cache, _Today(cache.fingerprint, vectors.sha256, *hashes)
+        cache, today = inputs[key]
         check_run_regions(run, cache)  # before hours are spent on other runs
-        if not _is_trained(run, cache.fingerprint, labels_sha256, vectors_sha256):
+        checkpoint = _trained(run, today)
+        if checkpoint is None:
             missing.append(["train", "evaluate"])
-        elif not _is_evaluated(run, cache.fingerprint, labels_sha256):
+        elif not _is_evaluated(run, checkpoint, today):
             missing.append(["evaluate"])
         else:
             missing.append([])
     return missing
 
 
-def _is_trained(run: RunPlan, cache: str, labels_sha256: str, vectors_sha256: str) -> bool:
+@dataclass(frozen=True)
+class _Today:
+    """What runs are made from: hashes of regions, label vectors, and both splits' labels."""
+
+    fingerprint: str
+    vectors: str
+    train: str
+    test: str
+
+
+def _trained(run: RunPlan, today: _Today) -> Checkpoint | None:
+    """The checkpoint of a run that was trained with its settings on the inputs of today."""
     try:
-        checkpoint = load_checkpoint(run.folder / CHECKPOINT_FILE)
-    except (MissingError, DamagedError):
-        return False
-    return (
-        checkpoint.settings == run.settings
-        and fingerprint(checkpoint.recipe) == cache
-        and checkpoint.labels_sha256 == labels_sha256
-        and checkpoint.label_vectors_sha256 == vectors_sha256
+        checkpoint = read_checkpoint(run)
+    except (MissingError, DamagedError, MismatchError):
+        return None
+    fits = (
+        fingerprint(checkpoint.recipe) == today.fingerprint
+        and checkpoint.label_vectors_sha256 == today.vectors
+        and checkpoint.train_sha256 == today.train
     )
+    return checkpoint if fits else None
 
 
-def _is_evaluated(run: RunPlan, cache: str, labels_sha256: str) -> bool:
+def _is_evaluated(run: RunPlan, checkpoint: Checkpoint, today: _Today) -> bool:
+    """Whether a run has metrics of this checkpoint and of the test labels of today."""
     try:
         evaluation = read_evaluation(run.folder / METRICS_FILE)
     except (MissingError, DamagedError):
         return False
-    return (evaluation.fingerprint, evaluation.labels_sha256) == (cache, labels_sha256)
+    return (
+        evaluation.checkpoint_sha256 == checkpoint.sha256 and evaluation.test_sha256 == today.test
+    )

@@ -6,8 +6,6 @@ variants or other seeds lie in folders that it does not name.
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +17,7 @@ from tabulate import tabulate
 
 from pipeline.errors import BusyError, DamagedError, InputError, MissingError
 from pipeline.files import canonical_json, folder_lock
+from pipeline.sealed import read_sealed_json
 from stages.checkout.layout import (
     CHECKPOINT_FILE,
     EVALUATION_FILES,
@@ -84,16 +83,13 @@ def list_runs(request: Request, variants: Sequence[str], seeds: Sequence[int]) -
     dataset = request.dataset
     top = runs_folder(dataset)
     named = _named(dataset, [name for name in variants if has_variant(request.train, name)], seeds)
-    rows = [
-        [
-            str(folder),
-            _map(folder),
-            _epochs(folder),
-            *_named_and_made_with(folder, request, named=folder in named),
-        ]
-        for folder in _entries(top)
-        if _is_run(folder)
-    ]
+    rows = []
+    for folder in filter(_is_run, _entries(top)):
+        made_with = _made_with(folder)
+        named_and_made_with = _named_and_made_with(
+            folder, made_with, request, named=folder in named
+        )
+        rows.append([str(folder), _map(folder), _epochs(folder, made_with), *named_and_made_with])
     if not rows:
         return f"There are no runs in {top}. Run `gmpipe train --dataset {dataset}`."
     headers = ["run", "mAP", "epochs", "named by params.yaml", "made with"]
@@ -203,22 +199,38 @@ def _holds_only(folder: Path, name: re.Pattern[str], board: str = "") -> bool:
 
 def _map(folder: Path) -> str:
     try:
-        return f"{json.loads((folder / METRICS_FILE).read_text())['mAP']:.1f}"
+        return f"{read_sealed_json(folder / METRICS_FILE)['mAP']:.1f}"
     except FileNotFoundError:
         return "-"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (DamagedError, KeyError, TypeError, ValueError):
         return "damaged"
 
 
-def _named_and_made_with(folder: Path, request: Request, *, named: bool) -> tuple[str, str]:
+def _made_with(folder: Path) -> Mapping[str, Any] | str:
+    """What a run was made with, or the word for the table if that is not known."""
+    try:
+        return read_run_settings(folder)
+    except MissingError:
+        return "-"
+    except DamagedError:
+        return "damaged"
+
+
+def _epochs(folder: Path, made_with: Mapping[str, Any] | str) -> str:
+    """How many epochs a run was trained for."""
+    if isinstance(made_with, str):
+        return made_with
+    return str(made_with["settings"]["epochs"]) if (folder / CHECKPOINT_FILE).is_file() else "-"
+
+
+def _named_and_made_with(
+    folder: Path, made_with: Mapping[str, Any] | str, request: Request, *, named: bool
+) -> tuple[str, str]:
     """Whether params.yaml describes a run, and the settings in which an unnamed run differs."""
     if not named and not _HASHED.search(folder.name):
         return "no", ""
-    try:
-        made_with = read_run_settings(folder)
-    except (MissingError, DamagedError) as error:
-        made = "damaged" if isinstance(error, DamagedError) else "-"
-        return ("yes" if named else "no"), made
+    if isinstance(made_with, str):
+        return ("yes" if named else "no"), made_with
     differences = _differences(made_with, request)
     if named:
         return f"yes, but other settings: {differences}" if differences else "yes", ""
@@ -249,16 +261,6 @@ def _flat(block: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from _flat(value, f"{prefix}{name}.")
         elif name != "variants":
             yield f"{prefix}{name}", value
-
-
-def _epochs(folder: Path) -> str:
-    try:
-        with (folder / HISTORY_FILE).open(newline="") as stream:
-            return str(sum(1 for _ in csv.DictReader(stream)))
-    except FileNotFoundError:
-        return "-"
-    except (OSError, ValueError, csv.Error):
-        return "damaged"
 
 
 def _size(path: Path) -> int:

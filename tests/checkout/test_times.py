@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import binascii
 import re
 import subprocess
 import sys
@@ -32,6 +33,13 @@ def write(content: str | bytes, dataset: str = "tiny") -> None:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
+def sealed(line: str) -> str:
+    """The line with its checksum, computed another way."""
+    values = line.rstrip("\n")
+    crc32 = binascii.crc32(values.replace(",", "\n").encode())
+    return f"{values},{format(crc32, '08x')}\n"
+
+
 def test_every_stage_that_made_something_has_a_line(
     made: Flow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -50,7 +58,7 @@ def test_every_stage_that_made_something_has_a_line(
         finished = datetime.fromisoformat(one.finished)
         assert finished.microsecond == 0
         assert timedelta(0) <= datetime.now(UTC) - finished < timedelta(hours=2)
-    assert text(made).splitlines()[0] == "stage,run,seconds,finished,rows"
+    assert text(made).splitlines()[0] == "stage,run,seconds,finished,rows,crc32"
     assert len(text(made).splitlines()) == 8
 
 
@@ -85,7 +93,8 @@ def test_without_a_file_there_are_no_times() -> None:
 
 
 def test_the_latest_line_counts() -> None:
-    write(LINE + LINE.replace("full", "max-pool") + LINE.replace("12.5", "7"))
+    lines = (LINE, LINE.replace("full", "max-pool"), LINE.replace("12.5", "7"))
+    write("".join(map(sealed, lines)))
     assert read_times("tiny") == [
         StageTime("train", "max-pool-s0", 12.5, "2025-03-04T05:06:07+00:00"),
         StageTime("train", "full-s0", 7, "2025-03-04T05:06:07+00:00"),
@@ -93,13 +102,17 @@ def test_the_latest_line_counts() -> None:
 
 
 def test_damaged_lines_are_skipped() -> None:
-    cut = [LINE[:end] + "\n" for end in range(len(LINE) - 1)]
+    line = sealed(LINE)
+    cut = [line[:end] + "\n" for end in range(len(line) - 1)]
     others = [
-        LINE[:20] + LINE,  # appended to one that a full disk cut off
-        LINE.replace("12.5", "nan"),
-        LINE.replace("12.5", "12,5"),
-        LINE.replace(",\n", ",x\n"),
-        LINE.replace("2025", "today"),
+        line[:20] + line,  # appended to one that a full disk cut off
+        line.replace("12.5", "12.6"),
+        line.replace(":06:", ":05:"),
+        sealed(LINE.replace("12.5", "nan")),
+        sealed(LINE.replace("12.5", "12,5")),
+        sealed(LINE.replace(",\n", ",x\n")),
+        sealed(LINE.replace("2025", "today")),
+        LINE,
         '"train,full-s0\n',
     ]
     write("".join([*cut, *others]).encode() + b"\xff\xfe\0,,,,\n")

@@ -27,6 +27,7 @@ from small import no_run_is_made, run_names, write_params
 from pipeline.datasets.manifest import read_manifest
 from pipeline.evaluation import bootstrap
 from pipeline.evaluation.metrics import evaluate
+from pipeline.sealed import read_sealed_json, write_sealed_json
 
 SEEDS = ("--seed", "0", "--seed", "1")
 ALONE = ("--jobs", "1")
@@ -230,7 +231,7 @@ def test_a_run_whose_process_is_killed_is_named(small: Flow) -> None:
 
 def scores(flow: Flow, run: str) -> np.ndarray:
     table = pq.read_table(flow / f"runs/voc2007/{run}/predictions.parquet")
-    return np.array(table.column("scores").to_pylist())
+    return np.array(table.column("logits").to_pylist())
 
 
 def test_the_difference_from_full_is_that_of_the_predictions(compared: Flow) -> None:
@@ -379,7 +380,7 @@ def test_a_run_of_older_settings_is_not_reported(runs: Flow) -> None:
 
 def test_runs_of_two_caches_don_t_share_a_table(runs: Flow) -> None:
     path = runs / "runs/voc2007/max-pool-s0/metrics.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "fingerprint": "other"}))
+    write_sealed_json(path, {**read_sealed_json(path), "fingerprint": "other"})
     assert runs.gmpipe("report").refused(
         r"max-pool-s0 .*full-s0 .*`fingerprint` .* other\b.*"
         r"gmpipe train --dataset voc2007 --variant max-pool"

@@ -14,6 +14,8 @@ import pytest
 from flows import Flow, being_written, write_params
 from small import write_params as write_small_params
 
+from pipeline.sealed import write_sealed_json
+
 FILES = (
     "checkpoint.pt",
     "history.csv",
@@ -40,14 +42,22 @@ def flow(tmp_path: Path) -> Flow:
 
 
 def make_run(flow: Flow, name: str) -> Path:
-    """Make the folder of a run: mAP 41.26, three epochs, a checkpoint of 1.1 MB."""
+    """Make the folder of a run: mAP 41.26, two epochs, a checkpoint of 1.1 MB."""
     folder = flow / "runs/tiny" / name
     folder.mkdir(parents=True)
     for file in FILES:
         (folder / file).touch()
     (folder / "checkpoint.pt").write_bytes(b"x" * 1_100_000)
-    (folder / "metrics.json").write_text('{"mAP": 41.26}')
-    (folder / "history.csv").write_text("epoch,train_loss\n1,3.0\n2,2.0\n3,1.0\n")
+    write_sealed_json(folder / "metrics.json", {"mAP": 41.26})
+    made_with = {
+        "dataset": "tiny",
+        "variant": name.partition("-s")[0],
+        "seed": 0,
+        "settings": {"epochs": 2},
+        "views": 2,
+    }
+    # JSON is YAML.
+    write_sealed_json(folder / "settings.yaml", made_with)
     (folder.parent / f".{name}.lock").touch()
     return folder
 
@@ -183,20 +193,21 @@ def test_a_folder_that_cannot_be_listed_or_removed_is_named(
 
 def test_the_list_has_one_row_per_run(flow: Flow) -> None:
     (flow / "runs/tiny/full-s1/metrics.json").unlink()
-    (flow / "runs/tiny/full-s1/history.csv").unlink()
+    (flow / "runs/tiny/full-s1/checkpoint.pt").unlink()
     (flow / "runs/tiny/max-pool-s0/settings.yaml").unlink()
     (flow / "runs/tiny/mine.v2-s0/metrics.json").write_text("{}")
-    (flow / "runs/tiny/mine.v2-s0/history.csv").write_bytes(b"\xff")
+    settings = flow / "runs/tiny/mine.v2-s0/settings.yaml"
+    settings.write_text(settings.read_text().replace('"epochs": 2', '"epochs": 3'))
     header, _, *lines = flow.ok("runs", "list").splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (header, *lines)]
     assert cells == [
         ["run", "mAP", "epochs", "named by params.yaml", "made with"],
-        ["runs/tiny/full-s0", "41.3", "3", "yes", "damaged"],
-        ["runs/tiny/full-s0-0123abcd", "41.3", "3", "no", "damaged"],
+        ["runs/tiny/full-s0", "41.3", "2", "yes", ""],
+        ["runs/tiny/full-s0-0123abcd", "41.3", "2", "no", ""],
         ["runs/tiny/full-s1", "-", "-", "no", ""],
-        ["runs/tiny/max-pool-s0", "41.3", "3", "yes", "-"],
+        ["runs/tiny/max-pool-s0", "41.3", "-", "yes", "-"],
         ["runs/tiny/mine.v2-s0", "damaged", "damaged", "no", ""],
-        ["runs/tiny/without-label-graph-s12", "41.3", "3", "no", ""],
+        ["runs/tiny/without-label-graph-s12", "41.3", "2", "no", ""],
     ]
 
 

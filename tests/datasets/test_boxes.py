@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from refusals import refused
 
 from pipeline.datasets.manifest import BoxTable, ImageBoxes, read_boxes, write_boxes
 from pipeline.errors import DamagedError, MissingError
+from pipeline.sealed import write_sealed_table
 
 
 def make_boxes() -> BoxTable:
@@ -107,8 +107,8 @@ def test_invalid_box_is_named(tmp_path: Path, number: int, box: list[float]) -> 
 )
 def test_wrong_columns_are_refused(tmp_path: Path, columns: dict[str, pa.Array]) -> None:
     path = tmp_path / "boxes.parquet"
-    pq.write_table(pa.table(columns).replace_schema_metadata({"classes": '["cat"]'}), path)
-    with refused(DamagedError, "boxes.parquet", "image_id: string", "null"):
+    write_sealed_table(path, pa.table(columns), {"classes": ["cat"]})
+    with refused(DamagedError, "boxes.parquet", "expected", "columns"):
         read_boxes(path, ["a"])
 
 

@@ -25,6 +25,7 @@ from pipeline.datasets.manifest import (
     write_manifest,
 )
 from pipeline.errors import DamagedError, GmpipeError, InputError, MissingError
+from pipeline.sealed import write_sealed_table
 
 Row = dict[str, Any]
 VOCABULARY = ("cat", "dog", "öre")
@@ -82,7 +83,7 @@ def test_manifest_round_trip(tmp_path: Path) -> None:
 
 def test_folder_of_manifests_is_refused(tmp_path: Path) -> None:
     write_manifest(tmp_path / "folder" / "manifest.parquet", make_manifest())
-    with refused(DamagedError, "folder", "Parquet", "is a directory"):
+    with refused(InputError, "folder"):
         read_manifest(tmp_path / "folder")
 
 
@@ -273,7 +274,8 @@ def change_metadata(path: Path, change: Callable[[dict[str, Any]], object]) -> N
         table = file.read()
     metadata = json.loads(table.schema.metadata[b"gmpipe"])
     change(metadata)
-    pq.write_table(table.replace_schema_metadata({"gmpipe": json.dumps(metadata)}), path)
+    del metadata["sha256"]
+    write_sealed_table(path, table, metadata)
 
 
 def set_metadata(path: Path, metadata: dict[str, str] | None) -> None:
@@ -300,8 +302,8 @@ NEWER = MANIFEST_VERSION + 1
         (flip_a_page, DamagedError, ["Parquet"]),
         (lambda path: set_metadata(path, None), DamagedError, ["metadata"]),
         (lambda path: set_metadata(path, {"other": "{}"}), DamagedError, ["metadata"]),
-        (lambda path: set_metadata(path, {"gmpipe": "{"}), DamagedError, ["metadata"]),
-        (lambda path: set_metadata(path, {"gmpipe": "[]"}), DamagedError, ["metadata"]),
+        (lambda path: set_metadata(path, {"gmpipe": "{"}), DamagedError, ["JSON"]),
+        (lambda path: set_metadata(path, {"gmpipe": "[]"}), DamagedError, []),
         (
             lambda path: change_metadata(path, lambda metadata: metadata.pop("vocabulary")),
             DamagedError,
@@ -317,7 +319,7 @@ NEWER = MANIFEST_VERSION + 1
                 path, lambda metadata: metadata.update(counts={"train": 3, "test": list(COUNTS)})
             ),
             DamagedError,
-            ["metadata"],
+            ["metadata is damaged"],
         ),
         (
             lambda path: change_metadata(path, lambda metadata: metadata.update(version=NEWER)),

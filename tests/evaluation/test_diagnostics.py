@@ -25,6 +25,11 @@ from pipeline.evaluation.metrics import precision_recall
 rng = np.random.default_rng(0)
 
 
+def logit(probabilities: np.ndarray) -> np.ndarray:
+    """The inverse of the sigmoid."""
+    return np.log(probabilities) - np.log1p(-probabilities)
+
+
 # Precision and recall ----------------------------------------------------------------------------
 
 
@@ -74,9 +79,9 @@ def test_a_short_curve_is_left_as_it_is() -> None:
 
 
 def test_calibration_by_hand() -> None:
-    scores = np.array([[0.05, 0.06], [0.95, 0.97], [0.5, 1.0], [0.0, 0.3]])
+    scores = np.array([[0.05, 0.06], [0.95, 0.97], [0.5, 1 - 1e-9], [1e-9, 0.3]])
     truth = np.array([[0, 1], [1, 1], [0, 0], [0, -1]])
-    result = calibration(scores, truth)
+    result = calibration(logit(scores), truth)
     # Bins of 1/15: 0.00, 0.05 and 0.06 are in the first, 0.5 in the eighth, three in the last.
     assert result.count.tolist() == [3, *[0] * 6, 1, *[0] * 6, 3]
     assert result.confidence[0] == pytest.approx(0.11 / 3)
@@ -92,9 +97,9 @@ def test_calibration_by_hand() -> None:
 def test_probabilities_that_come_true_are_calibrated() -> None:
     scores = rng.random((20000, 3))
     truth = (rng.random(scores.shape) < scores).astype(np.int8)
-    assert calibration(scores, truth).error < 1
-    assert calibration(scores**4, truth).error > 15
-    assert len(calibration(scores, truth).count) == BINS
+    assert calibration(logit(scores), truth).error < 1
+    assert calibration(logit(scores**4), truth).error > 15
+    assert len(calibration(logit(scores), truth).count) == BINS
 
 
 # Labels that occur together ----------------------------------------------------------------------
@@ -103,7 +108,7 @@ def test_probabilities_that_come_true_are_calibrated() -> None:
 def test_co_occurrence_by_hand() -> None:
     truth = np.array([[1, 1, 0], [1, 0, 0], [1, 1, -1]])
     scores = np.array([[0.9, 0.5, 0.1], [0.9, 0.6, 0.1], [0.2, 0.9, 0.9]])
-    result = co_occurrence(scores, truth)
+    result = co_occurrence(logit(scores), truth)
     nan = np.nan
     np.testing.assert_allclose(result.truth, [[nan, 2 / 3, 0], [1, nan, 0], [nan, nan, nan]])
     # Neither a probability of 0.5 nor an ignored label is a prediction.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import asdict
@@ -27,6 +28,7 @@ from pipeline.evaluation.metrics import (
     read_evaluation,
     write_evaluation,
 )
+from pipeline.sealed import write_sealed_json
 
 Array = NDArray[Any]
 Split = tuple[Array, Array]
@@ -38,7 +40,7 @@ def names(count: int) -> list[str]:
 
 @st.composite
 def splits(draw: st.DrawFn, ignored: bool = True, max_labels: int = 6) -> Split:
-    """Scores (N, C) with many ties, among them 0.5 and both ends, and truth with a positive."""
+    """Logits (N, C) with many ties, among them 0, and truth with a positive."""
     images, labels = draw(st.integers(1, 12)), draw(st.integers(1, max_labels))
     levels = draw(st.sampled_from([2, 4, 10, 1000]))
     size = images * labels
@@ -47,8 +49,8 @@ def splits(draw: st.DrawFn, ignored: bool = True, max_labels: int = 6) -> Split:
     truth = np.array(draw(st.lists(kinds, min_size=size, max_size=size)), dtype=np.int8)
     truth[draw(st.integers(0, size - 1))] = 1
     dtype = draw(st.sampled_from([np.float32, np.float64]))
-    scores = (np.array(steps) / levels).astype(dtype)
-    return scores.reshape(images, labels), truth.reshape(images, labels)
+    logits = (np.array(steps) / levels - 0.5).astype(dtype)
+    return logits.reshape(images, labels), truth.reshape(images, labels)
 
 
 # One label ---------------------------------------------------------------------------------------
@@ -56,23 +58,23 @@ def splits(draw: st.DrawFn, ignored: bool = True, max_labels: int = 6) -> Split:
 
 @given(splits())
 def test_average_precision_is_scikit_learns(split: Split) -> None:
-    for scores, truth in zip(split[0].T, split[1].T, strict=True):
+    for logits, truth in zip(split[0].T, split[1].T, strict=True):
         kept = truth >= 0
         if (truth == 1).any():
-            expected = average_precision_score(truth[kept], scores[kept])
-            assert average_precision(scores, truth) == pytest.approx(expected, abs=1e-12)
+            expected = average_precision_score(truth[kept], logits[kept])
+            assert average_precision(logits, truth) == pytest.approx(expected, abs=1e-12)
         else:
-            assert math.isnan(average_precision(scores, truth))
-            assert math.isnan(average_precision_11(scores, truth))
+            assert math.isnan(average_precision(logits, truth))
+            assert math.isnan(average_precision_11(logits, truth))
 
 
-def devkit(scores: Array, truth: Array) -> float:
+def devkit(logits: Array, truth: Array) -> float:
     """VOC2007's 11-point AP as a loop over thresholds and recall levels, in exact fractions."""
     total = Fraction(0)
     for tenths in range(11):
         best = Fraction(0)
-        for threshold in scores:
-            at_least = scores >= threshold
+        for threshold in logits:
+            at_least = logits >= threshold
             hits = int(np.sum(at_least & (truth == 1)))
             alarms = int(np.sum(at_least & (truth == 0)))
             if hits + alarms == 0:
@@ -85,49 +87,49 @@ def devkit(scores: Array, truth: Array) -> float:
 
 @given(splits())
 def test_11_points_are_the_devkits(split: Split) -> None:
-    for scores, truth in zip(split[0].T, split[1].T, strict=True):
+    for logits, truth in zip(split[0].T, split[1].T, strict=True):
         if (truth == 1).any():
-            assert average_precision_11(scores, truth) == pytest.approx(devkit(scores, truth))
+            assert average_precision_11(logits, truth) == pytest.approx(devkit(logits, truth))
 
 
 def test_11_points_by_hand() -> None:
     # ranked     1  0  1  0  : precision 1, 1/2, 2/3, 2/4 at recall 1/2, 1/2, 1, 1
     # recall levels 0 .. 0.5 (six) see a precision of 1, levels 0.6 .. 1 (five) one of 2/3
-    scores, truth = np.array([0.9, 0.8, 0.7, 0.6]), np.array([1, 0, 1, 0])
-    assert average_precision_11(scores, truth) == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
+    logits, truth = np.array([0.9, 0.8, 0.7, 0.6]), np.array([1, 0, 1, 0])
+    assert average_precision_11(logits, truth) == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
 
 
 def test_11_points_count_a_recall_of_exactly_three_tenths() -> None:
     # Three of ten positives come first, then thirty negatives. Levels 0, 0.1, 0.2 and 0.3 see a
     # precision of 1 (in floating point, 3 * 0.1 > 3 / 10 would lose the last); all others 10/40.
     truth = np.array([1] * 3 + [0] * 30 + [1] * 7)
-    scores = np.linspace(1, 0, truth.size)
-    assert average_precision_11(scores, truth) == pytest.approx((4 * 1 + 7 * 10 / 40) / 11)
+    logits = np.linspace(1, 0, truth.size)
+    assert average_precision_11(logits, truth) == pytest.approx((4 * 1 + 7 * 10 / 40) / 11)
 
 
 @given(splits())
 def test_a_monotone_transform_leaves_ap_unchanged(split: Split) -> None:
-    for scores, truth in zip(split[0].T, split[1].T, strict=True):
+    for logits, truth in zip(split[0].T, split[1].T, strict=True):
         # In float64 this map keeps different float32 numbers different, and equal ones equal.
-        mapped = np.expm1(scores.astype(np.float64)) / 2
+        mapped = np.expm1(logits.astype(np.float64)) / 2
         for measure in (average_precision, average_precision_11):
-            assert measure(mapped, truth) == pytest.approx(measure(scores, truth), nan_ok=True)
+            assert measure(mapped, truth) == pytest.approx(measure(logits, truth), nan_ok=True)
 
 
 # A split -----------------------------------------------------------------------------------------
 
-# Scores in hundredths, each with its truth: + positive, - negative, ? ignored.
+# Logits in hundredths, plus 50, each with its truth: + positive, - negative, ? ignored.
 #
-#            sun   moon  tree  bird  night   over 0.5              top3            top3_forced
+#            sun   moon  tree  bird  night   over 50               top3            top3_forced
 TABLE = """
     image-0  90+   80-   70+   60+   10-   # sun moon tree bird    sun moon tree   sun moon tree
     image-1  95?   85+   55-   52-   51-   # moon tree bird night  moon tree bird  moon tree bird
-    image-2  40+   50+   20-   20-   10-   # (0.5 is not over)     (none)          moon sun tree
+    image-2  40+   50+   20-   20-   10-   # (50 is not over)      (none)          moon sun tree
     image-3  99?   20?   30?   70+   60-   # bird night            bird night      bird night
 """
 # What follows, right / predicted / positive:
 #              sun     moon    tree    bird    night      sum
-# over 0.5     1/1/2   1/2/2   1/2/1   2/3/2   0/2/0      5/10/7
+# over 50      1/1/2   1/2/2   1/2/1   2/3/2   0/2/0      5/10/7
 # top3         1/1/2   1/2/2   1/2/1   1/2/2   0/1/0      4/8/7
 # top3_forced  2/2/2   2/3/2   1/3/1   1/2/2   0/1/0      6/11/7
 # `night` is never positive: it counts in the sums, and in no mean over labels.
@@ -135,14 +137,14 @@ TABLE = """
 
 def read_table(table: str) -> Split:
     cells = [line.split("#")[0].split()[1:] for line in table.strip().splitlines()]
-    scores = np.array([[int(cell[:-1]) / 100 for cell in row] for row in cells])
+    logits = np.array([[int(cell[:-1]) / 100 - 0.5 for cell in row] for row in cells])
     truth = np.array([[{"+": 1, "-": 0, "?": -1}[cell[-1]] for cell in row] for row in cells])
-    return scores, truth.astype(np.int8)
+    return logits, truth.astype(np.int8)
 
 
 def test_evaluate_by_hand() -> None:
-    scores, truth = read_table(TABLE)
-    result = evaluate(scores, truth, ["sun", "moon", "tree", "bird", "night"], voc11=True)
+    logits, truth = read_table(TABLE)
+    result = evaluate(logits, truth, ["sun", "moon", "tree", "bird", "night"], voc11=True)
 
     def f1(p: float, r: float) -> float:
         return 2 * p * r / (p + r)
@@ -183,11 +185,11 @@ def test_evaluate_by_hand() -> None:
 
 @given(splits(ignored=False))
 def test_thresholded_numbers_are_scikit_learns(split: Split) -> None:
-    scores, truth = split
-    result = evaluate(scores, truth, names(truth.shape[1]))
+    logits, truth = split
+    result = evaluate(logits, truth, names(truth.shape[1]))
     known = np.flatnonzero(truth.any(axis=0))
     # scikit-learn takes one column for two classes; a column that is never positive avoids that.
-    truth, predicted = (np.pad(x, ((0, 0), (0, 1))) for x in (truth, scores > 0.5))
+    truth, predicted = (np.pad(x, ((0, 0), (0, 1))) for x in (truth, logits > 0))
     macro = precision_recall_fscore_support(
         truth, predicted, labels=known, average="macro", zero_division=0
     )
@@ -200,20 +202,20 @@ def test_thresholded_numbers_are_scikit_learns(split: Split) -> None:
 
 @given(splits(), st.randoms(use_true_random=False))
 def test_the_order_of_images_changes_nothing(split: Split, random: Any) -> None:
-    scores, truth = split
-    order = random.sample(range(len(scores)), len(scores))
+    logits, truth = split
+    order = random.sample(range(len(logits)), len(logits))
     labels = names(truth.shape[1])
-    once = evaluate(scores, truth, labels, voc11=True)
-    assert evaluate(scores[order], truth[order], labels, voc11=True) == once
+    once = evaluate(logits, truth, labels, voc11=True)
+    assert evaluate(logits[order], truth[order], labels, voc11=True) == once
 
 
 @given(splits(), st.randoms(use_true_random=False))
 def test_permuted_labels_permute_ap(split: Split, random: Any) -> None:
-    scores, truth = split
+    logits, truth = split
     labels = names(truth.shape[1])
     order = random.sample(range(len(labels)), len(labels))
-    once = evaluate(scores, truth, labels)
-    again = evaluate(scores[:, order], truth[:, order], [labels[c] for c in order])
+    once = evaluate(logits, truth, labels)
+    again = evaluate(logits[:, order], truth[:, order], [labels[c] for c in order])
     assert list(again.AP) == [labels[c] for c in order]
     assert again.AP == once.AP
     assert again.mAP == pytest.approx(once.mAP)
@@ -222,10 +224,10 @@ def test_permuted_labels_permute_ap(split: Split, random: Any) -> None:
 
 @given(splits())
 def test_what_an_ignored_label_scores_changes_nothing(split: Split) -> None:
-    scores, truth = split
+    logits, truth = split
     labels = names(truth.shape[1])
-    other = np.where(truth == -1, 1 - scores, scores)
-    assert evaluate(other, truth, labels, voc11=True) == evaluate(scores, truth, labels, voc11=True)
+    other = np.where(truth == -1, -logits, logits)
+    assert evaluate(other, truth, labels, voc11=True) == evaluate(logits, truth, labels, voc11=True)
 
 
 @given(splits(), st.booleans())
@@ -243,36 +245,36 @@ def test_everything_is_json_and_a_percentage(split: Split, voc11: bool) -> None:
 
 @given(splits(max_labels=3))
 def test_up_to_three_labels_all_are_best(split: Split) -> None:
-    scores, truth = split
-    result = evaluate(scores, truth, names(truth.shape[1]))
+    logits, truth = split
+    result = evaluate(logits, truth, names(truth.shape[1]))
     assert result.top3 == result.all
     assert result.top3_forced.CR == result.top3_forced.OR == 100
 
 
 def test_ties_for_the_third_place_go_to_the_first_label() -> None:
-    scores = np.array([[0.6, 0.9, 0.6, 0.6, 0.9]], dtype=np.float32)
+    logits = np.array([[0.1, 0.4, 0.1, 0.1, 0.4]], dtype=np.float32)
     for third in (0, 2, 3):
         truth = np.zeros((1, 5), dtype=np.int8)
         truth[0, third] = 1
-        result = evaluate(scores, truth, names(5))
+        result = evaluate(logits, truth, names(5))
         assert result.top3.OR == result.top3_forced.OR == (100 if third == 0 else 0)
 
 
 def test_a_perfect_split_scores_100_and_a_silent_one_0() -> None:
     truth = np.array([[1, 0], [0, 1]], dtype=np.int8)
-    perfect = evaluate(truth.astype(np.float32), truth, names(2))
+    perfect = evaluate(truth - np.float32(0.5), truth, names(2))
     assert [perfect.mAP, *asdict(perfect.all).values()] == [100] * 7
-    silent = evaluate(np.full((2, 2), 0.5), truth, names(2))
+    silent = evaluate(np.zeros((2, 2)), truth, names(2))
     assert list(asdict(silent.all).values()) == [0] * 6
     assert silent.mAP == 50
     assert silent.mAP11 is None
 
 
 def test_all_positive_and_one_image() -> None:
-    everything = evaluate(np.array([[0.2], [0.9]]), np.ones((2, 1), dtype=np.int8), ["a"])
+    everything = evaluate(np.array([[-3.0], [4.0]]), np.ones((2, 1), dtype=np.int8), ["a"])
     assert everything.AP == {"a": 100}
     assert (everything.all.CP, everything.all.CR) == (100, 50)
-    one = evaluate(np.array([[0.9, 0.8]]), np.array([[1, 0]], dtype=np.int8), ["a", "b"])
+    one = evaluate(np.array([[0.4, 0.3]]), np.array([[1, 0]], dtype=np.int8), ["a", "b"])
     assert one.AP == {"a": 100, "b": None}
     assert (one.mAP, one.all.CP, one.all.OP) == (100, 100, 50)
 
@@ -324,6 +326,7 @@ METRICS_JSON = """\
   "variant": "full",
   "seed": 1,
   "epoch": 2,
+  "trained_images": 23,
   "images": 12,
   "left_out": 3,
   "counts": {
@@ -332,10 +335,20 @@ METRICS_JSON = """\
     }
   },
   "commit": null,
+  "uncommitted": null,
   "fingerprint": "f",
-  "labels_sha256": "l"
+  "train_sha256": "t",
+  "test_sha256": "u",
+  "checkpoint_sha256": "c",
+  "sha256": "SHA256"
 }
 """
+CONTENT = {name: value for name, value in json.loads(METRICS_JSON).items() if name != "sha256"}
+# As anybody can compute it: of the JSON with sorted keys and without blanks.
+METRICS_JSON = METRICS_JSON.replace(
+    "SHA256",
+    hashlib.sha256(json.dumps(CONTENT, sort_keys=True, separators=(",", ":")).encode()).hexdigest(),
+)
 
 
 def test_a_file_is_read_and_written_back_byte_for_byte(tmp_path: Path) -> None:
@@ -358,7 +371,7 @@ def test_a_file_is_read_and_written_back_byte_for_byte(tmp_path: Path) -> None:
 
 
 def test_an_11_point_map_that_was_not_asked_for_is_absent() -> None:
-    value = json.loads(METRICS_JSON)
+    value = dict(CONTENT)
     del value["mAP11"]
     metrics = Metrics.from_json(value)
     assert metrics.mAP11 is None
@@ -372,7 +385,10 @@ def test_an_11_point_map_that_was_not_asked_for_is_absent() -> None:
         ({"AP": 3}, ""),
         ({"AP": {"sun": "high"}}, "high"),
         ({"top3": {}}, "CP"),
+        ({"mAP": -1.0}, "-1"),
+        ({"AP": {"sun": 162.5}}, "162"),
         ({"seed": "one"}, "seed.*one"),
+        ({"seed": True}, "seed.*True"),
         ({"counts": None}, "counts"),
         ({"fingerprint": None}, "fingerprint"),
     ],
@@ -381,21 +397,28 @@ def test_a_damaged_file_is_named(tmp_path: Path, changes: dict[str, Any], messag
     path = tmp_path / "metrics.json"
     with pytest.raises(MissingError, match=r"metrics\.json"):
         read_evaluation(path)
-    path.write_text(json.dumps({**json.loads(METRICS_JSON), **changes}))
+    write_sealed_json(path, {**CONTENT, **changes})
     with pytest.raises(DamagedError, match=rf"metrics\.json.*{message}"):
         read_evaluation(path)
 
 
-@pytest.mark.parametrize("key", list(json.loads(METRICS_JSON)))
+@pytest.mark.parametrize("key", list(CONTENT))
 def test_a_file_without_one_of_its_keys_is_damaged(tmp_path: Path, key: str) -> None:
-    value = json.loads(METRICS_JSON)
+    value = dict(CONTENT)
     del value[key]
     path = tmp_path / "metrics.json"
-    path.write_text(json.dumps(value))
+    write_sealed_json(path, value)
     if key == "mAP11":
         read_evaluation(path)
         return
     with pytest.raises(DamagedError, match=rf"metrics\.json.*'{key}'"):
+        read_evaluation(path)
+
+
+def test_a_changed_digit_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    path.write_text(METRICS_JSON.replace('"mAP": 62.5', '"mAP": 72.5'))
+    with pytest.raises(DamagedError, match=r"metrics\.json.*sha256"):
         read_evaluation(path)
 
 
@@ -409,18 +432,18 @@ def test_a_file_of_another_kind_is_damaged(tmp_path: Path, content: str) -> None
 
 # Errors ------------------------------------------------------------------------------------------
 
-GOOD = np.array([[0.9, 0.1], [0.2, 0.8]])
+GOOD = np.array([[0.4, -0.4], [-0.3, 0.3]])
 TRUTH = np.array([[1, 0], [0, 1]], dtype=np.int8)
 
 
 def changed(value: float) -> Array:
-    scores = GOOD.copy()
-    scores[1, 0] = value
-    return scores
+    logits = GOOD.copy()
+    logits[1, 0] = value
+    return logits
 
 
 @pytest.mark.parametrize(
-    ("scores", "truth", "labels", "kind", "message"),
+    ("logits", "truth", "labels", "kind", "message"),
     [
         (GOOD, TRUTH[:1], "ab", MismatchError, r"\(2, 2\).*\(1, 2\).* 2 labels"),
         (GOOD, TRUTH, "abc", MismatchError, "3 labels"),
@@ -429,15 +452,14 @@ def changed(value: float) -> Array:
         (GOOD[:0], TRUTH[:0], "ab", InputError, "no images"),
         (changed(math.nan), TRUTH, "ab", InputError, "image 1, label 'a' is nan"),
         (changed(math.inf), TRUTH, "ab", InputError, "image 1, label 'a' is inf"),
-        (changed(1.5), TRUTH, "ab", InputError, "image 1, label 'a' is 1.5"),
-        (changed(-0.5), TRUTH, "ab", InputError, "image 1, label 'a' is -0.5"),
+        (changed(-math.inf), TRUTH, "ab", InputError, "image 1, label 'a' is -inf"),
         (GOOD, TRUTH * 2, "ab", InputError, "image 0, label 'a' is 2"),
         (GOOD, TRUTH * 0, "ab", InputError, "2 images"),
         (GOOD, TRUTH * 0 - 1, "ab", InputError, "2 images"),
     ],
 )
 def test_errors_name_the_value(
-    scores: Array, truth: Array, labels: str, kind: type[GmpipeError], message: str
+    logits: Array, truth: Array, labels: str, kind: type[GmpipeError], message: str
 ) -> None:
     with pytest.raises(kind, match=message):
-        evaluate(scores, truth, list(labels))
+        evaluate(logits, truth, list(labels))

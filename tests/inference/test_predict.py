@@ -40,7 +40,8 @@ def evaluated(flow: Flow, name: str) -> tuple[list[Path], np.ndarray, np.ndarray
     rows = pq.read_table(flow / "data/tiny/prepared/manifest.parquet").to_pylist()
     paths = {row["image_id"]: flow / "data/tiny" / row["path"] for row in rows}
     table = pq.read_table(flow / f"runs/tiny/{name}/predictions.parquet")
-    scores, regions = (np.array(table[column].to_pylist()) for column in ("scores", "regions"))
+    logits, regions = (np.array(table[column].to_pylist()) for column in ("logits", "regions"))
+    scores = 1 / (1 + np.exp(-logits))
     return [paths[image_id] for image_id in table["image_id"].to_pylist()], scores, regions
 
 

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ def trained(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Training:
 def test_predictions_name_the_region_that_won(toy: Toy, trained: Training, batch_size: int) -> None:
     split = toy.train
     predictions = predict_split(trained.network, split, LABEL_VECTORS, batch_size)
-    scores, regions = predictions.scores, predictions.regions
-    assert (scores.shape, scores.dtype) == ((N_TRAIN, C), np.float32)
+    logits, regions = predictions.logits, predictions.regions
+    assert (logits.shape, logits.dtype) == ((N_TRAIN, C), np.float32)
     assert (regions.shape, regions.dtype) == ((N_TRAIN, C), np.int16)
     count = toy.cache.gather(split.rows[:, 0]).count
     assert (regions >= 0).all()
@@ -41,10 +42,10 @@ def test_predictions_name_the_region_that_won(toy: Toy, trained: Training, batch
     assert len(np.unique(regions)) == M
     batch = float_batch(split, np.arange(len(split)))
     with torch.no_grad():
-        probabilities = trained.network(batch, LABEL_VECTORS).sigmoid().numpy()  # (N, M, C)
-    np.testing.assert_allclose(scores, probabilities.max(axis=1), atol=1e-6)
-    won = np.take_along_axis(probabilities, regions[:, None].astype(int), axis=1)[:, 0]
-    np.testing.assert_allclose(scores, won, atol=1e-6)
+        of_regions = trained.network(batch, LABEL_VECTORS).numpy()  # (N, M, C)
+    np.testing.assert_allclose(logits, of_regions.max(axis=1), atol=1e-5)
+    won = np.take_along_axis(of_regions, regions[:, None].astype(int), axis=1)[:, 0]
+    np.testing.assert_allclose(logits, won, atol=1e-5)
 
 
 def checkpoint_of(trained: Training, variant: str = "full") -> Checkpoint:
@@ -53,9 +54,12 @@ def checkpoint_of(trained: Training, variant: str = "full") -> Checkpoint:
         variant=variant,
         seed=0,
         settings=SETTINGS,
-        epoch=4,
+        views=1,
+        epoch=1,
+        history=trained.history,
         vocabulary=LABELS,
-        labels_sha256="0" * 64,
+        train_sha256="0" * 64,
+        trained_images=N_TRAIN,
         label_vectors=LABEL_VECTORS,
         label_vectors_sha256=VECTORS.sha256,
         recipe=RECIPE,
@@ -72,14 +76,17 @@ def test_a_checkpoint_gives_the_same_predictions(toy: Toy, tmp_path: Path, varia
     saved = replace(checkpoint_of(trained, variant), settings=chosen)
     save_checkpoint(tmp_path / "run" / "checkpoint.pt", saved)
     loaded = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
-    for name in ("dataset", "variant", "seed", "settings", "epoch", "vocabulary", "recipe"):
-        assert getattr(loaded, name) == getattr(saved, name)
+    for field in fields(Checkpoint):
+        if field.name not in ("sha256", "state", "label_vectors"):
+            assert getattr(loaded, field.name) == getattr(saved, field.name)
     assert loaded.label_vectors_sha256 == VECTORS.sha256
+    stored = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    assert loaded.sha256 == hashlib.sha256(stored).hexdigest()
     network = loaded.network()
     assert not network.training
     expected = predict_split(trained.network, toy.train, saved.label_vectors)
     predictions = predict_split(network, toy.train, loaded.label_vectors)
-    np.testing.assert_array_equal(predictions.scores, expected.scores)
+    np.testing.assert_array_equal(predictions.logits, expected.logits)
     np.testing.assert_array_equal(predictions.regions, expected.regions)
 
 
@@ -95,21 +102,39 @@ def test_a_checkpoint_is_the_same_bytes_and_runs_no_code(tmp_path: Path, trained
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: path.write_bytes(b"text"), "torch can't load it"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-99]), "torch can't load it"),
-        (lambda path: torch.save(torch.nn.Linear(1, 1), path), "torch can't load it"),
-        (lambda path: torch.save([1], path), "version 3"),
-        (lambda path: torch.save({"a": torch.zeros(1)}, path), "version 3"),
+        (lambda path: path.write_bytes(b"text"), "can't be loaded"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-99]), "can't be loaded"),
+        (lambda path: torch.save(torch.nn.Linear(1, 1), path), "can't be loaded"),
+        (lambda path: torch.save([1], path), "version 4"),
+        (lambda path: torch.save({"a": torch.zeros(1)}, path), "version 4"),
         (
             lambda path: rewritten(
                 path, gmpipe_checkpoint=2, settings={"network": {"direct_size": 4}}
             ),
-            "version 2; .* version 3",
+            "version 2; .* version 4",
         ),
         (lambda path: rewritten(path, odd=1), "odd"),
-        (lambda path: rewritten(path, settings={"epochs": 0}), "epochs"),
+        (lambda path: rewritten(path, settings={"epochs": 0}), "TrainSettings"),
+        (lambda path: rewritten(path, settings=None), "TrainSettings"),
+        (lambda path: rewritten(path, vocabulary=None), "vocabulary"),
+        (lambda path: rewritten(path, vocabulary=[*LABELS[1:], 1]), "vocabulary"),
+        (lambda path: rewritten(path, vocabulary=list(LABELS[1:])), "label vectors"),
+        (lambda path: rewritten(path, vocabulary=[*LABELS[:-1], "other"]), "sha256"),
+        (lambda path: rewritten(path, label_vectors=LABEL_VECTORS + 1), "sha256"),
+        (lambda path: rewritten(path, label_vectors=LABEL_VECTORS[0]), "shape"),
+        (lambda path: rewritten(path, label_vectors=[1.0]), "label_vectors"),
+        (lambda path: rewritten(path, recipe=[]), "recipe"),
+        (lambda path: rewritten(path, seed="0"), "seed"),
+        (lambda path: rewritten(path, seed=-1), "seed"),
+        (lambda path: rewritten(path, epoch=99), "epoch"),
+        (lambda path: rewritten(path, history="[[1]]"), "history"),
+        (lambda path: rewritten(path, history='[{"epoch": 1, "train_loss": "low"}]'), "low"),
+        (lambda path: rewritten(path, feature_size=D + 1), "size mismatch"),
+        (lambda path: rewritten(path, feature_size=-1), "negative"),
+        (lambda path: rewritten(path, state={}), "Missing key"),
+        (lambda path: rewritten(path, state={"a": torch.tensor(torch.nan)}), "`a`.*finite"),
+        (lambda path: rewritten(path, state={"a": "b"}), "`a`"),
     ],
-    ids=["text", "cut off", "code", "list", "state dict", "version", "odd", "settings"],
 )
 def test_a_file_that_is_no_checkpoint_is_refused(
     tmp_path: Path, trained: Training, damage: Callable[[Path], object], message: str

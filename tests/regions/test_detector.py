@@ -5,7 +5,6 @@ The detector is the real architecture made very narrow, with random weights from
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from pipeline.datasets.scenes import KINDS
 from pipeline.errors import DamagedError, GmpipeError, InputError, MismatchError, MissingError
-from pipeline.files import sha256_file, write_json
+from pipeline.files import sha256_file
 from pipeline.regions.detector import (
     DESCRIPTION_FILE,
     DETECTOR_VERSION,
@@ -36,6 +35,7 @@ from pipeline.regions.detector import (
     torchvision_weights_file,
     write_detector,
 )
+from pipeline.sealed import read_sealed_json, write_sealed_json
 from pipeline.settings import ArchitectureSettings
 from stages.checkout.models import dataset_detector
 
@@ -208,7 +208,7 @@ def _of_stage(folder: Path) -> DetectorDescription:
 
 def edit_description(folder: Path, **changes: object) -> None:
     path = folder / DESCRIPTION_FILE
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    write_sealed_json(path, {**read_sealed_json(path), **changes})
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,9 @@ def test_a_changed_detector_is_refused_and_the_command_that_makes_it_is_named(
 
 
 def test_a_data_set_of_imported_regions_has_no_detector(tmp_path: Path) -> None:
-    write_json(tmp_path / DESCRIPTION_FILE, {"version": DETECTOR_VERSION, "source": "imported"})
+    write_sealed_json(
+        tmp_path / DESCRIPTION_FILE, {"version": DETECTOR_VERSION, "source": "imported"}
+    )
     with pytest.raises(MismatchError, match=r"detector\.json.*imported"):
         read_description(tmp_path)
     with pytest.raises(

@@ -51,7 +51,8 @@ def truth_and_scores(flow: Flow, run: str) -> tuple[np.ndarray, np.ndarray, np.n
     """(N, C) truth, scores and winning regions of a run of the tiny scenes."""
     truth = read_manifest(flow / "data/tiny/prepared/manifest.parquet").truth("test")
     table = pq.read_table(flow / "runs/tiny" / run / "predictions.parquet")
-    return truth, *(np.array(table.column(name).to_pylist()) for name in ("scores", "regions"))
+    logits, regions = (np.array(table.column(name).to_pylist()) for name in ("logits", "regions"))
+    return truth, 1 / (1 + np.exp(-logits)), regions
 
 
 def choice(page: Page, name: str) -> Locator:

@@ -16,7 +16,7 @@ import pytest
 from builders import make_rows
 from caches import DATASET, RECIPE, changed_rows, cut, write_cache
 
-from pipeline.errors import DamagedError, InputError, MismatchError, MissingError
+from pipeline.errors import AccessError, DamagedError, InputError, MismatchError, MissingError
 from pipeline.files import sha256_file
 from pipeline.shards.schema import AXES, FORMAT_VERSION, fingerprint, row_checksums
 from pipeline.shards.shard import (
@@ -72,9 +72,15 @@ def test_rows_that_break_the_contract_are_not_written(folder: Path) -> None:
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [(OSError("No space left on device"), AccessError), (KeyboardInterrupt(), KeyboardInterrupt)],
+)
 def test_an_interrupted_write_leaves_no_file(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    kind: type[BaseException],
 ) -> None:
     write = h5py.Group.create_dataset
 
@@ -84,7 +90,7 @@ def test_an_interrupted_write_leaves_no_file(
         return write(group, name, **options)
 
     monkeypatch.setattr(h5py.Group, "create_dataset", fail_late)
-    with pytest.raises(type(error)):
+    with pytest.raises(kind):
         write_shard(folder / shard_name(0), make_rows(), dataset=DATASET, recipe=RECIPE)
     assert list(folder.iterdir()) == []
 

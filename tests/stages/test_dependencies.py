@@ -24,6 +24,7 @@ EXEMPT = {
     "images": "decodes photographs; what it decides of the regions is in the cache's fingerprint",
     "machine": "decides how much is kept in memory, which changes no number",
     "regions": "the fingerprint of the cache holds what decides the regions",
+    "sealed": "writes bytes that others decide, and checks them",
     "settings": "the file of resolved settings holds every value, defaults included",
     "shards": "reads and checks what the fingerprint of the cache describes",
     "tensors": "reads and writes tensors, and chooses the device",

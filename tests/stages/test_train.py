@@ -23,6 +23,7 @@ from flows import ROOT, Flow
 from ruamel.yaml import YAML
 from toys import KILLED_AT, RECIPE, Killed, copied, killed_after, make_checkout, make_toy
 
+from pipeline.files import sha256_json
 from pipeline.learning.checkpoint import load_checkpoint
 from pipeline.learning.training import train_network
 from pipeline.matching.loss import matching_loss
@@ -116,6 +117,8 @@ def test_the_settings_of_a_run_lie_beside_its_checkpoint(checkout: Flow, tmp_pat
         written = YAML(typ="safe").load(folder / "settings.yaml")
         settings = load_checkpoint(folder / "checkpoint.pt").settings
         assert settings.epochs == epochs
+        digest = written.pop("sha256")
+        assert digest == sha256_json(written)
         assert written == {
             "dataset": "toy",
             "variant": "full",
@@ -260,4 +263,4 @@ def test_a_missing_tensorboard_is_named(
     assert flow.gmpipe("train", "--tensorboard").refused(
         r"--tensorboard .*`tensorboard`.*pip install --editable '\.\[tensorboard\]'"
     )
-    assert not (flow / "runs").exists() or list((flow / "runs/toy").glob("full*")) == []
+    assert list((flow / "runs/toy/full-s0").iterdir()) == []

@@ -32,11 +32,15 @@ def make_evaluation(metrics: Metrics, *, seed: int = 0, **others: Any) -> Evalua
         "split": "drawn/test",
         "variant": "full",
         "epoch": 2,
+        "trained_images": 24,
         "images": 12,
         "left_out": 0,
         "counts": {"train": {"images": 24}, "test": {"images": 12}},
         "commit": None,
+        "uncommitted": None,
         "fingerprint": "f",
-        "labels_sha256": "l",
+        "train_sha256": "t",
+        "test_sha256": "u",
+        "checkpoint_sha256": "c",
     }
     return Evaluation(metrics, **{**record, "seed": seed, **others})
