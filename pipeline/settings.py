@@ -80,8 +80,12 @@ class CocoSettings(_ListedSettings):
     """MS-COCO in its publisher's folders: annotations/instances_<split>.json beside <split>/."""
 
     source: Literal["coco"]
-    train: str = Field("train2014", description="Split to train on.")
-    test: str = Field("val2014", description="Split to test on.")
+    train: str = Field("train2014", description="Split to train on. `train2014` is the paper's.")
+    test: str = Field(
+        "val2014",
+        description="Split to test on. `val2014` is the paper's, but torchvision's detector was "
+        "trained on 35,504 of its 40,504 images; it has not seen those of `val2017`.",
+    )
 
 
 class NuswideSettings(_ListedSettings):

@@ -26,7 +26,7 @@ from flows import BIN, PARAMS, ROOT, STAGES, VARIANTS, Flow
 from pages import LANGUAGES, PAGES, Block, commands, gmpipe_arguments, read_page
 from ruamel.yaml import YAML
 from small import make_small
-from trees import VocObject, draw_image, make_coco, make_nuswide, make_voc
+from trees import VocObject, coco_files, draw_image, make_coco, make_nuswide, make_voc
 
 from stages.checkout.params import load_params
 from stages.cli.main import cli
@@ -70,6 +70,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, _in_this_process: None) -> F
         shutil.copy(ROOT / name, flow.folder)
     make_voc(flow / "data/voc2007")
     make_coco(flow / "data/coco")
+    make_coco(flow / "data/coco2017", coco_files(2017))
     make_nuswide(flow / "data/nuswide")
     small = make_small(flow / "small")
     shutil.copy(small / "regions.npz", flow.folder)

@@ -1,14 +1,17 @@
 """MS-COCO, as its publisher lays it out.
 
-    data/coco/
-        annotations/instances_train2014.json
-        annotations/instances_val2014.json
-        train2014/<file_name>
-        val2014/<file_name>
+    data/coco/                                      data/coco2017/
+        annotations/instances_train2014.json            annotations/instances_train2017.json
+        annotations/instances_val2014.json              annotations/instances_val2017.json
+        train2014/<file_name>                           train2017/<file_name>
+        val2014/<file_name>                             val2017/<file_name>
 
-The archives annotations_trainval2014.zip, train2014.zip and val2014.zip, unpacked in data/coco/,
-make this tree; other years differ in the splits' names only. The format is described at
-cocodataset.org/#format-data.
+The archives annotations_trainval<year>.zip, train<year>.zip and val<year>.zip, unpacked in the data
+set's folder, make this tree. The format is described at cocodataset.org/#format-data.
+
+Both years have the same photographs, divided in another way: val2017 is 5,000 of val2014's 40,504
+images, and train2017 is all others of both splits. So a detector that was trained on train2017, as
+torchvision's, has seen most of val2014 and nothing of val2017.
 
 The vocabulary is the categories in the order of their ids, which have gaps. An image is positive
 for every category of which it has an annotation, including crowds. Images without an annotation are

@@ -1,4 +1,4 @@
-"""Groups of labels, as the publishers of data sets define them."""
+"""What the publishers of data sets define about them: groups of labels, and a metric."""
 
 from __future__ import annotations
 
@@ -107,3 +107,14 @@ def label_groups(source: str, labels: Sequence[str]) -> Mapping[str, Sequence[st
     if set(labels) <= {label for group in groups.values() for label in group}:
         return groups
     return None
+
+
+def has_eleven_points(source: str, labels: Sequence[str]) -> bool:
+    """Whether a data set is evaluated with VOC 2007's 11-point average precision as well.
+
+    Args:
+        source: the data set's `source` in params.yaml.
+        labels: its vocabulary. Imported regions of VOC are known by VOC's 20 classes.
+    """
+    classes = {label for group in LABEL_GROUPS["voc"].values() for label in group}
+    return source == "voc" or set(labels) == classes

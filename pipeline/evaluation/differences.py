@@ -1,11 +1,96 @@
-"""What differs between our runs and the paper's, in sentences for a reader who compares them."""
+"""What differs between our runs and the paper's, in sentences for a reader who compares them.
+
+Every setting is in one of the tables below, which say what the paper gives for it, so that none can
+be forgotten (tests/evaluation/test_differences.py). Settings of stage one have the prefix
+``extract.``, all others are those of `TrainSettings`. Sections are the paper's.
+"""
 
 from __future__ import annotations
 
-from pipeline.evaluation.paper import PaperResults
+from collections.abc import Mapping
+
+from pipeline.evaluation.paper import VARIANT_NAMES, PaperResults
 from pipeline.evaluation.runs import Run
 from pipeline.settings import DetectorSettings, TrainSettings
 from pipeline.shards.schema import Recipe
+
+STATED: Mapping[str, tuple[object, str]] = {
+    "network.architecture": ("matching", "3.3"),
+    "network.instance_graph": (True, "3.2"),
+    "network.label_graph": (True, "3.2"),
+    "network.matching_edges": (True, "3.2"),
+    "network.latent_size": (512, "4.2"),
+    "network.modules": (2, "4.2"),
+    "optimizer": ("sgd", "4.2"),
+    "learning_rate": (0.01, "4.2"),
+    "momentum": (0.9, "4.2"),
+    "weight_decay": (0.0001, "4.2"),
+    "schedule": ("step", "4.2"),
+    "step_epochs": (30, "4.2"),
+}
+"""Setting -> the value that the paper gives, and where. Each that differs is named."""
+
+BY_DATA_SET: Mapping[str, tuple[str, str]] = {
+    "regions": ("regions", "4.4"),
+    "beta": ("beta", "4.2"),
+}
+"""Setting -> the field of `PaperResults` that has the paper's value, and where that is given."""
+
+UNMENTIONED: Mapping[str, object] = {
+    "network.node_norm": False,
+    "network.input_dropout": 0.0,
+    "network.dropout": 0.0,
+    "network.decoder_dropout": 0.0,
+    "averaging": 0.0,
+    "precision": "float32",
+    "validation": 0.0,
+    "extract.feature_dtype": "float32",
+}
+"""Setting of something that the paper does not mention -> its value where we do without it, too.
+Each with another value is named."""
+
+OURS: Mapping[str, str] = {
+    "network.neighbors": "",
+    "network.label_neighbors": "",
+    "network.least_deviation": "",
+    "clip_norm": ", which acts at every early step",
+    "selection": "",
+    "extract.score_threshold": "",
+    "extract.nms_threshold": "",
+}
+"""Setting that needs a value, while the paper gives none -> what to add. Each is always named."""
+
+IN_WORDS = (
+    "label_vectors",
+    "epochs",
+    "batch_size",
+    "extract.size",
+    "extract.views",
+    "extract.flip",
+    "extract.regions",
+)
+"""Settings that a line of their own describes."""
+
+WITHOUT_EFFECT: Mapping[str, str] = {
+    "variants": "defines other variants",
+    "extract.seed": "a seed",
+    "extract.hash_images": "how a cache is recognised",
+    "extract.rows_per_shard": "how regions are stored",
+    "extract.batch_size": "how many images the detector takes at once",
+    "extract.max_failures": "images without regions are counted beside the results",
+}
+"""Setting that changes nothing which could be compared with the paper -> what it is."""
+
+_TORCHVISION_WEIGHTS = "258fb6c6"
+"""First digits of the sha256 of torchvision's weights, which its file's name has as well."""
+
+_IN_TRAINING = {
+    "train2014": "all of train2014's 82,783 images",
+    "val2014": "35,504 of val2014's 40,504 images",
+    "train2017": "all of these images",
+}
+"""Split of COCO -> which of its images are in train2017. It is the union of train2014 and val2014
+without the 5,000 images of val2017, which are from val2014: 82,783 + 40,504 - 5,000 = 118,287."""
 
 
 def describe_detector(detector: DetectorSettings, recipe: Recipe) -> str:
@@ -17,10 +102,32 @@ def describe_detector(detector: DetectorSettings, recipe: Recipe) -> str:
     """
     if "imported_from" in recipe:
         return f"another program, imported ({recipe['imported_from']})"
-    return {
-        "torchvision": "torchvision's ResNet50-FPN Faster R-CNN, trained on MS-COCO",
-        "fit": "a Faster R-CNN fitted on boxes of this data set",
-    }.get(detector.source, f"a Faster R-CNN with the weights {detector.weights}")
+    if detector.source == "torchvision" or _is_torchvisions(recipe):
+        return "torchvision's ResNet50-FPN Faster R-CNN, trained on train2017 of MS-COCO"
+    if detector.source == "fit":
+        start = f", starting from the weights {detector.weights}" if detector.weights else ""
+        return f"a Faster R-CNN fitted on boxes of this data set{start}"
+    return f"a Faster R-CNN with the weights {detector.weights}"
+
+
+def seen_by_detector(run: Run) -> str | None:
+    """Say how many of a run's test images the detector was trained on; None if none is known.
+
+    torchvision's weights were trained on train2017 of COCO, according to its documentation ("models
+    trained on the instances set of COCO train2017 and evaluated on COCO val2017",
+    pytorch.org/vision/0.12/models.html) and to the recipe that the weights name.
+
+    Returns:
+        two sentences, the last without its full stop.
+    """
+    _, _, tested = run.evaluation.split.removesuffix("/test").rpartition("/")
+    if not _is_torchvisions(run.recipe) or tested not in _IN_TRAINING:
+        return None
+    return (
+        f"The detector has seen test images with their boxes: it was trained on train2017, which "
+        f"holds {_IN_TRAINING[tested]}. So these numbers are higher than they would be on new "
+        "images; val2017 (`coco2017` in params.yaml) has images that it has not seen"
+    )
 
 
 def paper_differences(run: Run, paper: PaperResults, detector: str) -> list[str]:
@@ -34,20 +141,42 @@ def paper_differences(run: Run, paper: PaperResults, detector: str) -> list[str]
     frozen = "" if "imported_from" in run.recipe else ", kept as it is"
     lines = [
         f"Detector: our regions come from {detector}{frozen}. The paper's come from a pre-trained "
-        "ResNet50-FPN Faster R-CNN; it does not say what that was trained on.",
+        "ResNet50-FPN Faster R-CNN; it does not say what that was trained on, nor whether it was "
+        "trained further.",
+    ]
+    seen = seen_by_detector(run)
+    if seen:
+        lines.append(
+            f"Test images: {seen[0].lower()}{seen[1:]}. The paper does not say what its "
+            "detector had seen."
+        )
+    lines += [
         f"Images: ours are {evaluation.counts['train']['images']:,} for training and "
         f"{evaluation.images:,} for testing, the paper's {train:,} and {test:,}.",
+        f"Labels: {paper.truth}. The paper does not say how it reads them.",
         _augmentation(run),
         f"Label vectors: ours come from {settings.label_vectors}. The paper's are 300-dimensional "
         "GloVe vectors, trained on Wikipedia.",
         f"Length of training: {settings.epochs} epochs in batches of {settings.batch_size}. The "
         "paper states neither, nor how it chose its epoch.",
     ]
-    own = _other_settings(settings, run.recipe, paper)
-    if own:
+    ours = _values(settings, run.recipe)
+    other = _other_settings(ours, paper, evaluation.variant)
+    if other:
         lines.append(
-            f"Settings of {evaluation.variant} that differ from the paper's: {'; '.join(own)}."
+            f"Settings of {evaluation.variant} that differ from the paper's: {'; '.join(other)}."
         )
+    own = [f"{name} {_shown(ours[name])}{more}" for name, more in OURS.items() if name in ours]
+    lines += [
+        f"Settings for which the paper gives no value: {'; '.join(own)}.",
+        "Inputs: ours are standardised with the mean and deviation of the training images. The "
+        "paper does not mention it.",
+        "Initial weights: ours keep the size of a signal from layer to layer, with biases of 0. "
+        "The paper does not say how it initialises.",
+        "Equations: ours takes the mean over neighbours in (5) and (7), whose sums are not "
+        "printed, and reads matching edges where the print has e^o and e^l. The loss (15) has the "
+        "minus sign that its print lacks, and is averaged over the images of a batch, not summed.",
+    ]
     if evaluation.metrics.mAP11 is not None:
         lines.append(
             "mAP: ours is the mean area under the precision-recall curve; the devkit's 11-point "
@@ -57,11 +186,17 @@ def paper_differences(run: Run, paper: PaperResults, detector: str) -> list[str]
     return lines
 
 
+def _is_torchvisions(recipe: Recipe) -> bool:
+    return str(recipe.get("weights_sha256", "")).startswith(_TORCHVISION_WEIGHTS)
+
+
 def _augmentation(run: Run) -> str:
     ours = "ours is none"
     if "size" in run.recipe:  # imported regions have one view, of unknown size
         if run.views > 1:
-            ours = f"ours draws one of {run.views} cached views of an image, one of them plain"
+            flips = "with flips" if run.recipe.get("views.flip", True) else "without flips"
+            ours = f"ours draws one of {run.views} cached views of an image, one of them plain and "
+            ours += f"the others random crops {flips}"
         ours += f"; images are resized to {run.recipe['size']} x {run.recipe['size']}"
     return (
         f"Augmentation: {ours}. The paper crops each image at random, resizes it to 448 x 448 and "
@@ -69,24 +204,38 @@ def _augmentation(run: Run) -> str:
     )
 
 
-def _other_settings(ours: TrainSettings, recipe: Recipe, paper: PaperResults) -> list[str]:
-    """Name the settings for which the paper states another value."""
-    network = ours.network
-    pairs = {
-        "regions": (ours.regions or recipe["regions"], paper.regions),
-        "network.latent_size": (network.latent_size, 512),
-        "network.modules": (network.modules, 2),
-        "network.node_norm": (network.node_norm, False),
-        "optimizer": (ours.optimizer, "sgd"),
-        "learning_rate": (ours.learning_rate, 0.01),
-        "momentum": (ours.momentum, 0.9),
-        "weight_decay": (ours.weight_decay, 0.0001),
-        "schedule": (ours.schedule, "step"),
-        "step_epochs": (ours.step_epochs, 30),
-        "beta": (ours.beta, paper.beta),
+def _values(settings: TrainSettings, recipe: Recipe) -> dict[str, object]:
+    """Setting, as the tables name it -> its value; an imported cache has few of stage one."""
+    train = settings.model_dump(exclude={"variants"})
+    network = train.pop("network")
+    train["regions"] = settings.regions or recipe["regions"]
+    return {
+        **train,
+        **{f"network.{name}": value for name, value in network.items()},
+        **{f"extract.{name}": value for name, value in recipe.items()},
     }
-    return [
-        f"{name} {value} (paper: {printed})"
-        for name, (value, printed) in pairs.items()
-        if value != printed
+
+
+def _other_settings(ours: Mapping[str, object], paper: PaperResults, variant: str) -> list[str]:
+    """Name the settings that have another value than the paper's, or that it does not mention."""
+    ablated = ("network.instance_graph", "network.label_graph", "network.matching_edges")
+    stated = {
+        **{name: getattr(paper, field) for name, (field, _) in BY_DATA_SET.items()},
+        **{name: value for name, (value, _) in STATED.items()},
+    }
+    lines = [
+        f"{name} {_shown(ours[name])} (paper: {value})"
+        for name, value in stated.items()
+        # The paper has these ablations too.
+        if ours[name] != value and not (name in ablated and variant in VARIANT_NAMES)
     ]
+    lines += [
+        f"{name} {_shown(ours[name])} (the paper mentions none)"
+        for name, without in UNMENTIONED.items()
+        if name in ours and ours[name] != without
+    ]
+    return lines
+
+
+def _shown(value: object) -> str:
+    return "all" if value is None else str(value)

@@ -14,10 +14,10 @@ from typing import Any
 from tabulate import tabulate
 
 from pipeline.datasets.groups import LABEL_GROUPS
-from pipeline.evaluation import bootstrap
-from pipeline.evaluation.differences import paper_differences
+from pipeline.evaluation.bootstrap import COVERAGE, Intervals
+from pipeline.evaluation.differences import paper_differences, seen_by_detector
 from pipeline.evaluation.metrics import Evaluation
-from pipeline.evaluation.paper import PAPER, VARIANT_NAMES, PaperResults
+from pipeline.evaluation.paper import VARIANT_NAMES, PaperResults, paper_results
 from pipeline.evaluation.runs import Evaluations, Runs, evaluations_of
 from pipeline.evaluation.spread import mean_of, spread_of
 
@@ -32,7 +32,7 @@ def results_markdown(
     source: str,
     detector: str,
     runs: Runs,
-    intervals: Mapping[str, bootstrap.Interval],
+    intervals: Intervals,
 ) -> str:
     """Write all tables of a data set's runs, each under a heading.
 
@@ -40,14 +40,17 @@ def results_markdown(
         dataset: its name in params.yaml.
         source: of the data set, as in its settings; decides how labels are grouped.
         detector: as `differences.describe_detector` says it.
-        intervals: of `bootstrap.intervals`, against `BASE`.
+        intervals: against `BASE`.
     """
     evaluations = evaluations_of(runs)
     first = next(iter(evaluations.values()))
-    sections = {"Results": f"{caption(dataset, first)}\n\n{results_table(evaluations)}"}
-    paper = PAPER.get(dataset)
+    shown = next(iter(runs.values()))[0]
+    seen = seen_by_detector(shown)
+    notes = f"\n\n{seen}." if seen else ""
+    sections = {"Results": f"{caption(dataset, first)}\n\n{results_table(evaluations)}{notes}"}
+    paper = paper_results(source, shown.evaluation)
     if paper is not None:
-        lines = paper_differences(next(iter(runs.values()))[0], paper, detector)
+        lines = paper_differences(shown, paper, detector)
         sections["Comparison with the paper"] = (
             f"GM-MLIC (IJCAI 2021), {paper.title}, in percent.\n\n"
             f"{paper_table(evaluations, paper)}\n\nWhat differs:\n\n"
@@ -60,15 +63,12 @@ def results_markdown(
     sections["Average precision by label"] = labels_table(evaluations, groups, printed)
     differences = {
         variant: (mean_difference(evaluations, variant, BASE), *interval.difference)
-        for variant, interval in intervals.items()
+        for variant, interval in intervals.of.items()
         if interval.difference is not None
     }
     if differences:
         sections[f"Difference from {BASE}"] = (
-            "In points of mAP, averaged over the seeds. The interval holds "
-            f"{100 * bootstrap.COVERAGE:.0f} % of {bootstrap.RESAMPLES:,} resamples of the "
-            f"{first[0].images:,} test images (paired bootstrap): it shows how much the result "
-            "depends on the choice of test images, not on the seed.\n\n"
+            f"In points of mAP, averaged over the seeds, with the {intervals.about}.\n\n"
             f"{differences_table(differences)}"
         )
     return "\n".join(f"## {title}\n\n{text}\n" for title, text in sections.items())
@@ -107,7 +107,7 @@ def differences_table(rows: Mapping[str, tuple[float, float, float]]) -> str:
         [variant, f"{difference:+.2f}", f"{low:+.2f} to {high:+.2f}"]
         for variant, (difference, low, high) in rows.items()
     ]
-    header = ["variant", f"mAP - {BASE}", f"{100 * bootstrap.COVERAGE:.0f} % interval"]
+    header = ["variant", f"mAP - {BASE}", f"{100 * COVERAGE:.0f} % interval"]
     return _markdown(header, cells)
 
 

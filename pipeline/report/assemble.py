@@ -12,8 +12,8 @@ import numpy as np
 from pipeline.datasets.groups import label_groups
 from pipeline.evaluation import bootstrap
 from pipeline.evaluation.diagnostics import cluster_labels
-from pipeline.evaluation.differences import paper_differences
-from pipeline.evaluation.paper import PAPER
+from pipeline.evaluation.differences import paper_differences, seen_by_detector
+from pipeline.evaluation.paper import paper_results
 from pipeline.evaluation.runs import evaluations_of
 from pipeline.evaluation.tables import BASE, caption, labels_csv, results_csv, results_markdown
 from pipeline.learning.checkpoint import Checkpoint
@@ -141,12 +141,11 @@ def _rounded(curves: drawn.Curves) -> dict[str, dict[str, list[list[float]]]]:
 
 def _about_data_set(inputs: PageInputs, groups: Groups) -> dict[str, Any]:
     """The overview's words and names."""
+    seen = seen_by_detector(inputs.shown)
     return {
         "dataset": inputs.manifest.dataset,
         "caption": caption(inputs.manifest.dataset, evaluations_of(inputs.runs)[inputs.base]),
-        "interval": f"{100 * bootstrap.COVERAGE:.0f} % interval over {bootstrap.RESAMPLES:,} "
-        "resamples of the test images",
-        "detector": inputs.detector,
+        "detector": f"{inputs.detector}. {seen}" if seen else inputs.detector,
         "base": inputs.base,
         "variants": inputs.variants,
         "looks": looks(inputs.variants),
@@ -157,15 +156,15 @@ def _about_data_set(inputs: PageInputs, groups: Groups) -> dict[str, Any]:
     }
 
 
-def _numbers(inputs: PageInputs, intervals: Mapping[str, bootstrap.Interval]) -> dict[str, Any]:
+def _numbers(inputs: PageInputs, intervals: bootstrap.Intervals) -> dict[str, Any]:
     """The overview's tables, with the paper's numbers where it has any."""
     evaluations, labels = evaluations_of(inputs.runs), inputs.manifest.vocabulary
-    paper = PAPER.get(inputs.manifest.dataset)
-    rows = own_rows(evaluations, intervals, BASE)
+    first = next(iter(inputs.runs.values()))[0]
+    paper = paper_results(inputs.source, first.evaluation)
+    rows = own_rows(evaluations, intervals.of, BASE)
     of_paper = None
     if paper is not None:
         rows += paper_rows(paper)
-        first = next(iter(inputs.runs.values()))[0]
         of_paper = {
             "title": paper.title,
             "ap": [paper.ap.get(label) for label in labels] if paper.ap else None,
@@ -175,5 +174,6 @@ def _numbers(inputs: PageInputs, intervals: Mapping[str, bootstrap.Interval]) ->
         "ap": label_cells(evaluations),
         "columns": columns(evaluations, BASE),
         "rows": rows,
+        "interval": intervals.about,
         "paper": of_paper,
     }

@@ -33,6 +33,7 @@ class RunPlan:
 
     Attributes:
         dataset, variant, seed: which identify the run.
+        source: of the data set, as in its settings.
         settings: the variant's own.
         views: number of views of each training image.
         folder: of the results.
@@ -42,6 +43,7 @@ class RunPlan:
     dataset: str
     variant: str
     seed: int
+    source: str
     settings: TrainSettings
     views: int
     folder: Path
@@ -63,7 +65,10 @@ def plan_run(request: Request, variant: str, seed: int) -> RunPlan:
     folder = run_folder(request.dataset, variant, seed, overridden)
     arguments = ["--dataset", request.dataset, "--variant", variant, "--seed", str(seed)]
     arguments += request.set_options
-    return RunPlan(request.dataset, variant, seed, settings, views, folder, tuple(arguments))
+    source = request.prepare.source
+    return RunPlan(
+        request.dataset, variant, seed, source, settings, views, folder, tuple(arguments)
+    )
 
 
 def open_inputs(

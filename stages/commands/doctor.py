@@ -314,7 +314,7 @@ def _needed(dataset: str, source: PrepareSettings) -> tuple[list[str], str]:
         splits = (source.train, source.test)
         return (
             [*(f"annotations/instances_{split}.json" for split in splits), *splits],
-            f"unpack the publisher's annotations_trainval2014.zip, {source.train}.zip and "
+            f"unpack the publisher's annotations_*.zip, {source.train}.zip and "
             f"{source.test}.zip in {root}",
         )
     if isinstance(source, NuswideSettings):

@@ -91,7 +91,7 @@ def test_an_unknown_key_suggests_the_nearest(
     ("changes", "parts"),
     [
         # Names of data sets and variants
-        ({"datasets": ["dmeo"]}, ["datasets", "'dmeo'", "coco, demo,", "`demo`"]),
+        ({"datasets": ["dmeo"]}, ["datasets", "'dmeo'", "coco, coco2017, demo,", "`demo`"]),
         ({"variants": ["full", "max_pool"]}, ["`variants.1`", "'max_pool'"]),
         ({"train.demo.variants.ful": {}}, ["train.demo.variants.ful", "`full`"]),
         # Sections and blocks

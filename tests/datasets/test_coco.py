@@ -56,6 +56,22 @@ def test_labels_follow_the_order_of_category_ids(tmp_path: Path) -> None:
     assert list(listing.sources) == [TRAIN, TEST]
 
 
+def test_the_split_of_2017_has_the_same_labels_in_other_folders(tmp_path: Path) -> None:
+    make_coco(tmp_path / "2014")
+    make_coco(tmp_path / "2017", coco_files(2017))
+    before = read_coco(tmp_path / "2014", SETTINGS)
+    after = read_coco(
+        tmp_path / "2017", CocoSettings(source="coco", train="train2017", test="val2017")
+    )
+    assert after.split_name == "train2017/val2017"
+    assert list(after.sources) == [TRAIN.replace("2014", "2017"), TEST.replace("2014", "2017")]
+    assert after.vocabulary == before.vocabulary
+    paths = after.table.column("path").to_pylist()
+    assert paths[1] == "train2017/000000000009.jpg"
+    assert all((tmp_path / "2017" / path).is_file() for path in paths)
+    assert after.table.drop_columns("path") == before.table.drop_columns("path")
+
+
 def test_boxes_are_normalized_corners(tmp_path: Path) -> None:
     boxes = read_coco(make_coco(tmp_path), SETTINGS).boxes
     assert boxes is not None

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 from pipeline.errors import MismatchError
-from pipeline.evaluation.bootstrap import difference_interval, resampled_maps
+from pipeline.evaluation import bootstrap
+from pipeline.evaluation.bootstrap import FEW, Maps, intervals, resample
 from pipeline.evaluation.metrics import evaluate
 
 
@@ -50,7 +51,9 @@ def test_a_resample_has_the_map_of_its_repeated_images(
     images: int, labels: int, seed: int, ties: bool
 ) -> None:
     [scores], truth = make_split(images, labels, seed=seed, ties=ties)
-    maps = resampled_maps([scores], truth, resamples=4, seed=seed)
+    found = resample([scores], truth, resamples=4, seed=seed)
+    assert found.split == pytest.approx(evaluate(scores, truth, names(labels)).mAP, abs=1e-9)
+    maps = found.resamples
     assert maps.shape == (1, 4)
     for value, drawn in zip(maps[0], drawn_images(images, 4, seed), strict=True):
         if (truth[drawn] == 1).any():
@@ -65,9 +68,9 @@ def test_a_resample_has_scikit_learns_map() -> None:
     runs, truth = make_split(400, 6, ties=True, runs=2)
     truth[:, 1] = 0
     truth[0, 1] = 1  # in some resamples this label has no positive
-    maps = resampled_maps(runs, truth, resamples=20, seed=3)
+    maps = resample(runs, truth, resamples=20, seed=3).resamples
     without = 0
-    for resample, drawn in enumerate(drawn_images(400, 20, 3)):
+    for number, drawn in enumerate(drawn_images(400, 20, 3)):
         for run, scores in enumerate(runs):
             ap = []
             for label in range(6):
@@ -75,49 +78,81 @@ def test_a_resample_has_scikit_learns_map() -> None:
                 if (truth[kept, label] == 1).any():
                     ap.append(average_precision_score(truth[kept, label], scores[kept, label]))
             without += len(ap) < 6
-            assert maps[run, resample] == pytest.approx(100 * np.mean(ap), abs=1e-9)
+            assert maps[run, number] == pytest.approx(100 * np.mean(ap), abs=1e-9)
     assert without
 
 
 def test_the_resamples_depend_on_seed_and_images_alone() -> None:
     """One run or many, few resamples or more than are computed together: the numbers agree."""
     runs, truth = make_split(30, 3, runs=3)
-    together = resampled_maps(runs, truth, resamples=520, seed=1)
+
+    def maps(of: list[np.ndarray], resamples: int, seed: int) -> np.ndarray:
+        return resample(of, truth, resamples=resamples, seed=seed).resamples
+
+    together = maps(runs, 520, 1)
     for run, scores in enumerate(runs):
-        assert (resampled_maps([scores], truth, resamples=520, seed=1)[0] == together[run]).all()
-    fewer = resampled_maps(runs, truth, resamples=30, seed=1)
+        assert (maps([scores], 520, 1)[0] == together[run]).all()
+    fewer = maps(runs, 30, 1)
     assert np.allclose(fewer, together[:, :30], rtol=1e-12)
-    assert not np.allclose(resampled_maps(runs, truth, resamples=30, seed=2), fewer)
+    assert not np.allclose(maps(runs, 30, 2), fewer)
     assert len(np.unique(together[0])) > 500  # no chunk repeats the one before
 
 
 def test_the_interval_is_of_the_mean_over_seeds_on_the_same_resample() -> None:
-    base = np.zeros((2, 41))
     # 0, 1, ..., 40 in any order, as the mean of two seeds that differ: quantiles 2.5 % and 97.5 %.
     mean = np.random.default_rng(0).permutation(41).astype(float)
-    maps = np.stack([mean - 7, mean + 7])
-    assert difference_interval(maps, base) == pytest.approx((1.0, 39.0))
-    assert difference_interval(base, maps) == pytest.approx((-39.0, -1.0))
+    maps = Maps(np.array([15.0, 25.0]), np.stack([mean - 7, mean + 7]))
+    assert maps.interval() == pytest.approx((1.0, 39.0))  # the split is the middle: no bias
+    base = Maps(np.zeros(2), np.zeros((2, 41)))
+    assert maps.minus(base).interval() == pytest.approx((1.0, 39.0))
+    assert base.minus(maps).interval() == pytest.approx((-39.0, -1.0))
+
+
+def test_the_interval_is_moved_by_twice_the_bias() -> None:
+    resamples = np.arange(41.0)[None]  # 20 on average
+    assert Maps(np.array([17.0]), resamples).interval() == pytest.approx((1.0 - 6, 39.0 - 6))
+    assert Maps(np.array([24.5]), resamples).interval() == pytest.approx((1.0 + 9, 39.0 + 9))
 
 
 def test_a_run_does_not_differ_from_itself_and_pairs_are_narrower() -> None:
     [scores, noise], truth = make_split(300, 4, runs=2)
     scores = 0.8 * scores + 0.1 * (truth == 1)
     better = scores + 0.1 * (truth == 1) * noise
-    a, b = resampled_maps([better], truth), resampled_maps([scores], truth)
-    assert difference_interval(a, a) == (0, 0)
-    low, high = difference_interval(a, b)
+    a, b = resample([better], truth), resample([scores], truth)
+    assert a.minus(a).interval() == (0, 0)
+    low, high = a.minus(b).interval()
     assert 0 < low < high
-    unpaired = difference_interval(a, np.roll(b, 1, axis=1))
+    unpaired = a.minus(Maps(b.split, np.roll(b.resamples, 1, axis=1))).interval()
     assert high - low < (unpaired[1] - unpaired[0]) / 4
 
 
 def test_resamples_without_a_positive_don_t_count() -> None:
-    maps = np.array([[1.0, np.nan, 3.0]])
-    assert difference_interval(maps, np.zeros((1, 3))) == pytest.approx((1.05, 2.95))
+    maps = Maps(np.array([2.0]), np.array([[1.0, np.nan, 3.0]]))
+    assert maps.interval() == pytest.approx((1.05, 2.95))
+
+
+def test_an_map_has_no_interval_beyond_0_and_100() -> None:
+    truth = np.array([[1], [1], [0], [0]])
+    worst = np.array([[0.0], [1.0], [2.0], [3.0]])
+    found = intervals({"full": [worst], "own": [-worst]}, truth, "full").of
+    assert found["full"].ends[0] >= 0
+    assert found["own"].ends == (100, 100)
+    assert found["full"].difference is None
+    assert found["own"].difference is not None
+
+
+def test_what_is_said_names_resamples_images_and_too_few_positives() -> None:
+    truth = np.zeros((60, 3), dtype=int)
+    truth[: FEW - 1, 0] = truth[:FEW, 1] = 1  # 9.5 positives a label; the third has none
+    scores = np.random.default_rng(0).random(truth.shape)
+    about = intervals({"full": [scores]}, truth, "full").about
+    for part in (f"{bootstrap.RESAMPLES:,} ", "60 ", "9.5", str(FEW)):
+        assert part in about
+    truth[:FEW, 0] = 1
+    assert "9.5" not in intervals({"full": [scores]}, truth, "full").about
 
 
 def test_scores_of_other_images_are_refused() -> None:
     [scores], truth = make_split(5, 2)
     with pytest.raises(MismatchError, match=r"\(4, 2\).*\(5, 2\)"):
-        resampled_maps([scores, scores[:4]], truth)
+        resample([scores, scores[:4]], truth)

@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, get_args
 
+import pytest
 from results import make_evaluation, make_metrics
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-from pipeline.evaluation.differences import describe_detector, paper_differences
+from pipeline.evaluation.bootstrap import Intervals
+from pipeline.evaluation.differences import (
+    BY_DATA_SET,
+    IN_WORDS,
+    OURS,
+    STATED,
+    UNMENTIONED,
+    WITHOUT_EFFECT,
+    describe_detector,
+    paper_differences,
+    seen_by_detector,
+)
 from pipeline.evaluation.paper import PAPER
 from pipeline.evaluation.runs import Run
-from pipeline.settings import DetectorSettings, TrainSettings
+from pipeline.evaluation.tables import results_markdown
+from pipeline.settings import DetectorSettings, ExtractSettings, NetworkSettings, TrainSettings
 
 PAPERS = TrainSettings.model_validate({"network": {"node_norm": False}, "epochs": 7})
 COUNTS = {"train": {"images": 4_000}, "test": {"images": 500}}
 FILE = Path("unread")
+TORCHVISIONS = {"weights_sha256": f"258fb6c6{'0' * 56}"}
+"""What a recipe with torchvision's weights says of them."""
 RUN = Run(
     name="full-s0",
     settings=PAPERS,
@@ -37,12 +55,50 @@ def lines(run: Run) -> dict[str, str]:
 
 def test_the_detector_is_named_by_what_made_the_regions() -> None:
     torchvision = DetectorSettings(source="torchvision")
-    fitted = DetectorSettings.model_validate({"source": "fit", "fit": {}})
     assert "torchvision" in describe_detector(torchvision, {})
+    fitted = DetectorSettings.model_validate({"source": "fit", "fit": {}})
     assert "fitted" in describe_detector(fitted, {})
+    fitted = DetectorSettings.model_validate({"source": "fit", "fit": {}, "weights": "coco.pth"})
+    assert re.search(r"fitted.*coco\.pth", describe_detector(fitted, {}))
     file = DetectorSettings.model_validate({"source": "file", "weights": "mine.pt"})
     assert "mine.pt" in describe_detector(file, {})
+    assert "train2017" in describe_detector(file, TORCHVISIONS)  # the same file, put there by hand
     assert "(npz)" in describe_detector(torchvision, {"imported_from": "npz"})
+
+
+@pytest.mark.parametrize(
+    ("split", "recipe", "seen"),
+    [
+        ("train2014/val2014/test", TORCHVISIONS, r"train2017.*35,504.*40,504.*`coco2017`"),
+        ("val2014/train2014/test", TORCHVISIONS, r"82,783"),
+        ("val2017/train2017/test", TORCHVISIONS, r"train2017"),
+        ("train2017/val2017/test", TORCHVISIONS, None),
+        ("official/test", TORCHVISIONS, None),
+        ("train2014/val2014/test", {"weights_sha256": "0" * 64}, None),
+        ("train2014/val2014/test", {"imported_from": "npz"}, None),
+    ],
+)
+def test_test_images_that_the_detector_was_trained_on(
+    split: str, recipe: dict[str, Any], seen: str | None
+) -> None:
+    run = replace(
+        RUN,
+        recipe={**RUN.recipe, **recipe},
+        evaluation=make_evaluation(make_metrics(50), counts=COUNTS, split=split),
+    )
+    said = seen_by_detector(run)
+    assert (said is None) == (seen is None)
+    assert ("Test images" in lines(run)) == (seen is not None)
+    if seen and said:
+        assert re.search(seen, said)
+        assert re.search(seen, lines(run)["Test images"])
+        table = results_markdown("coco", "coco", "d", {"full": [run]}, Intervals({}, ""))
+        assert said in table.partition("Comparison")[0]  # also where the paper has no rows
+
+
+def test_torchvisions_file_is_named_after_its_hash() -> None:
+    weights = FasterRCNN_ResNet50_FPN_Weights.COCO_V1
+    assert f"-{TORCHVISIONS['weights_sha256'][:8]}." in weights.url
 
 
 def test_what_every_run_says() -> None:
@@ -51,7 +107,118 @@ def test_what_every_run_says() -> None:
     assert re.search("4,000.*490.*5,011.*4,952", said["Images"])
     assert "wordllama" in said["Label vectors"]
     assert re.search("7 epochs .* 32", said["Length of training"])
-    assert len(said) == 5  # its settings are the paper's
+    assert "difficult" in said["Labels"]
+    assert not [subject for subject in said if subject.startswith("Settings of")]  # the paper's
+    own = said["Settings for which the paper gives no value"]
+    for part in ("network.neighbors 5", "label_neighbors all", "deviation 0.1", "clip_norm 5.0"):
+        assert part in own
+    assert "step" in own
+    assert {"Inputs", "Initial weights", "Equations"} <= said.keys()
+
+
+FIELDS = {
+    **{f"network.{name}": field for name, field in NetworkSettings.model_fields.items()},
+    **{name: field for name, field in TrainSettings.model_fields.items() if name != "network"},
+    **{f"extract.{name}": field for name, field in ExtractSettings.model_fields.items()},
+}
+"""Every setting of stage one and of training, as the tables name them."""
+
+TABLES: dict[str, Iterable[str]] = {
+    "stated": STATED,
+    "by data set": BY_DATA_SET,
+    "unmentioned": UNMENTIONED,
+    "ours": OURS,
+    "in words": IN_WORDS,
+    "without effect": WITHOUT_EFFECT,
+}
+
+
+def test_every_setting_is_in_one_table() -> None:
+    """A new setting must be compared with the paper, or be listed as one without effect."""
+    listed = [name for table in TABLES.values() for name in table]
+    assert sorted(listed) == sorted(FIELDS)
+
+
+def other_value(name: str) -> Any:
+    """A value that differs from that of `RUN`."""
+    value = value_of(name)
+    if isinstance(value, str):
+        choices = get_args(FIELDS[name].annotation) or ("mine.npz",)
+        return next(choice for choice in choices if choice != value)
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, float):
+        return value + 0.25
+    return {"own": {}} if isinstance(value, dict) else (value or 0) + 1
+
+
+def value_of(name: str) -> Any:
+    room, _, field = name.rpartition(".")
+    if room == "extract":
+        return EXTRACTED[field]
+    return getattr(PAPERS.network if room else PAPERS, field)
+
+
+EXTRACTED = {**ExtractSettings().model_dump(), "feature_dtype": "float32", "views.flip": True}
+"""A recipe of the paper's regions; it spells some settings in another way than params.yaml."""
+
+
+@pytest.mark.parametrize("name", sorted(FIELDS))
+def test_a_setting_changes_what_is_said_unless_it_has_no_effect(name: str) -> None:
+    base = replace(RUN, recipe={**EXTRACTED, "views": 2}, views=2)
+    room, _, field = name.rpartition(".")
+    changed = base
+    if room == "extract":
+        key = {"flip": "views.flip", "seed": "views.seed"}.get(field, field)
+        changed = replace(base, recipe={**base.recipe, key: other_value(name)})
+        if field == "views":
+            changed = replace(changed, views=3)
+    elif room == "network":
+        network = PAPERS.network.model_copy(update={field: other_value(name)})
+        # `full` is the paper's network; its ablations are the paper's, too.
+        evaluation = make_evaluation(make_metrics(50), counts=COUNTS, images=490, variant="mine")
+        base = replace(base, evaluation=evaluation)
+        changed = replace(base, settings=PAPERS.model_copy(update={"network": network}))
+    else:
+        settings = PAPERS.model_copy(update={field: other_value(name)})
+        changed = replace(base, settings=settings)
+    before, after = lines(base), lines(changed)
+    if name in WITHOUT_EFFECT:
+        assert before == after
+    else:
+        [subject] = {one for one in before | after if before.get(one) != after.get(one)}
+        if name not in IN_WORDS:
+            assert f"{name} " in after[subject]
+
+
+def test_the_papers_ablations_are_no_difference() -> None:
+    evaluation = make_evaluation(make_metrics(50), counts=COUNTS, variant="without-label-graph")
+    network = PAPERS.network.model_copy(update={"label_graph": False})
+    settings = PAPERS.model_copy(update={"network": network})
+    said = lines(replace(RUN, settings=settings, evaluation=evaluation))
+    assert not [subject for subject in said if subject.startswith("Settings of")]
+
+
+def test_the_values_are_the_papers(shared: Path) -> None:
+    text = (shared / "paper/gm-mlic.md").read_text()
+    for printed in (
+        "$k$ is 2 and the output dimension of the corresponding convolution module is 512 and 256",
+        "randomly cropped and resized into $448 \\times 448$ with random horizontal flips",
+        "optimizer is SGD with momentum 0.9. Weight decay is $10^{-4}$",
+        "initial learning rate is 0.01, which decays by a factor of 10 for every 30 epochs",
+        "set to 0 in VOC 2007 dataset and 0.4 in both MS-COCO and NUS-WIDE",
+        "$m$ is set to 10 in VOC 2007 dataset, and 35 in both MS-COCO and NUS-WIDE",
+    ):
+        assert " ".join(printed.split()) in re.sub(r"\s+", " ", text), printed
+    for word in (
+        "dropout",
+        "LayerNorm",
+        "clipping",
+        "standardi",
+        "moving average",
+        "initiali[sz]e",
+    ):
+        assert not re.search(word, text, re.IGNORECASE), word
 
 
 def test_augmentation_says_how_many_views_of_which_size() -> None:

@@ -7,6 +7,7 @@ import statistics
 from pathlib import Path
 
 import pytest
+from results import make_evaluation, make_metrics
 
 from pipeline.datasets.voc import VOCABULARY
 from pipeline.evaluation.paper import (
@@ -19,6 +20,7 @@ from pipeline.evaluation.paper import (
     TABLE_4_VOC,
     VARIANT_NAMES,
     Table,
+    paper_results,
 )
 from pipeline.settings import VARIANTS, NetworkSettings, TrainSettings
 from stages.checkout.params import load_params
@@ -87,6 +89,36 @@ def test_a_row_is_taken_from_every_table_that_has_it() -> None:
     assert PAPER["coco"].row("max-pool") is None
 
 
+@pytest.mark.parametrize(
+    ("source", "dataset", "split", "labels", "found"),
+    [
+        ("voc", "voc2007", "official", 20, "voc2007"),
+        ("voc", "another-name", "official", 20, "voc2007"),
+        ("voc", "voc2007", "own", 20, None),  # a vocabulary of one's own
+        ("coco", "coco", "train2014/val2014", 80, "coco"),
+        ("coco", "photos", "train2014/val2014", 80, "coco"),
+        ("coco", "coco2017", "train2017/val2017", 80, None),
+        ("coco", "coco", "train2017/val2017", 80, None),
+        ("coco", "coco", "train2014/val2014", 3, None),
+        ("nuswide", "nuswide", "official", 81, "nuswide"),
+        ("nuswide", "nuswide", "csv", 81, None),
+        ("nuswide", "nuswide", "multi-hot", 81, None),
+        ("imported", "voc2007", "imported", 20, "voc2007"),
+        ("imported", "voc2007-official", "imported", 20, "voc2007"),
+        ("imported", "imported", "imported", 20, None),
+        ("imported", "coco2017", "imported", 80, None),
+        ("table", "pets", "own", 20, None),
+        ("scenes", "voc2007", "drawn", 20, None),
+    ],
+)
+def test_the_papers_rows_follow_source_and_split(
+    source: str, dataset: str, split: str, labels: int, found: str | None
+) -> None:
+    metrics = make_metrics(1, {str(label): 1.0 for label in range(labels)})
+    evaluation = make_evaluation(metrics, dataset=dataset, split=f"{split}/test")
+    assert paper_results(source, evaluation) == (None if found is None else PAPER[found])
+
+
 def test_columns_are_those_of_the_data_set() -> None:
     assert PAPER["voc2007"].columns == ["mAP"]
     assert PAPER["nuswide"].columns == ["mAP", "CF1", "OF1", "top-3 CF1", "top-3 OF1"]
@@ -113,3 +145,14 @@ def test_the_presets_are_the_papers(monkeypatch: pytest.MonkeyPatch) -> None:
             epochs=train.epochs,
             batch_size=train.batch_size,
         )
+
+
+def test_the_preset_of_cocos_other_split_has_the_same_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    params = load_params()
+    for section in (params.detector, params.extract, params.train):
+        assert section["coco2017"] == section["coco"]
+    other = params.prepare["coco"].model_copy(update={"train": "train2017", "test": "val2017"})
+    assert params.prepare["coco2017"] == other

@@ -163,7 +163,7 @@ def test_rows_hold_mean_spread_and_intervals() -> None:
     rng = np.random.default_rng(0)
     truth = (rng.random((60, 3)) < 0.5).astype(np.int8)
     scores = {name: [rng.random(truth.shape) for _ in seeds] for name, seeds in runs.items()}
-    spread_over_images = intervals(scores, truth, "full")
+    spread_over_images = intervals(scores, truth, "full").of
     rows = own_rows(runs, spread_over_images, "full")
     assert [(row["kind"], row["name"], row["of"]) for row in rows] == [
         ("variant", "full", "full"),

@@ -64,19 +64,26 @@ def test_unlabelled_images_are_left_out_on_request(checkout: Checkout) -> None:
     assert manifest.counts["test"] == {"listed": 2, "missing": 0, "unlabelled": 1, "images": 1}
 
 
-@pytest.mark.parametrize(("name", "train", "test"), [("voc2007", 240, 160), ("coco", 16, 16)])
-def test_real_samples(shared: Path, tmp_path: Path, name: str, train: int, test: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "year", "train", "test"),
+    [("voc2007", "2007", 240, 160), ("coco", "2014", 16, 16), ("coco", "2017", 16, 16)],
+)
+def test_real_samples(
+    shared: Path, tmp_path: Path, name: str, year: str, train: int, test: int
+) -> None:
+    """COCO's files are named as in 2017, so its sample is a tree of either year."""
     checkout = Checkout(tmp_path / "checkout")
     dataset = name[:3] if name == "voc2007" else name
     (checkout / "data").mkdir(parents=True)
     source, root = shared / f"data/{name}-sample", checkout / "data" / dataset
     for path in source.rglob("*"):  # folders of its own, with links to the files
-        copy = root / path.relative_to(source)
+        copy = root / str(path.relative_to(source)).replace("2014", year)
         if path.is_dir():
             copy.mkdir(parents=True)
         else:
             copy.symlink_to(path)
-    checkout.params()
+    splits = {"train": f"train{year}", "test": f"val{year}"}
+    checkout.params(**({"coco": splits} if name == "coco" else {}))
     line = checkout.prepare(dataset)
     assert f"{train} train" in line
     assert f"{test} test" in line

@@ -107,8 +107,9 @@ CATEGORIES = [(7, "train"), (1, "person"), (90, "toothbrush")]  # not sorted, wi
 
 
 def coco_image(image_id: int, split: str = "train2014", **changes: Any) -> dict[str, Any]:
-    """A record of `images`."""
-    name = f"COCO_{split}_{image_id:012d}.jpg"
+    """A record of `images`; files are named without their split since 2017."""
+    prefix = "" if split.endswith("2017") else f"COCO_{split}_"
+    name = f"{prefix}{image_id:012d}.jpg"
     record = {"id": image_id, "file_name": name, "width": SIZE[0], "height": SIZE[1], "license": 1}
     return {**record, **changes}
 
@@ -133,10 +134,10 @@ def coco_file(
     }
 
 
-def coco_files() -> dict[str, dict[str, Any]]:
+def coco_files(year: int = 2014) -> dict[str, dict[str, Any]]:
     """Two valid files: four training images and two test images."""
     train = coco_file(
-        [coco_image(number) for number in (30, 9, 400, 31)],
+        [coco_image(number, f"train{year}") for number in (30, 9, 400, 31)],
         [
             coco_object(1, 9, 90, bbox=[5, 2.5, 10, 5]),
             coco_object(2, 30, 1),
@@ -146,10 +147,10 @@ def coco_files() -> dict[str, dict[str, Any]]:
         ],
     )
     test = coco_file(
-        [coco_image(8, "val2014"), coco_image(32, "val2014")],
+        [coco_image(8, f"val{year}"), coco_image(32, f"val{year}")],
         [coco_object(1, 8, 7, bbox=[15, -5, 10, 10])],
     )
-    return {"train2014": train, "val2014": test}
+    return {f"train{year}": train, f"val{year}": test}
 
 
 def make_coco(root: Path, files: dict[str, Any] | None = None) -> Path:
