@@ -11,7 +11,8 @@ from collections.abc import Mapping
 
 from pipeline.evaluation.paper import VARIANT_NAMES, PaperResults
 from pipeline.evaluation.runs import Run
-from pipeline.settings import DetectorSettings, TrainSettings
+from pipeline.files import canonical_json
+from pipeline.settings import ArchitectureSettings, DetectorSettings, TrainSettings
 from pipeline.shards.schema import Recipe
 
 STATED: Mapping[str, tuple[object, str]] = {
@@ -125,7 +126,7 @@ def seen_by_detector(run: Run) -> str | None:
         return None
     return (
         f"The detector has seen test images with their boxes: it was trained on train2017, which "
-        f"holds {_IN_TRAINING[tested]}. So these numbers are higher than they would be on new "
+        f"holds {_IN_TRAINING[tested]}. So these numbers are probably higher than on new "
         "images; val2017 (`coco2017` in params.yaml) has images that it has not seen"
     )
 
@@ -139,8 +140,9 @@ def paper_differences(run: Run, paper: PaperResults, detector: str) -> list[str]
     evaluation, settings = run.evaluation, run.settings
     train, test = paper.images
     frozen = "" if "imported_from" in run.recipe else ", kept as it is"
+    detector += frozen + _architecture(run.recipe)
     lines = [
-        f"Detector: our regions come from {detector}{frozen}. The paper's come from a pre-trained "
+        f"Detector: our regions come from {detector}. The paper's come from a pre-trained "
         "ResNet50-FPN Faster R-CNN; it does not say what that was trained on, nor whether it was "
         "trained further.",
     ]
@@ -188,6 +190,17 @@ def paper_differences(run: Run, paper: PaperResults, detector: str) -> list[str]
 
 def _is_torchvisions(recipe: Recipe) -> bool:
     return str(recipe.get("weights_sha256", "")).startswith(_TORCHVISION_WEIGHTS)
+
+
+def _architecture(recipe: Recipe) -> str:
+    """What differs from torchvision's detector; imported regions don't say."""
+    usual = ArchitectureSettings().model_dump(mode="json")
+    others = [
+        f"architecture.{name} {recipe[f'architecture.{name}']}"
+        for name, value in usual.items()
+        if recipe.get(f"architecture.{name}", value) not in (value, canonical_json(value))
+    ]
+    return f", with {', '.join(others)}" if others else ""
 
 
 def _augmentation(run: Run) -> str:

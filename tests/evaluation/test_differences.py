@@ -27,7 +27,15 @@ from pipeline.evaluation.differences import (
 from pipeline.evaluation.paper import PAPER
 from pipeline.evaluation.runs import Run
 from pipeline.evaluation.tables import results_markdown
-from pipeline.settings import DetectorSettings, ExtractSettings, NetworkSettings, TrainSettings
+from pipeline.regions.detector import DetectorDescription
+from pipeline.regions.extraction import extraction_recipe
+from pipeline.settings import (
+    ArchitectureSettings,
+    DetectorSettings,
+    ExtractSettings,
+    NetworkSettings,
+    TrainSettings,
+)
 
 PAPERS = TrainSettings.model_validate({"network": {"node_norm": False}, "epochs": 7})
 COUNTS = {"train": {"images": 4_000}, "test": {"images": 500}}
@@ -94,6 +102,17 @@ def test_test_images_that_the_detector_was_trained_on(
         assert re.search(seen, lines(run)["Test images"])
         table = results_markdown("coco", "coco", "d", {"full": [run]}, Intervals({}, ""))
         assert said in table.partition("Comparison")[0]  # also where the paper has no rows
+
+
+def test_another_architecture_than_torchvisions_is_named() -> None:
+    description = DetectorDescription("fit", ArchitectureSettings(), (), "0")
+    usual = extraction_recipe(description, ExtractSettings())
+    assert "architecture" not in lines(replace(RUN, recipe=usual))["Detector"]
+    narrow = ArchitectureSettings(width_per_group=16, anchor_sizes=(8, 16, 32, 64, 128))
+    recipe = extraction_recipe(replace(description, architecture=narrow), ExtractSettings())
+    said = lines(replace(RUN, recipe=recipe))["Detector"]
+    assert re.search(r"architecture\.width_per_group 16\b.*anchor_sizes \[8,16,32,64,128\]\.", said)
+    assert "fpn_channels" not in said
 
 
 def test_torchvisions_file_is_named_after_its_hash() -> None:
