@@ -153,7 +153,7 @@ def paper_differences(run: Run, paper: PaperResults, detector: str) -> list[str]
             "detector had seen."
         )
     lines += [
-        f"Images: ours are {evaluation.counts['train']['images']:,} for training and "
+        f"Images: ours are {evaluation.trained_images:,} for training and "
         f"{evaluation.images:,} for testing, the paper's {train:,} and {test:,}.",
         f"Labels: {paper.truth}. The paper does not say how it reads them.",
         _augmentation(run),

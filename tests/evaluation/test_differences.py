@@ -38,7 +38,7 @@ from pipeline.settings import (
 )
 
 PAPERS = TrainSettings.model_validate({"network": {"node_norm": False}, "epochs": 7})
-COUNTS = {"train": {"images": 4_000}, "test": {"images": 500}}
+COUNTED: dict[str, Any] = {"trained_images": 4_000, "images": 490}
 FILE = Path("unread")
 TORCHVISIONS = {"weights_sha256": f"258fb6c6{'0' * 56}"}
 """What a recipe with torchvision's weights says of them."""
@@ -47,7 +47,7 @@ RUN = Run(
     settings=PAPERS,
     views=1,
     recipe={"regions": 10, "size": 448},
-    evaluation=make_evaluation(make_metrics(50), counts=COUNTS, images=490),
+    evaluation=make_evaluation(make_metrics(50), **COUNTED),
     checkpoint=FILE,
     history=FILE,
     predictions=FILE,
@@ -92,7 +92,7 @@ def test_test_images_that_the_detector_was_trained_on(
     run = replace(
         RUN,
         recipe={**RUN.recipe, **recipe},
-        evaluation=make_evaluation(make_metrics(50), counts=COUNTS, split=split),
+        evaluation=make_evaluation(make_metrics(50), **COUNTED, split=split),
     )
     said = seen_by_detector(run)
     assert (said is None) == (seen is None)
@@ -195,7 +195,7 @@ def test_a_setting_changes_what_is_said_unless_it_has_no_effect(name: str) -> No
     elif room == "network":
         network = PAPERS.network.model_copy(update={field: other_value(name)})
         # `full` is the paper's network; its ablations are the paper's, too.
-        evaluation = make_evaluation(make_metrics(50), counts=COUNTS, images=490, variant="mine")
+        evaluation = make_evaluation(make_metrics(50), **COUNTED, variant="mine")
         base = replace(base, evaluation=evaluation)
         changed = replace(base, settings=PAPERS.model_copy(update={"network": network}))
     else:
@@ -211,7 +211,7 @@ def test_a_setting_changes_what_is_said_unless_it_has_no_effect(name: str) -> No
 
 
 def test_the_papers_ablations_are_no_difference() -> None:
-    evaluation = make_evaluation(make_metrics(50), counts=COUNTS, variant="without-label-graph")
+    evaluation = make_evaluation(make_metrics(50), **COUNTED, variant="without-label-graph")
     network = PAPERS.network.model_copy(update={"label_graph": False})
     settings = PAPERS.model_copy(update={"network": network})
     said = lines(replace(RUN, settings=settings, evaluation=evaluation))
@@ -259,5 +259,5 @@ def test_other_settings_are_listed_with_the_papers() -> None:
 
 def test_the_devkits_map_is_named_where_it_was_computed() -> None:
     metrics = replace(make_metrics(50), mAP11=47.25)
-    run = replace(RUN, evaluation=make_evaluation(metrics, counts=COUNTS))
+    run = replace(RUN, evaluation=make_evaluation(metrics, **COUNTED))
     assert "full-s0 is 47.2" in lines(run)["mAP"]
