@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 
+from pipeline.datasets.groups import has_eleven_points
 from pipeline.datasets.manifest import Manifest
 from pipeline.errors import MismatchError
 from pipeline.evaluation.metrics import Evaluation, write_evaluation
@@ -60,7 +61,7 @@ def _evaluate(run: RunPlan) -> str:
         predictions.logits,
         split.truth,
         manifest.vocabulary,
-        voc11=run.dataset == "voc2007",
+        voc11=has_eleven_points(run.source, manifest.vocabulary),
     )
     commit, uncommitted = _commit()
     evaluation = Evaluation(
