@@ -9,7 +9,6 @@ truth (N, C) are as in `pipeline.evaluation.metrics`.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
