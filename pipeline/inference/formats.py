@@ -142,7 +142,8 @@ def file_writer(path: Path) -> Iterator[Write]:
 
 @contextmanager
 def _parquet_writer(path: Path) -> Iterator[Write]:
-    with pq.ParquetWriter(path, COLUMNS) as file:
+    # pyarrow itself opens no file whose name is not UTF-8.
+    with path.open("wb") as stream, pq.ParquetWriter(stream, COLUMNS) as file:
         waiting: list[Row] = []
 
         def write(rows: list[Row]) -> None:
