@@ -78,6 +78,7 @@ def test_a_letter_without_a_font_is_named_with_a_package(caplog: pytest.LogCaptu
     assert note in caplog.text
 
 
+@pytest.mark.slow
 def test_an_installed_font_is_used(tmp_path: Path) -> None:
     """A font with one letter, installed after matplotlib made its list of fonts."""
     pen = TTGlyphPen(None)
