@@ -53,7 +53,8 @@ def write_random_page(
     rng = np.random.default_rng(seed)
     write_frame(folder)
     names = [f"label {number}" for number in range(labels)]
-    write_data(folder, "curves", {names[0]: {variant: [[1], [1]] for variant in VARIANTS}})
+    curve = {variant: [[1], [1]] for variant in VARIANTS}
+    write_data(folder, "curves", [curve, *[None] * (len(names) - 1)])
     write_data(folder, "times", [])
     write_data(folder, "overview", _overview(images, names))
     corners = np.sort(rng.random((images, regions, 2, 2), np.float32), axis=2)
@@ -94,7 +95,7 @@ def _overview(images: int, labels: Sequence[str]) -> dict[str, Any]:
         "variants": VARIANTS,
         "looks": looks(VARIANTS),
         "labels": labels,
-        "groups": {},
+        "groups": [""] * len(labels),
         "positives": [images] * len(labels),
         "ap": {variant: [[50, None]] * len(labels) for variant in VARIANTS},
         "columns": [{"key": "mAP", "title": "mAP", "group": ""}],
@@ -102,7 +103,7 @@ def _overview(images: int, labels: Sequence[str]) -> dict[str, Any]:
         "paper": None,
         "figures": [],
         "gallery": {"images": images, "of": images, "pictures": 0, "seed": 0, "classes": None},
-        "run": {"facts": [], "packages": [], "settings": ""},
+        "run": {"facts": [], "packages": [], "settings": []},
     }
 
 

@@ -11,26 +11,28 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from pipeline.errors import MismatchError
+from pipeline.errors import DamagedError, MismatchError
 from pipeline.evaluation.differences import describe_detector
 from pipeline.evaluation.runs import Runs
 from pipeline.files import folder_lock, replacing_folder
 from pipeline.regions.detector import class_names
 from pipeline.report.assemble import write_page
 from pipeline.report.folder import PAGE
-from pipeline.report.inputs import PageInputs, Sweep, check_same_regions
+from pipeline.report.inputs import PageInputs, check_same_regions
+from pipeline.report.sweeps import SweepResults, read_sweep
 from pipeline.settings import VARIANTS
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import Recipe
 from stages.checkout.caches import open_cache
 from stages.checkout.layout import (
-    SWEEP_FIGURE_STEM,
+    SWEEP_FILE,
     SWEEP_RESULTS_FILE,
     SWEEPS,
     data_root,
     detector_folder,
     report_folder,
     runs_folder,
+    sweep_folder,
 )
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request
@@ -38,6 +40,7 @@ from stages.checkout.plans import refill_command
 from stages.checkout.remedies import advising
 from stages.checkout.results import load_runs, load_scores
 from stages.checkout.times import read_times
+from stages.console.messages import note
 from stages.console.progress import progress_bar
 
 
@@ -108,18 +111,32 @@ def _open_cache(dataset: str, runs: Runs) -> RegionCache:
     return cache
 
 
-def _finished_sweeps(dataset: str) -> list[Sweep]:
-    """The sweeps that have all their files; one that was killed has no figure yet."""
-    sweeps = [
-        Sweep(folder / SWEEP_RESULTS_FILE, folder / SWEEP_FIGURE_STEM)
-        for folder in sorted((runs_folder(dataset) / SWEEPS).glob("*/"))
-    ]
-    return [
-        sweep
-        for sweep in sweeps
-        if sweep.results.is_file()
-        and all(sweep.figure.with_suffix(suffix).is_file() for suffix in (".svg", ".png"))
-    ]
+def _finished_sweeps(dataset: str) -> list[SweepResults]:
+    """The sweeps that have their numbers; one that was killed has none yet.
+
+    Raises:
+        DamagedError: the numbers of a sweep can't be read, or are those of another one.
+    """
+    sweeps = []
+    for folder in sorted((runs_folder(dataset) / SWEEPS).glob("*/")):
+        path = folder / SWEEP_FILE
+        if not path.exists():
+            if (folder / SWEEP_RESULTS_FILE).exists():
+                note(f"{folder} has no {SWEEP_FILE}, so the page leaves it out. {_again(folder)}")
+            continue
+        with advising(_again(folder), DamagedError):
+            sweep = read_sweep(path)
+            if sweep_folder(sweep.dataset, sweep.variant, sweep.setting) != folder:
+                raise DamagedError(
+                    f"{path} is of another sweep: {sweep.setting} of {sweep.variant} on "
+                    f"{sweep.dataset}."
+                )
+        sweeps.append(sweep)
+    return sweeps
+
+
+def _again(folder: Path) -> str:
+    return f"Run that sweep again with `gmpipe sweep`, or delete {folder}."
 
 
 def _times(dataset: str, runs: Runs) -> list[list[str]]:

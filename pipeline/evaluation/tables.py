@@ -11,8 +11,6 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tabulate import tabulate
-
 from pipeline.datasets.groups import LABEL_GROUPS
 from pipeline.evaluation.bootstrap import COVERAGE, Intervals
 from pipeline.evaluation.differences import paper_differences, seen_by_detector
@@ -20,6 +18,7 @@ from pipeline.evaluation.metrics import Evaluation
 from pipeline.evaluation.paper import VARIANT_NAMES, PaperResults, paper_results
 from pipeline.evaluation.runs import Evaluations, Runs, evaluations_of
 from pipeline.evaluation.spread import mean_of, spread_of
+from pipeline.text import csv_cell, markdown, markdown_table, storable
 
 BASE = "full"
 """The variant that all others are compared with."""
@@ -46,15 +45,16 @@ def results_markdown(
     first = next(iter(evaluations.values()))
     shown = next(iter(runs.values()))[0]
     seen = seen_by_detector(shown)
-    notes = f"\n\n{seen}." if seen else ""
-    sections = {"Results": f"{caption(dataset, first)}\n\n{results_table(evaluations)}{notes}"}
+    about = markdown(caption(dataset, first))
+    notes = f"\n\n{markdown(seen)}." if seen else ""
+    sections = {"Results": f"{about}\n\n{results_table(evaluations)}{notes}"}
     paper = paper_results(source, shown.evaluation)
     if paper is not None:
         lines = paper_differences(shown, paper, detector)
         sections["Comparison with the paper"] = (
             f"GM-MLIC (IJCAI 2021), {paper.title}, in percent.\n\n"
             f"{paper_table(evaluations, paper)}\n\nWhat differs:\n\n"
-            + "\n".join(f"- {line}" for line in lines)
+            + "\n".join(f"- {markdown(line)}" for line in lines)
         )
     groups: Mapping[str, Sequence[str]] = {"all": list(first[0].metrics.AP)}
     if source == "scenes":
@@ -94,7 +94,7 @@ def caption(dataset: str, seeds: Sequence[Evaluation]) -> str:
 def results_table(runs: Evaluations) -> str:
     """Write one row per variant and one column per headline metric; Markdown."""
     rows = [[variant, *_cells(seeds, HEADLINES)] for variant, seeds in runs.items()]
-    return _markdown(["variant", *HEADLINES], rows)
+    return markdown_table(["variant", *HEADLINES], rows)
 
 
 def differences_table(rows: Mapping[str, tuple[float, float, float]]) -> str:
@@ -108,7 +108,7 @@ def differences_table(rows: Mapping[str, tuple[float, float, float]]) -> str:
         for variant, (difference, low, high) in rows.items()
     ]
     header = ["variant", f"mAP - {BASE}", f"{100 * COVERAGE:.0f} % interval"]
-    return _markdown(header, cells)
+    return markdown_table(header, cells)
 
 
 def mean_difference(runs: Evaluations, variant: str, base: str) -> float:
@@ -123,7 +123,7 @@ def sweep_table(key: str, runs: Evaluations) -> str:
     """Write one row per value of the setting ``key``; Markdown."""
     names = ("mAP", "CF1", "OF1")
     rows = [[value, *_cells(seeds, names)] for value, seeds in runs.items()]
-    return _markdown([key, *names], rows)
+    return markdown_table([key, *names], rows)
 
 
 def paper_table(runs: Evaluations, paper: PaperResults) -> str:
@@ -136,7 +136,7 @@ def paper_table(runs: Evaluations, paper: PaperResults) -> str:
         if variant in runs:
             rows.append([variant, "ours", *_cells(runs[variant], paper.columns)])
         rows.append([variant, "paper", *(_cell([printed.get(name)]) for name in paper.columns)])
-    return _markdown(["variant", "of", *paper.columns], rows)
+    return markdown_table(["variant", "of", *paper.columns], rows)
 
 
 def labels_table(
@@ -162,7 +162,7 @@ def labels_table(
             ]
             of_paper = [_cell([mean_of(map(printed.get, labels))])] if printed else []
             rows.append([group, "mean", *means, *of_paper])
-    return _markdown(["group", "label", *runs, *(["paper"] if printed else [])], rows)
+    return markdown_table(["group", "label", *runs, *(["paper"] if printed else [])], rows)
 
 
 def results_csv(runs: Evaluations) -> str:
@@ -191,12 +191,21 @@ def labels_csv(runs: Evaluations) -> str:
 
 
 def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Rows with the same keys, of which there is at least one, as CSV with a header."""
+    """Rows with the same keys, of which there is at least one, as CSV with a header.
+
+    Texts are `storable`, and as `csv_cell` gives them.
+    """
     rows = list(rows)
     stream = io.StringIO()
     writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(
+        {
+            name: csv_cell(storable(value)) if isinstance(value, str) else value
+            for name, value in row.items()
+        }
+        for row in rows
+    )
     return stream.getvalue()
 
 
@@ -211,7 +220,3 @@ def _cell(values: Iterable[float | None]) -> str:
     if spread.deviation is None:
         return f"{spread.mean:.1f}"
     return f"{spread.mean:.1f} ± {spread.deviation:.1f}"
-
-
-def _markdown(headers: list[str], rows: list[list[str]]) -> str:
-    return str(tabulate(rows, headers, tablefmt="github", disable_numparse=True))

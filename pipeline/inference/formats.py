@@ -1,8 +1,9 @@
 """Predictions as JSON, CSV and Parquet.
 
 Each form has one row per image and label, with the columns of `COLUMNS`; in JSON the labels are
-nested in their image. A writer is a context manager that gives a function, which takes the rows of
-one image. So memory does not grow with the number of images.
+nested in their image. Texts are as `pipeline.text.storable` gives them. A writer is a context
+manager that gives a function, which takes the rows of one image. So memory does not grow with the
+number of images.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 
 from pipeline.files import replacing
 from pipeline.inference.trained import Prediction, TrainedRun
+from pipeline.text import csv_cell, storable
 
 COLUMNS = pa.schema(
     [
@@ -86,6 +88,7 @@ def json_writer(stream: TextIO) -> Iterator[Write]:
 
     def write(rows: list[Row]) -> None:
         nonlocal separator
+        rows = _storable(rows)
         image = {name: rows[0][name] for name in ("image", "width", "height")}
         labels = [
             {
@@ -108,14 +111,16 @@ def json_writer(stream: TextIO) -> Iterator[Write]:
 
 @contextmanager
 def csv_writer(stream: TextIO) -> Iterator[Write]:
-    """Write a header, then one line per image and label."""
+    """Write a header, then one line per image and label, with texts as `csv_cell` gives them."""
     writer = csv.DictWriter(stream, COLUMNS.names, lineterminator="\n")
     writer.writeheader()
 
     def write(rows: list[Row]) -> None:
-        for row in rows:
-            short = {name: _short(v) if isinstance(v, float) else v for name, v in row.items()}
-            writer.writerow({**short, "predicted": str(row["predicted"]).lower()})
+        for row in _storable(rows):
+            texts = {name: csv_cell(v) for name, v in row.items() if isinstance(v, str)}
+            short = {name: _short(v) for name, v in row.items() if isinstance(v, float)}
+            predicted = str(row["predicted"]).lower()
+            writer.writerow({**row, **texts, **short, "predicted": predicted})
 
     yield write
 
@@ -137,11 +142,12 @@ def file_writer(path: Path) -> Iterator[Write]:
 
 @contextmanager
 def _parquet_writer(path: Path) -> Iterator[Write]:
-    with pq.ParquetWriter(path, COLUMNS) as file:
+    # pyarrow itself opens no file whose name is not UTF-8.
+    with path.open("wb") as stream, pq.ParquetWriter(stream, COLUMNS) as file:
         waiting: list[Row] = []
 
         def write(rows: list[Row]) -> None:
-            waiting.extend(rows)
+            waiting.extend(_storable(rows))
             if len(waiting) >= _ROW_GROUP_ROWS:
                 flush()
 
@@ -151,6 +157,12 @@ def _parquet_writer(path: Path) -> Iterator[Write]:
 
         yield write
         flush()
+
+
+def _storable(rows: list[Row]) -> list[Row]:
+    return [
+        {name: storable(v) if isinstance(v, str) else v for name, v in row.items()} for row in rows
+    ]
 
 
 def _short(value: float) -> float:

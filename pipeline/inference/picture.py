@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import textwrap
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from pipeline.drawing import choose_fonts, drawing
 from pipeline.files import replacing
 from pipeline.inference.explain import Explanation, LabelExplanation
+from pipeline.text import legible
 
 MOST_LABELS = 10
 """Number of labels that a picture shows at most, best first."""
@@ -26,6 +29,7 @@ _COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#d55e00", "#cc79a7", "#0072b2")
 _STYLES = ("solid", "dashed", "dotted")  # of a winner's box, once all colours are used
 _GAIN, _LOSS = "#0072b2", "#d55e00"
 _DARK = "#0072b2"  # the colour that needs white letters
+_TITLE_SIZE = 10  # of letters, in points
 _TAG_SIZE = 8.5  # of letters, in points
 _TAG_WIDTH = 30  # letters per line
 _ABSENT = "none in this run"
@@ -40,11 +44,10 @@ def draw(explanation: Explanation, photograph: Image.Image, title: str, path: Pa
     Args:
         explanation: of the photograph.
         photograph: in RGB, as the detector saw it.
-        title: written above the photograph.
+        title: written above the photograph; printable.
         path: of the file to write.
     """
     # It takes half a second to import, and only figures need it.
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     labels = explanation.labels[:MOST_LABELS]
@@ -52,7 +55,7 @@ def draw(explanation: Explanation, photograph: Image.Image, title: str, path: Pa
     rows = max(_LEAST_ROWS, math.ceil(len(labels) / columns))
     width, height = (9.0 if columns == 1 else 13.0), max(4.6, 1.35 * rows + 0.9)
     shares = (1, 1) if columns == 1 else (5, 8)
-    with rc_context({"font.size": 9, "font.family": "DejaVu Sans"}):
+    with drawing({"font.size": 9}):
         figure = Figure(figsize=(width, height), layout="constrained")
         parts: Any = figure.subfigures(1, 2, width_ratios=shares)
         left, right = parts
@@ -67,6 +70,7 @@ def draw(explanation: Explanation, photograph: Image.Image, title: str, path: Pa
                 _draw_bars(axes, labels[number], limit, _colours(labels))
             else:
                 axes.set_axis_off()
+        choose_fonts(figure)
         with replacing(path) as temporary:
             figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
 
@@ -114,7 +118,9 @@ def _draw_photograph(
     note = "" if explanation.predicted else "\nno label is above 0.5; this is the best one"
     if len(explanation.labels) > len(labels):
         note = f"\nthe {len(labels)} best of {len(explanation.labels)} labels"
-    axes.set_title(title + note, fontsize=10, wrap=True)
+    # matplotlib's own wrapping takes texts for formulas.
+    width_in_letters = int(room[0] * 72 / (0.6 * _TITLE_SIZE))
+    axes.set_title(textwrap.fill(title, width_in_letters) + note, fontsize=_TITLE_SIZE)
 
     def box(region: int, colour: str, line: float, style: str = "solid") -> None:
         x0, y0, x1, y1 = explanation.prediction.pixel_box(region)
@@ -130,7 +136,7 @@ def _draw_photograph(
             box(region, "white", 0.9)
     for region, (colour, style) in winners.items():
         box(region, colour, 2.2, style)
-        names = ", ".join(label.label for label in labels if label.region == region)
+        names = ", ".join(legible(label.label) for label in labels if label.region == region)
         texts[region] = (textwrap.fill(f"{region}: {names}", _TAG_WIDTH), colour)
     # Winners first: their tags are the longer ones.
     order = [*winners, *(region for region in texts if region not in winners)]
@@ -138,7 +144,7 @@ def _draw_photograph(
     sizes = []
     for region in order:
         lines = texts[region][0].splitlines()
-        letters = max(map(len, lines))
+        letters = max(map(_letters, lines))
         sizes.append(
             ((letters * 0.62 + 0.6) * _TAG_SIZE * pixels, (len(lines) + 0.5) * _TAG_SIZE * pixels)
         )
@@ -146,6 +152,11 @@ def _draw_photograph(
     for region, (x, y) in zip(order, _tag_corners(boxes, sizes, width, height), strict=True):
         text, colour = texts[region]
         axes.text(x, y, text, fontsize=_TAG_SIZE, va="top", **_tag(colour))
+
+
+def _letters(line: str) -> float:
+    """The width of a line in Latin letters; those of Chinese, Japanese and Korean are wider."""
+    return sum(1.7 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in line)
 
 
 def _tag_corners(
@@ -208,7 +219,7 @@ def _draw_bars(
 ) -> None:
     bars = _bars(label)
     axes.set_title(
-        f"{label.label}  {label.score:.2f}  by region {label.region}",
+        f"{legible(label.label)}  {label.score:.2f}  by region {label.region}",
         fontsize=9,
         loc="left",
         pad=5,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from tabulate import tabulate
 
 from pipeline.labels.vectors import LabelVectors
+from pipeline.text import markdown_table
 
 
 def describe_vectors(vectors: LabelVectors) -> str:
@@ -27,12 +27,7 @@ def describe_vectors(vectors: LabelVectors) -> str:
             zip(vectors.names, vectors.resolution, nearest, strict=True)
         )
     ]
-    table = tabulate(
-        rows,
-        ["label", "vector of", "nearest label", "cosine"],
-        tablefmt="github",
-        disable_numparse=True,
-    )
+    table = markdown_table(["label", "vector of", "nearest label", "cosine"], rows)
     return (
         f"{table}\n\n{len(vectors.names)} labels, vectors of size {vectors.vectors.shape[1]} from "
         f"{vectors.source}, sha256 {vectors.sha256}"

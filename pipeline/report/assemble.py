@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.datasets.groups import label_groups
+from pipeline.drawing import missing_letters
 from pipeline.evaluation import bootstrap
 from pipeline.evaluation.diagnostics import cluster_labels
 from pipeline.evaluation.differences import paper_differences, seen_by_detector
@@ -60,16 +61,17 @@ def write_page(folder: Path, inputs: PageInputs, on_images: Callable[[int], None
     groups, origin = _label_groups(inputs, checkpoint)
     figures, curves = _draw_figures(folder, inputs)
     figures += _draw_label_map(folder, inputs, checkpoint, groups, origin)
-    figures += [drawn.copy_sweep(folder, sweep) for sweep in inputs.sweeps]
+    figures += [drawn.draw_sweep(folder, sweep) for sweep in inputs.sweeps]
     gallery = write_gallery(folder, inputs, on_images)
 
-    write_data(folder, "curves", _rounded(curves))
+    write_data(folder, "curves", _rounded(curves, inputs.manifest.vocabulary))
     # Times have a script of their own: all others have the same bytes for the same runs.
     write_data(folder, "times", inputs.times)
     overview = {
         **_about_data_set(inputs, groups),
         **_numbers(inputs, intervals),
         "figures": [asdict(figure) for figure in figures],
+        "missing_letters": missing_letters(_drawn_texts(inputs)),
         "gallery": gallery,
         "run": what_was_run(inputs),
     }
@@ -104,8 +106,9 @@ def _draw_figures(
     figures.append(drawn.draw_learning(folder, histories))
     figure, curves = drawn.draw_precision_recall(folder, first_seed, truth, labels)
     figures += [figure, drawn.draw_calibration(folder, scores, truth)]
-    run = _in_words(inputs)
-    figures.append(drawn.draw_co_occurrence(folder, first_seed[base], truth, labels, run))
+    if len(labels) > 1:
+        run = _in_words(inputs)
+        figures.append(drawn.draw_co_occurrence(folder, first_seed[base], truth, labels, run))
     return figures, curves
 
 
@@ -125,23 +128,40 @@ def _draw_label_map(
     return [] if figure is None else [figure]
 
 
+def _drawn_texts(inputs: PageInputs) -> list[str]:
+    """The user's texts that figures show."""
+    values = [run.value for sweep in inputs.sweeps for run in sweep.runs]
+    return [*inputs.manifest.vocabulary, *values]
+
+
 def _in_words(inputs: PageInputs) -> str:
     return f"{inputs.base}, seed {inputs.shown.evaluation.seed}"
 
 
-def _rounded(curves: drawn.Curves) -> dict[str, dict[str, list[list[float]]]]:
-    return {
-        label: {
+def _rounded(
+    curves: drawn.Curves, labels: Sequence[str]
+) -> list[dict[str, list[list[float]]] | None]:
+    """The curves of each label by variant; None for a label without a positive.
+
+    No label is a key of the page's objects: JavaScript gives some names, such as `__proto__`,
+    a meaning.
+    """
+    return [
+        {
             variant: [np.round(axis, 4).tolist() for axis in curve]
-            for variant, curve in of_label.items()
+            for variant, curve in curves[label].items()
         }
-        for label, of_label in curves.items()
-    }
+        if label in curves
+        else None
+        for label in labels
+    ]
 
 
 def _about_data_set(inputs: PageInputs, groups: Groups) -> dict[str, Any]:
     """The overview's words and names."""
     seen = seen_by_detector(inputs.shown)
+    labels = inputs.manifest.vocabulary
+    group_of = {label: group for group, members in groups.items() for label in members}
     return {
         "dataset": inputs.manifest.dataset,
         "caption": caption(inputs.manifest.dataset, evaluations_of(inputs.runs)[inputs.base]),
@@ -149,8 +169,8 @@ def _about_data_set(inputs: PageInputs, groups: Groups) -> dict[str, Any]:
         "base": inputs.base,
         "variants": inputs.variants,
         "looks": looks(inputs.variants),
-        "labels": list(inputs.manifest.vocabulary),
-        "groups": {label: group for group, members in groups.items() for label in members},
+        "labels": list(labels),
+        "groups": [group_of.get(label, "") for label in labels],
         "positives": (inputs.scores.truth == 1).sum(axis=0).tolist(),
         "few": FEW,
     }

@@ -28,7 +28,7 @@ def what_was_run(inputs: PageInputs) -> dict[str, Any]:
     return {
         "facts": _facts(inputs),
         "packages": [("python", platform.python_version()), *map(_version, _PACKAGES)],
-        "settings": inputs.settings,
+        "settings": inputs.settings.split("\n"),
     }
 
 

@@ -9,7 +9,7 @@ Letters: C labels, B bins, T points of a curve.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.drawing import choose_fonts, drawing
 from pipeline.evaluation.diagnostics import Calibration, CoOccurrence
 from pipeline.evaluation.spread import spread_of
 from pipeline.files import replacing
+from pipeline.text import legible, printable
 
 AXES = {"regions": "regions m", "network.modules": "convolution modules k"}
 """Axis labels of the settings that the paper's Figure 4 (a) and (b) varies; any other setting is
@@ -81,12 +83,12 @@ def looks(variants: Sequence[str]) -> dict[str, dict[str, str]]:
 def _drawing(stem: Path, width: float, height: float) -> Iterator[Any]:
     """Yield a figure of a size in inches to draw on; save it when the block ends without error."""
     # The import takes half a second, and only figures need it.
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(_STYLE):
+    with drawing(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
+        choose_fonts(figure)
         with replacing(stem.with_suffix(".png")) as temporary:
             figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
         # Keep the layout that was computed for the PNG: computing it takes half of the time.
@@ -118,6 +120,26 @@ def _dashes(number: int) -> str:
 
 def _marker(number: int) -> str:
     return _MARKERS[number % len(_MARKERS)]
+
+
+def _beyond(letters: int, labels: Iterable[str]) -> float:
+    """How many inches the longest label needs beyond a number of letters."""
+    return 0.08 * max([0, *(len(legible(label)) - letters for label in labels)])
+
+
+def _set_log_scale(axes: Any) -> None:
+    """Scale the y axis by logarithms. (matplotlib's own numbers for it are formulas.)"""
+    from matplotlib.ticker import LogFormatter
+
+    class PlainNumbers(LogFormatter):
+        """The same choice of numbers, written as 0.01 and 1000."""
+
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(PlainNumbers())
+    axes.yaxis.set_minor_formatter(PlainNumbers())
 
 
 def sweep_figure(
@@ -154,10 +176,10 @@ def sweep_figure(
             dots = [(x, y) for x, of_x in zip(positions, maps.values(), strict=True) for y in of_x]
             axes.plot(*zip(*dots, strict=True), ".", color=_colour(1), zorder=3, label="each seed")
             axes.legend()
-        axes.set_xticks(positions, list(maps))
-        axes.set_xlabel(AXES.get(key, key))
+        axes.set_xticks(positions, list(map(legible, maps)))
+        axes.set_xlabel(AXES.get(key, printable(key)))
         axes.set_ylabel("mAP (%)")
-        axes.set_title(title)
+        axes.set_title(printable(title))
         axes.grid(axis="y")
 
 
@@ -199,7 +221,7 @@ def average_precision_figure(
                 markersize=7,
                 label=variant,
             )
-        axes.set_yticks(positions, labels)
+        axes.set_yticks(positions, list(map(legible, labels)))
         axes.set_ylim(len(labels) - 0.4, -0.6)
         axes.set_xlim(0, 100)
         axes.set_xlabel("average precision (%)")
@@ -226,7 +248,8 @@ def gains_figure(
         shown[variant] = ranked if len(ranked) <= 2 * most else [*ranked[:most], *ranked[-most:]]
     longest = max(map(len, shown.values()))
     reach = 1.1 * max(1.0, *(abs(value) for entries in shown.values() for _, value in entries))
-    with _drawing(stem, 4.2 * columns, rows * (1.0 + 0.22 * longest)) as figure:
+    width = 4.2 + _beyond(16, (label for entries in shown.values() for label, _ in entries))
+    with _drawing(stem, width * columns, rows * (1.0 + 0.22 * longest)) as figure:
         panels = figure.subplots(rows, columns, squeeze=False)
         for axes in panels.flat[len(shown) :]:
             axes.set_visible(False)
@@ -236,7 +259,7 @@ def gains_figure(
             colours = [_colour(0) if value >= 0 else _colour(3) for value in values]
             axes.barh(positions, values, color=colours, height=0.72)
             axes.axvline(0, color=_SOFT, linewidth=0.8)
-            axes.set_yticks(positions, [label for label, _ in entries])
+            axes.set_yticks(positions, [legible(label) for label, _ in entries])
             axes.set_ylim(len(entries) - 0.4, -0.6)
             axes.set_xlim(-reach, reach)
             axes.set_title(variant)
@@ -277,7 +300,7 @@ def learning_figure(
             axes.grid()
             if column == "train_loss":
                 if all(row[column] > 0 for run in runs for row in run):
-                    axes.set_yscale("log")
+                    _set_log_scale(axes)
                 axes.legend()
 
 
@@ -321,7 +344,7 @@ def precision_recall_figure(stem: Path, curves: Mapping[str, Mapping[str, Curve]
                     color=_colour(number),
                     linewidth=1.2,
                 )
-            axes.set_title(label, fontsize=9)
+            axes.set_title(legible(label, 20), fontsize=9)
             axes.set_xlim(0, 100)
             axes.set_ylim(0, 103)
             axes.grid()
@@ -357,7 +380,7 @@ def calibration_figure(stem: Path, calibrations: Mapping[str, Calibration]) -> N
         axes.set_ylim(0, 100)
         axes.legend(title="expected calibration error", title_fontsize=9)
         axes.grid()
-        counts.set_yscale("log")
+        _set_log_scale(counts)
         counts.set_xlim(0, 100)
         counts.set_xlabel("probability (%)")
         counts.set_ylabel("entries")
@@ -377,7 +400,9 @@ def co_occurrence_figure(stem: Path, shares: CoOccurrence, labels: Sequence[str]
         ("prediction - truth", shares.predicted - shares.truth, "PuOr_r", -100),
     )
     side = max(2.4, 0.17 * len(labels))
-    with _drawing(stem, 3 * side + 2.4, side + 1.6) as figure:
+    names = list(map(legible, labels))
+    beyond = _beyond(20, labels)
+    with _drawing(stem, 3 * side + 2.4 + beyond, side + 1.6 + beyond) as figure:
         row = figure.subplots(1, 3)
         for column, (axes, (title, matrix, colours, low)) in enumerate(
             zip(row, panels, strict=True)
@@ -385,8 +410,8 @@ def co_occurrence_figure(stem: Path, shares: CoOccurrence, labels: Sequence[str]
             axes.set_facecolor(_GRID)
             image = axes.imshow(100 * matrix, cmap=colours, vmin=low, vmax=100)
             axes.set_title(title)
-            axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=8)
-            axes.set_yticks(range(len(labels)), labels if column == 0 else [], fontsize=8)
+            axes.set_xticks(range(len(labels)), names, rotation=90, fontsize=8)
+            axes.set_yticks(range(len(labels)), names if column == 0 else [], fontsize=8)
             if column:
                 unit = "points" if low else "%"
                 figure.colorbar(image, ax=row[:2] if not low else axes, label=unit, shrink=0.8)
@@ -413,19 +438,19 @@ def label_map_figure(
     with _drawing(stem, 5.2 * len(maps), 5.4) as figure:
         row = np.atleast_1d(figure.subplots(1, len(maps)))
         for axes, (title, points) in zip(row, maps.items(), strict=True):
+            handles = {}
             for number, (group, members) in enumerate(groups.items()):
                 drawn = [indices[label] for label in members if label in indices]
-                axes.plot(
+                [handles[group]] = axes.plot(
                     *points[drawn].T,
                     linestyle="none",
                     marker=_marker(number),
                     color=_colour(number),
                     markersize=7,
-                    label=group,
                 )
                 for index in drawn:
                     axes.annotate(
-                        labels[index],
+                        legible(labels[index]),
                         points[index],
                         xytext=(5, 3),
                         textcoords="offset points",
@@ -435,5 +460,6 @@ def label_map_figure(
             axes.set_xticks([])
             axes.set_yticks([])
             axes.margins(0.12)
-        handles, names = row[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=6)
+        names = list(map(legible, handles))
+        columns = 6 if max(map(len, names)) <= 12 else 3
+        figure.legend(handles.values(), names, loc="outside lower center", ncols=columns)

@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.text import printable_json
+
 PAGE = "index.html"
 DATA, FIGURES, PICTURES, TABLES = "data", "figures", "pictures", "tables"
 
@@ -40,8 +42,8 @@ def write_frame(folder: Path) -> None:
 
 
 def write_data(folder: Path, name: str, value: Any) -> None:
-    """Write a JSON value that the page's scripts find under ``name``."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    """Write a JSON value that the page's scripts find under ``name``, with printable texts."""
+    text = json.dumps(printable_json(value), separators=(",", ":"), allow_nan=False)
     (folder / DATA / f"{name}.js").write_text(f"gmpipe.receive({json.dumps(name)},{text});\n")
 
 

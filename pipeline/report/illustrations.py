@@ -9,8 +9,6 @@ truth (N, C) are as in `pipeline.evaluation.metrics`.
 
 from __future__ import annotations
 
-import csv
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +29,7 @@ from pipeline.evaluation.spread import Spread, mean_of, spread_of
 from pipeline.evaluation.tables import as_csv
 from pipeline.report import figures
 from pipeline.report.folder import FIGURES, TABLES
-from pipeline.report.inputs import Sweep
+from pipeline.report.sweeps import SweepResults
 
 Histories = Mapping[str, Mapping[int, Sequence[Mapping[str, float]]]]
 """Variant -> seed -> the rows of its history.csv."""
@@ -255,7 +253,7 @@ def draw_calibration(
 def draw_co_occurrence(
     folder: Path, scores: Floats, truth: Integers, labels: Sequence[str], run: str
 ) -> Illustration:
-    """Draw how often labels occur together, in truth and as one run predicts.
+    """Draw how often labels occur together, in truth and as one run predicts; needs two labels.
 
     Args:
         run: the run, in words.
@@ -346,15 +344,10 @@ def draw_label_map(
     return about
 
 
-def copy_sweep(folder: Path, sweep: Sweep) -> Illustration:
-    """Copy a sweep that was drawn already."""
-    with sweep.results.open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    maps: dict[str, list[float]] = {}
-    for row in rows:
-        maps.setdefault(row["value"], []).append(float(row["mAP"]))
-    means = ", ".join(f"{value}: {mean_of(of_value):.1f}" for value, of_value in maps.items())
-    key, variant = rows[0]["setting"], rows[0]["variant"]
+def draw_sweep(folder: Path, sweep: SweepResults) -> Illustration:
+    """Draw a sweep."""
+    key, variant = sweep.setting, sweep.variant
+    means = ", ".join(f"{value}: {mean_of(maps):.1f}" for value, maps in sweep.maps().items())
     in_paper = " The paper's Figure 4 varies m and k." if key in figures.AXES else ""
     about = Illustration(
         f"sweep-{variant}-{key}".replace(".", "-"),
@@ -362,9 +355,8 @@ def copy_sweep(folder: Path, sweep: Sweep) -> Illustration:
         f"The mAP of {variant} against {figures.AXES.get(key, key)}: {means}.",
         f"The mAP of {variant}, in percent.{in_paper}",
     )
-    for suffix in (".svg", ".png"):
-        shutil.copyfile(sweep.figure.with_suffix(suffix), about.stem(folder).with_suffix(suffix))
-    shutil.copyfile(sweep.results, folder / TABLES / f"{about.name}.csv")
+    sweep.draw(about.stem(folder))
+    about.write_table(folder, sweep.rows())
     return about
 
 

@@ -12,20 +12,8 @@ from pipeline.evaluation.predictions import Scores
 from pipeline.evaluation.runs import Run, Runs
 from pipeline.evaluation.tables import BASE
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
+from pipeline.report.sweeps import SweepResults
 from pipeline.shards.reader import RegionCache
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """The files of a finished sweep.
-
-    Attributes:
-        results: CSV with one row per run: `variant`, `setting`, `value`, `seed` and metrics.
-        figure: path of the SVG and the PNG, without suffix.
-    """
-
-    results: Path
-    figure: Path
 
 
 @dataclass(frozen=True)
@@ -55,7 +43,7 @@ class PageInputs:
     cache: RegionCache
     runs: Runs
     scores: Scores
-    sweeps: Sequence[Sweep]
+    sweeps: Sequence[SweepResults]
     times: Sequence[Sequence[str]]
     settings: str
     images: int

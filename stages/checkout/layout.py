@@ -20,6 +20,7 @@ EVALUATION_FILES = (METRICS_FILE, SUMMARY_FILE, PREDICTIONS_FILE)
 # and files in the folder of a sweep.
 SWEEP_RESULTS_FILE = "results.csv"
 SWEEP_FIGURE_STEM = "figure"
+SWEEP_FILE = "sweep.json"
 
 
 def data_root(dataset: str) -> Path:

@@ -17,6 +17,7 @@ import click
 
 from pipeline.errors import GmpipeError, Stopped
 from pipeline.files import access_error
+from pipeline.text import printable_lines
 from stages.cli import about, caches, runs, trained
 from stages.cli.exit_codes import DONE, FAILED, STOPPED
 from stages.cli.options import CommandGroup, level_options
@@ -64,7 +65,7 @@ def _run() -> int:
 def _fail(message: str, code: int = FAILED) -> int:
     if is_verbose():
         traceback.print_exc()
-    click.echo(f"Error: {message}", err=True)
+    click.echo(f"Error: {printable_lines(message)}", err=True)
     return code
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tabulate import tabulate
-
+from pipeline.drawing import missing_letters
 from pipeline.inference.explain import Explanation, LabelExplanation
 from pipeline.inference.explain import explain as explain_image
-from pipeline.inference.picture import draw
+from pipeline.inference.picture import MOST_LABELS, draw
 from pipeline.inference.trained import TrainedRun
 from pipeline.regions.transforms import load_image
+from pipeline.text import legible, markdown_table
 from stages.checkout.models import open_run
 
 _MOST_REGIONS = 3
@@ -34,12 +34,9 @@ def explain(image: Path, run_folder: Path, detector: Path | None, output: Path) 
     run = open_run(run_folder, detector)
     explanation = explain_image(run, photograph)
     checkpoint = run.checkpoint
-    draw(
-        explanation,
-        photograph,
-        f"{image.name}: {checkpoint.dataset}, {checkpoint.variant}, seed {checkpoint.seed}",
-        output,
-    )
+    missing_letters([image.name, *(label.label for label in explanation.labels[:MOST_LABELS])])
+    made_by = f"{checkpoint.dataset}, {checkpoint.variant}, seed {checkpoint.seed}"
+    draw(explanation, photograph, f"{legible(image.name)}: {made_by}", output)
     return _tables(explanation, run)
 
 
@@ -64,7 +61,7 @@ def _tables(explanation: Explanation, run: TrainedRun) -> str:
         )
     lines.append("Changes of the score when something is removed:")
     headers = ["label", "score", "region", "label graph", "instance graph", "a region"]
-    lines.append(str(tabulate(rows, headers, tablefmt="github", disable_numparse=True)))
+    lines.append(markdown_table(headers, rows))
     if missing := _missing(explanation.labels[0]):
         lines.append(f"{_name(run)} has no {missing} to remove.")
     prediction = explanation.prediction
@@ -78,7 +75,7 @@ def _tables(explanation: Explanation, run: TrainedRun) -> str:
         for region in sorted(set(regions))
     ]
     headers = ["region", "detector's class", "its score", "box: left, top, right, bottom in pixels"]
-    lines += ["", str(tabulate(rows, headers, tablefmt="github", disable_numparse=True))]
+    lines += ["", markdown_table(headers, rows)]
     return "\n".join(lines)
 
 

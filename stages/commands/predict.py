@@ -9,12 +9,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from tabulate import tabulate
 from tqdm import tqdm
 
 from pipeline.errors import GmpipeError, InputError
 from pipeline.images import images_below
 from pipeline.inference.formats import TEXT_WRITERS, Row, Write, file_writer, label_rows
+from pipeline.text import markdown_table, printable_lines
 from stages.checkout.models import open_run
 from stages.console.messages import say
 from stages.console.progress import progress_bar
@@ -64,7 +64,7 @@ def predict(
             bar.update(1)
             if isinstance(outcome, GmpipeError):
                 failures += 1
-                tqdm.write(str(outcome), file=sys.stderr)
+                tqdm.write(printable_lines(str(outcome)), file=sys.stderr)
                 continue
             rows = label_rows(path, outcome, run, threshold, top)
             for write in writers:
@@ -122,7 +122,4 @@ def _table_writer(stream: TextIO) -> Iterator[Write]:
 
     yield write
     if lines:
-        table = tabulate(
-            lines, ["image", "label", "score"], tablefmt="github", disable_numparse=True
-        )
-        stream.write(f"{table}\n")
+        stream.write(f"{markdown_table(['image', 'label', 'score'], lines)}\n")

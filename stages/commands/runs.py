@@ -26,6 +26,7 @@ from stages.checkout.layout import (
     METRICS_FILE,
     SETTINGS_FILE,
     SWEEP_FIGURE_STEM,
+    SWEEP_FILE,
     SWEEP_RESULTS_FILE,
     SWEEPS,
     TENSORBOARD_FOLDER,
@@ -49,7 +50,7 @@ def _one_of(*names: str) -> re.Pattern[str]:
 _RUN_FILE = _one_of(CHECKPOINT_FILE, LAST_GOOD_FILE, HISTORY_FILE, SETTINGS_FILE, *EVALUATION_FILES)
 _BOARD_FILE = re.compile(r"events\.out\.tfevents\..+")  # TensorBoard's
 _SWEEP_FILE = _one_of(
-    SWEEP_RESULTS_FILE, *(f"{SWEEP_FIGURE_STEM}.{suffix}" for suffix in ("svg", "png"))
+    SWEEP_FILE, SWEEP_RESULTS_FILE, *(f"{SWEEP_FIGURE_STEM}.{suffix}" for suffix in ("svg", "png"))
 )
 
 

@@ -9,12 +9,18 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from pipeline.drawing import missing_letters
 from pipeline.errors import InputError
 from pipeline.evaluation.runs import Evaluations, evaluations_of
 from pipeline.evaluation.tables import as_csv, caption, sweep_table
 from pipeline.files import canonical_json, folder_lock, replacing
-from pipeline.report.figures import sweep_figure
-from stages.checkout.layout import SWEEP_FIGURE_STEM, SWEEP_RESULTS_FILE, sweep_folder
+from pipeline.report.sweeps import SweepResults, SweepRun, write_sweep
+from stages.checkout.layout import (
+    SWEEP_FIGURE_STEM,
+    SWEEP_FILE,
+    SWEEP_RESULTS_FILE,
+    sweep_folder,
+)
 from stages.checkout.params import Request
 from stages.checkout.plans import RunPlan, plan_run
 from stages.checkout.results import load_runs
@@ -69,7 +75,7 @@ def sweep(
 def _write(
     folder: Path, key: str, variant: str, evaluations: Evaluations, *, numeric: bool
 ) -> None:
-    """Write the CSV file and the figure.
+    """Write the CSV file, the figure, and the numbers for the page.
 
     Args:
         folder: of the sweep.
@@ -79,25 +85,30 @@ def _write(
         numeric: whether the values are numbers.
     """
     first = next(iter(evaluations.values()))[0]
-    rows = [
-        {"variant": variant, "setting": key, "value": value, "seed": evaluation.seed}
-        | {column: evaluation.metrics.number(column) for column in ("mAP", "CF1", "OF1")}
-        for value, seeds in evaluations.items()
-        for evaluation in seeds
-    ]
+    results = SweepResults(
+        dataset=first.dataset,
+        split=first.split,
+        variant=variant,
+        setting=key,
+        numeric=numeric,
+        runs=[
+            SweepRun(
+                value=value,
+                seed=evaluation.seed,
+                mAP=evaluation.metrics.mAP,
+                CF1=evaluation.metrics.all.CF1,
+                OF1=evaluation.metrics.all.OF1,
+            )
+            for value, seeds in evaluations.items()
+            for evaluation in seeds
+        ],
+    )
     with folder_lock(folder):
         with replacing(folder / SWEEP_RESULTS_FILE) as temporary:
-            temporary.write_text(as_csv(rows))
-        sweep_figure(
-            folder / SWEEP_FIGURE_STEM,
-            key,
-            {
-                value: [evaluation.metrics.mAP for evaluation in seeds]
-                for value, seeds in evaluations.items()
-            },
-            title=f"{first.dataset}, {variant}, split {first.split}",
-            numeric=numeric,
-        )
+            temporary.write_text(as_csv(results.rows()))
+        missing_letters(evaluations)
+        results.draw(folder / SWEEP_FIGURE_STEM)
+        write_sweep(folder / SWEEP_FILE, results)
 
 
 def _parse(setting: str) -> tuple[str, list[Any]]:

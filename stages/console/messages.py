@@ -12,6 +12,8 @@ from contextlib import contextmanager
 
 import click
 
+from pipeline.text import printable_lines
+
 QUIET, NORMAL, VERBOSE = logging.ERROR, logging.WARNING, logging.INFO
 """How much is printed, as levels of the loggers."""
 
@@ -31,7 +33,7 @@ class _Handler(logging.Handler):
             if text in self._warnings:
                 return
             self._warnings.add(text)
-        click.echo(text, err=True)
+        click.echo(printable_lines(text), err=True)
 
 
 class _Formatter(logging.Formatter):
@@ -84,7 +86,7 @@ def is_verbose() -> bool:
 def say(line: str) -> None:
     """Print a line on stdout about what was done and where it was written, unless quiet."""
     if not is_quiet():
-        click.echo(line)
+        click.echo(printable_lines(line))
 
 
 def note(line: str) -> None:

@@ -35,7 +35,7 @@ def flow(tmp_path: Path) -> Flow:
         make_run(flow, name)
     sweep = flow / "runs/tiny/sweeps/regions"
     sweep.mkdir(parents=True)
-    for name in ("results.csv", "figure.svg", "figure.png"):
+    for name in ("results.csv", "figure.svg", "figure.png", "sweep.json"):
         (sweep / name).write_bytes(b"x" * 1000)
     (sweep.parent / ".regions.lock").touch()
     return flow

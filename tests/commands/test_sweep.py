@@ -20,7 +20,7 @@ from pipeline.report.figures import sweep_figure
 
 SEEDS = ("--seed", "0", "--seed", "1")
 ALONE = ("--jobs", "1")
-FILES = ["figure.png", "figure.svg", "results.csv"]
+FILES = ["figure.png", "figure.svg", "results.csv", "sweep.json"]
 
 
 def sweep(flow: Flow, *arguments: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipeline.learning.checkpoint import Checkpoint
 from pipeline.matching.convolution import Convolution
 from pipeline.matching.graphs import InstanceBatch
 from pipeline.matching.network import MatchingNetwork, build_network, image_logits
+from pipeline.text import legible
 
 TOLERANCE = 2e-5  # of a probability: float32 against float64
 
@@ -200,3 +202,32 @@ def test_command_refuses(made: Flow, tmp_path: Path) -> None:
     assert outcome.code == 2
     assert re.search(r"out\.gif.*\.png", outcome.err, re.DOTALL)
     assert not (tmp_path / "out.png").exists()
+
+
+HARD = ["$5 bill$", "$", "a_b^{c}\\frac%", "_x", "\x1b[31m\0", "line\nbreak", "<i>&amp;", "x" * 300]
+HARD += ["كلب", "猫 沙发", "कुत्ता", "👩\u200d🚀", "\udcff\ud800"]
+
+
+def test_any_label_and_title_can_be_drawn(run: TrainedRun, tmp_path: Path) -> None:
+    explanation = explain(changed(run, shift=9), photograph())
+    for start in range(0, len(HARD), 7):
+        hard = HARD[start : start + 7]
+        labels = [
+            replace(one, label=name)
+            for one, name in zip(explanation.labels, hard, strict=False)  # the rest is not drawn
+        ]
+        drawn = replace(explanation, labels=tuple(labels))
+        draw(drawn, photograph(), f"{legible(hard[0])}: tiny, full", tmp_path / f"{start}.png")
+        with Image.open(tmp_path / f"{start}.png") as image:
+            assert image.width >= 1000
+
+
+def test_a_photograph_of_any_name_is_explained(made: Flow, tmp_path: Path) -> None:
+    output = tmp_path / os.fsdecode(b"why\xff.png")
+    photograph().save(tmp_path / "plain.png")
+    for name in (b"\xff$%d$_{x}$ .png", b"a\n\x1b" + b"n" * 248 + b".png"):
+        path = (tmp_path / "plain.png").rename(tmp_path / os.fsdecode(name))
+        said = made.ok("explain", str(path), "--run", "runs/tiny/full-s0", "-o", str(output))
+        assert said.endswith("why\\xff.png\n")
+        output.unlink()
+        path.rename(tmp_path / "plain.png")

@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+import os
 import re
 import shutil
 import struct
@@ -410,3 +411,51 @@ def test_usage(made: Flow, arguments: list[str], message: str) -> None:
     outcome = made.gmpipe("predict", *arguments)
     assert outcome.code == 2
     assert re.search(message, outcome.err, re.DOTALL), outcome.err
+
+
+# Names that are hard to write --------------------------------------------------------------------
+
+
+def test_every_name_is_labelled_and_can_be_restored(made: Flow, tmp_path: Path) -> None:
+    [photograph, *_], _, _ = evaluated(made, "full-s0")
+    names = [b"\xff\xfe.png", b"a\nb\tc\r.png", b"\x1b[31m.png", rb"\xff.png", b"a|`b`<i>$x$_.png"]
+    names += [b"=1+1.png", b"-a.png", b"@a.png", b"n" * 251 + b".png", "猫😀.png".encode()]
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    for name in names:
+        shutil.copy(os.fsencode(photograph), os.fsencode(photographs) + b"/" + name)
+    (photographs / os.fsdecode(b"broken\xfd\x1b.png")).write_bytes(b"no picture")
+    run = str(made / "runs/tiny/full-s0")
+    flow = Flow(photographs)
+    arguments = [str(path) for path in sorted(photographs.iterdir())]
+    relative = [os.path.relpath(path, photographs) for path in arguments]
+    expected = {os.fsdecode(name) for name in names}
+
+    def restored(shown: str) -> str:
+        escaped = re.sub(rb"\\x(..)", lambda m: bytes.fromhex(m[1].decode()), shown.encode())
+        return os.fsdecode(escaped)
+
+    found = {}
+    for suffix in ("json", "csv", "parquet"):
+        output = tmp_path / os.fsdecode(b"labels\xfe." + suffix.encode())
+        outcome = flow.gmpipe("predict", "--run", run, "-o", str(output), "--", *relative)
+        assert outcome.refused("1 photograph")
+        assert r"broken\xfd\x1b.png" in outcome.err
+        assert outcome.out == f"{tmp_path}/labels\\xfe.{suffix}: {len(names)} images\n"
+        if suffix == "json":
+            found[suffix] = [image["image"] for image in json.loads(output.read_text())]
+        elif suffix == "csv":
+            with output.open(newline="") as stream:
+                cells = dict.fromkeys(row["image"] for row in csv.DictReader(stream))
+            assert {"'=1+1.png", "'-a.png", "'@a.png"} <= set(cells)
+            found[suffix] = [re.sub(r"^'(?=[=@-])", "", cell) for cell in cells]
+        else:
+            with output.open("rb") as stream:
+                found[suffix] = list(dict.fromkeys(pq.read_table(stream)["image"].to_pylist()))
+    assert {restored(name) for name in found["json"]} == expected
+    assert found["csv"] == found["parquet"] == found["json"]
+    table = flow.gmpipe("predict", "--run", run, "--threshold", "0.99", "--", *relative).out
+    assert len(table.splitlines()) == 2 + len(names)
+    assert r"| a\|\`b\`&lt;i>\$x\$\_.png " in table
+    assert r"| \xff\xfe.png " in table
+    assert "\x1b" not in table

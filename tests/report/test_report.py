@@ -210,7 +210,7 @@ def test_every_row_and_number_of_the_paper_has_its_column(dataset: str) -> None:
 def test_the_page_holds_what_was_run(made: Flow) -> None:
     overview = data(made / "reports/tiny", "overview")
     assert overview["labels"] == list(VOCABULARY)
-    assert set(overview["groups"].values()) == {"context", "position", "undrawn", "plain"}
+    assert set(overview["groups"]) == {"context", "position", "undrawn", "plain"}
     facts = dict(overview["run"]["facts"])
     assert facts["split"] == "drawn/test"
     assert facts["images of train"] == "24 (listed 24, missing 0, unlabelled 0)"
@@ -219,7 +219,7 @@ def test_the_page_holds_what_was_run(made: Flow) -> None:
     assert facts["fingerprint of the regions"] == made.metrics()["fingerprint"]
     packages = dict(overview["run"]["packages"])
     assert packages["torch"] == torch.__version__.partition("+")[0]
-    settings = overview["run"]["settings"]
+    settings = "\n".join(overview["run"]["settings"])
     assert re.search(r"latent_size: 8$", settings, re.MULTILINE)
     assert re.search(r"architecture: max-pool$", settings, re.MULTILINE)
     times = data(made / "reports/tiny", "times")

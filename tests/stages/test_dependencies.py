@@ -19,6 +19,7 @@ DECIDING = {"evaluation", "labels", "learning", "matching", "report"}
 EXEMPT = {
     "ahead": "decides when something is computed, which changes no number",
     "datasets": "what they make is in the manifest, which the stages depend on",
+    "drawing": "chooses the fonts of figures, which changes no number",
     "errors": "holds messages only",
     "files": "writes bytes that others decide",
     "images": "decodes photographs; what it decides of the regions is in the cache's fingerprint",
@@ -27,6 +28,7 @@ EXEMPT = {
     "sealed": "writes bytes that others decide, and checks them",
     "settings": "the file of resolved settings holds every value, defaults included",
     "shards": "reads and checks what the fingerprint of the cache describes",
+    "text": "makes names and labels safe to show, which changes no number",
     "tensors": "reads and writes tensors, and chooses the device",
 }
 """Rooms of `pipeline` that no stage lists, with the reason."""

@@ -35,7 +35,7 @@
       facts.append(table("Time of each stage", ["stage", "for", "seconds", "finished (UTC)"], times));
     }
     facts.append(table("Package versions when this page was made", null, run.packages),
-      element("details", {}, element("summary", {}, "Settings"), element("pre", {}, run.settings)));
+      element("details", {}, element("summary", {}, "Settings"), element("pre", {}, run.settings.join("\n"))));
   }
 
   function start() {
@@ -45,6 +45,11 @@
     document.getElementById("caption").textContent =
       `${overview.caption}. The regions were made by ${overview.detector}.`;
     const ofLabels = ["average-precision", "gains-and-losses"];
+    if (overview.missing_letters) {
+      const note = document.getElementById("figures-note");
+      note.textContent = overview.missing_letters;
+      note.hidden = false;
+    }
     for (const about of overview.figures) {
       const section = ofLabels.includes(about.name) ? "labels-figures" : "curves-figures";
       document.getElementById(section).append(figure(about));

@@ -104,6 +104,9 @@ gmpipe.tables = (() => {
   const others = overview.variants.filter((name) => name !== overview.base);
   const labels = { table: "labels-table", key: "base", descending: true, against: others[0] };
 
+  /** The key of another variant's column; a variant may be called as another column is. */
+  const ofVariant = (name) => `variant ${name}`;
+
   function bars(label) {
     const bar = element("div", { class: "bars", "aria-hidden": "true" });
     const fill = element("div", { class: "fill" });
@@ -125,11 +128,11 @@ gmpipe.tables = (() => {
     const paper = overview.paper?.ap;
     const rows = overview.labels.map((name, label) => {
       const known = base[label] !== null;
-      const value = { name, group: overview.groups[name] ?? "",
+      const value = { name, group: overview.groups[label],
         positives: overview.positives[label],
         base: known ? base[label][0] : null, paper: paper ? paper[label] : null };
-      for (const other of others) value[other] = known ? overview.ap[other][label][0] : null;
-      value.difference = known && labels.against ? value[labels.against] - value.base : null;
+      for (const other of others) value[ofVariant(other)] = known ? overview.ap[other][label][0] : null;
+      value.difference = known && labels.against ? value[ofVariant(labels.against)] - value.base : null;
       return { label, value };
     });
     rows.sort((a, b) => inOrder(a.value[labels.key], b.value[labels.key], labels.descending));
@@ -140,7 +143,7 @@ gmpipe.tables = (() => {
       element("thead", {}, element("tr", {}, head("label", "name", false),
         head("group", "group", false), head("positives", "positives"),
         element("th", { scope: "col", class: "wide" }, "AP"), head(overview.base, "base"),
-        ...others.map((name) => head(name, name)),
+        ...others.map((name) => head(name, ofVariant(name))),
         labels.against ? head(`${labels.against} \u2212 ${overview.base}`, "difference") : null,
         paper ? head("paper", "paper") : null)),
       element("tbody", {}, ...rows.map(({ label, value }) => element("tr", {},
@@ -201,11 +204,12 @@ gmpipe.tables = (() => {
 
   function drawCurve(label) {
     const curves = gmpipe.data("curves")[label];
+    const title = overview.labels[label];
     const size = { left: 44, top: 8, width: 430, height: 300 };
     const x = (recall) => size.left + recall * size.width;
     const y = (precision) => size.top + (1 - precision) * size.height;
     const chart = element("svg", { viewBox: "0 0 490 350", role: "img", class: "chart",
-      "aria-label": `Precision against recall of ${label} for ${Object.keys(curves).length} networks` });
+      "aria-label": `Precision against recall of ${title} for ${Object.keys(curves).length} networks` });
     for (const tick of [0, 0.25, 0.5, 0.75, 1]) {
       chart.append(
         element("line", { class: "grid", x1: x(0), x2: x(1), y1: y(tick), y2: y(tick) }),
@@ -225,7 +229,7 @@ gmpipe.tables = (() => {
       const points = recall.map((r, i) => `${x(r).toFixed(1)} ${y(precision[i]).toFixed(1)}`);
       chart.append(element("path", { d: `M${points.join("L")}`, fill: "none", "stroke-width": 2,
         ...line }));
-      const ap = overview.ap[name][overview.labels.indexOf(label)][0];
+      const ap = overview.ap[name][label][0];
       legend.append(element("li", {},
         element("svg", { viewBox: "0 0 34 8", class: "sample", "aria-hidden": "true" },
           element("line", { x1: 0, x2: 34, y1: 4, y2: 4, "stroke-width": 3, ...line })),
@@ -235,9 +239,11 @@ gmpipe.tables = (() => {
   }
 
   function startCurve() {
-    const known = Object.keys(gmpipe.data("curves"));
+    const curves = gmpipe.data("curves");
+    const known = [...overview.labels.keys()].filter((label) => curves[label] !== null);
     document.getElementById("curve-controls").append(
-      chooser("Label", known.map((label) => [label, label]), drawCurve, known[0]));
+      chooser("Label", known.map((label) => [String(label), overview.labels[label]]),
+        (chosen) => drawCurve(Number(chosen)), String(known[0])));
     const seed = overview.gallery.seed;
     document.getElementById("curve-note").textContent =
       `The curves are for seed ${seed}, with at most 100 points each. AP is averaged over the seeds.`;

@@ -1,0 +1,90 @@
+"""The numbers of a sweep: what `sweep` writes for the page, and its figure.
+
+A sealed JSON file (`pipeline.sealed`) with the fields of `SweepResults`.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import DamagedError
+from pipeline.report.figures import sweep_figure
+from pipeline.sealed import read_sealed_json, write_sealed_json
+from pipeline.settings import VariantName
+
+_Percent = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class SweepRun(_Strict):
+    """One run of a sweep. Numbers are in percent."""
+
+    value: str
+    seed: int
+    mAP: _Percent
+    CF1: _Percent
+    OF1: _Percent
+
+
+class SweepResults(_Strict):
+    """A finished sweep.
+
+    Attributes:
+        dataset, split, variant: of its runs.
+        setting: the key that it varies, below `train.<dataset>`.
+        numeric: whether the values are numbers.
+        runs: in the order of the values.
+    """
+
+    dataset: str
+    split: str
+    variant: VariantName
+    setting: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+    numeric: bool
+    runs: Annotated[list[SweepRun], Field(min_length=1)]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row of a table per run."""
+        same = {"variant": self.variant, "setting": self.setting}
+        return [same | run.model_dump() for run in self.runs]
+
+    def maps(self) -> dict[str, list[float]]:
+        """Value -> mAP of its runs."""
+        maps: dict[str, list[float]] = {}
+        for run in self.runs:
+            maps.setdefault(run.value, []).append(run.mAP)
+        return maps
+
+    def draw(self, stem: Path) -> None:
+        """Draw mAP against the values, as <stem>.svg and <stem>.png."""
+        title = f"{self.dataset}, {self.variant}, split {self.split}"
+        sweep_figure(stem, self.setting, self.maps(), title=title, numeric=self.numeric)
+
+
+def write_sweep(path: Path, results: SweepResults) -> None:
+    """Write the numbers of a sweep, whole or not at all."""
+    write_sealed_json(path, results.model_dump())
+
+
+def read_sweep(path: Path) -> SweepResults:
+    """Read the numbers of a sweep.
+
+    Raises:
+        DamagedError: they are not what `write_sweep` writes, or were changed.
+        InputError, OSError: as `read_sealed_json`.
+    """
+    content = read_sealed_json(path)
+    try:
+        results = SweepResults.model_validate(content)
+        if results.numeric and not all(math.isfinite(float(value)) for value in results.maps()):
+            raise ValueError("a value is not finite")
+    except (ValidationError, ValueError) as error:
+        raise DamagedError(f"{path} is damaged ({error}).") from error
+    return results
