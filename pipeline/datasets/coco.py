@@ -30,15 +30,16 @@ import re
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.datasets.listing import Listing, hash_sources, unit_boxes
+from pipeline.datasets.listing import Listing, hash_sources, open_source, unit_boxes
 from pipeline.datasets.manifest import COLUMNS, SPLITS, BoxTable, ImageBoxes
-from pipeline.errors import InputError, MissingError
+from pipeline.errors import InputError
 from pipeline.settings import CocoSettings
 
 _CHUNK = 1 << 22  # characters that are read at once
@@ -169,15 +170,16 @@ def _read_instances(path: Path, remedy: str) -> _Instances:
     add = {"categories": _add_category, "images": _add_image, "annotations": _add_annotation}
     seen = set()
     try:
-        with path.open(encoding="utf-8") as stream:
+        with (
+            open_source(path, remedy) as stored,
+            TextIOWrapper(stored, encoding="utf-8") as stream,
+        ):
             for name, records in _JsonReader(stream, path, remedy).arrays():
                 if name in add:
                     seen.add(name)
                     for index, record in enumerate(records):
                         add[name](instances, record, f"{path}: {name}[{index}]")
-    except (FileNotFoundError, NotADirectoryError):
-        raise MissingError(f"{path} does not exist.", remedy) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise InputError(f"{path} can't be read ({error}).", remedy) from error
     lacking = [name for name in _ARRAYS if name not in seen]
     if lacking:

@@ -9,8 +9,10 @@ Letters: N listed images, n boxes.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,7 @@ from pipeline.datasets.manifest import (
     unlabelled_rows,
 )
 from pipeline.errors import InputError, MissingError
-from pipeline.files import sha256_file, sha256_json
+from pipeline.files import open_regular, sha256_file, sha256_json
 from pipeline.settings import ListedSettings, NuswideSettings, TableSettings
 
 LISTING_VERSION = 1
@@ -58,29 +60,39 @@ class Listing:
 # --- for adapters --------------------------------------------------------------------------------
 
 
-def read_source(path: Path, remedy: str) -> bytes:
-    """Read a file that a data set needs.
+@contextmanager
+def open_source(path: Path, remedy: str) -> Iterator[BufferedReader]:
+    """Open a file that a data set needs.
 
     Args:
-        remedy: where to get the file; part of every error.
+        remedy: where to get the file.
 
     Raises:
         MissingError: the file does not exist.
-        InputError: it can't be read.
+        InputError: it is no regular file.
+        OSError: the system can't read it.
     """
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise MissingError(f"{path} does not exist.", remedy) from None
-    except OSError as error:
-        raise InputError(f"{path} can't be read ({error.strerror}).", remedy) from error
+    with ExitStack() as stack:
+        try:
+            stream = stack.enter_context(open_regular(path))
+        except (FileNotFoundError, NotADirectoryError):
+            raise MissingError(f"{path} does not exist.", remedy) from None
+        except InputError as error:
+            raise InputError(error.problem, remedy) from None
+        yield stream
+
+
+def read_source(path: Path, remedy: str) -> bytes:
+    """Read a file that a data set needs; arguments and errors as for `open_source`."""
+    with open_source(path, remedy) as stream:
+        return stream.read()
 
 
 def read_lines(path: Path, remedy: str) -> list[tuple[int, str]]:
     """Read the lines of a text file that are not blank, stripped, with their numbers from 1.
 
     Raises:
-        MissingError, InputError: as `read_source`, or the file is not UTF-8.
+        MissingError, InputError, OSError: as `read_source`, or the file is not UTF-8.
     """
     content = read_source(path, remedy)
     try:

@@ -14,6 +14,7 @@ stream, in memory that does not grow with it, and always to its end, where a zip
 
 from __future__ import annotations
 
+import errno
 import io
 import lzma
 import zipfile
@@ -30,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError, MissingError
+from pipeline.files import check_regular, open_regular
 
 _DOWNLOAD_AGAIN = "The download may be truncated or damaged: download the file again."
 
@@ -158,38 +160,39 @@ def _not_glove(path: Path, problem: str) -> InputError:
 @contextmanager
 def _open(path: Path) -> Iterator[IO[bytes]]:
     """Open the text as bytes, whether it is in a zip or not."""
+    archive = archive_of(path)
+    _check_file(archive or path)
     try:
-        archive = archive_of(path)
-        _check_file(archive or path)
-        if archive is None:
-            with path.open("rb", buffering=_BUFFER) as stream:
-                yield stream
-            return
-        with zipfile.ZipFile(archive) as opened:
-            member = _member(opened, archive, path)
-            # The readline of ZipExtFile is many times slower.
-            with io.BufferedReader(opened.open(member), _BUFFER) as stream:  # type: ignore[type-var]
-                yield stream
+        with open_regular(archive or path) as stored:
+            if archive is None:
+                yield stored
+                return
+            with zipfile.ZipFile(stored) as opened:
+                member = _member(opened, archive, path)
+                # The readline of ZipExtFile is many times slower.
+                with io.BufferedReader(opened.open(member), _BUFFER) as stream:  # type: ignore[type-var]
+                    yield stream
     except _DAMAGED as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # the system's; a damaged zip can lead to places that don't exist (EINVAL)
         raise InputError(
             f"{path} can't be read ({str(error) or type(error).__name__}).", _DOWNLOAD_AGAIN
         ) from error
 
 
 def _check_file(file: Path) -> None:
-    if file.is_dir():
-        raise InputError(
-            f"{file} is a folder, expected a file of GloVe vectors.",
-            "Set `label_vectors` to a file in it.",
-        )
-    if not file.exists():
+    try:
+        check_regular(file, file.stat())
+    except InputError as error:
+        raise InputError(error.problem, "Set `label_vectors` to a file of GloVe vectors.") from None
+    except (FileNotFoundError, NotADirectoryError):
         raise MissingError(
             f"There is no file {file} to read GloVe vectors from.",
             "Download glove.6B.zip (822 MB) from Stanford NLP's GloVe page, "
             "https://nlp.stanford.edu/projects/glove/, put it at data/glove/glove.6B.zip, and set "
             "`label_vectors: data/glove/glove.6B.zip/glove.6B.300d.txt`; it need not be unpacked. "
             "Or set `label_vectors: wordllama`, which needs no download.",
-        )
+        ) from None
 
 
 def archive_of(path: Path) -> Path | None:

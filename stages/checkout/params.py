@@ -438,9 +438,12 @@ def _check_plain(value: Any, key: str, where: str, depth: int, known: dict[int, 
             f"{shown} is a number of {value.bit_length()} bits, expected at most {_LARGEST}.",
             "Change the value.",
         )
-    if isinstance(value, str) and value != value.encode(errors="replace").decode():
+    if isinstance(value, str) and (
+        "\0" in value or value != value.encode(errors="replace").decode()
+    ):
         raise InputError(
-            f"{shown} is {value[:200]!r}: half a character (a lone surrogate), expected text.",
+            f"{shown} is {value[:200]!r}: it has a null byte or half a character (a lone "
+            "surrogate), expected text.",
             "Change the value.",
         )
     if not isinstance(value, dict | list | str | int | float | None):

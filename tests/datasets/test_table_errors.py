@@ -181,7 +181,7 @@ def test_more_labels_than_a_manifest_can_hold(root: Path) -> None:
     ("make", "kind", "parts"),
     [
         (lambda path: None, MissingError, ["`prepare.pets.file`", "params.yaml"]),
-        (lambda path: path.mkdir(), InputError, ["s a directory"]),
+        (lambda path: path.mkdir(), InputError, ["folder"]),
     ],
 )
 def test_missing_file_or_folder_in_its_place(

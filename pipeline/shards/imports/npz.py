@@ -6,6 +6,7 @@ have room for, for each image.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import lzma
 import math
@@ -298,6 +299,8 @@ def _reading(path: Path) -> Iterator[None]:
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # the system's; a damaged zip can lead to places that don't exist (EINVAL)
         raise InputError(
             f"{path} can't be read: it is damaged or not an npz ({error}).",
             "Copy it or save it again.",
