@@ -111,6 +111,7 @@ class VocSettings(_ListedSettings):
     vocabulary: list[str] | None = Field(
         None,
         min_length=1,
+        max_length=2**15,
         description="The classes, in order, of your own photographs in the same folders. null: "
         "VOC's 20 classes.",
     )

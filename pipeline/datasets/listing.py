@@ -8,6 +8,7 @@ Letters: N listed images, n boxes.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.datasets.manifest import (
     SPLITS,
@@ -31,6 +33,12 @@ from pipeline.settings import ListedSettings, NuswideSettings, TableSettings
 
 LISTING_VERSION = 1
 """Part of the settings' hash: raise it when the same files would give another listing."""
+
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+"""Errors that say that a file does not exist. Parts of names come from lists, and may be long."""
+
+_LONGEST_PATH = 4096  # bytes, as Linux allows
+_LONGEST_LABEL = 1000  # characters
 
 _MOST_LOOKED_AT = 200_000
 """Files among which a missing image is searched: more would take minutes on a network disk."""
@@ -75,10 +83,12 @@ def open_source(path: Path, remedy: str) -> Iterator[BufferedReader]:
     with ExitStack() as stack:
         try:
             stream = stack.enter_context(open_regular(path))
-        except (FileNotFoundError, NotADirectoryError):
-            raise MissingError(f"{path} does not exist.", remedy) from None
         except InputError as error:
             raise InputError(error.problem, remedy) from None
+        except (OSError, ValueError) as error:  # ValueError: a null byte is in the name
+            if isinstance(error, OSError) and error.errno not in _NO_FILE:
+                raise
+            raise MissingError(f"{path} does not exist.", remedy) from None
         yield stream
 
 
@@ -135,8 +145,39 @@ def unit_boxes(pixels: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.nd
 # --- what all listed data sets share -------------------------------------------------------------
 
 
+def check_lengths(table: pa.Table, vocabulary: Sequence[str], name: str) -> None:
+    """Refuse ids, paths and labels of such a length that they must be a mistake.
+
+    Args:
+        table: with the columns of `manifest.COLUMNS`.
+        vocabulary: the labels.
+        name: of the data set or the file, for the message.
+
+    Raises:
+        InputError: the first that is too long, with its row.
+    """
+    for column in ("image_id", "path"):
+        lengths = pc.binary_length(table.column(column))
+        row = pc.index(pc.greater(lengths, _LONGEST_PATH), True).as_py()
+        if row >= 0:
+            found = table.column(column)[row].as_py()
+            raise InputError(
+                f"{name}, row {row}: the {column} {found[:100]!r}... has {lengths[row]} bytes, "
+                f"expected at most {_LONGEST_PATH}.",
+                "Fix the files that the data set is read from.",
+            )
+    for label in vocabulary:
+        if len(label) > _LONGEST_LABEL:
+            raise InputError(
+                f"{name}: the label {label[:100]!r}... has {len(label)} characters, expected at "
+                f"most {_LONGEST_LABEL}.",
+                "Fix the files that the data set is read from, or the separator of labels.",
+            )
+
+
 def listed_manifest(listing: Listing, dataset: str, settings: ListedSettings) -> Manifest:
     """Make a manifest of all N listed images, as if every one existed. Its rows are checked."""
+    check_lengths(listing.table, listing.vocabulary, dataset)
     return Manifest(
         dataset=dataset,
         split_name=listing.split_name,

@@ -216,6 +216,7 @@ def read_parquet(
             header = parquet.schema_arrow.names
             _check_header(file, header, columns, hints, block)
             table = parquet.read(columns=list(columns.values()))
+            table.validate(full=True)  # texts may not be UTF-8
     except (OSError, pa.ArrowException) as error:
         if isinstance(error, OSError) and error.errno:  # the system's; pyarrow's have no number
             raise

@@ -37,6 +37,7 @@ _DOWNLOAD_AGAIN = "The download may be truncated or damaged: download the file a
 
 _LONGEST_LINE = 1 << 19  # bytes; a vector of 4096 numbers takes a tenth of that
 _BUFFER = 1 << 20
+_MOST_NAMED = 20  # files or words in a message
 
 # Number of first lines that decide W: words with blanks and damaged lines are rare among them.
 _HEAD = 100
@@ -94,7 +95,8 @@ def read_words(path: Path, words: Collection[str]) -> dict[str, NDArray[np.float
     if missing and not line.endswith(b"\n"):
         raise InputError(
             f"{path} ends within line {number}, and has no line before it for the words "
-            f"{', '.join(map(repr, missing))}.",
+            f"{', '.join(map(repr, missing[:_MOST_NAMED]))}"
+            f"{f' and {len(missing) - _MOST_NAMED} more' if len(missing) > _MOST_NAMED else ''}.",
             f"{_DOWNLOAD_AGAIN} If that line is complete, add a line end.",
         )
     return {word: vector for word, (_, vector) in vectors.items()}
@@ -122,7 +124,7 @@ def _blanks(line: bytes) -> int:
 def _header(line: bytes) -> tuple[int, int] | None:
     """Count and size in a first line of word2vec's format; a vector has at least two values."""
     fields = line.split()
-    if len(fields) == 2 and all(field.isdigit() for field in fields):
+    if len(fields) == 2 and all(field.isdigit() and len(field) < 19 for field in fields):
         return int(fields[0]), int(fields[1])
     return None
 
@@ -207,7 +209,8 @@ def _member(opened: zipfile.ZipFile, archive: Path, path: Path) -> zipfile.ZipIn
     """The member that a path through a zip names, or the only text of a zip."""
     members = {PurePosixPath(info.filename): info for info in opened.infolist()}
     texts = [name for name in members if name.suffix.lower() == ".txt"]
-    choices = "; ".join(f"`label_vectors: {(archive / name).as_posix()}`" for name in texts)
+    shown = [f"`label_vectors: {(archive / name).as_posix()}`" for name in texts[:_MOST_NAMED]]
+    choices = "; ".join([*shown, "..."] if len(texts) > _MOST_NAMED else shown)
     if path != archive:
         name = PurePosixPath(path.relative_to(archive).as_posix())
         if name in members and not members[name].is_dir():

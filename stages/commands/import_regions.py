@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.datasets.listing import check_lengths
 from pipeline.datasets.manifest import (
     COLUMNS,
     Manifest,
@@ -364,6 +365,7 @@ def _manifest_of(source: NpzFile, paths: Sequence[str], dataset: str) -> Manifes
         schema=COLUMNS,
     )
     try:
+        check_lengths(table, source.label_names, str(source.path))
         return Manifest(
             dataset=dataset,
             split_name="imported",
