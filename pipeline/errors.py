@@ -6,6 +6,17 @@ hiding the others. Anything that is not a `GmpipeError` is a bug, and is shown w
 
 from __future__ import annotations
 
+LONGEST = 4000  # characters of a problem: a list of labels, or an id of megabytes, may be in it
+
+
+def _cut(text: str) -> str:
+    """Leave out the middle of a text that is longer than `LONGEST`."""
+    if len(text) <= LONGEST:
+        return text
+    start, end = LONGEST // 2, LONGEST // 4
+    left_out = len(text) - start - end
+    return f"{text[:start]} [... {left_out} characters are left out ...] {text[-end:]}"
+
 
 class GmpipeError(Exception):
     """A problem that the user can fix, and how to fix it.
@@ -15,12 +26,13 @@ class GmpipeError(Exception):
 
     Attributes:
         problem: what is wrong, where (file, row, image id, key), what was found and what was
-            expected, in whole sentences.
+            expected, in whole sentences. Of more than `LONGEST` characters, the middle is left out.
         remedy: the next step, in whole sentences; empty where the caller knows it better. Only
             `stages/` names commands, so it replaces the remedy where a command is the answer.
     """
 
     def __init__(self, problem: str, remedy: str = "") -> None:
+        problem = _cut(problem)
         super().__init__(problem, remedy)  # both, so that the error can be pickled
         self.problem = problem
         self.remedy = remedy

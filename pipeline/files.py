@@ -123,6 +123,7 @@ def open_regular(path: Path) -> Iterator[BufferedReader]:
         InputError: it is a folder, a named pipe, a socket or a device.
         OSError: the system can't open it.
     """
+    check_regular(path, path.stat())  # a socket can't even be opened
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         check_regular(path, os.fstat(descriptor))

@@ -9,9 +9,18 @@ anything runs.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 VARIANTS: dict[str, dict[str, object]] = {
     "full": {},
@@ -24,8 +33,39 @@ VARIANTS: dict[str, dict[str, object]] = {
 paper's network, and the three `without-` are its ablations (Table 4). `max-pool` is the baseline
 without any graph: an MLP on each region's feature and box, then the maximum over the regions."""
 
-VariantName = Annotated[str, Field(pattern=r"^[a-z0-9]+([.-][a-z0-9]+)*$")]
-"""What a variant may be called: it names the folders of its runs."""
+LONGEST_NAME = 64  # letters; what is added to a name stays far below the 255 bytes of a file's
+
+
+def nearest_name(text: str) -> str:
+    """The name of a data set or variant that is most like ``text``; see `Name`."""
+    return re.sub("[^A-Za-z0-9_]+", "-", text).strip("-_")[:LONGEST_NAME] or "data"
+
+
+def check_name(name: Any) -> Any:
+    """Check the name of a data set or variant by the rule of `Name`.
+
+    Raises:
+        PydanticCustomError: of the type `name`, with the nearest name as a YAML text.
+    """
+    if not isinstance(name, str):  # `2024` and `true` are a number and a truth value in YAML
+        scalar = isinstance(name, int | float | None)
+        text = f'"{nearest_name(str(name).lower())}"' if scalar else "data"
+        rule = "a text, in quotes if YAML would not take it for one"
+    elif re.fullmatch(f"[A-Za-z0-9][A-Za-z0-9_-]{{0,{LONGEST_NAME - 1}}}", name):
+        return name
+    else:
+        text = nearest_name(name)
+        rule = (
+            "a name that begins with a letter or digit, has only the letters a-z and A-Z, digits, "
+            f"`-` and `_`, and has at most {LONGEST_NAME} of them"
+        )
+    raise PydanticCustomError("name", "expected {rule}", {"rule": rule, "nearest": text})
+
+
+Name = Annotated[str, BeforeValidator(check_name)]
+"""What a data set or a variant may be called: a letter or digit, then letters, digits, `-` and `_`,
+at most 64 in all. Names become folders, files, words of commands, parts of DVC's stage names, and
+parts of the dotted keys of its parameters. So dots, blanks and slashes are impossible."""
 
 Side = Annotated[int, Field(ge=1)]
 
@@ -71,6 +111,7 @@ class VocSettings(_ListedSettings):
     vocabulary: list[str] | None = Field(
         None,
         min_length=1,
+        max_length=2**15,
         description="The classes, in order, of your own photographs in the same folders. null: "
         "VOC's 20 classes.",
     )
@@ -374,7 +415,7 @@ class TrainSettings(_Settings):
         description="Epoch whose weights are the result: the `last` one, or the one with the "
         "`best` mAP on the `validation` part.",
     )
-    variants: dict[VariantName, dict[str, object]] = Field(
+    variants: dict[Name, dict[str, object]] = Field(
         default_factory=dict,
         description="Settings above that a variant changes, e.g. "
         "`max-pool: {learning_rate: 0.003}`. A new name defines a new variant.",
@@ -394,11 +435,11 @@ SECTIONS = ("prepare", "detector", "extract", "train")
 class Params(_Settings):
     """All of params.yaml."""
 
-    datasets: list[str] = Field(
+    datasets: list[Name] = Field(
         min_length=1,
         description="Data sets that `dvc repro` runs. The first is the default of `--dataset`.",
     )
-    variants: list[VariantName] = Field(
+    variants: list[Name] = Field(
         min_length=1, description="Variants that `dvc repro` trains on each data set."
     )
     seeds: list[Annotated[int, Field(ge=0)]] = Field(
@@ -406,10 +447,10 @@ class Params(_Settings):
         description="Seeds that `dvc repro` trains each variant with. The first is the default of "
         "`--seed`.",
     )
-    prepare: dict[str, Annotated[PrepareSettings, Field(discriminator="source")]]
-    detector: dict[str, DetectorSettings]
-    extract: dict[str, ExtractSettings]
-    train: dict[str, TrainSettings]
+    prepare: dict[Name, Annotated[PrepareSettings, Field(discriminator="source")]]
+    detector: dict[Name, DetectorSettings]
+    extract: dict[Name, ExtractSettings]
+    train: dict[Name, TrainSettings]
 
     @field_validator("datasets", "variants", "seeds")
     @classmethod
@@ -418,3 +459,18 @@ class Params(_Settings):
         if len(set(names)) != len(names):
             raise ValueError("every entry must be unique")
         return names
+
+    @model_validator(mode="after")
+    def _check_stages(self) -> Params:
+        # DVC joins the names with `-`, and drops the first of two stages with the same name.
+        stages: dict[str, tuple[str, str]] = {}
+        for dataset in self.datasets:
+            for variant in self.variants:
+                other = stages.setdefault(f"{dataset}-{variant}", (dataset, variant))
+                if other != (dataset, variant):
+                    raise ValueError(
+                        f"the data set {dataset!r} with the variant {variant!r} and the data set "
+                        f"{other[0]!r} with the variant {other[1]!r} would be one stage of DVC, "
+                        f"train@{dataset}-{variant}-SEED: rename one of them"
+                    )
+        return self

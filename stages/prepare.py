@@ -41,7 +41,7 @@ from pipeline.datasets.scenes import make_scenes, scenes_sources
 from pipeline.datasets.table import read_table
 from pipeline.datasets.voc import read_voc
 from pipeline.errors import DamagedError, MissingError
-from pipeline.files import folder_lock, replacing, replacing_folder
+from pipeline.files import folder_lock, read_bytes, replacing, replacing_folder
 from pipeline.settings import (
     CocoSettings,
     ImportedSettings,
@@ -223,8 +223,8 @@ def _read_missing(path: Path) -> list[str]:
     `is_current` compares their number with the manifest's counts.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            return [path for _, path in list(csv.reader(stream))[1:]]
+        lines = read_bytes(path).decode().splitlines(keepends=True)
+        return [path for _, path in list(csv.reader(lines))[1:]]
     except (OSError, ValueError, csv.Error):
         return []
 

@@ -26,7 +26,8 @@ from PIL import Image, UnidentifiedImageError
 
 from pipeline.datasets.listing import find_files
 from pipeline.datasets.manifest import SPLITS, Manifest, Split, unlabelled_rows
-from pipeline.files import sha256_file
+from pipeline.errors import GmpipeError
+from pipeline.files import open_regular, sha256_file
 from pipeline.images import open_image
 
 T = TypeVar("T")
@@ -162,7 +163,7 @@ def _open(path: Path) -> tuple[int, str | None]:
     """A file's size, and why it can't be decoded."""
     size = 0
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             size = stream.seek(0, os.SEEK_END)
             if not size:
                 return size, "the file is empty"
@@ -175,6 +176,8 @@ def _open(path: Path) -> tuple[int, str | None]:
         return size, "the file is not an image of a supported format"
     except OSError as error:
         return size, error.strerror or str(error)
+    except GmpipeError as error:
+        return size, error.problem
     except Exception as error:  # the readers of formats raise anything for a damaged header
         return size, f"{type(error).__name__}: {error}"
     return size, None
@@ -204,7 +207,7 @@ def _groups(keyed: Iterable[tuple[ListedImage, object]]) -> list[list[ListedImag
 
 def _sha256_ends(path: Path) -> str:
     """Hex sha256 over a file's size and both its ends."""
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         start = stream.read(_END)
         size = stream.seek(0, os.SEEK_END)
         return hashlib.sha256(b"%d " % size + start + _end(stream, size, _END)).hexdigest()

@@ -33,20 +33,22 @@ import re
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.datasets.listing import Listing, hash_sources, unit_boxes
+from pipeline.datasets.listing import Listing, hash_sources, open_source, unit_boxes
 from pipeline.datasets.manifest import COLUMNS, SPLITS, BoxTable, ImageBoxes
-from pipeline.errors import InputError, MissingError
+from pipeline.errors import InputError
 from pipeline.settings import CocoSettings
 
 _CHUNK = 1 << 22  # characters that are read at once
 _LONGEST = 1 << 26  # characters of the longest record
 
+_MOST_LABELS = np.iinfo(np.int16).max + 1  # of a manifest
 _ARRAYS = ("categories", "images", "annotations")
 _FIX = "Fix the file, or download it again."
 
@@ -57,6 +59,7 @@ class _Instances:
 
     Attributes:
         categories: id -> name.
+        names: of the categories.
         images: id -> file name, width, height; in the file's order.
         ids, image_ids, category_ids: of each annotation.
         boxes: x, y, width, height of each annotation, one annotation after another.
@@ -64,6 +67,7 @@ class _Instances:
     """
 
     categories: dict[int, str] = field(default_factory=dict)
+    names: set[str] = field(default_factory=set)
     images: dict[int, tuple[str, int, int]] = field(default_factory=dict)
     ids: array[int] = field(default_factory=lambda: array("q"))
     image_ids: array[int] = field(default_factory=lambda: array("q"))
@@ -172,16 +176,22 @@ def _read_instances(path: Path, remedy: str) -> _Instances:
     add = {"categories": _add_category, "images": _add_image, "annotations": _add_annotation}
     seen = set()
     try:
-        with path.open(encoding="utf-8") as stream:
+        with (
+            open_source(path, remedy) as stored,
+            TextIOWrapper(stored, encoding="utf-8") as stream,
+        ):
             for name, records in _JsonReader(stream, path, remedy).arrays():
                 if name in add:
                     seen.add(name)
                     for index, record in enumerate(records):
                         add[name](instances, record, f"{path}: {name}[{index}]")
-    except (FileNotFoundError, NotADirectoryError):
-        raise MissingError(f"{path} does not exist.", remedy) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise InputError(f"{path} can't be read ({error}).", remedy) from error
+    if len(instances.categories) > _MOST_LABELS:
+        raise InputError(
+            f"{path} has {len(instances.categories)} categories, expected at most {_MOST_LABELS}.",
+            _FIX,
+        )
     lacking = [name for name in _ARRAYS if name not in seen]
     if lacking:
         raise InputError(f"{path} has no array `{lacking[0]}`.", remedy)
@@ -203,12 +213,13 @@ def _add_category(instances: _Instances, record: Any, where: str) -> None:
     number, name = _values(record, ("id", "name"), where)
     _check_integer(number, "id", where)
     _check_name(name, "name", where)
-    if number in instances.categories or name in instances.categories.values():
+    if number in instances.categories or name in instances.names:
         raise InputError(
             f"{where}: another category has the same id {number} or the same name {name!r}.",
             "Remove one of them.",
         )
     instances.categories[number] = name
+    instances.names.add(name)
 
 
 def _add_image(instances: _Instances, record: Any, where: str) -> None:

@@ -8,13 +8,17 @@ Letters: N listed images, n boxes.
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.datasets.manifest import (
     SPLITS,
@@ -24,11 +28,17 @@ from pipeline.datasets.manifest import (
     unlabelled_rows,
 )
 from pipeline.errors import InputError, MissingError
-from pipeline.files import sha256_file, sha256_json
+from pipeline.files import open_regular, sha256_file, sha256_json
 from pipeline.settings import ListedSettings, NuswideSettings, TableSettings
 
 LISTING_VERSION = 1
 """Part of the settings' hash: raise it when the same files would give another listing."""
+
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+"""Errors that say that a file does not exist. Parts of names come from lists, and may be long."""
+
+_LONGEST_PATH = 4096  # bytes, as Linux allows
+_LONGEST_LABEL = 1000  # characters
 
 _MOST_LOOKED_AT = 200_000
 """Files among which a missing image is searched: more would take minutes on a network disk."""
@@ -58,29 +68,41 @@ class Listing:
 # --- for adapters --------------------------------------------------------------------------------
 
 
-def read_source(path: Path, remedy: str) -> bytes:
-    """Read a file that a data set needs.
+@contextmanager
+def open_source(path: Path, remedy: str) -> Iterator[BufferedReader]:
+    """Open a file that a data set needs.
 
     Args:
-        remedy: where to get the file; part of every error.
+        remedy: where to get the file.
 
     Raises:
         MissingError: the file does not exist.
-        InputError: it can't be read.
+        InputError: it is no regular file.
+        OSError: the system can't read it.
     """
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise MissingError(f"{path} does not exist.", remedy) from None
-    except OSError as error:
-        raise InputError(f"{path} can't be read ({error.strerror}).", remedy) from error
+    with ExitStack() as stack:
+        try:
+            stream = stack.enter_context(open_regular(path))
+        except InputError as error:
+            raise InputError(error.problem, remedy) from None
+        except (OSError, ValueError) as error:  # ValueError: a null byte is in the name
+            if isinstance(error, OSError) and error.errno not in _NO_FILE:
+                raise
+            raise MissingError(f"{path} does not exist.", remedy) from None
+        yield stream
+
+
+def read_source(path: Path, remedy: str) -> bytes:
+    """Read a file that a data set needs; arguments and errors as for `open_source`."""
+    with open_source(path, remedy) as stream:
+        return stream.read()
 
 
 def read_lines(path: Path, remedy: str) -> list[tuple[int, str]]:
     """Read the lines of a text file that are not blank, stripped, with their numbers from 1.
 
     Raises:
-        MissingError, InputError: as `read_source`, or the file is not UTF-8.
+        MissingError, InputError, OSError: as `read_source`, or the file is not UTF-8.
     """
     content = read_source(path, remedy)
     try:
@@ -123,8 +145,39 @@ def unit_boxes(pixels: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.nd
 # --- what all listed data sets share -------------------------------------------------------------
 
 
+def check_lengths(table: pa.Table, vocabulary: Sequence[str], name: str) -> None:
+    """Refuse ids, paths and labels of such a length that they must be a mistake.
+
+    Args:
+        table: with the columns of `manifest.COLUMNS`.
+        vocabulary: the labels.
+        name: of the data set or the file, for the message.
+
+    Raises:
+        InputError: the first that is too long, with its row.
+    """
+    for column in ("image_id", "path"):
+        lengths = pc.binary_length(table.column(column))
+        row = pc.index(pc.greater(lengths, _LONGEST_PATH), True).as_py()
+        if row >= 0:
+            found = table.column(column)[row].as_py()
+            raise InputError(
+                f"{name}, row {row}: the {column} {found[:100]!r}... has {lengths[row]} bytes, "
+                f"expected at most {_LONGEST_PATH}.",
+                "Fix the files that the data set is read from.",
+            )
+    for label in vocabulary:
+        if len(label) > _LONGEST_LABEL:
+            raise InputError(
+                f"{name}: the label {label[:100]!r}... has {len(label)} characters, expected at "
+                f"most {_LONGEST_LABEL}.",
+                "Fix the files that the data set is read from, or the separator of labels.",
+            )
+
+
 def listed_manifest(listing: Listing, dataset: str, settings: ListedSettings) -> Manifest:
     """Make a manifest of all N listed images, as if every one existed. Its rows are checked."""
+    check_lengths(listing.table, listing.vocabulary, dataset)
     return Manifest(
         dataset=dataset,
         split_name=listing.split_name,

@@ -13,6 +13,7 @@ import gzip
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import BufferedReader
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -22,8 +23,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.datasets.listing import open_source
 from pipeline.datasets.manifest import COLUMNS, Split
-from pipeline.errors import InputError, MissingError
+from pipeline.errors import InputError
 
 Where = Callable[[int], str]
 """Row number, from 0 -> its file and its position there, as an editor shows it."""
@@ -68,26 +70,29 @@ def text_lines(file: Path, remedy: str) -> Iterator[str]:
     """Yield the lines of a UTF-8 text with their ends; decompressed if the name ends in ``.gz``.
 
     Raises:
-        MissingError: the file does not exist; ``remedy`` says what to do then.
-        InputError: it can't be read or decompressed, or is not UTF-8; names the line.
+        MissingError, OSError: as `open_source`.
+        InputError: as `open_source`, or the file can't be decompressed, or is not UTF-8; names the
+            line.
     """
     number = 0
     try:
-        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+        with open_source(file, remedy) as stored, _plain(stored, file.suffix == ".gz") as stream:
             for line in stream:
                 number += 1
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except FileNotFoundError:
-        raise MissingError(f"{file} does not exist.", remedy) from None
     except UnicodeDecodeError as error:
         raise InputError(
             f"{file}, line {number}: the byte {error.object[error.start]:#04x} is not UTF-8.",
             "Save the file as UTF-8 text, then prepare the data set again.",
         ) from None
-    except (OSError, EOFError, zlib.error) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(
             f"{file} can't be read beyond line {number}: {error}.", FIX_FILE
         ) from error
+
+
+def _plain(stream: BufferedReader, compressed: bool) -> BufferedReader | gzip.GzipFile:
+    return gzip.GzipFile(fileobj=stream) if compressed else stream
 
 
 def read_csv(
@@ -207,13 +212,14 @@ def read_parquet(
     """Read columns of a Parquet file; arguments and errors as for `read_csv`."""
     try:
         # Not `read_table`, which would read all files of a folder as one table.
-        with pq.ParquetFile(file) as parquet:
+        with open_source(file, remedy) as stream, pq.ParquetFile(stream) as parquet:
             header = parquet.schema_arrow.names
             _check_header(file, header, columns, hints, block)
             table = parquet.read(columns=list(columns.values()))
-    except FileNotFoundError:
-        raise MissingError(f"{file} does not exist.", remedy) from None
+            table.validate(full=True)  # texts may not be UTF-8
     except (OSError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno:  # the system's; pyarrow's have no number
+            raise
         raise InputError(f"{file} is not a complete Parquet file: {error}.", FIX_FILE) from error
     if not table.num_rows:
         raise InputError(f"{file} has no rows.", FIX_FILE)

@@ -14,6 +14,7 @@ stream, in memory that does not grow with it, and always to its end, where a zip
 
 from __future__ import annotations
 
+import errno
 import io
 import lzma
 import zipfile
@@ -30,11 +31,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError, MissingError
+from pipeline.files import check_regular, open_regular
 
 _DOWNLOAD_AGAIN = "The download may be truncated or damaged: download the file again."
 
 _LONGEST_LINE = 1 << 19  # bytes; a vector of 4096 numbers takes a tenth of that
 _BUFFER = 1 << 20
+_MOST_NAMED = 20  # files or words in a message
 
 # Number of first lines that decide W: words with blanks and damaged lines are rare among them.
 _HEAD = 100
@@ -92,7 +95,8 @@ def read_words(path: Path, words: Collection[str]) -> dict[str, NDArray[np.float
     if missing and not line.endswith(b"\n"):
         raise InputError(
             f"{path} ends within line {number}, and has no line before it for the words "
-            f"{', '.join(map(repr, missing))}.",
+            f"{', '.join(map(repr, missing[:_MOST_NAMED]))}"
+            f"{f' and {len(missing) - _MOST_NAMED} more' if len(missing) > _MOST_NAMED else ''}.",
             f"{_DOWNLOAD_AGAIN} If that line is complete, add a line end.",
         )
     return {word: vector for word, (_, vector) in vectors.items()}
@@ -120,7 +124,7 @@ def _blanks(line: bytes) -> int:
 def _header(line: bytes) -> tuple[int, int] | None:
     """Count and size in a first line of word2vec's format; a vector has at least two values."""
     fields = line.split()
-    if len(fields) == 2 and all(field.isdigit() for field in fields):
+    if len(fields) == 2 and all(field.isdigit() and len(field) < 19 for field in fields):
         return int(fields[0]), int(fields[1])
     return None
 
@@ -158,38 +162,39 @@ def _not_glove(path: Path, problem: str) -> InputError:
 @contextmanager
 def _open(path: Path) -> Iterator[IO[bytes]]:
     """Open the text as bytes, whether it is in a zip or not."""
+    archive = archive_of(path)
+    _check_file(archive or path)
     try:
-        archive = archive_of(path)
-        _check_file(archive or path)
-        if archive is None:
-            with path.open("rb", buffering=_BUFFER) as stream:
-                yield stream
-            return
-        with zipfile.ZipFile(archive) as opened:
-            member = _member(opened, archive, path)
-            # The readline of ZipExtFile is many times slower.
-            with io.BufferedReader(opened.open(member), _BUFFER) as stream:  # type: ignore[type-var]
-                yield stream
+        with open_regular(archive or path) as stored:
+            if archive is None:
+                yield stored
+                return
+            with zipfile.ZipFile(stored) as opened:
+                member = _member(opened, archive, path)
+                # The readline of ZipExtFile is many times slower.
+                with io.BufferedReader(opened.open(member), _BUFFER) as stream:  # type: ignore[type-var]
+                    yield stream
     except _DAMAGED as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # the system's; a damaged zip can lead to places that don't exist (EINVAL)
         raise InputError(
             f"{path} can't be read ({str(error) or type(error).__name__}).", _DOWNLOAD_AGAIN
         ) from error
 
 
 def _check_file(file: Path) -> None:
-    if file.is_dir():
-        raise InputError(
-            f"{file} is a folder, expected a file of GloVe vectors.",
-            "Set `label_vectors` to a file in it.",
-        )
-    if not file.exists():
+    try:
+        check_regular(file, file.stat())
+    except InputError as error:
+        raise InputError(error.problem, "Set `label_vectors` to a file of GloVe vectors.") from None
+    except (FileNotFoundError, NotADirectoryError):
         raise MissingError(
             f"There is no file {file} to read GloVe vectors from.",
             "Download glove.6B.zip (822 MB) from Stanford NLP's GloVe page, "
             "https://nlp.stanford.edu/projects/glove/, put it at data/glove/glove.6B.zip, and set "
             "`label_vectors: data/glove/glove.6B.zip/glove.6B.300d.txt`; it need not be unpacked. "
             "Or set `label_vectors: wordllama`, which needs no download.",
-        )
+        ) from None
 
 
 def archive_of(path: Path) -> Path | None:
@@ -204,7 +209,8 @@ def _member(opened: zipfile.ZipFile, archive: Path, path: Path) -> zipfile.ZipIn
     """The member that a path through a zip names, or the only text of a zip."""
     members = {PurePosixPath(info.filename): info for info in opened.infolist()}
     texts = [name for name in members if name.suffix.lower() == ".txt"]
-    choices = "; ".join(f"`label_vectors: {(archive / name).as_posix()}`" for name in texts)
+    shown = [f"`label_vectors: {(archive / name).as_posix()}`" for name in texts[:_MOST_NAMED]]
+    choices = "; ".join([*shown, "..."] if len(texts) > _MOST_NAMED else shown)
     if path != archive:
         name = PurePosixPath(path.relative_to(archive).as_posix())
         if name in members and not members[name].is_dir():

@@ -18,9 +18,9 @@ Vectors are raw, as in their source: nothing here normalises or centres them.
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,8 +30,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError, MissingError
-from pipeline.files import canonical_json
+from pipeline.files import canonical_json, read_bytes
 from pipeline.labels.glove import archive_of, read_words
+from pipeline.npz import decoded_texts, naming_damage, npy_array, npy_header
 
 WORDLLAMA = "wordllama"
 """The source that needs neither a file nor the network."""
@@ -108,6 +109,11 @@ def load_label_vectors(labels: Sequence[str], source: str) -> LabelVectors:
     names: dict[str, str] = {}
     for label in labels:
         name = _normalised(label)
+        if label != label.encode(errors="replace").decode():
+            raise InputError(
+                f"The label {label!r} has half a character (a lone surrogate).",
+                "Rename the label in the data set.",
+            )
         if not name:
             raise InputError(
                 f"The label {label!r} gets no vector: its name has no word.",
@@ -152,7 +158,7 @@ def _lookup(source: str) -> Callable[[Sequence[str]], _Vectors]:
     """The function that looks labels up in a source."""
     if source == WORDLLAMA:
         return _from_wordllama
-    path = Path(source)
+    path = Path(source.replace("\0", ""))  # which is in no name
     if path.suffix.lower() == ".npz":
         return partial(_from_npz, path=path)
     if path.suffix.lower() == ".txt" or any(part.lower().endswith(".zip") for part in path.parts):
@@ -170,14 +176,14 @@ def _from_glove(labels: Sequence[str], path: Path) -> _Vectors:
     words = {label: _normalised(label).split() for label in labels}
     known = read_words(path, {word for several in words.values() for word in several})
     missing = [
-        f"{label!r} (the word {word!r})"
+        f"{label[:100]!r} (the word {word[:100]!r})"
         for label, several in words.items()
         for word in several
         if word not in known
     ]
     if missing:
         raise InputError(
-            f"{path} has no vector for these labels: {', '.join(missing)}.",
+            f"{path} has no vector for these labels: {_listed(missing)}.",
             "Rename them in the data set, set `label_vectors` to an npz, or set "
             "`label_vectors: wordllama`.",
         )
@@ -253,31 +259,51 @@ def _read_npz(path: Path) -> tuple[list[str], NDArray[np.generic]]:
         "Expected an npz with the arrays `labels` (n strings) and `vectors` (n, size), as "
         "`numpy.savez(path, labels=names, vectors=vectors)` writes it."
     )
-    if path.is_dir():
-        raise InputError(f"{path} is a folder. {form}", "Change `label_vectors`.")
-    if not path.exists():
+    try:
+        stored = io.BytesIO(read_bytes(path))
+    except (FileNotFoundError, NotADirectoryError):
         raise MissingError(
             f"There is no file {path} to read label vectors from. {form}",
             "Change `label_vectors`, or set it to `wordllama`, which needs no file.",
-        )
-    if not zipfile.is_zipfile(path):
+        ) from None
+    except InputError as error:
+        raise InputError(f"{error.problem} {form}", "Change `label_vectors`.") from None
+    if not zipfile.is_zipfile(stored):
         raise InputError(f"{path} is not an npz file.", form)
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            absent = {"labels", "vectors"} - set(archive.files)
-            if absent:
-                raise InputError(f"{path} has no array {_quoted(sorted(absent))}.", form)
-            names, vectors = archive["labels"], archive["vectors"]
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path} can't be read ({error}).", form) from error
+    with naming_damage(path, form), zipfile.ZipFile(stored) as archive:
+        absent = [name for name in ("labels", "vectors") if f"{name}.npy" not in archive.namelist()]
+        if absent:
+            raise InputError(f"{path} has no array {_quoted(absent)}.", form)
+        arrays = {}
+        for name in ("labels", "vectors"):
+            header, size = npy_header(archive, name), archive.getinfo(f"{name}.npy").file_size
+            if not header.dtype.hasobject and size != header.size:
+                raise InputError(
+                    f"{path}: `{name}` is {header.dtype} of shape {header.shape} in {size} bytes.",
+                    form,
+                )
+            arrays[name] = npy_array(archive, name)
+    names, vectors = arrays["labels"], arrays["vectors"]
     if names.ndim != 1 or names.dtype.kind != "U":
         raise InputError(f"{path}: `labels` is {names.dtype} of shape {names.shape}.", form)
     if vectors.ndim != 2 or vectors.dtype.kind not in "fiu" or vectors.shape[1] == 0:
         raise InputError(f"{path}: `vectors` is {vectors.dtype} of shape {vectors.shape}.", form)
     if len(names) != len(vectors):
         raise InputError(f"{path} has {len(names)} labels but {len(vectors)} vectors.", form)
-    return [str(name) for name in names], vectors
+    try:
+        return decoded_texts(names), vectors
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: `labels` is not Unicode ({error}).", form) from error
+
+
+_MOST_NAMED = 20
 
 
 def _quoted(names: Iterable[str]) -> str:
-    return ", ".join(repr(name) for name in names)
+    return _listed([repr(name[:100]) for name in names])
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first `_MOST_NAMED` names, and how many there are besides."""
+    more = [f"and {len(names) - _MOST_NAMED} more"] if len(names) > _MOST_NAMED else []
+    return ", ".join([*names[:_MOST_NAMED], *more])

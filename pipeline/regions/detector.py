@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from pipeline.errors import DamagedError, InputError, MismatchError, MissingError
-from pipeline.files import sha256_file
+from pipeline.files import read_bytes, sha256_file
 from pipeline.sealed import read_sealed_json, write_sealed_json
 from pipeline.settings import ArchitectureSettings
 from pipeline.tensors import save_tensors
@@ -91,17 +92,20 @@ def load_state(path: Path) -> dict[str, Tensor]:
 
     Raises:
         MissingError: the file does not exist.
-        InputError: the file holds something else.
+        InputError: it is no regular file, or holds something else.
+        OSError: the system can't read it.
     """
-    if not path.is_file():
+    problem = f"{path} is not a state dict of tensors saved by torch.save"
+    try:
+        stored = io.BytesIO(read_bytes(path))
+    except (FileNotFoundError, NotADirectoryError):
         raise MissingError(
             f"There are no detector weights at {path}.",
             "Put the file there, or name another one in `detector.<dataset>.weights` of "
             "params.yaml.",
-        )
-    problem = f"{path} is not a state dict of tensors saved by torch.save"
+        ) from None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(stored, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load documents no narrower set for a foreign file
         raise InputError(
             f"{problem} ({type(error).__name__}).",

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.datasets.manifest import Manifest
-from pipeline.errors import MissingError
-from pipeline.files import canonical_json, sha256_file
+from pipeline.errors import InputError, MissingError
+from pipeline.files import canonical_json, open_regular, sha256_file
 
 _CHUNK = 4096  # images whose files are hashed before the next ones are asked for
 
@@ -175,10 +175,12 @@ def check_readable(
 
     def problem(path: str) -> str:
         try:
-            with (root / path).open("rb") as stream:
+            with open_regular(root / path) as stream:
                 stream.read(1)
         except OSError as error:
             return f"{root / path} ({error.strerror})"
+        except InputError as error:
+            return error.problem
         return ""
 
     problems: list[str] = []

@@ -10,7 +10,8 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from pipeline.errors import InputError, MissingError
+from pipeline.errors import GmpipeError, InputError, MissingError
+from pipeline.files import access_error
 from pipeline.images import FORMATS, open_image
 
 _SMALLEST_CROP = 0.5  # side of a random crop, as a share of the image's
@@ -42,14 +43,17 @@ def load_image(path: Path, remedy: str = _REPLACE_OR_REMOVE) -> Image.Image:
 
     Raises:
         MissingError: there is no such file.
-        InputError: it can't be decoded; says why. A file whose damage does not break the rules of
-            its format (a changed bit in a JPEG's pixels, say) is decoded.
+        InputError: it is no regular file, or can't be read or decoded; says why. A file whose
+            damage does not break the rules of its format (a changed bit in a JPEG's pixels, say)
+            is decoded.
     """
     try:
         with open_image(path) as image:
             return upright(image)
     except MemoryError:  # not the file's fault
         raise
+    except GmpipeError as error:
+        raise InputError(error.problem, remedy) from None
     except FileNotFoundError:
         raise MissingError(
             f"There is no image at {path}.", "Put the file there, or prepare the data set again."
@@ -57,6 +61,8 @@ def load_image(path: Path, remedy: str = _REPLACE_OR_REMOVE) -> Image.Image:
     # Pillow's plugins raise whatever their parsing of a damaged file runs into: struct.error,
     # IndexError, KeyError, EOFError, zlib.error, SyntaxError, AttributeError and more.
     except Exception as error:
+        if isinstance(error, OSError) and error.errno:  # the system's; Pillow's have no number
+            remedy = access_error(error, path).remedy
         raise InputError(f"{path} can't be decoded ({_reason(path, error)}).", remedy) from error
 
 

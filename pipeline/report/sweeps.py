@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline.errors import DamagedError
 from pipeline.report.figures import sweep_figure
 from pipeline.sealed import read_sealed_json, write_sealed_json
-from pipeline.settings import VariantName
+from pipeline.settings import Name
 
 _Percent = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -45,7 +45,7 @@ class SweepResults(_Strict):
 
     dataset: str
     split: str
-    variant: VariantName
+    variant: Name
     setting: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
     numeric: bool
     runs: Annotated[list[SweepRun], Field(min_length=1)]

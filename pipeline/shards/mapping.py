@@ -60,7 +60,7 @@ class MappedFiles:
         size = self._sizes[number]
         address = self._address + int(self.starts[number])
         try:
-            descriptor = os.open(path, os.O_RDONLY)
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe would wait
             try:
                 actual = os.fstat(descriptor).st_size
                 if actual != size:

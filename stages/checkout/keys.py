@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
@@ -30,7 +31,8 @@ def settings_error(
     """
     # A misspelt key that is required gives two findings: one is missing, another is unknown.
     findings = error.errors()
-    finding = next((one for one in findings if one["type"] == "extra_forbidden"), findings[0])
+    order = ("name", "extra_forbidden")
+    finding = min(findings, key=lambda one: order.index(one["type"]) if one["type"] in order else 2)
     kind, value = finding["type"], finding["input"]
     # pydantic calls a tuple's index or a dict's key itself `[key]`: not part of a path.
     location = [part for part in finding["loc"] if part != "[key]"]
@@ -56,13 +58,40 @@ def settings_error(
         wrong = f"{where}: `{key}.source` is {tag!r}. Expected one of {expected}."
         return InputError(wrong, hint or _CHANGE)
 
+    if kind == "name":
+        return name_error(value, f"{where}: {location[0]}", finding["ctx"])
     hint = ""
     if kind == "literal_error" and isinstance(value, str):
         hint = nearest(value, re.findall("'([^']+)'", finding["ctx"]["expected"]))
     shown = f"`{key}`" if key else "the whole file"
     if isinstance(value, Mapping):
         return InputError(f"{where}: {shown}: {_expected(finding)}.", "Correct the block.")
-    return InputError(f"{where}: {shown} is {value!r}: {_expected(finding)}.", hint or _CHANGE)
+    problem = f"{where}: {shown} is {shortened(value)}: {_expected(finding)}."
+    return InputError(problem, hint or _CHANGE)
+
+
+def name_error(name: object, where: str, context: Mapping[str, Any]) -> InputError:
+    """Make the error for a name that no data set or variant can have.
+
+    Args:
+        name: as it was given.
+        where: begins the message.
+        context: of `check_name`'s error.
+    """
+    return InputError(
+        f"{where}: {shortened(name)} can't be a name: expected {context['rule']}.",
+        f"Use another name, for example `{context['nearest']}`.",
+    )
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 200
+_SHORT.maxlevel = 2
+
+
+def shortened(value: object) -> str:
+    """`repr` of a value, cut: YAML's aliases can make a value of a few lines endless."""
+    return _SHORT.repr(value)
 
 
 def _expected(finding: ErrorDetails) -> str:

@@ -113,6 +113,8 @@ def _with_request(command: Command) -> Command:
 
 # --- runs ----------------------------------------------------------------------------------------
 
+_SEED = click.IntRange(0, 2**63 - 1)  # as in params.yaml
+
 variant_option = click.option(
     "--variant",
     metavar="NAME",
@@ -126,7 +128,7 @@ def run_options(command: Command) -> Command:
     """Add `--variant` and `--seed` of a single run."""
     command = click.option(
         "--seed",
-        type=click.IntRange(min=0),
+        type=_SEED,
         metavar="N",
         help="Seed of the run.  [default: the first of `seeds`]",
     )(command)
@@ -140,7 +142,7 @@ def seeds_option(default: str) -> Callable[[Command], Command]:
         "seeds",
         metavar="N",
         multiple=True,
-        type=click.IntRange(min=0),
+        type=_SEED,
         help=f"Seed of a run. Repeatable.  [default: {default}]",
     )
 

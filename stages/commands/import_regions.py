@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.datasets.listing import check_lengths
 from pipeline.datasets.manifest import (
     COLUMNS,
     Manifest,
@@ -35,7 +36,7 @@ from pipeline.shards.store import ImagesById, ShardStore, Survey, open_store
 from stages.checkout.caches import amount_of, drop_message, reasons_of
 from stages.checkout.layout import cache_folder, manifest_file, prepared_folder
 from stages.checkout.manifests import dataset_manifest
-from stages.checkout.params import Request, load_params
+from stages.checkout.params import Request, check_dataset_name, load_params
 from stages.console.messages import say
 from stages.console.progress import progress_bar
 
@@ -135,6 +136,7 @@ def check_described(
     assert chosen is not None
     params = load_params(overrides)
     if dataset is not None and dataset not in params.prepare:
+        check_dataset_name(dataset, "--dataset")
         source = "imported" if chosen == "npz" else "coco  # or voc, nuswide, table"
         blocks = _BLOCKS.format(dataset=dataset, source=source)
         raise InputError(
@@ -363,6 +365,7 @@ def _manifest_of(source: NpzFile, paths: Sequence[str], dataset: str) -> Manifes
         schema=COLUMNS,
     )
     try:
+        check_lengths(table, source.label_names, str(source.path))
         return Manifest(
             dataset=dataset,
             split_name="imported",

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from pipeline.drawing import missing_letters
 from pipeline.errors import InputError
@@ -21,7 +19,7 @@ from stages.checkout.layout import (
     SWEEP_RESULTS_FILE,
     sweep_folder,
 )
-from stages.checkout.params import Request
+from stages.checkout.params import Request, load_yaml
 from stages.checkout.plans import RunPlan, plan_run
 from stages.checkout.results import load_runs
 from stages.commands.compare import make_runs
@@ -120,16 +118,22 @@ def _parse(setting: str) -> tuple[str, list[Any]]:
         "An example is `network.modules=1,2,3,4`.",
     )
     try:
-        values = YAML(typ="safe").load(f"[{text}]")
-    except YAMLError:
+        values = load_yaml(f"[{text}]", setting, error.remedy)
+    except InputError:
         raise error from None
     if not key or not equals or not isinstance(values, list) or len(values) < 2:
         raise error
+    if not all(map(math.isfinite, filter(_is_number, values))):
+        raise InputError(f"{setting}: a value is not a finite number.", error.remedy)
     return key, values
 
 
 def _are_numbers(values: Sequence[Any]) -> bool:
-    return all(type(value) in (int, float) for value in values)
+    return all(map(_is_number, values))
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
 
 
 def _requests(

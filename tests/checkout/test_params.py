@@ -92,7 +92,7 @@ def test_an_unknown_key_suggests_the_nearest(
     [
         # Names of data sets and variants
         ({"datasets": ["dmeo"]}, ["datasets", "'dmeo'", "coco, coco2017, demo,", "`demo`"]),
-        ({"variants": ["full", "max_pool"]}, ["`variants.1`", "'max_pool'"]),
+        ({"variants": ["full", "max_pool"]}, ["variants", "'max_pool'", "`max-pool`"]),
         ({"train.demo.variants.ful": {}}, ["train.demo.variants.ful", "`full`"]),
         # Sections and blocks
         *(({section: MISSING}, [f"`{section}`"]) for section in SECTIONS),
@@ -291,7 +291,7 @@ def test_an_override_reaches_one_data_set_of_a_shared_block(tmp_path: Path) -> N
         ("train.demo.epochs=0", ["--set", "`train.demo.epochs`", "0", "1"]),
         ("train.demo.epochs=many", ["--set", "`train.demo.epochs`", "'many'", "integer"]),
         ("train.demo.epochs=[", ["--set train.demo.epochs=[", "YAML"]),
-        ("train.demo={epochs: 1, epochs: 2}", ["--set train.demo=", '"epochs"']),
+        ("train.demo={epochs: 1, epochs: 2}", ["--set train.demo=", "`epochs`"]),
         ("train.new={}", ["train.new", "prepare.new"]),
         ("datasets=[new]", ["datasets", "'new'"]),
     ],

@@ -72,9 +72,9 @@ def test_only_changed_settings_are_written(prepared: Flow) -> None:
 
 
 def test_variants_come_and_go(prepared: Flow) -> None:
-    train = {"variants": {"mine.v2": {"epochs": 3}}}
-    assert rewritten(prepared, train=train, variants=["full", "mine.v2"]) == {"mine.v2"}
-    assert content(prepared, "mine.v2")["settings"]["epochs"] == 3
+    train = {"variants": {"mine_V2": {"epochs": 3}}}
+    assert rewritten(prepared, train=train, variants=["full", "mine_V2"]) == {"mine_V2"}
+    assert content(prepared, "mine_V2")["settings"]["epochs"] == 3
     assert not (prepared / FOLDER / "max-pool.yaml").exists()
     assert rewritten(prepared, variants=["full"]) == set()
     assert [path.name for path in (prepared / FOLDER).iterdir()] == ["full.yaml"]

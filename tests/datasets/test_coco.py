@@ -216,7 +216,7 @@ def test_missing_or_unreadable_file_is_named(tmp_path: Path, name: str) -> None:
     with refused(MissingError, str(path), *LAYOUT):
         read_coco(tmp_path, SETTINGS)
     path.mkdir()
-    with refused(InputError, str(path), "Is a directory", *LAYOUT):
+    with refused(InputError, str(path), "folder", *LAYOUT):
         read_coco(tmp_path, SETTINGS)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import pytest
 from refusals import refused
 from trees import PETS, read_pets, read_pets_text, write_pets_parquet
 
+from pipeline.datasets.listing import listed_manifest
 from pipeline.errors import GmpipeError, InputError, MissingError
+from pipeline.settings import TableSettings
 
 
 @pytest.fixture
@@ -181,7 +185,7 @@ def test_more_labels_than_a_manifest_can_hold(root: Path) -> None:
     ("make", "kind", "parts"),
     [
         (lambda path: None, MissingError, ["`prepare.pets.file`", "params.yaml"]),
-        (lambda path: path.mkdir(), InputError, ["s a directory"]),
+        (lambda path: path.mkdir(), InputError, ["folder"]),
     ],
 )
 def test_missing_file_or_folder_in_its_place(
@@ -216,3 +220,65 @@ def test_parquet_without_a_column_or_rows_is_refused(root: Path) -> None:
 def test_other_file_types_are_refused(root: Path, file: str) -> None:
     with refused(InputError, f"/{file}", ".csv", ".parquet", repr(Path(file).suffix)):
         read_pets(root, file)
+
+
+# --- odd files -----------------------------------------------------------------------------------
+
+TEXTS = pa.array(["x", "y", "z"])
+ODD_COLUMNS = {
+    "decimal": pa.array([Decimal("1.5")] * 3),
+    "date": pa.array([date(2024, 1, 1)] * 3),
+    "truth": pa.array([True] * 3),
+    "nulls": pa.nulls(3),
+    "number": pa.array([1.0, 2, 3]),
+    "bytes": TEXTS.cast(pa.binary()),
+    "struct": pa.array([{"a": "x"}] * 3),
+    "map": pa.array([[("a", "b")]] * 3, pa.map_(pa.string(), pa.string())),
+    "lists of lists": pa.array([[["x"]]] * 3),
+    "numbers by name": pa.array([1, 2, 1]).dictionary_encode(),
+    "not UTF-8": pa.array([b"\xff", b"y", b"z"]).view(pa.string()),
+    "half a character": pa.array([b"\xed\xa0\x80", b"y", b"z"]).view(pa.string()),
+    "names that are not UTF-8": pa.DictionaryArray.from_arrays(
+        pa.array([0, 1, 0]), pa.array([b"\xff", b"y"]).view(pa.string())
+    ),
+}
+
+
+@pytest.mark.parametrize("column", ["image", "labels", "split"])
+@pytest.mark.parametrize("name", ODD_COLUMNS)
+def test_odd_columns_of_a_parquet_file(root: Path, name: str, column: str) -> None:
+    columns = {"image": TEXTS, "labels": TEXTS, "split": pa.array(["train", "train", "test"])}
+    write_pets_parquet(root, {**columns, column: ODD_COLUMNS[name]})
+    with refused(InputError, "labels.parquet"):
+        read_pets(root, "labels.parquet")
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (b"a\0.jpg,cat,train\n", ["line 2"]),
+        (b"a.jpg,h\xfcnd,train\n", ["line 2", "0xfc", "UTF-8"]),
+        (b"a.jpg,\xed\xa0\x80,train\n", ["line 2", "0xed", "UTF-8"]),
+        (b'a.jpg,"' + b"x\n" * 100_000, ["line 2"]),
+    ],
+)
+def test_odd_text(root: Path, content: bytes, parts: list[str]) -> None:
+    (root / "labels.csv").write_bytes(b"image,labels,split\n" + content + b"b.jpg,dog,test\n")
+    with refused(InputError, "labels.csv", *parts):
+        read_pets(root)
+
+
+@pytest.mark.parametrize(
+    ("row", "parts"),
+    [
+        (["x" * 5000 + ".jpg", "cat"], ["row 0", "image_id", "5004 bytes", "4096"]),
+        (["a.jpg", "y" * 1001], ["label", "1001 characters", "1000"]),
+    ],
+)
+def test_what_is_too_long_is_shown_cut(root: Path, row: list[str], parts: list[str]) -> None:
+    text = f"image,labels,split\n{','.join(row)},train\nb.jpg,dog,test\n"
+    listing = read_pets_text(root, text)
+    with pytest.raises(InputError) as caught:
+        listed_manifest(listing, "pets", TableSettings(source="table"))
+    assert [part for part in ("pets", *parts) if part not in str(caught.value)] == []
+    assert len(str(caught.value)) < 1000

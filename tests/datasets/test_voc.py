@@ -248,7 +248,7 @@ def test_missing_or_unreadable_file_is_named(
     with refused(MissingError, str(path), *DEVKIT):
         read_voc(tmp_path, settings)
     path.mkdir()
-    with refused(InputError, str(path), "Is a dir", *DEVKIT):
+    with refused(InputError, str(path), "folder", *DEVKIT):
         read_voc(tmp_path, settings)
     path.rmdir()
     path.write_bytes(content + b"\n\xff\xfe \n")

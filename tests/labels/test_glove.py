@@ -315,5 +315,5 @@ def test_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         with refused(InputError, name, "folder", "`label_vectors`"):
             load_label_vectors(["sun"], str(tmp_path / name))
-    with refused(InputError, "name too long"):
+    with pytest.raises(OSError, match="name too long"):
         load_label_vectors(["sun"], str(tmp_path / ("g" * 300 + ".txt")))

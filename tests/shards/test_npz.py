@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from refusals import refused
 from region_files import Arrays, make_arrays, write_npz
 
 from pipeline.errors import InputError
@@ -203,3 +205,28 @@ def test_an_array_larger_than_its_member_is_refused_before_it_is_read(tmp_path: 
             archive.writestr(name, huge.getvalue() if name == "image_id.npy" else content)
     with pytest.raises(InputError, match=r"`image_id`.*\d+ bytes.*320000000"):
         NpzFile.open(path)
+
+
+# --- made to do damage ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("header", ["{\n", "[" * 5000 + "\n", "9" * 5000 + "\n", "(" * 150 + "\n"])
+@pytest.mark.parametrize("name", ["image_id", "features", "label_names"])
+def test_a_header_that_is_none(tmp_path: Path, name: str, header: str) -> None:
+    path = write_npz(tmp_path, **{name: None})
+    with zipfile.ZipFile(path, "a") as archive:
+        member = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode()
+        archive.writestr(f"{name}.npy", member)
+    with refused(InputError, str(path)):
+        NpzFile.open(path)
+
+
+def test_texts_and_labels_have_limits(tmp_path: Path) -> None:
+    ids = make_arrays()["image_id"].astype("S20000")
+    with refused(InputError, "made.npz", "`image_id`", "S20000", "16384 bytes"):
+        NpzFile.open(write_npz(tmp_path, image_id=ids))
+    count = 2**15 + 1
+    labels = np.ones((len(ids), count), np.int8)
+    names = np.array([f"label{number}" for number in range(count)])
+    with refused(InputError, "made.npz", "labels", str(count), str(2**15)):
+        NpzFile.open(write_npz(tmp_path, labels=labels, label_names=names))

@@ -7,23 +7,19 @@ have room for, for each image.
 from __future__ import annotations
 
 import hashlib
-import lzma
 import math
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib import format as npy
 
-from pipeline.errors import InputError
 from pipeline.files import sha256_json
+from pipeline.npz import NpyHeader, decoded_texts, naming_damage, npy_header
 from pipeline.shards.imports.image_regions import (
     CHUNK,
     ImageRegions,
@@ -46,6 +42,9 @@ _ARRAYS = {
     "label_names": ("C", "US", "text"),
 }
 """Axes and kinds of type of the arrays that are read. A file may hold others."""
+
+_LONGEST_TEXT = 4 * 4096  # bytes; numpy takes 4 for a character
+_MOST_LABELS = np.iinfo(np.int16).max + 1  # of a manifest
 
 _OF_REGIONS = ("image_id", "features", "boxes", "scores", "classes", "count")
 
@@ -97,7 +96,7 @@ class NpzFile:
         refuse_no_file(path)
         hashes: dict[str, str] = {}
         small: dict[str, npt.NDArray[Any]] = {}
-        with _reading(path), zipfile.ZipFile(path) as archive:
+        with naming_damage(path, _COPY_AGAIN), zipfile.ZipFile(path) as archive:
             arrays = _declared(path, archive)
             total = sum(archive.getinfo(f"{name}.npy").file_size for name in _ARRAYS)
             for name, array in arrays.items():
@@ -111,7 +110,7 @@ class NpzFile:
                 if len(array.shape) == 1 or name in ("size_wh", "labels"):
                     with archive.open(f"{name}.npy") as stream:
                         stream.read(array.offset)
-                        small[name] = array.take(stream, array.shape[0])
+                        small[name] = _take(stream, array, array.shape[0])
         texts = {name: _texts(path, name, small[name]) for name in ("image_id", "split")}
         _refuse_values(path, texts["image_id"], texts["split"], small, arrays["boxes"].shape[1])
         of_manifest = ("image_id", "size_wh", "split", "labels", "label_names")
@@ -137,7 +136,7 @@ class NpzFile:
         wanted = set(images.tolist())
         last = max(wanted, default=-1)
         with ExitStack() as stack:
-            stack.enter_context(_reading(self.path))
+            stack.enter_context(naming_damage(self.path, _COPY_AGAIN))
             archive = stack.enter_context(zipfile.ZipFile(self.path))
             arrays = _declared(self.path, archive)
             streams: dict[str, IO[bytes]] = {}
@@ -146,39 +145,27 @@ class NpzFile:
                 streams[name].read(arrays[name].offset)
             for row in range(last + 1):
                 # Also of images that are not wanted: a compressed member is read in order.
-                taken = {name: arrays[name].take(stream, 1) for name, stream in streams.items()}
+                taken = {k: _take(stream, arrays[k], 1) for k, stream in streams.items()}
                 if row in wanted:
                     n = self.counts[row]
                     where = _row(self.path, row, self.image_ids[row])
                     yield ImageRegions(where, **{k: array[0, :n] for k, array in taken.items()})
 
 
-@dataclass(frozen=True)
-class _NpzArray:
-    """What a member of an npz declares, after a check against its size.
-
-    Attributes:
-        dtype, shape: of the array.
-        offset: byte of the member at which the numbers begin.
-    """
-
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    offset: int
-
-    def take(self, stream: IO[bytes], rows: int) -> npt.NDArray[Any]:
-        """Read the next ``rows`` along the first axis; the stream is positioned before them."""
-        shape = (rows, *self.shape[1:])
-        data = stream.read(math.prod(shape) * self.dtype.itemsize)
-        return np.frombuffer(data, self.dtype, math.prod(shape)).reshape(shape)
+def _take(stream: IO[bytes], array: NpyHeader, rows: int) -> npt.NDArray[Any]:
+    """Read the next ``rows`` along the first axis; the stream is positioned before them."""
+    shape = (rows, *array.shape[1:])
+    data = stream.read(math.prod(shape) * array.dtype.itemsize)
+    return np.frombuffer(data, array.dtype, math.prod(shape)).reshape(shape)
 
 
+_COPY_AGAIN = "Copy it or save it again."
 _SAVE_AGAIN = "Save the arrays again with `numpy.savez`."
 
 
-def _declared(path: Path, archive: zipfile.ZipFile) -> dict[str, _NpzArray]:
+def _declared(path: Path, archive: zipfile.ZipFile) -> dict[str, NpyHeader]:
     """The headers of `_ARRAYS`, after a check that they agree with each other."""
-    arrays: dict[str, _NpzArray] = {}
+    arrays: dict[str, NpyHeader] = {}
     lengths: dict[str, tuple[int, str]] = {"4": (4, "xyxy"), "2": (2, "width and height")}
     for name, (axes, kinds, kind) in _ARRAYS.items():
         if f"{name}.npy" not in archive.namelist():
@@ -186,15 +173,16 @@ def _declared(path: Path, archive: zipfile.ZipFile) -> dict[str, _NpzArray]:
             expected = f"the arrays {', '.join(_ARRAYS)}"
             refuse(str(path), f"array `{name}`", f"missing; the file has {held[:20]}", expected)
         where = f"{path}, `{name}`"
-        member = archive.getinfo(f"{name}.npy")
-        array, in_fortran_order = _npy_header(where, archive, member)
+        array = npy_header(archive, name)
         shape, dtype = array.shape, array.dtype
         if dtype.kind not in kinds or dtype.itemsize == 0 or dtype.subdtype is not None:
             refuse(where, "dtype", dtype, kind, _SAVE_AGAIN)
+        if kinds == "US" and dtype.itemsize > _LONGEST_TEXT:
+            refuse(where, "dtype", dtype, f"texts of at most {_LONGEST_TEXT} bytes", _SAVE_AGAIN)
         if len(shape) != len(axes) or 0 in shape:
             expected = f"({', '.join(axes)}), none of them 0"
             refuse(where, "shape", shape, expected, _SAVE_AGAIN)
-        if in_fortran_order and len(shape) > 1:
+        if array.in_fortran_order and len(shape) > 1:
             remedy = "Save `numpy.ascontiguousarray` of it."
             refuse(where, "order", "that of Fortran", "that of C", remedy)
         for axis, length in zip(axes, shape, strict=True):
@@ -202,35 +190,19 @@ def _declared(path: Path, archive: zipfile.ZipFile) -> dict[str, _NpzArray]:
             if length != known:
                 expected = f"({', '.join(axes)}) with {axis} = {known}, as in {elsewhere}"
                 refuse(where, "shape", shape, expected, _SAVE_AGAIN)
-        size = array.offset + math.prod(shape) * dtype.itemsize
-        if member.file_size != size:
-            refuse(where, "size", f"{member.file_size} bytes", f"{size} bytes", _SAVE_AGAIN)
+        size = archive.getinfo(f"{name}.npy").file_size
+        if size != array.size:
+            refuse(where, "size", f"{size} bytes", f"{array.size} bytes", _SAVE_AGAIN)
         arrays[name] = array
+    if lengths["C"][0] > _MOST_LABELS:
+        refuse(str(path), "number of labels", lengths["C"][0], f"at most {_MOST_LABELS}")
     return arrays
-
-
-def _npy_header(
-    where: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo
-) -> tuple[_NpzArray, bool]:
-    """The header of one array, unchecked, and whether its order is Fortran's."""
-    with archive.open(member) as stream:
-        version = npy.read_magic(stream)
-        if version not in ((1, 0), (2, 0)):
-            refuse(where, "version of npy", version, "1.0 or 2.0", _SAVE_AGAIN)
-        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, in_fortran_order, dtype = read(stream)
-        return _NpzArray(dtype, shape, stream.tell()), in_fortran_order
 
 
 def _texts(path: Path, name: str, array: npt.NDArray[Any]) -> list[str]:
     """The strings of an array of fixed-width text, decoded."""
-    coding = "utf-8"
-    if array.dtype.kind == "U":  # numpy itself fails badly on codes that are not Unicode
-        coding = "utf-32-le"
-        array = array.astype(array.dtype.newbyteorder("<"))
-    codes = np.ascontiguousarray(array).view(np.uint8).reshape(len(array), -1)
     try:
-        return [code.tobytes().decode(coding).rstrip("\0") for code in codes]
+        return decoded_texts(array)
     except UnicodeDecodeError as error:
         refuse(f"{path}, `{name}`", "text", f"not Unicode ({error})", "text as numpy saves it")
 
@@ -280,25 +252,3 @@ def _refuse_values(
 
 def _row(path: Path, row: int, image_id: str) -> str:
     return f"{path}, row {row} ({image_id!r})"
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Name the file in an `InputError` for what zipfile and numpy raise if it is damaged."""
-    try:
-        yield
-    except (
-        EOFError,
-        NotImplementedError,  # a compression that Python lacks
-        OSError,
-        RuntimeError,  # encrypted
-        ValueError,
-        lzma.LZMAError,
-        struct.error,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        raise InputError(
-            f"{path} can't be read: it is damaged or not an npz ({error}).",
-            "Copy it or save it again.",
-        ) from error
