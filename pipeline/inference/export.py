@@ -5,7 +5,8 @@ The label vectors are part of the model. Its inputs and outputs, for B images wi
 
     features  (B, M, D) float32    boxes    (B, M, 4) float32, xyxy in [0, 1]
     scores    (B, M) float32       classes  (B, M) int64, both the detector's
-    count     (B,) int64, real regions of each image, at least 1; they come first
+    count     (B,) int64, real regions of each image, which come first: from 1 to M; less counts as
+              1, and more as M
 
     image_scores   (B, C) float32, probability of each label
     winners        (B, C) int64, index of the region that won the max (14) for each label
@@ -29,6 +30,7 @@ from torch.nn.functional import pad
 from pipeline.errors import MissingError
 from pipeline.files import replacing
 from pipeline.learning.checkpoint import Checkpoint
+from pipeline.learning.prediction import check_weights
 from pipeline.matching.graphs import InstanceBatch
 from pipeline.matching.network import MatchingNetwork, Network, image_logits
 from pipeline.shards.schema import fingerprint
@@ -53,7 +55,8 @@ class CacheToScores(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the outputs from the inputs; see the module's docstring."""
         instances, added = features.shape[1], self.padding
-        mask = torch.arange(instances + added, device=count.device) < count[:, None]
+        real = count.clamp(min=1).minimum(torch.full_like(count, instances))
+        mask = torch.arange(instances + added, device=count.device) < real[:, None]
         batch = InstanceBatch(
             pad(features, (0, 0, 0, added)),
             pad(boxes, (0, 0, 0, added)),
@@ -66,15 +69,22 @@ class CacheToScores(nn.Module):
         return best.sigmoid(), winners, logits.sigmoid()
 
 
-def export_onnx(checkpoint: Checkpoint, path: Path) -> None:
+def export_onnx(checkpoint: Checkpoint, path: Path, name: str = "the run") -> None:
     """Write a run's network as ONNX, whole or not at all.
 
     The model's metadata says what it is: data set, variant, seed, vocabulary (JSON), and of the
     regions it was trained on the recipe (JSON), its fingerprint and how many of an image are used.
 
+    Args:
+        checkpoint: of the run.
+        path: to write.
+        name: of the run, for errors.
+
     Raises:
         MissingError: the packages that write ONNX are not installed.
+        NotFinite: a weight or a label vector is nan or infinite.
     """
+    check_weights(name, {**checkpoint.state, "label_vectors": checkpoint.label_vectors})
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401

@@ -15,7 +15,7 @@ from pipeline.labels.vectors import LabelVectors
 from pipeline.learning.batches import Feed, region_statistics
 from pipeline.learning.distributed import Processes, alone
 from pipeline.learning.loop import Row, Training, TrainingLoop
-from pipeline.learning.prediction import predict_feed
+from pipeline.learning.prediction import NotFinite, Predictions, Scorer
 from pipeline.learning.seeds import seed_everything, seed_process
 from pipeline.learning.splits import SplitData
 from pipeline.matching.network import Network, build_network
@@ -60,7 +60,7 @@ def train_network(
         save_every: seconds between two writes of the state; 0 for one after every step.
 
     Raises:
-        Diverged: a loss or a gradient is not finite.
+        Diverged: a loss, a gradient, a weight or a validation score is not finite.
         GmpipeError: ``state_file`` can't be used, see `TrainingLoop.resume`.
         DamagedError: as `RegionCache.gather`.
         InputError: the validation part has no positive label.
@@ -118,10 +118,33 @@ def _run(
     while len(loop.position.history) < loop.settings.epochs:
         row = loop.run_epoch()
         if validation is not None:
-            predictions = predict_feed(loop.current_network(), validation, loop.label_vectors)
+            predictions = _validate(loop, validation, labels)
             row["validation_mAP"] = evaluate(predictions.logits, validation.split.truth, labels).mAP
         loop.end_epoch(row)
         if loop.processes.rank == 0:
             on_epoch(row)
         loop.save_if_due()
     return loop.result()
+
+
+def _validate(loop: TrainingLoop, validation: Feed, labels: tuple[str, ...]) -> Predictions:
+    """Score the validation part.
+
+    Raises:
+        Diverged: a score is not finite.
+    """
+    scorer = Scorer(
+        loop.current_network(),
+        loop.label_vectors,
+        labels,
+        name=loop.name,
+        batch_size=loop.settings.batch_size,
+        device=loop.processes.device,
+    )
+    try:
+        return scorer.predict(validation)
+    except NotFinite as error:
+        epoch = len(loop.position.history) + 1
+        raise loop.diverged(
+            f"in epoch {epoch}, as its validation shows. {error.problem}"
+        ) from error
