@@ -20,7 +20,6 @@ from pipeline.errors import InputError, MismatchError
 from pipeline.learning.batches import Batch, Feed
 from pipeline.learning.distributed import Processes
 from pipeline.learning.optimization import make_average, make_optimizer, make_schedule
-from pipeline.learning.prediction import non_finite
 from pipeline.matching.loss import matching_loss
 from pipeline.matching.network import Network, image_logits
 from pipeline.settings import TrainSettings
@@ -28,6 +27,7 @@ from pipeline.tensors import (
     foreign_state,
     learning_state,
     load_state,
+    non_finite,
     random_state,
     restore_learning,
     restore_random,

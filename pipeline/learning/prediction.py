@@ -21,7 +21,7 @@ from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.splits import SplitData
 from pipeline.matching.graphs import InstanceBatch
 from pipeline.matching.network import MatchingNetwork, Network, image_logits
-from pipeline.tensors import best_device
+from pipeline.tensors import best_device, non_finite
 
 _RESTORE = "Restore the run's checkpoint, or train the run again."
 
@@ -205,8 +205,3 @@ def check_weights(run: str, weights: Mapping[str, Tensor]) -> None:
             f"the first is {broken[0]}.",
             _RESTORE,
         )
-
-
-def non_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of the tensors that hold a number that is nan or infinite."""
-    return [name for name, tensor in tensors.items() if not tensor.isfinite().all()]

@@ -16,7 +16,7 @@ from pipeline.learning.batches import Feed, region_statistics
 from pipeline.learning.distributed import Processes, alone
 from pipeline.learning.loop import Row, Training, TrainingLoop
 from pipeline.learning.prediction import NotFinite, Predictions, Scorer
-from pipeline.learning.seeds import seed_everything, seed_process
+from pipeline.learning.seeds import seed_process, seeded
 from pipeline.learning.splits import SplitData
 from pipeline.matching.network import Network, build_network
 from pipeline.settings import TrainSettings
@@ -66,26 +66,26 @@ def train_network(
         InputError: the validation part has no positive label.
     """
     processes = processes or alone()
-    seed_everything(seed)
-    feed = Feed(split, processes.device, sharers=processes.on_machine)
-    validation_feed = None
-    if validation is not None:
-        validation_feed = Feed(validation, processes.device, sharers=processes.on_machine)
-    label_vectors = torch.from_numpy(vectors.vectors)
-    network = _initial_network(feed, label_vectors, settings)
-    seed_process(seed, processes.rank)
-    loop = TrainingLoop(
-        network.to(processes.device),
-        label_vectors.to(processes.device),
-        feed,
-        settings,
-        seed=seed,
-        processes=processes,
-        name=name,
-        state_file=state_file,
-        save_every=save_every,
-    )
-    return _run(loop, validation_feed, vectors.names, on_epoch)
+    with seeded(seed):
+        feed = Feed(split, processes.device, sharers=processes.on_machine)
+        validation_feed = None
+        if validation is not None:
+            validation_feed = Feed(validation, processes.device, sharers=processes.on_machine)
+        label_vectors = torch.from_numpy(vectors.vectors)
+        network = _initial_network(feed, label_vectors, settings)
+        seed_process(seed, processes.rank)
+        loop = TrainingLoop(
+            network.to(processes.device),
+            label_vectors.to(processes.device),
+            feed,
+            settings,
+            seed=seed,
+            processes=processes,
+            name=name,
+            state_file=state_file,
+            save_every=save_every,
+        )
+        return _run(loop, validation_feed, vectors.names, on_epoch)
 
 
 def _initial_network(feed: Feed, label_vectors: torch.Tensor, settings: TrainSettings) -> Network:
