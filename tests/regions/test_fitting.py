@@ -250,7 +250,7 @@ def test_measures_of_a_detector(scenes: Scenes, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("steps", [1, 4])
 def test_a_fit_that_diverges_is_refused(scenes: Scenes, tmp_path: Path, steps: int) -> None:
     """After one step the weights are not finite; in the next one the loss is not either."""
-    wild = FIT.model_copy(update={"learning_rate": 1e38, "steps": steps})
+    wild = FIT.model_copy(update={"learning_rate": 1e48, "steps": steps})
     with pytest.raises(InputError, match="learning_rate"):
         fit_detector(scenes.annotated, CLASSES, TINY, wild, state_file=tmp_path / "a.pt")
     assert not (tmp_path / "a.pt").exists()
