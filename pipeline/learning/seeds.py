@@ -21,9 +21,9 @@ def seeded(seed: int) -> Iterator[None]:
     before.
 
     cuBLAS reads its variable when a process first multiplies matrices on CUDA. A process that has
-    done so before the block without the variable gets torch's warning. Where CUDA has no
-    deterministic kernel, torch warns and uses another one; docs/experiments.md says where. If the process already asks torch for an error
-    instead, it gets the error.
+    done so before the block, without the variable, gets torch's warning. Where CUDA has no
+    deterministic kernel, torch warns and uses another one; docs/experiments.md says where. If the
+    process already asks torch for an error instead, it gets the error.
 
     Args:
         seed: of the CPU's and CUDA's generators.
