@@ -30,7 +30,6 @@ from torch.nn.functional import pad
 from pipeline.errors import MissingError
 from pipeline.files import replacing
 from pipeline.learning.checkpoint import Checkpoint
-from pipeline.learning.prediction import check_weights
 from pipeline.matching.graphs import InstanceBatch
 from pipeline.matching.network import MatchingNetwork, Network, image_logits
 from pipeline.shards.schema import fingerprint
@@ -69,22 +68,15 @@ class CacheToScores(nn.Module):
         return best.sigmoid(), winners, logits.sigmoid()
 
 
-def export_onnx(checkpoint: Checkpoint, path: Path, name: str = "the run") -> None:
+def export_onnx(checkpoint: Checkpoint, path: Path) -> None:
     """Write a run's network as ONNX, whole or not at all.
 
     The model's metadata says what it is: data set, variant, seed, vocabulary (JSON), and of the
     regions it was trained on the recipe (JSON), its fingerprint and how many of an image are used.
 
-    Args:
-        checkpoint: of the run.
-        path: to write.
-        name: of the run, for errors.
-
     Raises:
         MissingError: the packages that write ONNX are not installed.
-        NotFinite: a weight or a label vector is nan or infinite.
     """
-    check_weights(name, {**checkpoint.state, "label_vectors": checkpoint.label_vectors})
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401

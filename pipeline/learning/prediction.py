@@ -6,7 +6,7 @@ H size of a label's node.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -191,17 +191,3 @@ def check_finite(
         f"number; {reason}.",
         _RESTORE,
     )
-
-
-def check_weights(run: str, weights: Mapping[str, Tensor]) -> None:
-    """Check that all weights of a run are finite.
-
-    Raises:
-        NotFinite: some are not.
-    """
-    if broken := non_finite(weights):
-        raise NotFinite(
-            f"{run}: {len(broken)} of its {len(weights)} tensors hold numbers that are not finite; "
-            f"the first is {broken[0]}.",
-            _RESTORE,
-        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.inference.export import export_onnx
-from stages.checkout.models import advising_on_scores, open_checkpoint
+from stages.checkout.models import open_checkpoint
 
 
 def export(run_folder: Path, output: Path | None) -> str:
@@ -25,8 +25,7 @@ def export(run_folder: Path, output: Path | None) -> str:
     """
     checkpoint = open_checkpoint(run_folder)
     path = output or Path(f"{checkpoint.dataset}-{run_folder.absolute().name}.onnx")
-    with advising_on_scores(checkpoint.dataset):
-        export_onnx(checkpoint, path, str(run_folder))
+    export_onnx(checkpoint, path)
     return (
         f"{path}: {path.stat().st_size / 1e6:.1f} MB, {len(checkpoint.vocabulary)} labels, "
         f"regions with {checkpoint.feature_size} features"

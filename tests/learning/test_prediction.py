@@ -9,17 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 from toys import LABELS, N_TRAIN, VECTORS, D, M, Toy
 from trainings import LABEL_VECTORS, SETTINGS, settings, train, wild
 
 from pipeline.learning import prediction as prediction_module
 from pipeline.learning.loop import Diverged
-from pipeline.learning.prediction import NotFinite, Predictions, Scorer, finite_logits
+from pipeline.learning.prediction import NotFinite, Scorer, finite_logits
 from pipeline.learning.splits import split_validation
 from pipeline.matching.network import Network, build_network
 from pipeline.report.gallery import mean_label_nodes, region_scores
@@ -79,24 +78,6 @@ def test_no_more_images_are_scored_at_once_than_the_batch_size(
     USES[use](ours, toy.train)
     assert sum(sizes) == N_TRAIN
     assert max(sizes) == min(batch_size, N_TRAIN)
-
-
-def test_the_batch_size_of_a_run_is_that_of_its_settings(tmp_path: Path) -> None:
-    from test_checkpoint import checkpoint_of  # the same toy problem
-
-    network = scorer().network
-    training: Any = type("Training", (), {"network": network})
-    assert Scorer.of_checkpoint(checkpoint_of(training), "mine").batch_size == SETTINGS.batch_size
-
-
-@given(st.floats(-36, 36, width=32), st.floats(-36, 36, width=32))
-@example(17.0, 17.5)  # both 1.0 in float32
-def test_probabilities_of_different_logits_differ(one: float, other: float) -> None:
-    scores = Predictions(np.array([[one, other]], np.float32), np.zeros((1, 2), np.int16)).scores
-    assert scores.dtype == np.float64
-    assert (scores[0, 0] > scores[0, 1]) <= (one > other)
-    if abs(one - other) > 0.1:
-        assert (scores[0, 0] > scores[0, 1]) == (one > other)
 
 
 # Scores that are not finite ----------------------------------------------------------------------

@@ -96,7 +96,9 @@ def test_arrays_come_back_as_they_were() -> None:
 def test_scores_and_winners_are_those_of_the_predictions(made: Flow) -> None:
     checkpoint = load_checkpoint(made / "runs/tiny/full-s0/checkpoint.pt")
     split = split_of(made)
-    shown = region_scores(Scorer.of_checkpoint(checkpoint, "full-s0"), split)
+    scorer = Scorer.of_checkpoint(checkpoint, "full-s0")
+    assert scorer.batch_size == checkpoint.settings.batch_size
+    shown = region_scores(scorer, split)
     table = pq.read_table(made / "runs/tiny/full-s0/predictions.parquet")
     scores = 1 / (1 + np.exp(-np.array(table.column("logits").to_pylist())))
     np.testing.assert_allclose(shown.scores, scores, atol=1e-6)
