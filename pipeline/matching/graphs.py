@@ -192,8 +192,10 @@ def label_neighbors(label_vectors: Tensor, neighbors: int | None) -> Tensor:
     nearest = []
     for first, block in enumerate(directions.split(rows)):
         # Rounded, so that labels with equal vectors tie whatever order they come in.
-        similarity = (block @ directions.T).round_(decimals=12)
-        similarity.diagonal(first * rows).fill_(-torch.inf)  # itself
+        similarity = (block @ directions.T).round(decimals=12)
+        own = first * rows + torch.arange(len(block), device=block.device)
+        itself = own[:, None] == torch.arange(labels, device=block.device)
+        similarity = similarity.masked_fill(itself, -torch.inf)
         order = similarity.argsort(dim=1, descending=True, stable=True)
         nearest.append(order[:, : min(neighbors, labels - 1)].contiguous())
     return torch.cat(nearest)
