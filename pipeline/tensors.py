@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +139,8 @@ def load_state(path: Path) -> dict[str, Any]:
 def best_device() -> torch.device:
     """Choose CUDA if there is a device, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def non_finite(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names of the tensors that hold a number that is nan or infinite."""
+    return [name for name, tensor in tensors.items() if not tensor.isfinite().all()]

@@ -14,7 +14,7 @@ from pipeline.evaluation.predictions import write_predictions
 from pipeline.files import folder_lock, write_json
 from pipeline.labels.vectors import LabelVectors
 from pipeline.learning.checkpoint import Checkpoint
-from pipeline.learning.prediction import predict_split
+from pipeline.learning.prediction import NotFinite, Scorer
 from pipeline.learning.splits import open_split
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import check_same_recipe
@@ -27,6 +27,7 @@ from stages.checkout.plans import (
     read_checkpoint,
     refill_command,
 )
+from stages.checkout.remedies import advising
 from stages.checkout.times import record_time
 
 
@@ -39,6 +40,7 @@ def evaluate(run: RunPlan) -> str:
     Raises:
         MissingError, DamagedError: the checkpoint, or something else that is read, is missing or
             damaged.
+        NotFinite: a score is nan or infinite.
         MismatchError: the checkpoint was trained with other settings than those asked for, or on
             other images, labels, regions or label vectors than those of today.
         BusyError: another process writes to the run's folder.
@@ -56,7 +58,13 @@ def _evaluate(run: RunPlan) -> str:
     _check_same_inputs(run, checkpoint, manifest, cache, vectors)
     with advising_on_cache(run.dataset):
         split = open_split(cache, manifest, "test", regions=checkpoint.settings.regions)
-    predictions = predict_split(checkpoint.network(), split, checkpoint.label_vectors)
+    again = (
+        f"Restore {run.folder / CHECKPOINT_FILE}, or train again: `gmpipe train {run.options}`. If "
+        "that does not help, check the regions: `gmpipe cache verify --dataset "
+        f"{run.dataset}`."
+    )
+    with advising(again, NotFinite):
+        predictions = Scorer.of_checkpoint(checkpoint, str(run.folder)).predict(split)
     metrics = measure(
         predictions.logits,
         split.truth,

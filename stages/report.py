@@ -15,6 +15,7 @@ from pipeline.errors import DamagedError, MismatchError
 from pipeline.evaluation.differences import describe_detector
 from pipeline.evaluation.runs import Runs
 from pipeline.files import folder_lock, replacing_folder
+from pipeline.learning.prediction import NotFinite
 from pipeline.regions.detector import class_names
 from pipeline.report.assemble import write_page
 from pipeline.report.folder import PAGE
@@ -58,12 +59,19 @@ def report(
     Raises:
         MissingError, DamagedError, MismatchError: as `load_runs` and `load_scores`, or the cache
             is not the one that the runs were trained on.
+        NotFinite: a score that a run computes for the gallery is nan or infinite.
     """
     inputs = _read_inputs(request, variants, seeds, images)
     shown = min(images, len(inputs.scores.image_ids))
     steps = shown * (1 + len(inputs.runs))  # each image's picture, and its scores by each variant
     folder = report_folder(request.dataset)
+    again = (
+        "Restore its checkpoint, or train and evaluate it again: `gmpipe train` and `gmpipe "
+        "evaluate`. If that does not help, check the regions: `gmpipe cache verify --dataset "
+        f"{request.dataset}`."
+    )
     with (
+        advising(again, NotFinite),
         folder_lock(folder),
         replacing_folder(folder) as temporary,
         progress_bar(total=steps, desc="report", unit="image") as bar,

@@ -28,12 +28,11 @@ from pipeline.evaluation import bootstrap
 def _leave_torch_as_it_was() -> Iterator[None]:
     """Undo what commands set for the whole process.
 
-    Training asks for deterministic kernels. An extraction in this process sets the number of
-    threads, which every thread that is new to torch then takes over.
+    An extraction in this process sets the number of threads, which every thread that is new to
+    torch then takes over.
     """
-    before, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
+    threads = torch.get_num_threads()
     yield
-    torch.use_deterministic_algorithms(before)
     torch.set_num_threads(threads)
 
 

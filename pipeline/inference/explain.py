@@ -69,24 +69,26 @@ class Explanation:
     predicted: bool
 
 
-def explain(run: TrainedRun, image: Picture) -> Explanation:
+def explain(run: TrainedRun, image: Picture, name: str = "0") -> Explanation:
     """Explain which regions and graphs produced an image's predicted labels (score above 0.5).
 
     Args:
         run: a trained run of any variant.
         image: a Pillow image or an (H, W, 3) uint8 array of RGB.
+        name: of the image, for errors.
 
     Raises:
         TypeError, ValueError: the image is something else.
+        NotFinite: as `TrainedRun.predict`.
     """
     picture = as_picture(image)
-    batch = run.instances([picture])
-    [prediction] = run.read(batch, [picture.size])
+    batch = run.instances([picture], [name])
+    [prediction] = run.read(batch, [picture.size], [name])
     network = run.network
 
     def scores(batch: InstanceBatch, **graphs: bool) -> npt.NDArray[np.float32]:
         """Scores (B, C)."""
-        best, _ = image_logits(run.logits(batch, **graphs))
+        best, _ = image_logits(run.logits(batch, [name] * len(batch.mask), **graphs))
         array: npt.NDArray[np.float32] = best.sigmoid().cpu().numpy()
         return array
 

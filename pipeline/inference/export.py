@@ -5,7 +5,8 @@ The label vectors are part of the model. Its inputs and outputs, for B images wi
 
     features  (B, M, D) float32    boxes    (B, M, 4) float32, xyxy in [0, 1]
     scores    (B, M) float32       classes  (B, M) int64, both the detector's
-    count     (B,) int64, real regions of each image, at least 1; they come first
+    count     (B,) int64, real regions of each image, which come first: from 1 to M; less counts as
+              1, and more as M
 
     image_scores   (B, C) float32, probability of each label
     winners        (B, C) int64, index of the region that won the max (14) for each label
@@ -53,7 +54,8 @@ class CacheToScores(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the outputs from the inputs; see the module's docstring."""
         instances, added = features.shape[1], self.padding
-        mask = torch.arange(instances + added, device=count.device) < count[:, None]
+        real = count.clamp(min=1).minimum(torch.full_like(count, instances))
+        mask = torch.arange(instances + added, device=count.device) < real[:, None]
         batch = InstanceBatch(
             pad(features, (0, 0, 0, added)),
             pad(boxes, (0, 0, 0, added)),

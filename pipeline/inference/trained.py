@@ -26,6 +26,7 @@ from pipeline.ahead import ahead
 from pipeline.errors import GmpipeError, InputError, MissingError
 from pipeline.learning import CHECKPOINT_FILE
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
+from pipeline.learning.prediction import NotFinite, check_finite, finite_logits
 from pipeline.learning.splits import instance_batch
 from pipeline.machine import cores
 from pipeline.matching.graphs import InstanceBatch
@@ -96,6 +97,7 @@ class TrainedRun:
         detector: FasterRCNN,
         detector_classes: Sequence[str],
         extract: ExtractSettings,
+        name: str = "the run",
     ) -> None:
         """
         Args:
@@ -103,6 +105,7 @@ class TrainedRun:
             detector: as `load_detector` makes it for ``extract``.
             detector_classes: name of every class number; the first is the background.
             extract: the settings with which the run's regions were extracted.
+            name: of the run, for errors.
         """
         self.checkpoint = checkpoint
         self.detector = detector
@@ -110,6 +113,7 @@ class TrainedRun:
         self.device = best_device()
         self.network: Network = checkpoint.network().to(self.device)
         self.label_vectors: Tensor = checkpoint.label_vectors.to(self.device)
+        self.name = name
         self._extract = extract
 
     @property
@@ -136,12 +140,15 @@ class TrainedRun:
             batch_size: images that the detector processes at once.
 
         Raises:
-            TypeError, ValueError: one of them is something else.
+            TypeError, ValueError: one of them is something else, or ``batch_size`` is below 1.
+            NotFinite: what the detector or the network computes for an image is nan or infinite.
+                The error gives the image's position, from 0.
         """
+        _check_batch_size(batch_size)
         predictions: list[Prediction] = []
         waiting: list[_View] = []
-        for image in images:
-            waiting.append(self._view(as_picture(image)))
+        for number, image in enumerate(images):
+            waiting.append(self._view(as_picture(image), str(number)))
             if len(waiting) == batch_size:
                 predictions += self._predict(waiting)
                 waiting = []
@@ -161,13 +168,18 @@ class TrainedRun:
 
         Yields:
             each path with its prediction, or with the error that says why it has none.
+
+        Raises:
+            ValueError: ``batch_size`` is below 1.
+            NotFinite: as `predict`; the error gives the path.
         """
+        _check_batch_size(batch_size)
 
         def view(path: Path) -> tuple[Path, _View | GmpipeError]:
             try:
                 if not path.exists():
                     raise InputError(f"There is no file {path}.", "Correct the name.")
-                return path, self._view(load_image(path, _REPLACE))
+                return path, self._view(load_image(path, _REPLACE), str(path))
             except (MissingError, InputError) as error:
                 return path, error
 
@@ -180,19 +192,54 @@ class TrainedRun:
                     waiting = []
             yield from self._predict_outcomes(waiting)
 
-    def instances(self, images: Sequence[Image.Image]) -> InstanceBatch:
-        """Find the regions of B images in RGB, as the network reads them."""
-        return self._instances([self._view(image) for image in images])
+    def instances(
+        self, images: Sequence[Image.Image], names: Sequence[str] | None = None
+    ) -> InstanceBatch:
+        """Find the regions of B images in RGB, as the network reads them.
+
+        Args:
+            images: upright.
+            names: of the images, for errors; None for their positions.
+
+        Raises:
+            NotFinite: a number of the detector is nan or infinite.
+        """
+        names = names or [str(number) for number in range(len(images))]
+        return self._instances([self._view(*named) for named in zip(images, names, strict=True)])
 
     @torch.inference_mode()
-    def logits(self, batch: InstanceBatch, **graphs: bool) -> Tensor:
-        """Compute (B, M, C) logits; keywords are those of `MatchingNetwork.forward`."""
+    def logits(
+        self, batch: InstanceBatch, names: Sequence[str] | None = None, **graphs: bool
+    ) -> Tensor:
+        """Compute (B, M, C) logits, -inf for padding.
+
+        Args:
+            batch: the regions of B images.
+            names: of the images, for errors; None for their positions.
+            graphs: as keywords of `MatchingNetwork.forward`.
+
+        Raises:
+            NotFinite: a logit of a real region is nan or infinite.
+        """
         logits: Tensor = self.network(batch, self.label_vectors, **graphs)
+        names = names or [str(number) for number in range(len(logits))]
+        finite = finite_logits(logits, batch.mask)
+        check_finite(finite, self.name, names, self.vocabulary, self.network)
         return logits
 
-    def read(self, batch: InstanceBatch, sizes: Sequence[tuple[int, int]]) -> list[Prediction]:
-        """Predict the labels of B images from their regions and their widths and heights."""
-        logits = self.logits(batch)
+    def read(
+        self,
+        batch: InstanceBatch,
+        sizes: Sequence[tuple[int, int]],
+        names: Sequence[str] | None = None,
+    ) -> list[Prediction]:
+        """Predict the labels of B images from their regions.
+
+        Args:
+            batch, names: as `logits` takes them.
+            sizes: width and height of each image.
+        """
+        logits = self.logits(batch, names)
         best, winners = image_logits(logits)
         scores, regions = best.sigmoid().cpu().numpy(), winners.cpu().numpy()
         of_regions = {
@@ -221,35 +268,57 @@ class TrainedRun:
         for path, outcome in waiting:
             yield path, next(predictions) if isinstance(outcome, _View) else outcome
 
-    def _view(self, image: Image.Image) -> _View:
+    def _view(self, image: Image.Image, name: str) -> _View:
         pixels = view_of(image, 0, size=self._extract.size, image_id="", seed=0, flip=False)
-        return _View(pixels, image.size)
+        return _View(pixels, image.size, name)
 
     def _predict(self, views: Sequence[_View]) -> list[Prediction]:
-        return self.read(self._instances(views), [view.size for view in views]) if views else []
+        if not views:
+            return []
+        sizes, names = [view.size for view in views], [view.name for view in views]
+        return self.read(self._instances(views), sizes, names)
 
     def _instances(self, views: Sequence[_View]) -> InstanceBatch:
         rows = blank_rows(len(views), self.detector, self._extract)
         pixels = to_floats([view.pixels for view in views], self.device)
-        fill_rows(rows, slice(None), detect(self.detector, pixels))
+        with np.errstate(over="ignore"):  # a number too large for the type becomes infinite
+            fill_rows(rows, slice(None), detect(self.detector, pixels))
+        for field in ("features", "boxes", "scores"):
+            broken = np.argwhere(~np.isfinite(getattr(rows, field)))
+            if len(broken):
+                image, region = broken[0][:2]
+                raise NotFinite(
+                    f"{self.name}: the detector's {field} of image {views[image].name!r}, region "
+                    f"{region}, are not finite in the type of the run's regions.",
+                    "Restore the detector's weights.",
+                )
         return instance_batch(rows, self.regions).to(self.device, torch.float32)
 
 
 @dataclass(frozen=True, eq=False)
 class _View:
-    """View 0 of an image: pixels (S, S, 3), and the width and height that the image had."""
+    """View 0 of an image: pixels (S, S, 3), and the image's width and height, and its name."""
 
     pixels: npt.NDArray[np.uint8]
     size: tuple[int, int]
+    name: str
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}, expected 1 or more")
 
 
 def as_picture(image: Picture) -> Image.Image:
     """Convert an image in memory to what decoding a file would give: RGB, upright.
 
     Raises:
-        TypeError, ValueError: it is neither a Pillow image nor an (H, W, 3) uint8 array.
+        TypeError, ValueError: it is neither a Pillow image nor an (H, W, 3) uint8 array, or it has
+            no pixels.
     """
     if isinstance(image, Image.Image):
+        if 0 in image.size:
+            raise ValueError(f"expected an image with pixels, not one of size {image.size}")
         return upright(image)
     if not isinstance(image, np.ndarray):
         raise TypeError(
@@ -317,5 +386,9 @@ def attach_detector(
         "train the run again.",
     )
     return TrainedRun(
-        checkpoint, load_detector(source, description, extract), description.classes, extract
+        checkpoint,
+        load_detector(source, description, extract),
+        description.classes,
+        extract,
+        str(folder),
     )

@@ -25,7 +25,7 @@ Batch = tuple[InstanceBatch, Tensor]
 """Instances with float32 features, and (B, C) int8 truth, both on the computing device."""
 
 _LARGEST_SHARE = 0.5  # of the free memory, for regions that are kept in it
-_CHUNK = 1024  # images that are read at once, to fill memory or to compute statistics
+_CHUNK_BYTES = 2**26  # of the features that are read at once to fill memory or for statistics
 
 
 class Feed:
@@ -124,12 +124,18 @@ def _row_bytes(split: SplitData) -> int:
     return sum(getattr(row, field.name).nbytes for field in fields(InstanceBatch))
 
 
+def _chunk(split: SplitData) -> int:
+    """Number of images whose features, in float64, take `_CHUNK_BYTES`; at least one."""
+    return max(1, _CHUNK_BYTES // (8 * split.regions * split.cache.feature_size))
+
+
 def _read_all(split: SplitData, device: torch.device) -> InstanceBatch:
     """Read all views of all images: row n * V + v is view v of image n."""
     images, views = (indices.ravel() for indices in np.indices(split.rows.shape))
     in_memory: InstanceBatch | None = None
-    for start in range(0, len(images), _CHUNK):
-        chunk = slice(start, start + _CHUNK)
+    size = _chunk(split)
+    for start in range(0, len(images), size):
+        chunk = slice(start, start + size)
         part = split.instances(images[chunk], views[chunk])
         if in_memory is None:
             in_memory = _each(part, lambda x: x.new_empty(len(images), *x.shape[1:], device=device))
@@ -155,10 +161,13 @@ class RegionStatistics:
 
 
 def region_statistics(feed: Feed) -> RegionStatistics:
-    """Compute statistics in one pass over a split, in float64; the results are on the CPU."""
+    """Compute statistics in one pass over a split, in float64; the results are on the CPU.
+
+    The images that are read at once are bounded by their size in memory.
+    """
     total = 0
     sums: list[Tensor] = []
-    for batch, _ in feed.in_order(_CHUNK):
+    for batch, _ in feed.in_order(_chunk(feed.split)):
         total += int(batch.mask.sum())
         real = (batch.features[batch.mask].double(), batch.boxes[batch.mask].double())
         moments = [moment for x in real for moment in (x.sum(0), x.square().sum(0))]

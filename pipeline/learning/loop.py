@@ -27,6 +27,7 @@ from pipeline.tensors import (
     foreign_state,
     learning_state,
     load_state,
+    non_finite,
     random_state,
     restore_learning,
     restore_random,
@@ -61,7 +62,7 @@ class Training:
 
 
 class Diverged(InputError):
-    """A loss or a gradient is not finite.
+    """A loss, a gradient, a weight or a validation score is not finite.
 
     Attributes:
         weights: the network's at the end of the last finished epoch; None if none was finished.
@@ -204,7 +205,7 @@ class TrainingLoop:
         total_norm = nn.utils.get_total_norm(gradients)
         norm = total_norm.item()
         if not math.isfinite(total_loss) or not math.isfinite(norm):
-            raise self._diverged(number, total_loss, norm)
+            raise self._diverged_in_step(number, total_loss, norm)
         nn.utils.clip_grads_with_norm_(
             self.network.parameters(), self.settings.clip_norm, total_norm
         )
@@ -213,7 +214,21 @@ class TrainingLoop:
             self._average.update_parameters(self.network)
         return total_loss, norm
 
-    def _diverged(self, step: int, loss: float, norm: float) -> Diverged:
+    def diverged(self, problem: str) -> Diverged:
+        """Make the error for a training that can't go on.
+
+        Args:
+            problem: where, and what is not finite, as the end of a sentence.
+        """
+        position, dataset = self.position, self.feed.split.cache.dataset
+        return Diverged(
+            f"The training of {self.name} diverged {problem}",
+            f"Lower train.{dataset}.learning_rate or train.{dataset}.clip_norm.",
+            position.weights,
+            position.history,
+        )
+
+    def _diverged_in_step(self, step: int, loss: float, norm: float) -> Diverged:
         norms = {
             name: parameter.grad.norm().item()
             for name, parameter in self.network.named_parameters()
@@ -222,15 +237,11 @@ class TrainingLoop:
         name, largest = max(
             norms.items(), key=lambda item: item[1] if math.isfinite(item[1]) else math.inf
         )
-        position, dataset = self.position, self.feed.split.cache.dataset
-        return Diverged(
-            f"The training of {self.name} diverged in step {step} (epoch "
-            f"{len(position.history) + 1}): the loss is {loss:.4g} and the gradient norm "
-            f"{norm:.4g}; {name} has the largest gradient ({largest:.4g}). Before this step, the "
-            f"gradient norm of this epoch was at most {position.gradient:.4g}.",
-            f"Lower train.{dataset}.learning_rate or train.{dataset}.clip_norm.",
-            position.weights,
-            position.history,
+        return self.diverged(
+            f"in step {step} (epoch {len(self.position.history) + 1}): the loss is {loss:.4g} and "
+            f"the gradient norm {norm:.4g}; {name} has the largest gradient ({largest:.4g}). "
+            f"Before this step, the gradient norm of this epoch was at most "
+            f"{self.position.gradient:.4g}."
         )
 
     def current_network(self) -> Network:
@@ -239,11 +250,20 @@ class TrainingLoop:
         return cast(Network, network.eval())
 
     def end_epoch(self, row: Row) -> None:
-        """Finish an epoch, given its complete row of the history."""
+        """Finish an epoch, given its complete row of the history.
+
+        Raises:
+            Diverged: its last step made a weight that is not finite, which no later step has met.
+        """
         self._schedule.step()
         position = self.position
         history = [*position.history, row]
         weights = _copied(self.current_network().state_dict())
+        if broken := non_finite(weights):
+            raise self.diverged(
+                f"in the last step of epoch {len(history)}: {len(broken)} tensors of its weights "
+                f"are no longer finite, the first is {broken[0]}."
+            )
         chosen, epoch = position.chosen, position.epoch
         if self.settings.selection == "last":
             epoch = len(history)

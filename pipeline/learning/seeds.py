@@ -2,19 +2,58 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
 import numpy as np
 import torch
 
+_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
-def seed_everything(seed: int) -> None:
-    """Seed torch and, on CUDA, ask for deterministic kernels.
 
-    Where CUDA has no deterministic kernel, torch warns. On the CPU the kernels in use are
-    deterministic already, and asking for them costs seconds of imports.
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch, and ask for deterministic kernels, within the block.
+
+    Afterwards the random states, the choice of kernels and the environment are as they were
+    before.
+
+    cuBLAS reads its variable when a process first multiplies matrices on CUDA. A process that has
+    done so before the block, without the variable, gets torch's warning. Where CUDA has no
+    deterministic kernel, torch warns and uses another one; docs/experiments.md says where. If the
+    process already asks torch for an error instead, it gets the error.
+
+    Args:
+        seed: of the CPU's and CUDA's generators.
     """
-    torch.manual_seed(seed)
-    if torch.cuda.is_available():
-        torch.use_deterministic_algorithms(True, warn_only=True)
+    cudnn, kernels = torch.backends.cudnn, cast(Any, torch.utils.deterministic)
+    mode, benchmark = torch.get_deterministic_debug_mode(), cudnn.benchmark
+    filled, workspace = kernels.fill_uninitialized_memory, os.environ.get(_CUBLAS)
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        try:
+            os.environ.setdefault(_CUBLAS, ":4096:8")
+            _set_mode(max(mode, 1))
+            kernels.fill_uninitialized_memory = False  # slow, and nothing reads such memory
+            cudnn.benchmark = False
+            torch.manual_seed(seed)
+            yield
+        finally:
+            cudnn.benchmark = benchmark
+            kernels.fill_uninitialized_memory = filled
+            _set_mode(mode)
+            if workspace is None:
+                del os.environ[_CUBLAS]
+
+
+def _set_mode(mode: int) -> None:
+    """Choose kernels: 0 any, 1 deterministic or a warning, 2 deterministic or an error."""
+    if torch.cuda.is_available():  # also asks torch's compiler, whose import takes a second
+        torch.use_deterministic_algorithms(mode > 0, warn_only=mode == 1)
+    else:
+        torch.set_deterministic_debug_mode(mode)
 
 
 def seed_process(seed: int, rank: int) -> None:

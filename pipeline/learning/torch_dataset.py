@@ -117,8 +117,8 @@ def open_cache(
         regions: the number of a view's best regions to return; None for all that are cached.
 
     Raises:
-        ValueError: ``split`` is given without a manifest, or ``regions`` is not between 1 and the
-            number that is cached.
+        ValueError: ``split`` is given without a manifest or is no split, no image has such a
+            ``view``, or ``regions`` is not between 1 and the number that is cached.
         GmpipeError: the cache or the manifest is missing or damaged, or an image of the manifest is
             neither in the cache nor among its failures.
     """
@@ -127,38 +127,58 @@ def open_cache(
         raise ValueError(
             f"regions={regions}, expected a number from 1 to {cache.regions}, which are cached"
         )
-    wanted = np.ones(len(cache), dtype=bool) if view is None else cache.views == view
+    if split is not None and split not in SPLITS:
+        raise ValueError(f"split={split!r}, expected one of {', '.join(SPLITS)}, or None for both")
     if manifest is None:
         if split is not None:
             raise ValueError(f"split={split!r} needs a manifest, which lists the splits")
-        return RegionDataset(cache, np.flatnonzero(wanted), regions)
+        every = np.arange(len(cache))
+        return RegionDataset(cache, every[_of_view(cache, every, view, str(folder))], regions)
     known = read_manifest(Path(manifest))
     splits = [open_split(cache, known, name) for name in ([split] if split else SPLITS)]
     ids = pa.array(cache.ids)
     rows, labels = [], []
     for of_split in splits:
-        split_rows, images = _rows_of(of_split, ids, wanted)
+        split_rows, images = _rows_of(of_split, ids)
         rows.append(split_rows)
         labels.append(of_split.truth[images])
+    every = np.concatenate(rows)
+    wanted = _of_view(cache, every, view, f"the {f'{split} ' if split else ''}images in {folder}")
     return RegionDataset(
         cache,
-        np.concatenate(rows),
+        every[wanted],
         regions,
         known.vocabulary,
-        torch.from_numpy(np.concatenate(labels)),
+        torch.from_numpy(np.concatenate(labels)[wanted]),
     )
 
 
+def _of_view(
+    cache: RegionCache, rows: npt.NDArray[np.int64], view: int | None, where: str
+) -> npt.NDArray[np.bool_]:
+    """Tell which rows hold a view; None for any.
+
+    Raises:
+        ValueError: none does.
+    """
+    views = cache.views[rows]
+    wanted = np.ones(len(rows), dtype=np.bool_) if view is None else views == view
+    if not np.any(wanted):
+        there = ", ".join(map(str, np.unique(views))) or "none"
+        raise ValueError(f"view={view}, but the views of {where} are: {there}")
+    return wanted
+
+
 def _rows_of(
-    split: SplitData, ids: pa.Array, wanted: npt.NDArray[np.bool_]
+    split: SplitData, ids: pa.Array
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Find the wanted rows of a split's images.
+    """Find the rows of a split's images.
 
     Returns:
         The rows, sorted by image and view, and the index of each row's image in the split.
     """
     image_of_row = pc.index_in(ids, value_set=pa.array(split.image_ids, pa.string()))
     images = np.asarray(pc.fill_null(image_of_row, -1), dtype=np.int64)
-    rows = np.flatnonzero((images >= 0) & wanted)
+    rows = np.flatnonzero(images >= 0)
     rows = rows[np.lexsort((split.cache.views[rows], images[rows]))]
     return rows, images[rows]

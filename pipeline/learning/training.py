@@ -15,8 +15,8 @@ from pipeline.labels.vectors import LabelVectors
 from pipeline.learning.batches import Feed, region_statistics
 from pipeline.learning.distributed import Processes, alone
 from pipeline.learning.loop import Row, Training, TrainingLoop
-from pipeline.learning.prediction import predict_feed
-from pipeline.learning.seeds import seed_everything, seed_process
+from pipeline.learning.prediction import NotFinite, Predictions, Scorer
+from pipeline.learning.seeds import seed_process, seeded
 from pipeline.learning.splits import SplitData
 from pipeline.matching.network import Network, build_network
 from pipeline.settings import TrainSettings
@@ -60,32 +60,32 @@ def train_network(
         save_every: seconds between two writes of the state; 0 for one after every step.
 
     Raises:
-        Diverged: a loss or a gradient is not finite.
+        Diverged: a loss, a gradient, a weight or a validation score is not finite.
         GmpipeError: ``state_file`` can't be used, see `TrainingLoop.resume`.
         DamagedError: as `RegionCache.gather`.
         InputError: the validation part has no positive label.
     """
     processes = processes or alone()
-    seed_everything(seed)
-    feed = Feed(split, processes.device, sharers=processes.on_machine)
-    validation_feed = None
-    if validation is not None:
-        validation_feed = Feed(validation, processes.device, sharers=processes.on_machine)
-    label_vectors = torch.from_numpy(vectors.vectors)
-    network = _initial_network(feed, label_vectors, settings)
-    seed_process(seed, processes.rank)
-    loop = TrainingLoop(
-        network.to(processes.device),
-        label_vectors.to(processes.device),
-        feed,
-        settings,
-        seed=seed,
-        processes=processes,
-        name=name,
-        state_file=state_file,
-        save_every=save_every,
-    )
-    return _run(loop, validation_feed, vectors.names, on_epoch)
+    with seeded(seed):
+        feed = Feed(split, processes.device, sharers=processes.on_machine)
+        validation_feed = None
+        if validation is not None:
+            validation_feed = Feed(validation, processes.device, sharers=processes.on_machine)
+        label_vectors = torch.from_numpy(vectors.vectors)
+        network = _initial_network(feed, label_vectors, settings)
+        seed_process(seed, processes.rank)
+        loop = TrainingLoop(
+            network.to(processes.device),
+            label_vectors.to(processes.device),
+            feed,
+            settings,
+            seed=seed,
+            processes=processes,
+            name=name,
+            state_file=state_file,
+            save_every=save_every,
+        )
+        return _run(loop, validation_feed, vectors.names, on_epoch)
 
 
 def _initial_network(feed: Feed, label_vectors: torch.Tensor, settings: TrainSettings) -> Network:
@@ -118,10 +118,33 @@ def _run(
     while len(loop.position.history) < loop.settings.epochs:
         row = loop.run_epoch()
         if validation is not None:
-            predictions = predict_feed(loop.current_network(), validation, loop.label_vectors)
+            predictions = _validate(loop, validation, labels)
             row["validation_mAP"] = evaluate(predictions.logits, validation.split.truth, labels).mAP
         loop.end_epoch(row)
         if loop.processes.rank == 0:
             on_epoch(row)
         loop.save_if_due()
     return loop.result()
+
+
+def _validate(loop: TrainingLoop, validation: Feed, labels: tuple[str, ...]) -> Predictions:
+    """Score the validation part.
+
+    Raises:
+        Diverged: a score is not finite.
+    """
+    scorer = Scorer(
+        loop.current_network(),
+        loop.label_vectors,
+        labels,
+        name=loop.name,
+        batch_size=loop.settings.batch_size,
+        device=loop.processes.device,
+    )
+    try:
+        return scorer.predict(validation)
+    except NotFinite as error:
+        epoch = len(loop.position.history) + 1
+        raise loop.diverged(
+            f"in epoch {epoch}, as its validation shows. {error.problem}"
+        ) from error

@@ -17,6 +17,10 @@ from torch.nn.functional import normalize
 
 from pipeline.settings import NetworkSettings
 
+_BLOCK_BYTES = 2**26
+"""Size of the cosines that are held at once while a label's neighbours are found. Several arrays of
+this size exist at a time, and all cosines of 20,000 labels would be 3.2 GB each."""
+
 
 @dataclass(frozen=True)
 class InstanceBatch:
@@ -105,11 +109,15 @@ class StructureBuilder:
             instance_graph, label_graph: False leaves the nodes of that graph without neighbours.
         """
         weights = batch.mask.to(batch.features.dtype)
-        without_edges = (label_neighbors(label_vectors, 0), None)
+        nearest: Tensor | None = batch.mask.new_empty((len(label_vectors), 0), dtype=torch.int64)
+        label_weights = None
+        if label_graph:
+            nearest, label_weights = self._label_graph(label_vectors)
         return Structure(
             weights / weights.sum(dim=1, keepdim=True),
             instance_neighbors(batch, self._settings.neighbors if instance_graph else 0),
-            *(self._label_graph(label_vectors) if label_graph else without_edges),
+            nearest,
+            label_weights,
         )
 
     def _label_graph(self, vectors: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -176,12 +184,18 @@ def label_neighbors(label_vectors: Tensor, neighbors: int | None) -> Tensor:
         (C, L) int64, label indices, without self loops.
     """
     labels = len(label_vectors)
-    kept = labels - 1 if neighbors is None else min(neighbors, labels - 1)
+    if neighbors is None:
+        others = torch.arange(labels - 1, device=label_vectors.device)
+        return others + (others >= torch.arange(labels, device=label_vectors.device)[:, None])
     directions = normalize(label_vectors.double(), dim=1)
-    # Rounded, so that labels with equal vectors tie whatever order they come in.
-    similarity = (directions @ directions.T).round(decimals=12)
-    itself = torch.eye(labels, dtype=torch.bool, device=similarity.device)
-    nearest = similarity.masked_fill(itself, -torch.inf).argsort(
-        dim=1, descending=True, stable=True
-    )[:, :kept]
-    return nearest.sort(dim=1).values if neighbors is None else nearest
+    rows = max(1, _BLOCK_BYTES // (labels * directions.element_size()))
+    nearest = []
+    for first, block in enumerate(directions.split(rows)):
+        # Rounded, so that labels with equal vectors tie whatever order they come in.
+        similarity = (block @ directions.T).round(decimals=12)
+        own = first * rows + torch.arange(len(block), device=block.device)
+        itself = own[:, None] == torch.arange(labels, device=block.device)
+        similarity = similarity.masked_fill(itself, -torch.inf)
+        order = similarity.argsort(dim=1, descending=True, stable=True)
+        nearest.append(order[:, : min(neighbors, labels - 1)].contiguous())
+    return torch.cat(nearest)

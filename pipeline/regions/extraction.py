@@ -19,7 +19,7 @@ import torch
 from torchvision.models.detection import FasterRCNN
 
 from pipeline.ahead import begin_ahead
-from pipeline.errors import InputError, MissingError
+from pipeline.errors import DamagedError, InputError, MissingError
 from pipeline.files import canonical_json
 from pipeline.regions.detection import Detections, detect, prepare_for_extraction
 from pipeline.regions.detector import (
@@ -35,7 +35,7 @@ from pipeline.settings import ExtractSettings
 from pipeline.shards.failures import Failure
 from pipeline.shards.schema import FORMAT_VERSION, IMAGES, OF_REGIONS, Recipe, RegionRows
 from pipeline.shards.shard import write_shard
-from pipeline.tensors import best_device
+from pipeline.tensors import best_device, non_finite
 
 OnImages = Callable[[int], None]
 """Called with the number of images that were processed since the last call."""
@@ -98,6 +98,7 @@ def load_detector(
 
     Raises:
         GmpipeError: the weights can't be read or don't fit their description.
+        DamagedError: some weights are nan or infinite. The detector would then find nothing.
     """
     model = build_model(
         description.architecture,
@@ -108,7 +109,14 @@ def load_detector(
         nms_threshold=settings.nms_threshold,
     )
     weights = folder / WEIGHTS_FILE
-    fit_state(model, load_state(weights), weights)
+    state = load_state(weights)
+    fit_state(model, state, weights)
+    if broken := non_finite(state):
+        raise DamagedError(
+            f"{weights}: {len(broken)} of its {len(state)} tensors hold numbers that are not "
+            f"finite; the first is {broken[0]}.",
+            "Restore the weights, or make the detector again.",
+        )
     return prepare_for_extraction(model.to(best_device()).eval())
 
 

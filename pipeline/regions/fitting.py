@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from torchvision.models.resnet import Bottleneck
 from torchvision.ops import box_iou
 
 from pipeline.datasets.manifest import ImageBoxes
+from pipeline.errors import InputError
+from pipeline.learning.seeds import seeded
 from pipeline.regions.detection import Detections, detect, trained_faster
 from pipeline.regions.detector import build_model, class_count, fit_state
 from pipeline.regions.transforms import load_image, to_tensor, view_of
@@ -23,6 +26,7 @@ from pipeline.tensors import (
     best_device,
     learning_state,
     load_state,
+    non_finite,
     random_state,
     restore_learning,
     restore_random,
@@ -83,8 +87,9 @@ def fit_detector(
 ) -> FasterRCNN:
     """Fit a Faster R-CNN with AdamW and a one-cycle schedule.
 
-    The state is saved to ``state_file`` every 50 steps. A fit that was killed resumes from there
-    and ends with the same weights as one that ran through.
+    The same images and settings give the same weights on the same machine, as far as `seeded` can
+    ask for it. The state is saved to ``state_file`` every 50 steps. A fit that was killed resumes
+    from there and ends with the same weights as one that ran through.
 
     Args:
         images: annotated images; every batch is drawn from a seeded shuffle of them.
@@ -98,25 +103,39 @@ def fit_detector(
 
     Returns:
         the fitted model in eval mode.
+
+    Raises:
+        InputError: the loss of a step or a weight at the end is nan or infinite.
+        GmpipeError: ``state_file`` can't be used, see `_Learner.resume`.
     """
     device = best_device()
-    torch.manual_seed(settings.seed)
-    model = _new_model(classes, architecture, settings)
-    if initial is None:
-        _start_from_scratch(model)
-    else:
-        _start_from(model, *initial, classes)
-    model.to(device).train()
-    with trained_faster(model):
-        learner = _Learner(model, settings)
-        for step in range(learner.resume(state_file), settings.steps):
-            chosen = _batch_indices(step, settings.batch_size, len(images), settings.seed)
-            views, targets = _batch([images[index] for index in chosen], step, settings, device)
-            loss = learner.learn(views, targets)
-            on_step(step + 1, loss)
-            if (step + 1) % _SAVE_EVERY == 0 and step + 1 < settings.steps:
-                learner.save(state_file, step + 1)
-    return model.eval()
+    with seeded(settings.seed):
+        model = _new_model(classes, architecture, settings)
+        if initial is None:
+            _start_from_scratch(model)
+        else:
+            _start_from(model, *initial, classes)
+        model.to(device).train()
+        with trained_faster(model):
+            learner = _Learner(model, settings)
+            for step in range(learner.resume(state_file), settings.steps):
+                chosen = _batch_indices(step, settings.batch_size, len(images), settings.seed)
+                views, targets = _batch([images[index] for index in chosen], step, settings, device)
+                loss = learner.learn(views, targets)
+                if not math.isfinite(loss):
+                    raise _diverged(f"the loss of step {step + 1} is {loss}")
+                on_step(step + 1, loss)
+                if (step + 1) % _SAVE_EVERY == 0 and step + 1 < settings.steps:
+                    learner.save(state_file, step + 1)
+        if broken := non_finite(model.state_dict()):
+            raise _diverged(f"after the last step {broken[0]} is not finite")
+        return model.eval()
+
+
+def _diverged(problem: str) -> InputError:
+    return InputError(
+        f"The fit of the detector diverged: {problem}.", "Lower `learning_rate` of its `fit`."
+    )
 
 
 def _new_model(

@@ -18,6 +18,7 @@ from pipeline.evaluation.paper import paper_results
 from pipeline.evaluation.runs import evaluations_of
 from pipeline.evaluation.tables import BASE, caption, labels_csv, results_csv, results_markdown
 from pipeline.learning.checkpoint import Checkpoint
+from pipeline.learning.prediction import Scorer
 from pipeline.matching.network import MatchingNetwork
 from pipeline.report import illustrations as drawn
 from pipeline.report.facts import what_was_run
@@ -116,11 +117,10 @@ def _draw_label_map(
     folder: Path, inputs: PageInputs, checkpoint: Checkpoint, groups: Groups, origin: str
 ) -> list[drawn.Illustration]:
     """Draw the map of the labels, unless the network has no label nodes or there are too few."""
-    network = checkpoint.network()
-    if not isinstance(network, MatchingNetwork):
+    scorer = Scorer.of_checkpoint(checkpoint, inputs.shown.name)
+    if not isinstance(scorer.network, MatchingNetwork):
         return []
-    split = shown_split(inputs, checkpoint.settings.regions)
-    nodes = mean_label_nodes(network, split, checkpoint.label_vectors)
+    nodes = mean_label_nodes(scorer, shown_split(inputs, checkpoint.settings.regions))
     vectors, labels = checkpoint.label_vectors.numpy(), inputs.manifest.vocabulary
     figure = drawn.draw_label_map(
         folder, vectors, nodes, labels, groups, run=_in_words(inputs), origin=origin

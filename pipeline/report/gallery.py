@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import InputError, MissingError
-from pipeline.learning.batches import Feed
+from pipeline.learning.prediction import Scorer
 from pipeline.learning.splits import SplitData, open_split
 from pipeline.machine import cores
-from pipeline.matching.network import MatchingNetwork, Network, image_logits
+from pipeline.matching.network import image_logits
 from pipeline.regions.transforms import load_image
 from pipeline.report.folder import PICTURES, in_steps, packed, write_data
 from pipeline.report.inputs import PageInputs, load_evaluated
@@ -65,8 +65,8 @@ def write_gallery(
     for number, variant in enumerate(inputs.variants):
         checkpoint = load_evaluated(inputs.runs[variant][0])
         used = shown_split(inputs, checkpoint.settings.regions)
-        network, vectors = checkpoint.network(), checkpoint.label_vectors
-        write_scores(folder, number, region_scores(network, used, vectors, on_images))
+        scorer = Scorer.of_checkpoint(checkpoint, inputs.runs[variant][0].name)
+        write_scores(folder, number, region_scores(scorer, used, on_images))
     return {
         "images": len(split),
         "pictures": int(readable.sum()),
@@ -181,29 +181,25 @@ class ShownScores:
     region_scores: NDArray[np.float32]
 
 
-@torch.inference_mode()
 def region_scores(
-    network: Network,
-    split: SplitData,
-    label_vectors: Tensor,
-    on_images: Callable[[int], None] = lambda images: None,
+    scorer: Scorer, split: SplitData, on_images: Callable[[int], None] = lambda images: None
 ) -> ShownScores:
     """Run a network on a split in view 0.
 
     Args:
-        network: in eval mode.
-        label_vectors: (C, W).
         on_images: called after each batch with its number of images.
+
+    Raises:
+        NotFinite, DamagedError: as `Scorer.logits`.
     """
     batches_of_scores: list[tuple[Tensor, ...]] = []
-    best = min(BEST_LABELS, len(label_vectors))
-    with closing(Feed(split, label_vectors.device, once=True).in_order(_BATCH)) as batches:
-        for instances, _ in batches:
-            logits = network(instances, label_vectors)
+    best = min(BEST_LABELS, len(scorer.labels))
+    with closing(scorer.logits(split)) as batches:
+        for logits in batches:
             of_image, winners = image_logits(logits)
             top: Any = logits.topk(best, dim=-1)
             parts = (of_image.sigmoid(), winners, top.indices, top.values.sigmoid())
-            batches_of_scores.append(parts)
+            batches_of_scores.append(tuple(part.cpu() for part in parts))
             on_images(len(logits))
     scores, winning, labels, values = (
         torch.cat(column).numpy() for column in zip(*batches_of_scores, strict=True)
@@ -211,25 +207,24 @@ def region_scores(
     return ShownScores(scores, winning.astype(np.int16), labels.astype(np.int16), values)
 
 
-@torch.inference_mode()
-def mean_label_nodes(
-    network: MatchingNetwork, split: SplitData, label_vectors: Tensor
-) -> NDArray[np.float32]:
+def mean_label_nodes(scorer: Scorer, split: SplitData) -> NDArray[np.float32]:
     """Average the label nodes after the last convolution module over the images.
 
     Args:
-        network: in eval mode.
+        scorer: of a `MatchingNetwork`.
         split: N images, taken in view 0.
-        label_vectors: (C, W).
 
     Returns:
         (C, H).
+
+    Raises:
+        NotFinite, DamagedError: as `Scorer.label_nodes`.
     """
-    total = torch.zeros((), dtype=torch.float64)
-    with closing(Feed(split, label_vectors.device, once=True).in_order(_BATCH)) as batches:
-        for instances, _ in batches:
-            total = total + network.label_nodes(instances, label_vectors).double().sum(dim=0)
-    mean: NDArray[np.float32] = (total / len(split)).float().numpy()
+    total = torch.zeros((), dtype=torch.float64, device=scorer.device)
+    with closing(scorer.label_nodes(split)) as batches:
+        for nodes in batches:
+            total = total + nodes.double().sum(dim=0)
+    mean: NDArray[np.float32] = (total / len(split)).float().cpu().numpy()
     return mean
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import DamagedError, MismatchError, MissingError
 from pipeline.inference.trained import TrainedRun, attach_detector
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
+from pipeline.learning.prediction import NotFinite
 from pipeline.regions.detector import DetectorDescription, read_description
 from stages.checkout.layout import CHECKPOINT_FILE, detector_folder
 from stages.checkout.remedies import advising
@@ -63,3 +66,14 @@ def open_run(folder: Path, detector: Path | None) -> TrainedRun:
         ),
     ):
         return attach_detector(checkpoint, folder, detector)
+
+
+@contextmanager
+def advising_on_scores(dataset: str) -> Iterator[None]:
+    """Name the commands that fix a run whose scores or weights are not finite."""
+    remedy = (
+        "Restore the run's checkpoint, or train the run again with `gmpipe train`. If the numbers "
+        f"are the detector's, make it again with `gmpipe detector --dataset {dataset}`."
+    )
+    with advising(remedy, NotFinite):
+        yield

@@ -11,7 +11,7 @@ from pipeline.inference.picture import MOST_LABELS, draw
 from pipeline.inference.trained import TrainedRun
 from pipeline.regions.transforms import load_image
 from pipeline.text import legible, markdown_table
-from stages.checkout.models import open_run
+from stages.checkout.models import advising_on_scores, open_run
 
 _MOST_REGIONS = 3
 
@@ -28,11 +28,13 @@ def explain(image: Path, run_folder: Path, detector: Path | None, output: Path) 
         a table of the labels, and one of the regions that it names.
 
     Raises:
-        GmpipeError: the run can't be loaded, or the photograph can't be decoded.
+        GmpipeError: the run can't be loaded, the photograph can't be decoded, or what is computed
+            for it is not finite.
     """
     photograph = load_image(image, "Name another photograph.")
     run = open_run(run_folder, detector)
-    explanation = explain_image(run, photograph)
+    with advising_on_scores(run.checkpoint.dataset):
+        explanation = explain_image(run, photograph, str(image))
     checkpoint = run.checkpoint
     missing_letters([image.name, *(label.label for label in explanation.labels[:MOST_LABELS])])
     made_by = f"{checkpoint.dataset}, {checkpoint.variant}, seed {checkpoint.seed}"

@@ -15,7 +15,7 @@ from pipeline.errors import GmpipeError, InputError
 from pipeline.images import images_below
 from pipeline.inference.formats import TEXT_WRITERS, Row, Write, file_writer, label_rows
 from pipeline.text import markdown_table, printable_lines
-from stages.checkout.models import open_run
+from stages.checkout.models import advising_on_scores, open_run
 from stages.console.messages import say
 from stages.console.progress import progress_bar
 
@@ -46,6 +46,8 @@ def predict(
 
     Raises:
         InputError: a folder or pattern holds no photograph.
+        NotFinite: what is computed for a photograph is nan or infinite. Nothing is written to
+            ``output``.
         GmpipeError: as `open_run`.
     """
     paths = find_images(names)
@@ -59,6 +61,7 @@ def predict(
             writers.append(stack.enter_context(_table_writer(sys.stdout)))
         if output is not None:
             writers.append(stack.enter_context(file_writer(output)))
+        stack.enter_context(advising_on_scores(run.checkpoint.dataset))
         bar = stack.enter_context(progress_bar(total=len(paths), desc="predict", unit="image"))
         for path, outcome in run.predict_files(paths, batch_size=batch_size):
             bar.update(1)

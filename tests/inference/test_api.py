@@ -106,7 +106,31 @@ def test_what_cannot_be_opened_says_why(made: Flow, tmp_path: Path) -> None:
     for regions in (0, 5):
         with pytest.raises(ValueError, match=rf"regions={regions}\b.* 4\b"):
             opened(made, regions=regions)
+    with pytest.raises(ValueError, match=r"split='val'.*train, test"):
+        opened(made, manifest_of(made), split="val")
     with pytest.raises(GmpipeError, match=str(tmp_path)):
         open_cache(tmp_path)
     with pytest.raises(GmpipeError, match=r"manifest\.parquet"):
         opened(made, tmp_path / "manifest.parquet")
+
+
+@pytest.mark.parametrize(
+    ("split", "view", "there"),
+    [
+        (None, 3, "0, 1"),
+        (None, -1, "0, 1"),
+        ("train", 2, "0, 1"),
+        ("train", -1, "0, 1"),
+        ("test", 1, "0"),  # only training images have random crops
+    ],
+)
+def test_a_view_that_no_image_has_names_those_there_are(
+    made: Flow, split: Any, view: int, there: str
+) -> None:
+    for manifest in {None, manifest_of(made)} if split is None else {manifest_of(made)}:
+        with pytest.raises(ValueError, match=rf"view={view}\b.*: {there}$"):
+            opened(made, manifest, split, view=view)
+
+
+def test_a_view_that_only_some_images_have_is_those_images(made: Flow) -> None:
+    assert len(opened(made, view=1)) == len(opened(made, manifest_of(made), view=1)) == 24

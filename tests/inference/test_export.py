@@ -25,6 +25,7 @@ from pipeline.inference.export import (
     quiet,
 )
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
+from pipeline.matching.graphs import InstanceBatch
 from pipeline.matching.network import build_network, image_logits
 from pipeline.settings import VARIANTS, NetworkSettings, TrainSettings
 from pipeline.shards.schema import fingerprint
@@ -76,6 +77,12 @@ SHAPES = (([1], 1), ([2], 2), ([3, 1, 2], 3), ([1, 4, 2, 3, 4], 4), ([2, 1], 7),
 """Real regions of each image, and M. K is 2, so some images have fewer than K neighbours."""
 
 
+def inputs(batch: InstanceBatch, counts: list[int]) -> dict[str, np.ndarray]:
+    """What the model reads of a batch."""
+    fields = {name: getattr(batch, name).numpy() for name in INPUTS[:-1]}
+    return {**fields, "count": np.array(counts)}
+
+
 @pytest.mark.parametrize(
     "case",
     [pytest.param(case, marks=() if case == "max-pool" else pytest.mark.slow) for case in CASES],
@@ -98,13 +105,7 @@ def test_onnxruntime_computes_what_torch_does(case: str, tmp_path: Path) -> None
         best, _ = image_logits(logits)
         scores, winners, region_scores = session.run(
             None,
-            {
-                "features": batch.features.numpy(),
-                "boxes": batch.boxes.numpy(),
-                "scores": batch.scores.numpy(),
-                "classes": batch.classes.numpy(),
-                "count": np.array(counts),
-            },
+            inputs(batch, counts),
         )
         assert np.abs(scores - best.sigmoid().numpy()).max() <= TOLERANCE
         assert np.abs(region_scores - logits.sigmoid().numpy()).max() <= TOLERANCE
@@ -113,6 +114,16 @@ def test_onnxruntime_computes_what_torch_does(case: str, tmp_path: Path) -> None
         assert np.abs(won - scores).max() <= TOLERANCE
         assert (winners < np.array(counts)[:, None]).all()
         assert np.ptp(scores) > 0.02
+        # Counts beyond M count as M, and those below 1 as 1: padding gets no score.
+        for wrong, right in ((instances + 1, instances), (2**40, instances), (0, 1), (-5, 1)):
+            of_wrong, of_right = (
+                session.run(None, inputs(batch, [count] * len(counts))) for count in (wrong, right)
+            )
+            for one, other in zip(of_wrong, of_right, strict=True):
+                assert np.array_equal(one, other)
+            assert (of_wrong[1] < instances).all()
+            assert np.isfinite(of_wrong[0]).all()
+            assert (of_wrong[0] > 0).all()
     described = session.get_modelmeta()
     assert described.producer_name == "gmpipe"
     metadata = described.custom_metadata_map

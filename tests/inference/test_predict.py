@@ -122,6 +122,19 @@ def test_other_objects_than_images_are_refused(run: TrainedRun) -> None:
         run.predict([np.zeros((4, 4, 3), np.float32)])  # type: ignore[list-item]
     with pytest.raises(TypeError, match=r"(?s)Pillow.*str"):
         run.predict(["photo.jpg"])  # type: ignore[list-item]
+    for shape in ((0, 4, 3), (4, 0, 3)):
+        with pytest.raises(ValueError, match=rf"(?s)uint8.*\({shape[0]}, {shape[1]}, 3\)"):
+            run.predict([np.zeros(shape, np.uint8)])
+    with pytest.raises(ValueError, match=r"\(0, 4\)"):
+        run.predict([Image.new("RGB", (0, 4))])
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_batch_has_at_least_one_image(run: TrainedRun, size: int) -> None:
+    with pytest.raises(ValueError, match=rf"batch_size={size}\b"):
+        run.predict([Image.new("RGB", (4, 4))], batch_size=size)
+    with pytest.raises(ValueError, match=rf"batch_size={size}\b"):
+        list(run.predict_files([Path("photo.jpg")], batch_size=size))
 
 
 # Which run, which detector -----------------------------------------------------------------------

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import N_TRAIN, VIEWS, M, Toy
+from toys import N_TRAIN, VIEWS, D, M, Toy
 
 from pipeline.learning import batches as batches_module
 from pipeline.learning.batches import Batch, Feed, region_statistics
@@ -32,12 +33,21 @@ FEEDS = {
 
 
 @pytest.mark.parametrize("form", FEEDS)
-@pytest.mark.parametrize("chunk", [1024, 5])
+@pytest.mark.parametrize("chunk", [N_TRAIN, 5, 1])
 def test_statistics_are_of_the_real_regions_of_view_0(
     toy: Toy, monkeypatch: pytest.MonkeyPatch, chunk: int, form: str
 ) -> None:
-    monkeypatch.setattr(batches_module, "_CHUNK", chunk)
+    monkeypatch.setattr(batches_module, "_CHUNK_BYTES", chunk * M * D * 8 + 1)
+    asked: list[int] = []
+    original = Feed.in_order
+
+    def counted(feed: Feed, size: int) -> Generator[Batch]:
+        asked.append(size)
+        return original(feed, size)
+
+    monkeypatch.setattr(Feed, "in_order", counted)
     statistics = region_statistics(Feed(toy.train, CPU, **FEEDS[form]))
+    assert asked == [chunk]
     rows = toy.cache.gather(toy.train.rows[:, 0])
     real = np.arange(M) < rows.count[:, None]
     features, boxes = rows.features[real].astype(np.float64), rows.boxes[real].astype(np.float64)

@@ -15,12 +15,11 @@ import numpy as np
 import pytest
 import torch
 from toys import LABELS, N_TRAIN, RECIPE, VECTORS, C, D, M, Toy
-from trainings import LABEL_VECTORS, SETTINGS, float_batch, rewritten, settings, train
+from trainings import LABEL_VECTORS, SETTINGS, float_batch, predict, rewritten, settings, train
 
 from pipeline.errors import DamagedError, MissingError
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from pipeline.learning.loop import Training
-from pipeline.learning.prediction import predict_split
 from pipeline.settings import VARIANTS
 
 
@@ -32,7 +31,7 @@ def trained(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Training:
 @pytest.mark.parametrize("batch_size", [4, 64])
 def test_predictions_name_the_region_that_won(toy: Toy, trained: Training, batch_size: int) -> None:
     split = toy.train
-    predictions = predict_split(trained.network, split, LABEL_VECTORS, batch_size)
+    predictions = predict(trained.network, split, batch_size)
     logits, regions = predictions.logits, predictions.regions
     assert (logits.shape, logits.dtype) == ((N_TRAIN, C), np.float32)
     assert (regions.shape, regions.dtype) == ((N_TRAIN, C), np.int16)
@@ -84,8 +83,8 @@ def test_a_checkpoint_gives_the_same_predictions(toy: Toy, tmp_path: Path, varia
     assert loaded.sha256 == hashlib.sha256(stored).hexdigest()
     network = loaded.network()
     assert not network.training
-    expected = predict_split(trained.network, toy.train, saved.label_vectors)
-    predictions = predict_split(network, toy.train, loaded.label_vectors)
+    expected = predict(trained.network, toy.train)
+    predictions = predict(network, toy.train)
     np.testing.assert_array_equal(predictions.logits, expected.logits)
     np.testing.assert_array_equal(predictions.regions, expected.regions)
 

@@ -21,6 +21,7 @@ from trainings import (
     LABEL_VECTORS,
     SETTINGS,
     float_batch,
+    predict,
     same,
     settings,
     train,
@@ -29,7 +30,6 @@ from trainings import (
 from pipeline.evaluation.metrics import evaluate
 from pipeline.learning import batches as batches_module
 from pipeline.learning.batches import Feed
-from pipeline.learning.prediction import predict_split
 from pipeline.learning.splits import SplitData, open_split, split_validation
 from pipeline.matching.loss import matching_loss
 from pipeline.matching.network import build_network, image_logits
@@ -117,7 +117,7 @@ def test_every_variant_learns_the_toy_problem(toy: Toy, tmp_path: Path, variant:
     trained = train(toy, tmp_path / "a.pt", chosen=easy)
     losses = [row["train_loss"] for row in trained.history]
     assert losses[-1] < 0.75 * losses[0]
-    predictions = predict_split(trained.network, toy.train, LABEL_VECTORS)
+    predictions = predict(trained.network, toy.train)
     prior = 100 * (toy.train.truth == 1).mean()
     assert prior < 60
     assert evaluate(predictions.logits, toy.train.truth, LABELS).mAP > 85
@@ -139,7 +139,7 @@ def test_bfloat16_learns_the_toy_problem(toy: Toy, tmp_path: Path, variant: str)
         )
         trained = train(toy, tmp_path / f"{precision}.pt", chosen=chosen)
         assert {p.dtype for p in trained.network.parameters()} == {torch.float32}
-        predictions = predict_split(trained.network, toy.train, LABEL_VECTORS)
+        predictions = predict(trained.network, toy.train)
         assert evaluate(predictions.logits, toy.train.truth, LABELS).mAP > 75
         losses.add(trained.history[0]["train_loss"])
     assert len(losses) == 2
@@ -241,7 +241,7 @@ def test_validation_decides_nothing(toy: Toy, tmp_path: Path) -> None:
     for row in measured.history[:-1]:
         assert 0 <= row.pop("validation_mAP") <= 100
     assert same(measured, without)
-    scores = predict_split(measured.network, held_out, LABEL_VECTORS).logits
+    scores = predict(measured.network, held_out).logits
     assert last == evaluate(scores, held_out.truth, LABELS).mAP
 
 
@@ -254,7 +254,7 @@ def test_the_best_epoch_on_the_validation_part_is_the_result(
     best = train(toy, tmp_path / "a.pt", seed=seed, chosen=chosen, split=kept, validation=held_out)
     measured = [row["validation_mAP"] for row in best.history]
     assert best.epoch == measured.index(max(measured)) + 1
-    scores = predict_split(best.network, held_out, LABEL_VECTORS).logits
+    scores = predict(best.network, held_out).logits
     assert evaluate(scores, held_out.truth, LABELS).mAP == max(measured)
     # The weights are those that a training of so many epochs, at the same rates, ends with.
     last = chosen.model_copy(update={"selection": "last"})

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from toys import VECTORS, Toy
+from toys import LABELS, VECTORS, Toy
 
 from pipeline.learning.loop import Training
+from pipeline.learning.prediction import Predictions, Scorer
 from pipeline.learning.splits import SplitData
 from pipeline.learning.training import train_network
 from pipeline.matching.graphs import InstanceBatch
+from pipeline.matching.network import Network
 from pipeline.settings import NetworkSettings, TrainSettings
 
 SETTINGS = TrainSettings(
@@ -55,6 +57,14 @@ def train(
         state_file=state_file,
         **options,
     )
+
+
+def predict(
+    network: Network, split: SplitData, batch_size: int = SETTINGS.batch_size
+) -> Predictions:
+    """What a network predicts for a split of the toy problem."""
+    scorer = Scorer(network, LABEL_VECTORS, LABELS, name="the run", batch_size=batch_size)
+    return scorer.predict(split)
 
 
 def same(one: Training, other: Training) -> bool:

@@ -6,14 +6,16 @@ Letters: B images, M instances, C labels, K and L neighbours, D feature size, W 
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import few, vectors
+from networks import batch64, few, matching_net, vectors
 from reference import nearest_instances, nearest_labels
 
+from pipeline.matching import graphs
 from pipeline.matching.graphs import InstanceBatch, instance_neighbors, label_neighbors
 
 eighths = st.integers(0, 8)
@@ -147,3 +149,48 @@ def test_equal_cosines_tie_whatever_their_last_bit(seed: int) -> None:
     expected = [[1, 2], [0, 2], [0, 1], [0, 1], [0, 1], [0, 1]]
     assert label_neighbors(words, 2).tolist() == expected
     assert [nearest_labels(words, i, 2) for i in range(6)] == expected
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 16])
+@pytest.mark.parametrize("neighbors", [0, 1, 4, 20])
+def test_label_neighbors_in_blocks_of_rows_are_those_of_one_block(
+    monkeypatch: pytest.MonkeyPatch, rows: int, neighbors: int
+) -> None:
+    labels = 17
+    words = vectors(labels, seed=3)
+    words[5] = 2 * words[3]  # ties
+    whole = label_neighbors(words, neighbors)
+    assert whole.shape == (labels, min(neighbors, labels - 1))
+    sorted_at_once: list[int] = []
+    argsort = torch.Tensor.argsort
+
+    def counted(values: torch.Tensor, **options: Any) -> torch.Tensor:
+        sorted_at_once.append(len(values))
+        return argsort(values, **options)
+
+    monkeypatch.setattr(torch.Tensor, "argsort", counted)
+    monkeypatch.setattr(graphs, "_BLOCK_BYTES", rows * labels * 8 + 7)
+    assert torch.equal(label_neighbors(words, neighbors), whole)
+    assert max(sorted_at_once) == rows
+    assert sum(sorted_at_once) == labels
+
+
+def test_label_neighbors_are_searched_once_for_many_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    searches = 0
+
+    def counted(words: torch.Tensor, neighbors: int | None) -> torch.Tensor:
+        nonlocal searches
+        searches += 1
+        return label_neighbors(words, neighbors)
+
+    monkeypatch.setattr(graphs, "label_neighbors", counted)
+    network, words = matching_net(label_neighbors=2), vectors(7)
+    for images in (1, 2, 3):
+        network(batch64(images), words)
+    assert searches == 1
+    network(batch64(), words, label_graph=False)
+    assert searches == 1
+    network(batch64(), vectors(7, seed=1))  # other vectors have other neighbours
+    assert searches == 2

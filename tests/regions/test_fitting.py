@@ -17,6 +17,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.resnet import Bottleneck
 
 from pipeline.datasets.manifest import ImageBoxes
+from pipeline.errors import InputError
 from pipeline.regions import fitting
 from pipeline.regions.detection import Detections
 from pipeline.regions.fitting import (
@@ -244,3 +245,12 @@ def test_measures_of_a_detector(scenes: Scenes, monkeypatch: pytest.MonkeyPatch)
         hits = sum(min(size, m - 1) for size in sizes)
         assert measured["recall_at"][str(m)] == round(100 * hits / sum(sizes), 2)
     assert measured["precision"] == 50.0
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_fit_that_diverges_is_refused(scenes: Scenes, tmp_path: Path, steps: int) -> None:
+    """After one step the weights are not finite; in the next one the loss is not either."""
+    wild = FIT.model_copy(update={"learning_rate": 1e48, "steps": steps})
+    with pytest.raises(InputError, match="learning_rate"):
+        fit_detector(scenes.annotated, CLASSES, TINY, wild, state_file=tmp_path / "a.pt")
+    assert not (tmp_path / "a.pt").exists()

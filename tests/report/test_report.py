@@ -29,6 +29,7 @@ from pipeline.evaluation.bootstrap import intervals
 from pipeline.evaluation.metrics import Evaluation
 from pipeline.evaluation.paper import PAPER
 from pipeline.learning.checkpoint import load_checkpoint
+from pipeline.learning.prediction import Scorer
 from pipeline.learning.splits import SplitData, open_split
 from pipeline.report.assemble import _about_data_set
 from pipeline.report.figures import COLOURS, average_precision_figure, looks
@@ -99,8 +100,10 @@ def test_arrays_come_back_as_they_were() -> None:
 
 def test_scores_and_winners_are_those_of_the_predictions(made: Flow) -> None:
     checkpoint = load_checkpoint(made / "runs/tiny/full-s0/checkpoint.pt")
-    network, split = checkpoint.network(), split_of(made)
-    shown = region_scores(network, split, checkpoint.label_vectors)
+    split = split_of(made)
+    scorer = Scorer.of_checkpoint(checkpoint, "full-s0")
+    assert scorer.batch_size == checkpoint.settings.batch_size
+    shown = region_scores(scorer, split)
     table = pq.read_table(made / "runs/tiny/full-s0/predictions.parquet")
     scores = 1 / (1 + np.exp(-np.array(table.column("logits").to_pylist())))
     np.testing.assert_allclose(shown.scores, scores, atol=1e-6)
@@ -127,7 +130,7 @@ def test_label_nodes_are_the_mean_over_the_images(made: Flow) -> None:
             )[0]
             for image in range(len(split))
         ]
-    mean = mean_label_nodes(network, split, checkpoint.label_vectors)  # type: ignore[arg-type]
+    mean = mean_label_nodes(Scorer.of_checkpoint(checkpoint, "full-s0"), split)
     np.testing.assert_allclose(mean, torch.stack(each).mean(0).numpy(), atol=1e-5)
 
 
