@@ -102,7 +102,7 @@ def explain(run: TrainedRun, image: Picture, name: str = "0") -> Explanation:
     if regions > 1:
         changes = scores(_without_each(batch, regions)) - prediction.scores
 
-    order = np.argsort(-prediction.scores, kind="stable").tolist()
+    order = np.argsort(-prediction.logits, kind="stable").tolist()
     chosen = [label for label in order if prediction.scores[label] > THRESHOLD]
     return Explanation(
         prediction,

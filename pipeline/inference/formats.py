@@ -57,7 +57,7 @@ def label_rows(
         top: a label is predicted only if it is among this many best labels; None for no limit.
     """
     rows: list[Row] = []
-    order = np.argsort(-prediction.scores, kind="stable")
+    order = np.argsort(-prediction.logits, kind="stable")
     for rank, label in enumerate(order.tolist()):
         score, region = float(prediction.scores[label]), int(prediction.regions[label])
         left, top_side, right, bottom = prediction.pixel_box(region)

@@ -58,7 +58,8 @@ class Prediction:
     """The labels of one image. Its n regions are in the order of the detector's scores.
 
     Attributes:
-        scores: (C,) float32, probability of each label.
+        logits: (C,) float32. Labels are ranked by them: probabilities near 1 may be equal.
+        scores: (C,) float32, probability of each label, the sigmoid of its logit.
         regions: (C,) int64, index of the region that won the max for each label.
         region_scores: (n, C) float32, probability of each label by each region.
         boxes: (n, 4) float32, xyxy in [0, 1] of the image.
@@ -68,6 +69,7 @@ class Prediction:
         size: width and height in pixels, after the image was turned by its EXIF orientation.
     """
 
+    logits: npt.NDArray[np.float32]
     scores: npt.NDArray[np.float32]
     regions: npt.NDArray[np.int64]
     region_scores: npt.NDArray[np.float32]
@@ -88,7 +90,7 @@ class TrainedRun:
     Example:
         >>> run = load_run("runs/demo/full-s0")
         >>> [prediction] = run.predict([Image.open("photo.jpg")])
-        >>> run.vocabulary[prediction.scores.argmax()]
+        >>> run.vocabulary[prediction.logits.argmax()]
     """
 
     def __init__(
@@ -252,6 +254,7 @@ class TrainedRun:
         counts = batch.mask.sum(dim=1).tolist()
         return [
             Prediction(
+                logits=best[image].cpu().numpy(),
                 scores=scores[image],
                 regions=regions[image],
                 size=size,

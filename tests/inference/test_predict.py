@@ -7,10 +7,12 @@ import io
 import itertools
 import json
 import os
+import random
 import re
 import shutil
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from PIL import Image
 from pipeline.api import Prediction, TrainedRun, load_run
 from pipeline.errors import GmpipeError, InputError, MissingError
 from pipeline.inference import trained
-from pipeline.inference.formats import COLUMNS
+from pipeline.inference.formats import COLUMNS, label_rows
 from pipeline.regions.detector import load_state, read_description, write_detector
 from stages.commands.predict import find_images
 
@@ -472,3 +474,18 @@ def test_every_name_is_labelled_and_can_be_restored(made: Flow, tmp_path: Path) 
     assert r"| a\|\`b\`&lt;i>\$x\$\_.png " in table
     assert r"| \xff\xfe.png " in table
     assert "\x1b" not in table
+
+
+def test_labels_of_equal_probability_are_ranked_by_their_logits(
+    made: Flow, run: TrainedRun
+) -> None:
+    [prediction] = predicted(run, evaluated(made, "full-s0")[0][:1])
+    logits = np.linspace(30, 20, len(run.vocabulary)).astype(np.float32)
+    random.Random(0).shuffle(logits)
+    scores = (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
+    assert len(set(scores.tolist())) == 1
+    rows = label_rows(Path("a.jpg"), replace(prediction, logits=logits, scores=scores), run, 0.5, 2)
+    assert [row["label"] for row in rows] == [
+        run.vocabulary[label] for label in np.argsort(-logits).tolist()
+    ]
+    assert [row["predicted"] for row in rows][:3] == [True, True, False]
