@@ -57,6 +57,10 @@ class BusyError(GmpipeError):
     """Another process is writing to the same place."""
 
 
+class WorkerError(GmpipeError):
+    """Processes or machines that work for a command died or can't be reached."""
+
+
 class InputError(GmpipeError):
     """Something that the user brings is wrong: a data set's files, a setting, an argument."""
 

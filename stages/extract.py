@@ -26,10 +26,12 @@ from pipeline.regions.detector import DetectorDescription
 from pipeline.regions.extraction import ShardOutcome, extraction_recipe
 from pipeline.regions.plan import PlannedImages, ViewPlan, check_readable, image_digests
 from pipeline.shards.failures import FAILURES_NAME, Failure
-from pipeline.shards.index import read_index
+from pipeline.shards.index import Index
 from pipeline.shards.reader import RegionCache
+from pipeline.shards.repair import plan_repair
+from pipeline.shards.schema import check_same_recipe, without_images
 from pipeline.shards.store import ShardStore, StaleShard, Survey, open_store
-from pipeline.shards.verification import Damage, repair_shards
+from pipeline.shards.verification import Damage
 from stages.checkout.caches import amount_of, drop_message, reasons_of
 from stages.checkout.layout import cache_folder, data_root, detector_folder
 from stages.checkout.manifests import dataset_manifest
@@ -63,13 +65,7 @@ class Workers:
     resources: Mapping[str, float] = field(default_factory=dict)
 
 
-def extract(
-    request: Request,
-    *,
-    replace: bool,
-    workers: Workers = Workers(),
-    damages: Sequence[Damage] = (),
-) -> str:
+def extract(request: Request, *, replace: bool, workers: Workers = Workers()) -> str:
     """Extract what the cache lacks. Whole shards of the same recipe are kept.
 
     Args:
@@ -77,7 +73,6 @@ def extract(
         replace: drop shards that are stale: made with other settings, or of photographs that
             changed. Without it, stale shards are an error.
         workers: where the extraction runs.
-        damages: of the cache, which are removed first; sound rows are kept.
 
     Returns:
         a line that says what was done.
@@ -85,35 +80,81 @@ def extract(
     Raises:
         MismatchError: shards are stale; says how many, and why.
         MissingError: the manifest, the detector or an image is missing.
+        WorkerError: the workers died or could not be reached.
         InputError: the workers can't do it, or more images than `max_failures` can't be decoded.
             What was extracted is kept in any case.
     """
-    began = time.monotonic()
     folder, manifest = cache_folder(request.dataset), dataset_manifest(request.dataset)
     if request.detector.source == "imported":
         return _check_imported(folder, manifest)
     detector = dataset_detector(request.dataset)
-    recipe = extraction_recipe(detector, request.extract)
-    results = _Results()
     with open_store(folder, request.dataset) as store:
         images = _hashed_images(request, manifest)
-        if damages:
-            with advising(_restore_or_replace(request), MismatchError):
-                repair_shards(store, read_index(folder), damages, recipe, images)
+        return _complete(request, detector, store, images, workers, replace=replace)
+
+
+def extract_damaged(
+    request: Request, store: ShardStore, index: Index | None, damages: Sequence[Damage]
+) -> str:
+    """Extract again what is damaged or missing in a cache; all sound rows are kept.
+
+    Args:
+        request: of the data set, whose regions are not imported.
+        store: its cache.
+        index: of the cache; None if it is missing or damaged.
+        damages: of the cache.
+
+    Returns:
+        a line that says what was done.
+
+    Raises:
+        MismatchError: the cache was made with other settings, another detector or other
+            photographs. Nothing is changed then.
+        AccessError: the system can't read a shard. Nothing is changed then.
+        MissingError, DamagedError: the manifest, the detector or an image is missing or damaged.
+            Nothing is changed then.
+        WorkerError, InputError: as `extract`.
+    """
+    manifest, detector = dataset_manifest(request.dataset), dataset_detector(request.dataset)
+    recipe = extraction_recipe(detector, request.extract)
+    if index is not None:
+        found = without_images(index.recipe)
+        check_same_recipe(found, recipe, str(store.folder), _restore_or_replace(request))
+    images = _hashed_images(request, manifest)
+    repair = plan_repair(store, index, damages, recipe, images)
+    _check_stale(request, repair.stale, images, replace=False)
+    repair.carry_out()
+    return _complete(request, detector, store, images, Workers(), trust_index=False)
+
+
+def _complete(
+    request: Request,
+    detector: DetectorDescription,
+    store: ShardStore,
+    images: PlannedImages,
+    workers: Workers,
+    *,
+    replace: bool = False,
+    trust_index: bool = True,
+) -> str:
+    """Extract what the store lacks, and write its index. Raises as `extract`."""
+    began = time.monotonic()
+    recipe = extraction_recipe(detector, request.extract)
+    results = _Results()
+    survey = store.survey(recipe, images)
+    _check_stale(request, survey.stale, images, replace=replace)
+    rows = images.missing_rows(survey.numbers, survey.views)
+    if len(rows):
+        job = _job(request, detector, store)
+        _run(job, images, rows, store, survey.stale, workers, results)
+        if results.error:
+            raise results.error
+        store.wait_for(results.written)
         survey = store.survey(recipe, images)
-        _check_stale(request, survey.stale, images, replace=replace)
-        rows = images.missing_rows(survey.numbers, survey.views)
-        if len(rows):
-            job = _job(request, detector, store)
-            _run(job, images, rows, store, survey.stale, workers, results)
-            if results.error:
-                raise results.error
-            store.wait_for(results.written)
-            survey = store.survey(recipe, images)
-            _check_stale(request, survey.stale, images, replace=False)
-        else:
-            _drop(store, survey.stale)
-        failures = store.finish(recipe, survey, results.failures)
+        _check_stale(request, survey.stale, images, replace=False)
+    else:
+        _drop(store, survey.stale)
+    failures = store.finish(recipe, survey, results.failures, trust_index=trust_index)
     if results.rows:
         record_time(request.dataset, "extract", began, rows=results.rows)
     return _summary(request, survey, results, failures)

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import DamagedError, MismatchError, MissingError
-from pipeline.files import canonical_json, replacing, sha256_file
+from pipeline.files import canonical_json, open_regular, replacing, sha256_file
 from pipeline.machine import cores
 from pipeline.shards.schema import (
     DTYPES,
@@ -233,6 +233,7 @@ def read_index(folder: Path) -> Index:
         MissingError: there is no index.
         DamagedError: it is damaged or of an older format.
         MismatchError: a newer version of gmpipe wrote it.
+        OSError: the system can't read it.
     """
     path = folder / INDEX_NAME
     if not path.is_file():
@@ -240,7 +241,10 @@ def read_index(folder: Path) -> Index:
             f"{path}: there is no index of regions.", "Extract or import the regions first."
         )
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
+        with (
+            open_regular(path) as stream,
+            pq.ParquetFile(stream, page_checksum_verification=True, pre_buffer=False) as file,
+        ):
             schema = file.schema_arrow
             about: dict[str, Any] = json.loads(schema.metadata[b"gmpipe"])
             check_version(path, about["format_version"], INDEX_VERSION)
@@ -257,6 +261,8 @@ def read_index(folder: Path) -> Index:
         if not ((shard >= 0) & (row >= 0) & (row < rows[shard])).all():
             raise ValueError("its rows and its list of shards contradict each other")
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # of the system; pyarrow's own, for a damaged file, has no number
         raise DamagedError(
             f"{path}: expected an index of format version {INDEX_VERSION}, found a damaged file or "
             f"another format ({error!r}).",

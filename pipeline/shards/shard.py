@@ -73,11 +73,20 @@ def is_shard_name(name: str) -> bool:
 
 
 def whole_shards(folder: Path) -> list[Path]:
-    """The shards of a folder in the order of their numbers, without unfinished ones (`.tmp`)."""
+    """The shards of a folder in the order of their numbers, without unfinished ones (`.tmp`).
+
+    There are none in a folder that does not exist.
+
+    Raises:
+        OSError: the folder can't be read.
+    """
+    try:
+        # Not `glob`, to which a folder that may not be read is an empty one.
+        names = [path.name for path in folder.iterdir()]
+    except FileNotFoundError:
+        return []
     numbers = {
-        path: int(match[1])
-        for path in folder.glob("regions-*.h5")
-        if (match := _SHARD_NAME.fullmatch(path.name))
+        folder / name: int(match[1]) for name in names if (match := _SHARD_NAME.fullmatch(name))
     }
     return sorted(numbers, key=numbers.__getitem__)
 
@@ -138,7 +147,8 @@ def read_header(path: Path) -> ShardHeader:
     """Check that a file is a shard of this format, without reading its arrays.
 
     Raises:
-        MissingError: there is no such file, or the system can't read it.
+        MissingError: there is no such file.
+        OSError: the system can't read it.
         DamagedError: it is not HDF5, truncated or of an older format, or one of its arrays is
             missing, unknown, linked from elsewhere, not contiguous, or of another dtype or shape
             than the format has. Names the file, the field, what was found and what was expected.
@@ -146,14 +156,8 @@ def read_header(path: Path) -> ShardHeader:
     """
     if not path.is_file():
         raise MissingError(f"{path}: there is no such shard.", "Write its rows again.")
-    try:
-        # Without HDF5, which reports a disk or a permission that fails as a damaged file.
-        with path.open("rb") as stream:
-            stream.read(1)
-    except OSError as error:
-        raise MissingError(
-            f"{path}: the shard can't be read ({error.strerror}).", "Make it readable."
-        ) from error
+    with path.open("rb") as stream:  # raises the system's own error
+        stream.read(1)
     try:
         # Without HDF5's lock, which many network file systems lack. A shard never changes once it
         # has its name, so there is no writer to wait for.
@@ -161,6 +165,8 @@ def read_header(path: Path) -> ShardHeader:
             return _checked_header(path, file)
     # h5py's exceptions for a damaged file: which one depends on the structure that is damaged.
     except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # of the system: a disk that fails is not a damaged file
         raise DamagedError(
             f"{path}: expected a shard, found a damaged or truncated file, or one that is not HDF5 "
             f"({error}).",

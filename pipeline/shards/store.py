@@ -171,7 +171,8 @@ class ShardStore:
             wanted: its images, as they are now.
 
         Raises:
-            MissingError: the system can't read a shard, for instance since this user may not.
+            OSError: the system can't read the folder or a shard, for instance since this user may
+                not.
         """
         current: dict[Path, str] = {}
         stale: list[StaleShard] = []
@@ -189,7 +190,7 @@ class ShardStore:
                 stale.append(StaleShard(path, "unreadable", reason, 0, size, none))
                 continue
             numbers = wanted.numbers(image_ids)
-            verdict = self._verdict(header, recipe) or _verdict_on_images(
+            verdict = verdict_on_settings(header, self.dataset, recipe) or _verdict_on_images(
                 header, image_ids, numbers, views, wanted, held
             )
             if verdict is not None:
@@ -205,14 +206,6 @@ class ShardStore:
         numbers, views = np.concatenate(all_numbers), np.concatenate(all_views)
         images = wanted.digest(numbers, views) if current else ""
         return Survey(current, numbers, views, images, tuple(stale))
-
-    def _verdict(self, header: ShardHeader, recipe: Recipe) -> tuple[StaleKind, str] | None:
-        """Why a shard's settings make it stale, or None."""
-        if header.dataset != self.dataset:
-            return "settings", f"made for the data set {header.dataset!r}"
-        if differences := recipe_differences(without_images(header.recipe), recipe):
-            return "settings", f"made with other settings: {differences}"
-        return None
 
     def drop(self, shards: Sequence[StaleShard]) -> None:
         """Remove shards. Unless there are none, the index goes first: it may list them."""
@@ -261,7 +254,12 @@ class ShardStore:
             time.sleep(1)
 
     def finish(
-        self, recipe: Recipe, survey: Survey, failures: Iterable[Failure] = ()
+        self,
+        recipe: Recipe,
+        survey: Survey,
+        failures: Iterable[Failure] = (),
+        *,
+        trust_index: bool = True,
     ) -> list[Failure]:
         """Write the failures and then the index of the current shards.
 
@@ -272,6 +270,8 @@ class ShardStore:
             recipe: of the cache, without `images`.
             survey: of the folder, after its last change.
             failures: images without regions.
+            trust_index: whether the rows of an index that lists these shards are right; without it
+                the index is written in any case.
 
         Returns:
             the failures that were written, one for each image.
@@ -284,7 +284,7 @@ class ShardStore:
             self.drop_index()
             return written
         whole = {**recipe, IMAGES: survey.images}
-        if not self._is_listed(whole, survey.current):
+        if not (trust_index and self._is_listed(whole, survey.current)):
             write_index(self.folder, self.dataset, whole, list(survey.current))
         return written
 
@@ -299,6 +299,22 @@ class ShardStore:
         listed = {entry.name: entry.fingerprint for entry in index.shards}
         wanted = {path.name: shard_fingerprint for path, shard_fingerprint in shards.items()}
         return index.fingerprint == fingerprint(recipe) and listed == wanted
+
+
+def verdict_on_settings(
+    header: ShardHeader, dataset: str, recipe: Recipe
+) -> tuple[StaleKind, str] | None:
+    """Why a shard's settings make it stale, or None.
+
+    Args:
+        header: of the shard.
+        dataset, recipe: of the wanted cache, without `images`.
+    """
+    if header.dataset != dataset:
+        return "settings", f"made for the data set {header.dataset!r}"
+    if differences := recipe_differences(without_images(header.recipe), recipe):
+        return "settings", f"made with other settings: {differences}"
+    return None
 
 
 def _verdict_on_images(

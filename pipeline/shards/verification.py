@@ -1,39 +1,42 @@
-"""Every damage of a cache by name, and a repair that keeps all sound rows.
+"""Every damage of a cache by name, and the rows of a damaged shard that are sound.
 
 Letters: R rows of a shard, N rows of some of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import DamagedError, GmpipeError, MismatchError, MissingError
+from pipeline.errors import DamagedError, GmpipeError, MismatchError
 from pipeline.files import sha256_file
 from pipeline.machine import cores
-from pipeline.shards.index import INDEX_NAME, Index, check_listed, read_index
+from pipeline.shards.index import INDEX_NAME, Index, check_listed
 from pipeline.shards.schema import (
-    IMAGES,
     Recipe,
     RegionRows,
     check_same_recipe,
     row_checksums,
     without_images,
 )
-from pipeline.shards.shard import map_shard, read_header, whole_shards, write_shard
-from pipeline.shards.store import ShardStore, WantedImages
+from pipeline.shards.shard import map_shard, whole_shards, write_shard
 
-Kind = Literal["missing", "unreadable", "foreign", "file", "row", "index", "unlisted"]
+Kind = Literal[
+    "missing", "inaccessible", "unreadable", "foreign", "file", "row", "index", "unlisted"
+]
 """What is wrong with a shard:
 
 - `missing`: the index lists it, but there is no such file;
-- `unreadable`: the file can't be read, or its header breaks the format;
+- `inaccessible`: the system can't read the file, for instance since this user may not; its content
+  may be sound;
+- `unreadable`: its header breaks the format;
 - `foreign`: it was made with other settings or of other images than the index says;
 - `file`: the sha256 of its bytes is not the one in the index;
 - `row`: a row's checksum or contents are wrong;
@@ -68,55 +71,42 @@ class Damage:
         return f"{self.shard}:{where} found {self.found}; expected {self.expected}."
 
 
-def verify_cache(folder: Path, on_shard: Callable[[str], None] = lambda name: None) -> list[Damage]:
+def verify_cache(
+    folder: Path, index: Index | None, on_shard: Callable[[str], None] = lambda name: None
+) -> list[Damage]:
     """Find all damages of the shards in ``folder``, shard by shard; none if it is sound.
 
     Every file is read once from disk. Threads share the shards among them.
 
     Args:
-        folder: of the shards and the index.
+        folder: of the shards.
+        index: of the folder; None if it is missing or damaged: the shards are then checked alone.
         on_shard: called with the name of each shard after it was checked.
-
-    Raises:
-        GmpipeError: as `pipeline.shards.index.read_index`. Never for a shard.
     """
-    index = read_index(folder)
-    order = np.argsort(index.shard, kind="stable")
-    ends = np.searchsorted(index.shard[order], np.arange(len(index.shards) + 1))
-    listed = {entry.name for entry in index.shards}
-    unlisted = [path for path in whole_shards(folder) if path.name not in listed]
-
-    def check(shard: int) -> tuple[str, list[Damage]]:
-        if shard < len(index.shards):
-            numbers = order[ends[shard] : ends[shard + 1]]
-            name = index.shards[shard].name
-            return name, list(_listed_damages(folder / name, index, shard, numbers))
-        path = unlisted[shard - len(index.shards)]
-        return path.name, list(_unlisted_damages(path))
+    checks: dict[str, Callable[[], Iterator[Damage]]] = {}
+    if index is not None:
+        order = np.argsort(index.shard, kind="stable")
+        ends = np.searchsorted(index.shard[order], np.arange(len(index.shards) + 1))
+        for shard, entry in enumerate(index.shards):
+            rows = order[ends[shard] : ends[shard + 1]]
+            path = folder / entry.name
+            checks[entry.name] = partial(_listed_damages, path, index, shard, rows)
+    for path in whole_shards(folder):
+        if path.name not in checks:
+            checks[path.name] = partial(_unlisted_damages, path, has_index=index is not None)
 
     damages: list[Damage] = []
     with ThreadPoolExecutor(cores()) as pool:
-        for name, named in pool.map(check, range(len(index.shards) + len(unlisted))):
+        for name, named in zip(
+            checks, pool.map(lambda check: list(check()), checks.values()), strict=True
+        ):
             damages += named
             on_shard(name)
     return damages
 
 
-def sound_rows(path: Path) -> tuple[npt.NDArray[np.int64], list[str], npt.NDArray[np.int16]]:
-    """Find a shard's rows that are not damaged: their numbers (N,), image ids and views (N,).
-
-    Raises:
-        GmpipeError: as `pipeline.shards.shard.read_header`. No row can be trusted then.
-    """
-    _, rows, checksums = map_shard(path)
-    breaches = dict(_row_breaches(rows, checksums))
-    sound = np.array([row for row in range(len(rows)) if row not in breaches], dtype=np.int64)
-    image_ids = [image_id.decode() for image_id in rows.image_id[sound].tolist()]
-    return sound, image_ids, rows.view[sound]
-
-
 def salvage_shard(path: Path, keep: npt.ArrayLike, recipe: Recipe) -> None:
-    """Write a shard again with only some of its rows, e.g. those of `sound_rows`.
+    """Write a shard again with only some of its rows: sound ones.
 
     Args:
         path: of the shard.
@@ -141,61 +131,6 @@ def salvage_shard(path: Path, keep: npt.ArrayLike, recipe: Recipe) -> None:
     write_shard(path, kept, dataset=header.dataset, recipe=recipe)
 
 
-def repair_shards(
-    store: ShardStore,
-    index: Index,
-    damages: Sequence[Damage],
-    recipe: Recipe,
-    wanted: WantedImages,
-) -> None:
-    """Remove everything that is damaged from a folder of shards, and the index.
-
-    Sound rows of a damaged shard are kept, unless the shard can't be read, was made with other
-    settings, or holds an image that changed: nobody knows then which rows are of the former image.
-    Of the shards that the index does not list, those that belong to the cache stay. Afterwards,
-    `ShardStore.survey` finds which rows are missing.
-
-    Args:
-        store: the folder.
-        index: of the folder.
-        damages: of `verify_cache`.
-        recipe: of the cache that is wanted, without `images`.
-        wanted: its images, as they are now.
-
-    Raises:
-        MismatchError: the cache was made with other settings than ``recipe``. Nothing is removed.
-    """
-    check_same_recipe(without_images(index.recipe), recipe, str(store.folder))
-    kinds: dict[str, set[Kind]] = {}
-    for damage in damages:
-        kinds.setdefault(damage.shard, set()).add(damage.kind)
-    for name, kinds_of_shard in kinds.items():
-        if kinds_of_shard <= {"file", "row", "index"}:
-            _keep_sound_rows(store.folder / name, index, wanted)
-        elif kinds_of_shard != {"unlisted"}:
-            (store.folder / name).unlink(missing_ok=True)
-    store.drop([shard for shard in store.survey(recipe, wanted).stale if shard.path.name in kinds])
-    # Last: without an index, nobody would look for damaged rows again if this process is killed.
-    store.drop_index()
-
-
-def _keep_sound_rows(path: Path, index: Index, wanted: WantedImages) -> None:
-    """Write a listed shard again with its sound rows, or remove it if its images changed."""
-    recipe = read_header(path).recipe
-    number = next(n for n, entry in enumerate(index.shards) if entry.name == path.name)
-    listed = index.shard == number
-    listed_numbers = wanted.numbers([_text(stored) for stored in index.image_ids[listed].tolist()])
-    sound, image_ids, views = sound_rows(path)
-    unchanged = (listed_numbers >= 0).all() and (
-        wanted.digest(listed_numbers, index.views[listed]) == recipe[IMAGES]
-    )
-    if unchanged and len(sound):
-        kept = wanted.digest(wanted.numbers(image_ids), views)
-        salvage_shard(path, sound, {**recipe, IMAGES: kept})
-    else:
-        path.unlink()
-
-
 def _listed_damages(
     path: Path, index: Index, shard: int, numbers: npt.NDArray[np.intp]
 ) -> Iterator[Damage]:
@@ -208,8 +143,8 @@ def _listed_damages(
         # Plain reads come first, since a disk error in mapped memory kills the process.
         size, sha256 = path.stat().st_size, sha256_file(path)
         header, rows, checksums = map_shard(path)
-    except (OSError, DamagedError, MismatchError, MissingError) as error:
-        yield Damage(path.name, "unreadable", _reason(path, error), "a whole shard")
+    except (OSError, GmpipeError) as error:
+        yield _unreadable(path, error)
         return
     if (size, sha256) != (entry.bytes, entry.sha256):
         yield Damage(
@@ -247,14 +182,15 @@ def _listed_damages(
             yield Damage(path.name, "index", stored, listed, row, image_id, view)
 
 
-def _unlisted_damages(path: Path) -> Iterator[Damage]:
+def _unlisted_damages(path: Path, *, has_index: bool) -> Iterator[Damage]:
     """Yield the damages of a shard that the index does not list, which is one itself."""
-    yield Damage(path.name, "unlisted", "a shard", f"only those that {INDEX_NAME} lists")
+    if has_index:
+        yield Damage(path.name, "unlisted", "a shard", f"only those that {INDEX_NAME} lists")
     try:
         sha256_file(path)  # a plain read comes first, as above
         _, rows, checksums = map_shard(path)
-    except (OSError, DamagedError, MismatchError, MissingError) as error:
-        yield Damage(path.name, "unreadable", _reason(path, error), "a whole shard")
+    except (OSError, GmpipeError) as error:
+        yield _unreadable(path, error)
         return
     for row, breach in _row_breaches(rows, checksums):
         image_id, view = _text(rows.image_id[row]), int(rows.view[row])
@@ -280,8 +216,14 @@ def _text(image_id: bytes) -> str:
     return image_id.decode(errors="replace")
 
 
-def _reason(path: Path, error: OSError | GmpipeError) -> str:
-    """What is wrong with a shard, without the path and the remedy that an error has."""
+def _unreadable(path: Path, error: OSError | GmpipeError) -> Damage:
+    """The damage of a shard that can't be opened."""
     if isinstance(error, OSError):
-        return error.strerror or str(error)
+        reason = error.strerror or str(error)
+        return Damage(path.name, "inaccessible", reason, "a file that can be read")
+    return Damage(path.name, "unreadable", _reason(path, error), "a whole shard")
+
+
+def _reason(path: Path, error: GmpipeError) -> str:
+    """What is wrong with a shard, without the path and the remedy that an error has."""
     return error.problem.removeprefix(f"{path}: ").removesuffix(".")

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
 from tabulate import tabulate
 
 from pipeline.datasets.manifest import Manifest
-from pipeline.errors import DamagedError, InputError, MissingError
+from pipeline.errors import DamagedError, InputError, MismatchError, MissingError
 from pipeline.machine import cores
 from pipeline.regions.detector import DESCRIPTION_FILE
 from pipeline.regions.extraction import ShardExtractor, load_detector
 from pipeline.regions.plan import ViewPlan
 from pipeline.shards.failures import read_failures
-from pipeline.shards.index import read_index
-from pipeline.shards.schema import row_bytes
-from pipeline.shards.store import open_store
+from pipeline.shards.index import INDEX_NAME, Index, read_index
+from pipeline.shards.repair import plan_repair
+from pipeline.shards.schema import Recipe, check_same_recipe, row_bytes, without_images
+from pipeline.shards.shard import read_header, whole_shards
+from pipeline.shards.store import ImagesById, ShardStore, open_store
 from pipeline.shards.verification import Damage, verify_cache
-from stages.checkout.caches import advising_on_cache, open_cache
+from stages.checkout.caches import advising_on_cache, open_cache, reasons_of
 from stages.checkout.disk import free_bytes, shown_bytes
 from stages.checkout.layout import cache_folder, data_root, detector_folder
 from stages.checkout.manifests import dataset_manifest
@@ -27,7 +32,7 @@ from stages.checkout.models import dataset_detector
 from stages.checkout.params import Request
 from stages.console.messages import say
 from stages.console.progress import progress_bar
-from stages.extract import extract
+from stages.extract import extract_damaged
 
 
 def cache_info(dataset: str) -> str:
@@ -54,53 +59,127 @@ def verify(request: Request, *, repair: bool) -> str:
         a line that says that the cache is sound, or what was repaired.
 
     Raises:
-        DamagedError: something is damaged, and was not to be repaired or can't be; names each
-            damage.
-        MissingError: there is no index.
-        MismatchError: a repair would extract other regions than those of the cache.
+        DamagedError: something is damaged, and was not to be repaired; names each damage.
+        MissingError: there is no index; for a repair, no shard either.
+        GmpipeError: as `extract_damaged`, or as `_keep_imported` for imported regions. What a
+            repair refuses, it has not touched.
     """
-    folder = cache_folder(request.dataset)
-    command = f"gmpipe cache verify --dataset {request.dataset} --repair"
-    try:
-        with advising_on_cache(request.dataset):
-            index = read_index(folder)
-    except DamagedError as error:
-        if not repair:
-            raise
-        say(error.problem)
-        return extract(request, replace=False)  # which writes the index again
-    with progress_bar(total=len(index.shards), desc="verify", unit="shard") as bar:
-        damages = verify_cache(folder, lambda name: bar.update())
-    if not damages:
-        return f"{folder}: {len(index.row)} rows in {len(index.shards)} shards, all sound"
-    listed = "\n".join(f"  {damage}" for damage in damages)
+    folder, dataset = cache_folder(request.dataset), request.dataset
     if not repair:
-        raise DamagedError(
-            f"{folder} is damaged:\n{listed}\n",
-            f"Run `{command}`, which keeps every sound row and extracts the others again.",
-        )
-    say(f"{folder} is damaged:\n{listed}")
-    if request.detector.source == "imported":
-        _drop_imported(request, damages)
-    return extract(request, replace=False, damages=damages)
+        with advising_on_cache(dataset):
+            index = read_index(folder)
+        damages = _damages(folder, index)
+        if damages:
+            raise DamagedError(
+                f"{folder} is damaged:\n{_listed(damages)}\n",
+                f"Run `gmpipe cache verify --dataset {dataset} --repair`, which keeps every sound "
+                "row and extracts the others again.",
+            )
+        return _sound(folder, index)
+    if not (folder / INDEX_NAME).exists() and not whole_shards(folder):
+        with advising_on_cache(dataset):
+            read_index(folder)
+    with open_store(folder, dataset) as store:
+        known: Index | None = None
+        try:
+            known = read_index(folder)
+        except (MissingError, DamagedError) as error:
+            say(error.problem)
+        damages = _damages(folder, known)
+        if known and not damages:
+            return _sound(folder, known)
+        if damages:
+            say(f"{folder} is damaged:\n{_listed(damages)}")
+        again = _keep_imported if request.detector.source == "imported" else extract_damaged
+        return again(request, store, known, damages)
 
 
-def _drop_imported(request: Request, damages: list[Damage]) -> None:
-    """Drop the damaged shards of imported regions, which nobody can extract again.
+def _damages(folder: Path, index: Index | None) -> list[Damage]:
+    """Find all damages of a cache, with a bar."""
+    total = len(index.shards) if index else None
+    with progress_bar(total=total, desc="verify", unit="shard") as bar:
+        return verify_cache(folder, index, lambda name: bar.update())
+
+
+def _listed(damages: Sequence[Damage]) -> str:
+    return "\n".join(f"  {damage}" for damage in damages)
+
+
+def _sound(folder: Path, index: Index) -> str:
+    return f"{folder}: {len(index.row)} rows in {len(index.shards)} shards, all sound"
+
+
+def _keep_imported(
+    request: Request, store: ShardStore, index: Index | None, damages: Sequence[Damage]
+) -> str:
+    """Keep the sound rows of imported regions. The others must be imported again.
+
+    The index stays until they are. It is written again here only if no row is missing.
+
+    Args:
+        request, store, index, damages: as `extract_damaged`.
+
+    Returns:
+        a line that says what was done.
 
     Raises:
-        MissingError: always, since they must be imported again.
+        MismatchError: params.yaml asks for other regions than those of the cache, or the manifest
+            lacks an image. Nothing is changed then.
+        AccessError, DamagedError: something can't be read. Nothing is changed then.
+        MissingError: the manifest is missing, or rows must be imported again; says how.
     """
-    folder = cache_folder(request.dataset)
-    with open_store(folder, request.dataset) as store:
-        for damage in damages:
-            (folder / damage.shard).unlink(missing_ok=True)
-        store.drop_index()
-    raise MissingError(
-        f"{folder}: the damaged shards were dropped. Their regions were imported.",
-        f"Run `gmpipe import-regions FILE --dataset {request.dataset}` again, which writes only "
-        "those.",
-    )
+    folder, dataset = store.folder, request.dataset
+    command = f"gmpipe import-regions FILE --dataset {dataset}"
+    images = ImagesById(dataset_manifest(dataset).table.column("image_id").to_pylist())
+    failures = read_failures(folder)
+    recipe = _imported_recipe(folder, index, command)
+    wanted = {**recipe, "feature_dtype": request.extract.feature_dtype}
+    if int(recipe["regions"] or 0) > request.extract.regions:  # an import may bring fewer
+        wanted["regions"] = request.extract.regions
+    restore = f"Restore the former settings in params.yaml, or import again: `{command} --replace`."
+    check_same_recipe(recipe, wanted, str(folder), restore)
+    repair = plan_repair(store, index, damages, recipe, images)
+    if repair.stale:
+        raise MismatchError(
+            f"{folder}: these shards are not of this import:\n{reasons_of(repair.stale)}", restore
+        )
+    repair.carry_out()
+    survey = store.survey(recipe, images)
+    lacking = len(images) - len({*survey.numbers.tolist(), *images.numbers(list(failures))})
+    if lacking:
+        raise MissingError(
+            f"{folder}: {len(survey.numbers)} sound rows are kept, and {lacking} images lack their "
+            "regions. These were imported, so they can't be extracted again.",
+            f"Run `{command}` again, which writes only those.",
+        )
+    store.finish(recipe, survey, failures.values(), trust_index=False)
+    return f"{folder}: {len(survey.numbers)} imported rows, all sound"
+
+
+def _imported_recipe(folder: Path, index: Index | None, command: str) -> Recipe:
+    """The recipe of imported regions, without `images`: that of the index, or else of a shard.
+
+    Raises:
+        MismatchError: the regions were extracted.
+        DamagedError: no shard can be read.
+    """
+    recipe = None if index is None else index.recipe
+    for path in whole_shards(folder) if recipe is None else ():
+        with suppress(DamagedError):
+            recipe = read_header(path).recipe
+            break
+    if recipe is None:
+        raise DamagedError(
+            f"{folder}: neither the index nor a shard can be read.",
+            f"Import the regions again: `{command} --replace`.",
+        )
+    if "imported_from" not in recipe:
+        raise MismatchError(
+            f"{folder} holds regions that were extracted, but params.yaml says that they are "
+            "imported.",
+            f"Restore `detector` in params.yaml, or replace them: `{command} --replace`.",
+        )
+    return without_images(recipe)
 
 
 def estimate(request: Request, *, probe: int) -> str:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import gc
 import itertools
+import logging
 import signal
+import time
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
 import dask
 import torch
-from distributed import Client, KilledWorker, LocalCluster, as_completed, get_worker
+from distributed import Client, KilledWorker, LocalCluster, get_worker
+from distributed.client import ClosedClientError
 
-from pipeline.errors import InputError, MissingError
+from pipeline.errors import GmpipeError, InputError, MissingError, WorkerError
 from pipeline.machine import cores
+from stages.console.messages import is_verbose, note
 
 Task = TypeVar("Task")
 Outcome = TypeVar("Outcome")
@@ -23,7 +28,15 @@ Outcome = TypeVar("Outcome")
 _RETRIES = 2  # of a task that raised; an error that would come again is returned, not raised
 _TASKS_PER_WORKER = 3  # one at the detector, one writing, one decoding its first batches
 _CONNECT_SECONDS = 10  # for a scheduler to answer
-_JOIN_SECONDS = 60  # for the first worker of a cluster to join
+_JOIN_SECONDS = 60  # for the first worker of a cluster to join, or for one to come back
+_POLL_SECONDS = 2  # between two looks at the workers while no task ends
+_ATTEMPTS = 3  # to start workers, and to ask them
+_LOST = (OSError, RuntimeError, ClosedClientError, CancelledError)  # Dask's, for what is gone
+_KEPT = "Everything that was finished is kept."
+_LOOK = (
+    "Look at the workers' messages and at the memory they had: a smaller `batch_size` needs less. "
+    "Then run the same command again."
+)
 _CONFIG = {
     # Half a minute of silence must not count as the death of a worker that decodes.
     "distributed.comm.timeouts.tcp": "300s",
@@ -48,24 +61,92 @@ def open_cluster(scheduler: str | None, resources: Mapping[str, float]) -> Itera
     Raises:
         InputError: there is no scheduler at that address, it has no worker, or none of them has the
             ``resources``.
+        WorkerError: the workers of this machine do not start, or the scheduler was lost.
         MissingError: there are several GPUs but no dask-cuda.
     """
     with ExitStack() as stack:
         stack.enter_context(dask.config.set(_CONFIG))
-        if scheduler is None:
-            client = stack.enter_context(Client(stack.enter_context(_local_cluster())))
-        else:
-            try:
-                client = stack.enter_context(Client(scheduler, timeout=_CONNECT_SECONDS))
-                client.wait_for_workers(1, timeout=_JOIN_SECONDS)
-            except (OSError, ValueError) as error:  # TimeoutError is an OSError
-                raise InputError(
-                    f"--scheduler {scheduler}: no scheduler with a worker answered ({error}).",
-                    f"Start them, e.g. with `dask scheduler` and `dask worker {scheduler}`, and "
-                    "give the address that the scheduler prints.",
-                ) from error
-        _check_resources(client, resources)
+        client = _started(stack) if scheduler is None else _connected(stack, scheduler)
+        with _naming_loss():
+            _check_resources(client, resources)
         yield client
+
+
+def _started(stack: ExitStack) -> Client:
+    """Start a cluster on this machine, which ends with ``stack``.
+
+    Raises:
+        WorkerError: its workers did not start at several attempts.
+    """
+    for attempts_left in reversed(range(_ATTEMPTS)):
+        with ExitStack() as own:
+            try:
+                client: Client = _closed_with(own, Client(_closed_with(own, _local_cluster())))
+                client.wait_for_workers(1, timeout=_JOIN_SECONDS)
+            except _LOST as error:
+                _say_again(f"the workers of this machine did not start ({_briefly(error)})")
+                if not attempts_left:
+                    raise WorkerError(
+                        f"the workers of this machine did not start at {_ATTEMPTS} attempts "
+                        f"({_briefly(error)}). {_KEPT}",
+                        "Look at the memory and at the limits of processes and open files "
+                        "(`ulimit -a`), and run the same command again.",
+                    ) from error
+            else:
+                stack.push(own.pop_all())
+                return client
+    raise AssertionError
+
+
+def _connected(stack: ExitStack, scheduler: str) -> Client:
+    """Connect to a scheduler that has a worker; raises as `open_cluster`."""
+    try:
+        client: Client = _closed_with(stack, Client(scheduler, timeout=_CONNECT_SECONDS))
+        client.wait_for_workers(1, timeout=_JOIN_SECONDS)
+    except (*_LOST, ValueError) as error:
+        raise InputError(
+            f"--scheduler {scheduler}: no scheduler with a worker answered ({_briefly(error)}).",
+            f"Start them, e.g. with `dask scheduler` and `dask worker {scheduler}`, and "
+            "give the address that the scheduler prints.",
+        ) from error
+    return client
+
+
+def _closed_with(stack: ExitStack, opened: Any) -> Any:
+    """Enter a client or a cluster, and leave it with ``stack``, whether or not it can be closed."""
+    value = opened.__enter__()
+
+    def close(*error: Any) -> None:
+        with suppress(*_LOST):  # the tasks are done, or their error is on its way
+            opened.__exit__(*error)
+
+    stack.push(close)
+    return value
+
+
+def _say_again(problem: str) -> None:
+    note(f"{problem}; trying again.")
+
+
+def _briefly(error: BaseException) -> str:
+    """The first line of an error, or its type."""
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
+@contextmanager
+def _naming_loss() -> Iterator[None]:
+    """Raise the `WorkerError` of a scheduler that is lost in the block."""
+    try:
+        yield
+    except _LOST as error:
+        raise _loss(error) from error
+
+
+def _loss(error: BaseException) -> WorkerError:
+    return WorkerError(
+        f"the scheduler was lost ({_briefly(error)}). {_KEPT}",
+        "Start the scheduler and its workers again, and run the same command again.",
+    )
 
 
 def _local_cluster() -> Any:
@@ -78,6 +159,8 @@ def _local_cluster() -> Any:
         # Shards are of bounded size. Dask's limit would count the detector, and kill it.
         "memory_limit": 0,
         "preload": [__name__],  # for `dask_setup` and `dask_teardown`
+        # Dask tells of a lost worker with a traceback, and then starts another one.
+        "silence_logs": logging.WARNING if is_verbose() else logging.CRITICAL,
     }
     if gpus <= 1:
         return LocalCluster(n_workers=1, processes=True, **options)
@@ -114,9 +197,8 @@ def dask_teardown(worker: object) -> None:
 def _check_resources(client: Client, resources: Mapping[str, float]) -> None:
     """Refuse a cluster without a worker that can take a task; Dask would wait for one forever."""
     workers: list[dict[str, float]] = client.run_on_scheduler(_resources_of_workers)
-    for offer in workers:
-        if all(offer.get(name, 0) >= need for name, need in resources.items()):
-            return
+    if any(_offers(offer, resources) for offer in workers):
+        return
     needed = ", ".join(f"{name}={amount:g}" for name, amount in resources.items())
     offered = sorted({str(offer or "none") for offer in workers})
     raise InputError(
@@ -124,6 +206,11 @@ def _check_resources(client: Client, resources: Mapping[str, float]) -> None:
         f"workers have {'; '.join(offered)}.",
         f'Start one with `dask worker ADDRESS --resources "{needed}"`, or ask for less.',
     )
+
+
+def _offers(offer: Mapping[str, float], resources: Mapping[str, float]) -> bool:
+    """Whether a worker that offers some resources has those that a task needs."""
+    return all(offer.get(name, 0) >= need for name, need in resources.items())
 
 
 def _resources_of_workers(dask_scheduler: Any) -> list[dict[str, float]]:
@@ -136,10 +223,29 @@ def on_every_worker(client: Client, function: Callable[..., str | None], *args: 
 
     Raises:
         InputError: something is wrong; names the worker.
+        WorkerError: workers died at each of several attempts, or none is left.
     """
-    for address, problem in client.run(function, *args).items():
+    for address, problem in _answers(client, function, *args).items():
         if problem:
             raise InputError(f"worker {address}: {problem}")
+
+
+def _answers(client: Client, function: Callable[..., Any], *args: Any) -> dict[str, Any]:
+    """What ``function`` returns on each worker, at least one; raises as `on_every_worker`."""
+    for attempts_left in reversed(range(_ATTEMPTS)):
+        try:
+            client.wait_for_workers(1, timeout=_JOIN_SECONDS)
+            if answers := client.run(function, *args):
+                return dict(answers)
+            lost: BaseException = MissingError("no worker is left")
+        except _LOST as error:
+            lost = error
+        if attempts_left:
+            _say_again(f"a worker was lost ({_briefly(lost)})")
+            time.sleep(_POLL_SECONDS)
+    raise WorkerError(
+        f"the workers were lost at {_ATTEMPTS} attempts ({_briefly(lost)}). {_KEPT}", _LOOK
+    ) from lost
 
 
 def threads_of_worker() -> int:
@@ -176,27 +282,29 @@ def run_tasks(
         on_message: called with each message.
 
     Raises:
-        InputError: a task killed its worker at each attempt.
-        MissingError: the scheduler was lost.
+        WorkerError: a task failed or killed its worker at each attempt, no worker is left, or the
+            scheduler was lost.
     """
-    client.subscribe_topic(topic, lambda event: on_message(event[1]))
     queue = _Queue(client, function, tasks, topic, resources)
+    with _naming_loss():
+        client.subscribe_topic(topic, lambda event: on_message(event[1]))
     try:
         queue.fill()
-        for future in queue.done:
+        while queue.given:
+            future = queue.next_done()
             outcome = _result_of(future)
-            task = queue.take(future)
-            yield task, outcome
+            yield queue.take(future), outcome
             queue.fill()
     finally:
-        client.unsubscribe_topic(topic)
+        with suppress(*_LOST):
+            client.unsubscribe_topic(topic)
 
 
 class _Queue(Generic[Task]):
     """The tasks that are with the cluster, a few per worker.
 
     Attributes:
-        done: futures of finished tasks.
+        given: these tasks, by their futures' keys.
     """
 
     def __init__(
@@ -207,35 +315,63 @@ class _Queue(Generic[Task]):
         topic: str,
         resources: Mapping[str, float],
     ) -> None:
-        self.done = as_completed()
+        self.given: dict[Any, Task] = {}
+        self._done: SimpleQueue[Any] = SimpleQueue()  # futures
         self._client = client
         self._function = function
         self._tasks = tasks
         self._keys = (f"{topic}-{number}" for number in itertools.count())
         share = _TASKS_PER_WORKER + 1
         self._reserved = {name: amount / share for name, amount in resources.items()} or None
-        self._given: dict[Any, Task] = {}  # by the future's key
+        self._resources = resources
 
     def fill(self) -> None:
         """Submit tasks until every worker has enough, or there are none left."""
-        while len(self._given) < _TASKS_PER_WORKER * max(1, len(self._client.ncores())):
+        with _naming_loss():
+            workers = len(self._client.ncores())
+        while len(self.given) < _TASKS_PER_WORKER * max(1, workers):
             task = next(self._tasks, None)
             if task is None:
                 return
-            future = self._client.submit(
-                self._function,
-                task,
-                key=next(self._keys),
-                pure=False,
-                retries=_RETRIES,
-                resources=self._reserved,
-            )
-            self._given[future.key] = task
-            self.done.add(future)
+            with _naming_loss():
+                future = self._client.submit(
+                    self._function,
+                    task,
+                    key=next(self._keys),
+                    pure=False,
+                    retries=_RETRIES,
+                    resources=self._reserved,
+                )
+            self.given[future.key] = task
+            future.add_done_callback(self._done.put)
+
+    def next_done(self) -> Any:
+        """Wait for the next finished future.
+
+        Raises:
+            WorkerError: no worker that can take a task is left, and none comes back.
+        """
+        alone_since: float | None = None
+        while True:
+            try:
+                return self._done.get(timeout=_POLL_SECONDS)
+            except Empty:
+                with _naming_loss():
+                    workers: Any = self._client.run_on_scheduler(_resources_of_workers)
+            if any(_offers(offer, self._resources) for offer in workers):
+                alone_since = None
+                continue
+            now = time.monotonic()
+            alone_since = alone_since or now
+            if now - alone_since > _JOIN_SECONDS:
+                raise WorkerError(
+                    f"no worker is left, and none has come back for {_JOIN_SECONDS:g} s. {_KEPT}",
+                    _LOOK,
+                )
 
     def take(self, future: Any) -> Task:
         """The task of a finished future, which is released."""
-        task = self._given.pop(future.key)
+        task = self.given.pop(future.key)
         future.release()
         return task
 
@@ -245,13 +381,16 @@ def _result_of(future: Any) -> Any:
     try:
         return future.result()
     except KilledWorker as error:
-        raise InputError(
-            f"a worker died at each attempt ({error}). Everything that was finished is kept.",
-            "Look at its log and at the memory it had: a smaller `batch_size` needs less. Then run "
-            "the same command again.",
+        raise WorkerError(
+            f"a worker died at each attempt ({_briefly(error)}). {_KEPT}", _LOOK
         ) from error
     except CancelledError as error:
-        raise MissingError(
-            "the scheduler was lost. Everything that was finished is kept.",
-            "Start the scheduler and its workers again, and run the same command again.",
+        raise _loss(error) from error
+    except GmpipeError:
+        raise
+    except Exception as error:  # whatever a task raises, or can't be sent
+        raise WorkerError(
+            f"a worker failed at each of {_RETRIES + 1} attempts: {type(error).__name__}: "
+            f"{_briefly(error)}. {_KEPT}",
+            "`--verbose` shows where. Solve this, and run the same command again.",
         ) from error

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from caches import flip_bit
+from caches import cut, flip_bit
 from clusters import worker_in_this_process
 from flows import Flow
 
+from pipeline import files
+from pipeline.regions.detector import load_state, read_description, write_detector
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import RegionRows
 from pipeline.shards.shard import map_shard, read_header, whole_shards, write_shard
@@ -110,32 +118,160 @@ def test_repair_without_lost_rows_extracts_none(flow: Flow, made: Flow) -> None:
     assert same_rows(flow, made)
 
 
-def test_rows_of_photographs_that_changed_are_not_kept(flow: Flow) -> None:
-    """Nobody can say which rows of the damaged shard belong to the new photograph."""
-    images = flow / "data/tiny/prepared/images"
-    flip_bit(flow / "cache/tiny/regions-00001.h5", "features", 3)
-    shutil.copy(images / "train-00000.png", images / "train-00009.png")
-    assert "60 rows, 10 of them extracted now" in flow.ok("cache", "verify", "--repair")
+Change = Callable[[Flow], object]
+"""Something that makes a cache other than the one that the checkout asks for."""
 
 
-def test_repair_with_other_settings_is_refused_and_drops_nothing(flow: Flow) -> None:
-    """Else a changed setting would cost the whole cache."""
-    flip_bit(flow / "cache/tiny/regions-00001.h5", "features", 3)
+def write_other_weights(flow: Flow) -> None:
+    folder = flow / "data/tiny/detector"
+    description = read_description(folder)
+    state = load_state(folder / "weights.pt")
+    state["roi_heads.box_predictor.cls_score.bias"] += 1
+    write_detector(
+        folder,
+        state,
+        source=description.source,
+        architecture=description.architecture,
+        classes=description.classes,
+    )
+
+
+def image(flow: Flow, name: str) -> Path:
+    return flow / "data/tiny/prepared/images" / f"{name}.png"
+
+
+REFUSED: dict[str, tuple[Change, str]] = {
+    "settings": (
+        lambda flow: flow.params(extract__tiny__regions=3),
+        r"regions is 4, expected 3.*gmpipe extract .*--replace",
+    ),
+    "views": (
+        lambda flow: flow.params(extract__tiny__views=1),
+        r"views is 2, expected 1.*gmpipe extract .*--replace",
+    ),
+    "weights": (write_other_weights, r"weights_sha256 is .*gmpipe extract .*--replace"),
+    "detector": (
+        lambda flow: shutil.rmtree(flow / "data/tiny/detector"),
+        r"data/tiny/detector.*gmpipe detector --dataset tiny",
+    ),
+    "damaged-weights": (
+        lambda flow: (flow / "data/tiny/detector/weights.pt").write_bytes(b"damaged"),
+        r"weights\.pt.*gmpipe detector --dataset tiny",
+    ),
+    "imported": (
+        lambda flow: flow.params(detector__tiny={"source": "imported"}),
+        r"cache/tiny.*detector.*params\.yaml.*gmpipe import-regions",
+    ),
+    "changed-photograph": (
+        lambda flow: shutil.copy(image(flow, "train-00000"), image(flow, "train-00009")),
+        r"regions-00001\.h5.*gmpipe extract .*--replace",
+    ),
+    "changed-photograph-elsewhere": (
+        lambda flow: shutil.copy(image(flow, "train-00000"), image(flow, "train-00012")),
+        r"1 shard .*regions-00002\.h5.*gmpipe extract .*--replace",
+    ),
+    "missing-photograph": (
+        lambda flow: image(flow, "train-00007").unlink(),
+        r"train-00007.*gmpipe prepare",
+    ),
+    "smaller-data-set": (
+        lambda flow: (flow.params(prepare__tiny__train=20), flow.ok("prepare")),
+        r"regions-00004\.h5.*'train-00020'.*gmpipe extract .*--replace",
+    ),
+    "manifest": (
+        lambda flow: (flow / "data/tiny/prepared/manifest.parquet").unlink(),
+        r"manifest\.parquet.*gmpipe prepare",
+    ),
+}
+DAMAGED: dict[str, Change] = {
+    "row": lambda flow: flip_bit(flow / "cache/tiny/regions-00001.h5", "features", 3),
+    "name": lambda flow: flip_bit(flow / "cache/tiny/regions-00001.h5", "image_id", 3),
+    "header": lambda flow: cut(flow / "cache/tiny/regions-00001.h5", 2000),
+    "index": lambda flow: cut(flow / "cache/tiny/index.parquet", 500),
+    "no-index": lambda flow: (
+        flip_bit(flow / "cache/tiny/regions-00001.h5", "features", 3),
+        (flow / "cache/tiny/index.parquet").unlink(),
+    ),
+}
+
+
+@pytest.mark.parametrize("change", REFUSED)
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_repair_that_is_refused_has_touched_nothing(flow: Flow, change: str, damage: str) -> None:
+    """Else a changed setting, a missing detector or a photograph would cost the whole cache."""
+    DAMAGED[damage](flow)
+    spoil, pattern = REFUSED[change]
+    spoil(flow)
     before = flow.bytes("cache/tiny")
-    said = flow.gmpipe("cache", "verify", "--repair", "--set", "extract.tiny.regions=3")
-    assert said.refused(r"regions is 4, expected 3.*gmpipe extract .*--replace")
+    assert flow.gmpipe("cache", "verify", "--repair").refused(pattern)
     assert flow.bytes("cache/tiny") == before
 
 
-def test_repair_leaves_sound_shards_of_photographs_that_changed(flow: Flow) -> None:
-    """They are dropped only by `gmpipe extract --replace`."""
-    images = flow / "data/tiny/prepared/images"
-    flip_bit(flow / "cache/tiny/regions-00001.h5", "features", 3)
-    shutil.copy(images / "train-00000.png", images / "train-00012.png")
-    said = flow.gmpipe("cache", "verify", "--repair")
-    assert said.refused(r"1 shard \(10 rows.*regions-00002\.h5.*--replace")
-    assert len(whole_shards(flow / "cache/tiny")) == 6
-    assert "60 rows, 11 of them extracted now" in flow.ok("extract", "--replace")
+def test_a_repair_continues_where_a_killed_one_was(flow: Flow, made: Flow) -> None:
+    """It stops after each file that it writes itself; its workers go on for a moment."""
+    folder = flow / "cache/tiny"
+    flip_bit(folder / "regions-00001.h5", "features", 3)
+    (folder / "regions-00002.h5").unlink()
+    cut(folder / "regions-00003.h5", 2000)
+    flip_bit(folder / "regions-00004.h5", "image_id", 9)
+    start = flow.bytes("cache/tiny")
+    flow.ok("cache", "verify", "--repair")
+    repaired = flow.bytes("cache/tiny")
+    stops = 0
+    for moment in range(1, 99):
+        shutil.rmtree(folder)
+        folder.mkdir()
+        for name, content in start.items():
+            (flow / name).write_bytes(content)
+        calls = 0
+
+        def stopping(path: Path, *, moment: int = moment, of: Any = files.fsync_folder) -> None:
+            nonlocal calls
+            calls += threading.current_thread() is threading.main_thread()
+            if calls == moment:
+                raise KeyboardInterrupt
+            of(path)
+
+        with mock.patch.object(files, "fsync_folder", stopping):
+            done = flow.gmpipe("cache", "verify", "--repair").code == 0
+        stops += not done
+        assert (folder / "index.parquet").exists()
+        flow.ok("cache", "verify", "--repair")
+        assert flow.bytes("cache/tiny") == repaired
+        if done:
+            break
+    assert stops >= 5
+
+
+@pytest.mark.parametrize("damage", [*DAMAGED])
+def test_a_repair_keeps_sound_rows_whatever_else_is_damaged(
+    flow: Flow, made: Flow, damage: str
+) -> None:
+    DAMAGED[damage](flow)
+    (flow / "cache/tiny/regions-00005.h5").unlink()
+    lost = {"row": 11, "name": 11, "header": 20, "index": 10, "no-index": 11}[damage]
+    said = flow.ok("cache", "verify", "--repair")
+    assert f"60 rows, {lost} of them extracted now" in said
+    assert "all sound" in flow.ok("cache", "verify", "--repair")
+
+
+def test_repair_needs_something_to_repair(flow: Flow) -> None:
+    shutil.rmtree(flow / "cache/tiny")
+    assert flow.gmpipe("cache", "verify", "--repair").refused(r"index\.parquet.*gmpipe extract")
+    assert not (flow / "cache/tiny").exists()
+
+
+def test_an_index_with_wrong_rows_is_written_again(flow: Flow, made: Flow) -> None:
+    path = flow / "cache/tiny/index.parquet"
+    table = pq.read_table(path)
+    ids = table["image_id"].to_pylist()
+    ids[0], ids[2] = ids[2], ids[0]
+    table = table.set_column(0, table.schema.field(0), pa.array(ids))
+    path.unlink()
+    pq.write_table(table, path, write_page_checksum=True)
+    assert flow.gmpipe("cache", "verify").refused(r"regions-00000\.h5: row 0.*--repair")
+    assert "60 rows, 0 of them extracted now" in flow.ok("cache", "verify", "--repair")
+    assert flow.bytes("cache/tiny") == made.bytes("cache/tiny")
 
 
 def test_a_damaged_index_is_named_and_written_again(flow: Flow, made: Flow) -> None:

@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 from builders import make_rows
 
-from pipeline.errors import DamagedError, GmpipeError, MissingError
+from pipeline.errors import DamagedError, GmpipeError
 from pipeline.files import sha256_file
-from pipeline.shards.index import write_index
+from pipeline.shards.index import read_index, write_index
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import AXES, Recipe, RegionRows, fingerprint, row_checksums
 from pipeline.shards.shard import map_shard, read_header, read_ids, shard_name, write_shard
-from pipeline.shards.verification import Damage, salvage_shard, sound_rows, verify_cache
+from pipeline.shards.verification import Damage, salvage_shard, verify_cache
 
 DATASET = "tiny"
 RECIPE: Recipe = {"images": "all", "m": 3, "weights": "f00"}
@@ -64,6 +64,10 @@ def flip_row(path: Path, field: str, row: int) -> None:
     flip(path, read_header(path).offsets[field] + row * size)
 
 
+def damages_of(folder: Path) -> list[Damage]:
+    return verify_cache(folder, read_index(folder))
+
+
 def kinds(damages: list[Damage]) -> list[tuple[str, str, int | None]]:
     return [(damage.shard, damage.kind, damage.row) for damage in damages]
 
@@ -73,14 +77,14 @@ def kinds(damages: list[Damage]) -> list[tuple[str, str, int | None]]:
 
 def test_a_sound_cache_has_no_damage(folder: Path) -> None:
     seen: list[str] = []
-    assert verify_cache(folder, seen.append) == []
+    assert verify_cache(folder, read_index(folder), seen.append) == []
     assert seen == [shard_name(number) for number in range(SHARDS)]
 
 
 @pytest.mark.parametrize("field", [*AXES, "row_crc32"])
 def test_a_damaged_row_is_named(folder: Path, field: str) -> None:
     flip_row(folder / shard_name(1), field, 2)
-    whole, row = verify_cache(folder)
+    whole, row = damages_of(folder)
     assert (whole.shard, whole.kind, whole.row) == (shard_name(1), "file", None)
     assert (row.shard, row.kind, row.row) == (shard_name(1), "row", 2)
     assert (row.image_id, row.view) == ("image-6", 0)
@@ -91,7 +95,7 @@ def test_all_damaged_rows_of_a_file_are_named(folder: Path) -> None:
     for row in (0, 3):
         flip_row(folder / shard_name(0), "boxes", row)
     flip_row(folder / shard_name(2), "features", 1)
-    assert kinds(verify_cache(folder)) == [
+    assert kinds(damages_of(folder)) == [
         (shard_name(0), "file", None),
         (shard_name(0), "row", 0),
         (shard_name(0), "row", 3),
@@ -107,11 +111,12 @@ def test_rows_beyond_the_first_block_are_checked(tmp_path: Path) -> None:
     with h5py.File(path, "r+") as file:
         for row in (63, 64, 149):
             file["view"][row] = 9
-    assert [damage.row for damage in verify_cache(path.parent)] == [None, 63, 64, 149]
-    sound, image_ids, views = sound_rows(path)
-    assert sound.tolist() == [row for row in range(150) if row not in (63, 64, 149)]
-    assert image_ids == [f"image-{row}" for row in sound]
-    assert views.tolist() == [0] * 147
+    assert [damage.row for damage in damages_of(path.parent)] == [
+        None,
+        63,
+        64,
+        149,
+    ]
 
 
 def test_a_row_that_breaks_the_contract_is_named_by_its_value(
@@ -123,7 +128,7 @@ def test_a_row_that_breaks_the_contract_is_named_by_its_value(
     with h5py.File(folder / shard_name(0), "r+") as file:
         file["boxes"][...] = boxes
         file["row_crc32"][...] = row_checksums(broken)
-    _, row = verify_cache(folder)
+    _, row = damages_of(folder)
     assert (row.kind, row.row) == ("row", 1)
     assert "boxes[0]" in row.found
 
@@ -133,7 +138,7 @@ def test_bytes_that_belong_to_no_row_are_found(folder: Path) -> None:
     with path.open("ab") as stream:
         stream.write(b"\0")
     size = path.stat().st_size
-    (damage,) = verify_cache(folder)
+    (damage,) = damages_of(folder)
     assert (damage.kind, damage.row) == ("file", None)
     assert f"{size} bytes" in damage.found
     assert sha256_file(path) in damage.found
@@ -147,7 +152,7 @@ def test_missing_and_unreadable_and_unlisted_shards_are_named(folder: Path) -> N
     other = make_rows(4, first=50)
     write_shard(folder / shard_name(8), other, dataset=DATASET, recipe=shard_recipe(8))
     flip_row(folder / shard_name(8), "scores", 3)
-    damages = verify_cache(folder)
+    damages = damages_of(folder)
     assert kinds(damages) == [
         (shard_name(0), "missing", None),
         (shard_name(1), "unreadable", None),
@@ -164,7 +169,7 @@ def test_missing_and_unreadable_and_unlisted_shards_are_named(folder: Path) -> N
 def test_a_folder_instead_of_a_shard_is_missing(folder: Path) -> None:
     (folder / shard_name(2)).unlink()
     (folder / shard_name(2)).mkdir()
-    assert kinds(verify_cache(folder)) == [(shard_name(2), "missing", None)]
+    assert kinds(damages_of(folder)) == [(shard_name(2), "missing", None)]
 
 
 def test_foreign_shards_are_named_with_what_differs(folder: Path, rows: RegionRows) -> None:
@@ -175,7 +180,7 @@ def test_foreign_shards_are_named_with_what_differs(folder: Path, rows: RegionRo
     ]
     for number, (recipe, dataset, part) in enumerate(other):
         write_shard(folder / shard_name(number), part, dataset=dataset, recipe=recipe)
-    damages = [damage for damage in verify_cache(folder) if damage.kind != "file"]
+    damages = [damage for damage in damages_of(folder) if damage.kind != "file"]
     assert kinds(damages) == [(shard_name(number), "foreign", None) for number in range(SHARDS)]
     assert "m is 4, expected 3" in damages[0].found
     assert fingerprint(shard_recipe(9)) in damages[1].found
@@ -185,7 +190,7 @@ def test_foreign_shards_are_named_with_what_differs(folder: Path, rows: RegionRo
 def test_a_shard_of_other_rows_is_foreign(folder: Path, rows: RegionRows) -> None:
     path = folder / shard_name(0)
     write_shard(path, rows.take(range(3)), dataset=DATASET, recipe=shard_recipe(0))
-    assert kinds(verify_cache(folder)) == [
+    assert kinds(damages_of(folder)) == [
         (shard_name(0), "file", None),
         (shard_name(0), "foreign", None),
     ]
@@ -202,17 +207,17 @@ def test_an_index_that_lists_other_images_is_found(folder: Path) -> None:
     ids = [f"image-{n}" for n in range(12)]
     ids[1], ids[2] = ids[2], ids[1]
     rewrite_index(folder, image_id=ids)
-    damages = verify_cache(folder)
+    damages = damages_of(folder)
     assert kinds(damages) == [(shard_name(0), "index", 1), (shard_name(0), "index", 2)]
     assert damages[0].image_id == "image-2"
     assert "'image-1', view 0" in damages[0].found
     rewrite_index(folder, image_id=[f"image-{n}" for n in range(12)], view=[0] * 11 + [5])
-    assert kinds(verify_cache(folder)) == [(shard_name(2), "index", 3)]
+    assert kinds(damages_of(folder)) == [(shard_name(2), "index", 3)]
 
 
 def test_an_index_that_lacks_or_repeats_rows_is_found(folder: Path) -> None:
     rewrite_index(folder, row=[0, 0, 2, 3] * 3)
-    damages = [damage for damage in verify_cache(folder) if damage.shard == shard_name(1)]
+    damages = [damage for damage in damages_of(folder) if damage.shard == shard_name(1)]
     assert [(damage.row, damage.found[0]) for damage in damages] == [(0, "2"), (1, "0")]
     assert all("index.parquet" in damage.found for damage in damages)
     assert damages[1].image_id == "image-5"
@@ -220,16 +225,10 @@ def test_an_index_that_lacks_or_repeats_rows_is_found(folder: Path) -> None:
         folder, image_id=[f"image-{n}" for n in [0, 0, *range(2, 12)]], row=[*range(4)] * 3
     )
     rewrite_index(folder, row=[0, 0, 2, 3, *[*range(4)] * 2])
-    assert kinds(verify_cache(folder)) == [(shard_name(0), "index", 0), (shard_name(0), "index", 1)]
-
-
-def test_a_missing_or_damaged_index_is_an_error(folder: Path) -> None:
-    (folder / "index.parquet").write_bytes(b"PAR1")
-    with pytest.raises(DamagedError, match=r"index\.parquet.*version 2"):
-        verify_cache(folder)
-    (folder / "index.parquet").unlink()
-    with pytest.raises(MissingError, match=r"index\.parquet"):
-        verify_cache(folder)
+    assert kinds(damages_of(folder)) == [
+        (shard_name(0), "index", 0),
+        (shard_name(0), "index", 1),
+    ]
 
 
 # Salvaging ---------------------------------------------------------------------------------------
@@ -238,24 +237,21 @@ def test_a_missing_or_damaged_index_is_an_error(folder: Path) -> None:
 def test_sound_rows_of_a_damaged_shard_are_kept(folder: Path, rows: RegionRows) -> None:
     path = folder / shard_name(1)
     flip_row(path, "image_id", 2)
-    sound, image_ids, views = sound_rows(path)
-    assert sound.tolist() == [0, 1, 3]
-    assert (image_ids, views.tolist()) == (["image-4", "image-5", "image-7"], [0, 0, 0])
-    salvage_shard(path, sound, {**RECIPE, "images": "three"})
+    salvage_shard(path, [0, 1, 3], {**RECIPE, "images": "three"})
     header, kept, checksums = map_shard(path)
     for field in AXES:
         expected = getattr(rows.take([4, 5, 7]), field)
         np.testing.assert_array_equal(getattr(kept, field), expected)
     np.testing.assert_array_equal(checksums, row_checksums(kept))
     assert (header.dataset, header.recipe) == (DATASET, {**RECIPE, "images": "three"})
-    assert read_ids(path)[0] == image_ids
+    assert read_ids(path)[0] == ["image-4", "image-5", "image-7"]
     # The index still lists the old shard.
-    assert kinds(verify_cache(folder)) == [
+    assert kinds(damages_of(folder)) == [
         (shard_name(1), "file", None),
         (shard_name(1), "foreign", None),
     ]
     write_index(folder, DATASET, RECIPE, [folder / shard_name(n) for n in range(SHARDS)])
-    assert verify_cache(folder) == []
+    assert damages_of(folder) == []
     assert len(RegionCache.open(folder)) == 11
 
 
@@ -272,9 +268,8 @@ def test_damaged_rows_are_not_kept(folder: Path) -> None:
             salvage_shard(path, keep, recipe)
     assert sha256_file(path) == before
     path.write_bytes(b"")
-    for function in (lambda: sound_rows(path), lambda: salvage_shard(path, [0], RECIPE)):
-        with pytest.raises(DamagedError, match=r"regions-00000\.h5"):
-            function()
+    with pytest.raises(DamagedError, match=r"regions-00000\.h5"):
+        salvage_shard(path, [0], RECIPE)
 
 
 # Any damage to a file ----------------------------------------------------------------------------
@@ -286,7 +281,7 @@ def assert_found_and_never_read(folder: Path, rows: RegionRows, damaged: Path) -
     Returns:
         the number of rows that could be read.
     """
-    damages = verify_cache(folder)
+    damages = damages_of(folder)
     assert damages
     assert {damage.shard for damage in damages} == {damaged.name}
     named = {damage.row for damage in damages if damage.kind == "row"}
@@ -321,7 +316,7 @@ def damaged_copies(
         path.write_bytes(spoil(rng, content))
         yield path
         path.write_bytes(content)
-    assert verify_cache(folder) == []
+    assert damages_of(folder) == []
 
 
 def flip_any_bit(rng: np.random.Generator, content: bytes) -> bytes:
