@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import gc
 import itertools
 import logging
 import signal
 import time
-from asyncio import CancelledError
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from queue import Empty, SimpleQueue
@@ -31,7 +32,16 @@ _CONNECT_SECONDS = 10  # for a scheduler to answer
 _JOIN_SECONDS = 60  # for the first worker of a cluster to join, or for one to come back
 _POLL_SECONDS = 2  # between two looks at the workers while no task ends
 _ATTEMPTS = 3  # to start workers, and to ask them
-_LOST = (OSError, RuntimeError, ClosedClientError, CancelledError)  # Dask's, for what is gone
+# What Dask raises if a worker or the scheduler is gone; its client then lacks methods.
+_LOST = (
+    OSError,
+    RuntimeError,
+    AttributeError,
+    ClosedClientError,
+    asyncio.CancelledError,
+    concurrent.futures.CancelledError,
+)
+_SILENT = logging.CRITICAL + 1
 _KEPT = "Everything that was finished is kept."
 _LOOK = (
     "Look at the workers' messages and at the memory they had: a smaller `batch_size` needs less. "
@@ -66,6 +76,7 @@ def open_cluster(scheduler: str | None, resources: Mapping[str, float]) -> Itera
     """
     with ExitStack() as stack:
         stack.enter_context(dask.config.set(_CONFIG))
+        stack.enter_context(_silenced())
         client = _started(stack) if scheduler is None else _connected(stack, scheduler)
         with _naming_loss():
             _check_resources(client, resources)
@@ -134,6 +145,21 @@ def _briefly(error: BaseException) -> str:
 
 
 @contextmanager
+def _silenced() -> Iterator[None]:
+    """Keep Dask from telling of what is lost, with tracebacks; `--verbose` lets it."""
+    names = [] if is_verbose() else [*logging.root.manager.loggerDict]
+    loggers = [logging.getLogger(name) for name in names if name.startswith("distributed")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(_SILENT)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
 def _naming_loss() -> Iterator[None]:
     """Raise the `WorkerError` of a scheduler that is lost in the block."""
     try:
@@ -160,7 +186,7 @@ def _local_cluster() -> Any:
         "memory_limit": 0,
         "preload": [__name__],  # for `dask_setup` and `dask_teardown`
         # Dask tells of a lost worker with a traceback, and then starts another one.
-        "silence_logs": logging.WARNING if is_verbose() else logging.CRITICAL,
+        "silence_logs": logging.WARNING if is_verbose() else _SILENT,
     }
     if gpus <= 1:
         return LocalCluster(n_workers=1, processes=True, **options)
@@ -240,6 +266,8 @@ def _answers(client: Client, function: Callable[..., Any], *args: Any) -> dict[s
             lost: BaseException = MissingError("no worker is left")
         except _LOST as error:
             lost = error
+        if client.status != "running":
+            raise _loss(lost) from lost
         if attempts_left:
             _say_again(f"a worker was lost ({_briefly(lost)})")
             time.sleep(_POLL_SECONDS)
@@ -300,6 +328,14 @@ def run_tasks(
             client.unsubscribe_topic(topic)
 
 
+def _run_task(function: Callable[[Any], Any], task: Any) -> Any:
+    """Runs in a worker. Dask never finishes a task that raises one of these."""
+    try:
+        return function(task)
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise RuntimeError(f"the task ended with {error!r}") from error
+
+
 class _Queue(Generic[Task]):
     """The tasks that are with the cluster, a few per worker.
 
@@ -335,6 +371,7 @@ class _Queue(Generic[Task]):
                 return
             with _naming_loss():
                 future = self._client.submit(
+                    _run_task,
                     self._function,
                     task,
                     key=next(self._keys),
@@ -384,7 +421,7 @@ def _result_of(future: Any) -> Any:
         raise WorkerError(
             f"a worker died at each attempt ({_briefly(error)}). {_KEPT}", _LOOK
         ) from error
-    except CancelledError as error:
+    except concurrent.futures.CancelledError as error:
         raise _loss(error) from error
     except GmpipeError:
         raise

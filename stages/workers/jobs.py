@@ -115,7 +115,8 @@ class _Job:
                 click.echo(line, err=True)
         if code == 0:
             return Outcome(output)
-        return Outcome(output, errors[0] if errors else _how_it_ended(code))
+        problems = errors if code > 0 and errors else [*errors, _how_it_ended(code)]
+        return Outcome(output, " ".join(problems))
 
     def kill(self) -> None:
         """End the job; a command that is run again continues where it was."""
@@ -128,7 +129,11 @@ def _how_it_ended(code: int) -> str:
     """The reason that is left if a process ended without an error message."""
     if code >= 0:
         return f"Its process ended with exit code {code}; see its messages above."
-    reason = f"Its process was killed by {signal.Signals(-code).name}."
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:  # a real-time signal
+        name = f"signal {-code}"
+    reason = f"Its process was killed by {name}."
     if -code == signal.SIGKILL:
         reason += " If memory ran out, use a smaller --jobs."
     return reason

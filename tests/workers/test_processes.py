@@ -26,11 +26,10 @@ import torch
 from distributed import Client, LocalCluster
 from flows import BIN, Flow, write_params
 
-from pipeline.errors import InputError
 from pipeline.machine import cores
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.shard import read_header, whole_shards
-from stages.workers.cluster import open_cluster, run_tasks, threads_of_worker
+from stages.workers.cluster import open_cluster, threads_of_worker
 
 pytestmark = pytest.mark.slow
 
@@ -103,15 +102,6 @@ def test_an_existing_cluster_gives_the_same_cache(flow: Flow, made: Flow) -> Non
     assert rows.image_id.tolist() == expected.image_id.tolist()
     np.testing.assert_allclose(rows.boxes, expected.boxes, atol=1e-4)
     np.testing.assert_allclose(rows.features, expected.features, atol=2e-3)
-
-
-def die(_: int) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_task_that_kills_every_worker_is_an_error() -> None:
-    with open_cluster(None, {}) as client, pytest.raises(InputError, match="batch_size"):
-        list(run_tasks(client, die, iter([1]), topic="t", resources={}, on_message=lambda _: None))
 
 
 # Kills -------------------------------------------------------------------------------------------
