@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from caches import cut, flip_bit
 from flows import Flow, Outcome
 from region_files import (
     LABELS,
@@ -84,13 +83,16 @@ class Checkout(Flow):
         return RegionCache.open(self / f"cache/{dataset}")
 
 
+def make_checkout(folder: Path, params: dict[str, Any] = PARAMS) -> Checkout:
+    folder.mkdir(exist_ok=True)
+    with (folder / "params.yaml").open("w") as stream:
+        YAML().dump(json.loads(json.dumps(params)), stream)
+    return Checkout(folder)
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Checkout:
-    folder = tmp_path / "checkout"
-    folder.mkdir()
-    with (folder / "params.yaml").open("w") as stream:
-        YAML().dump(json.loads(json.dumps(PARAMS)), stream)
-    return Checkout(folder)
+    return make_checkout(tmp_path / "checkout")
 
 
 def write_listed(
@@ -224,68 +226,6 @@ def test_lost_and_damaged_shards_are_imported_again(checkout: Checkout, tmp_path
     checkout.refused(r"regions-00002\.h5.*--replace", "import-regions", path)
     assert "2 of them imported now" in checkout.ok("import-regions", path, "--replace")
     assert checkout.outputs() == before
-
-
-REPAIR = ("cache", "verify", "--repair")
-
-
-@pytest.mark.parametrize("index", ["sound", "damaged", "missing"])
-def test_repair_keeps_sound_imported_rows(checkout: Checkout, tmp_path: Path, index: str) -> None:
-    """Nobody can extract them again. The import then writes only what is missing."""
-    path = write_npz(tmp_path)
-    checkout.ok("import-regions", path)
-    whole = images_of(path)
-    flip_bit(checkout / "cache/tiny/regions-00001.h5", "features", 1)
-    flip_bit(checkout / "cache/tiny/regions-00002.h5", "image_id", 0)
-    cut(checkout / "cache/tiny/regions-00003.h5", 900)
-    if index != "sound":
-        cut(checkout / "cache/tiny/index.parquet", 0 if index == "missing" else 500)
-    if index == "missing":
-        (checkout / "cache/tiny/index.parquet").unlink()
-    before = checkout.outputs()
-    for _ in range(2):  # it can be repeated
-        said = checkout.gmpipe(*REPAIR)
-        assert said.refused(r"5 sound rows.* 4 images.*gmpipe import-regions FILE --dataset tiny")
-        now = checkout.outputs()
-        for name in ("index.parquet", "regions-00000.h5", "regions-00004.h5"):
-            assert now.get(f"cache/tiny/{name}") == before.get(f"cache/tiny/{name}")
-    assert "9 rows of 3 x 6 float16, 4 of them imported now" in checkout.ok("import-regions", path)
-    assert_stored(checkout.cache(), whole, 3)
-    assert "all sound" in checkout.ok(*REPAIR)
-
-
-@pytest.mark.parametrize("index", ["damaged", "missing"])
-def test_only_the_index_of_imported_regions_is_written_again(
-    checkout: Checkout, tmp_path: Path, index: str
-) -> None:
-    checkout.ok("import-regions", write_npz(tmp_path))
-    before = checkout.outputs()
-    cut(checkout / "cache/tiny/index.parquet", 500)
-    if index == "missing":
-        (checkout / "cache/tiny/index.parquet").unlink()
-    assert "9 imported rows, all sound" in checkout.ok(*REPAIR)
-    assert checkout.outputs() == before
-
-
-@pytest.mark.parametrize(
-    ("change", "pattern"),
-    [
-        ({"extract": {"regions": 2}}, r"regions is 3, expected 2.*import-regions .*--replace"),
-        ({"extract": {"feature_dtype": "float32"}}, r"feature_dtype.*import-regions .*--replace"),
-        ({"detector": {"source": "torchvision"}}, r"gmpipe detector --dataset tiny"),
-    ],
-)
-def test_a_refused_repair_of_imported_regions_touches_nothing(
-    checkout: Checkout, tmp_path: Path, change: dict[str, Any], pattern: str
-) -> None:
-    checkout.ok("import-regions", write_npz(tmp_path))
-    flip_bit(checkout / "cache/tiny/regions-00001.h5", "features", 1)
-    raw = json.loads(json.dumps(PARAMS))
-    for section, values in change.items():
-        raw[section]["tiny"].update(values)
-    with (checkout / "params.yaml").open("w") as stream:
-        YAML().dump(raw, stream)
-    checkout.refused(pattern, *REPAIR)
 
 
 def test_an_import_that_stops_at_any_moment_can_be_continued(
