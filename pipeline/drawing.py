@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
-from pipeline.text import printable
+from pipeline.formats.text import printable
 
 _log = logging.getLogger(__name__)
 

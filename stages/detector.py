@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.datasets.manifest import Manifest, read_boxes
 from pipeline.errors import DamagedError
 from pipeline.files import folder_lock, replacing_folder, sha256_file, write_json
+from pipeline.formats.sealed import write_sealed_json
 from pipeline.regions.detector import (
     DESCRIPTION_FILE,
     DETECTOR_VERSION,
@@ -21,7 +22,6 @@ from pipeline.regions.detector import (
     write_detector,
 )
 from pipeline.regions.fitting import FitImage, fit_detector, measure_detector, split_holdout
-from pipeline.sealed import write_sealed_json
 from pipeline.settings import DetectorSettings, FitSettings
 from stages.checkout.layout import boxes_file, data_root, detector_folder, state_file
 from stages.checkout.manifests import dataset_manifest

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import DamagedError, InputError, MissingError
 from pipeline.files import canonical_json
-from pipeline.sealed import read_sealed_table, write_sealed_table
+from pipeline.formats.sealed import read_sealed_table, write_sealed_table
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, Split] = ("train", "test")

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DamagedError, InputError, MismatchError, MissingError
-from pipeline.sealed import read_sealed_json, write_sealed_json
+from pipeline.formats.sealed import read_sealed_json, write_sealed_json
 
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]

@@ -9,7 +9,7 @@ One row per image, in the manifest's order:
     regions  list of C int16: for each label the index of the region that won the maximum over the
              regions, equation (14) of the paper.
 
-The file is sealed (`pipeline.sealed`), and names the checkpoint that predicted.
+The file is sealed (`pipeline.formats.sealed`), and names the checkpoint that predicted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import DamagedError, MismatchError, MissingError
 from pipeline.evaluation.metrics import Floats, Integers
-from pipeline.sealed import read_sealed_table, write_sealed_table
+from pipeline.formats.sealed import read_sealed_table, write_sealed_table
 
 _COLUMNS = pa.schema(
     [

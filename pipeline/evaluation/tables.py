@@ -18,7 +18,7 @@ from pipeline.evaluation.metrics import Evaluation
 from pipeline.evaluation.paper import VARIANT_NAMES, PaperResults, paper_results
 from pipeline.evaluation.runs import Evaluations, Runs, evaluations_of
 from pipeline.evaluation.spread import mean_of, spread_of
-from pipeline.text import csv_cell, markdown, markdown_table, storable
+from pipeline.formats.text import csv_cell, markdown, markdown_table, storable
 
 BASE = "full"
 """The variant that all others are compared with."""

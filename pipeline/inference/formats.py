@@ -1,9 +1,9 @@
 """Predictions as JSON, CSV and Parquet.
 
 Each form has one row per image and label, with the columns of `COLUMNS`; in JSON the labels are
-nested in their image. Texts are as `pipeline.text.storable` gives them. A writer is a context
-manager that gives a function, which takes the rows of one image. So memory does not grow with the
-number of images.
+nested in their image. Texts are as `pipeline.formats.text.storable` gives them. A writer is a
+context manager that gives a function, which takes the rows of one image. So memory does not grow
+with the number of images.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.files import replacing
+from pipeline.formats.text import csv_cell, storable
 from pipeline.inference.trained import Prediction, TrainedRun
-from pipeline.text import csv_cell, storable
 
 COLUMNS = pa.schema(
     [

@@ -12,8 +12,8 @@ from PIL import Image
 
 from pipeline.drawing import choose_fonts, drawing
 from pipeline.files import replacing
+from pipeline.formats.text import legible
 from pipeline.inference.explain import Explanation, LabelExplanation
-from pipeline.text import legible
 
 MOST_LABELS = 10
 """Number of labels that a picture shows at most, best first."""

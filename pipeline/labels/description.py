@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from pipeline.formats.text import markdown_table
 from pipeline.labels.vectors import LabelVectors
-from pipeline.text import markdown_table
 
 
 def describe_vectors(vectors: LabelVectors) -> str:

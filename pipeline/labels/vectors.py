@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError, MissingError
 from pipeline.files import canonical_json, read_bytes
+from pipeline.formats.npz import decoded_texts, naming_damage, npy_array, npy_header
 from pipeline.labels.glove import archive_of, read_words
-from pipeline.npz import decoded_texts, naming_damage, npy_array, npy_header
 
 WORDLLAMA = "wordllama"
 """The source that needs neither a file nor the network."""

@@ -20,7 +20,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from pipeline.errors import DamagedError, InputError, MismatchError, MissingError
 from pipeline.files import read_bytes, sha256_file
-from pipeline.sealed import read_sealed_json, write_sealed_json
+from pipeline.formats.sealed import read_sealed_json, write_sealed_json
 from pipeline.settings import ArchitectureSettings
 from pipeline.tensors import save_tensors
 

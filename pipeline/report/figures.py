@@ -21,7 +21,7 @@ from pipeline.drawing import choose_fonts, drawing
 from pipeline.evaluation.diagnostics import Calibration, CoOccurrence
 from pipeline.evaluation.spread import spread_of
 from pipeline.files import replacing
-from pipeline.text import legible, printable
+from pipeline.formats.text import legible, printable
 
 AXES = {"regions": "regions m", "network.modules": "convolution modules k"}
 """Axis labels of the settings that the paper's Figure 4 (a) and (b) varies; any other setting is

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.text import printable_json
+from pipeline.formats.text import printable_json
 
 PAGE = "index.html"
 DATA, FIGURES, PICTURES, TABLES = "data", "figures", "pictures", "tables"

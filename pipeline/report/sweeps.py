@@ -1,6 +1,6 @@
 """The numbers of a sweep: what `sweep` writes for the page, and its figure.
 
-A sealed JSON file (`pipeline.sealed`) with the fields of `SweepResults`.
+A sealed JSON file (`pipeline.formats.sealed`) with the fields of `SweepResults`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import DamagedError
+from pipeline.formats.sealed import read_sealed_json, write_sealed_json
 from pipeline.report.figures import sweep_figure
-from pipeline.sealed import read_sealed_json, write_sealed_json
 from pipeline.settings import Name
 
 _Percent = Annotated[float, Field(ge=0, allow_inf_nan=False)]

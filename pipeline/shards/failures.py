@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.errors import DamagedError
-from pipeline.sealed import read_sealed_table, write_sealed_table
+from pipeline.formats.sealed import read_sealed_table, write_sealed_table
 
 FAILURES_NAME = "failures.parquet"
 

@@ -17,7 +17,7 @@ import click
 
 from pipeline.errors import GmpipeError, Stopped
 from pipeline.files import access_error
-from pipeline.text import printable_lines
+from pipeline.formats.text import printable_lines
 from stages.cli import about, caches, runs, trained
 from stages.cli.exit_codes import DONE, FAILED, STOPPED
 from stages.cli.options import CommandGroup, level_options

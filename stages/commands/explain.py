@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.drawing import missing_letters
+from pipeline.formats.text import legible, markdown_table
 from pipeline.inference.explain import Explanation, LabelExplanation
 from pipeline.inference.explain import explain as explain_image
 from pipeline.inference.picture import MOST_LABELS, draw
 from pipeline.inference.trained import TrainedRun
 from pipeline.regions.transforms import load_image
-from pipeline.text import legible, markdown_table
 from stages.checkout.models import advising_on_scores, open_run
 
 _MOST_REGIONS = 3

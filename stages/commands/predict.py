@@ -12,9 +12,9 @@ from typing import TextIO
 from tqdm import tqdm
 
 from pipeline.errors import GmpipeError, InputError
+from pipeline.formats.text import markdown_table, printable_lines
 from pipeline.images import images_below
 from pipeline.inference.formats import TEXT_WRITERS, Row, Write, file_writer, label_rows
-from pipeline.text import markdown_table, printable_lines
 from stages.checkout.models import advising_on_scores, open_run
 from stages.console.messages import say
 from stages.console.progress import progress_bar

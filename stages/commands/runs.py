@@ -17,7 +17,7 @@ from tabulate import tabulate
 
 from pipeline.errors import BusyError, DamagedError, InputError, MissingError
 from pipeline.files import canonical_json, folder_lock
-from pipeline.sealed import read_sealed_json
+from pipeline.formats.sealed import read_sealed_json
 from stages.checkout.layout import (
     CHECKPOINT_FILE,
     EVALUATION_FILES,

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import click
 
-from pipeline.text import printable_lines
+from pipeline.formats.text import printable_lines
 
 QUIET, NORMAL, VERBOSE = logging.ERROR, logging.WARNING, logging.INFO
 """How much is printed, as levels of the loggers."""

@@ -27,7 +27,7 @@ from small import no_run_is_made, run_names, write_params
 from pipeline.datasets.manifest import read_manifest
 from pipeline.evaluation import bootstrap
 from pipeline.evaluation.metrics import evaluate
-from pipeline.sealed import read_sealed_json, write_sealed_json
+from pipeline.formats.sealed import read_sealed_json, write_sealed_json
 
 SEEDS = ("--seed", "0", "--seed", "1")
 ALONE = ("--jobs", "1")

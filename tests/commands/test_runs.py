@@ -14,7 +14,7 @@ import pytest
 from flows import Flow, being_written, write_params
 from small import write_params as write_small_params
 
-from pipeline.sealed import write_sealed_json
+from pipeline.formats.sealed import write_sealed_json
 
 FILES = (
     "checkpoint.pt",

@@ -11,7 +11,7 @@ from refusals import refused
 
 from pipeline.datasets.manifest import BoxTable, ImageBoxes, read_boxes, write_boxes
 from pipeline.errors import DamagedError, MissingError
-from pipeline.sealed import write_sealed_table
+from pipeline.formats.sealed import write_sealed_table
 
 
 def make_boxes() -> BoxTable:

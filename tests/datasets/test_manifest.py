@@ -25,7 +25,7 @@ from pipeline.datasets.manifest import (
     write_manifest,
 )
 from pipeline.errors import DamagedError, GmpipeError, InputError, MissingError
-from pipeline.sealed import write_sealed_table
+from pipeline.formats.sealed import write_sealed_table
 
 Row = dict[str, Any]
 VOCABULARY = ("cat", "dog", "öre")

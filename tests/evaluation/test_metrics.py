@@ -28,7 +28,7 @@ from pipeline.evaluation.metrics import (
     read_evaluation,
     write_evaluation,
 )
-from pipeline.sealed import write_sealed_json
+from pipeline.formats.sealed import write_sealed_json
 
 Array = NDArray[Any]
 Split = tuple[Array, Array]

@@ -17,12 +17,12 @@ from reference import build_graph, convolve, decode, encode
 from torch import Tensor
 
 from pipeline.api import Explanation, TrainedRun, explain, load_run
+from pipeline.formats.text import legible
 from pipeline.inference.picture import draw
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.matching.convolution import Convolution
 from pipeline.matching.graphs import InstanceBatch
 from pipeline.matching.network import MatchingNetwork, build_network, image_logits
-from pipeline.text import legible
 
 TOLERANCE = 2e-5  # of a probability: float32 against float64
 

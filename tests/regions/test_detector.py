@@ -21,6 +21,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from pipeline.datasets.scenes import KINDS
 from pipeline.errors import DamagedError, GmpipeError, InputError, MismatchError, MissingError
 from pipeline.files import sha256_file
+from pipeline.formats.sealed import read_sealed_json, write_sealed_json
 from pipeline.regions.detector import (
     DESCRIPTION_FILE,
     DETECTOR_VERSION,
@@ -35,7 +36,6 @@ from pipeline.regions.detector import (
     torchvision_weights_file,
     write_detector,
 )
-from pipeline.sealed import read_sealed_json, write_sealed_json
 from pipeline.settings import ArchitectureSettings
 from stages.checkout.models import dataset_detector
 

@@ -28,6 +28,7 @@ from pipeline.datasets.scenes import VOCABULARY
 from pipeline.evaluation.bootstrap import intervals
 from pipeline.evaluation.metrics import Evaluation
 from pipeline.evaluation.paper import PAPER
+from pipeline.formats.sealed import read_sealed_json, write_sealed_json
 from pipeline.learning.checkpoint import load_checkpoint
 from pipeline.learning.prediction import Scorer
 from pipeline.learning.splits import SplitData, open_split
@@ -43,7 +44,6 @@ from pipeline.report.gallery import (
     write_pictures,
 )
 from pipeline.report.rows import columns, own_rows, paper_rows
-from pipeline.sealed import read_sealed_json, write_sealed_json
 from pipeline.shards.failures import Failure, write_failures
 from pipeline.shards.reader import RegionCache
 from stages.checkout.params import read_request

@@ -22,14 +22,12 @@ EXEMPT = {
     "drawing": "chooses the fonts of figures, which changes no number",
     "errors": "holds messages only",
     "files": "writes bytes that others decide",
+    "formats": "writes and reads values that others decide, and checks them",
     "images": "decodes photographs; what it decides of the regions is in the cache's fingerprint",
     "machine": "decides how much is kept in memory, which changes no number",
-    "npz": "reads the arrays that others check",
     "regions": "the fingerprint of the cache holds what decides the regions",
-    "sealed": "writes bytes that others decide, and checks them",
     "settings": "the file of resolved settings holds every value, defaults included",
     "shards": "reads and checks what the fingerprint of the cache describes",
-    "text": "makes names and labels safe to show, which changes no number",
     "tensors": "reads and writes tensors, and chooses the device",
 }
 """Rooms of `pipeline` that no stage lists, with the reason."""

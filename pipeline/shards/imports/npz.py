@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.files import sha256_json
-from pipeline.npz import NpyHeader, decoded_texts, naming_damage, npy_header
+from pipeline.formats.npz import NpyHeader, decoded_texts, naming_damage, npy_header
 from pipeline.shards.imports.image_regions import (
     CHUNK,
     ImageRegions,

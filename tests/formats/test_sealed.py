@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import DamagedError
-from pipeline.sealed import (
+from pipeline.formats.sealed import (
     read_sealed_json,
     read_sealed_table,
     write_sealed_json,

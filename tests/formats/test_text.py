@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from pipeline.text import (
+from pipeline.formats.text import (
     csv_cell,
     legible,
     markdown,

@@ -1,0 +1,1 @@
+"""How values and texts get into files and out of them, also out of files that are damaged."""
