@@ -113,6 +113,6 @@ def test_real_photographs_pass_every_stage(
     assert (metrics["images"], metrics["left_out"]) == (counts["test"], 0)
     assert metrics["counts"]["test"]["listed"] == counts["test"]
     assert len(metrics["AP"]) == labels
-    scores = pq.read_table(tmp_path / "runs/photos/full-s0/predictions.parquet")["scores"]
-    assert len(scores) == counts["test"]
-    assert len(scores[0]) == labels
+    logits = pq.read_table(tmp_path / "runs/photos/full-s0/predictions.parquet")["logits"]
+    assert len(logits) == counts["test"]
+    assert len(logits[0]) == labels

@@ -76,7 +76,7 @@ def test_a_broken_photograph_is_listed_and_the_others_are_extracted(flow: Flow) 
     assert len(cache) == 55
     assert not {row["image_id"] for row in listed} & set(cache.ids)
     times = (flow / ".state/times/tiny.csv").read_text()
-    assert times.endswith(",55\n")
+    assert times.splitlines()[-1].split(",")[-2] == "55"  # before the checksum
 
     # The next run tries only these again, and succeeds once they are tolerated.
     assert flow.gmpipe("extract", "--max-failures", "2").refused("0 of them extracted")
