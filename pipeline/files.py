@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import logging
@@ -24,6 +26,9 @@ from filelock import FileLock, Timeout
 from pipeline.errors import AccessError, BusyError, InputError, NoSpaceError
 
 _log = logging.getLogger(__name__)
+
+_TAG = "[0-9a-f]" * 8
+"""Matches what is unique in the name of a temporary file, for `glob`."""
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -209,54 +214,91 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder, and replace ``folder`` with it if the block succeeds.
 
-    The former folder is moved aside before the new one takes its name, and removed after that. If
-    the process is killed between the two, the next call moves it back first. The caller holds the
-    folder's lock.
+    The two exchange their names, and what was ``folder`` is removed after that. The caller holds
+    the folder's lock. What a killed process left is tidied up first, see `tidy`.
 
     Raises:
         NoSpaceError: the disk is full.
         AccessError: the system refuses to write.
     """
-    tag = uuid.uuid4().hex[:8]
-    temporary = folder.with_name(f".{folder.name}.{tag}.tmp")
-    former = folder.with_name(f".{folder.name}.{tag}.old")
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
     with naming_access_errors():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _recover(folder)
+        tidy(folder)
         temporary.mkdir()
     try:
         with naming_access_errors(folder):
             yield temporary
-            if os.path.lexists(folder):
-                folder.replace(former)
-            temporary.replace(folder)
+            if not os.path.lexists(folder):
+                temporary.replace(folder)
+            elif not _exchanged(temporary, folder):
+                _exchange_in_steps(temporary, folder)
             fsync_folder(folder.parent)
         _log.info("wrote the folder %s", folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if os.path.lexists(folder):
-            _remove(former)
-        elif os.path.lexists(former):  # the second rename failed
+        _remove(temporary)
+
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's fcntl.h and fs.h
+_renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)  # glibc has it since 2.28
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Exchange two names at once, so that each of them exists at any moment.
+
+    Returns:
+        Whether that was done: some file systems, such as NFS, can't do it.
+    """
+    names = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other))
+    return _renameat2 is not None and _renameat2(*names, _RENAME_EXCHANGE) == 0
+
+
+def _exchange_in_steps(temporary: Path, folder: Path) -> None:
+    """Exchange two names where `_exchanged` can't. For a moment there is no ``folder``."""
+    former = temporary.with_suffix(".old")
+    try:
+        folder.replace(former)
+        temporary.replace(folder)
+    finally:
+        if not os.path.lexists(folder) and os.path.lexists(former):
             former.replace(folder)
+    former.replace(temporary)
 
 
-def _recover(folder: Path) -> None:
-    """Move back or remove what a killed `replacing_folder` left."""
-    for former in folder.parent.glob(f".{folder.name}.*.old"):
+def tidy(folder: Path) -> None:
+    """Move back or remove what a killed writer of ``folder`` left. The caller holds its lock.
+
+    That is the former folder, if the process was killed while the two exchanged their names step by
+    step, and temporary folders and files.
+    """
+    name = glob.escape(folder.name)
+    for former in folder.parent.glob(f".{name}.{_TAG}.old"):
         if os.path.lexists(folder):
             _remove(former)
         else:
             former.replace(folder)
-    for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):
-        shutil.rmtree(leftover)
+    for leftover in folder.parent.glob(f".{name}.{_TAG}.tmp"):
+        _remove(leftover)
+    remove_temporaries(folder)
 
 
-def _remove(former: Path) -> None:
-    """Remove a former folder, or the link that it was. What can't be removed is left."""
-    if former.is_symlink():
-        former.unlink()
+def remove_temporaries(folder: Path, name: str = "*") -> None:
+    """Remove the temporary files that killed processes left of files in ``folder``.
+
+    Args:
+        folder: whose files nobody else writes now.
+        name: of the files; a pattern of `glob`.
+    """
+    for leftover in folder.glob(f"{name}.{_TAG}.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or the file or link that is in its place. What can't be removed is left."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
     else:
-        shutil.rmtree(former, ignore_errors=True)
+        path.unlink(missing_ok=True)
 
 
 def fsync_folder(folder: Path) -> None:

@@ -8,7 +8,14 @@ from typing import Any
 
 from pipeline.datasets.manifest import Manifest, read_boxes
 from pipeline.errors import DamagedError
-from pipeline.files import folder_lock, replacing_folder, sha256_file, write_json
+from pipeline.files import (
+    folder_lock,
+    remove_temporaries,
+    replacing_folder,
+    sha256_file,
+    tidy,
+    write_json,
+)
 from pipeline.formats.sealed import write_sealed_json
 from pipeline.regions.detector import (
     DESCRIPTION_FILE,
@@ -44,6 +51,7 @@ def resolve_detector(request: Request) -> str:
     folder = detector_folder(request.dataset)
     settings = request.detector
     with folder_lock(folder):
+        tidy(folder)
         if settings.source == "imported":
             return _record_imported(folder, request.dataset)
         if settings.source == "fit" and settings.fit is not None:
@@ -101,6 +109,7 @@ def _fit(folder: Path, request: Request, settings: DetectorSettings, fit: FitSet
     fitted, held_out = split_holdout(images, fit)
     initial = None
     key: dict[str, Any] = {
+        "dataset": request.dataset,
         "detector": settings.model_dump(mode="json"),
         "boxes": sha256_file(boxes_file(request.dataset)),
         "sources": manifest.sources,
@@ -109,6 +118,7 @@ def _fit(folder: Path, request: Request, settings: DetectorSettings, fit: FitSet
         initial = load_state(Path(settings.weights)), Path(settings.weights)
         key["weights"] = sha256_file(initial[1])
     state = state_file("detector", key)
+    remove_temporaries(state.parent, state.name)
     with progress_bar(total=fit.steps, desc="fit detector", unit="step") as bar:
 
         def on_step(done: int, loss: float) -> None:

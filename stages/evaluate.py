@@ -11,7 +11,7 @@ from pipeline.errors import MismatchError
 from pipeline.evaluation.metrics import Evaluation, write_evaluation
 from pipeline.evaluation.metrics import evaluate as measure
 from pipeline.evaluation.predictions import write_predictions
-from pipeline.files import folder_lock, write_json
+from pipeline.files import folder_lock, tidy, write_json
 from pipeline.labels.vectors import LabelVectors
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.prediction import NotFinite, Scorer
@@ -47,6 +47,7 @@ def evaluate(run: RunPlan) -> str:
     """
     began = time.monotonic()
     with folder_lock(run.folder):  # before the checkpoint is read, which a training may replace
+        tidy(run.folder)
         line = _evaluate(run)
     record_time(run.dataset, "evaluate", began, run=run.folder.name)
     return line

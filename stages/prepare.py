@@ -41,7 +41,7 @@ from pipeline.datasets.scenes import make_scenes, scenes_sources
 from pipeline.datasets.table import read_table
 from pipeline.datasets.voc import read_voc
 from pipeline.errors import DamagedError, MissingError
-from pipeline.files import folder_lock, read_bytes, replacing, replacing_folder
+from pipeline.files import folder_lock, read_bytes, replacing, replacing_folder, tidy
 from pipeline.settings import (
     CocoSettings,
     ImportedSettings,
@@ -52,7 +52,13 @@ from pipeline.settings import (
     TableSettings,
     VocSettings,
 )
-from stages.checkout.layout import boxes_file, data_root, manifest_file, prepared_folder
+from stages.checkout.layout import (
+    boxes_file,
+    data_root,
+    manifest_file,
+    prepared_folder,
+    settings_folder,
+)
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request
 from stages.checkout.remedies import advising
@@ -90,13 +96,16 @@ def prepare(request: Request) -> str:
         BusyError: another process prepares the data set.
     """
     began = time.monotonic()
-    write_variant_settings(request)
     dataset, source = request.dataset, request.prepare
     folder = prepared_folder(dataset)
-    if isinstance(source, ImportedSettings):
-        imported = _imported_manifest(dataset)
-        return "\n".join([f"{folder}: imported, {_counts(imported)}", *_labels(request, imported)])
     with folder_lock(folder):
+        tidy(folder)
+        tidy(settings_folder(dataset))
+        write_variant_settings(request)
+        if isinstance(source, ImportedSettings):
+            manifest = _imported_manifest(dataset)
+            line = f"{folder}: imported, {_counts(manifest)}"
+            return "\n".join([line, *_labels(request, manifest)])
         manifest = _current_manifest(dataset, source)
         if manifest is not None:
             line = f"{folder} ({_counts(manifest)}): unchanged"

@@ -19,7 +19,13 @@ import torch
 
 from pipeline.datasets.manifest import Manifest
 from pipeline.errors import InputError, MissingError
-from pipeline.files import folder_lock, naming_access_errors, replacing
+from pipeline.files import (
+    folder_lock,
+    naming_access_errors,
+    remove_temporaries,
+    replacing,
+    tidy,
+)
 from pipeline.labels.vectors import LabelVectors
 from pipeline.learning.checkpoint import Checkpoint, save_checkpoint
 from pipeline.learning.distributed import Processes, joined_processes
@@ -97,10 +103,11 @@ def train(run: RunPlan, *, tensorboard: bool = False) -> str | None:
             return None
         # Before anything is read: what two trainings of a run read and write must not mix.
         stack.enter_context(folder_lock(run.folder))
+        tidy(run.folder)
         inputs = _open(run)
+        remove_temporaries(inputs.state.parent, inputs.state.name)
         _check_writable(run.folder)
         on_epoch = stack.enter_context(_shown(run, tensorboard=tensorboard))
-        (run.folder / LAST_GOOD_FILE).unlink(missing_ok=True)  # of an earlier attempt
         try:
             training = _learn(run, inputs, processes, on_epoch)
         except Diverged as error:
@@ -120,6 +127,7 @@ def _open(run: RunPlan) -> _Inputs:
     if run.settings.validation:
         split, validation = split_validation(whole, run.settings.validation, run.seed)
     key = {
+        "run": str(run.folder),  # so that its lock holds for the state, too
         "seed": run.seed,
         "settings": run.settings.model_dump(mode="json"),
         "views": run.views,
@@ -172,7 +180,7 @@ def _write(run: RunPlan, inputs: _Inputs, training: Training) -> None:
     checkpoint = _checkpoint(run, inputs, weights, training.epoch, training.history)
     save_checkpoint(run.folder / CHECKPOINT_FILE, checkpoint)
     _write_history(run.folder / HISTORY_FILE, training.history)
-    for name in EVALUATION_FILES:  # of an earlier checkpoint
+    for name in (*EVALUATION_FILES, LAST_GOOD_FILE):  # of an earlier training
         (run.folder / name).unlink(missing_ok=True)
     write_run_settings(run)
     inputs.state.unlink(missing_ok=True)
