@@ -140,14 +140,19 @@ def _check_same_inputs(
 def _commit() -> tuple[str | None, bool | None]:
     """The checkout's commit, and whether tracked files differ from it; None outside of git."""
     commit = _git("rev-parse", "HEAD")
-    if not commit:
+    if commit is None:
         return None, None
-    return commit, bool(_git("status", "--porcelain", "--untracked-files=no"))
+    # `dvc repro` writes to dvc.lock after each of its stages.
+    tracked = ("--untracked-files=no", "--", ":/", ":(exclude)dvc.lock")
+    changes = _git("--no-optional-locks", "status", "--porcelain", *tracked)
+    return commit, None if changes is None else changes != ""
 
 
-def _git(*arguments: str) -> str:
+def _git(*arguments: str) -> str | None:
+    """What git prints; None if it fails, as it does outside of a repository and without commits."""
+    command = ["git", *arguments]
     try:
-        finished = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    except FileNotFoundError:  # git is not installed
-        return ""
+        finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # git may not be installed
+        return None
     return finished.stdout.strip()

@@ -103,13 +103,13 @@ def prepare(request: Request) -> str:
         tidy(settings_folder(dataset))
         write_variant_settings(request)
         if isinstance(source, ImportedSettings):
-            manifest = _imported_manifest(dataset)
-            line = f"{folder}: imported, {_counts(manifest)}"
-            return "\n".join([line, *_labels(request, manifest)])
-        manifest = _current_manifest(dataset, source)
-        if manifest is not None:
-            line = f"{folder} ({_counts(manifest)}): unchanged"
-            return "\n".join([line, *_labels(request, manifest)])
+            imported = _imported_manifest(dataset)
+            line = f"{folder}: imported, {_counts(imported)}"
+            return "\n".join([line, *_labels(request, imported)])
+        current = _current_manifest(dataset, source)
+        if current is not None:
+            line = f"{folder} ({_counts(current)}): unchanged"
+            return "\n".join([line, *_labels(request, current)])
         if isinstance(source, ScenesSettings):
             manifest = _draw(dataset, source)
         else:

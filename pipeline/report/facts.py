@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pipeline.datasets.manifest import SPLITS
+from pipeline.evaluation.metrics import Evaluation
 from pipeline.report.inputs import PageInputs
 from pipeline.shards.failures import read_failures
 
@@ -34,7 +35,7 @@ def what_was_run(inputs: PageInputs) -> dict[str, Any]:
 
 def _facts(inputs: PageInputs) -> list[tuple[str, str]]:
     manifest, run = inputs.manifest, inputs.shown
-    commits = {one.evaluation.commit for seeds in inputs.runs.values() for one in seeds}
+    commits = {_commit(one.evaluation) for seeds in inputs.runs.values() for one in seeds}
     return [
         ("data set", manifest.dataset),
         ("split", run.evaluation.split),
@@ -52,8 +53,15 @@ def _facts(inputs: PageInputs) -> list[tuple[str, str]]:
         ("label vectors", run.settings.label_vectors),
         ("regions per image", str(run.settings.regions or run.recipe["regions"])),
         ("fingerprint of the regions", run.evaluation.fingerprint),
-        ("commit of the runs", ", ".join(sorted(commit or "none" for commit in commits))),
+        ("commit of the runs", ", ".join(sorted(commits))),
     ]
+
+
+def _commit(evaluation: Evaluation) -> str:
+    """The commit of the code that evaluated a run, and whether that says all about the code."""
+    if evaluation.commit is None:
+        return "none"
+    return evaluation.commit + (" with uncommitted changes" if evaluation.uncommitted else "")
 
 
 def _left_out(inputs: PageInputs) -> str:

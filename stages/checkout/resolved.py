@@ -6,7 +6,8 @@
     that variant alone. (DVC can't merge a variant with the settings that it changes, nor depend on
     keys that may be missing.)
 `runs/<dataset>/<run>/settings.yaml`
-    holds what a run was made with, including data set, variant and seed.
+    holds what a run was made with, including data set, variant and seed, and the sha256 of the
+    checkpoint that was.
 
 The same settings give the same bytes.
 """
@@ -22,9 +23,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.errors import DamagedError, MissingError
-from pipeline.files import read_bytes, replacing, sha256_json
+from pipeline.files import read_bytes, replacing, sha256_file, sha256_json
 from pipeline.settings import TrainSettings
-from stages.checkout.layout import SETTINGS_FILE, settings_folder
+from stages.checkout.layout import CHECKPOINT_FILE, SETTINGS_FILE, settings_folder
 from stages.checkout.params import Request, has_variant, variant_settings
 
 if TYPE_CHECKING:
@@ -55,14 +56,19 @@ def write_variant_settings(request: Request) -> None:
 
 
 def write_run_settings(run: RunPlan) -> None:
-    """Write what a run was made with to its folder, with a digest of the rest of the file."""
+    """Write what a run was made with beside its checkpoint, with a digest of the rest of the file.
+
+    The file names the checkpoint, so that nobody takes it for what another one was made with.
+    """
     identity = {"dataset": run.dataset, "variant": run.variant, "seed": run.seed}
-    content = {**identity, **_resolved(run.settings, run.views)}
+    checkpoint = {"checkpoint_sha256": sha256_file(run.folder / CHECKPOINT_FILE)}
+    content = {**identity, **_resolved(run.settings, run.views), **checkpoint}
     _write(run.folder / SETTINGS_FILE, _as_yaml({**content, "sha256": sha256_json(content)}))
 
 
 def read_run_settings(folder: Path) -> Mapping[str, Any]:
-    """Read what `write_run_settings` wrote: `dataset`, `variant`, `seed`, `settings`, `views`.
+    """Read what `write_run_settings` wrote: `dataset`, `variant`, `seed`, `settings`, `views`
+    and `checkpoint_sha256`.
 
     Raises:
         MissingError: the folder has no such file.

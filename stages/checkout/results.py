@@ -101,7 +101,8 @@ def load_scores(request: Request, runs: Runs) -> Scores:
             predictions are of another network, or for other images than those of the first run.
     """
     manifest = dataset_manifest(request.dataset)
-    _check_labels(manifest, next(iter(runs.values()))[0])
+    first = next(iter(runs.values()))[0]
+    _check_labels(manifest, first, plan_run(request, next(iter(runs)), first.evaluation.seed))
     image_ids: list[str] | None = None
     logits: dict[str, list[np.ndarray]] = {}
     for variant, seeds in runs.items():
@@ -121,13 +122,15 @@ def load_scores(request: Request, runs: Runs) -> Scores:
     return Scores(image_ids, truth, logits)
 
 
-def _check_labels(manifest: Manifest, run: Run) -> None:
+def _check_labels(manifest: Manifest, run: Run, plan: RunPlan) -> None:
     """Check that the manifest has the images and labels that a run was trained and evaluated on."""
     used = {"train": run.evaluation.train_sha256, "test": run.evaluation.test_sha256}
+    commands = {"train": run_commands(plan), "test": run_commands(plan, "evaluate")}
     for split in SPLITS:
         if (today := manifest.labels_sha256(split)) != used[split]:
             raise MismatchError(
                 f"The {split} split of {manifest_file(manifest.dataset)} has other images or labels"
                 f" ({today}) than when {run.checkpoint.parent} was made ({used[split]}).",
-                "Train and evaluate the runs again, or restore the manifest.",
+                f"Run {commands[split]}, and the same for every other run; or restore the "
+                "manifest.",
             )

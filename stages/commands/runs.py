@@ -16,7 +16,7 @@ from typing import Any
 from tabulate import tabulate
 
 from pipeline.errors import BusyError, DamagedError, InputError, MissingError
-from pipeline.files import canonical_json, folder_lock
+from pipeline.files import canonical_json, folder_lock, sha256_file
 from pipeline.formats.sealed import read_sealed_json
 from stages.checkout.layout import (
     CHECKPOINT_FILE,
@@ -38,6 +38,7 @@ from stages.checkout.resolved import read_run_settings
 
 _TEMPORARY = r"\.[0-9a-f]{8}\.tmp"
 _HASHED = re.compile(r"-s[0-9]+-[0-9a-f]{8}$")
+_OUT_OF_DATE = "out of date"  # of another checkpoint, which a killed training has replaced
 _MOST_SETTINGS = 4  # that the list shows of a run
 _RUN_NAME = re.compile(r"[a-z0-9]+([.-][a-z0-9]+)*-s[0-9]+(-[0-9a-f]{8})?")
 
@@ -86,11 +87,14 @@ def list_runs(request: Request, variants: Sequence[str], seeds: Sequence[int]) -
     named = _named(dataset, [name for name in variants if has_variant(request.train, name)], seeds)
     rows = []
     for folder in filter(_is_run, _entries(top)):
-        made_with = _made_with(folder)
+        checkpoint = folder / CHECKPOINT_FILE
+        sha256 = sha256_file(checkpoint) if checkpoint.is_file() else None
+        made_with = _made_with(folder, sha256)
         named_and_made_with = _named_and_made_with(
             folder, made_with, request, named=folder in named
         )
-        rows.append([str(folder), _map(folder), _epochs(folder, made_with), *named_and_made_with])
+        epochs = _epochs(sha256, made_with)
+        rows.append([str(folder), _map(folder, sha256), epochs, *named_and_made_with])
     if not rows:
         return f"There are no runs in {top}. Run `gmpipe train --dataset {dataset}`."
     headers = ["run", "mAP", "epochs", "named by params.yaml", "made with"]
@@ -198,30 +202,42 @@ def _holds_only(folder: Path, name: re.Pattern[str], board: str = "") -> bool:
     )
 
 
-def _map(folder: Path) -> str:
+def _map(folder: Path, checkpoint: str | None) -> str:
+    """The mAP of a run, or a word, given the sha256 of its checkpoint."""
     try:
-        return f"{read_sealed_json(folder / METRICS_FILE)['mAP']:.1f}"
+        metrics = read_sealed_json(folder / METRICS_FILE)
+        if metrics["checkpoint_sha256"] != checkpoint:
+            return _OUT_OF_DATE
+        return f"{metrics['mAP']:.1f}"
     except FileNotFoundError:
         return "-"
     except (DamagedError, KeyError, TypeError, ValueError):
         return "damaged"
 
 
-def _made_with(folder: Path) -> Mapping[str, Any] | str:
-    """What a run was made with, or the word for the table if that is not known."""
+def _made_with(folder: Path, checkpoint: str | None) -> Mapping[str, Any] | str:
+    """What a run was made with, or the word for the table if that is not known.
+
+    Args:
+        folder: of the run.
+        checkpoint: the sha256 of its checkpoint; None if there is none.
+    """
     try:
-        return read_run_settings(folder)
+        made_with = read_run_settings(folder)
+        if checkpoint not in (None, made_with.get("checkpoint_sha256")):
+            return _OUT_OF_DATE
+        return made_with
     except MissingError:
         return "-"
     except DamagedError:
         return "damaged"
 
 
-def _epochs(folder: Path, made_with: Mapping[str, Any] | str) -> str:
+def _epochs(checkpoint: str | None, made_with: Mapping[str, Any] | str) -> str:
     """How many epochs a run was trained for."""
     if isinstance(made_with, str):
         return made_with
-    return str(made_with["settings"]["epochs"]) if (folder / CHECKPOINT_FILE).is_file() else "-"
+    return "-" if checkpoint is None else str(made_with["settings"]["epochs"])
 
 
 def _named_and_made_with(

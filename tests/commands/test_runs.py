@@ -14,6 +14,7 @@ import pytest
 from flows import Flow, being_written, write_params
 from small import write_params as write_small_params
 
+from pipeline.files import sha256_file
 from pipeline.formats.sealed import write_sealed_json
 
 FILES = (
@@ -48,13 +49,15 @@ def make_run(flow: Flow, name: str) -> Path:
     for file in FILES:
         (folder / file).touch()
     (folder / "checkpoint.pt").write_bytes(b"x" * 1_100_000)
-    write_sealed_json(folder / "metrics.json", {"mAP": 41.26})
+    checkpoint = {"checkpoint_sha256": sha256_file(folder / "checkpoint.pt")}
+    write_sealed_json(folder / "metrics.json", {"mAP": 41.26, **checkpoint})
     made_with = {
         "dataset": "tiny",
         "variant": name.partition("-s")[0],
         "seed": 0,
         "settings": {"epochs": 2},
         "views": 2,
+        **checkpoint,
     }
     # JSON is YAML.
     write_sealed_json(folder / "settings.yaml", made_with)
@@ -209,6 +212,17 @@ def test_the_list_has_one_row_per_run(flow: Flow) -> None:
         ["runs/tiny/mine.v2-s0", "damaged", "damaged", "no", ""],
         ["runs/tiny/without-label-graph-s12", "41.3", "2", "no", ""],
     ]
+
+
+def test_the_list_shows_no_numbers_and_settings_of_another_checkpoint(flow: Flow) -> None:
+    top = flow / "runs/tiny"
+    (top / "full-s0" / "checkpoint.pt").write_bytes(b"y" * 1_100_000)  # a kill came right after it
+    (top / "full-s1" / "checkpoint.pt").unlink()  # DVC removes outputs before it trains again
+    listed = [line.split("|")[1:4] for line in flow.ok("runs", "list").splitlines()]
+    cells = {name.strip(): (value.strip(), epochs.strip()) for name, value, epochs in listed}
+    assert cells["runs/tiny/full-s0"] == ("out of date", "out of date")
+    assert cells["runs/tiny/full-s1"] == ("out of date", "-")
+    assert cells["runs/tiny/max-pool-s0"] == ("41.3", "2")
 
 
 def test_the_list_has_the_settings_of_runs_with_a_hash(small: Flow) -> None:
