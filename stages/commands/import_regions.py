@@ -27,7 +27,7 @@ from pipeline.datasets.manifest import (
     write_manifest,
 )
 from pipeline.errors import GmpipeError, InputError, MismatchError
-from pipeline.files import folder_lock, replacing_folder
+from pipeline.files import folder_lock, replacing_folder, tidy
 from pipeline.settings import ExtractSettings, ImportedSettings
 from pipeline.shards.failures import FAILURES_NAME, Failure
 from pipeline.shards.imports import BottomUpFiles, NpzFile, region_rows
@@ -417,6 +417,7 @@ def _write_manifest(manifest: Manifest) -> None:
     """Write the manifest unless it is there already, since DVC runs again what depends on it."""
     folder = prepared_folder(manifest.dataset)
     with folder_lock(folder):
+        tidy(folder)
         try:
             if read_manifest(manifest_file(manifest.dataset)) == manifest:
                 return

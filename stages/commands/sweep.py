@@ -11,7 +11,7 @@ from pipeline.drawing import missing_letters
 from pipeline.errors import InputError
 from pipeline.evaluation.runs import Evaluations, evaluations_of
 from pipeline.evaluation.tables import as_csv, caption, sweep_table
-from pipeline.files import canonical_json, folder_lock, replacing
+from pipeline.files import canonical_json, folder_lock, replacing, tidy
 from pipeline.report.sweeps import SweepResults, SweepRun, write_sweep
 from stages.checkout.layout import (
     SWEEP_FIGURE_STEM,
@@ -102,6 +102,7 @@ def _write(
         ],
     )
     with folder_lock(folder):
+        tidy(folder)
         with replacing(folder / SWEEP_RESULTS_FILE) as temporary:
             temporary.write_text(as_csv(results.rows()))
         missing_letters(evaluations)
