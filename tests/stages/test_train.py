@@ -23,7 +23,7 @@ from flows import ROOT, Flow
 from ruamel.yaml import YAML
 from toys import KILLED_AT, RECIPE, Killed, copied, killed_after, make_checkout, make_toy
 
-from pipeline.files import sha256_json
+from pipeline.files import sha256_file, sha256_json
 from pipeline.learning.checkpoint import load_checkpoint
 from pipeline.learning.training import train_network
 from pipeline.matching.loss import matching_loss
@@ -119,6 +119,7 @@ def test_the_settings_of_a_run_lie_beside_its_checkpoint(checkout: Flow, tmp_pat
         assert settings.epochs == epochs
         digest = written.pop("sha256")
         assert digest == sha256_json(written)
+        assert written.pop("checkpoint_sha256") == sha256_file(folder / "checkpoint.pt")
         assert written == {
             "dataset": "toy",
             "variant": "full",
