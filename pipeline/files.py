@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import fnmatch
 import hashlib
 import json
 import logging
@@ -41,6 +42,11 @@ _NEXT_STEPS = {
     errno.EIO: "The disk has a fault: check it, and run the same command again.",
     errno.ESTALE: "The network share has changed: mount it again, and run the same command again.",
 }
+_REFUSALS = {
+    *(errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    *(errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.EBUSY),
+}
+"""Errors of reading that the file is not to blame for."""
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -92,7 +98,7 @@ def _in_words(number: int | None, reason: str, path: str) -> AccessError:
             "is complete and kept.",
             "Make space, and run the same command again.",
         )
-    if number is not None:
+    if number is not None and path:
         reason = os.strerror(number)
     remedy = _NEXT_STEPS.get(number or 0, "Solve this, and run the same command again.")
     return AccessError(f"{path}: {reason}." if path else f"{reason}.", remedy)
@@ -113,6 +119,42 @@ def naming_access_errors(path: Path | None = None) -> Iterator[None]:
         yield
     except OSError as error:
         raise access_error(error, path) from error
+
+
+def raise_if_refused(error: Exception) -> None:
+    """Raise the `AccessError` of an error that says nothing about what a file holds.
+
+    For code that takes a parser's errors for damage. Parsers and decompressors raise an `OSError`
+    as well, without a number or with that of a bad argument.
+    """
+    if isinstance(error, OSError) and error.errno in _REFUSALS:
+        raise access_error(error) from error
+
+
+def exists(path: Path) -> bool:
+    """Whether there is something at ``path``.
+
+    Raises:
+        OSError: the system can't say, for instance in a folder that this user may not enter. (Some
+            of Python's functions say then that there is nothing.)
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """List what in ``folder`` has a name like ``pattern``, sorted; nothing if there is no folder.
+
+    Raises:
+        OSError: the folder can't be listed. (`Path.glob` takes it for an empty one.)
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if fnmatch.fnmatch(path.name, pattern))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 @contextmanager
@@ -241,12 +283,12 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 def _recover(folder: Path) -> None:
     """Move back or remove what a killed `replacing_folder` left."""
-    for former in folder.parent.glob(f".{folder.name}.*.old"):
+    for former in matching(folder.parent, f".{folder.name}.*.old"):
         if os.path.lexists(folder):
             _remove(former)
         else:
             former.replace(folder)
-    for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):
+    for leftover in matching(folder.parent, f".{folder.name}.*.tmp"):
         shutil.rmtree(leftover)
 
 

@@ -41,7 +41,7 @@ from pipeline.datasets.scenes import make_scenes, scenes_sources
 from pipeline.datasets.table import read_table
 from pipeline.datasets.voc import read_voc
 from pipeline.errors import DamagedError, MissingError
-from pipeline.files import folder_lock, replacing, replacing_folder
+from pipeline.files import exists, folder_lock, replacing, replacing_folder
 from pipeline.settings import (
     CocoSettings,
     ImportedSettings,
@@ -186,7 +186,7 @@ def _current_manifest(dataset: str, source: ScenesSettings | ListedSettings) -> 
     root = data_root(dataset)
     try:
         manifest = read_manifest(manifest_file(dataset))
-        has_boxes = boxes_file(dataset).exists()
+        has_boxes = exists(boxes_file(dataset))
         if has_boxes:
             read_boxes(boxes_file(dataset), ())
     except (MissingError, DamagedError):
@@ -225,7 +225,7 @@ def _read_missing(path: Path) -> list[str]:
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             return [path for _, path in list(csv.reader(stream))[1:]]
-    except (OSError, ValueError, csv.Error):
+    except (FileNotFoundError, ValueError, csv.Error):
         return []
 
 

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from pipeline.errors import MismatchError
 from pipeline.evaluation.differences import describe_detector
 from pipeline.evaluation.runs import Runs
-from pipeline.files import folder_lock, replacing_folder
+from pipeline.files import exists, folder_lock, matching, replacing_folder
 from pipeline.regions.detector import class_names
 from pipeline.report.assemble import write_page
 from pipeline.report.folder import PAGE
@@ -112,13 +112,13 @@ def _finished_sweeps(dataset: str) -> list[Sweep]:
     """The sweeps that have all their files; one that was killed has no figure yet."""
     sweeps = [
         Sweep(folder / SWEEP_RESULTS_FILE, folder / SWEEP_FIGURE_STEM)
-        for folder in sorted((runs_folder(dataset) / SWEEPS).glob("*/"))
+        for folder in matching(runs_folder(dataset) / SWEEPS, "[!.]*")
     ]
     return [
         sweep
         for sweep in sweeps
-        if sweep.results.is_file()
-        and all(sweep.figure.with_suffix(suffix).is_file() for suffix in (".svg", ".png"))
+        if exists(sweep.results)
+        and all(exists(sweep.figure.with_suffix(suffix)) for suffix in (".svg", ".png"))
     ]
 
 

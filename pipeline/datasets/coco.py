@@ -39,6 +39,7 @@ import pyarrow as pa
 from pipeline.datasets.listing import Listing, hash_sources, unit_boxes
 from pipeline.datasets.manifest import COLUMNS, SPLITS, BoxTable, ImageBoxes
 from pipeline.errors import InputError, MissingError
+from pipeline.files import raise_if_refused
 from pipeline.settings import CocoSettings
 
 _CHUNK = 1 << 22  # characters that are read at once
@@ -178,6 +179,7 @@ def _read_instances(path: Path, remedy: str) -> _Instances:
     except (FileNotFoundError, NotADirectoryError):
         raise MissingError(f"{path} does not exist.", remedy) from None
     except (OSError, UnicodeDecodeError) as error:
+        raise_if_refused(error)
         raise InputError(f"{path} can't be read ({error}).", remedy) from error
     lacking = [name for name in _ARRAYS if name not in seen]
     if lacking:

@@ -24,7 +24,7 @@ from pipeline.datasets.manifest import (
     unlabelled_rows,
 )
 from pipeline.errors import InputError, MissingError
-from pipeline.files import sha256_file, sha256_json
+from pipeline.files import raise_if_refused, sha256_file, sha256_json
 from pipeline.settings import ListedSettings, NuswideSettings, TableSettings
 
 LISTING_VERSION = 1
@@ -73,6 +73,7 @@ def read_source(path: Path, remedy: str) -> bytes:
     except (FileNotFoundError, NotADirectoryError):
         raise MissingError(f"{path} does not exist.", remedy) from None
     except OSError as error:
+        raise_if_refused(error)
         raise InputError(f"{path} can't be read ({error.strerror}).", remedy) from error
 
 

@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError, MissingError
+from pipeline.files import exists, raise_if_refused
 
 _DOWNLOAD_AGAIN = "The download may be truncated or damaged: download the file again."
 
@@ -171,6 +172,7 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
             with io.BufferedReader(opened.open(member), _BUFFER) as stream:  # type: ignore[type-var]
                 yield stream
     except _DAMAGED as error:
+        raise_if_refused(error)
         raise InputError(
             f"{path} can't be read ({str(error) or type(error).__name__}).", _DOWNLOAD_AGAIN
         ) from error
@@ -182,7 +184,7 @@ def _check_file(file: Path) -> None:
             f"{file} is a folder, expected a file of GloVe vectors.",
             "Set `label_vectors` to a file in it.",
         )
-    if not file.exists():
+    if not exists(file):
         raise MissingError(
             f"There is no file {file} to read GloVe vectors from.",
             "Download glove.6B.zip (822 MB) from Stanford NLP's GloVe page, "

@@ -18,6 +18,7 @@ Vectors are raw, as in their source: nothing here normalises or centres them.
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import zipfile
 import zlib
@@ -30,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError, MissingError
-from pipeline.files import canonical_json
+from pipeline.files import canonical_json, read_bytes
 from pipeline.labels.glove import archive_of, read_words
 
 WORDLLAMA = "wordllama"
@@ -253,17 +254,20 @@ def _read_npz(path: Path) -> tuple[list[str], NDArray[np.generic]]:
         "Expected an npz with the arrays `labels` (n strings) and `vectors` (n, size), as "
         "`numpy.savez(path, labels=names, vectors=vectors)` writes it."
     )
-    if path.is_dir():
-        raise InputError(f"{path} is a folder. {form}", "Change `label_vectors`.")
-    if not path.exists():
+    try:
+        stored = read_bytes(path)  # is_zipfile says of a file that it can't read that it is no zip
+    except FileNotFoundError:
         raise MissingError(
             f"There is no file {path} to read label vectors from. {form}",
             "Change `label_vectors`, or set it to `wordllama`, which needs no file.",
-        )
-    if not zipfile.is_zipfile(path):
+        ) from None
+    except InputError as error:
+        error.remedy = f"{form} Change `label_vectors`."
+        raise
+    if not zipfile.is_zipfile(io.BytesIO(stored)):
         raise InputError(f"{path} is not an npz file.", form)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(io.BytesIO(stored), allow_pickle=False) as archive:
             absent = {"labels", "vectors"} - set(archive.files)
             if absent:
                 raise InputError(f"{path} has no array {_quoted(sorted(absent))}.", form)

@@ -18,7 +18,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from pipeline.errors import DamagedError, InputError, MismatchError, MissingError
-from pipeline.files import sha256_file
+from pipeline.files import exists, raise_if_refused, sha256_file
 from pipeline.sealed import read_sealed_json, write_sealed_json
 from pipeline.settings import ArchitectureSettings
 from pipeline.tensors import save_tensors
@@ -93,7 +93,7 @@ def load_state(path: Path) -> dict[str, Tensor]:
         MissingError: the file does not exist.
         InputError: the file holds something else.
     """
-    if not path.is_file():
+    if not exists(path):
         raise MissingError(
             f"There are no detector weights at {path}.",
             "Put the file there, or name another one in `detector.<dataset>.weights` of "
@@ -103,6 +103,7 @@ def load_state(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load documents no narrower set for a foreign file
+        raise_if_refused(error)
         raise InputError(
             f"{problem} ({type(error).__name__}).",
             "Name another file in `detector.<dataset>.weights` of params.yaml.",
@@ -265,7 +266,7 @@ def read_description(folder: Path) -> DetectorDescription:
             _MAKE_AGAIN,
         )
     weights = folder / WEIGHTS_FILE
-    if not weights.is_file():
+    if not exists(weights):
         raise MissingError(f"{folder} lacks {WEIGHTS_FILE}.", _MAKE_AGAIN)
     digest = sha256_file(weights)
     if digest != description.weights_sha256:
@@ -316,7 +317,7 @@ def torchvision_weights_file(
             file.
     """
     path = torchvision_weights_path()
-    if not path.is_file():
+    if not exists(path):
         megabytes = TORCHVISION_WEIGHTS.meta["_file_size"]
         announce(f"downloading {path.name} ({megabytes:.0f} MB) to {path.parent}")
         path.parent.mkdir(parents=True, exist_ok=True)

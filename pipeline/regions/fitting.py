@@ -15,6 +15,7 @@ from torchvision.models.resnet import Bottleneck
 from torchvision.ops import box_iou
 
 from pipeline.datasets.manifest import ImageBoxes
+from pipeline.files import exists
 from pipeline.regions.detection import Detections, detect, trained_faster
 from pipeline.regions.detector import build_model, class_count, fit_state
 from pipeline.regions.transforms import load_image, to_tensor, view_of
@@ -173,7 +174,7 @@ class _Learner:
         Raises:
             GmpipeError: the file can't be read, or was left by another learner.
         """
-        if not path.is_file():
+        if not exists(path):
             return 0
         state = load_state(path)
         restore_learning(state, path, self.model, self.optimizer, self.schedule)

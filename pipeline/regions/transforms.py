@@ -11,6 +11,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from pipeline.errors import InputError, MissingError
+from pipeline.files import raise_if_refused
 from pipeline.images import FORMATS, open_image
 
 _SMALLEST_CROP = 0.5  # side of a random crop, as a share of the image's
@@ -42,6 +43,7 @@ def load_image(path: Path, remedy: str = _REPLACE_OR_REMOVE) -> Image.Image:
 
     Raises:
         MissingError: there is no such file.
+        AccessError: the system can't read it.
         InputError: it can't be decoded; says why. A file whose damage does not break the rules of
             its format (a changed bit in a JPEG's pixels, say) is decoded.
     """
@@ -57,6 +59,7 @@ def load_image(path: Path, remedy: str = _REPLACE_OR_REMOVE) -> Image.Image:
     # Pillow's plugins raise whatever their parsing of a damaged file runs into: struct.error,
     # IndexError, KeyError, EOFError, zlib.error, SyntaxError, AttributeError and more.
     except Exception as error:
+        raise_if_refused(error)
         raise InputError(f"{path} can't be decoded ({_reason(path, error)}).", remedy) from error
 
 

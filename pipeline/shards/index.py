@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import DamagedError, MismatchError, MissingError
-from pipeline.files import canonical_json, replacing, sha256_file
+from pipeline.files import canonical_json, open_regular, replacing, sha256_file
 from pipeline.machine import cores
 from pipeline.shards.schema import (
     DTYPES,
@@ -233,12 +233,16 @@ def read_index(folder: Path) -> Index:
         MissingError: there is no index.
         DamagedError: it is damaged or of an older format.
         MismatchError: a newer version of gmpipe wrote it.
+        OSError: the system can't read it.
     """
     path = folder / INDEX_NAME
-    if not path.is_file():
+    try:
+        with open_regular(path) as stream:  # what pyarrow says does not tell damage from rights
+            stream.read(1)
+    except FileNotFoundError:
         raise MissingError(
             f"{path}: there is no index of regions.", "Extract or import the regions first."
-        )
+        ) from None
     try:
         with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
             schema = file.schema_arrow

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import DamagedError, MissingError
+from pipeline.errors import AccessError, DamagedError, MissingError
 
 _MAP_FIXED = 0x10
 """A flag of mmap(2), the same on Linux and macOS. Python's `mmap` has neither it nor addresses."""
@@ -73,15 +73,17 @@ class MappedFiles:
                     address, size, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, descriptor, 0
                 )
                 if mapped != address:
-                    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+                    raise AccessError(
+                        f"{path} can't be mapped into memory: {os.strerror(ctypes.get_errno())}.",
+                        "Check that its file system allows `mmap`, and that `sysctl "
+                        "vm.max_map_count` is above the number of files.",
+                    )
             finally:
                 os.close(descriptor)
-        except OSError as error:
+        except FileNotFoundError:
             raise MissingError(
-                f"{path} can't be mapped into memory: {error.strerror}.",
-                "Check that it exists and may be read, that its file system allows `mmap`, and "
-                "that `sysctl vm.max_map_count` is above the number of files.",
-            ) from error
+                f"{path}: there is no such shard.", "Write its rows again."
+            ) from None
 
     def items(self, size: int) -> npt.NDArray[np.void]:
         """All stretches of ``size`` bytes, indexed by the position of their first byte; no copy.

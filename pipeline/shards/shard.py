@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import DamagedError, InputError, MismatchError, MissingError
-from pipeline.files import canonical_json, replacing
+from pipeline.files import canonical_json, matching, open_regular, replacing
 from pipeline.shards.schema import (
     AXES,
     CHECKSUMS,
@@ -76,7 +76,7 @@ def whole_shards(folder: Path) -> list[Path]:
     """The shards of a folder in the order of their numbers, without unfinished ones (`.tmp`)."""
     numbers = {
         path: int(match[1])
-        for path in folder.glob("regions-*.h5")
+        for path in matching(folder, "regions-*.h5")
         if (match := _SHARD_NAME.fullmatch(path.name))
     }
     return sorted(numbers, key=numbers.__getitem__)
@@ -138,22 +138,19 @@ def read_header(path: Path) -> ShardHeader:
     """Check that a file is a shard of this format, without reading its arrays.
 
     Raises:
-        MissingError: there is no such file, or the system can't read it.
+        MissingError: there is no such file.
+        OSError: the system can't read it.
         DamagedError: it is not HDF5, truncated or of an older format, or one of its arrays is
             missing, unknown, linked from elsewhere, not contiguous, or of another dtype or shape
             than the format has. Names the file, the field, what was found and what was expected.
         MismatchError: a newer version of gmpipe wrote it.
     """
-    if not path.is_file():
-        raise MissingError(f"{path}: there is no such shard.", "Write its rows again.")
     try:
         # Without HDF5, which reports a disk or a permission that fails as a damaged file.
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             stream.read(1)
-    except OSError as error:
-        raise MissingError(
-            f"{path}: the shard can't be read ({error.strerror}).", "Make it readable."
-        ) from error
+    except FileNotFoundError:
+        raise MissingError(f"{path}: there is no such shard.", "Write its rows again.") from None
     try:
         # Without HDF5's lock, which many network file systems lack. A shard never changes once it
         # has its name, so there is no writer to wait for.

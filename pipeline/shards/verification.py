@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import DamagedError, GmpipeError, MismatchError, MissingError
-from pipeline.files import sha256_file
+from pipeline.errors import DamagedError, GmpipeError, InputError, MismatchError, MissingError
+from pipeline.files import exists, sha256_file
 from pipeline.machine import cores
 from pipeline.shards.index import INDEX_NAME, Index, check_listed, read_index
 from pipeline.shards.schema import (
@@ -79,6 +79,7 @@ def verify_cache(folder: Path, on_shard: Callable[[str], None] = lambda name: No
 
     Raises:
         GmpipeError: as `pipeline.shards.index.read_index`. Never for a shard.
+        OSError: the system can't read a file, which says nothing about what the file holds.
     """
     index = read_index(folder)
     order = np.argsort(index.shard, kind="stable")
@@ -201,14 +202,14 @@ def _listed_damages(
 ) -> Iterator[Damage]:
     """Yield the damages of the shard that the index lists as ``shard``, with rows ``numbers``."""
     entry = index.shards[shard]
-    if not path.is_file():
+    if not exists(path):
         yield Damage(path.name, "missing", "no file", f"a file of {entry.bytes} bytes")
         return
     try:
         # Plain reads come first, since a disk error in mapped memory kills the process.
         size, sha256 = path.stat().st_size, sha256_file(path)
         header, rows, checksums = map_shard(path)
-    except (OSError, DamagedError, MismatchError, MissingError) as error:
+    except (DamagedError, InputError, MismatchError, MissingError) as error:
         yield Damage(path.name, "unreadable", _reason(path, error), "a whole shard")
         return
     if (size, sha256) != (entry.bytes, entry.sha256):
@@ -253,7 +254,7 @@ def _unlisted_damages(path: Path) -> Iterator[Damage]:
     try:
         sha256_file(path)  # a plain read comes first, as above
         _, rows, checksums = map_shard(path)
-    except (OSError, DamagedError, MismatchError, MissingError) as error:
+    except (DamagedError, InputError, MismatchError, MissingError) as error:
         yield Damage(path.name, "unreadable", _reason(path, error), "a whole shard")
         return
     for row, breach in _row_breaches(rows, checksums):
@@ -280,8 +281,6 @@ def _text(image_id: bytes) -> str:
     return image_id.decode(errors="replace")
 
 
-def _reason(path: Path, error: OSError | GmpipeError) -> str:
+def _reason(path: Path, error: GmpipeError) -> str:
     """What is wrong with a shard, without the path and the remedy that an error has."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
     return error.problem.removeprefix(f"{path}: ").removesuffix(".")

@@ -10,6 +10,7 @@ from tabulate import tabulate
 
 from pipeline.datasets.manifest import Manifest
 from pipeline.errors import DamagedError, InputError, MissingError
+from pipeline.files import exists
 from pipeline.machine import cores
 from pipeline.regions.detector import DESCRIPTION_FILE
 from pipeline.regions.extraction import ShardExtractor, load_detector
@@ -129,7 +130,7 @@ def estimate(request: Request, *, probe: int) -> str:
     manifest = dataset_manifest(dataset)
     plan = ViewPlan(manifest, request.extract.views)
     architecture = request.detector.architecture
-    if (detector_folder(dataset) / DESCRIPTION_FILE).is_file():
+    if exists(detector_folder(dataset) / DESCRIPTION_FILE):
         architecture = dataset_detector(dataset).architecture
     row = row_bytes(
         request.extract.regions,

@@ -15,8 +15,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from pipeline.errors import BusyError, DamagedError, InputError, MissingError
-from pipeline.files import canonical_json, folder_lock
+from pipeline.errors import AccessError, BusyError, DamagedError, InputError, MissingError
+from pipeline.files import access_error, canonical_json, exists, folder_lock
 from pipeline.sealed import read_sealed_json
 from stages.checkout.layout import (
     CHECKPOINT_FILE,
@@ -37,6 +37,7 @@ from stages.checkout.resolved import read_run_settings
 
 _TEMPORARY = r"\.[0-9a-f]{8}\.tmp"
 _HASHED = re.compile(r"-s[0-9]+-[0-9a-f]{8}$")
+_UNREADABLE = "unreadable"  # by this user
 _MOST_SETTINGS = 4  # that the list shows of a run
 _RUN_NAME = re.compile(r"[a-z0-9]+([.-][a-z0-9]+)*-s[0-9]+(-[0-9a-f]{8})?")
 
@@ -60,7 +61,7 @@ def check_run(folder: Path) -> None:
         MissingError: it does not; the remedy names runs in folders of the same name, if any.
     """
     checkpoint = folder / CHECKPOINT_FILE
-    if checkpoint.is_file():
+    if exists(checkpoint):
         return
     same_name = sorted(
         str(path)
@@ -84,7 +85,13 @@ def list_runs(request: Request, variants: Sequence[str], seeds: Sequence[int]) -
     top = runs_folder(dataset)
     named = _named(dataset, [name for name in variants if has_variant(request.train, name)], seeds)
     rows = []
-    for folder in filter(_is_run, _entries(top)):
+    for folder in _entries(top):
+        try:
+            if not _is_run(folder):
+                continue
+        except AccessError:
+            rows.append([str(folder), _UNREADABLE, "", "yes" if folder in named else "no", ""])
+            continue
         made_with = _made_with(folder)
         named_and_made_with = _named_and_made_with(
             folder, made_with, request, named=folder in named
@@ -112,7 +119,7 @@ def prune(
         One line per removed folder or file, and their total size.
 
     Raises:
-        InputError: something can't be removed.
+        AccessError: something can't be removed.
     """
     top = runs_folder(dataset)
     named = _named(dataset, variants, seeds)
@@ -120,7 +127,7 @@ def prune(
     for folder, removable in _removable(top, named):
         lock = folder.parent / f".{folder.name}.lock"
         with ExitStack() as stack:
-            if lock.exists() or (removable and not dry_run):
+            if exists(lock) or (removable and not dry_run):
                 try:
                     stack.enter_context(folder_lock(folder))
                 except BusyError:
@@ -157,7 +164,7 @@ def _removable(top: Path, named: set[Path]) -> Iterator[tuple[Path, list[Path]]]
     for lock in folders:
         folder = lock.with_name(lock.name.removeprefix(".").removesuffix(".lock"))
         ours = folder.parent.name == SWEEPS or _RUN_NAME.fullmatch(folder.name)
-        stale = lock.name == f".{folder.name}.lock" and not folder.exists()
+        stale = lock.name == f".{folder.name}.lock" and not exists(folder)
         if stale and ours and folder not in named:
             yield folder, []
 
@@ -168,9 +175,7 @@ def _entries(folder: Path) -> list[Path]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise InputError(
-            f"{folder} can't be listed ({error}).", "Make it a folder that you may read."
-        ) from error
+        raise access_error(error, folder) from error
 
 
 def _is_run(folder: Path) -> bool:
@@ -202,7 +207,9 @@ def _map(folder: Path) -> str:
         return f"{read_sealed_json(folder / METRICS_FILE)['mAP']:.1f}"
     except FileNotFoundError:
         return "-"
-    except (DamagedError, KeyError, TypeError, ValueError):
+    except OSError:
+        return _UNREADABLE
+    except (DamagedError, InputError, KeyError, TypeError, ValueError):
         return "damaged"
 
 
@@ -212,7 +219,9 @@ def _made_with(folder: Path) -> Mapping[str, Any] | str:
         return read_run_settings(folder)
     except MissingError:
         return "-"
-    except DamagedError:
+    except OSError:
+        return _UNREADABLE
+    except (DamagedError, InputError):
         return "damaged"
 
 
@@ -220,7 +229,7 @@ def _epochs(folder: Path, made_with: Mapping[str, Any] | str) -> str:
     """How many epochs a run was trained for."""
     if isinstance(made_with, str):
         return made_with
-    return str(made_with["settings"]["epochs"]) if (folder / CHECKPOINT_FILE).is_file() else "-"
+    return str(made_with["settings"]["epochs"]) if exists(folder / CHECKPOINT_FILE) else "-"
 
 
 def _named_and_made_with(
@@ -278,8 +287,4 @@ def _remove(paths: Sequence[Path]) -> None:
             else:
                 path.unlink(missing_ok=True)
         except OSError as error:
-            raise InputError(
-                f"{path} can't be removed ({error}).",
-                f"Give yourself the right to write in {path.parent}, and run the same command "
-                "again.",
-            ) from error
+            raise access_error(error) from error

@@ -161,10 +161,18 @@ def test_missing_and_unreadable_and_unlisted_shards_are_named(folder: Path) -> N
     assert "regions-00000.h5" in str(damages[0])
 
 
-def test_a_folder_instead_of_a_shard_is_missing(folder: Path) -> None:
+def test_a_folder_instead_of_a_shard_is_damage(folder: Path) -> None:
     (folder / shard_name(2)).unlink()
     (folder / shard_name(2)).mkdir()
-    assert kinds(verify_cache(folder)) == [(shard_name(2), "missing", None)]
+    assert kinds(verify_cache(folder)) == [(shard_name(2), "unreadable", None)]
+
+
+def test_a_shard_that_the_system_can_not_read_is_no_damage(folder: Path) -> None:
+    """A repair would remove it."""
+    (folder / shard_name(2)).unlink()
+    (folder / shard_name(2)).symlink_to("/proc/self/mem")  # a real EIO
+    with pytest.raises(OSError, match=r"Input/output"):
+        verify_cache(folder)
 
 
 def test_foreign_shards_are_named_with_what_differs(folder: Path, rows: RegionRows) -> None:

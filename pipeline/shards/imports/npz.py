@@ -23,7 +23,7 @@ import numpy.typing as npt
 from numpy.lib import format as npy
 
 from pipeline.errors import InputError
-from pipeline.files import sha256_json
+from pipeline.files import raise_if_refused, sha256_json
 from pipeline.shards.imports.image_regions import (
     CHUNK,
     ImageRegions,
@@ -298,6 +298,7 @@ def _reading(path: Path) -> Iterator[None]:
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
+        raise_if_refused(error)
         raise InputError(
             f"{path} can't be read: it is damaged or not an npz ({error}).",
             "Copy it or save it again.",
