@@ -121,14 +121,14 @@ def naming_access_errors(path: Path | None = None) -> Iterator[None]:
         raise access_error(error, path) from error
 
 
-def raise_if_refused(error: Exception) -> None:
+def raise_if_refused(error: Exception, path: Path) -> None:
     """Raise the `AccessError` of an error that says nothing about what a file holds.
 
     For code that takes a parser's errors for damage. Parsers and decompressors raise an `OSError`
     as well, without a number or with that of a bad argument.
     """
     if isinstance(error, OSError) and error.errno in _REFUSALS:
-        raise access_error(error) from error
+        raise access_error(error, path) from error
 
 
 def exists(path: Path) -> bool:
@@ -173,7 +173,12 @@ def open_regular(path: Path) -> Iterator[BufferedReader]:
         os.close(descriptor)
         raise
     with stream:
-        yield stream
+        try:
+            yield stream
+        except OSError as error:
+            if error.errno is not None and error.filename is None:  # reading names no file
+                error.filename = str(path)
+            raise
 
 
 def check_regular(path: Path, status: os.stat_result) -> None:

@@ -179,7 +179,7 @@ def _read_instances(path: Path, remedy: str) -> _Instances:
     except (FileNotFoundError, NotADirectoryError):
         raise MissingError(f"{path} does not exist.", remedy) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise_if_refused(error)
+        raise_if_refused(error, path)
         raise InputError(f"{path} can't be read ({error}).", remedy) from error
     lacking = [name for name in _ARRAYS if name not in seen]
     if lacking:

@@ -73,7 +73,7 @@ def read_source(path: Path, remedy: str) -> bytes:
     except (FileNotFoundError, NotADirectoryError):
         raise MissingError(f"{path} does not exist.", remedy) from None
     except OSError as error:
-        raise_if_refused(error)
+        raise_if_refused(error, path)
         raise InputError(f"{path} can't be read ({error.strerror}).", remedy) from error
 
 

@@ -86,7 +86,7 @@ def text_lines(file: Path, remedy: str) -> Iterator[str]:
             "Save the file as UTF-8 text, then prepare the data set again.",
         ) from None
     except (OSError, EOFError, zlib.error) as error:
-        raise_if_refused(error)
+        raise_if_refused(error, file)
         raise InputError(
             f"{file} can't be read beyond line {number}: {error}.", FIX_FILE
         ) from error
@@ -216,7 +216,7 @@ def read_parquet(
     except FileNotFoundError:
         raise MissingError(f"{file} does not exist.", remedy) from None
     except (OSError, pa.ArrowException) as error:
-        raise_if_refused(error)
+        raise_if_refused(error, file)
         raise InputError(f"{file} is not a complete Parquet file: {error}.", FIX_FILE) from error
     if not table.num_rows:
         raise InputError(f"{file} has no rows.", FIX_FILE)

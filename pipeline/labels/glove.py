@@ -172,7 +172,7 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
             with io.BufferedReader(opened.open(member), _BUFFER) as stream:  # type: ignore[type-var]
                 yield stream
     except _DAMAGED as error:
-        raise_if_refused(error)
+        raise_if_refused(error, path)
         raise InputError(
             f"{path} can't be read ({str(error) or type(error).__name__}).", _DOWNLOAD_AGAIN
         ) from error

@@ -103,7 +103,7 @@ def load_state(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load documents no narrower set for a foreign file
-        raise_if_refused(error)
+        raise_if_refused(error, path)
         raise InputError(
             f"{problem} ({type(error).__name__}).",
             "Name another file in `detector.<dataset>.weights` of params.yaml.",

@@ -59,7 +59,7 @@ def load_image(path: Path, remedy: str = _REPLACE_OR_REMOVE) -> Image.Image:
     # Pillow's plugins raise whatever their parsing of a damaged file runs into: struct.error,
     # IndexError, KeyError, EOFError, zlib.error, SyntaxError, AttributeError and more.
     except Exception as error:
-        raise_if_refused(error)
+        raise_if_refused(error, path)
         raise InputError(f"{path} can't be decoded ({_reason(path, error)}).", remedy) from error
 
 

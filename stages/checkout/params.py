@@ -20,6 +20,7 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from pipeline.errors import InputError, MissingError
+from pipeline.files import read_bytes
 from pipeline.settings import (
     SECTIONS,
     VARIANTS,
@@ -185,7 +186,7 @@ def read_params(file: Path = PARAMS_FILE) -> dict[str, Any]:
         MissingError: there is no such file.
     """
     try:
-        raw = YAML(typ="safe").load(file.read_text())
+        raw = YAML(typ="safe").load(read_bytes(file).decode())
     except FileNotFoundError:
         raise MissingError(
             f"There is no {file} in {Path.cwd()}.",

@@ -124,7 +124,7 @@ def prune(
     top = runs_folder(dataset)
     named = _named(dataset, variants, seeds)
     lines, total = [], 0
-    for folder, removable in _removable(top, named):
+    for folder, removable in list(_removable(top, named)):  # looked at before any is removed
         lock = folder.parent / f".{folder.name}.lock"
         with ExitStack() as stack:
             if exists(lock) or (removable and not dry_run):

@@ -31,11 +31,13 @@ class Command:
         arguments: of gmpipe.
         before: what is removed first, so that the command has something to make.
         writes: beginnings of the paths that it replaces when it succeeds.
+        removes: beginnings of the paths that it may remove, also before it fails at another.
     """
 
     arguments: str
     before: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
+    removes: tuple[str, ...] = ()
 
 
 COMMANDS = {
@@ -73,7 +75,7 @@ COMMANDS = {
     ),
     "cache estimate": Command("cache estimate --probe 1"),
     "runs list": Command("runs list"),
-    "runs prune": Command("runs prune", writes=("runs/tiny",)),
+    "runs prune": Command("runs prune", removes=("runs/tiny/full-s0-", "runs/tiny/sweeps")),
     "settings": Command("settings"),
     "doctor": Command("doctor"),
     "labels": Command("labels"),
@@ -259,6 +261,8 @@ BOOKKEEPING = re.compile(r"\.lock$|^\.state/")
 def lost(command: Command, code: int, former: Seen, now: Seen) -> str:
     """Name a file that a command that failed has changed, or that one has made again in vain."""
     for path, (inode, content) in former.items():
+        if command.removes and path.startswith(command.removes):
+            continue
         if BOOKKEEPING.search(path) or (
             code == 0 and command.writes and path.startswith(command.writes)
         ):
@@ -342,3 +346,42 @@ def test_no_command_loses_work_or_ends_in_a_traceback(
     name: str, whole: Path, top: Path, other_user: OtherUser
 ) -> None:
     check(whole, Box(whole, top / "box", other_user), matrix([name]))
+
+
+# A quick excerpt: where work was lost, or its loss advised ----------------------------------------
+
+EXCERPT = [
+    ("extract", "cache/tiny", "unlisted"),  # its shards were taken for missing, and written over
+    ("extract", "data/tiny/prepared/images/train-00000.png", "unreadable"),  # `extract --replace`
+    ("extract", "cache/tiny/index.parquet", "unreadable"),  # it was written again
+    ("cache info", "cache/tiny/index.parquet", "unreadable"),  # `cache verify --repair`
+    ("cache verify --repair", "cache/tiny/regions-00000.h5", "unreadable"),  # it was removed
+    ("predict", "photos", "unreadable"),  # "holds no photograph"
+    ("predict", "photos/a.png", "unreadable"),
+    ("evaluate", f"{RUN}/checkpoint.pt", "unreadable"),
+    ("evaluate", RUN, "read-only"),
+    ("doctor", "runs/tiny", "unlisted"),  # "none yet"
+    ("settings", ".", "read-only"),
+]
+
+
+@pytest.mark.slow  # for its start; it takes seconds after that
+def test_an_excerpt(whole: Path, top: Path, other_user: OtherUser) -> None:
+    chosen = [one for one in matrix(list(COMMANDS)) if one[:3] in EXCERPT]
+    assert len(chosen) == len(EXCERPT)
+    check(whole, Box(whole, top / "box", other_user), chosen)
+
+
+@pytest.mark.slow
+def test_runs_that_can_not_be_read_are_listed_beside_the_others(
+    whole: Path, top: Path, other_user: OtherUser
+) -> None:
+    box = Box(whole, top / "box", other_user)
+    for thing in (RUN, f"{RUN}/metrics.json", f"{RUN}/settings.yaml"):
+        code, out, err, _ = box.run(
+            COMMANDS["runs list"],
+            lambda folder, thing=thing: (folder / thing).chmod(0),  # type: ignore[misc]
+        )
+        assert code == 0, err
+        assert re.search(rf"^\| {RUN} .*unreadable", out, re.MULTILINE), out
+        assert "runs/tiny/max-pool-s0" in out

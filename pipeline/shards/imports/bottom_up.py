@@ -311,7 +311,7 @@ def _open_binary(path: Path) -> IO[bytes]:
     try:
         return path.open("rb", buffering=CHUNK)
     except OSError as error:
-        raise_if_refused(error)
+        raise_if_refused(error, path)
         raise InputError(
             f"{path} can't be read ({error.strerror}).", "Correct the path."
         ) from error

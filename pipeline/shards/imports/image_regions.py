@@ -163,7 +163,7 @@ def refuse_no_file(path: Path) -> None:
     try:
         plain = stat.S_ISREG(path.stat().st_mode)
     except OSError as error:
-        raise_if_refused(error)
+        raise_if_refused(error, path)
         raise InputError(
             f"{path} can't be read ({error.strerror}).", "Correct the path."
         ) from error

@@ -298,7 +298,7 @@ def _reading(path: Path) -> Iterator[None]:
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
-        raise_if_refused(error)
+        raise_if_refused(error, path)
         raise InputError(
             f"{path} can't be read: it is damaged or not an npz ({error}).",
             "Copy it or save it again.",
