@@ -306,8 +306,11 @@ def _remove(former: Path) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Flush the names of the files in ``folder`` to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Flush the names of the files in ``folder`` to disk, unless this user may not list it."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # the files are written, and only a crash could lose their names
+        return
     try:
         os.fsync(descriptor)
     finally:
