@@ -302,7 +302,8 @@ def faults(box: Box, command: Command, thing: str, mode: int, normal: tuple[int,
         return f"exit code {code}\n{said}"
     if missing:
         return f"{missing}\n{said}"
-    advice = [one[0] for one in COSTS_WORK.finditer(said) if one[0] not in normal[1]]
+    told = re.sub("^(Usage|Try).*", "", said, flags=re.MULTILINE)
+    advice = [one[0] for one in COSTS_WORK.finditer(told) if one[0] not in normal[1]]
     if advice:
         return f"advises {advice}\n{said}"
     if code != normal[0] and "Error: " not in err and "doctor" not in command.arguments:
