@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import fnmatch
 import glob
 import hashlib
 import json
@@ -46,6 +47,11 @@ _NEXT_STEPS = {
     errno.EIO: "The disk has a fault: check it, and run the same command again.",
     errno.ESTALE: "The network share has changed: mount it again, and run the same command again.",
 }
+_REFUSALS = {
+    *(errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    *(errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.EBUSY),
+}
+"""Errors of reading that the file is not to blame for."""
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -97,7 +103,7 @@ def _in_words(number: int | None, reason: str, path: str) -> AccessError:
             "is complete and kept.",
             "Make space, and run the same command again.",
         )
-    if number is not None:
+    if number is not None and path:
         reason = os.strerror(number)
     remedy = _NEXT_STEPS.get(number or 0, "Solve this, and run the same command again.")
     return AccessError(f"{path}: {reason}." if path else f"{reason}.", remedy)
@@ -120,6 +126,42 @@ def naming_access_errors(path: Path | None = None) -> Iterator[None]:
         raise access_error(error, path) from error
 
 
+def raise_if_refused(error: Exception, path: Path) -> None:
+    """Raise the `AccessError` of an error that says nothing about what a file holds.
+
+    For code that takes a parser's errors for damage. Parsers and decompressors raise an `OSError`
+    as well, without a number or with that of a bad argument.
+    """
+    if isinstance(error, OSError) and error.errno in _REFUSALS:
+        raise access_error(error, path) from error
+
+
+def exists(path: Path) -> bool:
+    """Whether there is something at ``path``.
+
+    Raises:
+        OSError: the system can't say, for instance in a folder that this user may not enter. (Some
+            of Python's functions say then that there is nothing.)
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """List what in ``folder`` has a name like ``pattern``, sorted; nothing if there is no folder.
+
+    Raises:
+        OSError: the folder can't be listed. (`Path.glob` takes it for an empty one.)
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if fnmatch.fnmatch(path.name, pattern))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 @contextmanager
 def open_regular(path: Path) -> Iterator[BufferedReader]:
     """Open a regular file for reading. (A named pipe would wait for its writer for ever.)
@@ -137,7 +179,12 @@ def open_regular(path: Path) -> Iterator[BufferedReader]:
         os.close(descriptor)
         raise
     with stream:
-        yield stream
+        try:
+            yield stream
+        except OSError as error:
+            if error.errno is not None and error.filename is None:  # reading names no file
+                error.filename = str(path)
+            raise
 
 
 def check_regular(path: Path, status: os.stat_result) -> None:
@@ -302,8 +349,11 @@ def _remove(path: Path) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Flush the names of the files in ``folder`` to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Flush the names of the files in ``folder`` to disk, unless this user may not list it."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # the files are written, and only a crash could lose their names
+        return
     try:
         os.fsync(descriptor)
     finally:

@@ -43,13 +43,20 @@ def open_image(source: Path | BinaryIO) -> Image.Image:
     return image
 
 
+def _refuse(error: OSError) -> None:
+    raise error
+
+
 def images_below(folder: Path) -> Iterator[Path]:
     """Yield the photographs in a folder and its subfolders, by suffix, sorted by name.
 
     Hidden files and folders are skipped, and links to folders are not followed.
+
+    Raises:
+        OSError: a folder can't be listed.
     """
     suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
-    for top, folders, names in os.walk(folder):
+    for top, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if not name.startswith(".") and Path(name).suffix.lower() in suffixes:

@@ -41,7 +41,14 @@ from pipeline.datasets.scenes import make_scenes, scenes_sources
 from pipeline.datasets.table import read_table
 from pipeline.datasets.voc import read_voc
 from pipeline.errors import DamagedError, MissingError
-from pipeline.files import folder_lock, read_bytes, replacing, replacing_folder, tidy
+from pipeline.files import (
+    exists,
+    folder_lock,
+    read_bytes,
+    replacing,
+    replacing_folder,
+    tidy,
+)
 from pipeline.settings import (
     CocoSettings,
     ImportedSettings,
@@ -195,7 +202,7 @@ def _current_manifest(dataset: str, source: ScenesSettings | ListedSettings) -> 
     root = data_root(dataset)
     try:
         manifest = read_manifest(manifest_file(dataset))
-        has_boxes = boxes_file(dataset).exists()
+        has_boxes = exists(boxes_file(dataset))
         if has_boxes:
             read_boxes(boxes_file(dataset), ())
     except (MissingError, DamagedError):
@@ -234,7 +241,7 @@ def _read_missing(path: Path) -> list[str]:
     try:
         lines = read_bytes(path).decode().splitlines(keepends=True)
         return [path for _, path in list(csv.reader(lines))[1:]]
-    except (OSError, ValueError, csv.Error):
+    except (FileNotFoundError, ValueError, csv.Error):
         return []
 
 

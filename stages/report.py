@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from pipeline.errors import DamagedError, MismatchError
 from pipeline.evaluation.differences import describe_detector
 from pipeline.evaluation.runs import Runs
-from pipeline.files import folder_lock, replacing_folder
+from pipeline.files import exists, folder_lock, matching, replacing_folder
 from pipeline.learning.prediction import NotFinite
 from pipeline.regions.detector import class_names
 from pipeline.report.assemble import write_page
@@ -126,10 +126,10 @@ def _finished_sweeps(dataset: str) -> list[SweepResults]:
         DamagedError: the numbers of a sweep can't be read, or are those of another one.
     """
     sweeps = []
-    for folder in sorted((runs_folder(dataset) / SWEEPS).glob("*/")):
+    for folder in matching(runs_folder(dataset) / SWEEPS, "[!.]*"):
         path = folder / SWEEP_FILE
-        if not path.exists():
-            if (folder / SWEEP_RESULTS_FILE).exists():
+        if not exists(path):
+            if exists(folder / SWEEP_RESULTS_FILE):
                 note(f"{folder} has no {SWEEP_FILE}, so the page leaves it out. {_again(folder)}")
             continue
         with advising(_again(folder), DamagedError):

@@ -156,7 +156,7 @@ def test_only_regular_files_are_read(tmp_path: Path, place: str, thing: str) -> 
 def test_a_shard_is_a_regular_file(tmp_path: Path, thing: str) -> None:
     path = tmp_path / "regions-00000.h5"
     THINGS[thing](path)
-    with time_limit(), refused(MissingError, str(path)):
+    with time_limit(), refused(DamagedError, str(path)):
         read_header(path)
     with time_limit(), pytest.raises((DamagedError, MissingError), match=str(path)):
         MappedFiles([8]).map(0, path)

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from pipeline.datasets.listing import open_source
 from pipeline.datasets.manifest import COLUMNS, Split
 from pipeline.errors import InputError
+from pipeline.files import raise_if_refused
 
 Where = Callable[[int], str]
 """Row number, from 0 -> its file and its position there, as an editor shows it."""
@@ -218,8 +219,7 @@ def read_parquet(
             table = parquet.read(columns=list(columns.values()))
             table.validate(full=True)  # texts may not be UTF-8
     except (OSError, pa.ArrowException) as error:
-        if isinstance(error, OSError) and error.errno:  # the system's; pyarrow's have no number
-            raise
+        raise_if_refused(error, file)
         raise InputError(f"{file} is not a complete Parquet file: {error}.", FIX_FILE) from error
     if not table.num_rows:
         raise InputError(f"{file} has no rows.", FIX_FILE)

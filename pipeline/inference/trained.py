@@ -23,7 +23,8 @@ from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
 from pipeline.ahead import ahead
-from pipeline.errors import GmpipeError, InputError, MissingError
+from pipeline.errors import AccessError, GmpipeError, InputError, MissingError
+from pipeline.files import access_error, exists
 from pipeline.learning import CHECKPOINT_FILE
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
 from pipeline.learning.prediction import NotFinite, check_finite, finite_logits
@@ -179,11 +180,13 @@ class TrainedRun:
 
         def view(path: Path) -> tuple[Path, _View | GmpipeError]:
             try:
-                if not path.exists():
+                if not exists(path):
                     raise InputError(f"There is no file {path}.", "Correct the name.")
                 return path, self._view(load_image(path, _REPLACE), str(path))
-            except (MissingError, InputError) as error:
+            except (MissingError, InputError, AccessError) as error:
                 return path, error
+            except OSError as error:
+                return path, access_error(error, path)
 
         with closing(ahead(view, paths, threads=cores(), most=2 * batch_size)) as outcomes:
             waiting: list[tuple[Path, _View | GmpipeError]] = []
@@ -374,7 +377,7 @@ def attach_detector(
             "Use a run with a detector; this one can only be evaluated, reported and exported.",
         )
     source = Path(detector or folder.parent.parent.parent / "data" / dataset / "detector")
-    if not (source / DESCRIPTION_FILE).is_file():
+    if not exists(source / DESCRIPTION_FILE):
         raise MissingError(
             f"{folder} needs the detector of its regions, but there is no detector in {source}.",
             "Make the detector there, or pass the folder of the right one as `detector`.",

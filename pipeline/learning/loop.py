@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import InputError, MismatchError
+from pipeline.files import exists
 from pipeline.learning.batches import Batch, Feed
 from pipeline.learning.distributed import Processes
 from pipeline.learning.optimization import make_average, make_optimizer, make_schedule
@@ -294,8 +295,8 @@ class TrainingLoop:
             GmpipeError: as `load_state` and `restore_learning`.
             MismatchError: the state was saved by another number of processes.
         """
-        exists = self.processes.rank == 0 and self.state_file.is_file()
-        state = self.processes.of_first(load_state(self.state_file) if exists else None)
+        is_left = self.processes.rank == 0 and exists(self.state_file)
+        state = self.processes.of_first(load_state(self.state_file) if is_left else None)
         if state is None:
             return
         restore_learning(state, self.state_file, self.network, self._optimizer, self._schedule)

@@ -19,7 +19,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from pipeline.errors import DamagedError, InputError, MismatchError, MissingError
-from pipeline.files import read_bytes, sha256_file
+from pipeline.files import exists, read_bytes, sha256_file
 from pipeline.formats.sealed import read_sealed_json, write_sealed_json
 from pipeline.settings import ArchitectureSettings
 from pipeline.tensors import save_tensors
@@ -269,7 +269,7 @@ def read_description(folder: Path) -> DetectorDescription:
             _MAKE_AGAIN,
         )
     weights = folder / WEIGHTS_FILE
-    if not weights.is_file():
+    if not exists(weights):
         raise MissingError(f"{folder} lacks {WEIGHTS_FILE}.", _MAKE_AGAIN)
     digest = sha256_file(weights)
     if digest != description.weights_sha256:
@@ -320,7 +320,7 @@ def torchvision_weights_file(
             file.
     """
     path = torchvision_weights_path()
-    if not path.is_file():
+    if not exists(path):
         megabytes = TORCHVISION_WEIGHTS.meta["_file_size"]
         announce(f"downloading {path.name} ({megabytes:.0f} MB) to {path.parent}")
         path.parent.mkdir(parents=True, exist_ok=True)

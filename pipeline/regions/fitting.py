@@ -17,6 +17,7 @@ from torchvision.ops import box_iou
 
 from pipeline.datasets.manifest import ImageBoxes
 from pipeline.errors import InputError
+from pipeline.files import exists
 from pipeline.learning.seeds import seeded
 from pipeline.regions.detection import Detections, detect, trained_faster
 from pipeline.regions.detector import build_model, class_count, fit_state
@@ -192,7 +193,7 @@ class _Learner:
         Raises:
             GmpipeError: the file can't be read, or was left by another learner.
         """
-        if not path.is_file():
+        if not exists(path):
             return 0
         state = load_state(path)
         restore_learning(state, path, self.model, self.optimizer, self.schedule)

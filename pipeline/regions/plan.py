@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from pipeline.datasets.manifest import Manifest
 from pipeline.errors import InputError, MissingError
-from pipeline.files import canonical_json, open_regular, sha256_file
+from pipeline.files import canonical_json, exists, open_regular, sha256_file
 
 _CHUNK = 4096  # images whose files are hashed before the next ones are asked for
 
@@ -130,6 +130,11 @@ class PlannedImages:
         return np.flatnonzero(~done)
 
 
+def _is_file(path: Path) -> bool:
+    """Whether there is a regular file; raises an `OSError` if the system can't say."""
+    return exists(path) and path.is_file()
+
+
 def check_images(manifest: Manifest, root: Path, *, threads: int) -> None:
     """Check that every image exists, before hours are spent on the others.
 
@@ -146,8 +151,8 @@ def check_images(manifest: Manifest, root: Path, *, threads: int) -> None:
     with ThreadPoolExecutor(threads) as pool:
         for batch in manifest.table.select(["image_id", "path"]).to_batches(_CHUNK):
             rows = batch.to_pylist()
-            exist = pool.map(lambda row: (root / row["path"]).is_file(), rows)
-            lacking = [row for row, exists in zip(rows, exist, strict=True) if not exists]
+            there = pool.map(lambda row: _is_file(root / row["path"]), rows)
+            lacking = [row for row, is_there in zip(rows, there, strict=True) if not is_there]
             missing += len(lacking)
             first = first or next(iter(lacking), {})
     if missing:
@@ -215,17 +220,13 @@ def image_digests(
 
     Raises:
         MissingError: a file is missing.
+        OSError: a file can't be read. Its regions in a cache would be taken for those of another.
     """
     check_images(manifest, root, threads=threads)
 
     def digest(image_id: str, path: str) -> bytes:
         file = root / path
-        try:
-            content = sha256_file(file) if contents else file.stat().st_size
-        except OSError as error:
-            # Decoding will fail as well and put the image among the failures. Should it succeed,
-            # the row is extracted again once the file can be read.
-            content = f"unreadable: {error.strerror}"
+        content = sha256_file(file) if contents else file.stat().st_size
         return hashlib.sha256(canonical_json([image_id, path, content]).encode()).digest()
 
     digests = np.empty((len(manifest), 32), dtype=np.uint8)

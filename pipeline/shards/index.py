@@ -236,10 +236,13 @@ def read_index(folder: Path) -> Index:
         OSError: the system can't read it.
     """
     path = folder / INDEX_NAME
-    if not path.is_file():
+    try:
+        with open_regular(path) as stream:  # what pyarrow says does not tell damage from rights
+            stream.read(1)
+    except FileNotFoundError:
         raise MissingError(
             f"{path}: there is no index of regions.", "Extract or import the regions first."
-        )
+        ) from None
     try:
         with (
             open_regular(path) as stream,

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import DamagedError, MissingError
+from pipeline.errors import AccessError, DamagedError, InputError, MissingError
+from pipeline.files import open_regular
 
 _MAP_FIXED = 0x10
 """A flag of mmap(2), the same on Linux and macOS. Python's `mmap` has neither it nor addresses."""
@@ -54,15 +55,15 @@ class MappedFiles:
         """Map the file ``path`` to the range of file ``number``.
 
         Raises:
-            DamagedError: its size is not the one given.
-            MissingError: it can't be opened or mapped.
+            DamagedError: its size is not the one given, or it is no regular file.
+            MissingError: there is no such file.
+            AccessError, OSError: it can't be opened or mapped.
         """
         size = self._sizes[number]
         address = self._address + int(self.starts[number])
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe would wait
-            try:
-                actual = os.fstat(descriptor).st_size
+            with open_regular(path) as stream:
+                actual = os.fstat(stream.fileno()).st_size
                 if actual != size:
                     raise DamagedError(
                         f"{path}: found {actual} bytes; expected {size}. It was changed after its "
@@ -70,18 +71,21 @@ class MappedFiles:
                         "Run the command again.",
                     )
                 mapped = _libc.mmap(
-                    address, size, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, descriptor, 0
+                    address, size, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, stream.fileno(), 0
                 )
                 if mapped != address:
-                    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-            finally:
-                os.close(descriptor)
-        except OSError as error:
+                    raise AccessError(
+                        f"{path} can't be mapped into memory: {os.strerror(ctypes.get_errno())}.",
+                        "Check that its file system allows `mmap`, and that `sysctl "
+                        "vm.max_map_count` is above the number of files.",
+                    )
+        except FileNotFoundError:
             raise MissingError(
-                f"{path} can't be mapped into memory: {error.strerror}.",
-                "Check that it exists and may be read, that its file system allows `mmap`, and "
-                "that `sysctl vm.max_map_count` is above the number of files.",
-            ) from error
+                f"{path}: there is no such shard.", "Write its rows again."
+            ) from None
+        except InputError as error:  # it is no regular file
+            remedy = "Move it away, and write its rows again."
+            raise DamagedError(error.problem, remedy) from error
 
     def items(self, size: int) -> npt.NDArray[np.void]:
         """All stretches of ``size`` bytes, indexed by the position of their first byte; no copy.

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import DamagedError, InputError, MismatchError, MissingError
-from pipeline.files import canonical_json, replacing
+from pipeline.files import canonical_json, open_regular, replacing
 from pipeline.shards.schema import (
     AXES,
     CHECKSUMS,
@@ -154,10 +154,15 @@ def read_header(path: Path) -> ShardHeader:
             than the format has. Names the file, the field, what was found and what was expected.
         MismatchError: a newer version of gmpipe wrote it.
     """
-    if not path.is_file():
-        raise MissingError(f"{path}: there is no such shard.", "Write its rows again.")
-    with path.open("rb") as stream:  # raises the system's own error
-        stream.read(1)
+    try:
+        # Without HDF5, which reports a disk or a permission that fails as a damaged file.
+        with open_regular(path) as stream:
+            stream.read(1)
+    except FileNotFoundError:
+        raise MissingError(f"{path}: there is no such shard.", "Write its rows again.") from None
+    except InputError as error:  # it is no regular file
+        remedy = "Move it away, and write its rows again."
+        raise DamagedError(error.problem, remedy) from error
     try:
         # Without HDF5's lock, which many network file systems lack. A shard never changes once it
         # has its name, so there is no writer to wait for.

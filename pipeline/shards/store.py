@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import DamagedError, MismatchError, MissingError
-from pipeline.files import begin_turn, folder_lock, sha256_json
+from pipeline.files import begin_turn, folder_lock, matching, sha256_json
 from pipeline.shards.failures import Failure, write_failures
 from pipeline.shards.index import INDEX_NAME, check_sizes, read_index, write_index
 from pipeline.shards.schema import (
@@ -143,7 +143,7 @@ def open_store(folder: Path, dataset: str) -> Iterator[ShardStore]:
     with folder_lock(folder):
         folder.mkdir(parents=True, exist_ok=True)
         store = ShardStore(folder, dataset, begin_turn(folder))
-        for unfinished in folder.glob("*.tmp"):
+        for unfinished in matching(folder, "*.tmp"):
             unfinished.unlink()
         yield store
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import DamagedError, GmpipeError, MismatchError
-from pipeline.files import sha256_file
+from pipeline.files import exists, sha256_file
 from pipeline.machine import cores
 from pipeline.shards.index import INDEX_NAME, Index, check_listed
 from pipeline.shards.schema import (
@@ -136,7 +136,7 @@ def _listed_damages(
 ) -> Iterator[Damage]:
     """Yield the damages of the shard that the index lists as ``shard``, with rows ``numbers``."""
     entry = index.shards[shard]
-    if not path.is_file():
+    if not exists(path):
         yield Damage(path.name, "missing", "no file", f"a file of {entry.bytes} bytes")
         return
     try:

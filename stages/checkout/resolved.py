@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.errors import DamagedError, MissingError
-from pipeline.files import read_bytes, replacing, sha256_file, sha256_json
+from pipeline.files import exists, matching, read_bytes, replacing, sha256_file, sha256_json
 from pipeline.settings import TrainSettings
 from stages.checkout.layout import CHECKPOINT_FILE, SETTINGS_FILE, settings_folder
 from stages.checkout.params import Request, has_variant, variant_settings
@@ -48,9 +48,9 @@ def write_variant_settings(request: Request) -> None:
     for name in names:
         path = folder / f"{name}{_SUFFIX}"
         text = _as_yaml(_resolved(variant_settings(train, name), views))
-        if not path.is_file() or path.read_text() != text:
+        if not exists(path) or path.read_text() != text:
             _write(path, text)
-    for path in folder.glob(f"*{_SUFFIX}"):
+    for path in matching(folder, f"*{_SUFFIX}"):
         if path.name.removesuffix(_SUFFIX) not in names:
             path.unlink(missing_ok=True)
 

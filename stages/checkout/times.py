@@ -96,13 +96,16 @@ def _crc32(values: Iterable[object]) -> str:
 def read_times(dataset: str) -> list[StageTime]:
     """Return the latest line of each stage and run, in the order of the file.
 
-    The list is empty if there is no file. Damaged lines, which do not have their crc32, are skipped
-    (a full disk cuts them off).
+    The list is empty if there is no file, or none that can be read. Damaged lines, which do not
+    have their crc32, are skipped (a full disk cuts them off).
     Headings are skipped as well; two processes that create the file at the same time write two.
     """
     try:
         text = times_file(dataset).read_text(errors="replace")
     except FileNotFoundError:
+        return []
+    except OSError as error:
+        _log.warning("the times in %s can't be read (%s).", times_file(dataset), error.strerror)
         return []
     latest: dict[tuple[str, str], StageTime] = {}
     for line in text.splitlines():

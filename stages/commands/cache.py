@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 from tabulate import tabulate
 
 from pipeline.datasets.manifest import Manifest
-from pipeline.errors import DamagedError, InputError, MismatchError, MissingError
+from pipeline.errors import AccessError, DamagedError, InputError, MismatchError, MissingError
+from pipeline.files import exists
 from pipeline.machine import cores
 from pipeline.regions.detector import DESCRIPTION_FILE
 from pipeline.regions.extraction import ShardExtractor, load_detector
@@ -60,6 +61,7 @@ def verify(request: Request, *, repair: bool) -> str:
 
     Raises:
         DamagedError: something is damaged, and was not to be repaired; names each damage.
+        AccessError: the system can't read a shard, and nothing was to be repaired.
         MissingError: there is no index; for a repair, no shard either.
         GmpipeError: as `extract_damaged`, or as `_keep_imported` for imported regions. What a
             repair refuses, it has not touched.
@@ -69,6 +71,12 @@ def verify(request: Request, *, repair: bool) -> str:
         with advising_on_cache(dataset):
             index = read_index(folder)
         damages = _damages(folder, index)
+        if any(damage.kind == "inaccessible" for damage in damages):
+            raise AccessError(
+                f"{folder} can't be read as a whole:\n{_listed(damages)}\n",
+                "Give your user the right to read these files, or check the disk, and run the same "
+                "command again.",
+            )
         if damages:
             raise DamagedError(
                 f"{folder} is damaged:\n{_listed(damages)}\n",
@@ -208,7 +216,7 @@ def estimate(request: Request, *, probe: int) -> str:
     manifest = dataset_manifest(dataset)
     plan = ViewPlan(manifest, request.extract.views)
     architecture = request.detector.architecture
-    if (detector_folder(dataset) / DESCRIPTION_FILE).is_file():
+    if exists(detector_folder(dataset) / DESCRIPTION_FILE):
         architecture = dataset_detector(dataset).architecture
     row = row_bytes(
         request.extract.regions,

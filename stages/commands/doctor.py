@@ -22,6 +22,7 @@ from typing import Literal
 from tabulate import tabulate
 
 from pipeline.errors import GmpipeError
+from pipeline.files import access_error, exists, matching
 from pipeline.settings import (
     CocoSettings,
     ImportedSettings,
@@ -127,6 +128,8 @@ def _checked(item: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Find
     try:
         yield from check()
     except Exception as error:  # of any kind: what is wrong here is what the user asked for
+        if isinstance(error, OSError):
+            error = access_error(error)
         described = str(error) if isinstance(error, GmpipeError) else f"{error!r}"
         yield Finding("missing", item, f"can't be checked: {described}", "fix this first")
 
@@ -280,20 +283,20 @@ def _dataset(request: Request, *, wanted: bool) -> Iterator[Finding]:
     if files is not None:
         yield files
     absent = files is not None and files.mark == "missing"
-    if absent and not wanted and not manifest_file(request.dataset).exists():
+    if absent and not wanted and not exists(manifest_file(request.dataset)):
         return
     yield from _checked("prepared", lambda: _prepared(request))
     yield from _checked("detector", lambda: _detector(request))
-    yield from _label_vectors(request)
+    yield from _checked("label vectors", lambda: _label_vectors(request))
     yield from _checked("cache", lambda: _cache(request))
-    yield _runs(request)
+    yield from _checked("runs", lambda: _runs(request))
 
 
 def _files(request: Request) -> Finding | None:
     """Check the files that the user provides; None for a data set that needs none."""
     root = data_root(request.dataset)
     needed, fix = _needed(request.dataset, request.prepare)
-    absent = [root / path for path in needed if not (root / path).exists()]
+    absent = [root / path for path in needed if not exists(root / path)]
     if absent:
         own = isinstance(request.prepare, TableSettings)
         page = "docs/own-data.md" if own else "docs/datasets.md"
@@ -348,7 +351,7 @@ def _prepared(request: Request) -> Iterator[Finding]:
     from stages.checkout.manifests import dataset_manifest
 
     name = request.dataset
-    if manifest_file(name).exists():
+    if exists(manifest_file(name)):
         manifest = dataset_manifest(name)
         counts = ", ".join(f"{manifest.counts[split]['images']} {split}" for split in SPLITS)
         yield Finding("ok", "prepared", f"{counts}, {len(manifest.vocabulary)} labels")
@@ -371,20 +374,20 @@ def _detector(request: Request) -> Iterator[Finding]:
     command = f"`gmpipe detector --dataset {name}`"
     if chosen.source == "imported":
         return
-    if (detector_folder(name) / DESCRIPTION_FILE).is_file():
+    if exists(detector_folder(name) / DESCRIPTION_FILE):
         made = dataset_detector(name)
         yield Finding("ok", "detector", f"{made.source}, sha256 {made.weights_sha256[:12]}...")
         return
     if chosen.source == "torchvision":
         path = torchvision_weights_path()
-        if not path.is_file():
+        if not exists(path):
             fix = (
                 f"{command} downloads them ({TORCHVISION_WEIGHTS.meta['_file_size']:.0f} MB); "
                 "without a network, put the file there"
             )
             yield Finding("missing", "detector", f"torchvision's weights are not at {path}", fix)
             return
-    elif chosen.weights is not None and not Path(chosen.weights).is_file():
+    elif chosen.weights is not None and not exists(Path(chosen.weights)):
         fix = f"put the file there, or set `detector.{name}.weights` to another path"
         yield Finding("missing", "detector", f"{chosen.weights} does not exist", fix)
         return
@@ -403,7 +406,7 @@ def _label_vectors(request: Request) -> Iterator[Finding]:
             yield Finding("missing", "label vectors", "wordllama is not installed", _INSTALL)
         else:
             yield Finding("ok", "label vectors", f"wordllama {release}")
-    elif path.is_file():
+    elif exists(path):
         yield Finding("ok", "label vectors", str(path))
     else:
         fix = f"put {path.name} there, or set `train.{request.dataset}.label_vectors: wordllama`"
@@ -424,7 +427,7 @@ def _cache(request: Request) -> Iterator[Finding]:
     name = request.dataset
     folder = cache_folder(name)
     imported = request.detector.source == "imported"
-    if (folder / INDEX_NAME).exists():
+    if exists(folder / INDEX_NAME):
         cache = open_cache(name)
         state = f"{len(cache)} rows of {cache.regions} regions in {len(cache.shards)} shards"
         if failures := len(read_failures(folder)):
@@ -434,14 +437,16 @@ def _cache(request: Request) -> Iterator[Finding]:
         yield Finding("note", "cache", "no rows yet", f"`gmpipe extract --dataset {name}`")
 
 
-def _runs(request: Request) -> Finding:
+def _runs(request: Request) -> Iterator[Finding]:
     name = request.dataset
     top = runs_folder(name)
-    trained = len(list(top.glob(f"*/{CHECKPOINT_FILE}")))
-    evaluated = len(list(top.glob(f"*/{METRICS_FILE}")))
+    folders = [folder for folder in matching(top, "*") if folder.is_dir()]
+    trained = sum(exists(folder / CHECKPOINT_FILE) for folder in folders)
+    evaluated = sum(exists(folder / METRICS_FILE) for folder in folders)
     if not trained:
         imported = isinstance(request.prepare, ImportedSettings)
-        to_import = imported and not manifest_file(name).exists()
+        to_import = imported and not exists(manifest_file(name))
         fix = "" if to_import else f"`gmpipe train --dataset {name}`"
-        return Finding("note", "runs", "none yet", fix)
-    return Finding("ok", "runs", f"{trained} trained, {evaluated} of them evaluated")
+        yield Finding("note", "runs", "none yet", fix)
+        return
+    yield Finding("ok", "runs", f"{trained} trained, {evaluated} of them evaluated")

@@ -15,8 +15,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from pipeline.errors import BusyError, DamagedError, InputError, MissingError
-from pipeline.files import canonical_json, folder_lock, sha256_file
+from pipeline.errors import AccessError, BusyError, DamagedError, InputError, MissingError
+from pipeline.files import access_error, canonical_json, exists, folder_lock, sha256_file
 from pipeline.formats.sealed import read_sealed_json
 from stages.checkout.layout import (
     CHECKPOINT_FILE,
@@ -39,6 +39,7 @@ from stages.checkout.resolved import read_run_settings
 _TEMPORARY = r"\.[0-9a-f]{8}\.tmp"
 _HASHED = re.compile(r"-s[0-9]+-[0-9a-f]{8}$")
 _OUT_OF_DATE = "out of date"  # of another checkpoint, which a killed training has replaced
+_UNREADABLE = "unreadable"  # by this user
 _MOST_SETTINGS = 4  # that the list shows of a run
 _RUN_NAME = re.compile(r"[a-z0-9]+([.-][a-z0-9]+)*-s[0-9]+(-[0-9a-f]{8})?")
 
@@ -62,7 +63,7 @@ def check_run(folder: Path) -> None:
         MissingError: it does not; the remedy names runs in folders of the same name, if any.
     """
     checkpoint = folder / CHECKPOINT_FILE
-    if checkpoint.is_file():
+    if exists(checkpoint):
         return
     same_name = sorted(
         str(path)
@@ -86,9 +87,15 @@ def list_runs(request: Request, variants: Sequence[str], seeds: Sequence[int]) -
     top = runs_folder(dataset)
     named = _named(dataset, [name for name in variants if has_variant(request.train, name)], seeds)
     rows = []
-    for folder in filter(_is_run, _entries(top)):
-        checkpoint = folder / CHECKPOINT_FILE
-        sha256 = sha256_file(checkpoint) if checkpoint.is_file() else None
+    for folder in _entries(top):
+        try:
+            if not _is_run(folder):
+                continue
+            checkpoint = folder / CHECKPOINT_FILE
+            sha256 = sha256_file(checkpoint) if exists(checkpoint) else None
+        except (AccessError, OSError):
+            rows.append([str(folder), _UNREADABLE, "", "yes" if folder in named else "no", ""])
+            continue
         made_with = _made_with(folder, sha256)
         named_and_made_with = _named_and_made_with(
             folder, made_with, request, named=folder in named
@@ -117,15 +124,15 @@ def prune(
         One line per removed folder or file, and their total size.
 
     Raises:
-        InputError: something can't be removed.
+        AccessError: something can't be removed.
     """
     top = runs_folder(dataset)
     named = _named(dataset, variants, seeds)
     lines, total = [], 0
-    for folder, removable in _removable(top, named):
+    for folder, removable in list(_removable(top, named)):  # looked at before any is removed
         lock = folder.parent / f".{folder.name}.lock"
         with ExitStack() as stack:
-            if lock.exists() or (removable and not dry_run):
+            if exists(lock) or (removable and not dry_run):
                 try:
                     stack.enter_context(folder_lock(folder))
                 except BusyError:
@@ -162,7 +169,7 @@ def _removable(top: Path, named: set[Path]) -> Iterator[tuple[Path, list[Path]]]
     for lock in folders:
         folder = lock.with_name(lock.name.removeprefix(".").removesuffix(".lock"))
         ours = folder.parent.name == SWEEPS or _RUN_NAME.fullmatch(folder.name)
-        stale = lock.name == f".{folder.name}.lock" and not folder.exists()
+        stale = lock.name == f".{folder.name}.lock" and not exists(folder)
         if stale and ours and folder not in named:
             yield folder, []
 
@@ -173,9 +180,7 @@ def _entries(folder: Path) -> list[Path]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise InputError(
-            f"{folder} can't be listed ({error}).", "Make it a folder that you may read."
-        ) from error
+        raise access_error(error, folder) from error
 
 
 def _is_run(folder: Path) -> bool:
@@ -211,7 +216,9 @@ def _map(folder: Path, checkpoint: str | None) -> str:
         return f"{metrics['mAP']:.1f}"
     except FileNotFoundError:
         return "-"
-    except (DamagedError, KeyError, TypeError, ValueError):
+    except OSError:
+        return _UNREADABLE
+    except (DamagedError, InputError, KeyError, TypeError, ValueError):
         return "damaged"
 
 
@@ -229,7 +236,9 @@ def _made_with(folder: Path, checkpoint: str | None) -> Mapping[str, Any] | str:
         return made_with
     except MissingError:
         return "-"
-    except DamagedError:
+    except OSError:
+        return _UNREADABLE
+    except (DamagedError, InputError):
         return "damaged"
 
 
@@ -295,8 +304,4 @@ def _remove(paths: Sequence[Path]) -> None:
             else:
                 path.unlink(missing_ok=True)
         except OSError as error:
-            raise InputError(
-                f"{path} can't be removed ({error}).",
-                f"Give yourself the right to write in {path.parent}, and run the same command "
-                "again.",
-            ) from error
+            raise access_error(error) from error

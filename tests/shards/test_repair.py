@@ -5,8 +5,10 @@ The folder is that of test_store.py: three shards of four rows.
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -167,15 +169,15 @@ def test_repair_touches_nothing_if_the_system_can_not_read_a_shard(cache: Path) 
     flip_bit(cache / shard_name(2), "features", 2)
     before = content(cache)
     path = cache / shard_name(1)
-    original = Path.open
+    original = os.open
 
-    def denied(self: Path, *arguments: object, **options: object) -> object:
-        if self == path:
-            raise PermissionError(13, "Permission denied", str(self))
-        return original(self, *arguments, **options)
+    def denied(name: Any, *arguments: Any, **options: Any) -> int:
+        if Path(os.fsdecode(name)) == path:
+            raise PermissionError(13, "Permission denied", str(name))
+        return original(name, *arguments, **options)
 
     index = read_index(cache)
-    with mock.patch.object(Path, "open", denied):
+    with mock.patch.object(os, "open", denied):
         damages = verify_cache(cache, index)
         assert (shard_name(1), "inaccessible") in [(one.shard, one.kind) for one in damages]
         with (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -209,13 +210,13 @@ def test_views_of_an_image_are_different_rows(folder: Path) -> None:
 
 
 def test_a_shard_that_the_system_can_not_read_is_not_stale(store: ShardStore) -> None:
-    """Else a wrong permission would cost days of work."""
-    denied = PermissionError(13, "Permission denied")
-    with (
-        mock.patch("pathlib.Path.open", side_effect=denied),
-        pytest.raises(PermissionError),
-    ):
+    """Else a disk that fails, or a wrong permission, would cost days of work."""
+    shard = store.folder / shard_name(0)
+    shard.unlink()
+    shard.symlink_to("/proc/self/mem")  # whose first byte can't be read: a real EIO
+    with pytest.raises(OSError, match=r"Input/output") as caught:
         store.survey(COMMON, IMAGES)
+    assert caught.value.errno == errno.EIO
 
 
 # Changes -----------------------------------------------------------------------------------------

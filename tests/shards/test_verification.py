@@ -166,10 +166,17 @@ def test_missing_and_unreadable_and_unlisted_shards_are_named(folder: Path) -> N
     assert "regions-00000.h5" in str(damages[0])
 
 
-def test_a_folder_instead_of_a_shard_is_missing(folder: Path) -> None:
+def test_a_folder_instead_of_a_shard_is_damage(folder: Path) -> None:
     (folder / shard_name(2)).unlink()
     (folder / shard_name(2)).mkdir()
-    assert kinds(damages_of(folder)) == [(shard_name(2), "missing", None)]
+    assert kinds(damages_of(folder)) == [(shard_name(2), "unreadable", None)]
+
+
+def test_a_shard_that_the_system_can_not_read_is_inaccessible(folder: Path) -> None:
+    """A repair must not remove it."""
+    (folder / shard_name(2)).unlink()
+    (folder / shard_name(2)).symlink_to("/proc/self/mem")  # a real EIO
+    assert kinds(damages_of(folder)) == [(shard_name(2), "inaccessible", None)]
 
 
 def test_foreign_shards_are_named_with_what_differs(folder: Path, rows: RegionRows) -> None:

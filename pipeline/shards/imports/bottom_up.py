@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import InputError
+from pipeline.files import raise_if_refused
 from pipeline.shards.imports.image_regions import (
     CHUNK,
     ImageRegions,
@@ -310,6 +311,7 @@ def _open_binary(path: Path) -> IO[bytes]:
     try:
         return path.open("rb", buffering=CHUNK)
     except OSError as error:
+        raise_if_refused(error, path)
         raise InputError(
-            f"{path} can't be read ({error.strerror}).", "Make the file readable."
+            f"{path} can't be read ({error.strerror}).", "Correct the path."
         ) from error

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import InputError
+from pipeline.files import raise_if_refused
 from pipeline.shards.schema import RegionRows
 
 LARGEST_CLASS = np.iinfo(np.int16).max - 1
@@ -162,6 +163,7 @@ def refuse_no_file(path: Path) -> None:
     try:
         plain = stat.S_ISREG(path.stat().st_mode)
     except OSError as error:
+        raise_if_refused(error, path)
         raise InputError(
             f"{path} can't be read ({error.strerror}).", "Correct the path."
         ) from error
