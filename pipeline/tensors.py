@@ -40,7 +40,7 @@ def load_tensors(path: Path) -> tuple[Any, str]:
     """Read what `save_tensors` wrote, without running code from it.
 
     Torch reads a file whose bits have changed without a word. The file is a zip, so the checksums
-    of its members are compared first.
+    of its members are compared first, see `tensors_in`.
 
     Returns:
         the content, on the CPU, and the hex sha256 of the file.
@@ -70,11 +70,29 @@ def tensors_in(stored: bytes) -> Any:
     Raises:
         Exception: it is no such file, or is a zip that was changed.
     """
+    stream = io.BytesIO(stored)
     if stored.startswith(_ZIP):
-        with zipfile.ZipFile(io.BytesIO(stored)) as members:
-            if (changed := members.testzip()) is not None:
-                raise ValueError(f"its member {changed} has another checksum")
-    return torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
+        stream = _intact_zip(stream)
+    return torch.load(stream, map_location="cpu", weights_only=True)
+
+
+def _intact_zip(stored: io.BytesIO) -> io.BytesIO:
+    """Copy the members of a zip, whose checksums are compared, to a new one.
+
+    Torch would trust the sizes in a zip's list of members too, which no checksum covers, and would
+    return memory that nobody has written.
+
+    Raises:
+        Exception: a member was changed, or occurs twice.
+    """
+    copy = io.BytesIO()
+    with zipfile.ZipFile(stored) as members, zipfile.ZipFile(copy, "w") as intact:
+        for member in members.infolist():
+            if member.filename in intact.NameToInfo:
+                raise ValueError(f"its member {member.filename} occurs twice")
+            intact.writestr(member.filename, members.read(member))
+    copy.seek(0)
+    return copy
 
 
 def learning_state(
