@@ -18,12 +18,14 @@ from pipeline.datasets.manifest import Manifest, read_boxes
 from pipeline.errors import AccessError, DamagedError, GmpipeError, MismatchError, MissingError
 from pipeline.evaluation.metrics import Evaluation, read_evaluation
 from pipeline.evaluation.predictions import read_logits
+from pipeline.evaluation.tables import as_csv
 from pipeline.files import access_error, read_bytes
 from pipeline.labels.vectors import load_label_vectors
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
 from pipeline.machine import cores
 from pipeline.regions.detector import DESCRIPTION_FILE
 from pipeline.regions.plan import PlannedImages, ViewPlan, image_digests
+from pipeline.report.sweeps import read_sweep
 from pipeline.sealed import read_sealed_json
 from pipeline.shards.failures import FAILURES_NAME, read_failures
 from pipeline.shards.index import INDEX_NAME, Index, read_index
@@ -39,6 +41,8 @@ from stages.checkout.layout import (
     PREDICTIONS_FILE,
     SETTINGS_FILE,
     SUMMARY_FILE,
+    SWEEP_FILE,
+    SWEEP_RESULTS_FILE,
     SWEEPS,
     boxes_file,
     cache_folder,
@@ -434,9 +438,12 @@ def _times(dataset: str) -> str:
 
 
 def _sweep(folder: Path) -> str:
+    path, table = folder / SWEEP_FILE, folder / SWEEP_RESULTS_FILE
     with advising("Run the same `gmpipe sweep` again.", DamagedError):
-        for path in folder.glob("*.json"):
-            read_sealed_json(path)
+        if path.exists():
+            results = read_sweep(path)
+            if table.exists() and read_bytes(table) != as_csv(results.rows()).encode():
+                raise DamagedError(f"{SWEEP_RESULTS_FILE} does not hold what {SWEEP_FILE} does.")
     return _readable(folder)
 
 

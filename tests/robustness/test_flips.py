@@ -35,6 +35,7 @@ from pipeline.datasets.manifest import read_boxes
 from pipeline.errors import GmpipeError
 from pipeline.evaluation.metrics import read_evaluation
 from pipeline.evaluation.predictions import read_logits
+from pipeline.evaluation.tables import as_csv
 from pipeline.files import read_bytes
 from pipeline.labels.vectors import load_label_vectors
 from pipeline.learning.checkpoint import load_checkpoint
@@ -42,6 +43,7 @@ from pipeline.learning.training import train_network
 from pipeline.regions import fitting
 from pipeline.regions.detector import class_names, load_state, read_description
 from pipeline.regions.plan import image_digests
+from pipeline.report.sweeps import SweepResults, SweepRun, read_sweep, write_sweep
 from pipeline.shards.failures import Failure, read_failures, write_failures
 from pipeline.shards.imports.npz import NpzFile
 from pipeline.shards.reader import RegionCache
@@ -53,6 +55,7 @@ from stages.checkout.times import read_times
 from stages.commands.verify import verify
 
 RUN = "runs/tiny/full-s0"
+SWEEP = "runs/tiny/sweeps/beta"
 QUICK, MANY = 5, 100
 
 
@@ -93,6 +96,12 @@ def killed(made: Flow, tmp_path_factory: pytest.TempPathFactory) -> Flow:
     vocabulary = read_in(flow, lambda: dataset_manifest("tiny").vocabulary)
     vectors = np.random.default_rng(0).normal(size=(len(vocabulary), 6)).astype(np.float32)
     np.savez(flow / "vectors.npz", labels=np.array(vocabulary), vectors=vectors)
+    runs = [SweepRun(value=str(value), seed=0, mAP=5.5, CF1=1.0, OF1=2.0) for value in (1, 2)]
+    sweep = SweepResults(
+        dataset="tiny", split="drawn/test", variant="full", setting="beta", numeric=True, runs=runs
+    )
+    write_sweep(flow / f"{SWEEP}/sweep.json", sweep)
+    (flow / f"{SWEEP}/results.csv").write_text(as_csv(sweep.rows()))
     return flow
 
 
@@ -236,6 +245,8 @@ KINDS = {
     "summary": Kind(f"{RUN}/summary.json", said_by_verify(f"{RUN}/summary.json"), slow=True),
     "state of a training": Kind(".state/train-*.pt", resumed("train")),
     "state of a fit": Kind(".state/detector-*.pt", resumed("detector")),
+    "sweep": Kind(f"{SWEEP}/sweep.json", lambda: read_sweep(Path(SWEEP, "sweep.json"))),
+    "sweep's table": Kind(f"{SWEEP}/results.csv", said_by_verify(SWEEP), slow=True),
     "times": Kind(".state/times/tiny.csv", times),
     "label vectors": Kind("vectors.npz", vectors),
 }
@@ -364,6 +375,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "predictions": ("compare", "--variant", "full", "--variant", "max-pool"),
     "state of a training": ("train", "--seed", "1"),
     "state of a fit": ("detector",),
+    "sweep": ("report", "--variant", "full", "--images", "1"),
     "times": ("report", "--variant", "full", "--images", "1"),
 }
 
