@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -137,23 +138,42 @@ def _findings(request: Request, *, images: bool) -> Iterator[Finding]:
     folder = detector_folder(dataset)
     if request.detector.source != "imported":
         yield _look(folder, lambda: f"sha256 {dataset_detector(dataset).weights_sha256}")
-    elif folder.exists():
+    elif _there(folder):
         yield _look(folder, lambda: _no_detector(folder))
     yield from _cached(request, images=images)
-    runs = runs_folder(dataset)
-    today = _Today(dataset)
-    for run in _folders(runs):
-        if run.name != SWEEPS:
-            yield from _RunFiles(request, today, run).findings()
-    for sweep in _folders(runs / SWEEPS):
-        yield _look(sweep, partial(_sweep, sweep))
-    for state in sorted(Path(".state").glob("*.pt")):
-        yield _look(state, partial(_state, state))
-    if times_file(dataset).exists():
+    today, runs = _Today(dataset), runs_folder(dataset)
+    yield from _each(runs, lambda run: _RunFiles(request, today, run).findings())
+    yield from _each(runs / SWEEPS, _of_sweep)
+    yield from _each(Path(".state"), _of_state)
+    if _there(times_file(dataset)):
         yield _look(times_file(dataset), lambda: _times(dataset))
     page = report_folder(dataset)
-    if page.exists():
+    if _there(page):
         yield _look(page, lambda: _readable(page))
+
+
+def _there(path: Path) -> bool:
+    """Whether there is something, be it a broken link or something that can't be looked at."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _each(folder: Path, look: Callable[[Path], Iterator[Finding]]) -> Iterator[Finding]:
+    """Look at each entry of a folder, if there is one."""
+    try:
+        entries = sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        yield Finding(folder, "unreadable", _brief(access_error(error)))
+        return
+    for entry in entries:
+        yield from look(entry)
 
 
 # What is made of the data set --------------------------------------------------------------------
@@ -169,7 +189,7 @@ def _prepared(request: Request) -> Iterator[Finding]:
     yield _look(manifest_file(dataset), manifest)
     prepare = f"Run `gmpipe prepare --dataset {dataset}`."
     boxes = boxes_file(dataset)
-    if boxes.exists():
+    if _there(boxes):
 
         def of_boxes() -> str:
             with advising(prepare, GmpipeError):
@@ -177,7 +197,7 @@ def _prepared(request: Request) -> Iterator[Finding]:
 
         yield _look(boxes, of_boxes)
     folder = settings_folder(dataset)
-    if folder.exists():
+    if _there(folder):
 
         def settings() -> str:
             if paths := outdated_variant_settings(request):
@@ -195,14 +215,14 @@ def _cached(request: Request, *, images: bool) -> Iterator[Finding]:
     dataset = request.dataset
     folder = cache_folder(dataset)
     yield _look(folder, lambda: verify_cache(request, repair=False).removeprefix(f"{folder}: "))
-    if (folder / FAILURES_NAME).exists():
+    if _there(folder / FAILURES_NAME):
 
         def failures() -> str:
             with advising_on_cache(dataset):
                 return f"{len(read_failures(folder))} images without regions"
 
         yield _look(folder / FAILURES_NAME, failures)
-    if images and (folder / INDEX_NAME).exists() and request.detector.source != "imported":
+    if images and _there(folder / INDEX_NAME) and request.detector.source != "imported":
         yield _look(data_root(dataset), lambda: _photographs(request))
 
 
@@ -271,13 +291,12 @@ class _RunFiles:
             (PREDICTIONS_FILE, self._predictions, ("evaluate",)),
             (LAST_GOOD_FILE, self._last_good, ("train",)),
         )
-        if not any((self.folder / name).exists() for name, _, _ in checks):
+        if not any(_there(self.folder / name) for name, _, _ in checks):
             return
         for name, check, commands in checks:
             path = self.folder / name
-            if path.exists() or name == CHECKPOINT_FILE:
-                with_remedy = self._advising(check, commands)
-                yield _look(path, with_remedy)
+            if _there(path) or name == CHECKPOINT_FILE:
+                yield _look(path, self._advising(check, commands))
 
     def _advising(self, check: Callable[[], str], commands: tuple[str, ...]) -> Callable[[], str]:
         def advised() -> str:
@@ -302,7 +321,7 @@ class _RunFiles:
 
     def _checkpoint(self) -> str:
         found = self.checkpoint()
-        if (self.folder / SETTINGS_FILE).exists():
+        if _there(self.folder / SETTINGS_FILE):
             used = self.settings()
             trained = {
                 "dataset": found.dataset,
@@ -414,18 +433,18 @@ def _sound(read: Callable[[], _T]) -> _T | None:
 # All else ----------------------------------------------------------------------------------------
 
 
-def _folders(top: Path) -> list[Path]:
-    return sorted(path for path in top.glob("*/") if not path.name.startswith("."))
-
-
 def _no_detector(folder: Path) -> str:
     read_sealed_json(folder / DESCRIPTION_FILE)
     return "none, since the regions are imported"
 
 
-def _state(path: Path) -> str:
-    load_state(path)
-    return "a run that was killed resumes from it"
+def _of_state(path: Path) -> Iterator[Finding]:
+    def state() -> str:
+        load_state(path)
+        return "a run that was killed resumes from it"
+
+    if path.suffix == ".pt":
+        yield _look(path, state)
 
 
 def _times(dataset: str) -> str:
@@ -437,19 +456,32 @@ def _times(dataset: str) -> str:
     return f"{len(read_times(dataset))} stages and runs"
 
 
-def _sweep(folder: Path) -> str:
+def _of_sweep(folder: Path) -> Iterator[Finding]:
     path, table = folder / SWEEP_FILE, folder / SWEEP_RESULTS_FILE
-    with advising("Run the same `gmpipe sweep` again.", DamagedError):
-        if path.exists():
-            results = read_sweep(path)
-            if table.exists() and read_bytes(table) != as_csv(results.rows()).encode():
-                raise DamagedError(f"{SWEEP_RESULTS_FILE} does not hold what {SWEEP_FILE} does.")
-    return _readable(folder)
+
+    def sweep() -> str:
+        with advising("Run the same `gmpipe sweep` again.", DamagedError):
+            if _there(path):
+                results = read_sweep(path)
+                if _there(table) and read_bytes(table) != as_csv(results.rows()).encode():
+                    raise DamagedError(f"{SWEEP_RESULTS_FILE} is not the table of {SWEEP_FILE}.")
+            return _readable(folder)
+
+    if _there(path) or _there(table):
+        yield _look(folder, sweep)
 
 
 def _readable(folder: Path) -> str:
     """Read every file of a folder whose files have no digests."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    files = [
+        Path(parent, name)
+        for parent, _, names in os.walk(folder, onerror=stop)
+        for name in sorted(names)
+    ]
     for path in files:
         read_bytes(path)
     return f"{len(files)} files can be read"
