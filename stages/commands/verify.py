@@ -21,13 +21,13 @@ from pipeline.evaluation.metrics import Evaluation, read_evaluation
 from pipeline.evaluation.predictions import read_logits
 from pipeline.evaluation.tables import as_csv
 from pipeline.files import access_error, read_bytes
+from pipeline.formats.sealed import read_sealed_json
 from pipeline.labels.vectors import load_label_vectors
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
 from pipeline.machine import cores
 from pipeline.regions.detector import DESCRIPTION_FILE
 from pipeline.regions.plan import PlannedImages, ViewPlan, image_digests
 from pipeline.report.sweeps import read_sweep
-from pipeline.sealed import read_sealed_json
 from pipeline.shards.failures import FAILURES_NAME, read_failures
 from pipeline.shards.index import INDEX_NAME, Index, read_index
 from pipeline.shards.schema import IMAGES
