@@ -73,10 +73,10 @@ def estimate(request: Request, probe: int) -> None:
 )
 @click.pass_context
 def verify_all(context: click.Context, request: Request, images: bool) -> None:
-    """Check everything that was made for a data set, and change nothing.
+    """Check all that was made for a data set.
 
-    Each thing has a line: sound, damaged, out of date, or missing. Fails if something is damaged or
-    can't be read.
+    Nothing is changed. Each thing has a line: sound, damaged, out of date, or missing. Fails if
+    something is damaged or can't be read.
     """
     from stages.commands import verify as command
 

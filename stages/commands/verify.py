@@ -173,7 +173,8 @@ def _each(folder: Path, look: Callable[[Path], Iterator[Finding]]) -> Iterator[F
         yield Finding(folder, "unreadable", _brief(access_error(error)))
         return
     for entry in entries:
-        yield from look(entry)
+        if not entry.name.startswith("."):  # locks
+            yield from look(entry)
 
 
 # What is made of the data set --------------------------------------------------------------------
