@@ -16,6 +16,7 @@ import contextlib
 import json
 import logging
 import pickle
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -371,12 +372,12 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "failures": ("cache", "info"),
     "checkpoint": ("evaluate",),
     "settings of a run": ("runs", "list"),
-    "metrics": ("compare", "--variant", "full", "--variant", "max-pool"),
-    "predictions": ("compare", "--variant", "full", "--variant", "max-pool"),
+    "metrics": ("compare", "--seed", "0", "--variant", "full", "--variant", "max-pool"),
+    "predictions": ("compare", "--seed", "0", "--variant", "full", "--variant", "max-pool"),
     "state of a training": ("train", "--seed", "1"),
     "state of a fit": ("detector",),
-    "sweep": ("report", "--variant", "full", "--images", "1"),
-    "times": ("report", "--variant", "full", "--images", "1"),
+    "sweep": ("report", "--images", "1"),
+    "times": ("report", "--images", "1"),
 }
 
 
@@ -388,7 +389,7 @@ def results(flow: Flow, said: str) -> Any:
         del content["checkpoint_sha256"], content["sha256"]
         files[name] = json.dumps(content).encode()
     wanted = {name: data for name, data in files.items() if not name.endswith(".parquet")}
-    return said, wanted
+    return re.sub(r", waiting for data [\d.]+ %", "", said), wanted
 
 
 @pytest.mark.slow
@@ -401,11 +402,16 @@ def test_no_flip_is_silent_through_a_command(killed: Flow, tmp_path: Path, name:
         for seed in range(QUICK):
             flow = Flow(Path(shutil.copytree(killed.folder, tmp_path / str(seed))))
             with flipped(flow.folder, KINDS[name].files, seed) as path:
+                changed = path.read_bytes()
                 done = flow.gmpipe(*COMMANDS[name])
+                if path.exists() and path.read_bytes() == changed:  # no command has replaced it
+                    shutil.copyfile(killed.folder / path.relative_to(flow.folder), path)
+                said, files = results(flow, done.out)
             assert "Traceback" not in done.err
             if done.code or path.name in done.err or "damaged" in done.out:
                 counts["refused"] += 1
-            elif results(flow, done.out) == expected:
+            # `compare` says that it evaluates a run with damaged metrics again.
+            elif files == expected[1] and said.endswith(expected[0]):
                 counts["harmless"] += 1
             else:
                 counts["silent"] += 1
