@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,9 @@ import torch
 
 from pipeline.errors import DamagedError
 from pipeline.files import read_bytes, replacing
+
+_ZIP = b"PK\x03\x04"
+"""What torch recognises a zip by."""
 
 _DELETE = "Delete it and run the same command again, which then starts from the beginning."
 
@@ -36,7 +40,7 @@ def load_tensors(path: Path) -> tuple[Any, str]:
     """Read what `save_tensors` wrote, without running code from it.
 
     Torch reads a file whose bits have changed without a word. The file is a zip, so the checksums
-    of its members are compared first.
+    of its members are compared first, see `tensors_in`.
 
     Returns:
         the content, on the CPU, and the hex sha256 of the file.
@@ -47,16 +51,48 @@ def load_tensors(path: Path) -> tuple[Any, str]:
     """
     stored = read_bytes(path)
     try:
-        with zipfile.ZipFile(io.BytesIO(stored)) as members:
-            if (changed := members.testzip()) is not None:
-                raise ValueError(f"its member {changed} has another checksum")
-        content = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
+        if not stored.startswith(_ZIP):
+            raise ValueError("it is no zip")
+        content = tensors_in(stored)
     except Exception as error:  # torch.load documents no narrower set for a foreign file
         reason = str(error).split("\n", 1)[0][:200]
         raise DamagedError(
             f"{path} can't be loaded by torch ({type(error).__name__}: {reason})."
         ) from error
     return content, hashlib.sha256(stored).hexdigest()
+
+
+def tensors_in(stored: bytes) -> Any:
+    """Load a file of ``torch.save`` on the CPU, without running code from it.
+
+    The files of torch before 1.6 are no zips, and have no checksums.
+
+    Raises:
+        Exception: it is no such file, or is a zip that was changed.
+    """
+    stream = io.BytesIO(stored)
+    if stored.startswith(_ZIP):
+        stream = _intact_zip(stream)
+    return torch.load(stream, map_location="cpu", weights_only=True)
+
+
+def _intact_zip(stored: io.BytesIO) -> io.BytesIO:
+    """Copy the members of a zip, whose checksums are compared, to a new one.
+
+    Torch would trust the sizes in a zip's list of members too, which no checksum covers, and would
+    return memory that nobody has written.
+
+    Raises:
+        Exception: a member was changed, or occurs twice.
+    """
+    copy = io.BytesIO()
+    with zipfile.ZipFile(stored) as members, zipfile.ZipFile(copy, "w") as intact:
+        for member in members.infolist():
+            if member.filename in intact.NameToInfo:
+                raise ValueError(f"its member {member.filename} occurs twice")
+            intact.writestr(member.filename, members.read(member))
+    copy.seek(0)
+    return copy
 
 
 def learning_state(
@@ -78,28 +114,103 @@ def restore_learning(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
+    *,
+    steps: int,
+    rates: int,
 ) -> None:
-    """Bring a learner to the state that `learning_state` collected.
+    """Bring a new learner to the state that `learning_state` collected.
 
     Args:
         state: read from the file ``origin``.
         origin: for the error.
         model, optimizer, schedule: the learner, changed in place.
+        steps: that the optimizer must have made.
+        rates: that the schedule must have left behind.
 
     Raises:
-        DamagedError: the state is that of a different learner.
+        DamagedError: the state is that of a different learner, or of another time.
     """
     try:
+        check_alike(state["model"], model.state_dict(), "model")
+        with warnings.catch_warnings():
+            # The optimizer makes no steps here.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+            for _ in range(rates):
+                schedule.step()
+        check_equal(state["schedule"], schedule.state_dict(), "schedule")
+        _check_optimizer(state["optimizer"], optimizer, steps)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-    except (KeyError, RuntimeError, ValueError) as error:
+    except ODD_STATE as error:
         raise foreign_state(origin, error) from error
+
+
+ODD_STATE = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What reading an odd field of a state raises."""
+
+
+def check_alike(found: Any, expected: Any, name: str) -> None:
+    """Check that a dict has the names of another one, with tensors like its tensors.
+
+    Args:
+        found: of a state.
+        expected: name -> tensor.
+        name: of the dict, for the error.
+
+    Raises:
+        TypeError, ValueError: names are missing or unknown, or a tensor has another shape or dtype,
+            or is not finite.
+    """
+    if not isinstance(found, dict) or found.keys() != expected.keys():
+        raise ValueError(f"`{name}` has other names of tensors")
+    for key, tensor in found.items():
+        like = expected[key]
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"`{name}.{key}` is {type(tensor).__name__}, expected a tensor")
+        if (tensor.shape, tensor.dtype) != (like.shape, like.dtype) or not tensor.isfinite().all():
+            raise ValueError(
+                f"`{name}.{key}` has {tuple(tensor.shape)} {tensor.dtype}, expected finite numbers "
+                f"in {tuple(like.shape)} {like.dtype}"
+            )
+
+
+def check_equal(found: Any, expected: Any, name: str) -> None:
+    """Check a field whose value is known.
+
+    Raises:
+        ValueError: it has another value or type.
+    """
+    if type(found) is not type(expected) or found != expected:
+        raise ValueError(f"`{name}` is {found!r}, expected {expected!r}")
+
+
+def _check_optimizer(found: Any, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    """Check the state of an optimizer whose groups are as they must be after ``steps`` steps."""
+    check_equal(found["param_groups"], optimizer.state_dict()["param_groups"], "param_groups")
+    parameters = [one for group in optimizer.param_groups for one in group["params"]]
+    adam = isinstance(optimizer, torch.optim.AdamW)
+    if adam:
+        names = ["step", "exp_avg", "exp_avg_sq"]
+    else:
+        names = ["momentum_buffer"] if optimizer.defaults["momentum"] else []
+    known = range(len(parameters)) if steps and names else ()
+    check_equal(sorted(found["state"]), list(known), "optimizer.state")
+    for number in known:
+        like = parameters[number]
+        expected = {name: torch.zeros(()) if name == "step" else like for name in names}
+        check_alike(found["state"][number], expected, f"optimizer.state.{number}")
+        if adam:
+            check_equal(found["state"][number]["step"].item(), float(steps), "step")
 
 
 def foreign_state(origin: Path, error: Exception) -> DamagedError:
     """Make the error for a state in ``origin`` that does not fit."""
-    return DamagedError(f"{origin} was left by another version of the code: {error!r}.", _DELETE)
+    reason = " ".join(str(error).split())[:300]
+    return DamagedError(
+        f"{origin} was left by another version of the code, or was changed "
+        f"({type(error).__name__}: {reason}).",
+        _DELETE,
+    )
 
 
 def random_state() -> list[torch.Tensor]:
@@ -110,11 +221,18 @@ def random_state() -> list[torch.Tensor]:
     return states
 
 
-def restore_random(states: list[torch.Tensor]) -> None:
-    """Continue the random numbers of the process whose `random_state` this is."""
-    torch.set_rng_state(states[0])
-    if torch.cuda.is_available() and len(states) > 1:
-        torch.cuda.set_rng_state(states[1])
+def restore_random(states: list[torch.Tensor], origin: Path) -> None:
+    """Continue the random numbers of the process whose `random_state` this is.
+
+    Raises:
+        DamagedError: it is no such state; names the file ``origin``.
+    """
+    try:
+        torch.set_rng_state(states[0])
+        if torch.cuda.is_available() and len(states) > 1:
+            torch.cuda.set_rng_state(states[1])
+    except ODD_STATE as error:
+        raise foreign_state(origin, error) from error
 
 
 def load_state(path: Path) -> dict[str, Any]:

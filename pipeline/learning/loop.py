@@ -10,7 +10,7 @@ import time
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from pipeline.matching.loss import matching_loss
 from pipeline.matching.network import Network, image_logits
 from pipeline.settings import TrainSettings
 from pipeline.tensors import (
+    ODD_STATE,
+    check_alike,
+    check_equal,
     foreign_state,
     learning_state,
     load_state,
@@ -292,20 +295,16 @@ class TrainingLoop:
         """Continue where a killed training stopped, if one left its state.
 
         Raises:
-            GmpipeError: as `load_state` and `restore_learning`.
+            DamagedError: the state was changed, or is that of another learner or another time.
             MismatchError: the state was saved by another number of processes.
         """
         is_left = self.processes.rank == 0 and exists(self.state_file)
         state = self.processes.of_first(load_state(self.state_file) if is_left else None)
         if state is None:
             return
-        restore_learning(state, self.state_file, self.network, self._optimizer, self._schedule)
-        try:
-            random_states, self.position = state["random"], Position(**state["position"])
-            if self._average is not None:
-                self._average.load_state_dict(state["average"])
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise foreign_state(self.state_file, error) from error
+        random_states = state.get("random")
+        if not isinstance(random_states, list) or not random_states:
+            raise foreign_state(self.state_file, TypeError(f"`random` is {random_states!r}"))
         if len(random_states) != self.processes.count:
             raise MismatchError(
                 f"{self.state_file} was saved by a training in {len(random_states)} processes, but "
@@ -313,7 +312,37 @@ class TrainingLoop:
                 f"Start {len(random_states)} processes, or delete {self.state_file} to train from "
                 "the beginning.",
             )
-        restore_random(random_states[self.processes.rank])
+        self._restore(state)
+        restore_random(random_states[self.processes.rank], self.state_file)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Take over the learner and the position of a state; raise as `resume`."""
+        per_epoch = -(-len(self.feed) // (self.settings.batch_size * self.processes.count))
+        try:
+            position = Position(**state["position"])
+            _check_position(position, self.settings, per_epoch)
+            for name in ("weights", "chosen"):
+                if (weights := getattr(position, name)) is not None:
+                    check_alike(weights, self.network.state_dict(), name)
+            steps = len(position.history) * per_epoch + position.steps
+            if self._average is None:
+                check_equal(state["average"], None, "average")
+            else:
+                check_alike(state["average"], self._average.state_dict(), "average")
+                check_equal(state["average"]["n_averaged"].item(), steps, "n_averaged")
+                self._average.load_state_dict(state["average"])
+        except ODD_STATE as error:
+            raise foreign_state(self.state_file, error) from error
+        restore_learning(
+            state,
+            self.state_file,
+            self.network,
+            self._optimizer,
+            self._schedule,
+            steps=steps,
+            rates=len(position.history),
+        )
+        self.position = position
 
     def result(self) -> Training:
         """The training, after its last epoch."""
@@ -323,6 +352,35 @@ class TrainingLoop:
             network.load_state_dict(position.chosen)
         waited = self._waited / self._spent if self._spent else math.nan
         return Training(network, position.epoch, position.history, waited)
+
+
+def _check_position(position: Position, settings: TrainSettings, per_epoch: int) -> None:
+    """Check that a training with these settings and ``per_epoch`` steps an epoch can be there.
+
+    Raises:
+        AttributeError, KeyError, TypeError, ValueError: it can't.
+    """
+    history, best = position.history, settings.selection == "best"
+    check_equal(type(history), list, "history")
+    columns = ["epoch", "learning_rate", "train_loss", "gradient_norm"]
+    columns += ["validation_mAP"] if settings.validation else []
+    for number, row in enumerate(history, 1):
+        check_equal(list(row), columns, "columns of the history")
+        check_equal(row["epoch"], number, "epoch")
+        if not all(type(value) in (int, float) and math.isfinite(value) for value in row.values()):
+            raise ValueError(f"the history of epoch {number} is {row}")
+    check_equal(position.weights is not None, bool(history), "whether there are weights")
+    check_equal(position.chosen is not None, bool(history) and best, "whether weights are chosen")
+    maps = [row["validation_mAP"] for row in history] if best else []
+    check_equal(position.epoch, 1 + maps.index(max(maps)) if maps else len(history), "epoch")
+    steps, sums = position.steps, (position.loss, position.gradient)
+    left = settings.epochs - len(history)
+    if type(steps) is not int or left < 0 or not 0 <= steps < (per_epoch if left else 1):
+        raise ValueError(f"{steps!r} of {per_epoch} steps after {len(history)} epochs")
+    if not all(type(value) is float and 0 <= value < math.inf for value in sums) or (
+        not steps and any(sums)
+    ):
+        raise ValueError(f"the sums of {steps} steps are {sums}")
 
 
 def _copied(weights: Weights) -> Weights:

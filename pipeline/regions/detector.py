@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from pipeline.errors import DamagedError, InputError, MismatchError, MissingErro
 from pipeline.files import exists, read_bytes, sha256_file
 from pipeline.formats.sealed import read_sealed_json, write_sealed_json
 from pipeline.settings import ArchitectureSettings
-from pipeline.tensors import save_tensors
+from pipeline.tensors import save_tensors, tensors_in
 
 DETECTOR_VERSION = 1
 WEIGHTS_FILE = "weights.pt"
@@ -92,12 +91,12 @@ def load_state(path: Path) -> dict[str, Tensor]:
 
     Raises:
         MissingError: the file does not exist.
-        InputError: it is no regular file, or holds something else.
+        InputError: it is no regular file, holds something else, or was changed.
         OSError: the system can't read it.
     """
     problem = f"{path} is not a state dict of tensors saved by torch.save"
     try:
-        stored = io.BytesIO(read_bytes(path))
+        stored = read_bytes(path)
     except (FileNotFoundError, NotADirectoryError):
         raise MissingError(
             f"There are no detector weights at {path}.",
@@ -105,10 +104,10 @@ def load_state(path: Path) -> dict[str, Tensor]:
             "params.yaml.",
         ) from None
     try:
-        state = torch.load(stored, map_location="cpu", weights_only=True)
+        state = tensors_in(stored)
     except Exception as error:  # torch.load documents no narrower set for a foreign file
         raise InputError(
-            f"{problem} ({type(error).__name__}).",
+            f"{problem}, or was changed ({type(error).__name__}).",
             "Name another file in `detector.<dataset>.weights` of params.yaml.",
         ) from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
@@ -311,6 +310,8 @@ def torchvision_weights_file(
 ) -> Path:
     """Return torchvision's COCO weights, downloading them into its cache if they are not there.
 
+    The file's name holds the first digits of its sha256.
+
     Args:
         announce: called with a line of text before a download starts.
         progress: whether a download draws a progress bar on stderr.
@@ -318,8 +319,10 @@ def torchvision_weights_file(
     Raises:
         MissingError: they are not in the cache and can't be downloaded; says where to put the
             file.
+        DamagedError: the file in the cache is not the published one.
     """
     path = torchvision_weights_path()
+    published = path.stem.rsplit("-", 1)[1]
     if not exists(path):
         megabytes = TORCHVISION_WEIGHTS.meta["_file_size"]
         announce(f"downloading {path.name} ({megabytes:.0f} MB) to {path.parent}")
@@ -328,7 +331,7 @@ def torchvision_weights_file(
             torch.hub.download_url_to_file(
                 TORCHVISION_WEIGHTS.url,
                 str(path),
-                hash_prefix=path.stem.rsplit("-", 1)[1],
+                hash_prefix=published,
                 progress=progress,
             )
         except (OSError, RuntimeError) as error:
@@ -338,4 +341,11 @@ def torchvision_weights_file(
                 f"Download {TORCHVISION_WEIGHTS.url} elsewhere and put the file there, or set "
                 "`detector.<dataset>.source: file` in params.yaml and name a file of weights.",
             ) from error
+    if not (digest := sha256_file(path)).startswith(published):
+        raise DamagedError(
+            f"{path} is damaged or not complete: it has the sha256 {digest}, expected one that "
+            f"begins with {published}.",
+            "Delete it and run the same command again, which downloads it, or put the file of "
+            f"{TORCHVISION_WEIGHTS.url} there.",
+        )
     return path

@@ -24,7 +24,9 @@ from pipeline.regions.detector import build_model, class_count, fit_state
 from pipeline.regions.transforms import load_image, to_tensor, view_of
 from pipeline.settings import ArchitectureSettings, FitSettings
 from pipeline.tensors import (
+    ODD_STATE,
     best_device,
+    foreign_state,
     learning_state,
     load_state,
     non_finite,
@@ -196,9 +198,17 @@ class _Learner:
         if not exists(path):
             return 0
         state = load_state(path)
-        restore_learning(state, path, self.model, self.optimizer, self.schedule)
-        restore_random(state["random"])
-        done: int = state["done"]
+        try:
+            done: int = state["done"]
+            random_states: list[Tensor] = state["random"]
+            if type(done) is not int or not 0 < done < self.schedule.total_steps:
+                raise ValueError(f"`done` is {done!r} of {self.schedule.total_steps} steps")
+        except ODD_STATE as error:
+            raise foreign_state(path, error) from error
+        restore_learning(
+            state, path, self.model, self.optimizer, self.schedule, steps=done, rates=done
+        )
+        restore_random(random_states, path)
         return done
 
 

@@ -40,19 +40,38 @@ def write_variant_settings(request: Request) -> None:
     Files that are up to date stay untouched. `--set` options are not applied: the files describe
     params.yaml, as DVC's stages do.
     """
+    files = _variant_files(request)
+    for path in outdated_variant_settings(request):
+        if path in files:
+            _write(path, files[path])
+        else:
+            path.unlink(missing_ok=True)
+
+
+def outdated_variant_settings(request: Request) -> list[Path]:
+    """The files that `write_variant_settings` would write or remove."""
+    files = _variant_files(request)
+    differing = [
+        path
+        for path, text in files.items()
+        if not exists(path) or read_bytes(path) != text.encode()
+    ]
+    unknown = set(matching(settings_folder(request.dataset), f"*{_SUFFIX}")) - files.keys()
+    return [*differing, *sorted(unknown)]
+
+
+def _variant_files(request: Request) -> dict[Path, str]:
+    """The settings of every variant as YAML, by file."""
     params, dataset = request.params_in_file, request.dataset
-    folder = settings_folder(dataset)
     train, views = params.train[dataset], params.extract[dataset].views
     # A data set that `datasets` does not list may lack some of the variants.
-    names = [name for name in params.variants if has_variant(train, name)]
-    for name in names:
-        path = folder / f"{name}{_SUFFIX}"
-        text = _as_yaml(_resolved(variant_settings(train, name), views))
-        if not exists(path) or path.read_text() != text:
-            _write(path, text)
-    for path in matching(folder, f"*{_SUFFIX}"):
-        if path.name.removesuffix(_SUFFIX) not in names:
-            path.unlink(missing_ok=True)
+    return {
+        settings_folder(dataset) / f"{name}{_SUFFIX}": _as_yaml(
+            _resolved(variant_settings(train, name), views)
+        )
+        for name in params.variants
+        if has_variant(train, name)
+    }
 
 
 def write_run_settings(run: RunPlan) -> None:

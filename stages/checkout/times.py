@@ -26,6 +26,7 @@ from dataclasses import astuple, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pipeline.files import read_bytes
 from stages.checkout.layout import times_file
 
 _log = logging.getLogger(__name__)
@@ -48,6 +49,9 @@ class StageTime:
     seconds: float
     finished: str
     rows: int | None = None
+
+
+_HEADING = ",".join([*(field.name for field in fields(StageTime)), "crc32"])
 
 
 def record_time(
@@ -78,7 +82,7 @@ def _append(path: Path, values: tuple[object, ...]) -> None:
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     if not path.exists():
-        writer.writerow([*(field.name for field in fields(StageTime)), "crc32"])
+        lines.write(f"{_HEADING}\n")
     writer.writerow([*values, _crc32(values)])
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
@@ -96,29 +100,56 @@ def _crc32(values: Iterable[object]) -> str:
 def read_times(dataset: str) -> list[StageTime]:
     """Return the latest line of each stage and run, in the order of the file.
 
-    The list is empty if there is no file, or none that can be read. Damaged lines, which do not
-    have their crc32, are skipped (a full disk cuts them off).
-    Headings are skipped as well; two processes that create the file at the same time write two.
+    The list is empty if there is no file, or none that can be read. Damaged lines are skipped, and said in a warning: a full
+    disk cuts a line off, and a changed one does not have its crc32.
+    """
+    entries, damaged = _read(times_file(dataset))
+    if damaged:
+        _log.warning(
+            "%s: %d damaged lines are left out, the first is line %d.",
+            times_file(dataset),
+            len(damaged),
+            damaged[0],
+        )
+    latest: dict[tuple[str, str], StageTime] = {}
+    for entry in entries:
+        latest.pop((entry.stage, entry.run), None)
+        latest[entry.stage, entry.run] = entry
+    return list(latest.values())
+
+
+def damaged_lines(dataset: str) -> list[int]:
+    """The numbers, from 1, of the lines that `read_times` leaves out."""
+    return _read(times_file(dataset))[1]
+
+
+def _read(path: Path) -> tuple[list[StageTime], list[int]]:
+    """The sound lines of a file, and the numbers of the damaged ones.
+
+    Headings are skipped; two processes that create the file at the same time write two.
     """
     try:
-        text = times_file(dataset).read_text(errors="replace")
+        text = read_bytes(path).decode(errors="replace")
     except FileNotFoundError:
-        return []
+        return [], []
     except OSError as error:
-        _log.warning("the times in %s can't be read (%s).", times_file(dataset), error.strerror)
-        return []
-    latest: dict[tuple[str, str], StageTime] = {}
-    for line in text.splitlines():
+        _log.warning("the times in %s can't be read (%s).", path, error.strerror)
+        return [], []
+    entries: list[StageTime] = []
+    damaged: list[int] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line in ("", _HEADING):
+            continue
         try:
             *values, checksum = next(csv.reader([line]))
-            if checksum != _crc32(values):
-                continue
             stage, run, seconds, finished, rows = values
             entry = StageTime(stage, run, float(seconds), finished, int(rows) if rows else None)
             datetime.fromisoformat(finished)
+            sound = checksum == _crc32(values) and math.isfinite(entry.seconds)
         except (StopIteration, ValueError, csv.Error):
-            continue
-        if math.isfinite(entry.seconds):
-            latest.pop((stage, run), None)
-            latest[stage, run] = entry
-    return list(latest.values())
+            sound = False
+        if sound:
+            entries.append(entry)
+        else:
+            damaged.append(number)
+    return entries, damaged

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from stages.cli.options import CommandGroup, dataset_option, request_options, set_option
+from stages.cli.exit_codes import FAILED
+from stages.cli.options import (
+    CommandGroup,
+    dataset_option,
+    dataset_options,
+    request_options,
+    set_option,
+)
 from stages.console.messages import say
 
 if TYPE_CHECKING:
@@ -55,6 +62,28 @@ def estimate(request: Request, probe: int) -> None:
     from stages.commands import cache as command
 
     click.echo(command.estimate(request, probe=probe))
+
+
+@click.command("verify")
+@dataset_options
+@click.option(
+    "--images",
+    is_flag=True,
+    help="Also read all photographs, and compare them with those that the cache was made from.",
+)
+@click.pass_context
+def verify_all(context: click.Context, request: Request, images: bool) -> None:
+    """Check all that was made for a data set.
+
+    Nothing is changed. Each thing has a line: sound, damaged, out of date, or missing. Fails if
+    something is damaged or can't be read.
+    """
+    from stages.commands import verify as command
+
+    text, sound = command.verify(request, images=images)
+    click.echo(text)
+    if not sound:
+        context.exit(FAILED)
 
 
 @click.command("import-regions")

@@ -115,6 +115,7 @@ for _command in (
     runs.runs,
     caches.cache,
     caches.import_regions,
+    caches.verify_all,
     trained.predict,
     trained.explain,
     trained.export,

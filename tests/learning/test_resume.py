@@ -14,10 +14,11 @@ from unittest import mock
 
 import pytest
 import torch
+from refusals import GONE, change_state, mostly_slow, refused
 from toys import Killed, Toy, killed_after
 from trainings import rewritten, same, settings, train
 
-from pipeline.errors import GmpipeError, MismatchError
+from pipeline.errors import DamagedError, MismatchError
 from pipeline.learning.loop import Training
 from pipeline.learning.splits import split_validation
 
@@ -94,32 +95,148 @@ def test_a_training_killed_at_any_step_ends_as_an_undisturbed_one(
     assert same(train(toy, tmp_path / "state.pt", **options), undisturbed)
 
 
+CHOSEN = settings(validation=0.25, selection="best", averaging=0.5, epochs=3)
+
+
 @pytest.fixture(scope="module")
 def saved_state(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     state_file = tmp_path_factory.mktemp("saved") / "state.pt"
-    train(toy, state_file, chosen=settings(epochs=1), save_every=0)
+    loss = mock.patch("pipeline.learning.loop.matching_loss", killed_after(3))
+    with loss, pytest.raises(Killed):
+        train_best(toy, state_file, save_every=0)
     return state_file.read_bytes()
 
 
+def train_best(toy: Toy, state_file: Path, **options: Any) -> Training:
+    kept, held_out = split_validation(toy.train, 0.25, seed=0)
+    return train(toy, state_file, chosen=CHOSEN, split=kept, validation=held_out, **options)
+
+
+def test_the_state_is_of_the_second_epoch(toy: Toy, saved_state: bytes, tmp_path: Path) -> None:
+    state_file = tmp_path / "state.pt"
+    state_file.write_bytes(saved_state)
+    position = torch.load(state_file, weights_only=True)["position"]
+    assert (len(position["history"]), position["steps"]) == (1, 1)
+    assert same(train_best(toy, state_file), train_best(toy, tmp_path / "other.pt"))
+
+
+ROW = "position/history/0"
+
+
 @pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda path: path.write_bytes(b"text"), "can't be loaded"),
-        (lambda path: torch.save([1], path), "list"),
-        (lambda path: rewritten(path, model={}), "another version"),
-        (lambda path: rewritten(path, position={"odd": 1}), "another version"),
-    ],
-    ids=["text", "list", "model", "position"],
+    "damage", [lambda path: path.write_bytes(b"text"), lambda path: torch.save([1], path)]
 )
-def test_a_state_that_cannot_be_resumed_is_named(
-    toy: Toy, saved_state: bytes, tmp_path: Path, damage: Callable[[Path], object], message: str
+def test_a_file_that_is_no_state_is_named(
+    toy: Toy, tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    state_file = tmp_path / "state.pt"
+    damage(state_file)
+    with refused(DamagedError, str(state_file), "Delete it"):
+        train_best(toy, state_file)
+
+
+ODD = [
+    *((name, GONE) for name in ("model", "optimizer", "schedule", "average", "random")),
+    ("position", GONE),
+    *((name, None) for name in ("model", "optimizer", "schedule", "average", "random")),
+    ("position", None),
+    ("position", [1]),
+    ("model", {}),
+    ("model/FIRST", GONE),
+    ("model/FIRST", "text"),
+    ("model/FIRST", lambda old: old[:1]),
+    ("model/FIRST", lambda old: old.double()),
+    ("model/FIRST", lambda old: old * math.nan),
+    ("optimizer/state", {}),
+    ("optimizer/state", []),
+    ("optimizer/state/0", GONE),
+    ("optimizer/state/0", {}),
+    ("optimizer/state/0/momentum_buffer", None),
+    ("optimizer/state/0/momentum_buffer", lambda old: old[:1]),
+    ("optimizer/state/0/momentum_buffer", lambda old: old * math.inf),
+    ("optimizer/param_groups", []),
+    ("optimizer/param_groups/0/lr", "fast"),
+    ("optimizer/param_groups/0/lr", 1.0),
+    ("optimizer/param_groups/0/momentum", 0.5),
+    ("optimizer/param_groups/0/nesterov", True),
+    ("optimizer/param_groups/0/params", [0]),
+    ("schedule/last_epoch", 7),
+    ("schedule/gamma", 0.9),
+    ("schedule/step_size", GONE),
+    ("schedule/base_lrs", [1.0]),
+    ("average/n_averaged", lambda old: old + 1),
+    ("average/n_averaged", "many"),
+    ("average/module.FIRST", lambda old: old[:1]),
+    ("random", []),
+    ("random", "text"),
+    ("random/0", None),
+    ("random/0", []),
+    ("random/0/0", lambda old: old[:5]),
+    ("random/0/0", lambda old: old.float()),
+    ("position/odd", 1),
+    ("position/steps", GONE),
+    ("position/steps", 2),
+    ("position/steps", 99),
+    ("position/steps", -1),
+    ("position/steps", 0),
+    ("position/steps", 1.0),
+    ("position/steps", True),
+    ("position/loss", "low"),
+    ("position/loss", math.nan),
+    ("position/gradient", -1.0),
+    ("position/epoch", 0),
+    ("position/epoch", 2),
+    ("position/epoch", "1"),
+    ("position/weights", None),
+    ("position/weights", {}),
+    ("position/weights/FIRST", lambda old: old[:1]),
+    ("position/chosen", None),
+    ("position/chosen/FIRST", GONE),
+    ("position/history", []),
+    ("position/history", {}),
+    ("position/history", lambda old: old * 2),
+    ("position/history", lambda old: old * 9),
+    (ROW, 1),
+    (f"{ROW}/validation_mAP", GONE),
+    (f"{ROW}/accuracy", 1.0),
+    (f"{ROW}/epoch", 5),
+    (f"{ROW}/train_loss", math.inf),
+    (f"{ROW}/train_loss", "low"),
+]
+
+
+@pytest.mark.parametrize(("keys", "value"), mostly_slow(ODD))
+def test_a_state_with_an_odd_field_is_named(
+    toy: Toy, saved_state: bytes, tmp_path: Path, keys: str, value: Any
 ) -> None:
     state_file = tmp_path / "state.pt"
     state_file.write_bytes(saved_state)
-    damage(state_file)
-    with pytest.raises(GmpipeError, match=rf"state\.pt .*{message}.*(D|d)elete") as caught:
-        train(toy, state_file, chosen=settings(epochs=1))
-    assert str(state_file) in str(caught.value)
+    change_state(state_file, keys, value)
+    with refused(DamagedError, str(state_file), "Delete it"):
+        train_best(toy, state_file)
+
+
+ODD_OF_ADAMW = [
+    ("optimizer/state/0/step", lambda old: old + 1),
+    ("optimizer/state/0/step", GONE),
+    ("optimizer/state/1/exp_avg_sq", lambda old: old[:1]),
+    ("optimizer/param_groups/0/betas", (0.5, 0.9)),
+    ("schedule/T_max", 50),
+]
+
+
+@pytest.mark.parametrize(("keys", "value"), mostly_slow(ODD_OF_ADAMW))
+def test_a_state_of_adamw_with_an_odd_field_is_named(
+    toy: Toy, tmp_path: Path, keys: str, value: Any
+) -> None:
+    chosen = settings(optimizer="adamw", schedule="cosine", epochs=2)
+    state_file = tmp_path / "state.pt"
+    loss = mock.patch("pipeline.learning.loop.matching_loss", killed_after(2))
+    with loss, pytest.raises(Killed):
+        train(toy, state_file, chosen=chosen, save_every=0)
+    change_state(state_file, keys, value)
+    with refused(DamagedError, str(state_file), "Delete it"):
+        train(toy, state_file, chosen=chosen)
 
 
 def test_a_state_of_more_processes_is_refused(toy: Toy, saved_state: bytes, tmp_path: Path) -> None:
@@ -128,4 +245,4 @@ def test_a_state_of_more_processes_is_refused(toy: Toy, saved_state: bytes, tmp_
     [randoms] = torch.load(state_file, weights_only=True)["random"]
     rewritten(state_file, random=[randoms, randoms])
     with pytest.raises(MismatchError, match=r"state\.pt .*\b2 processes.*\b1\b.* delete"):
-        train(toy, state_file, chosen=settings(epochs=1))
+        train_best(toy, state_file)

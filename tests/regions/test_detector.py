@@ -8,12 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 from urllib.error import URLError
 
 import pytest
 import torch
 from builders import CLASSES, TINY, S, tiny_model
+from refusals import refused
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
 from torchvision.ops import FrozenBatchNorm2d
@@ -22,6 +24,7 @@ from pipeline.datasets.scenes import KINDS
 from pipeline.errors import DamagedError, GmpipeError, InputError, MismatchError, MissingError
 from pipeline.files import sha256_file
 from pipeline.formats.sealed import read_sealed_json, write_sealed_json
+from pipeline.regions import detector as detector_module
 from pipeline.regions.detector import (
     DESCRIPTION_FILE,
     DETECTOR_VERSION,
@@ -167,9 +170,32 @@ def test_torchvisions_weights_without_a_network(
         torchvision_weights_file(announced.append)
     assert len(announced) == 1
     assert "160 MB" in announced[0]
-    path.write_bytes(b"weights")
-    assert torchvision_weights_file(announced.append) == path
+    # What torchvision left there, perhaps cut off: the name tells how its sha256 begins.
+    torch.save({"a": torch.zeros(3)}, path)
+    with refused(DamagedError, str(path), sha256_file(path), "258fb6c6", TORCHVISION_WEIGHTS.url):
+        torchvision_weights_file(announced.append)
+    sound = path.with_name(f"weights-{sha256_file(path)[:8]}.pth")
+    path.rename(sound)
+    published = SimpleNamespace(url=f"https://example.org/{sound.name}")
+    monkeypatch.setattr(detector_module, "TORCHVISION_WEIGHTS", published)
+    assert torchvision_weights_file(announced.append) == sound
     assert len(announced) == 1
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_weights_in_which_a_bit_changed(tmp_path: Path, legacy: bool) -> None:
+    """Files of torch before 1.6 have no checksums; their tensors are loaded as they are."""
+    path, weights = tmp_path / "weights.pth", torch.arange(1000.0)
+    torch.save({"a": weights}, path, _use_new_zipfile_serialization=not legacy)
+    assert torch.equal(load_state(path)["a"], weights)
+    stored = bytearray(path.read_bytes())
+    stored[stored.index(weights.numpy().tobytes()) + 2002] ^= 1
+    path.write_bytes(stored)
+    if legacy:
+        assert not torch.equal(load_state(path)["a"], weights)
+    else:
+        with refused(InputError, str(path)):
+            load_state(path)
 
 
 # The detector's folder ---------------------------------------------------------------------------

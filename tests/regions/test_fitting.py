@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from builders import CLASSES, TINY, S, Scenes, draw_scenes, tiny_model
+from refusals import GONE, change_state, mostly_slow, refused
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.resnet import Bottleneck
 
 from pipeline.datasets.manifest import ImageBoxes
-from pipeline.errors import InputError
+from pipeline.errors import DamagedError, InputError
 from pipeline.regions import fitting
 from pipeline.regions.detection import Detections
 from pipeline.regions.fitting import (
@@ -78,6 +81,55 @@ def test_a_killed_fit_ends_with_the_weights_of_an_undisturbed_one(
         assert torch.equal(resumed.state_dict()[key], value), key
     start = tiny_model().state_dict()
     assert not torch.equal(start[CLASSIFIER], whole.state_dict()[CLASSIFIER])
+
+
+@pytest.fixture(scope="module")
+def saved_state(scenes: Scenes, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """What a fit that was killed in its third of 4 steps left."""
+    path = tmp_path_factory.mktemp("saved") / "state.pt"
+    with mock.patch.object(fitting, "_SAVE_EVERY", 2), pytest.raises(Killed):
+        fit(scenes, path, killed_after=3)
+    return path.read_bytes()
+
+
+ODD = [
+    ("optimizer/state/0/step", lambda old: old + 1),
+    *((name, GONE) for name in ("model", "optimizer", "schedule", "random", "done")),
+    *((name, None) for name in ("model", "optimizer", "schedule", "random", "done")),
+    ("done", 3),
+    ("done", 0),
+    ("done", 4),
+    ("done", -2),
+    ("done", True),
+    ("done", 2.0),
+    ("done", "2"),
+    ("model/FIRST", GONE),
+    ("model/FIRST", lambda old: old[:1]),
+    ("model/FIRST", lambda old: old * np.nan),
+    ("optimizer/state", {}),
+    ("optimizer/state/0/exp_avg", lambda old: old[:1]),
+    ("optimizer/state/0/step", GONE),
+    ("optimizer/param_groups", []),
+    ("optimizer/param_groups/0/lr", 1.0),
+    ("optimizer/param_groups/0/betas", (0.5, 0.5)),
+    ("schedule/total_steps", 100),
+    ("schedule/last_epoch", 1),
+    ("schedule/_schedule_phases", []),
+    ("random", []),
+    ("random/0", "text"),
+    ("random/0", lambda old: old[:5]),
+]
+
+
+@pytest.mark.parametrize(("keys", "value"), mostly_slow(ODD))
+def test_a_state_with_an_odd_field_is_named(
+    scenes: Scenes, saved_state: bytes, tmp_path: Path, keys: str, value: Any
+) -> None:
+    path = tmp_path / "state.pt"
+    path.write_bytes(saved_state)
+    change_state(path, keys, value)
+    with refused(DamagedError, str(path), "Delete it"):
+        fit(scenes, path)
 
 
 @pytest.mark.parametrize("norm", ["batch", "frozen"])

@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -22,7 +23,8 @@ from PIL import Image
 
 from pipeline.datasets.manifest import read_manifest
 from pipeline.errors import MissingError
-from pipeline.regions.detector import TORCHVISION_WEIGHTS, build_model
+from pipeline.files import sha256_file
+from pipeline.regions.detector import build_model
 from pipeline.settings import ArchitectureSettings
 from pipeline.shards.failures import Failure, read_failures, write_failures
 from pipeline.shards.reader import RegionCache
@@ -288,9 +290,12 @@ def test_named_weights_and_the_same_from_a_file_give_the_same_cache(
     model = build_model(
         ArchitectureSettings(), 91, size=64, regions=1, score_threshold=0, nms_threshold=0.5
     )
-    named = tmp_path / "hub/checkpoints" / Path(TORCHVISION_WEIGHTS.url).name
-    named.parent.mkdir(parents=True)
-    torch.save(model.state_dict(), named)
+    saved = tmp_path / "hub/checkpoints/saved.pth"
+    saved.parent.mkdir(parents=True)
+    torch.save(model.state_dict(), saved)
+    named = saved.rename(saved.with_name(f"weights-{sha256_file(saved)[:8]}.pth"))
+    published = SimpleNamespace(url=f"https://example.org/{named.name}")
+    monkeypatch.setattr("pipeline.regions.detector.TORCHVISION_WEIGHTS", published)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     caches = []
     for source in ({"source": "torchvision"}, {"source": "file", "weights": str(named)}):
