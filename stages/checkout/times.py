@@ -100,8 +100,8 @@ def _crc32(values: Iterable[object]) -> str:
 def read_times(dataset: str) -> list[StageTime]:
     """Return the latest line of each stage and run, in the order of the file.
 
-    The list is empty if there is no file, or none that can be read. Damaged lines are skipped, and said in a warning: a full
-    disk cuts a line off, and a changed one does not have its crc32.
+    The list is empty if there is no file, or none that can be read. Damaged lines are skipped, and
+    said in a warning: a full disk cuts a line off, and a changed one does not have its crc32.
     """
     entries, damaged = _read(times_file(dataset))
     if damaged:
