@@ -9,8 +9,6 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from pipeline.files import check_regular
-
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000")
 """The formats of photographs, by Pillow's names. Pillow reads more, among them PostScript, which it
 passes to an interpreter that runs programs."""
@@ -23,17 +21,17 @@ MOST_PIXELS = 178_956_970
 Image.MAX_IMAGE_PIXELS = MOST_PIXELS
 
 
-def open_image(source: Path | BinaryIO) -> Image.Image:
+def open_image(source: BinaryIO) -> Image.Image:
     """Read the header of a photograph, without decoding its pixels.
 
+    Args:
+        source: the opened file. (Pillow leaves a file open that it opened and can't read.)
+
     Raises:
-        InputError: the path is that of a folder, a named pipe, a socket or a device.
         ValueError: it has more than `MOST_PIXELS` pixels.
         PIL.UnidentifiedImageError: it has none of the `FORMATS`.
         Exception: whatever Pillow raises for a damaged header.
     """
-    if isinstance(source, Path):
-        check_regular(source, source.stat())
     image = Image.open(source, formats=FORMATS)
     if image.width * image.height > MOST_PIXELS:
         image.close()

@@ -25,7 +25,6 @@ from pipeline.datasets.table import read_table
 from pipeline.datasets.voc import read_voc
 from pipeline.errors import DamagedError, InputError, MissingError
 from pipeline.files import sha256_file
-from pipeline.images import open_image
 from pipeline.labels.vectors import load_label_vectors
 from pipeline.regions.detector import load_state
 from pipeline.regions.plan import ViewPlan, check_readable, image_digests
@@ -110,7 +109,6 @@ PLACES: dict[str, tuple[Callable[[Path], object], Reader]] = {
     "nus_wid_data.csv": (no_tree, lambda root: nuswide(root, "csv")),
     "database.txt": (make_nuswide, lambda root: nuswide(root, "multi-hot")),
     "a.jpg": (no_tree, lambda root: load_image(root / "a.jpg")),
-    "b.jpg": (no_tree, lambda root: open_image(root / "b.jpg")),
     "c.jpg": (no_tree, lambda root: sha256_file(root / "c.jpg")),
     "vectors.npz": (no_tree, lambda root: vectors(root / "vectors.npz")),
     "glove.txt": (no_tree, lambda root: vectors(root / "glove.txt")),

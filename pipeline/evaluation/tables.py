@@ -46,7 +46,7 @@ def results_markdown(
     shown = next(iter(runs.values()))[0]
     seen = seen_by_detector(shown)
     about = markdown(caption(dataset, first))
-    notes = f"\n\n{markdown(seen)}." if seen else ""
+    notes = f"\n\n{seen}." if seen else ""
     sections = {"Results": f"{about}\n\n{results_table(evaluations)}{notes}"}
     paper = paper_results(source, shown.evaluation)
     if paper is not None:

@@ -11,7 +11,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from pipeline.errors import GmpipeError, InputError, MissingError
-from pipeline.files import access_error
+from pipeline.files import access_error, open_regular
 from pipeline.images import FORMATS, open_image
 
 _SMALLEST_CROP = 0.5  # side of a random crop, as a share of the image's
@@ -48,7 +48,7 @@ def load_image(path: Path, remedy: str = _REPLACE_OR_REMOVE) -> Image.Image:
             is decoded.
     """
     try:
-        with open_image(path) as image:
+        with open_regular(path) as stream, open_image(stream) as image:
             return upright(image)
     except MemoryError:  # not the file's fault
         raise

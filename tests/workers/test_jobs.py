@@ -1,6 +1,7 @@
 """Commands in processes: what they print, how they fail, and that none outlives its parent.
 
-The commands here import no torch. One that waits for ever reads a params.yaml that is a pipe.
+The commands here import no torch. One that waits for ever has a sitecustomize.py, which Python runs
+when it starts, that sleeps.
 """
 
 from __future__ import annotations
@@ -32,10 +33,14 @@ def _checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def waiting_for_ever() -> None:
-    """Make every command wait for ever."""
-    Path("params.yaml").unlink()
-    os.mkfifo("params.yaml")
+def waiting_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every command that is started from now on wait for ever."""
+    folder = Path("slow").absolute()
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import sys, time\nif 'stages.cli' in sys.orig_argv:\n    time.sleep(1e6)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(folder))
 
 
 def wait_for(condition: Callable[[], object]) -> None:
@@ -101,8 +106,8 @@ def killing(number: int, *, when: int) -> Iterator[None]:
     thread.join()
 
 
-def test_jobs_run_side_by_side_up_to_a_number() -> None:
-    waiting_for_ever()
+def test_jobs_run_side_by_side_up_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting_for_ever(monkeypatch)
     running = run_jobs({name: [LIST] for name in "abc"}, 2)
     for _ in range(2):  # the third job takes the place of the first that ends
         with killing(signal.SIGKILL, when=2):
@@ -115,8 +120,8 @@ def test_jobs_run_side_by_side_up_to_a_number() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGRTMIN + 3])
-def test_a_killed_process_is_named(number: int) -> None:
-    waiting_for_ever()
+def test_a_killed_process_is_named(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting_for_ever(monkeypatch)
     with killing(number, when=1):
         [(name, outcome)] = run_jobs({"list": [LIST]}, 1)
     assert name == "list"
@@ -126,14 +131,14 @@ def test_a_killed_process_is_named(number: int) -> None:
 
 
 @contextlib.contextmanager
-def parent() -> Iterator[subprocess.Popen[bytes]]:
+def parent(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
     """A process that runs two jobs, which wait for ever."""
-    waiting_for_ever()
+    waiting_for_ever(monkeypatch)
     jobs = {"a": [LIST], "b": [LIST]}
     code = f"from stages.workers.jobs import run_jobs; list(run_jobs({jobs}, 2))"
     with subprocess.Popen(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": f"{os.environ['PYTHONPATH']}{os.pathsep}{ROOT}"},
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     ) as process:
@@ -144,8 +149,10 @@ def parent() -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_no_process_outlives_its_parent(number: signal.Signals) -> None:
-    with parent() as process:
+def test_no_process_outlives_its_parent(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with parent(monkeypatch) as process:
         wait_for(lambda: len(started_commands(process.pid)) == 2)
         left = started_commands(process.pid)
         process.send_signal(number)
