@@ -1,11 +1,14 @@
 """Commands that may not read or write something say which, and cost nobody any work.
 
-Each command meets each thing that it touches, once for each way in which a user may lack rights.
+Each command meets each thing that it touches, once for each way in which a user may lack rights:
+4,170 cases, which take most of an hour. So each command meets 24 of them, drawn from a seed. With
+the environment variable GMPIPE_ALL_CASES it meets all.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import re
 import shutil
 import stat
@@ -346,7 +349,10 @@ def check(whole: Path, box: Box, cases: list[tuple[str, str, str, int]]) -> None
 def test_no_command_loses_work_or_ends_in_a_traceback(
     name: str, whole: Path, top: Path, other_user: OtherUser
 ) -> None:
-    check(whole, Box(whole, top / "box", other_user), matrix([name]))
+    cases = matrix([name])
+    if "GMPIPE_ALL_CASES" not in os.environ:
+        cases = random.Random(name).sample(cases, 24)
+    check(whole, Box(whole, top / "box", other_user), cases)
 
 
 # A quick excerpt: where work was lost, or its loss advised ----------------------------------------
