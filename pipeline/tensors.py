@@ -54,6 +54,8 @@ def load_tensors(path: Path) -> tuple[Any, str]:
         if not stored.startswith(_ZIP):
             raise ValueError("it is no zip")
         content = tensors_in(stored)
+    except MemoryError:  # not the file's fault
+        raise
     except Exception as error:  # torch.load documents no narrower set for a foreign file
         reason = str(error).split("\n", 1)[0][:200]
         raise DamagedError(

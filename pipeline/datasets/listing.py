@@ -28,7 +28,7 @@ from pipeline.datasets.manifest import (
     unlabelled_rows,
 )
 from pipeline.errors import InputError, MissingError
-from pipeline.files import open_regular, sha256_file, sha256_json
+from pipeline.files import access_error, open_regular, sha256_file, sha256_json
 from pipeline.settings import ListedSettings, NuswideSettings, TableSettings
 
 LISTING_VERSION = 1
@@ -377,10 +377,7 @@ def _file_names(folder: Path) -> set[str]:
     except ValueError:  # a null byte, which no folder's name has
         return set()
     except OSError as error:
-        raise InputError(
-            f"The folder {folder} can't be read ({error.strerror}).",
-            "Fix the folder or its permissions.",
-        ) from error
+        raise access_error(error, folder) from error
 
 
 def _settings_sha256(settings: ListedSettings) -> str:

@@ -351,7 +351,9 @@ def read_boxes(path: Path, image_ids: Sequence[str]) -> BoxTable:
         ) from None
     if any(column.null_count for column in table.columns):
         raise DamagedError(f"{path}: expected columns without nulls.")
-    names: list[str] = about["classes"]
+    names = about.get("classes")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DamagedError(f"{path} does not say which classes its numbers stand for.")
     classes = table.column("class").to_numpy().astype(np.int64)
     boxes = np.asarray(table.column("box").combine_chunks().flatten(), dtype=np.float32)
     boxes = boxes.reshape(-1, 4)

@@ -11,7 +11,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from pipeline.errors import GmpipeError, InputError, MissingError
-from pipeline.files import access_error, open_regular
+from pipeline.files import open_regular, raise_if_refused
 from pipeline.images import FORMATS, open_image
 
 _SMALLEST_CROP = 0.5  # side of a random crop, as a share of the image's
@@ -43,7 +43,8 @@ def load_image(path: Path, remedy: str = _REPLACE_OR_REMOVE) -> Image.Image:
 
     Raises:
         MissingError: there is no such file.
-        InputError: it is no regular file, or can't be read or decoded; says why. A file whose
+        AccessError: the system can't read it.
+        InputError: it is no regular file, or can't be decoded; says why. A file whose
             damage does not break the rules of its format (a changed bit in a JPEG's pixels, say)
             is decoded.
     """
@@ -61,8 +62,7 @@ def load_image(path: Path, remedy: str = _REPLACE_OR_REMOVE) -> Image.Image:
     # Pillow's plugins raise whatever their parsing of a damaged file runs into: struct.error,
     # IndexError, KeyError, EOFError, zlib.error, SyntaxError, AttributeError and more.
     except Exception as error:
-        if isinstance(error, OSError) and error.errno:  # the system's; Pillow's have no number
-            remedy = access_error(error, path).remedy
+        raise_if_refused(error, path)
         raise InputError(f"{path} can't be decoded ({_reason(path, error)}).", remedy) from error
 
 

@@ -54,9 +54,9 @@ def write_page(folder: Path, inputs: PageInputs, on_images: Callable[[int], None
         inputs.manifest.dataset, inputs.source, inputs.detector, inputs.runs, intervals
     )
     write_frame(folder)
-    (folder / TABLES / "results.md").write_text(text)
-    (folder / TABLES / "results.csv").write_text(results_csv(evaluations))
-    (folder / TABLES / "labels.csv").write_text(labels_csv(evaluations))
+    (folder / TABLES / "results.md").write_text(text, encoding="utf-8")
+    for name, table in (("results.csv", results_csv), ("labels.csv", labels_csv)):
+        (folder / TABLES / name).write_text(table(evaluations), encoding="utf-8")
 
     checkpoint = load_evaluated(inputs.shown)
     groups, origin = _label_groups(inputs, checkpoint)

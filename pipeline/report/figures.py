@@ -95,7 +95,8 @@ def _drawing(stem: Path, width: float, height: float) -> Iterator[Any]:
         figure.set_layout_engine("none")
         with replacing(stem.with_suffix(".svg")) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})
-            temporary.write_text(_following_the_reader(temporary.read_text()))
+            text = _following_the_reader(temporary.read_text(encoding="utf-8"))
+            temporary.write_text(text, encoding="utf-8")
 
 
 def _following_the_reader(svg: str) -> str:

@@ -62,7 +62,7 @@ class Illustration:
 
     def write_table(self, folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write the numbers of the figure."""
-        (folder / TABLES / f"{self.name}.csv").write_text(as_csv(rows))
+        (folder / TABLES / f"{self.name}.csv").write_text(as_csv(rows), encoding="utf-8")
 
 
 def draw_average_precision(folder: Path, runs: Evaluations, base: str) -> Illustration:

@@ -263,7 +263,7 @@ def read_index(folder: Path) -> Index:
         rows = np.array([entry.rows for entry in entries])
         if not ((shard >= 0) & (row >= 0) & (row < rows[shard])).all():
             raise ValueError("its rows and its list of shards contradict each other")
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+    except (OSError, pa.ArrowException, KeyError, RecursionError, TypeError, ValueError) as error:
         if isinstance(error, OSError) and error.errno:
             raise  # of the system; pyarrow's own, for a damaged file, has no number
         raise DamagedError(

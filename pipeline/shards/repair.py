@@ -183,8 +183,7 @@ def _examine(
         return _NO_ROWS
     stored = wanted.numbers(_texts(rows.image_id.tolist())), rows.view.copy()
     if verdict := verdict_on_settings(header, dataset, recipe):
-        if listing:
-            return _NO_ROWS  # the index says that another shard belongs here
+        # Even if the index says that another shard belongs here: it may be days of work.
         return _stale(path, *verdict, header.rows, stored[0])
     kinds = {damage.kind for damage in damages}
     # One that a killed repair wrote is not the one that the index lists.

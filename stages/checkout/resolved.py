@@ -123,4 +123,4 @@ def _as_yaml(content: Mapping[str, Any]) -> str:
 
 def _write(path: Path, text: str) -> None:
     with replacing(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")

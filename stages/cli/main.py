@@ -54,6 +54,13 @@ def _run() -> int:
         return _fail("nobody reads this command's output any more.")
     except OSError as error:
         return _fail(str(access_error(error)))
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, whose import takes long
+            raise
+        return _fail(
+            f"the GPU has not enough memory ({error}). Set a smaller `batch_size`, and run the "
+            "same command again. Finished work is kept."
+        )
     except MemoryError as error:
         return _fail(
             f"not enough memory{f' ({error})' if str(error) else ''}. Close other programs, or use "

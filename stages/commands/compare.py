@@ -18,6 +18,7 @@ from pipeline.evaluation.bootstrap import intervals
 from pipeline.evaluation.differences import describe_detector
 from pipeline.evaluation.metrics import read_evaluation
 from pipeline.evaluation.tables import BASE, results_markdown
+from pipeline.files import access_error
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.machine import cores
 from pipeline.shards.reader import RegionCache
@@ -129,9 +130,10 @@ def _make_here(missing: _Missing, _: int) -> Iterator[tuple[Path, Outcome]]:
     for folder, (run, stages) in missing.items():
         try:
             outcome = Outcome("\n".join(str(_STAGES[stage](run)) for stage in stages))
-        except GmpipeError as error:
+        except (GmpipeError, OSError) as error:
             _log.info("%s failed", folder, exc_info=True)
-            outcome = Outcome("", str(error))
+            known = access_error(error) if isinstance(error, OSError) else error
+            outcome = Outcome("", str(known))
         yield folder, outcome
 
 

@@ -104,7 +104,7 @@ def _write(
     with folder_lock(folder):
         tidy(folder)
         with replacing(folder / SWEEP_RESULTS_FILE) as temporary:
-            temporary.write_text(as_csv(results.rows()))
+            temporary.write_text(as_csv(results.rows()), encoding="utf-8")
         missing_letters(evaluations)
         results.draw(folder / SWEEP_FIGURE_STEM)
         write_sweep(folder / SWEEP_FILE, results)

@@ -95,7 +95,6 @@ def _started(stack: ExitStack) -> Client:
                 client: Client = _closed_with(own, Client(_closed_with(own, _local_cluster())))
                 client.wait_for_workers(1, timeout=_JOIN_SECONDS)
             except _LOST as error:
-                _say_again(f"the workers of this machine did not start ({_briefly(error)})")
                 if not attempts_left:
                     raise WorkerError(
                         f"the workers of this machine did not start at {_ATTEMPTS} attempts "
@@ -103,6 +102,7 @@ def _started(stack: ExitStack) -> Client:
                         "Look at the memory and at the limits of processes and open files "
                         "(`ulimit -a`), and run the same command again.",
                     ) from error
+                _say_again(f"the workers of this machine did not start ({_briefly(error)})")
             else:
                 stack.push(own.pop_all())
                 return client

@@ -27,7 +27,7 @@ from pipeline.datasets.listing import (
     unit_boxes,
 )
 from pipeline.datasets.manifest import COLUMNS
-from pipeline.errors import GmpipeError, InputError, MissingError
+from pipeline.errors import AccessError, GmpipeError, InputError, MissingError
 from pipeline.settings import TableSettings
 
 
@@ -171,7 +171,7 @@ def test_every_folder_is_read_once(tmp_path: Path) -> None:
 def test_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with (
         mock.patch("os.scandir", side_effect=PermissionError(13, "Permission denied")),
-        refused(InputError, str(tmp_path / "x"), "Permission denied"),
+        refused(AccessError, str(tmp_path / "x"), "Permission denied"),
     ):
         find_files(tmp_path, ["x/a"])
 

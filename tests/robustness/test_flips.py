@@ -28,7 +28,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from clusters import worker_in_this_process
-from flows import Flow
+from flows import ALL_CASES, Flow
 from tabulate import tabulate
 from toys import Killed, killed_after
 
@@ -57,7 +57,7 @@ from stages.commands.verify import verify
 
 RUN = "runs/tiny/full-s0"
 SWEEP = "runs/tiny/sweeps/beta"
-QUICK, MANY = 5, 100
+QUICK, MANY = 5, 100 if ALL_CASES else 25
 
 
 def killed_states(flow: Flow) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,20 @@ from ruamel.yaml import YAML
 from toys import RECIPE, make_checkout, make_toy
 
 from pipeline.datasets.manifest import COLUMNS, full_counts, read_manifest, write_manifest
+from pipeline.evaluation import bootstrap
 from pipeline.learning.training import train_network
 from pipeline.matching.loss import matching_loss
 from pipeline.regions import fitting
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _as_many_resamples_as_in_other_processes() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bootstrap, "RESAMPLES", 1000)
+        yield
+
 
 KILLS = 20
 RUN = "runs/toy/full-s0"

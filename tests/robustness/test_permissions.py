@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from flows import Flow, write_params
+from flows import ALL_CASES, Flow, write_params
 from other_user import OtherUser, given, unreachable
 from small import PARAMS as SMALL_PARAMS
 
@@ -350,7 +350,7 @@ def test_no_command_loses_work_or_ends_in_a_traceback(
     name: str, whole: Path, top: Path, other_user: OtherUser
 ) -> None:
     cases = matrix([name])
-    if "GMPIPE_ALL_CASES" not in os.environ:
+    if not ALL_CASES:
         cases = random.Random(name).sample(cases, 24)
     check(whole, Box(whole, top / "box", other_user), cases)
 

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import io
 import json
+import os
 import re
 import resource
 import subprocess
@@ -22,6 +23,8 @@ from ruamel.yaml import YAML
 from stages.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
+ALL_CASES = "GMPIPE_ALL_CASES" in os.environ
+"""Whether slow tests try all that they could, which takes more than an hour, or a sample of it."""
 BIN = Path(sys.executable).parent
 STAGES = ("prepare", "detector", "extract")
 VARIANTS = ("full", "max-pool")
