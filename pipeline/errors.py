@@ -18,6 +18,12 @@ def _cut(text: str) -> str:
     return f"{text[:start]} [... {left_out} characters are left out ...] {text[-end:]}"
 
 
+def briefly(error: BaseException) -> str:
+    """The type of another program's error and its text, in one line of at most some 300 letters."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+
+
 class GmpipeError(Exception):
     """A problem that the user can fix, and how to fix it.
 

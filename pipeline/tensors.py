@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import DamagedError
+from pipeline.errors import DamagedError, briefly
 from pipeline.files import read_bytes, replacing
 
 _ZIP = b"PK\x03\x04"
@@ -57,10 +57,7 @@ def load_tensors(path: Path) -> tuple[Any, str]:
     except MemoryError:  # not the file's fault
         raise
     except Exception as error:  # torch.load documents no narrower set for a foreign file
-        reason = str(error).split("\n", 1)[0][:200]
-        raise DamagedError(
-            f"{path} can't be loaded by torch ({type(error).__name__}: {reason})."
-        ) from error
+        raise DamagedError(f"{path} can't be loaded by torch ({briefly(error)}).") from error
     return content, hashlib.sha256(stored).hexdigest()
 
 
@@ -207,10 +204,8 @@ def _check_optimizer(found: Any, optimizer: torch.optim.Optimizer, steps: int) -
 
 def foreign_state(origin: Path, error: Exception) -> DamagedError:
     """Make the error for a state in ``origin`` that does not fit."""
-    reason = " ".join(str(error).split())[:300]
     return DamagedError(
-        f"{origin} was left by another version of the code, or was changed "
-        f"({type(error).__name__}: {reason}).",
+        f"{origin} was left by another version of the code, or was changed ({briefly(error)}).",
         _DELETE,
     )
 

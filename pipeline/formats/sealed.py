@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import DamagedError
+from pipeline.errors import DamagedError, briefly
 from pipeline.files import canonical_json, read_bytes, replacing, sha256_json, write_json
 
 _KEY = "sha256"
@@ -51,7 +51,7 @@ def read_sealed_json(path: Path) -> dict[str, Any]:
         digest = _digest_in(content)
         matches = digest == sha256_json(content)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise DamagedError(f"{path} is not an intact JSON file ({_briefly(error)}).") from error
+        raise DamagedError(f"{path} is not an intact JSON file ({briefly(error)}).") from error
     if not matches:
         raise DamagedError(f"{path} is damaged: its content does not match its sha256.")
     return dict(content)
@@ -104,7 +104,7 @@ def read_sealed_table(path: Path, schema: pa.Schema) -> tuple[pa.Table, dict[str
         OverflowError,
         MemoryError,  # a changed length
     ) as error:
-        raise DamagedError(f"{path} is not an intact Parquet file ({_briefly(error)}).") from error
+        raise DamagedError(f"{path} is not an intact Parquet file ({briefly(error)}).") from error
     if found != schema:
         raise DamagedError(f"{path}: expected the columns\n{schema}\nfound\n{found}\n")
     if not matches:
@@ -144,9 +144,3 @@ def _add(digest: Any, values: pa.Array | pa.ChunkedArray) -> None:
     else:
         numbers = np.asarray(pc.fill_null(values, 0))
         digest.update(numbers.astype(numbers.dtype.newbyteorder("<")).tobytes())
-
-
-def _briefly(error: Exception) -> str:
-    """The first line of an error, with its type; pyarrow's may be long and may repeat the file."""
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.errors import DamagedError, MissingError
+from pipeline.errors import DamagedError, MissingError, briefly
 from pipeline.files import canonical_json
 from pipeline.labels.vectors import LabelVectors
 from pipeline.matching.network import Network, build_network
@@ -133,10 +133,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         checkpoint = _checked(content, sha256)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise DamagedError(
-            f"{path} is damaged ({type(error).__name__}: {reason}).", _TRAIN
-        ) from error
+        raise DamagedError(f"{path} is damaged ({briefly(error)}).", _TRAIN) from error
     _log.info("read %s: %s, seed %d", path, checkpoint.variant, checkpoint.seed)
     return checkpoint
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline.errors import DamagedError, MissingError
+from pipeline.errors import DamagedError, MissingError, briefly
 from pipeline.files import exists, matching, read_bytes, replacing, sha256_file, sha256_json
 from pipeline.settings import TrainSettings
 from stages.checkout.layout import CHECKPOINT_FILE, SETTINGS_FILE, settings_folder
@@ -101,9 +101,9 @@ def read_run_settings(folder: Path) -> Mapping[str, Any]:
         matches = digest == sha256_json(content)
     except FileNotFoundError as error:
         raise MissingError(f"There are no settings at {path}.", remedy) from error
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError, YAMLError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DamagedError(f"{path} can't be read ({reason}).", remedy) from error
+    # ruamel raises IndexError, among others, for values that are none of their tag.
+    except (AttributeError, LookupError, TypeError, ValueError, RecursionError, YAMLError) as error:
+        raise DamagedError(f"{path} can't be read ({briefly(error)}).", remedy) from error
     if not matches:
         raise DamagedError(f"{path} is damaged: its content does not match its sha256.", remedy)
     return dict(content)

@@ -19,7 +19,7 @@ import torch
 from distributed import Client, KilledWorker, LocalCluster, get_worker
 from distributed.client import ClosedClientError
 
-from pipeline.errors import GmpipeError, InputError, MissingError, WorkerError
+from pipeline.errors import GmpipeError, InputError, MissingError, WorkerError, briefly
 from pipeline.machine import cores
 from stages.console.messages import is_verbose, note
 
@@ -98,11 +98,11 @@ def _started(stack: ExitStack) -> Client:
                 if not attempts_left:
                     raise WorkerError(
                         f"the workers of this machine did not start at {_ATTEMPTS} attempts "
-                        f"({_briefly(error)}). {_KEPT}",
+                        f"({briefly(error)}). {_KEPT}",
                         "Look at the memory and at the limits of processes and open files "
                         "(`ulimit -a`), and run the same command again.",
                     ) from error
-                _say_again(f"the workers of this machine did not start ({_briefly(error)})")
+                _say_again(f"the workers of this machine did not start ({briefly(error)})")
             else:
                 stack.push(own.pop_all())
                 return client
@@ -116,7 +116,7 @@ def _connected(stack: ExitStack, scheduler: str) -> Client:
         client.wait_for_workers(1, timeout=_JOIN_SECONDS)
     except (*_LOST, ValueError) as error:
         raise InputError(
-            f"--scheduler {scheduler}: no scheduler with a worker answered ({_briefly(error)}).",
+            f"--scheduler {scheduler}: no scheduler with a worker answered ({briefly(error)}).",
             f"Start them, e.g. with `dask scheduler` and `dask worker {scheduler}`, and "
             "give the address that the scheduler prints.",
         ) from error
@@ -137,11 +137,6 @@ def _closed_with(stack: ExitStack, opened: Any) -> Any:
 
 def _say_again(problem: str) -> None:
     note(f"{problem}; trying again.")
-
-
-def _briefly(error: BaseException) -> str:
-    """The first line of an error, or its type."""
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
 @contextmanager
@@ -170,7 +165,7 @@ def _naming_loss() -> Iterator[None]:
 
 def _loss(error: BaseException) -> WorkerError:
     return WorkerError(
-        f"the scheduler was lost ({_briefly(error)}). {_KEPT}",
+        f"the scheduler was lost ({briefly(error)}). {_KEPT}",
         "Start the scheduler and its workers again, and run the same command again.",
     )
 
@@ -269,10 +264,10 @@ def _answers(client: Client, function: Callable[..., Any], *args: Any) -> dict[s
         if client.status != "running":
             raise _loss(lost) from lost
         if attempts_left:
-            _say_again(f"a worker was lost ({_briefly(lost)})")
+            _say_again(f"a worker was lost ({briefly(lost)})")
             time.sleep(_POLL_SECONDS)
     raise WorkerError(
-        f"the workers were lost at {_ATTEMPTS} attempts ({_briefly(lost)}). {_KEPT}", _LOOK
+        f"the workers were lost at {_ATTEMPTS} attempts ({briefly(lost)}). {_KEPT}", _LOOK
     ) from lost
 
 
@@ -419,7 +414,7 @@ def _result_of(future: Any) -> Any:
         return future.result()
     except KilledWorker as error:
         raise WorkerError(
-            f"a worker died at each attempt ({_briefly(error)}). {_KEPT}", _LOOK
+            f"a worker died at each attempt ({briefly(error)}). {_KEPT}", _LOOK
         ) from error
     except concurrent.futures.CancelledError as error:
         raise _loss(error) from error
@@ -428,6 +423,6 @@ def _result_of(future: Any) -> Any:
     except Exception as error:  # whatever a task raises, or can't be sent
         raise WorkerError(
             f"a worker failed at each of {_RETRIES + 1} attempts: {type(error).__name__}: "
-            f"{_briefly(error)}. {_KEPT}",
+            f"{briefly(error)}. {_KEPT}",
             "`--verbose` shows where. Solve this, and run the same command again.",
         ) from error

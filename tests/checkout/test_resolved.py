@@ -93,7 +93,10 @@ def test_dvc_depends_on_the_settings_of_a_variant_alone() -> None:
     assert "data/${item.dataset}/settings/${item.variant}.yaml" in train["deps"]
 
 
-@pytest.mark.parametrize("text", ["", "[1]", "{", "dataset: toy\n", b"\xff"])
+ODD = ["", "[1]", "{", "dataset: toy\n", b"\xff", 'views: !!int ""\n', "[" * 10_000, "a: !!bool x"]
+
+
+@pytest.mark.parametrize("text", ODD)
 def test_damaged_settings_of_a_run_are_named(tmp_path: Path, text: str | bytes) -> None:
     path = tmp_path / "settings.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from refusals import refused
 
@@ -86,6 +88,16 @@ def test_invalid_box_is_named(tmp_path: Path, number: int, box: list[float]) -> 
     shown = str(np.array(box, dtype=np.float32).tolist())
     # The row is found although its image was not requested.
     with refused(DamagedError, "boxes.parquet, row 2", f"class {number}", shown, "1..2"):
+        read_boxes(path, ["a"])
+
+
+@pytest.mark.parametrize("about", [{}, {"classes": None}, {"classes": "cat"}, {"classes": [1]}])
+def test_boxes_without_names_of_classes_are_refused(tmp_path: Path, about: dict[str, Any]) -> None:
+    path = tmp_path / "boxes.parquet"
+    write_boxes(path, make_boxes())
+    columns = pq.read_table(path).replace_schema_metadata(None)
+    write_sealed_table(path, columns, about)
+    with refused(DamagedError, "boxes.parquet", "classes"):
         read_boxes(path, ["a"])
 
 

@@ -130,6 +130,9 @@ def misspell_ids(path: Path) -> None:
         lambda path: change_index(path, shards=[{**ENTRY, "bytes": ""}]),
         lambda path: change_index(path, shards=[ENTRY, {**ENTRY, "name": "../x"}]),
         lambda path: change_index(path, format_version=1),
+        lambda path: pq.write_table(  # deeper than Python reads
+            pq.read_table(path).replace_schema_metadata({"gmpipe": "[" * 100_000}), path
+        ),
     ],
 )
 def test_a_damaged_index_is_refused(folder: Path, spoil: Callable[[Path], object]) -> None:
