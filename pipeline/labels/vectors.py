@@ -158,7 +158,9 @@ def _lookup(source: str) -> Callable[[Sequence[str]], _Vectors]:
     """The function that looks labels up in a source."""
     if source == WORDLLAMA:
         return _from_wordllama
-    path = Path(source.replace("\0", ""))  # which is in no name
+    if "\0" in source:
+        raise InputError(f"`label_vectors: {source!r}` has a null byte.", "Change the setting.")
+    path = Path(source)
     if path.suffix.lower() == ".npz":
         return partial(_from_npz, path=path)
     if path.suffix.lower() == ".txt" or any(part.lower().endswith(".zip") for part in path.parts):

@@ -99,7 +99,7 @@ def _draw_figures(
     first_seed = {variant: seeds[0] for variant, seeds in scores.items()}
     truth, labels, base = inputs.scores.truth, inputs.manifest.vocabulary, inputs.base
     evaluations = evaluations_of(runs)
-    histories = drawn.histories_of(runs)  # before anything is drawn: a file may be damaged
+    histories = drawn.histories_of(runs)
 
     figures = [drawn.draw_average_precision(folder, evaluations, base)]
     if len(runs) > 1:

@@ -275,7 +275,7 @@ def learning_figure(
 
     Args:
         stem: path without suffix.
-        histories: variant -> the rows of each run's history.csv, as numbers.
+        histories: variant -> the history of each run, one row per epoch.
     """
     runs = [run for of_variant in histories.values() for run in of_variant]
     panels = {"train_loss": "training loss"}

@@ -32,7 +32,7 @@ from pipeline.report.folder import FIGURES, TABLES
 from pipeline.report.sweeps import SweepResults
 
 Histories = Mapping[str, Mapping[int, Sequence[Mapping[str, float]]]]
-"""Variant -> seed -> the rows of its history.csv."""
+"""Variant -> seed -> one row per epoch."""
 
 Curves = Mapping[str, Mapping[str, figures.Curve]]
 """Label -> variant -> its precision-recall curve."""

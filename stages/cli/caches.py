@@ -75,8 +75,8 @@ def estimate(request: Request, probe: int) -> None:
 def verify_all(context: click.Context, request: Request, images: bool) -> None:
     """Check all that was made for a data set.
 
-    Nothing is changed. Each thing has a line: sound, damaged, out of date, or missing. Fails if
-    something is damaged or can't be read.
+    Nothing is changed. Each thing has a line: sound, out of date, missing, damaged, or
+    unreadable. Fails if something is damaged or unreadable.
     """
     from stages.commands import verify as command
 
