@@ -150,7 +150,7 @@ def check(request: Request) -> tuple[str, bool]:
         findings = check_files(manifest, root, bar.update)
     *lines, verdict = _report(dataset, source, findings)
     report = "\n".join([*lines, *_labels(request, manifest), verdict])
-    return report, not (findings.missing or findings.unreadable)
+    return report, not (findings.missing or findings.unreadable or findings.refused)
 
 
 # --- the manifest --------------------------------------------------------------------------------
@@ -309,7 +309,10 @@ def _first_few(names: Sequence[str]) -> str:
 
 def _report(dataset: str, source: PrepareSettings, findings: Findings) -> list[str]:
     """The lines of a check; the last says whether all is well, or what to do."""
-    unreadable = [f"{_name(image)}: {reason}" for image, reason in findings.unreadable]
+    unreadable, refused = (
+        [f"{_name(image)}: {reason}" for image, reason in images]
+        for images in (findings.unreadable, findings.refused)
+    )
     across: list[list[ListedImage]] = []
     within: list[list[ListedImage]] = []
     for group in findings.duplicates:
@@ -318,6 +321,7 @@ def _report(dataset: str, source: PrepareSettings, findings: Findings) -> list[s
         f"{dataset}: {findings.images} images",
         *_section("missing", len(findings.missing), [_name(image) for image in findings.missing]),
         *_section("unreadable", len(unreadable), unreadable),
+        *(_section("not readable for this user", len(refused), refused) if refused else []),
         *_section(
             "duplicates across train and test", sum(map(len, across)), list(map(_equal, across))
         ),
@@ -328,9 +332,11 @@ def _report(dataset: str, source: PrepareSettings, findings: Findings) -> list[s
             [_name(image) for image in findings.unlabelled],
         ),
     ]
-    if not (findings.missing or findings.unreadable):
+    if refused:
+        steps = "give your user the right to read these files, or check their disk"
+    elif not (findings.missing or findings.unreadable):
         return [*lines, "Every image exists and can be read."]
-    if isinstance(source, ScenesSettings):
+    elif isinstance(source, ScenesSettings):
         steps = f"delete {prepared_folder(dataset)}, then run `gmpipe prepare --dataset {dataset}`"
     else:
         steps = _steps(dataset, source, findings)

@@ -26,7 +26,7 @@ from PIL import Image, UnidentifiedImageError
 
 from pipeline.datasets.listing import find_files
 from pipeline.datasets.manifest import SPLITS, Manifest, Split, unlabelled_rows
-from pipeline.errors import GmpipeError
+from pipeline.errors import GmpipeError, briefly
 from pipeline.files import open_regular, sha256_file
 from pipeline.images import open_image
 
@@ -58,6 +58,7 @@ class Findings:
         images: number of listed images.
         missing: images without a file.
         unreadable: images that can't be decoded, and the reason.
+        refused: images that the system can't read, and the reason; they may be sound.
         duplicates: groups of two or more readable images whose files have the same content.
         unlabelled: images with neither a positive nor an ignored label.
     """
@@ -65,6 +66,7 @@ class Findings:
     images: int
     missing: list[ListedImage]
     unreadable: list[tuple[ListedImage, str]]
+    refused: list[tuple[ListedImage, str]]
     duplicates: list[list[ListedImage]]
     unlabelled: list[ListedImage]
 
@@ -95,9 +97,11 @@ def check_files(
     return Findings(
         images=len(images),
         missing=[images[row] for row in np.flatnonzero(~exists)],
-        unreadable=[(image, problem) for image, (_, problem) in results if problem is not None],
+        unreadable=[(image, one.unreadable) for image, one in results if one.unreadable],
+        refused=[(image, one.refused) for image, one in results if one.refused],
         duplicates=_duplicates(
-            root, [(image, size) for image, (size, problem) in results if problem is None]
+            root,
+            [(image, one.size) for image, one in results if not one.unreadable + one.refused],
         ),
         unlabelled=[images[row] for row in np.flatnonzero(unlabelled_rows(manifest.table))],
     )
@@ -159,28 +163,37 @@ def _common_prefix(a: str, b: str) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def _open(path: Path) -> tuple[int, str | None]:
-    """A file's size, and why it can't be decoded."""
-    size = 0
+@dataclass(frozen=True)
+class _Opened:
+    """A file's size, or why it can't be decoded, or why the system refuses to read it."""
+
+    size: int = 0
+    unreadable: str = ""
+    refused: str = ""
+
+
+def _open(path: Path) -> _Opened:
     try:
         with open_regular(path) as stream:
             size = stream.seek(0, os.SEEK_END)
             if not size:
-                return size, "the file is empty"
+                return _Opened(unreadable="the file is empty")
             tail = _end(stream, size, _TAIL)
             stream.seek(0)
             with open_image(stream) as image:
                 if _END_MARKERS.get(image.format or "", b"") not in tail:
                     image.load()
     except UnidentifiedImageError:
-        return size, "the file is not an image of a supported format"
+        return _Opened(unreadable="the file is not an image of a supported format")
     except OSError as error:
-        return size, error.strerror or str(error)
+        if error.errno:  # the system's; Pillow's have no number
+            return _Opened(refused=error.strerror or str(error))
+        return _Opened(unreadable=str(error))
     except GmpipeError as error:
-        return size, error.problem
+        return _Opened(unreadable=error.problem)
     except Exception as error:  # the readers of formats raise anything for a damaged header
-        return size, f"{type(error).__name__}: {error}"
-    return size, None
+        return _Opened(unreadable=briefly(error))
+    return _Opened(size)
 
 
 def _duplicates(root: Path, sizes: list[tuple[ListedImage, int]]) -> list[list[ListedImage]]:

@@ -145,3 +145,16 @@ def test_scenes_are_checked_too(checkout: Checkout) -> None:
     assert "data/demo/prepared" in lines[-1]
     assert command in lines[-1]
     assert "unchanged" not in checkout.prepare("demo")
+
+
+def test_a_photograph_that_the_system_refuses_costs_no_work(flow: Flow) -> None:
+    """It may be sound: the advice is not to make it again."""
+    path = flow / "data/tiny/prepared/images/train-00000.png"
+    path.unlink()
+    path.symlink_to("/proc/self/mem")  # a regular file that the system does not let us read
+    outcome = flow.gmpipe("prepare", "--check")
+    assert outcome.code == 1
+    assert "prepared/images/train-00000.png: " in outcome.out
+    assert "unreadable: 0" in outcome.out
+    assert "delete" not in outcome.out
+    assert "gmpipe" not in outcome.out.splitlines()[-1]
