@@ -89,7 +89,7 @@ def extract(request: Request, *, replace: bool, workers: Workers = Workers()) ->
         return _check_imported(folder, manifest)
     detector = dataset_detector(request.dataset)
     with open_store(folder, request.dataset) as store:
-        images = _hashed_images(request, manifest)
+        images = hashed_images(request, manifest)
         return _complete(request, detector, store, images, workers, replace=replace)
 
 
@@ -120,11 +120,39 @@ def extract_damaged(
     if index is not None:
         found = without_images(index.recipe)
         check_same_recipe(found, recipe, str(store.folder), _restore_or_replace(request))
-    images = _hashed_images(request, manifest)
+    images = hashed_images(request, manifest)
     repair = plan_repair(store, index, damages, recipe, images)
     _check_stale(request, repair.stale, images, replace=False)
     repair.carry_out()
     return _complete(request, detector, store, images, Workers(), trust_index=False)
+
+
+def hashed_images(request: Request, manifest: Manifest) -> PlannedImages:
+    """Hash the photographs of a data set.
+
+    Returns:
+        the images of its cache as their files are now.
+
+    Raises:
+        MissingError: a photograph is missing.
+        InputError, OSError: one can't be read.
+    """
+    remedy = (
+        f"Restore them, or run `gmpipe prepare --dataset {request.dataset}` if that makes or lists "
+        "them again."
+    )
+    with (
+        advising(remedy, MissingError),
+        progress_bar(total=len(manifest), desc="hash images", unit="image", delay=2) as bar,
+    ):
+        digests = image_digests(
+            manifest,
+            data_root(request.dataset),
+            contents=request.extract.hash_images,
+            threads=cores(),
+            on_images=bar.update,
+        )
+    return PlannedImages(ViewPlan(manifest, request.extract.views), digests)
 
 
 def _complete(
@@ -171,26 +199,6 @@ def _check_imported(folder: Path, manifest: Manifest) -> str:
         for split in SPLITS:
             open_split(cache, manifest, split)
     return f"{folder}: {len(cache)} imported rows, unchanged"
-
-
-def _hashed_images(request: Request, manifest: Manifest) -> PlannedImages:
-    """The images of the cache as their files are now."""
-    remedy = (
-        f"Restore them, or run `gmpipe prepare --dataset {request.dataset}` if that makes or lists "
-        "them again."
-    )
-    with (
-        advising(remedy, MissingError),
-        progress_bar(total=len(manifest), desc="hash images", unit="image", delay=2) as bar,
-    ):
-        digests = image_digests(
-            manifest,
-            data_root(request.dataset),
-            contents=request.extract.hash_images,
-            threads=cores(),
-            on_images=bar.update,
-        )
-    return PlannedImages(ViewPlan(manifest, request.extract.views), digests)
 
 
 def _restore_or_replace(request: Request) -> str:

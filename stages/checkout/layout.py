@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.files import sha256_json
 from pipeline.learning import CHECKPOINT_FILE as CHECKPOINT_FILE
+from pipeline.settings import check_name
 
 # Files in the folder of a run: what `train` writes beside the checkpoint,
 LAST_GOOD_FILE = "checkpoint-last-good.pt"
@@ -75,6 +78,36 @@ def run_folder(dataset: str, variant: str, seed: int, overridden: object = None)
     if overridden is not None:
         name += f"-{sha256_json(overridden)[:8]}"
     return runs_folder(dataset) / name
+
+
+class RunName(NamedTuple):
+    """What the name of a run's folder says.
+
+    Attributes:
+        variant, seed: of the run.
+        hashed: whether its settings differ from params.yaml, so that their hash ends the name.
+    """
+
+    variant: str
+    seed: int
+    hashed: bool
+
+
+_RUN_NAME = re.compile(  # the first part takes all it can, since a variant may hold `-s1` too
+    r"(?P<variant>.+)-s(?P<seed>0|[1-9][0-9]*)(?P<hash>-[0-9a-f]{8})?"
+)
+
+
+def run_of_folder(name: str) -> RunName | None:
+    """Return the run whose folder `run_folder` gives this name; None if there is no such run."""
+    match = _RUN_NAME.fullmatch(name)
+    if match is None:
+        return None
+    try:
+        check_name(match["variant"])
+    except ValueError:
+        return None
+    return RunName(match["variant"], int(match["seed"]), match["hash"] is not None)
 
 
 SWEEPS = "sweeps"

@@ -31,17 +31,16 @@ from stages.checkout.layout import (
     SWEEPS,
     TENSORBOARD_FOLDER,
     run_folder,
+    run_of_folder,
     runs_folder,
 )
 from stages.checkout.params import Request, has_variant, variant_settings
 from stages.checkout.resolved import read_run_settings
 
 _TEMPORARY = r"\.[0-9a-f]{8}\.tmp"
-_HASHED = re.compile(r"-s[0-9]+-[0-9a-f]{8}$")
 _OUT_OF_DATE = "out of date"  # of another checkpoint, which a killed training has replaced
 _UNREADABLE = "unreadable"  # by this user
 _MOST_SETTINGS = 4  # that the list shows of a run
-_RUN_NAME = re.compile(r"[a-z0-9]+([.-][a-z0-9]+)*-s[0-9]+(-[0-9a-f]{8})?")
 
 
 def _one_of(*names: str) -> re.Pattern[str]:
@@ -168,7 +167,7 @@ def _removable(top: Path, named: set[Path]) -> Iterator[tuple[Path, list[Path]]]
             yield folder, [folder]
     for lock in folders:
         folder = lock.with_name(lock.name.removeprefix(".").removesuffix(".lock"))
-        ours = folder.parent.name == SWEEPS or _RUN_NAME.fullmatch(folder.name)
+        ours = folder.parent.name == SWEEPS or run_of_folder(folder.name)
         stale = lock.name == f".{folder.name}.lock" and not exists(folder)
         if stale and ours and folder not in named:
             yield folder, []
@@ -184,7 +183,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _is_run(folder: Path) -> bool:
-    return bool(_RUN_NAME.fullmatch(folder.name)) and _holds_only(
+    return run_of_folder(folder.name) is not None and _holds_only(
         folder, _RUN_FILE, TENSORBOARD_FOLDER
     )
 
@@ -253,7 +252,8 @@ def _named_and_made_with(
     folder: Path, made_with: Mapping[str, Any] | str, request: Request, *, named: bool
 ) -> tuple[str, str]:
     """Whether params.yaml describes a run, and the settings in which an unnamed run differs."""
-    if not named and not _HASHED.search(folder.name):
+    run = run_of_folder(folder.name)
+    if not named and not (run and run.hashed):
         return "no", ""
     if isinstance(made_with, str):
         return ("yes" if named else "no"), made_with

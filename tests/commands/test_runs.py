@@ -25,7 +25,7 @@ FILES = (
     "settings.yaml",
     "summary.json",
 )
-GONE = ("full-s1", "full-s0-0123abcd", "mine.v2-s0", "without-label-graph-s12")
+GONE = ("full-s1", "full-s0-0123abcd", "My_variant-s0", "without-label-graph-s12")
 
 
 @pytest.fixture
@@ -81,6 +81,16 @@ def test_runs_that_params_yaml_does_not_name_are_removed(flow: Flow) -> None:
     assert flow.ok("runs", "prune") == "0.0 MB removed from runs/tiny\n"
 
 
+def test_variants_may_have_any_name(flow: Flow) -> None:
+    own = ("My_variant-s1", "a_b-s0", "Full2-s3-0123abcd", "my-small-s0", "a-s1-s0", "a--s2")
+    for name in own:
+        make_run(flow, name)
+    (flow / "runs/tiny/.A_b-s3.lock").touch()
+    assert set(own) <= column(flow, 2).keys()
+    flow.ok("runs", "prune")
+    assert names(flow) == {"full-s0", "max-pool-s0", ".full-s0.lock", ".max-pool-s0.lock"}
+
+
 def test_a_dry_run_prints_the_same_and_changes_nothing(flow: Flow) -> None:
     before, before_names = flow.bytes("runs"), names(flow)
     dry = flow.ok("runs", "prune", "--dry-run")
@@ -105,7 +115,7 @@ def test_another_data_set_is_left_alone(flow: Flow) -> None:
 def test_folders_that_are_no_runs_by_name_and_files_stay(flow: Flow) -> None:
     top = flow / "runs/tiny"
     (top / "full-s1" / "notes.txt").write_text("mine")
-    (top / "mine.v2-s0" / "more").mkdir()
+    (top / "My_variant-s0" / "more").mkdir()
     (top / "without-label-graph-s12" / "tensorboard").mkdir()
     (top / "without-label-graph-s12" / "tensorboard" / "notes.txt").touch()
     (top / "max-pool-s0" / "notes.tmp").touch()
@@ -116,13 +126,13 @@ def test_folders_that_are_no_runs_by_name_and_files_stay(flow: Flow) -> None:
     (flow / "elsewhere").mkdir()
     (top / "full-s5").symlink_to(top / "full-s0")
     (top / ".mine.lock").touch()
-    (top / "Full-s1").mkdir()
+    (top / "mine.v2-s1").mkdir()
     (top / "sweeps" / "mine").mkdir()
     (top / "sweeps" / "mine" / "figure.pdf").touch()
-    stay = {"full-s1", "mine.v2-s0", "without-label-graph-s12", "max-pool-s0"}
+    stay = {"full-s1", "My_variant-s0", "without-label-graph-s12", "max-pool-s0"}
     kept = [path for path in top.rglob("*") if set(path.parts) & stay]
     kept += [top / "notes", top / "old", top / "full-s3", top / "full-s4", top / "full-s5"]
-    kept += [top / ".mine.lock", top / "Full-s1", top / "sweeps/mine/figure.pdf"]
+    kept += [top / ".mine.lock", top / "mine.v2-s1", top / "sweeps/mine/figure.pdf"]
     flow.ok("runs", "prune")
     assert [path for path in kept if not path.exists()] == []
     assert "full-s0-0123abcd" not in names(flow)
@@ -185,7 +195,7 @@ def test_a_folder_that_cannot_be_listed_or_removed_is_named(
     with monkeypatch.context() as patch:
         patch.setattr("stages.commands.runs.shutil.rmtree", refuse)
         assert flow.gmpipe("runs", "prune").refused(
-            r"runs/tiny/full-s0-0123abcd: Permission denied.*right"
+            r"runs/tiny/My_variant-s0: Permission denied.*right"
         )
     assert flow.gmpipe("runs", "list").code == 0
     (flow / "runs/tiny").rename(flow / "runs/old")
@@ -198,18 +208,18 @@ def test_the_list_has_one_row_per_run(flow: Flow) -> None:
     (flow / "runs/tiny/full-s1/metrics.json").unlink()
     (flow / "runs/tiny/full-s1/checkpoint.pt").unlink()
     (flow / "runs/tiny/max-pool-s0/settings.yaml").unlink()
-    (flow / "runs/tiny/mine.v2-s0/metrics.json").write_text("{}")
-    settings = flow / "runs/tiny/mine.v2-s0/settings.yaml"
+    (flow / "runs/tiny/My_variant-s0/metrics.json").write_text("{}")
+    settings = flow / "runs/tiny/My_variant-s0/settings.yaml"
     settings.write_text(settings.read_text().replace('"epochs": 2', '"epochs": 3'))
     header, _, *lines = flow.ok("runs", "list").splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (header, *lines)]
     assert cells == [
         ["run", "mAP", "epochs", "named by params.yaml", "made with"],
+        ["runs/tiny/My_variant-s0", "damaged", "damaged", "no", ""],
         ["runs/tiny/full-s0", "41.3", "2", "yes", ""],
         ["runs/tiny/full-s0-0123abcd", "41.3", "2", "no", ""],
         ["runs/tiny/full-s1", "-", "-", "no", ""],
         ["runs/tiny/max-pool-s0", "41.3", "-", "yes", "-"],
-        ["runs/tiny/mine.v2-s0", "damaged", "damaged", "no", ""],
         ["runs/tiny/without-label-graph-s12", "41.3", "2", "no", ""],
     ]
 

@@ -12,6 +12,12 @@ import pytest
 from flows import Flow
 from PIL import Image
 from ruamel.yaml import YAML
+from small import write_params as write_small_params
+
+from pipeline.evaluation.tables import as_csv
+from pipeline.report.sweeps import SweepResults, SweepRun, write_sweep
+from pipeline.shards.schema import without_images
+from pipeline.shards.shard import map_shard, write_shard
 
 
 def lines_of(text: str) -> dict[str, str]:
@@ -76,7 +82,6 @@ AGAIN = {
     "cache/tiny/regions-00001.h5": "gmpipe cache verify .*--repair",
     "runs/tiny/full-s0/settings.yaml": "gmpipe train .*--variant full --seed 0",
     "runs/tiny/full-s0/checkpoint.pt": "gmpipe train .*--variant full --seed 0",
-    "runs/tiny/max-pool-s0/history.csv": "gmpipe train .*--variant max-pool --seed 0",
     "runs/tiny/max-pool-s0/metrics.json": "gmpipe evaluate .*--variant max-pool --seed 0",
     "runs/tiny/max-pool-s0/predictions.parquet": "gmpipe evaluate .*--variant max-pool --seed 0",
     ".state/times/tiny.csv": "Delete",
@@ -95,6 +100,116 @@ def test_damaged_files_are_named_with_the_commands_that_make_them_again(flow: Fl
         thing = next(name for name in (path, *map(str, Path(path).parents)) if name in said)
         assert re.match(f"damaged: .*{command}", said[thing]), said[thing]
     assert flow.bytes(".") == before
+
+
+@pytest.fixture
+def trained(small: Flow) -> Flow:
+    """A data set of imported regions with a run that is trained and evaluated."""
+    small.ok("train")
+    small.ok("evaluate")
+    return small
+
+
+def not_sound(flow: Flow, *options: str) -> dict[str, str]:
+    """What is not sound, by thing."""
+    done = flow.gmpipe("verify", *options)
+    assert done.out, done.err
+    found = statuses(done.out)
+    assert done.code == int("damaged" in found.values() or "unreadable" in found.values())
+    return {thing: status for thing, status in found.items() if status != "sound"}
+
+
+def test_a_damage_is_said_of_the_damaged_file_only(trained: Flow) -> None:
+    own = "data/voc2007/prepared/manifest.parquet"
+    for path in (*(f"runs/voc2007/full-s0/{name}" for name in RUN_FILES), own):
+        stored = (trained / path).read_bytes()
+        for content in (b"", stored[: len(stored) // 2], b"\xff" * 9):
+            (trained / path).write_bytes(content)
+            assert not_sound(trained) == {path: "damaged"}
+        (trained / path).unlink()
+        about = {} if path.startswith("runs") and "checkpoint" not in path else {path: "missing"}
+        assert not_sound(trained) == about
+        (trained / path).symlink_to(trained / path)  # which root can't read either
+        assert not_sound(trained) == {path: "unreadable"}
+        (trained / path).unlink()
+        (trained / path).write_bytes(stored)
+
+
+def test_damages_are_said_without_a_checkpoint_too(trained: Flow) -> None:
+    run = "runs/voc2007/full-s0"
+    (trained / run / "checkpoint.pt").unlink()
+    for name in RUN_FILES[2:]:
+        stored = (trained / run / name).read_bytes()
+        (trained / run / name).write_bytes(stored[: len(stored) // 2])
+    files = {f"{run}/{name}": "damaged" for name in RUN_FILES[2:]}
+    assert not_sound(trained) == {f"{run}/checkpoint.pt": "missing", **files}
+
+
+def test_files_of_an_earlier_training_are_out_of_date(trained: Flow) -> None:
+    """As a kill leaves them between the checkpoint and each of the files."""
+    run = "runs/voc2007/full-s0"
+    former = {name: (trained / run / name).read_bytes() for name in RUN_FILES}
+    write_small_params(trained.folder, {"epochs": 1})
+    trained.ok("train")
+    trained.ok("evaluate")
+    assert not_sound(trained) == {}
+    for name in set(RUN_FILES) - {"checkpoint.pt"}:
+        stored = (trained / run / name).read_bytes()
+        (trained / run / name).write_bytes(former[name])
+        things = {f"{run}/{name}": "out of date"}
+        if name == "metrics.json":
+            things[f"{run}/summary.json"] = "out of date"
+        assert not_sound(trained) == things
+        if name == "settings.yaml":
+            assert "out of date" in trained.ok("runs", "list")
+        (trained / run / name).write_bytes(stored)
+
+
+def test_a_run_in_the_folder_of_another_is_out_of_date(trained: Flow) -> None:
+    top = trained / "runs/voc2007"
+    for name in ("full-s1", "max-pool-s0", "Full-s0", "full-s0-0123abcd", "full-s0-backup"):
+        shutil.copytree(top / "full-s0", top / name)
+    wrong = ("full-s1", "max-pool-s0", "Full-s0")
+    assert not_sound(trained) == {
+        f"runs/voc2007/{name}/checkpoint.pt": "out of date" for name in wrong
+    }
+
+
+@pytest.mark.parametrize("variant", ["my-small", "a-s1", "My_variant", "full-s0-0123abcd"])
+def test_variants_may_have_any_name(small: Flow, variant: str) -> None:
+    own = {"variants": {variant: {"beta": 0.3}}}
+    write_small_params(small.folder, own, variants=["full", variant])
+    small.ok("train", "--variant", variant)
+    small.ok("train", "--variant", variant, "--set", "train.voc2007.epochs=1")
+    assert not_sound(small) == {}
+    write_small_params(small.folder, own | {"epochs": 3}, variants=["full", variant])
+    checkpoint = f"runs/voc2007/{variant}-s0/checkpoint.pt"
+    text = small.ok("verify")
+    assert not_sound(small)[checkpoint] == "out of date"
+    assert f"--variant {variant} --seed 0`" in lines_of(text)[checkpoint]
+    [hashed] = (small / "runs/voc2007").glob(f"{variant}-s0-*")
+    (hashed / "checkpoint.pt").write_bytes(b"")
+    about = lines_of(small.gmpipe("verify").out)[f"runs/voc2007/{hashed.name}/checkpoint.pt"]
+    assert re.match(f"damaged: .*--variant {variant} --seed 0` .*--set", about), about
+
+
+def test_the_table_of_another_sweep_is_out_of_date(small: Flow) -> None:
+    folder = small / "runs/voc2007/sweeps/beta"
+    runs = [SweepRun(value=value, seed=0, mAP=5.5, CF1=1.0, OF1=2.0) for value in ("0.1", "0.2")]
+    same = {"dataset": "voc2007", "split": "x/test", "variant": "full", "setting": "beta"}
+    sweep = SweepResults(**same, numeric=True, runs=runs)
+    write_sweep(folder / "sweep.json", sweep)
+    thing = "runs/voc2007/sweeps/beta"
+    for text, expected in (
+        (as_csv(sweep.rows()), {}),
+        (as_csv(sweep.rows()[1:]), {thing: "out of date"}),
+        (as_csv(sweep.rows())[:-9], {thing: "damaged"}),
+        ("", {thing: "damaged"}),
+    ):
+        (folder / "results.csv").write_text(text)
+        found = not_sound(small)
+        assert found == expected, text
+    assert "gmpipe sweep" in lines_of(small.gmpipe("verify").out)[thing]
 
 
 def test_states_of_killed_runs_are_looked_at(flow: Flow) -> None:
@@ -147,6 +262,30 @@ def test_a_photograph_that_changed_is_found_by_its_hash(flow: Flow) -> None:
     assert about.startswith("out of date")
     assert "gmpipe extract --dataset tiny --replace" in about
     assert flow.gmpipe("extract").refused(r"--replace")
+
+
+def test_a_missing_photograph_is_advised_on_as_by_extract(flow: Flow) -> None:
+    next((flow / "data/tiny/prepared").rglob("*.png")).unlink()
+    about = lines_of(flow.ok("verify", "--images"))["data/tiny"]
+    assert re.match("missing: .*gmpipe prepare --dataset tiny", about), about
+    assert flow.gmpipe("extract").refused("gmpipe prepare --dataset tiny")
+
+
+def test_photographs_are_compared_with_what_is_sound_only(flow: Flow) -> None:
+    flip(flow / "cache/tiny/regions-00001.h5")
+    (flow / "cache/tiny/regions-00002.h5").write_bytes(b"no shard")
+    assert not_sound(flow, "--images") == {"cache/tiny": "damaged"}
+    for thing in ("data/tiny/prepared/manifest.parquet", "cache/tiny/index.parquet"):
+        flip(flow / thing)
+        assert "data/tiny" not in lines_of(flow.gmpipe("verify", "--images").out)
+
+
+def test_a_shard_that_names_no_photographs_is_out_of_date(flow: Flow) -> None:
+    """One that was written with the library, for instance."""
+    path = flow / "cache/tiny/regions-00001.h5"
+    header, rows, _ = map_shard(path)
+    write_shard(path, rows, dataset="tiny", recipe=without_images(header.recipe))
+    assert not_sound(flow, "--images")["data/tiny"] == "out of date"
 
 
 def test_what_can_t_be_read_is_said(flow: Flow) -> None:
