@@ -14,9 +14,10 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -160,6 +161,26 @@ def matching(folder: Path, pattern: str) -> list[Path]:
         return sorted(path for path in folder.iterdir() if fnmatch.fnmatch(path.name, pattern))
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def check_writable(folder: Path, names: Iterable[str] = ()) -> None:
+    """Make a folder, and check that it takes files, before hours are spent on what goes there.
+
+    Args:
+        folder: of the files.
+        names: of the files, in whose place there may be no folder.
+
+    Raises:
+        AccessError: the system refuses to write.
+        InputError: there is a folder in place of a file.
+    """
+    with naming_access_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        for name in names:
+            if (folder / name).is_dir():
+                raise InputError(f"{folder / name} is a folder. Expected a file.", "Move it away.")
 
 
 @contextmanager

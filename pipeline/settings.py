@@ -220,7 +220,9 @@ class ArchitectureSettings(_Settings):
 class FitSettings(_Settings):
     """How a detector is fitted to the boxes of the data set's training split."""
 
-    size: int = Field(448, ge=32, multiple_of=32, description="Side of the square view, in pixels.")
+    size: int = Field(
+        448, ge=32, le=8192, multiple_of=32, description="Side of the square view, in pixels."
+    )
     steps: int = Field(400, ge=1, description="Number of optimiser steps.")
     batch_size: int = Field(8, ge=1, description="Images per step.")
     sampled_proposals: int = Field(
@@ -229,7 +231,7 @@ class FitSettings(_Settings):
         description="Proposals per image that the box head learns from (torchvision: 512).",
     )
     learning_rate: float = Field(1e-3, gt=0, description="Peak rate of AdamW's one-cycle schedule.")
-    weight_decay: float = Field(1e-4, ge=0, description="AdamW's weight decay.")
+    weight_decay: float = Field(1e-4, ge=0, le=1000, description="AdamW's weight decay.")
     holdout: float = Field(
         0.1, gt=0, lt=1, description="Share of the training split held out to measure recall."
     )
@@ -274,7 +276,9 @@ class ExtractSettings(_Settings):
     """The regions that stage one stores. All settings but the last four decide the features."""
 
     size: int = Field(448, ge=32, multiple_of=32, description="Side of the square view, in pixels.")
-    regions: int = Field(10, ge=1, description="m: regions kept per image, by descending score.")
+    regions: int = Field(
+        10, ge=1, le=10_000, description="m: regions kept per image, by descending score."
+    )
     score_threshold: float = Field(
         0.0,
         ge=0,
@@ -385,7 +389,7 @@ class TrainSettings(_Settings):
     optimizer: Literal["sgd", "adamw"] = Field(
         "sgd", description="Optimiser. The paper uses `sgd`."
     )
-    learning_rate: float = Field(0.01, gt=0, description="Initial learning rate.")
+    learning_rate: float = Field(0.01, gt=0, le=1e30, description="Initial learning rate.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
     weight_decay: float = Field(1e-4, ge=0, description="Weight decay.")
     schedule: Literal["step", "cosine", "constant"] = Field(
@@ -402,7 +406,7 @@ class TrainSettings(_Settings):
         "average is then the result. 0: no averaging. 0.99 averages about the last 100 steps.",
     )
     clip_norm: float = Field(5.0, gt=0, description="Largest norm of the gradient of a step.")
-    beta: float = Field(0.0, ge=0, description="Class balance of the loss, equation (15).")
+    beta: float = Field(0.0, ge=0, le=1000, description="Class balance of the loss, equation (15).")
     validation: float = Field(
         0.0,
         ge=0,

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.datasets.manifest import Manifest, read_boxes
 from pipeline.errors import DamagedError
 from pipeline.files import (
+    check_writable,
     folder_lock,
     remove_temporaries,
     replacing_folder,
@@ -51,6 +52,7 @@ def resolve_detector(request: Request) -> str:
     folder = detector_folder(request.dataset)
     settings = request.detector
     with folder_lock(folder):
+        check_writable(folder.parent)  # before a fit, which takes long
         tidy(folder)
         if settings.source == "imported":
             return _record_imported(folder, request.dataset)

@@ -11,7 +11,7 @@ from pipeline.errors import MismatchError
 from pipeline.evaluation.metrics import Evaluation, write_evaluation
 from pipeline.evaluation.metrics import evaluate as measure
 from pipeline.evaluation.predictions import write_predictions
-from pipeline.files import folder_lock, tidy, write_json
+from pipeline.files import check_writable, exists, folder_lock, tidy, write_json
 from pipeline.labels.vectors import LabelVectors
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.prediction import NotFinite, Scorer
@@ -19,7 +19,13 @@ from pipeline.learning.splits import open_split
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import check_same_recipe
 from stages.checkout.caches import advising_on_cache
-from stages.checkout.layout import CHECKPOINT_FILE, METRICS_FILE, PREDICTIONS_FILE, SUMMARY_FILE
+from stages.checkout.layout import (
+    CHECKPOINT_FILE,
+    EVALUATION_FILES,
+    METRICS_FILE,
+    PREDICTIONS_FILE,
+    SUMMARY_FILE,
+)
 from stages.checkout.plans import (
     RunPlan,
     check_training_rows,
@@ -47,6 +53,8 @@ def evaluate(run: RunPlan) -> str:
     """
     began = time.monotonic()
     with folder_lock(run.folder):  # before the checkpoint is read, which a training may replace
+        if exists(run.folder):
+            check_writable(run.folder, EVALUATION_FILES)
         tidy(run.folder)
         line = _evaluate(run)
     record_time(run.dataset, "evaluate", began, run=run.folder.name)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import math
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,8 +19,8 @@ import torch
 from pipeline.datasets.manifest import Manifest
 from pipeline.errors import InputError, MissingError
 from pipeline.files import (
+    check_writable,
     folder_lock,
-    naming_access_errors,
     remove_temporaries,
     replacing,
     tidy,
@@ -39,6 +38,7 @@ from stages.checkout.layout import (
     EVALUATION_FILES,
     HISTORY_FILE,
     LAST_GOOD_FILE,
+    SETTINGS_FILE,
     TENSORBOARD_FOLDER,
     state_file,
 )
@@ -106,7 +106,11 @@ def train(run: RunPlan, *, tensorboard: bool = False) -> str | None:
         tidy(run.folder)
         inputs = _open(run)
         remove_temporaries(inputs.state.parent, inputs.state.name)
-        _check_writable(run.folder)
+        # Before hours are spent on the training.
+        check_writable(
+            run.folder, (CHECKPOINT_FILE, HISTORY_FILE, SETTINGS_FILE, *EVALUATION_FILES)
+        )
+        check_writable(inputs.state.parent)
         on_epoch = stack.enter_context(_shown(run, tensorboard=tensorboard))
         try:
             training = _learn(run, inputs, processes, on_epoch)
@@ -156,18 +160,6 @@ def _learn(
         validation=inputs.validation,
         on_epoch=on_epoch,
     )
-
-
-def _check_writable(folder: Path) -> None:
-    """Make the folder, and check that it takes files, before hours are spent on the training.
-
-    Raises:
-        AccessError: it can't be written.
-    """
-    with naming_access_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
 
 
 def _write(run: RunPlan, inputs: _Inputs, training: Training) -> None:

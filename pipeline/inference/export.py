@@ -57,9 +57,10 @@ class CacheToScores(nn.Module):
         real = count.clamp(min=1).minimum(torch.full_like(count, instances))
         mask = torch.arange(instances + added, device=count.device) < real[:, None]
         batch = InstanceBatch(
-            pad(features, (0, 0, 0, added)),
-            pad(boxes, (0, 0, 0, added)),
-            pad(scores, (0, added)),
+            # Whatever padding holds: nan times 0 would be nan.
+            pad(features, (0, 0, 0, added)).masked_fill(~mask[..., None], 0),
+            pad(boxes, (0, 0, 0, added)).masked_fill(~mask[..., None], 0),
+            pad(scores, (0, added)).masked_fill(~mask, 0),
             pad(classes, (0, added)),
             mask,
         )

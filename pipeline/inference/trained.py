@@ -23,7 +23,14 @@ from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
 from pipeline.ahead import ahead
-from pipeline.errors import AccessError, GmpipeError, InputError, MissingError
+from pipeline.errors import (
+    AccessError,
+    DamagedError,
+    GmpipeError,
+    InputError,
+    MissingError,
+    briefly,
+)
 from pipeline.files import access_error, exists
 from pipeline.learning import CHECKPOINT_FILE
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
@@ -383,7 +390,13 @@ def attach_detector(
             "Make the detector there, or pass the folder of the right one as `detector`.",
         )
     description = read_description(source)
-    extract = extraction_settings(recipe)
+    try:
+        extract = extraction_settings(recipe)
+    except ValueError as error:  # a recipe that anybody may have written
+        raise DamagedError(
+            f"The checkpoint of {folder} says of its regions what can't be: {briefly(error)}.",
+            "Restore the checkpoint, or train the run again.",
+        ) from error
     check_same_recipe(
         extraction_recipe(description, extract),
         without_images(recipe),

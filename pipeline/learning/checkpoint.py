@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,8 +18,8 @@ from pipeline.errors import DamagedError, MissingError, briefly
 from pipeline.files import canonical_json
 from pipeline.labels.vectors import LabelVectors
 from pipeline.matching.network import Network, build_network
-from pipeline.settings import TrainSettings
-from pipeline.shards.schema import Recipe
+from pipeline.settings import TrainSettings, check_name
+from pipeline.shards.schema import Recipe, fingerprint
 from pipeline.tensors import load_tensors, save_tensors
 
 _log = logging.getLogger(__name__)
@@ -132,7 +133,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
         )
     try:
         checkpoint = _checked(content, sha256)
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise DamagedError(f"{path} is damaged ({briefly(error)}).", _TRAIN) from error
     _log.info("read %s: %s, seed %d", path, checkpoint.variant, checkpoint.seed)
     return checkpoint
@@ -159,7 +168,8 @@ def _checked(content: dict[str, Any], sha256: str) -> Checkpoint:
     """Make a checkpoint of what a file holds.
 
     Raises:
-        AttributeError, KeyError, RuntimeError, TypeError, ValueError: it is no checkpoint's.
+        ArithmeticError, AttributeError, LookupError, RecursionError, RuntimeError, TypeError,
+        ValueError: it is no checkpoint's.
     """
     if unknown := content.keys() - set(_STORED):
         raise ValueError(f"it has the unknown field {min(map(str, unknown))!r}")
@@ -186,13 +196,30 @@ def _checked(content: dict[str, Any], sha256: str) -> Checkpoint:
             f"the label vectors have the sha256 {vectors.sha256}, expected "
             f"{checkpoint.label_vectors_sha256}"
         )
-    if not 1 <= checkpoint.epoch <= len(history) or checkpoint.seed < 0:
-        raise ValueError(f"epoch {checkpoint.epoch} of {len(history)}, seed {checkpoint.seed}")
+    _check_numbers(checkpoint)
     for name, tensor in checkpoint.state.items():
         if not isinstance(tensor, Tensor) or not tensor.isfinite().all():
             raise ValueError(f"the weights `{name}` are not finite numbers")
     checkpoint.check_weights()
     return checkpoint
+
+
+def _check_numbers(checkpoint: Checkpoint) -> None:
+    """Check names, counts and the recipe, which may come from anybody."""
+    for name in (checkpoint.dataset, checkpoint.variant):
+        check_name(name)
+    history = checkpoint.history
+    if not 1 <= checkpoint.epoch <= len(history):
+        raise ValueError(f"epoch {checkpoint.epoch} of {len(history)}")
+    if any(row.keys() != history[0].keys() for row in history):
+        raise ValueError("the rows of `history` have different columns")
+    for name in ("seed", "views", "trained_images", "feature_size"):
+        least = 0 if name == "seed" else 1
+        if not least <= getattr(checkpoint, name) < 2**63:
+            raise ValueError(f"`{name}` is {getattr(checkpoint, name)}")
+    if not all(isinstance(field, str) for field in checkpoint.recipe):
+        raise TypeError("the fields of `recipe` are not all texts")
+    fingerprint(checkpoint.recipe)  # its values are those of JSON, and finite
 
 
 def _texts(values: Any) -> tuple[str, ...]:
@@ -204,4 +231,7 @@ def _texts(values: Any) -> tuple[str, ...]:
 def _numbers(row: Any) -> dict[str, float]:
     if not isinstance(row, dict) or not {"epoch", "train_loss"} <= row.keys():
         raise TypeError("a row of `history` lacks `epoch` or `train_loss`")
-    return {str(name): float(value) for name, value in row.items()}
+    numbers = {str(name): float(value) for name, value in row.items()}
+    if not all(map(math.isfinite, numbers.values())):
+        raise ValueError(f"a row of `history` is not finite: {numbers}")
+    return numbers

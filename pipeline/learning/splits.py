@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from pipeline.datasets.manifest import Manifest, Split
-from pipeline.errors import InputError, MissingError
+from pipeline.errors import InputError, MismatchError, MissingError
 from pipeline.matching.graphs import InstanceBatch
 from pipeline.shards.failures import FAILURES_NAME, read_failures
 from pipeline.shards.reader import RegionCache
@@ -83,7 +83,14 @@ def open_split(
     Raises:
         MissingError: any other image of the split is not in the cache, or no image is left.
         InputError: the cache holds fewer than ``regions`` regions per image.
+        MismatchError: cache and manifest are of two data sets.
     """
+    if cache.dataset != manifest.dataset:
+        raise MismatchError(
+            f"{cache.folder} holds the regions of the data set {cache.dataset!r}, but the manifest "
+            f"is of {manifest.dataset!r}.",
+            "Name the cache and the manifest of one data set.",
+        )
     check_regions(cache, manifest.dataset, regions)
     failures = read_failures(cache.folder)
     listed = manifest.image_ids(split)

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import DamagedError, MismatchError, MissingError
-from pipeline.files import canonical_json, open_regular, replacing, sha256_file
+from pipeline.files import canonical_json, open_regular, replacing, sha256_file, sha256_json
 from pipeline.machine import cores
 from pipeline.shards.schema import (
     DTYPES,
@@ -50,6 +50,18 @@ _COLUMNS = pa.schema(
         ("row", pa.int32()),
     ]
 )
+_ABOUT = {
+    "format_version",
+    "dataset",
+    "fingerprint",
+    "recipe",
+    "regions",
+    "feature_size",
+    "feature_dtype",
+    "shards",
+}
+"""What an index says about the cache."""
+
 _ROW_GROUP = 8192
 """Rows of an index that are written together."""
 
@@ -136,6 +148,7 @@ def write_index(folder: Path, dataset: str, recipe: Recipe, shards: Sequence[Pat
         "feature_dtype": layout.feature_dtype,
         "shards": [asdict(entry) for entry in entries],
     }
+    about["sha256"] = sha256_json(about)  # of the metadata; the rows have checksums by page
     schema = _COLUMNS.with_metadata({"gmpipe": canonical_json(about)})
     with (
         replacing(folder / INDEX_NAME) as temporary,
@@ -249,8 +262,7 @@ def read_index(folder: Path) -> Index:
             pq.ParquetFile(stream, page_checksum_verification=True, pre_buffer=False) as file,
         ):
             schema = file.schema_arrow
-            about: dict[str, Any] = json.loads(schema.metadata[b"gmpipe"])
-            check_version(path, about["format_version"], INDEX_VERSION)
+            about = _metadata(path, schema)
             entries = tuple(ShardEntry(**entry) for entry in about["shards"])
             recipe = _sound_metadata(about, entries, schema)
             names = pa.array([entry.name for entry in entries])
@@ -285,6 +297,23 @@ def read_index(folder: Path) -> Index:
         shard=shard,
         row=row,
     )
+
+
+def _metadata(path: Path, schema: pa.Schema) -> dict[str, Any]:
+    """What an index says about its cache, unchanged since it was written.
+
+    Raises:
+        KeyError, RecursionError, TypeError, ValueError: it is not that of an index.
+        MismatchError, DamagedError: as `check_version`.
+    """
+    about: dict[str, Any] = json.loads(schema.metadata[b"gmpipe"])
+    check_version(path, about["format_version"], INDEX_VERSION)
+    # Indexes of version 0.1.0 have none.
+    if "sha256" in about and about.pop("sha256") != sha256_json(about):
+        raise ValueError("its metadata do not match their sha256")
+    if about.keys() != _ABOUT:
+        raise ValueError(f"its metadata are {', '.join(about)}")
+    return about
 
 
 def _sound_metadata(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.errors import DamagedError, MissingError
+from pipeline.errors import DamagedError, MismatchError, MissingError
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.store import StaleShard
 from stages.checkout.disk import shown_bytes
@@ -20,10 +20,27 @@ def open_cache(dataset: str) -> RegionCache:
     """Open the cache of a data set. Errors about it name the command that fixes it.
 
     Raises:
-        GmpipeError: as `RegionCache.open`.
+        GmpipeError: as `RegionCache.open`, and as `check_dataset`.
     """
     with advising_on_cache(dataset):
-        return RegionCache.open(cache_folder(dataset), remedy=_repair(dataset))
+        cache = RegionCache.open(cache_folder(dataset), remedy=_repair(dataset))
+    check_dataset(cache.dataset, dataset)
+    return cache
+
+
+def check_dataset(found: str, dataset: str) -> None:
+    """Check that the index in the cache's folder is of the data set.
+
+    Raises:
+        MismatchError: it is of another one.
+    """
+    if found != dataset:
+        folder = cache_folder(dataset)
+        raise MismatchError(
+            f"{folder} holds the regions of the data set {found!r}, expected {dataset!r}.",
+            f"Move them to {cache_folder(found)}, and restore those of {dataset} or make them "
+            "anew.",
+        )
 
 
 @contextmanager

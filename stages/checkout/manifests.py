@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from pipeline.datasets.manifest import Manifest, read_manifest
-from pipeline.errors import DamagedError, MissingError
+from pipeline.errors import DamagedError, MismatchError, MissingError
 from stages.checkout.layout import manifest_file
 from stages.checkout.remedies import advising
 
@@ -17,9 +17,16 @@ def dataset_manifest(dataset: str) -> Manifest:
 
     Raises:
         MissingError, DamagedError: as `read_manifest`. The remedy names the command that writes it.
+        MismatchError: it is the manifest of another data set.
     """
     path = manifest_file(dataset)
-    with advising(f"Run `gmpipe prepare --dataset {dataset}`.", MissingError, DamagedError):
+    prepare = f"Run `gmpipe prepare --dataset {dataset}`."
+    with advising(prepare, MissingError, DamagedError):
         manifest = read_manifest(path)
+    if manifest.dataset != dataset:
+        raise MismatchError(
+            f"{path} is the manifest of the data set {manifest.dataset!r}, expected {dataset!r}.",
+            prepare,
+        )
     _log.info("read %s: %d images, %d labels", path, len(manifest), len(manifest.vocabulary))
     return manifest

@@ -99,6 +99,13 @@ def read_checkpoint(plan: RunPlan) -> Checkpoint:
     """
     with advising(f"Run {run_commands(plan)}.", MissingError, DamagedError):
         checkpoint = load_checkpoint(plan.folder / CHECKPOINT_FILE)
+    of_checkpoint = (checkpoint.dataset, checkpoint.variant, checkpoint.seed)
+    if of_checkpoint != (plan.dataset, plan.variant, plan.seed):
+        raise MismatchError(
+            f"{plan.folder / CHECKPOINT_FILE} is of the run of {checkpoint.dataset!r}, variant "
+            f"{checkpoint.variant!r}, seed {checkpoint.seed}.",
+            f"Restore the checkpoint of this run, or run {run_commands(plan)}.",
+        )
     used = {**checkpoint.settings.model_dump(), "views": checkpoint.views}
     wanted = {**plan.settings.model_dump(), "views": plan.views}
     differences = [name for name in wanted if used[name] != wanted[name]]

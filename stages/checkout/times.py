@@ -84,7 +84,7 @@ def _append(path: Path, values: tuple[object, ...]) -> None:
     if not path.exists():
         lines.write(f"{_HEADING}\n")
     writer.writerow([*values, _crc32(values)])
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
     try:
         os.write(descriptor, lines.getvalue().encode())
     finally:

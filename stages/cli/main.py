@@ -55,11 +55,12 @@ def _run() -> int:
     except OSError as error:
         return _fail(str(access_error(error)))
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, whose import takes long
+        # torch's, whose import takes long: a class for a GPU, a text for the CPU.
+        if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):
             raise
         return _fail(
-            f"the GPU has not enough memory ({error}). Set a smaller `batch_size`, and run the "
-            "same command again. Finished work is kept."
+            f"not enough memory ({error}). Set a smaller `batch_size` or a smaller network, and "
+            "run the same command again. Finished work is kept."
         )
     except MemoryError as error:
         return _fail(

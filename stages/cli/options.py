@@ -195,6 +195,12 @@ detector_option = click.option(
 )
 
 
+def _is_managed(path: Path) -> bool:
+    """Whether a file lies in a folder of the checkout where data and results are."""
+    kept = ("data", "cache", "runs", "reports", ".state")
+    return any(Path(folder).resolve() in path.resolve().parents for folder in kept)
+
+
 def output_option(
     *suffixes: str, help_text: str, required: bool = False
 ) -> Callable[[Command], Command]:
@@ -205,6 +211,8 @@ def output_option(
             raise click.BadParameter(
                 f"{path}: expected a name that ends in {' or '.join(suffixes)}"
             )
+        if path is not None and path.is_file() and _is_managed(path):
+            raise click.BadParameter(f"{path} is a file that gmpipe keeps: choose another name")
         return path
 
     return click.option(

@@ -38,7 +38,7 @@ from stages.console.messages import say
 )
 @click.option(
     "--batch-size",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 10_000),
     default=8,
     metavar="N",
     help="Number of images that the detector processes at once.",

@@ -25,7 +25,7 @@ from pipeline.shards.schema import Recipe, check_same_recipe, row_bytes, without
 from pipeline.shards.shard import read_header, whole_shards
 from pipeline.shards.store import ImagesById, ShardStore, open_store
 from pipeline.shards.verification import Damage, verify_cache
-from stages.checkout.caches import advising_on_cache, open_cache, reasons_of
+from stages.checkout.caches import advising_on_cache, check_dataset, open_cache, reasons_of
 from stages.checkout.disk import free_bytes, shown_bytes
 from stages.checkout.layout import cache_folder, data_root, detector_folder
 from stages.checkout.manifests import dataset_manifest
@@ -70,6 +70,7 @@ def verify(request: Request, *, repair: bool) -> str:
     if not repair:
         with advising_on_cache(dataset):
             index = read_index(folder)
+        check_dataset(index.dataset, dataset)
         damages = _damages(folder, index)
         if any(damage.kind == "inaccessible" for damage in damages):
             raise AccessError(
@@ -93,6 +94,8 @@ def verify(request: Request, *, repair: bool) -> str:
             known = read_index(folder)
         except (MissingError, DamagedError) as error:
             say(error.problem)
+        if known:
+            check_dataset(known.dataset, dataset)
         damages = _damages(folder, known)
         if known and not damages:
             return _sound(folder, known)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.drawing import missing_letters
+from pipeline.errors import InputError
 from pipeline.formats.text import legible, markdown_table
 from pipeline.inference.explain import Explanation, LabelExplanation
 from pipeline.inference.explain import explain as explain_image
@@ -31,6 +32,8 @@ def explain(image: Path, run_folder: Path, detector: Path | None, output: Path) 
         GmpipeError: the run can't be loaded, the photograph can't be decoded, or what is computed
             for it is not finite.
     """
+    if output.exists() and output.samefile(image):
+        raise InputError(f"{output} is the photograph itself.", "Choose another name for `-o`.")
     photograph = load_image(image, "Name another photograph.")
     run = open_run(run_folder, detector)
     with advising_on_scores(run.checkpoint.dataset):

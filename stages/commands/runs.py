@@ -92,7 +92,7 @@ def list_runs(request: Request, variants: Sequence[str], seeds: Sequence[int]) -
                 continue
             checkpoint = folder / CHECKPOINT_FILE
             sha256 = sha256_file(checkpoint) if exists(checkpoint) else None
-        except (AccessError, OSError):
+        except (AccessError, InputError, OSError):
             rows.append([str(folder), _UNREADABLE, "", "yes" if folder in named else "no", ""])
             continue
         made_with = _made_with(folder, sha256)

@@ -129,7 +129,7 @@ def test_a_checkpoint_is_the_same_bytes_and_runs_no_code(tmp_path: Path, trained
         (lambda path: rewritten(path, history="[[1]]"), "history"),
         (lambda path: rewritten(path, history='[{"epoch": 1, "train_loss": "low"}]'), "low"),
         (lambda path: rewritten(path, feature_size=D + 1), "size mismatch"),
-        (lambda path: rewritten(path, feature_size=-1), "negative"),
+        (lambda path: rewritten(path, feature_size=-1), "feature_size"),
         (lambda path: rewritten(path, state={}), "Missing key"),
         (lambda path: rewritten(path, state={"a": torch.tensor(torch.nan)}), "`a`.*finite"),
         (lambda path: rewritten(path, state={"a": "b"}), "`a`"),

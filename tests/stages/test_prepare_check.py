@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from checkouts import IMAGES, Checkout, make_checkout
+from flows import Flow
 from trees import VocObject, draw_image, make_voc
 
 
