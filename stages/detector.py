@@ -99,6 +99,7 @@ def _copy(folder: Path, request: Request, settings: DetectorSettings) -> str:
             source=settings.source,
             architecture=settings.architecture,
             classes=classes,
+            origin_sha256=sha256_file(path),
         )
         write_json(temporary / _METRICS_FILE, {})
     return f"{folder}: {path.name}, sha256 {description.weights_sha256}"
@@ -145,6 +146,7 @@ def _fit(folder: Path, request: Request, settings: DetectorSettings, fit: FitSet
             source="fit",
             architecture=settings.architecture,
             classes=("background", *classes),
+            origin_sha256=key.get("weights"),
         )
         write_json(temporary / _METRICS_FILE, metrics)
     state.unlink(missing_ok=True)

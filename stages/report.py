@@ -7,28 +7,32 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from pipeline.errors import DamagedError, MismatchError
-from pipeline.evaluation.differences import describe_detector
+from pipeline.datasets.manifest import SPLITS
+from pipeline.errors import DamagedError, GmpipeError, MismatchError
 from pipeline.evaluation.runs import Runs
 from pipeline.files import exists, folder_lock, matching, replacing_folder
 from pipeline.learning.prediction import NotFinite
-from pipeline.regions.detector import class_names
+from pipeline.regions.detector import DetectorDescription, detector_of_regions
 from pipeline.report.assemble import write_page
 from pipeline.report.folder import PAGE
 from pipeline.report.inputs import PageInputs, check_same_regions
 from pipeline.report.sweeps import SweepResults, read_sweep
 from pipeline.settings import VARIANTS
+from pipeline.shards.failures import Failure, read_failures
+from pipeline.shards.index import read_index
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import Recipe
-from stages.checkout.caches import open_cache
+from stages.checkout.caches import advising_on_cache, open_cache
 from stages.checkout.layout import (
     SWEEP_FILE,
     SWEEP_RESULTS_FILE,
     SWEEPS,
+    cache_folder,
     data_root,
     detector_folder,
     report_folder,
@@ -89,9 +93,9 @@ def _read_inputs(
         manifest=dataset_manifest(request.dataset),
         source=request.prepare.source,
         root=data_root(request.dataset),
-        detector=describe_detector(request.detector, recipe),
-        classes=_class_names(request.dataset, recipe),
+        detector=_detector(request.dataset, recipe),
         cache=_open_cache(request.dataset, runs),
+        failures=_failures(request.dataset),
         runs=runs,
         scores=load_scores(request, runs),
         sweeps=_finished_sweeps(request.dataset),
@@ -101,9 +105,9 @@ def _read_inputs(
     )
 
 
-def _class_names(dataset: str, recipe: Recipe) -> tuple[str, ...] | None:
-    """The names of the detector's classes; None for imported regions, which have no detector."""
-    return None if "imported_from" in recipe else class_names(detector_folder(dataset))
+def _detector(dataset: str, recipe: Recipe) -> DetectorDescription | None:
+    with advising(f"Run `gmpipe detector --dataset {dataset}`.", DamagedError):
+        return detector_of_regions(detector_folder(dataset), recipe)
 
 
 def _open_cache(dataset: str, runs: Runs) -> RegionCache:
@@ -117,6 +121,11 @@ def _open_cache(dataset: str, runs: Runs) -> RegionCache:
     ):
         check_same_regions(run, cache)
     return cache
+
+
+def _failures(dataset: str) -> dict[str, Failure]:
+    with advising_on_cache(dataset):
+        return read_failures(cache_folder(dataset))
 
 
 def _finished_sweeps(dataset: str) -> list[SweepResults]:
@@ -139,8 +148,37 @@ def _finished_sweeps(dataset: str) -> list[SweepResults]:
                     f"{path} is of another sweep: {sweep.setting} of {sweep.variant} on "
                     f"{sweep.dataset}."
                 )
+        try:
+            check_sweep(sweep)
+        except MismatchError as error:
+            note(f"{error.problem} The page leaves it out. {error.remedy}")
+            continue
         sweeps.append(sweep)
     return sweeps
+
+
+def check_sweep(sweep: SweepResults) -> None:
+    """Check that a sweep's runs have the regions and labels that the checkout has now.
+
+    A manifest or a cache that can't be read is not compared: its own check says what is wrong.
+
+    Raises:
+        MismatchError: the sweep has other ones.
+    """
+    today: dict[str, str] = {}
+    with suppress(GmpipeError, OSError):
+        today["fingerprint"] = read_index(cache_folder(sweep.dataset)).fingerprint
+    with suppress(GmpipeError, OSError):
+        manifest = dataset_manifest(sweep.dataset)
+        today |= {f"{split}_sha256": manifest.labels_sha256(split) for split in SPLITS}
+    folder = sweep_folder(sweep.dataset, sweep.variant, sweep.setting)
+    for name, expected in today.items():
+        if (found := getattr(sweep, name)) != expected:
+            raise MismatchError(
+                f"{folder} is out of date: its runs have the {name} {found}, but the checkout now "
+                f"has {expected}.",
+                _again(folder),
+            )
 
 
 def _again(folder: Path) -> str:

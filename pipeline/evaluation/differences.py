@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pipeline.evaluation.paper import VARIANT_NAMES, PaperResults
 from pipeline.evaluation.runs import Run
 from pipeline.files import canonical_json
-from pipeline.settings import ArchitectureSettings, DetectorSettings, TrainSettings
+from pipeline.regions.detector import DetectorDescription
+from pipeline.settings import ArchitectureSettings, TrainSettings
 from pipeline.shards.schema import Recipe
 
 STATED: Mapping[str, tuple[object, str]] = {
@@ -50,16 +51,16 @@ UNMENTIONED: Mapping[str, object] = {
 """Setting of something that the paper does not mention -> its value where we do without it, too.
 Each with another value is named."""
 
-OURS: Mapping[str, str] = {
-    "network.neighbors": "",
-    "network.label_neighbors": "",
-    "network.least_deviation": "",
-    "clip_norm": ", which acts at every early step",
-    "selection": "",
-    "extract.score_threshold": "",
-    "extract.nms_threshold": "",
-}
-"""Setting that needs a value, while the paper gives none -> what to add. Each is always named."""
+OURS = (
+    "network.neighbors",
+    "network.label_neighbors",
+    "network.least_deviation",
+    "clip_norm",
+    "selection",
+    "extract.score_threshold",
+    "extract.nms_threshold",
+)
+"""Settings that need a value, while the paper gives none. Each is always named."""
 
 IN_WORDS = (
     "label_vectors",
@@ -82,9 +83,6 @@ WITHOUT_EFFECT: Mapping[str, str] = {
 }
 """Setting that changes nothing which could be compared with the paper -> what it is."""
 
-_TORCHVISION_WEIGHTS = "258fb6c6"
-"""First digits of the sha256 of torchvision's weights, which its file's name has as well."""
-
 _IN_TRAINING = {
     "train2014": "all of train2014's 82,783 images",
     "val2014": "35,504 of val2014's 40,504 images",
@@ -94,35 +92,45 @@ _IN_TRAINING = {
 without the 5,000 images of val2017, which are from val2014: 82,783 + 40,504 - 5,000 = 118,287."""
 
 
-def describe_detector(detector: DetectorSettings, recipe: Recipe) -> str:
+def describe_detector(detector: DetectorDescription | None, recipe: Recipe) -> str:
     """Say in words what made the regions, e.g. to end the sentence "The regions come from ...".
 
     Args:
-        detector: the data set's settings.
+        detector: that made the regions; None if it is not known any more, or they are imported.
         recipe: of the regions; imported ones name their source there.
     """
     if "imported_from" in recipe:
         return f"another program, imported ({recipe['imported_from']})"
-    if detector.source == "torchvision" or _is_torchvisions(recipe):
-        return "torchvision's ResNet50-FPN Faster R-CNN, trained on train2017 of MS-COCO"
+    if detector is None:
+        return f"a Faster R-CNN whose weights had the sha256 {recipe['weights_sha256']}"
+    origin = f"weights with the sha256 {detector.origin_sha256}"
+    if detector.has_seen_coco:
+        origin = "torchvision's ResNet50-FPN Faster R-CNN, trained on train2017 of MS-COCO"
     if detector.source == "fit":
-        start = f", starting from the weights {detector.weights}" if detector.weights else ""
+        known = detector.has_seen_coco or detector.origin_sha256
+        start = f", starting from {origin}" if known else ""
         return f"a Faster R-CNN fitted on boxes of this data set{start}"
-    return f"a Faster R-CNN with the weights {detector.weights}"
+    if detector.has_seen_coco:
+        return origin
+    return f"a Faster R-CNN with {origin if detector.origin_sha256 else 'weights of a file'}"
 
 
-def seen_by_detector(run: Run) -> str | None:
+def seen_by_detector(run: Run, detector: DetectorDescription | None) -> str | None:
     """Say how many of a run's test images the detector was trained on; None if none is known.
 
     torchvision's weights were trained on train2017 of COCO, according to its documentation ("models
     trained on the instances set of COCO train2017 and evaluated on COCO val2017",
     pytorch.org/vision/0.12/models.html) and to the recipe that the weights name.
 
+    Args:
+        run: a run.
+        detector: as in `describe_detector`.
+
     Returns:
         two sentences, the last without its full stop.
     """
     _, _, tested = run.evaluation.split.removesuffix("/test").rpartition("/")
-    if not _is_torchvisions(run.recipe) or tested not in _IN_TRAINING:
+    if detector is None or not detector.has_seen_coco or tested not in _IN_TRAINING:
         return None
     return (
         f"The detector has seen test images with their boxes: it was trained on train2017, which "
@@ -131,22 +139,25 @@ def seen_by_detector(run: Run) -> str | None:
     )
 
 
-def paper_differences(run: Run, paper: PaperResults, detector: str) -> list[str]:
+def paper_differences(
+    run: Run, paper: PaperResults, detector: DetectorDescription | None
+) -> list[str]:
     """List what a reader must know who compares a run with the paper; one or two sentences each.
 
     Args:
-        detector: as `describe_detector` says it.
+        detector: as in `describe_detector`.
     """
     evaluation, settings = run.evaluation, run.settings
     train, test = paper.images
+    origin = describe_detector(detector, run.recipe)
     frozen = "" if "imported_from" in run.recipe else ", kept as it is"
-    detector += frozen + _architecture(run.recipe)
+    origin += frozen + _architecture(run.recipe)
     lines = [
-        f"Detector: our regions come from {detector}. The paper's come from a pre-trained "
+        f"Detector: our regions come from {origin}. The paper's come from a pre-trained "
         "ResNet50-FPN Faster R-CNN; it does not say what that was trained on, nor whether it was "
         "trained further.",
     ]
-    seen = seen_by_detector(run)
+    seen = seen_by_detector(run, detector)
     if seen:
         lines.append(
             f"Test images: {seen[0].lower()}{seen[1:]}. The paper does not say what its "
@@ -168,7 +179,8 @@ def paper_differences(run: Run, paper: PaperResults, detector: str) -> list[str]
         lines.append(
             f"Settings of {evaluation.variant} that differ from the paper's: {'; '.join(other)}."
         )
-    own = [f"{name} {_shown(ours[name])}{more}" for name, more in OURS.items() if name in ours]
+    more = {"clip_norm": _clipped(run)}
+    own = [f"{name} {_shown(ours[name])}{more.get(name, '')}" for name in OURS if name in ours]
     lines += [
         f"Settings for which the paper gives no value: {'; '.join(own)}.",
         "Inputs: ours are standardised with the mean and deviation of the training images. The "
@@ -188,8 +200,11 @@ def paper_differences(run: Run, paper: PaperResults, detector: str) -> list[str]
     return lines
 
 
-def _is_torchvisions(recipe: Recipe) -> bool:
-    return str(recipe.get("weights_sha256", "")).startswith(_TORCHVISION_WEIGHTS)
+def _clipped(run: Run) -> str:
+    """In how many epochs the clipping of gradients acted."""
+    norms = [row["gradient_norm"] for row in run.history if "gradient_norm" in row]
+    clipped = sum(norm > run.settings.clip_norm for norm in norms)
+    return f" (it acted in {clipped} of {len(norms)} epochs)"
 
 
 def _architecture(recipe: Recipe) -> str:

@@ -19,6 +19,7 @@ from pipeline.evaluation.paper import VARIANT_NAMES, PaperResults, paper_results
 from pipeline.evaluation.runs import Evaluations, Runs, evaluations_of
 from pipeline.evaluation.spread import mean_of, spread_of
 from pipeline.formats.text import csv_cell, markdown, markdown_table, storable
+from pipeline.regions.detector import DetectorDescription
 
 BASE = "full"
 """The variant that all others are compared with."""
@@ -29,7 +30,7 @@ HEADLINES = ("mAP", "CF1", "OF1", "top-3 CF1", "top-3 OF1")
 def results_markdown(
     dataset: str,
     source: str,
-    detector: str,
+    detector: DetectorDescription | None,
     runs: Runs,
     intervals: Intervals,
 ) -> str:
@@ -38,13 +39,13 @@ def results_markdown(
     Args:
         dataset: its name in params.yaml.
         source: of the data set, as in its settings; decides how labels are grouped.
-        detector: as `differences.describe_detector` says it.
+        detector: as in `differences.describe_detector`.
         intervals: against `BASE`.
     """
     evaluations = evaluations_of(runs)
     first = next(iter(evaluations.values()))
     shown = next(iter(runs.values()))[0]
-    seen = seen_by_detector(shown)
+    seen = seen_by_detector(shown, detector)
     about = markdown(caption(dataset, first))
     notes = f"\n\n{seen}." if seen else ""
     sections = {"Results": f"{about}\n\n{results_table(evaluations)}{notes}"}

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from pipeline.datasets.manifest import Manifest, Split
-from pipeline.errors import InputError, MismatchError, MissingError
+from pipeline.errors import InputError, MismatchError
 from pipeline.matching.graphs import InstanceBatch
 from pipeline.shards.failures import FAILURES_NAME, read_failures
 from pipeline.shards.reader import RegionCache
@@ -81,8 +81,8 @@ def open_split(
         regions: M, the number of an image's best regions to use; None for all that are cached.
 
     Raises:
-        MissingError: any other image of the split is not in the cache, or no image is left.
-        InputError: the cache holds fewer than ``regions`` regions per image.
+        MissingError: any other image of the split is not in the cache.
+        InputError: no image is left, or the cache holds fewer than ``regions`` regions per image.
         MismatchError: cache and manifest are of two data sets.
     """
     if cache.dataset != manifest.dataset:
@@ -96,10 +96,13 @@ def open_split(
     listed = manifest.image_ids(split)
     kept = [image for image, image_id in enumerate(listed) if image_id not in failures]
     if not kept:
-        raise MissingError(
+        imported = "imported_from" in cache.recipe
+        raise InputError(
             f"{cache.folder}: none of the {len(listed)} images of the {split} split has regions; "
             f"{FAILURES_NAME} gives the reason for each.",
-            "Fix the images, and extract their regions again.",
+            "Import regions of these images."
+            if imported
+            else "Fix the images, and extract their regions again.",
         )
     image_ids = [listed[image] for image in kept]
     rows = np.stack([cache.lookup(image_ids, view) for view in range(views)], axis=1)

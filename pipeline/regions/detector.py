@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +22,7 @@ from pipeline.errors import DamagedError, InputError, MismatchError, MissingErro
 from pipeline.files import exists, read_bytes, sha256_file
 from pipeline.formats.sealed import read_sealed_json, write_sealed_json
 from pipeline.settings import ArchitectureSettings
+from pipeline.shards.schema import Recipe
 from pipeline.tensors import save_tensors, tensors_in
 
 DETECTOR_VERSION = 1
@@ -193,12 +195,21 @@ class DetectorDescription:
         architecture: of the network.
         classes: name of every class number; the first is the background.
         weights_sha256: of the file of weights.
+        origin_sha256: of the file that the weights were copied from, or that a fit started from;
+            None for a fit from scratch, and if an older release of gmpipe wrote the description.
     """
 
     source: str
     architecture: ArchitectureSettings
     classes: tuple[str, ...]
     weights_sha256: str
+    origin_sha256: str | None = None
+
+    @property
+    def has_seen_coco(self) -> bool:
+        """Whether the weights are torchvision's COCO weights, or were fitted from them."""
+        origin = self.origin_sha256 or ""
+        return self.source == "torchvision" or origin.startswith(_published_digits())
 
 
 def write_detector(
@@ -208,11 +219,14 @@ def write_detector(
     source: str,
     architecture: ArchitectureSettings,
     classes: tuple[str, ...],
+    origin_sha256: str | None = None,
 ) -> DetectorDescription:
     """Write weights and their description to ``folder``."""
     weights = folder / WEIGHTS_FILE
     save_tensors(weights, state)
-    description = DetectorDescription(source, architecture, classes, sha256_file(weights))
+    description = DetectorDescription(
+        source, architecture, classes, sha256_file(weights), origin_sha256
+    )
     write_sealed_json(
         folder / DESCRIPTION_FILE,
         {
@@ -221,6 +235,7 @@ def write_detector(
             "architecture": architecture.model_dump(mode="json"),
             "classes": classes,
             "weights_sha256": description.weights_sha256,
+            "origin_sha256": origin_sha256,
         },
     )
     return description
@@ -229,14 +244,13 @@ def write_detector(
 _MAKE_AGAIN = "Make the data set's detector again."
 
 
-def read_description(folder: Path) -> DetectorDescription:
-    """Read what ``folder`` records about its detector, and check it against the weights.
+def recorded_detector(folder: Path) -> DetectorDescription:
+    """Read what ``folder`` records about its detector, without a look at the weights.
 
     Raises:
-        MissingError: there is no detector in ``folder``, or its file of weights is gone.
+        MissingError: there is no detector in ``folder``.
         MismatchError: the data set's regions are imported, so that it has no detector.
-        DamagedError: the description can't be read or has another version, or the weights are not
-            those that it describes.
+        DamagedError: the description can't be read or has another version.
     """
     path = folder / DESCRIPTION_FILE
     try:
@@ -253,6 +267,7 @@ def read_description(folder: Path) -> DetectorDescription:
                 architecture=ArchitectureSettings.model_validate(content["architecture"]),
                 classes=tuple(content["classes"]),
                 weights_sha256=content["weights_sha256"],
+                origin_sha256=content.get("origin_sha256"),
             )
     except FileNotFoundError:
         raise MissingError(f"There is no detector in {folder}.", _MAKE_AGAIN) from None
@@ -267,6 +282,38 @@ def read_description(folder: Path) -> DetectorDescription:
             f"{DETECTOR_VERSION}.",
             _MAKE_AGAIN,
         )
+    return description
+
+
+def detector_of_regions(folder: Path, recipe: Recipe) -> DetectorDescription | None:
+    """Read what is recorded about the detector that made regions; its weights may be gone.
+
+    Args:
+        folder: of the data set's detector.
+        recipe: of the regions.
+
+    Returns:
+        None if the regions are imported, or the detector is missing or another one by now.
+
+    Raises:
+        DamagedError: as `recorded_detector`.
+    """
+    with suppress(MissingError, MismatchError):
+        found = recorded_detector(folder)
+        if recipe.get("weights_sha256") == found.weights_sha256:
+            return found
+    return None
+
+
+def read_description(folder: Path) -> DetectorDescription:
+    """Read what ``folder`` records about its detector, and check it against the weights.
+
+    Raises:
+        MissingError: as `recorded_detector`, or the file of weights is gone.
+        MismatchError: as `recorded_detector`.
+        DamagedError: as `recorded_detector`, or the weights are not those that it describes.
+    """
+    description = recorded_detector(folder)
     weights = folder / WEIGHTS_FILE
     if not exists(weights):
         raise MissingError(f"{folder} lacks {WEIGHTS_FILE}.", _MAKE_AGAIN)
@@ -280,24 +327,9 @@ def read_description(folder: Path) -> DetectorDescription:
     return description
 
 
-def class_names(folder: Path) -> tuple[str, ...] | None:
-    """Return the names of the detector's class numbers for display; None without a detector.
-
-    No result depends on them, so unlike `read_description` this does not read the weights.
-
-    Raises:
-        DamagedError: the description was changed, or has no classes.
-    """
-    path = folder / DESCRIPTION_FILE
-    try:
-        return tuple(read_sealed_json(path)["classes"])
-    except FileNotFoundError:
-        return None
-    except DamagedError as error:
-        error.remedy = _MAKE_AGAIN
-        raise
-    except (KeyError, TypeError) as error:
-        raise DamagedError(f"{path} has no `classes`.", _MAKE_AGAIN) from error
+def _published_digits() -> str:
+    """First digits of the sha256 of torchvision's weights, which its file's name has as well."""
+    return Path(TORCHVISION_WEIGHTS.url).stem.rsplit("-", 1)[1]
 
 
 def torchvision_weights_path() -> Path:
@@ -322,7 +354,7 @@ def torchvision_weights_file(
         DamagedError: the file in the cache is not the published one.
     """
     path = torchvision_weights_path()
-    published = path.stem.rsplit("-", 1)[1]
+    published = _published_digits()
     if not exists(path):
         megabytes = TORCHVISION_WEIGHTS.meta["_file_size"]
         announce(f"downloading {path.name} ({megabytes:.0f} MB) to {path.parent}")

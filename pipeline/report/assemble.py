@@ -13,7 +13,11 @@ from pipeline.datasets.groups import label_groups
 from pipeline.drawing import missing_letters
 from pipeline.evaluation import bootstrap
 from pipeline.evaluation.diagnostics import cluster_labels
-from pipeline.evaluation.differences import paper_differences, seen_by_detector
+from pipeline.evaluation.differences import (
+    describe_detector,
+    paper_differences,
+    seen_by_detector,
+)
 from pipeline.evaluation.paper import paper_results
 from pipeline.evaluation.runs import evaluations_of
 from pipeline.evaluation.tables import BASE, caption, labels_csv, results_csv, results_markdown
@@ -159,13 +163,14 @@ def _rounded(
 
 def _about_data_set(inputs: PageInputs, groups: Groups) -> dict[str, Any]:
     """The overview's words and names."""
-    seen = seen_by_detector(inputs.shown)
+    detector = describe_detector(inputs.detector, inputs.shown.recipe)
+    seen = seen_by_detector(inputs.shown, inputs.detector)
     labels = inputs.manifest.vocabulary
     group_of = {label: group for group, members in groups.items() for label in members}
     return {
         "dataset": inputs.manifest.dataset,
         "caption": caption(inputs.manifest.dataset, evaluations_of(inputs.runs)[inputs.base]),
-        "detector": f"{inputs.detector}. {seen}" if seen else inputs.detector,
+        "detector": f"{detector}. {seen}" if seen else detector,
         "base": inputs.base,
         "variants": inputs.variants,
         "looks": looks(inputs.variants),

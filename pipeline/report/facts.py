@@ -7,9 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pipeline.datasets.manifest import SPLITS
+from pipeline.evaluation.differences import describe_detector
 from pipeline.evaluation.metrics import Evaluation
 from pipeline.report.inputs import PageInputs
-from pipeline.shards.failures import read_failures
 
 _PACKAGES = (
     "gmpipe",
@@ -49,7 +49,7 @@ def _facts(inputs: PageInputs) -> list[tuple[str, str]]:
         ),
         ("left out of these, without regions", _left_out(inputs)),
         ("labels", str(len(manifest.vocabulary))),
-        ("regions made by", inputs.detector),
+        ("regions made by", describe_detector(inputs.detector, run.recipe)),
         ("label vectors", run.settings.label_vectors),
         ("regions per image", str(run.settings.regions or run.recipe["regions"])),
         ("fingerprint of the regions", run.evaluation.fingerprint),
@@ -66,9 +66,8 @@ def _commit(evaluation: Evaluation) -> str:
 
 def _left_out(inputs: PageInputs) -> str:
     """How many images of each split have no regions: they could not be decoded or imported."""
-    failed = read_failures(inputs.cache.folder)
     counts = {
-        split: sum(image_id in failed for image_id in inputs.manifest.image_ids(split))
+        split: sum(image_id in inputs.failures for image_id in inputs.manifest.image_ids(split))
         for split in SPLITS
     }
     return ", ".join(f"{count} of {split}" for split, count in counts.items())

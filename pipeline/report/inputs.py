@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,9 @@ from pipeline.evaluation.predictions import Scores
 from pipeline.evaluation.runs import Run, Runs
 from pipeline.evaluation.tables import BASE
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
+from pipeline.regions.detector import DetectorDescription
 from pipeline.report.sweeps import SweepResults
+from pipeline.shards.failures import Failure
 from pipeline.shards.reader import RegionCache
 
 
@@ -24,9 +26,9 @@ class PageInputs:
         manifest: of the data set.
         source: kind of the data set, as its settings name it; decides how labels are grouped.
         root: the folder that the manifest's paths are relative to.
-        detector: what made the regions, in words (`differences.describe_detector`).
-        classes: names of the detector's class numbers; None if they are unknown.
+        detector: that made the regions; None if it is not known any more, or they are imported.
         cache: the regions that the runs were trained on.
+        failures: the images that have no regions, by id.
         runs: those to show; every variant has the same seeds.
         scores: their predictions.
         sweeps: to show.
@@ -38,15 +40,20 @@ class PageInputs:
     manifest: Manifest
     source: str
     root: Path
-    detector: str
-    classes: Sequence[str] | None
+    detector: DetectorDescription | None
     cache: RegionCache
+    failures: Mapping[str, Failure]
     runs: Runs
     scores: Scores
     sweeps: Sequence[SweepResults]
     times: Sequence[Sequence[str]]
     settings: str
     images: int
+
+    @property
+    def classes(self) -> Sequence[str] | None:
+        """Names of the detector's class numbers; None if they are unknown."""
+        return None if self.detector is None else self.detector.classes
 
     @property
     def base(self) -> str:

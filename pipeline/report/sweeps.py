@@ -40,6 +40,7 @@ class SweepResults(_Strict):
         dataset, split, variant: of its runs.
         setting: the key that it varies, below `train.<dataset>`.
         numeric: whether the values are numbers.
+        fingerprint, train_sha256, test_sha256: of its runs' regions and labels, as in `Evaluation`.
         runs: in the order of the values.
     """
 
@@ -48,6 +49,9 @@ class SweepResults(_Strict):
     variant: Name
     setting: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
     numeric: bool
+    fingerprint: str
+    train_sha256: str
+    test_sha256: str
     runs: Annotated[list[SweepRun], Field(min_length=1)]
 
     def rows(self) -> list[dict[str, Any]]:

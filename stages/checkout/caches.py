@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline.errors import DamagedError, MismatchError, MissingError
+from pipeline.errors import DamagedError, GmpipeError, MismatchError, MissingError
+from pipeline.shards.index import read_index
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.store import StaleShard
 from stages.checkout.disk import shown_bytes
 from stages.checkout.layout import cache_folder
+from stages.checkout.params import read_request
 from stages.checkout.remedies import advising
 
 _LINES = 10  # of a list of stale shards
@@ -46,9 +48,29 @@ def check_dataset(found: str, dataset: str) -> None:
 @contextmanager
 def advising_on_cache(dataset: str) -> Iterator[None]:
     """Name the command that fixes a cache for errors about it that are raised in the block."""
-    extract = f"Run `gmpipe extract --dataset {dataset}`, which writes only what is missing."
-    with advising(extract, MissingError), advising(_repair(dataset), DamagedError):
-        yield
+    try:
+        with advising(_repair(dataset), DamagedError):
+            yield
+    except MissingError as error:
+        command = fill_command(dataset, imported=_are_imported(dataset))
+        error.remedy = f"Run `{command}`, which writes only what is missing."
+        raise
+
+
+def fill_command(dataset: str, *, imported: bool) -> str:
+    """The command that writes regions to the cache of a data set."""
+    if imported:
+        return f"gmpipe import-regions FILE --dataset {dataset}"
+    return f"gmpipe extract --dataset {dataset}"
+
+
+def _are_imported(dataset: str) -> bool:
+    """Whether the regions of a data set are imported: by the cache, or else by params.yaml."""
+    with suppress(GmpipeError, OSError):
+        return "imported_from" in read_index(cache_folder(dataset)).recipe
+    with suppress(GmpipeError, OSError):
+        return read_request(dataset).detector.source == "imported"
+    return False
 
 
 def _repair(dataset: str) -> str:

@@ -17,7 +17,7 @@ from pipeline.settings import TrainSettings
 from pipeline.shards.index import read_index
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import Recipe
-from stages.checkout.caches import open_cache
+from stages.checkout.caches import fill_command, open_cache
 from stages.checkout.layout import CHECKPOINT_FILE, cache_folder, run_folder
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request, unreached, unread_by_runs
@@ -147,9 +147,7 @@ def run_commands(plan: RunPlan, *names: str) -> str:
 
 def refill_command(recipe: Recipe, dataset: str) -> str:
     """The command that writes regions of a recipe to the cache."""
-    if "imported_from" in recipe:
-        return f"gmpipe import-regions FILE --dataset {dataset}"
-    return f"gmpipe extract --dataset {dataset}"
+    return fill_command(dataset, imported="imported_from" in recipe)
 
 
 def check_run_regions(run: RunPlan, cache: RegionCache) -> None:

@@ -72,15 +72,16 @@ def verify(request: Request, *, repair: bool) -> str:
             index = read_index(folder)
         check_dataset(index.dataset, dataset)
         damages = _damages(folder, index)
+        found = _listed([*damages, *_damaged_failures(folder)])
         if any(damage.kind == "inaccessible" for damage in damages):
             raise AccessError(
-                f"{folder} can't be read as a whole:\n{_listed(damages)}\n",
+                f"{folder} can't be read as a whole:\n{found}\n",
                 "Give your user the right to read these files, or check the disk, and run the same "
                 "command again.",
             )
-        if damages:
+        if found:
             raise DamagedError(
-                f"{folder} is damaged:\n{_listed(damages)}\n",
+                f"{folder} is damaged:\n{found}\n",
                 f"Run `gmpipe cache verify --dataset {dataset} --repair`, which keeps every sound "
                 "row and extracts the others again.",
             )
@@ -97,10 +98,11 @@ def verify(request: Request, *, repair: bool) -> str:
         if known:
             check_dataset(known.dataset, dataset)
         damages = _damages(folder, known)
-        if known and not damages:
+        found = _listed([*damages, *_damaged_failures(folder)])
+        if known and not found:
             return _sound(folder, known)
-        if damages:
-            say(f"{folder} is damaged:\n{_listed(damages)}")
+        if found:
+            say(f"{folder} is damaged:\n{found}")
         again = _keep_imported if request.detector.source == "imported" else extract_damaged
         return again(request, store, known, damages)
 
@@ -112,7 +114,16 @@ def _damages(folder: Path, index: Index | None) -> list[Damage]:
         return verify_cache(folder, index, lambda name: bar.update())
 
 
-def _listed(damages: Sequence[Damage]) -> str:
+def _damaged_failures(folder: Path) -> list[str]:
+    """What is wrong with the list of images without regions, if anything is."""
+    try:
+        read_failures(folder)
+    except DamagedError as error:
+        return [error.problem]
+    return []
+
+
+def _listed(damages: Sequence[Damage | str]) -> str:
     return "\n".join(f"  {damage}" for damage in damages)
 
 
@@ -125,7 +136,8 @@ def _keep_imported(
 ) -> str:
     """Keep the sound rows of imported regions. The others must be imported again.
 
-    The index stays until they are. It is written again here only if no row is missing.
+    The index stays until they are. It is written again here only if no row is missing. If the list
+    of images without regions is damaged, these count as missing: an import lists them again.
 
     Args:
         request, store, index, damages: as `extract_damaged`.
@@ -142,7 +154,7 @@ def _keep_imported(
     folder, dataset = store.folder, request.dataset
     command = f"gmpipe import-regions FILE --dataset {dataset}"
     images = ImagesById(dataset_manifest(dataset).table.column("image_id").to_pylist())
-    failures = read_failures(folder)
+    failures = {} if _damaged_failures(folder) else read_failures(folder)
     recipe = _imported_recipe(folder, index, command)
     wanted = {**recipe, "feature_dtype": request.extract.feature_dtype}
     if int(recipe["regions"] or 0) > request.extract.regions:  # an import may bring fewer

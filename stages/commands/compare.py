@@ -15,15 +15,15 @@ import torch
 from pipeline.datasets.manifest import SPLITS
 from pipeline.errors import DamagedError, GmpipeError, MismatchError, MissingError
 from pipeline.evaluation.bootstrap import intervals
-from pipeline.evaluation.differences import describe_detector
 from pipeline.evaluation.metrics import read_evaluation
 from pipeline.evaluation.tables import BASE, results_markdown
 from pipeline.files import access_error
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.machine import cores
+from pipeline.regions.detector import detector_of_regions
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import fingerprint
-from stages.checkout.layout import METRICS_FILE
+from stages.checkout.layout import METRICS_FILE, detector_folder
 from stages.checkout.params import Request
 from stages.checkout.plans import (
     RunPlan,
@@ -32,6 +32,7 @@ from stages.checkout.plans import (
     plan_run,
     read_checkpoint,
 )
+from stages.checkout.remedies import advising
 from stages.checkout.results import load_runs, load_scores
 from stages.console.messages import say
 from stages.evaluate import evaluate
@@ -65,7 +66,9 @@ def compare(
     make_runs(plans, jobs)
     runs = load_runs(request, variants, seeds)
     scores = load_scores(request, runs)
-    detector = describe_detector(request.detector, next(iter(runs.values()))[0].recipe)
+    recipe = next(iter(runs.values()))[0].recipe
+    with advising(f"Run `gmpipe detector --dataset {request.dataset}`.", DamagedError):
+        detector = detector_of_regions(detector_folder(request.dataset), recipe)
     return results_markdown(
         request.dataset,
         request.prepare.source,

@@ -422,15 +422,17 @@ def _label_vectors(request: Request) -> Iterator[Finding]:
 def _cache(request: Request) -> Iterator[Finding]:
     from pipeline.shards.failures import FAILURES_NAME, read_failures
     from pipeline.shards.index import INDEX_NAME
-    from stages.checkout.caches import open_cache
+    from stages.checkout.caches import advising_on_cache, open_cache
 
     name = request.dataset
     folder = cache_folder(name)
     imported = request.detector.source == "imported"
     if exists(folder / INDEX_NAME):
         cache = open_cache(name)
+        with advising_on_cache(name):
+            failures = len(read_failures(folder))
         state = f"{len(cache)} rows of {cache.regions} regions in {len(cache.shards)} shards"
-        if failures := len(read_failures(folder)):
+        if failures:
             state += f"; images without regions: {failures}, see {folder / FAILURES_NAME}"
         yield Finding("ok", "cache", state)
     elif not imported:  # `_prepared` reports that imported regions are missing

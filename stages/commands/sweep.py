@@ -89,6 +89,9 @@ def _write(
         variant=variant,
         setting=key,
         numeric=numeric,
+        fingerprint=first.fingerprint,
+        train_sha256=first.train_sha256,
+        test_sha256=first.test_sha256,
         runs=[
             SweepRun(
                 value=value,

@@ -59,6 +59,7 @@ from stages.commands.verification.findings import (
 from stages.commands.verification.runs import RunFiles, Today
 from stages.console.progress import progress_bar
 from stages.extract import hashed_images
+from stages.report import check_sweep
 
 _BAD: tuple[Status, ...] = ("damaged", "unreadable")
 _ORDER: tuple[Status, ...] = ("sound", "out of date", "missing", *_BAD)
@@ -239,6 +240,7 @@ def _of_sweep(folder: Path) -> Iterator[Finding]:
                         f"{SWEEP_RESULTS_FILE} is not the table of {SWEEP_FILE}. A sweep that was "
                         "killed leaves such a file."
                     )
+                check_sweep(results)
             return _readable(folder)
 
     if there(path) or there(table):

@@ -20,6 +20,7 @@ from flows import Flow
 
 from pipeline import files
 from pipeline.regions.detector import load_state, read_description, write_detector
+from pipeline.shards.failures import Failure, write_failures
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import RegionRows
 from pipeline.shards.shard import map_shard, read_header, whole_shards, write_shard
@@ -303,6 +304,42 @@ def test_a_damaged_index_is_named_and_written_again(flow: Flow, made: Flow) -> N
     assert flow.bytes("cache/tiny") == made.bytes("cache/tiny")
     (flow / "cache/tiny/index.parquet").unlink()
     assert flow.gmpipe("cache", "verify").refused(r"index\.parquet.*gmpipe extract --dataset tiny")
+
+
+def damage_failures(flow: Flow) -> None:
+    path = flow / "cache/tiny/failures.parquet"
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
+
+
+def test_damaged_failures_are_named_and_written_again(flow: Flow, made: Flow) -> None:
+    failures = [Failure("train-00003", "x.png", "broken")]  # it is not broken any more
+    write_failures(flow / "cache/tiny", failures)
+    damage_failures(flow)
+    named = r"failures\.parquet.*`gmpipe cache verify --dataset tiny --repair`"
+    for command in (["cache", "verify"], ["cache", "info"], ["train"], ["evaluate"], ["report"]):
+        assert flow.gmpipe(*command).refused(named), command
+    assert re.search(r"cache/tiny: damaged: .*failures\.parquet", flow.gmpipe("verify").out)
+    assert "60 rows, 0 of them extracted now" in flow.ok("cache", "verify", "--repair")
+    assert flow.bytes("cache/tiny") == made.bytes("cache/tiny")
+    assert "all sound" in flow.ok("cache", "verify")
+
+
+def test_a_repair_lists_the_images_without_regions_again(flow: Flow) -> None:
+    shutil.rmtree(flow / "cache/tiny")
+    path, whole = image(flow, "train-00003"), image(flow, "train-00003").read_bytes()
+    path.write_bytes(b"broken")
+    flow.params(extract__tiny__max_failures=1)
+    flow.ok("extract")
+    before = flow.bytes("cache/tiny")
+    damage_failures(flow)
+    assert "58 rows, 0 of them extracted now" in flow.ok("cache", "verify", "--repair")
+    assert flow.bytes("cache/tiny") == before
+    damage_failures(flow)
+    path.write_bytes(whole)
+    assert "60 rows, 2 of them extracted now" in flow.ok("cache", "verify", "--repair")
+    assert not (flow / "cache/tiny/failures.parquet").exists()
 
 
 def test_estimate_is_what_the_cache_takes(made: Flow) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from caches import cut, flip_bit
 from region_files import assert_stored, images_of, write_npz
 from test_import_regions import PARAMS, Checkout, make_checkout
+
+from pipeline.shards.failures import Failure, write_failures
 
 
 @pytest.fixture
@@ -76,3 +80,51 @@ def test_a_refused_repair_of_imported_regions_touches_nothing(
         raw[section]["tiny"].update(values)
     make_checkout(checkout.folder, raw)
     checkout.refused(pattern, *REPAIR)
+
+
+@pytest.mark.parametrize("without_regions", [0, 1])
+def test_damaged_failures_of_imports_end_in_an_import(
+    checkout: Checkout, tmp_path: Path, without_regions: int
+) -> None:
+    """Which images had no regions in the import is known by an import only."""
+    path = write_npz(tmp_path)
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays["count"][:without_regions] = 0
+    np.savez(path, **arrays)
+    tolerated = ("--set", "extract.tiny.max_failures=1")
+    checkout.ok("import-regions", path, *tolerated)
+    failures = checkout / "cache/tiny/failures.parquet"
+    assert failures.exists() == bool(without_regions)
+    before = checkout.outputs()
+    failures.write_bytes(b"damaged")
+    for command in (("cache", "verify"), ("cache", "info"), ("train",)):
+        assert checkout.gmpipe(*command).refused(r"failures\.parquet.*cache verify .*--repair")
+    if without_regions:
+        refused = r"1 images lack .*`gmpipe import-regions FILE --dataset tiny`"
+        assert checkout.gmpipe(*REPAIR).refused(refused)
+        checkout.ok("import-regions", path, *tolerated)
+    else:
+        assert "9 imported rows, all sound" in checkout.ok(*REPAIR)
+    assert checkout.outputs() == before
+    assert "all sound" in checkout.ok(*REPAIR)
+
+
+@pytest.mark.parametrize("without", ["regions", "index", "cache", "shard"])
+def test_what_lacks_imported_regions_names_the_import(
+    checkout: Checkout, tmp_path: Path, without: str
+) -> None:
+    """`gmpipe extract` makes none of them."""
+    checkout.ok("import-regions", write_npz(tmp_path))
+    folder = checkout / "cache/tiny"
+    if without == "regions":
+        ids = checkout.cache().ids
+        write_failures(folder, [Failure(image_id, "x.png", "none") for image_id in ids])
+        assert checkout.gmpipe("train").refused(r"none of the .*failures\.parquet.*[Ii]mport")
+        assert "gmpipe extract" not in checkout.gmpipe("train").err
+        return
+    if without == "cache":
+        shutil.rmtree(folder)
+    else:
+        (folder / ("index.parquet" if without == "index" else "regions-00002.h5")).unlink()
+    assert checkout.gmpipe("train").refused(r"`gmpipe import-regions FILE --dataset tiny`")

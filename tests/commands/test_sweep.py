@@ -17,6 +17,7 @@ from small import no_run_is_made, run_names, write_params
 
 from pipeline.learning.checkpoint import load_checkpoint
 from pipeline.report.figures import sweep_figure
+from pipeline.report.sweeps import read_sweep
 
 SEEDS = ("--seed", "0", "--seed", "1")
 ALONE = ("--jobs", "1")
@@ -59,6 +60,9 @@ def test_each_value_and_seed_has_a_run_and_a_row(small: Flow) -> None:
     for value, maps in of_value.items():
         mean, spread = np.mean(maps), np.std(maps, ddof=1)
         assert re.search(rf"^\| {value} +\| {mean:.1f} ± {spread:.1f} +\|", said, re.MULTILINE)
+    sweep_json = small / "runs/voc2007/sweeps/network.modules/sweep.json"
+    for hashed in ("fingerprint", "train_sha256", "test_sha256"):
+        assert getattr(read_sweep(sweep_json), hashed) == metrics[hashed]
     assert "18 images" in said
     assert "seeds 0, 1" in said
 

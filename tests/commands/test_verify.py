@@ -14,8 +14,10 @@ from PIL import Image
 from ruamel.yaml import YAML
 from small import write_params as write_small_params
 
+from pipeline.datasets.manifest import SPLITS, read_manifest
 from pipeline.evaluation.tables import as_csv
 from pipeline.report.sweeps import SweepResults, SweepRun, write_sweep
+from pipeline.shards.index import read_index
 from pipeline.shards.schema import without_images
 from pipeline.shards.shard import map_shard, write_shard
 
@@ -197,6 +199,9 @@ def test_the_table_of_another_sweep_is_out_of_date(small: Flow) -> None:
     folder = small / "runs/voc2007/sweeps/beta"
     runs = [SweepRun(value=value, seed=0, mAP=5.5, CF1=1.0, OF1=2.0) for value in ("0.1", "0.2")]
     same = {"dataset": "voc2007", "split": "x/test", "variant": "full", "setting": "beta"}
+    manifest = read_manifest(small / "data/voc2007/prepared/manifest.parquet")
+    same["fingerprint"] = read_index(small / "cache/voc2007").fingerprint
+    same |= {f"{split}_sha256": manifest.labels_sha256(split) for split in SPLITS}
     sweep = SweepResults(**same, numeric=True, runs=runs)
     write_sweep(folder / "sweep.json", sweep)
     thing = "runs/voc2007/sweeps/beta"

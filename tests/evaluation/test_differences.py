@@ -10,7 +10,6 @@ from typing import Any, get_args
 
 import pytest
 from results import make_evaluation, make_metrics
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from pipeline.evaluation.bootstrap import Intervals
 from pipeline.evaluation.differences import (
@@ -31,7 +30,6 @@ from pipeline.regions.detector import DetectorDescription
 from pipeline.regions.extraction import extraction_recipe
 from pipeline.settings import (
     ArchitectureSettings,
-    DetectorSettings,
     ExtractSettings,
     NetworkSettings,
     TrainSettings,
@@ -40,8 +38,16 @@ from pipeline.settings import (
 PAPERS = TrainSettings.model_validate({"network": {"node_norm": False}, "epochs": 7})
 COUNTED: dict[str, Any] = {"trained_images": 4_000, "images": 490}
 FILE = Path("unread")
-TORCHVISIONS = {"weights_sha256": f"258fb6c6{'0' * 56}"}
-"""What a recipe with torchvision's weights says of them."""
+FIT = DetectorDescription("fit", ArchitectureSettings(), (), "0" * 64)
+FILE_OF = replace(FIT, source="file")
+TORCHVISIONS = replace(FIT, source="torchvision")
+"""As an older release described it: without the hash of torchvision's file."""
+SAME_FILE = replace(FILE_OF, origin_sha256=f"258fb6c6{'0' * 56}")
+"""torchvision's file, put there by hand."""
+HISTORY = [
+    {"epoch": number, "train_loss": 1.0, "gradient_norm": norm}
+    for number, norm in ((1, 9.0), (2, 5.25), (3, 5.0), (4, 0.5))
+]
 RUN = Run(
     name="full-s0",
     settings=PAPERS,
@@ -49,80 +55,80 @@ RUN = Run(
     recipe={"regions": 10, "size": 448},
     evaluation=make_evaluation(make_metrics(50), **COUNTED),
     checkpoint=FILE,
-    history=FILE,
+    history=HISTORY,
     predictions=FILE,
 )
 
 
-def lines(run: Run) -> dict[str, str]:
+def lines(run: Run, detector: DetectorDescription | None = FIT) -> dict[str, str]:
     """The subject of each line, and the rest of it."""
-    return dict(
-        line.split(": ", 1) for line in paper_differences(run, PAPER["voc2007"], "the detector")
-    )
+    return dict(line.split(": ", 1) for line in paper_differences(run, PAPER["voc2007"], detector))
 
 
 def test_the_detector_is_named_by_what_made_the_regions() -> None:
-    torchvision = DetectorSettings(source="torchvision")
-    assert "torchvision" in describe_detector(torchvision, {})
-    fitted = DetectorSettings.model_validate({"source": "fit", "fit": {}})
-    assert "fitted" in describe_detector(fitted, {})
-    fitted = DetectorSettings.model_validate({"source": "fit", "fit": {}, "weights": "coco.pth"})
-    assert re.search(r"fitted.*coco\.pth", describe_detector(fitted, {}))
-    file = DetectorSettings.model_validate({"source": "file", "weights": "mine.pt"})
-    assert "mine.pt" in describe_detector(file, {})
-    assert "train2017" in describe_detector(file, TORCHVISIONS)  # the same file, put there by hand
-    assert "(npz)" in describe_detector(torchvision, {"imported_from": "npz"})
+    assert "torchvision" in describe_detector(TORCHVISIONS, {})
+    assert describe_detector(SAME_FILE, {}) == describe_detector(TORCHVISIONS, {})
+    mine = replace(FILE_OF, origin_sha256="1234" * 16)
+    assert "1234" * 16 in describe_detector(mine, {})
+    assert "file" in describe_detector(FILE_OF, {})  # an older release did not record the hash
+    fitted = describe_detector(FIT, {})
+    assert re.search(r"fitted on boxes of this data set$", fitted)
+    assert re.search(
+        rf"{fitted}.*{'1234' * 16}", describe_detector(replace(mine, source="fit"), {})
+    )
+    of_coco = describe_detector(replace(SAME_FILE, source="fit"), {})
+    assert re.search(rf"{fitted}.*train2017", of_coco)
+    assert "5678" in describe_detector(None, {"weights_sha256": "5678"})
+    assert "(npz)" in describe_detector(None, {"imported_from": "npz"})
 
 
 @pytest.mark.parametrize(
-    ("split", "recipe", "seen"),
+    ("split", "detector", "seen"),
     [
         ("train2014/val2014/test", TORCHVISIONS, r"train2017.*35,504.*40,504.*`coco2017`"),
+        ("train2014/val2014/test", SAME_FILE, r"train2017.*35,504.*40,504.*`coco2017`"),
+        ("train2014/val2014/test", replace(SAME_FILE, source="fit"), r"train2017"),
         ("val2014/train2014/test", TORCHVISIONS, r"82,783"),
         ("val2017/train2017/test", TORCHVISIONS, r"train2017"),
         ("train2017/val2017/test", TORCHVISIONS, None),
         ("official/test", TORCHVISIONS, None),
-        ("train2014/val2014/test", {"weights_sha256": "0" * 64}, None),
-        ("train2014/val2014/test", {"imported_from": "npz"}, None),
+        ("train2014/val2014/test", FIT, None),
+        ("train2014/val2014/test", FILE_OF, None),
+        ("train2014/val2014/test", None, None),
     ],
 )
 def test_test_images_that_the_detector_was_trained_on(
-    split: str, recipe: dict[str, Any], seen: str | None
+    split: str, detector: DetectorDescription | None, seen: str | None
 ) -> None:
     run = replace(
         RUN,
-        recipe={**RUN.recipe, **recipe},
+        recipe={**RUN.recipe, "weights_sha256": "0" * 64},
         evaluation=make_evaluation(make_metrics(50), **COUNTED, split=split),
     )
-    said = seen_by_detector(run)
+    said = seen_by_detector(run, detector)
     assert (said is None) == (seen is None)
-    assert ("Test images" in lines(run)) == (seen is not None)
+    assert ("Test images" in lines(run, detector)) == (seen is not None)
     if seen and said:
         assert re.search(seen, said)
-        assert re.search(seen, lines(run)["Test images"])
-        table = results_markdown("coco", "coco", "d", {"full": [run]}, Intervals({}, ""))
+        assert re.search(seen, lines(run, detector)["Test images"])
+        table = results_markdown("coco", "coco", detector, {"full": [run]}, Intervals({}, ""))
         assert said in table.partition("Comparison")[0]  # also where the paper has no rows
 
 
 def test_another_architecture_than_torchvisions_is_named() -> None:
-    description = DetectorDescription("fit", ArchitectureSettings(), (), "0")
-    usual = extraction_recipe(description, ExtractSettings())
+    usual = extraction_recipe(FIT, ExtractSettings())
     assert "architecture" not in lines(replace(RUN, recipe=usual))["Detector"]
     narrow = ArchitectureSettings(width_per_group=16, anchor_sizes=(8, 16, 32, 64, 128))
-    recipe = extraction_recipe(replace(description, architecture=narrow), ExtractSettings())
+    recipe = extraction_recipe(replace(FIT, architecture=narrow), ExtractSettings())
     said = lines(replace(RUN, recipe=recipe))["Detector"]
     assert re.search(r"architecture\.width_per_group 16\b.*anchor_sizes \[8,16,32,64,128\]\.", said)
     assert "fpn_channels" not in said
 
 
-def test_torchvisions_file_is_named_after_its_hash() -> None:
-    weights = FasterRCNN_ResNet50_FPN_Weights.COCO_V1
-    assert f"-{TORCHVISIONS['weights_sha256'][:8]}." in weights.url
-
-
 def test_what_every_run_says() -> None:
     said = lines(RUN)
-    assert said["Detector"].startswith("our regions come from the detector, kept as it is")
+    assert said["Detector"].startswith("our regions come from a Faster R-CNN fitted")
+    assert "kept as it is" in said["Detector"]
     assert re.search("4,000.*490.*5,011.*4,952", said["Images"])
     assert "wordllama" in said["Label vectors"]
     assert re.search("7 epochs .* 32", said["Length of training"])
@@ -131,8 +137,16 @@ def test_what_every_run_says() -> None:
     own = said["Settings for which the paper gives no value"]
     for part in ("network.neighbors 5", "label_neighbors all", "deviation 0.1", "clip_norm 5.0"):
         assert part in own
-    assert "step" in own
     assert {"Inputs", "Initial weights", "Equations"} <= said.keys()
+
+
+@pytest.mark.parametrize(
+    ("clip_norm", "clipped"), [(100.0, 0), (9.0, 0), (5.0, 2), (0.75, 3), (0.1, 4)]
+)
+def test_in_how_many_epochs_gradients_were_clipped(clip_norm: float, clipped: int) -> None:
+    settings = PAPERS.model_copy(update={"clip_norm": clip_norm})
+    own = lines(replace(RUN, settings=settings))["Settings for which the paper gives no value"]
+    assert re.search(rf"clip_norm {clip_norm} [^;]*\b{clipped} of 4 epochs", own)
 
 
 FIELDS = {

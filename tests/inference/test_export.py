@@ -114,6 +114,16 @@ def test_onnxruntime_computes_what_torch_does(case: str, tmp_path: Path) -> None
         assert np.abs(won - scores).max() <= TOLERANCE
         assert (winners < np.array(counts)[:, None]).all()
         assert np.ptp(scores) > 0.02
+        # Padding may hold anything.
+        padded = inputs(batch, counts)
+        for field in ("features", "boxes", "scores"):
+            padded[field] = padded[field].copy()
+            for image, count in enumerate(counts):
+                padded[field][image, count:] = np.nan
+        for one, other in zip(
+            session.run(None, padded), session.run(None, inputs(batch, counts)), strict=True
+        ):
+            np.testing.assert_array_equal(one, other)
         # Counts beyond M count as M, and those below 1 as 1: padding gets no score.
         for wrong, right in ((instances + 1, instances), (2**40, instances), (0, 1), (-5, 1)):
             of_wrong, of_right = (

@@ -19,11 +19,16 @@ from reading import Reader
 from small import write_params
 
 from pipeline.files import read_bytes
+from pipeline.formats.sealed import read_sealed_json
 from pipeline.report.sweeps import SweepResults, SweepRun, read_sweep, write_sweep
 
 HARD = ["=1+1", "$5 bill$", "<script>alert(1)</script>", "a|b`c`", "__proto__", "constructor"]
 HARD += ["\x1b[31m\0red", "line\nbreak", "-x", "@y", "猫 沙发", "كلب", "कुत्ता", "😀", "</script>"]
 HARD += ["_hidden", "a'b\"c", "javascript:alert(1)", "\u202ertl", "mean"]
+
+
+HASHES = ("fingerprint", "train_sha256", "test_sha256")
+"""What says of which regions and labels a run is."""
 
 
 def with_labels(flow: Flow, labels: Sequence[str]) -> None:
@@ -93,14 +98,10 @@ def swept(small: Flow) -> tuple[Flow, Path]:
         SweepRun(value=value, seed=0, mAP=mean_ap, CF1=1.0, OF1=2.0)
         for value, mean_ap in (("$a$<b>", 40.25), ("=x\x1b", 60.0))
     ]
-    sweep = SweepResults(
-        dataset="voc2007",
-        split="test",
-        variant="full",
-        setting="optimizer",
-        numeric=False,
-        runs=runs,
-    )
+    metrics = read_sealed_json(small / "runs/voc2007/full-s0/metrics.json")
+    same = ("dataset", "split", "variant", *HASHES)
+    of = {name: metrics[name] for name in same}
+    sweep = SweepResults(setting="optimizer", numeric=False, runs=runs, **of)
     write_sweep(folder / "sweep.json", sweep)
     assert read_sweep(folder / "sweep.json") == sweep
     return small, folder
@@ -124,6 +125,25 @@ def test_a_sweep_is_drawn_from_its_numbers(swept: tuple[Flow, Path]) -> None:
         ("'=x\x1b", "60.0"),
     ]
     assert not any(b"planted" in content for content in flow.bytes("reports").values())
+
+
+@pytest.mark.parametrize("name", HASHES)
+def test_a_sweep_of_other_regions_or_labels_is_left_out(
+    swept: tuple[Flow, Path], name: str
+) -> None:
+    flow, folder = swept
+    path = folder / "sweep.json"
+    assert "runs/voc2007/sweeps/optimizer: sound" in flow.ok("verify")
+    write_sweep(path, read_sweep(path).model_copy(update={name: "other"}))
+    outcome = flow.gmpipe("report")
+    assert outcome.code == 0
+    expected = read_sealed_json(flow / "runs/voc2007/full-s0/metrics.json")[name]
+    assert re.search(rf"sweeps/optimizer .*{name} other.*{expected}.*`gmpipe sweep`", outcome.err)
+    assert not list((flow / "reports/voc2007/figures").glob("sweep-*"))
+    assert re.search(r"sweeps/optimizer: out of date: .*`gmpipe sweep`", flow.ok("verify"))
+    for gone in ("cache/voc2007/index.parquet", "data/voc2007/prepared/manifest.parquet"):
+        (flow / gone).unlink()  # whose own lines say so
+    assert "runs/voc2007/sweeps/optimizer: sound" in flow.ok("verify")
 
 
 def test_a_damaged_or_missing_sweep_is_named(swept: tuple[Flow, Path]) -> None:

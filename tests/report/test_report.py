@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import csv
 import json
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,6 @@ from pipeline.formats.sealed import read_sealed_json, write_sealed_json
 from pipeline.learning.checkpoint import load_checkpoint
 from pipeline.learning.prediction import Scorer
 from pipeline.learning.splits import SplitData, open_split
-from pipeline.report.assemble import _about_data_set
 from pipeline.report.figures import COLOURS, average_precision_figure, looks
 from pipeline.report.folder import in_steps, packed
 from pipeline.report.gallery import (
@@ -46,8 +43,6 @@ from pipeline.report.gallery import (
 from pipeline.report.rows import columns, own_rows, paper_rows
 from pipeline.shards.failures import Failure, write_failures
 from pipeline.shards.reader import RegionCache
-from stages.checkout.params import read_request
-from stages.report import _read_inputs
 
 SHOWN = 5
 """How many images the page in `changed` shows."""
@@ -377,24 +372,3 @@ def test_the_page_draws_variants_as_the_figures_do() -> None:
     dashes = [look["dash"] for look in drawn.values()]
     assert len(set(dashes[:4])) == 4
     assert dashes[4:8] == dashes[:4]
-
-
-def test_the_page_says_that_the_detector_has_seen_the_test_images(made: Flow) -> None:
-    with contextlib.chdir(made.folder):
-        request = read_request(None)
-        inputs = _read_inputs(request, request.params.variants, [0], 1)
-    assert _about_data_set(inputs, {})["detector"] == inputs.detector
-    of_coco = {"split": "train2014/val2014/test"}
-    runs = {
-        variant: [
-            replace(
-                run,
-                recipe={**run.recipe, "weights_sha256": f"258fb6c6{'0' * 56}"},
-                evaluation=replace(run.evaluation, **of_coco),
-            )
-            for run in seeds
-        ]
-        for variant, seeds in inputs.runs.items()
-    }
-    said = _about_data_set(replace(inputs, runs=runs), {})["detector"]
-    assert re.search(rf"^{re.escape(inputs.detector)}\b.*train2017.*35,504.*40,504", said)

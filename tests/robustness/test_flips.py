@@ -42,7 +42,7 @@ from pipeline.labels.vectors import load_label_vectors
 from pipeline.learning.checkpoint import load_checkpoint
 from pipeline.learning.training import train_network
 from pipeline.regions import fitting
-from pipeline.regions.detector import class_names, load_state, read_description
+from pipeline.regions.detector import load_state, read_description
 from pipeline.regions.plan import image_digests
 from pipeline.report.sweeps import SweepResults, SweepRun, read_sweep, write_sweep
 from pipeline.shards.failures import Failure, read_failures, write_failures
@@ -98,9 +98,10 @@ def killed(made: Flow, tmp_path_factory: pytest.TempPathFactory) -> Flow:
     vectors = np.random.default_rng(0).normal(size=(len(vocabulary), 6)).astype(np.float32)
     np.savez(flow / "vectors.npz", labels=np.array(vocabulary), vectors=vectors)
     runs = [SweepRun(value=str(value), seed=0, mAP=5.5, CF1=1.0, OF1=2.0) for value in (1, 2)]
-    sweep = SweepResults(
-        dataset="tiny", split="drawn/test", variant="full", setting="beta", numeric=True, runs=runs
-    )
+    of = {"dataset": "tiny", "split": "drawn/test", "variant": "full"}
+    hashes = ("fingerprint", "train_sha256", "test_sha256")
+    of |= {name: flow.metrics()[name] for name in hashes}
+    sweep = SweepResults(setting="beta", numeric=True, runs=runs, **of)
     write_sweep(flow / f"{SWEEP}/sweep.json", sweep)
     (flow / f"{SWEEP}/results.csv").write_text(as_csv(sweep.rows()))
     return flow
@@ -212,7 +213,7 @@ def photographs() -> Any:
 
 def weights() -> Any:
     folder = Path("data/tiny/detector")
-    return asdict(read_description(folder)), class_names(folder)
+    return asdict(read_description(folder))
 
 
 def users_weights() -> Any:

@@ -5,6 +5,7 @@ The toy problem has 42 training and 9 test images.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -24,6 +25,9 @@ from toys import LABELS, N_TEST, N_TRAIN, RECIPE, VECTORS, copied, make_checkout
 from pipeline.datasets.manifest import COLUMNS, full_counts, read_manifest, write_manifest
 from pipeline.matching.loss import matching_loss
 from pipeline.shards.failures import Failure, write_failures
+from pipeline.shards.index import write_index
+from pipeline.shards.reader import RegionCache
+from pipeline.shards.shard import whole_shards, write_shard
 from stages.checkout import results
 
 RUN = "runs/toy/full-s0"
@@ -328,3 +332,46 @@ def test_the_commit_of_a_checkout_below_its_repository_is_found(flow: Flow, tmp_
     assert marks(flow) == (git(above, "rev-parse", "HEAD"), False)
     (tmp_path / "code.py").write_text("one = 2\n")
     assert marks(flow)[1] is True
+
+
+# Sound files of another data set or run ----------------------------------------------------------
+
+
+def as_other(path: Path) -> None:
+    """Make a manifest that of another data set."""
+    manifest = read_manifest(path)
+    write_manifest(path, dataclasses.replace(manifest, dataset="other"))
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "report", "compare"])
+def test_the_manifest_of_another_data_set_is_refused(flow: Flow, command: str) -> None:
+    as_other(flow / MANIFEST)
+    before = flow.bytes("runs")
+    assert flow.gmpipe(command).refused(rf"{MANIFEST}.*'other'.*'toy'.*gmpipe prepare")
+    assert flow.bytes("runs") == before
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "report", "compare", "cache verify"])
+def test_the_cache_of_another_data_set_is_refused(flow: Flow, command: str) -> None:
+    cache = RegionCache.open(flow / "cache/toy")
+    rows = cache.gather(np.arange(len(cache)))
+    shutil.rmtree(flow / "cache/toy")
+    write_shard(flow / "cache/toy/regions-00000.h5", rows, dataset="other", recipe=cache.recipe)
+    shards = whole_shards(flow / "cache/toy")
+    write_index(flow / "cache/toy", "other", cache.recipe, shards)
+    before = flow.bytes("runs")
+    assert flow.gmpipe(*command.split()).refused("cache/toy.*'other'.*'toy'")
+    assert flow.bytes("runs") == before
+
+
+def test_the_checkpoint_of_another_run_is_refused(flow: Flow) -> None:
+    flow.ok("train", "--seed", "1")
+    shutil.copy(flow / "runs/toy/full-s1/checkpoint.pt", flow / RUN / "checkpoint.pt")
+    for command in ("evaluate", "report"):
+        assert flow.gmpipe(command).refused(rf"{RUN}.*(seed 1|another checkpoint)")
+    # Its metrics too: the whole folder was copied.
+    flow.ok("evaluate", "--seed", "1")
+    shutil.rmtree(flow / RUN)
+    shutil.copytree(flow / "runs/toy/full-s1", flow / RUN)
+    for command in ("evaluate", "report"):
+        assert flow.gmpipe(command).refused(rf"{RUN}/checkpoint\.pt.*'full', seed 1.*gmpipe train")

@@ -109,6 +109,14 @@ def test_a_broken_photograph_is_listed_and_the_others_are_extracted(flow: Flow) 
     assert not (flow / "cache/tiny/failures.parquet").exists()
 
 
+def test_where_no_image_of_a_split_has_regions_the_images_are_to_blame(flow: Flow) -> None:
+    """`gmpipe extract` alone would not help: it has tried each of them."""
+    failures = [Failure(f"test-{n:05d}", "x.png", "broken") for n in range(12)]
+    write_failures(flow / "cache/tiny", failures)
+    outcome = flow.gmpipe("evaluate")
+    assert outcome.refused(r"12 images of the test split .*failures\.parquet.*[Ff]ix the images")
+
+
 def test_without_any_readable_image_there_is_no_shard(flow: Flow) -> None:
     shutil.rmtree(flow / "cache/tiny")
     for path in (flow / "data/tiny/prepared/images").iterdir():
