@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from builders import make_rows
 
+from pipeline.files import sha256_json
 from pipeline.shards.index import write_index
 from pipeline.shards.schema import AXES, Recipe, RegionRows
 from pipeline.shards.shard import read_header, shard_name, write_shard
@@ -68,3 +71,10 @@ def cut(path: Path, size: int) -> None:
     """Leave only the first ``size`` bytes of a file."""
     with path.open("r+b") as stream:
         stream.truncate(size)
+
+
+def with_metadata(table: pa.Table, about: dict[str, Any]) -> pa.Table:
+    """An index's table with metadata that have their digest."""
+    about = {name: value for name, value in about.items() if name != "sha256"}
+    sealed = {**about, "sha256": sha256_json(about)}
+    return table.replace_schema_metadata({"gmpipe": json.dumps(sealed)})
