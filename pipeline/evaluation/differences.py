@@ -102,7 +102,8 @@ def describe_detector(detector: DetectorDescription | None, recipe: Recipe) -> s
     if "imported_from" in recipe:
         return f"another program, imported ({recipe['imported_from']})"
     if detector is None:
-        return f"a Faster R-CNN whose weights had the sha256 {recipe['weights_sha256']}"
+        weights = recipe.get("weights_sha256", "unknown")
+        return f"a Faster R-CNN whose weights had the sha256 {weights}"
     origin = f"weights with the sha256 {detector.origin_sha256}"
     if detector.has_seen_coco:
         origin = "torchvision's ResNet50-FPN Faster R-CNN, trained on train2017 of MS-COCO"

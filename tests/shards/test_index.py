@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from builders import make_rows
-from caches import DATASET, RECIPE, assert_same_rows, cut, write_cache
+from caches import DATASET, RECIPE, assert_same_rows, cut, with_metadata, write_cache
 
 from pipeline.errors import DamagedError, MismatchError, MissingError
 from pipeline.shards import index
@@ -91,8 +91,7 @@ def test_an_index_of_another_recipe_is_refused(folder: Path) -> None:
 def change_index(path: Path, **changes: object) -> None:
     table = pq.read_table(path, partitioning=None)
     about = json.loads(table.schema.metadata[b"gmpipe"])
-    metadata = {"gmpipe": json.dumps({**about, **changes})}
-    pq.write_table(table.replace_schema_metadata(metadata), path)
+    pq.write_table(with_metadata(table, {**about, **changes}), path)
 
 
 ENTRY = {"name": shard_name(0), "sha256": "", "bytes": 1, "rows": 4, "fingerprint": ""}

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from builders import make_rows
-from caches import DATASET, RECIPE, assert_same_rows, changed_rows, cut, write_cache
+from caches import DATASET, RECIPE, assert_same_rows, changed_rows, cut, with_metadata, write_cache
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -101,7 +101,7 @@ def reopened_without_sizes(folder: Path) -> RegionCache:
     table = pq.read_table(path, partitioning=None)
     about = json.loads(table.schema.metadata[b"gmpipe"])
     about["shards"][0]["bytes"] = (folder / shard_name(0)).stat().st_size
-    pq.write_table(table.replace_schema_metadata({"gmpipe": json.dumps(about)}), path)
+    pq.write_table(with_metadata(table, about), path)
     return RegionCache.open(folder)
 
 

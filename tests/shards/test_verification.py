@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from builders import make_rows
+from caches import with_metadata
 
 from pipeline.errors import DamagedError, GmpipeError
 from pipeline.files import sha256_file
