@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 
-from pipeline.errors import InputError
 from stages.cli.options import detector_option, output_option, run_folder_option
 from stages.console.messages import say
 
@@ -77,9 +76,7 @@ def predict(
         output=output,
     )
     if failures:
-        unread = "1 photograph" if failures == 1 else f"{failures} photographs"
-        rest = "all others are labelled" if labelled else "none is labelled"
-        raise InputError(f"{unread} can't be read, for the reasons above; {rest}.")
+        raise command.unread(failures, labelled)
 
 
 @click.command()

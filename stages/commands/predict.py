@@ -45,7 +45,8 @@ def predict(
         how many photographs were labelled, and how many could not be read.
 
     Raises:
-        InputError: a folder or pattern holds no photograph.
+        InputError: a folder or pattern holds no photograph; or no photograph could be read, and
+            ``output`` is left as it was.
         NotFinite: what is computed for a photograph is nan or infinite. Nothing is written to
             ``output``.
         GmpipeError: as `open_run`.
@@ -74,9 +75,18 @@ def predict(
                 write(rows)
             labelled += 1
         bar.close()  # before the writers print what they keep for the end
+        if failures and not labelled and output is not None:
+            raise unread(failures, labelled)  # so that a former file stays
     if output is not None and stdout is None:  # with both, the line would mix with the results
         say(f"{output}: {labelled} {'image' if labelled == 1 else 'images'}")
     return labelled, failures
+
+
+def unread(failures: int, labelled: int) -> InputError:
+    """Make the error for photographs that can't be read."""
+    photographs = "1 photograph" if failures == 1 else f"{failures} photographs"
+    rest = "all others are labelled" if labelled else "none is labelled"
+    return InputError(f"{photographs} can't be read, for the reasons above; {rest}.")
 
 
 def find_images(names: Sequence[str]) -> list[Path]:

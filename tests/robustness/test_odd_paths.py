@@ -195,3 +195,12 @@ def test_memory_that_runs_out_is_named(flow: Flow) -> None:
     assert done.returncode == 1, done
     assert "Traceback" not in done.stderr, done.stderr
     assert "memory" in done.stderr
+
+
+def test_a_former_file_stays_if_nothing_can_be_labelled(photographs: Flow) -> None:
+    (photographs / "labels.csv").write_text("former")
+    (photographs / "photos/a.png").unlink()
+    _faulty(photographs / "photos/a.png")
+    outcome = photographs.gmpipe("predict", "photos", "--run", RUN, "-o", "labels.csv")
+    assert outcome.refused("none is labelled")
+    assert (photographs / "labels.csv").read_text() == "former"
