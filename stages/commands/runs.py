@@ -304,4 +304,6 @@ def _remove(paths: Sequence[Path]) -> None:
             else:
                 path.unlink(missing_ok=True)
         except OSError as error:
-            raise access_error(error) from error
+            # rmtree names what it can't remove by its last part alone.
+            named = OSError(error.errno, error.strerror, str(path))
+            raise access_error(named) from error

@@ -24,7 +24,7 @@ from PIL import Image
 from pipeline.datasets.manifest import read_manifest
 from pipeline.errors import MissingError
 from pipeline.files import sha256_file
-from pipeline.regions.detector import build_model
+from pipeline.regions.detector import TORCHVISION_WEIGHTS, build_model
 from pipeline.settings import ArchitectureSettings
 from pipeline.shards.failures import Failure, read_failures, write_failures
 from pipeline.shards.reader import RegionCache
@@ -302,7 +302,9 @@ def test_named_weights_and_the_same_from_a_file_give_the_same_cache(
     saved.parent.mkdir(parents=True)
     torch.save(model.state_dict(), saved)
     named = saved.rename(saved.with_name(f"weights-{sha256_file(saved)[:8]}.pth"))
-    published = SimpleNamespace(url=f"https://example.org/{named.name}")
+    published = SimpleNamespace(
+        url=f"https://example.org/{named.name}", meta=TORCHVISION_WEIGHTS.meta
+    )
     monkeypatch.setattr("pipeline.regions.detector.TORCHVISION_WEIGHTS", published)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     caches = []

@@ -128,7 +128,7 @@ def copied(checkout: Flow, folder: Path) -> Flow:
 
 
 KILLED_AT = """
-import os, signal, sys
+import os, signal, sys, time
 from functools import partial
 
 from pipeline.learning import loop
@@ -140,6 +140,8 @@ sys.argv[1:] = ["train"]
 losses = 0
 
 def kill():
+    # Of several processes the first one, which writes the state, ends first.
+    time.sleep(5 * int(os.environ.get("RANK", "0")))
     os.kill(os.getpid(), signal.SIGKILL)
 
 def loss(*inputs, of=loop.matching_loss):
