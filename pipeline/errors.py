@@ -6,6 +6,9 @@ hiding the others. Anything that is not a `GmpipeError` is a bug, and is shown w
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 LONGEST = 4000  # characters of a problem: a list of labels, or an id of megabytes, may be in it
 
 
@@ -81,3 +84,21 @@ class NoSpaceError(AccessError):
 
 class Stopped(GmpipeError):
     """The user pressed Ctrl-C. The problem says what is kept, the remedy how to continue."""
+
+
+@contextmanager
+def advising(remedy: str, *kinds: type[GmpipeError]) -> Iterator[None]:
+    """Replace the remedy of errors of some kinds that are raised in the block.
+
+    What reads a file does not know what the file is for, and the library does not know which
+    command makes it. Whoever knows adds that.
+
+    Args:
+        remedy: the next step, in whole sentences.
+        kinds: subclasses of `GmpipeError`. Name only kinds of problems that the remedy fixes.
+    """
+    try:
+        yield
+    except kinds as error:
+        error.remedy = remedy
+        raise

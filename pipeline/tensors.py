@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import DamagedError, briefly
+from pipeline.errors import DamagedError, advising, briefly
 from pipeline.files import read_bytes, replacing
 
 _ZIP = b"PK\x03\x04"
@@ -238,11 +238,8 @@ def load_state(path: Path) -> dict[str, Any]:
     Raises:
         DamagedError: the file was changed, or holds something else.
     """
-    try:
+    with advising(_DELETE, DamagedError):
         state, _ = load_tensors(path)
-    except DamagedError as error:
-        error.remedy = _DELETE
-        raise
     if not isinstance(state, dict):
         raise DamagedError(
             f"{path} is not a state to resume from: expected a dict, not a {type(state).__name__}.",

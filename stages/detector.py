@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.datasets.manifest import Manifest, read_boxes
-from pipeline.errors import DamagedError
+from pipeline.errors import DamagedError, advising
 from pipeline.files import (
     check_writable,
     folder_lock,
@@ -34,7 +34,6 @@ from pipeline.settings import DetectorSettings, FitSettings
 from stages.checkout.layout import boxes_file, data_root, detector_folder, state_file
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request
-from stages.checkout.remedies import advising
 from stages.checkout.times import record_time
 from stages.console.messages import say
 from stages.console.progress import progress_bar, shows_bars

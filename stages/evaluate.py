@@ -7,7 +7,7 @@ import time
 
 from pipeline.datasets.groups import has_eleven_points
 from pipeline.datasets.manifest import Manifest
-from pipeline.errors import MismatchError
+from pipeline.errors import MismatchError, advising
 from pipeline.evaluation.metrics import Evaluation, write_evaluation
 from pipeline.evaluation.metrics import evaluate as measure
 from pipeline.evaluation.predictions import write_predictions
@@ -33,7 +33,6 @@ from stages.checkout.plans import (
     read_checkpoint,
     refill_command,
 )
-from stages.checkout.remedies import advising
 from stages.checkout.times import record_time
 
 

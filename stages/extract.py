@@ -19,6 +19,7 @@ from pipeline.errors import (
     MismatchError,
     MissingError,
     Stopped,
+    advising,
 )
 from pipeline.learning.splits import open_split
 from pipeline.machine import cores
@@ -37,7 +38,6 @@ from stages.checkout.layout import cache_folder, data_root, detector_folder
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.models import dataset_detector
 from stages.checkout.params import Request
-from stages.checkout.remedies import advising
 from stages.checkout.times import record_time
 from stages.console.messages import say
 from stages.console.progress import progress_bar

@@ -40,7 +40,7 @@ from pipeline.datasets.nuswide import read_nuswide
 from pipeline.datasets.scenes import make_scenes, scenes_sources
 from pipeline.datasets.table import read_table
 from pipeline.datasets.voc import read_voc
-from pipeline.errors import DamagedError, MissingError
+from pipeline.errors import DamagedError, MissingError, advising
 from pipeline.files import (
     exists,
     folder_lock,
@@ -68,7 +68,6 @@ from stages.checkout.layout import (
 )
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request
-from stages.checkout.remedies import advising
 from stages.checkout.resolved import write_variant_settings
 from stages.checkout.times import record_time
 from stages.console.progress import progress_bar

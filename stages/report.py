@@ -13,7 +13,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from pipeline.datasets.manifest import SPLITS
-from pipeline.errors import DamagedError, GmpipeError, MismatchError
+from pipeline.errors import DamagedError, GmpipeError, MismatchError, advising
 from pipeline.evaluation.runs import Runs
 from pipeline.files import exists, folder_lock, matching, replacing_folder
 from pipeline.learning.prediction import NotFinite
@@ -42,7 +42,6 @@ from stages.checkout.layout import (
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request
 from stages.checkout.plans import refill_command
-from stages.checkout.remedies import advising
 from stages.checkout.results import load_runs, load_scores
 from stages.checkout.times import read_times
 from stages.console.messages import note

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from pipeline.datasets.manifest import Manifest
-from pipeline.errors import InputError, MissingError
+from pipeline.errors import InputError, MissingError, advising
 from pipeline.files import (
     check_writable,
     folder_lock,
@@ -43,7 +43,6 @@ from stages.checkout.layout import (
     state_file,
 )
 from stages.checkout.plans import RunPlan, check_run_regions, open_inputs
-from stages.checkout.remedies import advising
 from stages.checkout.resolved import write_run_settings
 from stages.checkout.times import record_time
 from stages.console.progress import progress_bar

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import DamagedError, InputError, MismatchError, MissingError
+from pipeline.errors import DamagedError, InputError, MismatchError, MissingError, advising
 from pipeline.formats.sealed import read_sealed_json, write_sealed_json
 
 Floats = NDArray[np.floating[Any]]
@@ -225,12 +225,10 @@ def read_evaluation(path: Path) -> Evaluation:
     """
     remedy = "Evaluate the run again."
     try:
-        return Evaluation.from_json(read_sealed_json(path))
+        with advising(remedy, DamagedError):
+            return Evaluation.from_json(read_sealed_json(path))
     except FileNotFoundError:
         raise MissingError(f"There are no metrics at {path}.", remedy) from None
-    except DamagedError as error:
-        error.remedy = remedy
-        raise
     except KeyError as error:
         raise DamagedError(f"{path} is damaged: the key {error} is missing.", remedy) from error
     except (AttributeError, TypeError, ValueError) as error:

@@ -23,7 +23,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from pipeline.errors import DamagedError, MismatchError, MissingError
+from pipeline.errors import DamagedError, MismatchError, MissingError, advising
 from pipeline.evaluation.metrics import Floats, Integers
 from pipeline.formats.sealed import read_sealed_table, write_sealed_table
 
@@ -99,12 +99,10 @@ def read_logits(
     """
     remedy = "Evaluate the run again."
     try:
-        table, about = read_sealed_table(path, _COLUMNS)
+        with advising(remedy, DamagedError):
+            table, about = read_sealed_table(path, _COLUMNS)
     except FileNotFoundError:
         raise MissingError(f"There are no predictions at {path}.", remedy) from None
-    except DamagedError as error:
-        error.remedy = remedy
-        raise
     if (used := about.get("checkpoint_sha256")) != checkpoint_sha256:
         raise MismatchError(
             f"{path} was predicted by the checkpoint {used}, expected {checkpoint_sha256}.", remedy

@@ -18,7 +18,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from pipeline.errors import DamagedError, InputError, MismatchError, MissingError
+from pipeline.errors import DamagedError, InputError, MismatchError, MissingError, advising
 from pipeline.files import exists, read_bytes, sha256_file
 from pipeline.formats.sealed import read_sealed_json, write_sealed_json
 from pipeline.settings import ArchitectureSettings
@@ -254,7 +254,8 @@ def recorded_detector(folder: Path) -> DetectorDescription:
     """
     path = folder / DESCRIPTION_FILE
     try:
-        content = read_sealed_json(path)
+        with advising(_MAKE_AGAIN, DamagedError):
+            content = read_sealed_json(path)
         if content["source"] == "imported":
             raise MismatchError(
                 f"{path} says that the data set's regions are imported, so it has no detector.",
@@ -271,9 +272,6 @@ def recorded_detector(folder: Path) -> DetectorDescription:
             )
     except FileNotFoundError:
         raise MissingError(f"There is no detector in {folder}.", _MAKE_AGAIN) from None
-    except DamagedError as error:
-        error.remedy = _MAKE_AGAIN
-        raise
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedError(f"{path} is damaged ({error!r}).", _MAKE_AGAIN) from error
     if version != DETECTOR_VERSION:

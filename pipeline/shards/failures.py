@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.errors import DamagedError
+from pipeline.errors import DamagedError, advising
 from pipeline.formats.sealed import read_sealed_table, write_sealed_table
 
 FAILURES_NAME = "failures.parquet"
@@ -52,10 +52,8 @@ def read_failures(folder: Path) -> dict[str, Failure]:
     """
     path = folder / FAILURES_NAME
     try:
-        table, _ = read_sealed_table(path, _COLUMNS)
+        with advising("Delete it, and write the regions again.", DamagedError):
+            table, _ = read_sealed_table(path, _COLUMNS)
     except FileNotFoundError:
         return {}
-    except DamagedError as error:
-        error.remedy = "Delete it, and write the regions again."
-        raise
     return {row["image_id"]: Failure(**row) for row in table.to_pylist()}

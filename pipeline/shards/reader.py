@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import DamagedError, MissingError
+from pipeline.errors import DamagedError, MissingError, advising
 from pipeline.shards.index import INDEX_NAME, Index, check_listed, check_sizes, read_index
 from pipeline.shards.mapping import MappedFiles
 from pipeline.shards.schema import (
@@ -240,12 +240,9 @@ class RegionCache:
         """Map the shards ``wanted`` that are not mapped yet, after a check of their headers."""
         for shard in np.unique(wanted[~self._is_mapped[wanted]]).tolist():
             path = self.folder / self.shards[shard].name
-            try:
+            with advising(self._remedy, MissingError, DamagedError):
                 header = read_header(path)
                 check_listed(path, header, self._index, shard)
-            except (MissingError, DamagedError) as error:
-                error.remedy = self._remedy
-                raise
             self._files.map(shard, path)
             start = self._files.starts[shard]
             self._starts[shard] = [start + header.offsets[field] for field in self._forms]

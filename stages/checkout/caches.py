@@ -6,14 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline.errors import DamagedError, GmpipeError, MismatchError, MissingError
+from pipeline.errors import DamagedError, GmpipeError, MismatchError, MissingError, advising
 from pipeline.shards.index import read_index
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.store import StaleShard
 from stages.checkout.disk import shown_bytes
 from stages.checkout.layout import cache_folder
 from stages.checkout.params import read_request
-from stages.checkout.remedies import advising
 
 _LINES = 10  # of a list of stale shards
 

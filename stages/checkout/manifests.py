@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 
 from pipeline.datasets.manifest import Manifest, read_manifest
-from pipeline.errors import DamagedError, MismatchError, MissingError
+from pipeline.errors import DamagedError, MismatchError, MissingError, advising
 from stages.checkout.layout import manifest_file
-from stages.checkout.remedies import advising
 
 _log = logging.getLogger(__name__)
 

@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.errors import DamagedError, MismatchError, MissingError
+from pipeline.errors import DamagedError, MismatchError, MissingError, advising
 from pipeline.inference.trained import TrainedRun, attach_detector
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
 from pipeline.learning.prediction import NotFinite
 from pipeline.regions.detector import DetectorDescription, read_description
 from stages.checkout.layout import CHECKPOINT_FILE, detector_folder
-from stages.checkout.remedies import advising
 
 
 def dataset_detector(dataset: str) -> DetectorDescription:

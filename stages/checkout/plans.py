@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.datasets.manifest import Manifest
-from pipeline.errors import DamagedError, GmpipeError, InputError, MismatchError, MissingError
+from pipeline.errors import (
+    DamagedError,
+    GmpipeError,
+    InputError,
+    MismatchError,
+    MissingError,
+    advising,
+)
 from pipeline.labels.vectors import LabelVectors, load_label_vectors
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
 from pipeline.learning.splits import check_regions
@@ -21,7 +28,6 @@ from stages.checkout.caches import fill_command, open_cache
 from stages.checkout.layout import CHECKPOINT_FILE, cache_folder, run_folder
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request, unreached, unread_by_runs
-from stages.checkout.remedies import advising
 from stages.console.messages import note
 
 _log = logging.getLogger(__name__)

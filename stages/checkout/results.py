@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.datasets.manifest import SPLITS, Manifest
-from pipeline.errors import DamagedError, MismatchError, MissingError
+from pipeline.errors import DamagedError, MismatchError, MissingError, advising
 from pipeline.evaluation.metrics import read_evaluation
 from pipeline.evaluation.predictions import Scores, read_logits
 from pipeline.evaluation.runs import Run, Runs
@@ -21,7 +21,6 @@ from stages.checkout.layout import (
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request
 from stages.checkout.plans import RunPlan, plan_run, read_checkpoint, run_commands
-from stages.checkout.remedies import advising
 
 
 def load_runs(

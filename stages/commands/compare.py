@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from pipeline.datasets.manifest import SPLITS
-from pipeline.errors import DamagedError, GmpipeError, MismatchError, MissingError
+from pipeline.errors import DamagedError, GmpipeError, MismatchError, MissingError, advising
 from pipeline.evaluation.bootstrap import intervals
 from pipeline.evaluation.metrics import read_evaluation
 from pipeline.evaluation.tables import BASE, results_markdown
@@ -32,7 +32,6 @@ from stages.checkout.plans import (
     plan_run,
     read_checkpoint,
 )
-from stages.checkout.remedies import advising
 from stages.checkout.results import load_runs, load_scores
 from stages.console.messages import say
 from stages.evaluate import evaluate

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline.datasets.manifest import Manifest, read_boxes
-from pipeline.errors import DamagedError, MismatchError, MissingError
+from pipeline.errors import DamagedError, MismatchError, MissingError, advising
 from pipeline.evaluation.tables import as_csv
 from pipeline.files import read_bytes
 from pipeline.formats.sealed import read_sealed_json
@@ -43,7 +43,6 @@ from stages.checkout.layout import (
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.models import dataset_detector
 from stages.checkout.params import Request
-from stages.checkout.remedies import advising
 from stages.checkout.resolved import outdated_variant_settings
 from stages.checkout.times import damaged_lines, read_times
 from stages.commands.cache import verify as verify_cache

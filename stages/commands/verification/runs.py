@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.datasets.manifest import Manifest
-from pipeline.errors import DamagedError, InputError, MismatchError, MissingError
+from pipeline.errors import DamagedError, InputError, MismatchError, MissingError, advising
 from pipeline.evaluation.metrics import Evaluation, read_evaluation
 from pipeline.evaluation.predictions import read_logits
 from pipeline.files import read_bytes
@@ -33,7 +33,6 @@ from stages.checkout.layout import (
 )
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request, has_variant, variant_settings
-from stages.checkout.remedies import advising
 from stages.checkout.resolved import read_run_settings
 from stages.commands.verification.findings import Finding, csv_rows, look, sound, there
 
