@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import Stopped, tree
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,18 +35,6 @@ from pipeline.files import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-class Stopped(Exception):
-    """Raised to end a block early."""
-
-
-def tree(folder: Path) -> dict[str, str | None]:
-    """The text of every file below a folder, None for folders."""
-    return {
-        str(path.relative_to(folder)): path.read_text() if path.is_file() else None
-        for path in folder.rglob("*")
-    }
 
 
 # Replacing a file --------------------------------------------------------------------------------

@@ -10,23 +10,12 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from builders import Stopped, tree
 
 from pipeline import files
 from pipeline.files import remove_temporaries, replacing_folder, tidy
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-class Stopped(Exception):
-    """Raised to end a block early."""
-
-
-def tree(folder: Path) -> dict[str, str | None]:
-    """The text of every file below a folder, None for folders."""
-    return {
-        str(path.relative_to(folder)): path.read_text() if path.is_file() else None
-        for path in folder.rglob("*")
-    }
 
 
 def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:

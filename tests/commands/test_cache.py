@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from builders import write_other_weights
 from caches import cut, flip_bit
 from clusters import worker_in_this_process
 from flows import Flow
 
 from pipeline import files
-from pipeline.regions.detector import load_state, read_description, write_detector
 from pipeline.shards.failures import Failure, write_failures
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import RegionRows
@@ -131,17 +131,10 @@ Change = Callable[[Flow], object]
 """Something that makes a cache other than the one that the checkout asks for."""
 
 
-def write_other_weights(flow: Flow) -> None:
+def change_weights(flow: Flow) -> None:
     folder = flow / "data/tiny/detector"
-    description = read_description(folder)
-    state = load_state(folder / "weights.pt")
-    state["roi_heads.box_predictor.cls_score.bias"] += 1
-    write_detector(
-        folder,
-        state,
-        source=description.source,
-        architecture=description.architecture,
-        classes=description.classes,
+    write_other_weights(
+        folder, folder, "roi_heads.box_predictor.cls_score.bias", lambda bias: bias.add_(1)
     )
 
 
@@ -158,7 +151,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda flow: flow.params(extract__tiny__views=1),
         r"views is 2, expected 1.*gmpipe extract .*--replace",
     ),
-    "weights": (write_other_weights, r"weights_sha256 is .*gmpipe extract .*--replace"),
+    "weights": (change_weights, r"weights_sha256 is .*gmpipe extract .*--replace"),
     "detector": (
         lambda flow: shutil.rmtree(flow / "data/tiny/detector"),
         r"data/tiny/detector.*gmpipe detector --dataset tiny",

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders import write_other_weights
 from flows import Flow
 from PIL import Image
 
@@ -16,7 +17,7 @@ from pipeline.api import TrainedRun, explain, load_run
 from pipeline.errors import DamagedError
 from pipeline.learning.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.learning.prediction import NotFinite
-from pipeline.regions.detector import load_state, read_description, write_detector
+from pipeline.regions.detector import read_description
 
 RUN = "runs/tiny/full-s0"
 TENSOR = "decoder.mlp.second.bias"
@@ -123,15 +124,7 @@ def test_features_of_the_detector(made: Flow, run: TrainedRun, value: float) -> 
 def test_weights_of_the_detector(flow: Flow, name: str, value: float) -> None:
     """With nan for a class's score, it would find nothing, and the whole image be a region."""
     folder = flow / "data/tiny/detector"
-    state, description = load_state(folder / "weights.pt"), read_description(folder)
-    state[name][1] = value
-    write_detector(
-        folder,
-        state,
-        source=description.source,
-        architecture=description.architecture,
-        classes=description.classes,
-    )
+    write_other_weights(folder, folder, name, lambda weights: weights[1].fill_(value))
     # As if the run had been trained with this detector.
     checkpoint = load_checkpoint(flow / RUN / "checkpoint.pt")
     recipe = {**checkpoint.recipe, "weights_sha256": read_description(folder).weights_sha256}

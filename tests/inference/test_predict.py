@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from builders import write_other_weights
 from flows import VARIANTS, Flow
 from PIL import Image
 
@@ -26,7 +27,7 @@ from pipeline.api import Prediction, TrainedRun, load_run
 from pipeline.errors import GmpipeError, InputError, MissingError
 from pipeline.inference import trained
 from pipeline.inference.formats import COLUMNS, label_rows
-from pipeline.regions.detector import load_state, read_description, write_detector
+from pipeline.regions.detector import read_description
 from stages.commands.predict import find_images
 
 TOLERANCE = 1e-5
@@ -144,17 +145,9 @@ def test_a_batch_has_at_least_one_image(run: TrainedRun, size: int) -> None:
 
 def other_detector(made: Flow, folder: Path) -> Path:
     """Make a detector with the same architecture and other weights."""
-    description = read_description(made / "data/tiny/detector")
-    state = load_state(made / "data/tiny/detector/weights.pt")
-    state["rpn.head.bbox_pred.bias"] += 0.5
     folder.mkdir()
-    write_detector(
-        folder,
-        state,
-        source=description.source,
-        architecture=description.architecture,
-        classes=description.classes,
-    )
+    source = made / "data/tiny/detector"
+    write_other_weights(source, folder, "rpn.head.bbox_pred.bias", lambda bias: bias.add_(0.5))
     return folder
 
 

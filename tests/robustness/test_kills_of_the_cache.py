@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from caches import cut, flip_bit
+from caches import cut, flip_bit, rows_of
 from clusters import worker_in_this_process
 from flows import ALL_CASES, BIN, Flow
 from region_files import make_arrays, write_npz
 
-from pipeline.shards.shard import map_shard, whole_shards
+from pipeline.shards.shard import whole_shards
 
 pytestmark = pytest.mark.slow
 
@@ -37,19 +37,6 @@ def _in_this_process() -> Iterator[None]:
     """The commands that are not killed run in this process, which saves the start of a worker."""
     with worker_in_this_process():
         yield
-
-
-def rows_of(folder: Path) -> dict[tuple[str, int], bytes]:
-    """Every row of the shards, all its fields as bytes, by image and view; none may come twice."""
-    content: dict[tuple[str, int], bytes] = {}
-    for path in whole_shards(folder):
-        _, rows, _ = map_shard(path)
-        for row in range(len(rows)):
-            key = rows.image_id[row].decode(), int(rows.view[row])
-            assert key not in content
-            arrays = (rows.features, rows.boxes, rows.scores, rows.classes, rows.count)
-            content[key] = b"".join(array[row].tobytes() for array in arrays)
-    return content
 
 
 def state(folder: Path) -> list[tuple[str, int]]:

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from caches import rows_of
 from clusters import worker_in_this_process
 from flows import Flow
 from PIL import Image
@@ -28,7 +29,7 @@ from pipeline.regions.detector import TORCHVISION_WEIGHTS, build_model
 from pipeline.settings import ArchitectureSettings
 from pipeline.shards.failures import Failure, read_failures, write_failures
 from pipeline.shards.reader import RegionCache
-from pipeline.shards.shard import map_shard, read_header, whole_shards
+from pipeline.shards.shard import read_header, whole_shards
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,19 +40,6 @@ def _in_this_process() -> Iterator[None]:
 
 def image(flow: Flow, name: str) -> Path:
     return flow / "data/tiny/prepared/images" / f"{name}.png"
-
-
-def rows_of(folder: Path) -> dict[tuple[str, int], bytes]:
-    """Every row of the cache's shards, all its fields as bytes, by image and view."""
-    content: dict[tuple[str, int], bytes] = {}
-    for path in whole_shards(folder):
-        _, rows, _ = map_shard(path)
-        for row in range(len(rows)):
-            key = rows.image_id[row].decode(), int(rows.view[row])
-            assert key not in content
-            arrays = (rows.features, rows.boxes, rows.scores, rows.classes, rows.count)
-            content[key] = b"".join(array[row].tobytes() for array in arrays)
-    return content
 
 
 # Broken photographs ------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,13 @@ from torchvision.models.detection import FasterRCNN
 from pipeline.datasets.manifest import BoxTable, Manifest
 from pipeline.datasets.scenes import KINDS, make_scenes
 from pipeline.matching.graphs import InstanceBatch
-from pipeline.regions.detector import build_model
+from pipeline.regions.detector import (
+    WEIGHTS_FILE,
+    build_model,
+    load_state,
+    read_description,
+    write_detector,
+)
 from pipeline.regions.fitting import FitImage
 from pipeline.regions.transforms import load_image, to_tensor
 from pipeline.settings import ArchitectureSettings, ScenesSettings
@@ -151,3 +157,30 @@ def draw_scenes(root: Path) -> Scenes:
     """Draw the scenes below ``root``."""
     settings = ScenesSettings(source="scenes", train=12, test=2, size=S, seed=0)
     return Scenes(root, *make_scenes(root / "images", "images", "tiny", settings))
+
+
+class Stopped(Exception):
+    """Raised to end a block early."""
+
+
+def tree(folder: Path) -> dict[str, str | None]:
+    """The text of every file below a folder, None for folders."""
+    return {
+        str(path.relative_to(folder)): path.read_text() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+def write_other_weights(
+    source: Path, folder: Path, name: str, change: Callable[[Tensor], object]
+) -> None:
+    """Write a detector like that in ``source``, with one tensor changed in place."""
+    description, state = read_description(source), load_state(source / WEIGHTS_FILE)
+    change(state[name])
+    write_detector(
+        folder,
+        state,
+        source=description.source,
+        architecture=description.architecture,
+        classes=description.classes,
+    )

@@ -14,7 +14,7 @@ from builders import make_rows
 from pipeline.files import sha256_json
 from pipeline.shards.index import write_index
 from pipeline.shards.schema import AXES, Recipe, RegionRows
-from pipeline.shards.shard import read_header, shard_name, write_shard
+from pipeline.shards.shard import map_shard, read_header, shard_name, whole_shards, write_shard
 
 DATASET = "tiny"
 RECIPE: Recipe = {
@@ -78,3 +78,16 @@ def with_metadata(table: pa.Table, about: dict[str, Any]) -> pa.Table:
     about = {name: value for name, value in about.items() if name != "sha256"}
     sealed = {**about, "sha256": sha256_json(about)}
     return table.replace_schema_metadata({"gmpipe": json.dumps(sealed)})
+
+
+def rows_of(folder: Path) -> dict[tuple[str, int], bytes]:
+    """Every row of the shards, all its fields as bytes, by image and view; none may come twice."""
+    content: dict[tuple[str, int], bytes] = {}
+    for path in whole_shards(folder):
+        _, rows, _ = map_shard(path)
+        for row in range(len(rows)):
+            key = rows.image_id[row].decode(), int(rows.view[row])
+            assert key not in content
+            arrays = (rows.features, rows.boxes, rows.scores, rows.classes, rows.count)
+            content[key] = b"".join(array[row].tobytes() for array in arrays)
+    return content
