@@ -111,7 +111,7 @@ def load_label_vectors(labels: Sequence[str], source: str) -> LabelVectors:
         name = _normalised(label)
         if label != label.encode(errors="replace").decode():
             raise InputError(
-                f"The label {label!r} has half a character (a lone surrogate).",
+                f"The label {label!r} has a lone surrogate, which is half a character.",
                 "Rename the label in the data set.",
             )
         if not name:
