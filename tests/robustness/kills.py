@@ -83,7 +83,8 @@ def killed(flow: Flow, moment: float, *arguments: str) -> bool:
     process.start()
     process.join(moment)
     if process.pid is not None and process.is_alive():
-        os.kill(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it ends now; the server has not said so yet
+            os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert process.exitcode in (0, -signal.SIGKILL)
     return process.exitcode != 0

@@ -219,8 +219,8 @@ print(anonymous() - before)
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc to read memory from")
-@pytest.mark.parametrize("rows", [10_000, 100_000])
-def test_a_reader_takes_little_memory_of_its_own_for_each_row(tmp_path: Path, rows: int) -> None:
+def test_a_reader_takes_little_memory_of_its_own_for_each_row(tmp_path: Path) -> None:
+    rows = 100_000  # what the second cache takes whatever its size, 3 MB, is little beside it
     for name, count in (("small", 1000), ("large", rows)):
         parts = [
             make_rows(1000, regions=1, feature_size=1, first=first)
@@ -229,7 +229,7 @@ def test_a_reader_takes_little_memory_of_its_own_for_each_row(tmp_path: Path, ro
         write_cache(tmp_path / name, *parts)
     command = [sys.executable, "-c", ANONYMOUS_MEMORY, tmp_path / "small", tmp_path / "large"]
     grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    assert grown < 300 * rows
+    assert grown < 150 * rows
 
 
 @pytest.fixture(scope="module")
