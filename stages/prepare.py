@@ -19,7 +19,6 @@ from pipeline.datasets.check import (
     label_counts,
     similar_labels,
 )
-from pipeline.datasets.coco import read_coco
 from pipeline.datasets.listing import (
     Listing,
     find_files,
@@ -36,10 +35,11 @@ from pipeline.datasets.manifest import (
     write_boxes,
     write_manifest,
 )
-from pipeline.datasets.nuswide import read_nuswide
+from pipeline.datasets.readers.coco import read_coco
+from pipeline.datasets.readers.nuswide import read_nuswide
+from pipeline.datasets.readers.table import read_table
+from pipeline.datasets.readers.voc import read_voc
 from pipeline.datasets.scenes import make_scenes, scenes_sources
-from pipeline.datasets.table import read_table
-from pipeline.datasets.voc import read_voc
 from pipeline.errors import DamagedError, MissingError, advising
 from pipeline.files import (
     exists,

@@ -18,11 +18,11 @@ from refusals import refused
 from trees import draw_image, make_coco, make_nuswide, make_voc
 
 from pipeline.datasets.check import check_files
-from pipeline.datasets.coco import read_coco
 from pipeline.datasets.listing import listed_manifest, make_manifest
-from pipeline.datasets.nuswide import read_nuswide
-from pipeline.datasets.table import read_table
-from pipeline.datasets.voc import read_voc
+from pipeline.datasets.readers.coco import read_coco
+from pipeline.datasets.readers.nuswide import read_nuswide
+from pipeline.datasets.readers.table import read_table
+from pipeline.datasets.readers.voc import read_voc
 from pipeline.errors import DamagedError, InputError, MissingError
 from pipeline.files import sha256_file
 from pipeline.labels.vectors import load_label_vectors

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.datasets.voc import VOCABULARY
+from pipeline.datasets.readers.voc import VOCABULARY
 from pipeline.evaluation.metrics import Evaluation
 
 Row = Mapping[str, float | None]

@@ -1,4 +1,4 @@
-"""pipeline.datasets.coco: labels and boxes of the files, and what breaks their format."""
+"""pipeline.datasets.readers.coco: labels and boxes of the files, and what breaks their format."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from refusals import refused
 from trees import SIZE, coco_file, coco_files, coco_image, coco_object, make_coco
 
-from pipeline.datasets import coco
-from pipeline.datasets.coco import read_coco
+from pipeline.datasets.readers import coco
+from pipeline.datasets.readers.coco import read_coco
 from pipeline.errors import InputError, MissingError
 from pipeline.settings import CocoSettings
 

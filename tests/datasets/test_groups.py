@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.datasets.groups import LABEL_GROUPS, has_eleven_points, label_groups
-from pipeline.datasets.voc import VOCABULARY
+from pipeline.datasets.readers.voc import VOCABULARY
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""pipeline.datasets.nuswide: the three forms, real lists, errors, and memory at full scale."""
+"""pipeline.datasets.readers.nuswide: three forms, real lists, errors, memory at full scale."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trees import csv_rows, csv_text, multi_hot_line, write_official
 
 from pipeline.datasets.listing import Listing, make_manifest
 from pipeline.datasets.manifest import COLUMNS
-from pipeline.datasets.nuswide import CONCEPTS, read_nuswide
+from pipeline.datasets.readers.nuswide import CONCEPTS, read_nuswide
 from pipeline.errors import GmpipeError, InputError, MissingError
 from pipeline.settings import NuswideSettings
 
@@ -441,7 +441,7 @@ import re, sys
 from pathlib import Path
 from pipeline.datasets.listing import make_manifest
 from pipeline.datasets.manifest import write_manifest
-from pipeline.datasets.nuswide import read_nuswide
+from pipeline.datasets.readers.nuswide import read_nuswide
 from pipeline.settings import NuswideSettings
 root, settings = Path(sys.argv[1]), NuswideSettings(source="nuswide")
 manifest, missing = make_manifest(read_nuswide(root, settings), "nuswide", root, settings)

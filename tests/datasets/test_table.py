@@ -1,4 +1,4 @@
-"""pipeline.datasets.table: valid tables in both formats, and the split by a share."""
+"""pipeline.datasets.readers.table: valid tables in both formats, and the split by a share."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from refusals import refused
 from trees import PETS, read_pets, read_pets_text, write_pets_parquet
 
-from pipeline.datasets import rows as module
 from pipeline.datasets.listing import Listing, make_manifest
 from pipeline.datasets.manifest import COLUMNS
-from pipeline.datasets.table import read_table
+from pipeline.datasets.readers import rows as module
+from pipeline.datasets.readers.table import read_table
 from pipeline.errors import InputError
 from pipeline.settings import TableSettings
 

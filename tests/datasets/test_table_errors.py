@@ -1,4 +1,4 @@
-"""pipeline.datasets.table: what is wrong with a table is named, with its row or column."""
+"""pipeline.datasets.readers.table: what is wrong with a table is named, with its row or column."""
 
 from __future__ import annotations
 

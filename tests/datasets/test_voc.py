@@ -1,4 +1,4 @@
-"""pipeline.datasets.voc: labels and boxes of a devkit, and what breaks its format."""
+"""pipeline.datasets.readers.voc: labels and boxes of a devkit, and what breaks its format."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from refusals import refused
 from trees import VOC_TEST, VOC_TRAIN, Voc, VocObject, make_voc, voc_xml
 
 from pipeline.datasets.listing import Listing
-from pipeline.datasets.voc import VOCABULARY, read_voc
+from pipeline.datasets.readers.voc import VOCABULARY, read_voc
 from pipeline.errors import InputError, MissingError
 from pipeline.settings import VocSettings
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from results import make_evaluation, make_metrics
 
-from pipeline.datasets.voc import VOCABULARY
+from pipeline.datasets.readers.voc import VOCABULARY
 from pipeline.evaluation.paper import (
     METHOD,
     PAPER,

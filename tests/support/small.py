@@ -16,7 +16,7 @@ import numpy as np
 from flows import Flow
 from ruamel.yaml import YAML
 
-from pipeline.datasets.voc import VOCABULARY as VOC_LABELS
+from pipeline.datasets.readers.voc import VOCABULARY as VOC_LABELS
 
 TRAIN, TEST, M, D = 30, 18, 3, 6
 PARAMS: dict[str, Any] = {

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline.datasets.listing import Listing
-from pipeline.datasets.nuswide import CONCEPTS
-from pipeline.datasets.table import read_table
-from pipeline.datasets.voc import VOCABULARY
+from pipeline.datasets.readers.nuswide import CONCEPTS
+from pipeline.datasets.readers.table import read_table
+from pipeline.datasets.readers.voc import VOCABULARY
 from pipeline.settings import TableSettings
 
 SIZE = (20, 10)  # width and height of every image

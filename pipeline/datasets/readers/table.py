@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 
 from pipeline.datasets.listing import Listing, hash_sources
 from pipeline.datasets.manifest import Split
-from pipeline.datasets.rows import (
+from pipeline.datasets.readers.rows import (
     Rows,
     check_paths,
     encode_labels,

@@ -59,7 +59,7 @@ import pyarrow.compute as pc
 
 from pipeline.datasets.listing import Listing, hash_sources, read_lines, read_source
 from pipeline.datasets.manifest import SPLITS, Split
-from pipeline.datasets.rows import (
+from pipeline.datasets.readers.rows import (
     FIX_FILE,
     check_paths,
     encode_labels,
