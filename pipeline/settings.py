@@ -67,6 +67,21 @@ Name = Annotated[str, BeforeValidator(check_name)]
 at most 64 in all. Names become folders, files, words of commands, parts of DVC's stage names, and
 parts of the dotted keys of its parameters. So dots, blanks and slashes are impossible."""
 
+
+def check_columns(value: Any) -> Any:
+    """Check that a setting names one column, or several in a list.
+
+    Raises:
+        ValueError: it does not.
+    """
+    names = value if isinstance(value, list) else [value]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError("expected the name of a column, or a list of names, in quotes if needed")
+    if len(set(names)) < len(names):
+        raise ValueError("expected each column once")
+    return value
+
+
 Side = Annotated[int, Field(ge=1)]
 
 
@@ -167,7 +182,11 @@ class TableSettings(_ListedSettings):
         "data set.",
     )
     image: str = Field("image", description="Column with the path of the image.")
-    labels: str = Field("labels", description="Column with the labels of the image.")
+    labels: Annotated[str | list[str], BeforeValidator(check_columns)] = Field(
+        "labels",
+        description="Column with the labels of the image. Or a list of columns, each named after "
+        "a label, with 1 in the rows of images that have it and 0 in the others.",
+    )
     split: str = Field(
         "split",
         description="Column that says `train`, `test` or, for images to validate on, `val`.",
