@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import combinations, takewhile
 
 _MARKS = ("|", ";", "\t", "\n", ",", "/", "+", "&", " ")
@@ -53,6 +53,18 @@ def packed_labels(vocabulary: Sequence[str]) -> tuple[str, list[str]] | None:
         if many or (likely and 2 * found > len(packed)):
             return mark, list(packed)
     return None
+
+
+def separator_of(name: str, vocabulary: Collection[str]) -> str | None:
+    """The mark between the parts of a name that all are labels; None if it is no such name."""
+    return next(
+        (
+            mark
+            for mark in _MARKS
+            if mark in name and all(part.strip() in vocabulary for part in name.split(mark))
+        ),
+        None,
+    )
 
 
 def similar_labels(vocabulary: Sequence[str]) -> list[tuple[str, str]]:

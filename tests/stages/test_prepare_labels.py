@@ -121,7 +121,7 @@ def test_notes_on_the_table_are_printed_by_every_run(tmp_path: Path) -> None:
     rows = ["a.jpg,nan,train", "b.jpg,cat,train", "c.jpg,cat,train", "d.jpg,cat,test"]
     lines = lines_of(tmp_path, rows)
     [note] = notes_of(lines)
-    for part in ("1 cells", "'nan'", "labels.csv, line 2", "`prepare.coco.vocabulary`"):
+    for part in ("(1 cell,", "'nan'", "labels.csv, line 2", "`prepare.coco.vocabulary`"):
         assert part in note
     code, out, _ = Checkout(tmp_path).run("--dataset", "coco")
     assert (code, out.splitlines()[1:]) == (0, lines[1:])

@@ -34,6 +34,7 @@ import pyarrow.compute as pc
 
 from pipeline.datasets.readers.rows import Where, did_you_mean, label_lists, repeats
 from pipeline.datasets.readers.text import FIX_FILE
+from pipeline.datasets.spelling import separator_of
 from pipeline.errors import InputError
 from pipeline.formats.encodings import plain_text
 
@@ -110,9 +111,8 @@ def split_cells(
     elif in_brackets := _bare_lists(found):
         bare = {cell.text for cell in in_brackets}
         notes.append(
-            f"{sum(cell.rows for cell in in_brackets)} cells of labels are in brackets, and are "
-            "read as lists with commas: "
-            f"{_example(in_brackets[0], _bare_names(in_brackets[0].text), where)}."
+            f"Brackets in the column of labels ({_number(in_brackets)}) are read as lists with "
+            f"commas: {_example(in_brackets[0], _bare_names(in_brackets[0].text), where)}."
         )
     names: list[list[str]] = []
     for cell in found:
@@ -153,9 +153,9 @@ def _bare_lists(found: Iterable[_Cell]) -> list[_Cell]:
 
 def _note_word(cell: _Cell, where: Where, block: str) -> str:
     return (
-        f"{cell.rows} cells of labels are {cell.text!r}, the first of them in {where(cell.row)}. "
-        "They are read as images without labels. Leave such cells empty. If "
-        f"{cell.text!r} is a label, list all labels in `{block}.vocabulary`."
+        f"{cell.text!r} in the column of labels ({_number([cell])}, first in {where(cell.row)}) is "
+        f"read as no label. Leave such cells empty. If {cell.text!r} is a label, list all labels "
+        f"in `{block}.vocabulary`."
     )
 
 
@@ -283,15 +283,21 @@ def _note_lists(found: Sequence[_Cell], listed: Sequence[_Cell], where: Where) -
     example = next((cell for cell in listed if len(cell.names or ()) > 1), listed[0])
     plain = [cell for cell in found if cell.names is None and cell.text]
     others = (
-        f" {sum(cell.rows for cell in plain)} cells are plain text, the first of them in "
-        f"{where(min(cell.row for cell in plain))}."
+        f" Other cells ({_number(plain)}, first in {where(min(cell.row for cell in plain))}) are "
+        "plain text."
         if plain
         else ""
     )
     return (
-        f"{sum(cell.rows for cell in listed)} cells of labels are lists or JSON, and are read as "
-        f"such: {_example(example, example.names or [], where)}.{others}"
+        f"Lists or JSON in the column of labels ({_number(listed)}) are read as such: "
+        f"{_example(example, example.names or [], where)}.{others}"
     )
+
+
+def _number(found: Iterable[_Cell]) -> str:
+    """How many rows have one of these texts, in words."""
+    rows = sum(cell.rows for cell in found)
+    return f"{rows} cell{'s' if rows > 1 else ''}"
 
 
 def _example(cell: _Cell, names: Sequence[str], where: Where) -> str:
@@ -337,9 +343,14 @@ def encode_labels(
     if (numbers < 0).any():
         entry = int((numbers < 0).argmax())
         name = spellings[codes[entry]]
+        remedy = f"Fix the file, or add the label there.{did_you_mean(name, known)}"
+        if mark := separator_of(name, known):
+            remedy = (
+                f"It has several labels of it. If {mark!r} separates them, set `separator: "
+                f"{json.dumps(mark)}` in the same block of params.yaml."
+            )
         raise InputError(
-            f"{where(int(rows[entry]))}: the label {name!r} is not in {source}.",
-            f"Fix the file, or add the label there.{did_you_mean(name, known)}",
+            f"{where(int(rows[entry]))}: the label {name!r} is not in {source}.", remedy
         )
     if not 1 <= len(known) <= _MOST_LABELS:
         raise InputError(
@@ -351,24 +362,31 @@ def encode_labels(
     return known, label_lists(keys // len(known), keys % len(known), len(lists))
 
 
-def notes_on_names(vocabulary: Sequence[str], labels: pa.ListArray, where: Where) -> list[str]:
-    """Note labels that may mean that there is none, and labels that are 0 and 1."""
+def notes_on_names(
+    vocabulary: Sequence[str], labels: pa.ListArray, where: Where, setting: str
+) -> list[str]:
+    """Note labels that may mean that there is none, and labels that are 0 and 1.
+
+    Args:
+        vocabulary: their names.
+        labels: N lists of label numbers.
+        where: the position of a row.
+        setting: what to set if the column holds 0 and 1.
+    """
     if set(vocabulary) <= {"0", "1", "0.0", "1.0"}:
         return [
-            f"The labels are {' and '.join(map(repr, vocabulary))}. If 1 says that an image has a "
-            "label, and 0 that it does not, set `labels` to a list of such columns, for example "
-            "`labels: [COLUMN]`."
+            f"The labels are {' and '.join(map(repr, vocabulary))}. If 1 says that an image has "
+            "the label that the column is named after, and 0 that it does not, set "
+            f"`{setting}`."
         ]
     rows = np.repeat(np.arange(len(labels)), np.asarray(pc.list_value_length(labels)))
     numbers = np.asarray(labels.flatten())
     notes = []
     for number, name in enumerate(vocabulary):
-        if name.lower() in _UNCLEAR_WORDS:
-            having = rows[numbers == number]
-            if len(having):
-                notes.append(
-                    f"{name!r} is a label of {len(having)} images, the first of them in "
-                    f"{where(int(having[0]))}. If it means that an image has no label, leave the "
-                    "cell empty."
-                )
+        having = rows[numbers == number] if name.lower() in _UNCLEAR_WORDS else []
+        if len(having):
+            notes.append(
+                f"{name!r} is a label (rows: {len(having)}, first in {where(int(having[0]))}). If "
+                "it means that an image has no label, leave the cell empty."
+            )
     return notes

@@ -5,7 +5,9 @@ Letters: N rows, C labels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -51,6 +53,13 @@ def read_flags(columns: Mapping[str, pa.ChunkedArray], where: Where) -> pa.Chunk
     return pa.chunked_array([pa.ListArray.from_arrays(pa.array(offsets), entries)])
 
 
+def yaml_list(names: Sequence[str]) -> str:
+    """A list of texts as YAML, with quotes where a text needs them."""
+    plain = re.compile(r"(?!(?:null|true|false|yes|no|on|off)$)[^\W\d][\w -]*", re.IGNORECASE)
+    written = (n if plain.fullmatch(n) else json.dumps(n, ensure_ascii=False) for n in names)
+    return f"[{', '.join(written)}]"
+
+
 def flags_of(column: pa.ChunkedArray) -> np.ndarray:
     """(N,) int8: 1 or 0 for each cell, -1 where it is neither."""
     encoded = pc.fill_null(column, "").combine_chunks().dictionary_encode()
@@ -77,23 +86,40 @@ def guess_columns(
     """
     flags = {name: flags_of(column) for name, column in columns.items()}
     good = tuple(name for name, found in flags.items() if (found >= 0).all())
-    nearly = [name for name, found in flags.items() if (found >= 0).mean() >= 0.5]
-    if not nearly or (len(columns) > 1 and len(good) == len(columns)):
+    alike = [name for name, column in columns.items() if name in good or _is_alike(column)]
+    if len(columns) > 1 and len(good) == len(columns):
         return good
-    shown = ", ".join(good or nearly)
+    if not good and (len(alike) < len(columns) or len(columns) == 1):
+        return ()
+    shown = yaml_list(good or alike)
+    missing = f"there is no column `{key.rpartition('.')[2]}`"
     if len(columns) == 1:
+        name = good[0]
         raise InputError(
-            f"There is no column `{key.rpartition('.')[2]}`. The only other column {shown!r} holds "
-            "0 and 1.",
-            f"If it says whether an image has the label {shown!r}, set `{key}: [{shown}]`. If 0 "
-            f"and 1 are names of labels, set `{key}: {shown}`.",
+            f"{where(0)}: {missing}, and the only other column {name!r} holds 0 and 1.",
+            f"If it says whether an image has the label {name!r}, set `{key}: {shown}`. If 0 and 1 "
+            f"are names of labels, set `{key}: {shown[1:-1]}`.",
         )
-    bad = next(name for name in flags if name not in good)
+    bad = next(name for name in flags if name not in (alike if len(alike) < len(columns) else good))
     row = int((flags[bad] < 0).argmax())
+    problem = f"{where(row)}: the column {bad!r} is {columns[bad][row].as_py()!r}, but {missing}"
+    if len(alike) == len(columns):
+        raise InputError(
+            f"{problem}, so all other columns are read as one column per label. Expected 0 or 1.",
+            f"{_CODING} If only some of the columns are labels, set `{key}` to a list of them.",
+        )
     raise InputError(
-        f"{where(row)}: the column {bad!r} is {columns[bad][row].as_py()!r}. There is no column "
-        f"`{key.rpartition('.')[2]}`, and other columns hold 0 and 1 as one column per label would "
-        f"({shown}).",
-        f"If these are the labels, set `{key}: [{shown}]`. If {bad!r} is a label too, write 0 or 1 "
+        f"{problem}, and others hold 0 and 1, as one column per label does.",
+        f"If these are the labels, set `{key}: {shown}`. If {bad!r} is a label too, write 0 or 1 "
         f"in each row. If one column holds the names of labels, set `{key}` to its name.",
     )
+
+
+def _is_alike(column: pa.ChunkedArray) -> bool:
+    """Whether a column may stand for a label in another coding: numbers from -1 to 1, or blanks."""
+    texts = {text.strip() for text in pc.unique(pc.fill_null(column, "")).to_pylist()}
+    try:
+        numbers = np.array([float(text) for text in texts - {""} if text.lower() not in _FLAGS])
+    except ValueError:
+        return False
+    return texts != {""} and not (np.abs(numbers) > 1).any()  # nan is not over 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from pipeline.formats.encodings import plain_text
 Where = Callable[[int], str]
 """Row number, from 0 -> its file and its position there, as an editor shows it."""
 
+_LINES = re.compile(r"[^\r]*\r(?!\n)|.+", re.DOTALL)
 _CSV_BATCH = 1 << 16
 """Rows that are Python objects at the same time."""
 
@@ -150,14 +152,18 @@ def _header(file: Path, records: Iterator[tuple[int, list[str]]]) -> list[str]:
 
 def _csv_records(file: Path, remedy: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the first line and the cells of each record that is not an empty line."""
-    lines = text_lines(file, remedy)
-    start = []
+    # A carriage return alone ends a line, too, in files of an old Mac.
+    lines = (part for line in text_lines(file, remedy) for part in _LINES.findall(line))
+    start: list[str] = []
+    said = None
     for text in lines:
+        if found := re.fullmatch(r"sep=([,;\t])\s*", text):  # Excel's way to say it
+            said, text = found[1], "\n"
         start.append(text)
         if text.strip():
             break
     header = start[-1] if start else ""
-    mark = "," if "," in header else next((mark for mark in ";\t" if mark in header), ",")
+    mark = said or next((mark for mark in ",;\t" if mark in header), ",")
     _, *others = header.split(mark)
     reader = csv.reader(
         chain(start, lines),
@@ -185,9 +191,7 @@ def _check_header(
     block: str | None,
 ) -> None:
     """Check that a header has each column once; arguments as for `read_csv`."""
-    wrong = {
-        key.partition(".")[0]: name for key, name in columns.items() if header.count(name) != 1
-    }
+    wrong = {key: name for key, name in columns.items() if header.count(name) != 1}
     if not wrong:
         return
     absent = [name for name in wrong.values() if name not in header]
@@ -204,9 +208,11 @@ def _check_header(
     if block is None:
         remedy += " in the file."
     else:
-        keys = [f"`{block}.{key}`" for key in wrong]
+        keys = list(dict.fromkeys(f"`{block}.{key.partition('.')[0]}`" for key in wrong))
         remedy += f" in the file, or set {' and '.join(keys)} in params.yaml to "
         remedy += "the column's name." if len(wrong) == 1 else "the columns' names."
+    if any(re.search(r"\.(jpe?g|png|gif|webp|bmp|tiff?)$", name, re.I) for name in header):
+        remedy = f"The first line looks like a row: put the names of the columns above it. {remedy}"
     raise InputError(
         f"{file}: {', '.join(problems)}. The columns are {', '.join(map(repr, header))}.",
         remedy + "".join(hints.get(name, "") for name in absent),

@@ -40,7 +40,7 @@ import pyarrow.compute as pc
 from pipeline.datasets.listing import Listing, hash_sources
 from pipeline.datasets.manifest import Split
 from pipeline.datasets.readers.cells import encode_labels, notes_on_names, split_cells
-from pipeline.datasets.readers.onehot import guess_columns, read_flags
+from pipeline.datasets.readers.onehot import guess_columns, read_flags, yaml_list
 from pipeline.datasets.readers.rows import (
     Rows,
     check_paths,
@@ -151,6 +151,10 @@ def _read_rows(root: Path, settings: TableSettings) -> tuple[Rows, tuple[str, ..
         several = tuple(map(plain_text, settings.labels))
         return read(_keys(several)), several
     label = plain_text(settings.labels)
+    hints[label] = (
+        " If the table has a column with 0 and 1 for each label instead, set "
+        f"`{block}.labels` to the list of these columns."
+    )
     others = _others(header, (*names.values(), plain_text(settings.split)), label)
     if others and all(header.count(name) == 1 for name in names.values()):
         rows = read(_keys(others))
@@ -199,7 +203,7 @@ def _read_labels(
 ) -> _Labels:
     """Read the labels of each row; ``columns`` are those of 0 and 1, if there are any."""
     source = f"`prepare.{root.name}.vocabulary` of params.yaml"
-    if columns:
+    if columns or not isinstance(settings.labels, str):
         lists, notes = read_flags(_columns(rows, columns), rows.where), []
         if isinstance(settings.labels, str):
             shown = ", ".join([*columns[:_SHOWN], *(["..."] if len(columns) > _SHOWN else [])])
@@ -219,7 +223,8 @@ def _read_labels(
             cells, settings.separator, settings.vocabulary, rows.where, block
         )
     vocabulary, numbers = encode_labels(cells, settings.vocabulary, rows.where, source)
-    notes += notes_on_names(vocabulary, numbers, rows.where)
+    setting = f"prepare.{root.name}.labels: {yaml_list([settings.labels])}"
+    notes += notes_on_names(vocabulary, numbers, rows.where, setting)
     return _Labels(vocabulary, numbers, False, notes)
 
 
@@ -304,8 +309,9 @@ def _joined(
     keys = np.unique(np.repeat(entries, lengths) * count + np.asarray(labels.numbers.flatten()))
     row = int(repeats(codes).argmax())
     note = (
-        f"{len(np.unique(codes[several]))} images have several rows with one label each, which are "
-        f"joined: {images[row].as_py()!r} stands in {rows.where(int(first[row]))} and {rows.unit} "
+        "Rows of the same image with one label each are joined (images: "
+        f"{len(np.unique(codes[several]))}): {images[row].as_py()!r} stands in "
+        f"{rows.where(int(first[row]))} and {rows.unit} "
         f"{rows.table.column('position')[row].as_py()}."
     )
     return label_lists(keys // count, keys % count, len(firsts)), note

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import unicodedata
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from refusals import refused
 from trees import read_pets_text
 
@@ -21,6 +25,11 @@ def root(tmp_path: Path) -> Path:
     root = tmp_path / "pets"
     root.mkdir()
     return root
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pets")
 
 
 def read_cells(root: Path, *cells: str, **settings: object) -> Listing:
@@ -101,7 +110,7 @@ def test_lists_and_plain_text_in_one_column(root: Path) -> None:
     listing = read_cells(root, "cat", '{"choices": ["cat", "traffic light"]}', "traffic light")
     assert labels_of(listing) == [["cat"], ["cat", "traffic light"], ["traffic light"]]
     [note] = listing.notes
-    for part in ("1 cells", "labels.csv, line 3", "2 cells", "labels.csv, line 2"):
+    for part in ("(1 cell)", "labels.csv, line 3", "(2 cells,", "labels.csv, line 2"):
         assert part in note
 
 
@@ -131,6 +140,37 @@ def test_damaged_list_among_lists_is_named_with_its_row(
 ) -> None:
     with refused(InputError, "labels.csv, line 4: ", *parts):
         read_cells(root, "['cat']", "['dog', 'sofa']", cell, "['dog']")
+
+
+pieces = st.sampled_from(
+    [
+        "[",
+        "]",
+        "{",
+        "}",
+        "(",
+        ")",
+        "'",
+        '"',
+        ",",
+        " ",
+        ":",
+        "cat",
+        "1",
+        "0",
+        "None",
+        "\\",
+        "b",
+        "\n",
+    ]
+)
+
+
+@given(cells=st.lists(st.lists(pieces, max_size=9).map("".join), min_size=1, max_size=4))
+@hypothesis_settings(max_examples=100, deadline=None)
+def test_any_cell_is_read_or_refused(folder: Path, cells: list[str]) -> None:
+    with contextlib.suppress(InputError):
+        assert len(read_cells(folder, *cells).table) == len(cells)
 
 
 def test_brackets_that_belong_to_a_label(root: Path) -> None:
@@ -167,7 +207,7 @@ def test_words_of_people_are_labels_and_noted(root: Path, cell: str) -> None:
     word = cell.rpartition(";")[2]
     assert word in listing.vocabulary
     [note] = listing.notes
-    for part in (repr(word), "2 images", "labels.csv, line 3"):
+    for part in (repr(word), "rows: 2", "labels.csv, line 3"):
         assert part in note
 
 
@@ -175,7 +215,7 @@ def test_zero_and_one_as_labels_are_noted(root: Path) -> None:
     listing = read_cells(root, "0", "1", "1")
     assert listing.vocabulary == ("0", "1")
     [note] = listing.notes
-    for part in ("'0'", "'1'", "`labels: "):
+    for part in ("'0'", "'1'", "`prepare.pets.labels: [labels]`"):
         assert part in note
 
 

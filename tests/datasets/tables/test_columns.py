@@ -50,6 +50,16 @@ def test_all_other_columns_of_0_and_1_are_labels(root: Path, yes: str, no: str) 
     assert listing.notes == ()
 
 
+@pytest.mark.parametrize(
+    ("values", "found"), [(("1", "-1"), "-1"), (("0.9", "0.2"), "0.9"), (("1", ""), "")]
+)
+def test_all_columns_in_another_coding(root: Path, values: tuple[str, str], found: str) -> None:
+    yes, no = values
+    text = f"image,cat,dog,split\na.jpg,{yes},{no},train\nb.jpg,{no},{yes},test\n"
+    with refused(InputError, "labels.csv, line ", "'cat'", repr(found), "0 or 1", "`true`"):
+        read_pets_text(root, text)
+
+
 def test_column_that_numbers_the_rows_is_no_label(root: Path) -> None:
     lines = FLAGS.splitlines()
     text = "\n".join([f",{lines[0]}", *(f"{row},{line}" for row, line in enumerate(lines[1:]))])
@@ -90,6 +100,17 @@ def test_other_value_in_a_column_of_0_and_1(
         read_pets_text(root, text, **settings)
 
 
+def test_columns_of_the_setting_that_are_missing(root: Path) -> None:
+    with refused(InputError, "'dog'", "'cow'", "`prepare.pets.labels`"):
+        read_pets_text(root, FLAGS, labels=["sofa", "dog", "cow"])
+
+
+def test_names_of_columns_in_a_remedy_are_yaml(root: Path) -> None:
+    text = 'image,"a, b",no,traffic light,öl,7,note,split\na.jpg,1,0,1,0,1,x,train\n'
+    with refused(InputError, '`prepare.pets.labels: ["a, b", "no", traffic light, öl, "7"]`'):
+        read_pets_text(root, text)
+
+
 def test_single_column_of_0_and_1_is_no_guess(root: Path) -> None:
     text = "image,cat,split\na.jpg,1,train\nb.jpg,0,test\n"
     with refused(InputError, "'cat'", "`prepare.pets.labels: [cat]`", "`prepare.pets.labels: cat`"):
@@ -118,7 +139,7 @@ def test_one_row_per_label(root: Path) -> None:
     assert listing.table["split"].to_pylist() == ["train", "test", "test"]
     assert labels_of(listing) == [["ant", "cat"], ["ant", "cow"], []]
     [note] = listing.notes
-    for part in ("2 images", "'a.jpg'", "labels.csv, line 2", "line 4"):
+    for part in ("images: 2", "'a.jpg'", "labels.csv, line 2", "line 4"):
         assert part in note
     assert listing.places["ant"] == "labels.csv, line 4"
 
@@ -156,6 +177,8 @@ def test_rows_with_columns_of_0_and_1_are_not_joined(root: Path) -> None:
         PETS.replace(";", "|").replace(",", ";").replace("|", ",").replace("cat,dog", '"cat;dog"'),
         PETS.replace(",", "\t"),
         "\n" + PETS.replace(",", "\t"),
+        PETS.replace("\n", "\r"),
+        "sep=\t\r\n" + PETS.replace(",", "\t"),
     ],
 )
 def test_equivalent_headers_and_marks(root: Path, text: str) -> None:

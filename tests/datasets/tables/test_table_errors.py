@@ -60,6 +60,7 @@ def root(tmp_path: Path) -> Path:
         ("b.jpg,dog;cta,train", ["'cta'", "`prepare.pets.vocabulary`", "params.yaml", "'cat'?"]),
         ("b.jpg,aeroplane,train", ["'aeroplane'", "`prepare.pets.vocabulary`"]),
         ("b.jpg,qqqq,train", ["'qqqq'", "`prepare.pets.vocabulary`"]),
+        ("b.jpg,cat | dog,train", ["'cat | dog'", '`separator: "|"`']),
         ("b.jpg,Cat,train", ["'Cat'", "'cat'?"]),
         ("b.jpg,cat", ["3 cells", "expected 4"]),
         ("b.jpg,cat,train,x", ["5 cells", "expected 4"]),
@@ -168,6 +169,8 @@ def test_invalid_row_or_column_of_parquet_is_named(
         (PETS.replace("split", "qqq"), ["'split'", "`prepare.pets.test_share: 0.2`"]),
         (PETS.replace("labels", "Labels"), ["'labels'", "'Labels'"]),
         ("file;tags\na.jpg;cat\n", ["'image'", "'labels'", "'file', 'tags'"]),
+        ("photos/a.jpg,cat\n", ["'image'", "first line", "'photos/a.jpg'"]),
+        ("file,cat,dog\na.jpg,0,1\n", ["'image'", "`prepare.pets.labels`", "0 and 1"]),
         (PETS.replace(",", ";"), ["line 2", "4 cells", "expected 3", "quotes"]),
         (
             "file,tags\na.jpg,cat\n",
