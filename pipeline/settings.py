@@ -172,10 +172,10 @@ class NuswideSettings(_ListedSettings):
 
 
 class TableSettings(_ListedSettings):
-    """Any data set, from a CSV or Parquet file with one row per image."""
+    """Any data set, from a CSV or Parquet file with one row per image, or one per label of it."""
 
     source: Literal["table"]
-    file: str = Field("labels.csv", description="The table, a .csv or .parquet file.")
+    file: str = Field("labels.csv", description="The table, a .csv, .tsv or .parquet file.")
     images: str = Field(
         ".",
         description="Folder that the paths in the table are relative to. `.`: the folder of the "
@@ -200,7 +200,7 @@ class TableSettings(_ListedSettings):
         "others are added or removed.",
     )
     separator: str = Field(
-        ";", min_length=1, description="Text between two labels, unless the column holds lists."
+        ";", min_length=1, description="Text between two labels, unless a cell holds a list."
     )
     vocabulary: list[str] | None = Field(
         None, description="The labels, in order. null: the labels in the table, sorted."

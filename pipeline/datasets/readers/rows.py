@@ -358,10 +358,11 @@ def parse_splits(
     row = first_true(pc.is_null(codes))
     if row is not None:
         *others, last = map(repr, expected)
+        found = splits[row].as_py()
+        meant = next((word for word in expected if found.strip().lower().startswith(word)), None)
         raise InputError(
-            f"{where(row)}: the split is {splits[row].as_py()!r}, expected "
-            f"{', '.join(others)} or {last}.",
-            FIX_FILE,
+            f"{where(row)}: the split is {found!r}, expected {', '.join(others)} or {last}.",
+            f"Write {meant!r} in each such row. {FIX_FILE}" if meant else FIX_FILE,
         )
     return pc.take(pa.array(expected.values(), pa.string()), codes)
 
