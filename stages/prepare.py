@@ -332,8 +332,9 @@ def _labels(request: Request, manifest: Manifest, listing: Listing | None = None
 
 
 def _spellings(names: Sequence[str], counts: np.ndarray, places: Mapping[str, str]) -> list[str]:
-    """Pairs of labels that may be one, the rarer with its place. Of labels that may be several,
-    the spelling says nothing.
+    """Pairs of labels that may be one, the rarer with its place.
+
+    Labels that may be several with another separator are left out: most of them look alike.
 
     Args:
         names: the C labels.
