@@ -1,13 +1,24 @@
-"""Which files are read as photographs."""
+"""Which files are read as photographs, and how their pixels are.
+
+Whether a file can be read is decided here alone: `decode` reads it, and `examine` says, quickly
+where it can, whether `decode` would.
+"""
 
 from __future__ import annotations
 
+import io
 import os
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from pipeline.image_metadata import JPEG, PNG, TIFF, Stripped, read_orientation, strip
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000")
 """The formats of photographs, by Pillow's names. Pillow reads more, among them PostScript, which it
@@ -16,22 +27,94 @@ passes to an interpreter that runs programs."""
 MOST_PIXELS = 178_956_970
 """Pixels of the largest image that is decoded. Pillow, too, refuses larger images by default."""
 # Pillow also warns about images of more than half its limit, which are fine here, and warning
-# filters can't be set for a single thread. So Pillow's limits are doubled, and `open_image` checks
+# filters can't be set for a single thread. So Pillow's limits are doubled, and `_open` checks
 # this one.
 Image.MAX_IMAGE_PIXELS = MOST_PIXELS
 
+# EXIF standard, tag 0x0112: how to turn the stored pixels upright. Other values are reserved.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
-def open_image(source: BinaryIO) -> Image.Image:
-    """Read the header of a photograph, without decoding its pixels.
+_HEAD = 1 << 18  # bytes of a JPEG that are read to find its pixels; of few, more metadata is there
+_TAIL = 64  # bytes in which a complete JPEG ends
+_USUAL_JPEG = ({0xC0, 0xC4, 0xDA, 0xDB}, {0xC2, 0xC4, 0xDA, 0xDB})
+"""Segments that a baseline and a progressive JPEG have before its pixels."""
+_OPTIONAL = {0xDD, 0xE0, 0xEE}
+"""Segments that one may have: an interval of restarts, JFIF's, Adobe's."""
+
+_LARGE = 30_000_000  # pixels of images of which one at a time is examined, to save memory
+_ONE_LARGE = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """An opened photograph, whose pixels are not decoded yet.
+
+    Attributes:
+        image: with the size of the pixels as they are stored.
+        orientation: how they are turned upright: 1 to 8, as in the EXIF standard.
+        doubtful: whether the orientation can't be read; it is 1 then.
+    """
+
+    image: Image.Image
+    orientation: int
+    doubtful: bool
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels of the upright picture."""
+        width, height = self.image.size
+        return (height, width) if self.orientation >= 5 else (width, height)
+
+
+@contextmanager
+def open_photograph(source: BinaryIO) -> Iterator[Photograph]:
+    """Read the header of a photograph, without decoding its pixels. Metadata is not heeded.
 
     Args:
-        source: the opened file. (Pillow leaves a file open that it opened and can't read.)
+        source: the opened file, at its start.
 
     Raises:
-        ValueError: it has more than `MOST_PIXELS` pixels.
+        ValueError: it has more than `MOST_PIXELS` pixels, or is a camera's raw file.
         PIL.UnidentifiedImageError: it has none of the `FORMATS`.
         Exception: whatever Pillow raises for a damaged header.
     """
+    start = source.read(len(PNG))
+    source.seek(0)
+    if start.startswith((JPEG, PNG, *TIFF)):
+        with _open_stripped(strip(source.read())) as photograph:
+            yield photograph
+    else:
+        with _open(source) as image:
+            # Pillow gives these as they are in the file, without parsing them.
+            exif, xmp = (_bytes_or_none(image.info.get(name)) for name in ("exif", "xmp"))
+            yield Photograph(image, *read_orientation(exif, xmp))
+
+
+@contextmanager
+def _open_stripped(stripped: Stripped) -> Iterator[Photograph]:
+    if stripped.preview:
+        raise ValueError(
+            "it is a camera's raw file, of which only the preview could be read; convert it to "
+            "JPEG, PNG or TIFF"
+        )
+    with _open(io.BytesIO(stripped.content)) as image:
+        yield Photograph(image, stripped.orientation, stripped.doubtful)
+
+
+def _bytes_or_none(value: object) -> bytes | None:
+    return value if isinstance(value, bytes) else None
+
+
+def _open(source: BinaryIO) -> Image.Image:
+    """Open an image of one of the formats; errors as for `open_photograph`."""
     image = Image.open(source, formats=FORMATS)
     if image.width * image.height > MOST_PIXELS:
         image.close()
@@ -39,6 +122,130 @@ def open_image(source: BinaryIO) -> Image.Image:
             f"{image.width} x {image.height} pixels, more than the {MOST_PIXELS} that are decoded"
         )
     return image
+
+
+def decode(source: BinaryIO) -> Image.Image:
+    """Decode a photograph to RGB, upright.
+
+    Args:
+        source: the opened file, at its start.
+
+    Raises:
+        ValueError: the range of the pixel values is unknown, or as `open_photograph`.
+        Exception: whatever Pillow runs into in a damaged file.
+    """
+    with open_photograph(source) as photograph:
+        return _decoded(photograph)
+
+
+def _decoded(photograph: Photograph) -> Image.Image:
+    photograph.image.load()
+    return _turned(_to_rgb(photograph.image), photograph.orientation)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Convert an image that somebody opened or made with Pillow to RGB, and turn it upright.
+
+    Raises:
+        ValueError: the range of the pixel values is unknown.
+        Exception: whatever Pillow runs into in damaged pixels.
+    """
+    image.load()
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow raises anything for damaged EXIF, which is no reason to stop
+        orientation = 1
+    return _turned(_to_rgb(image), orientation)
+
+
+def examine(source: BinaryIO) -> bool:
+    """Find out whether `decode` gives a picture.
+
+    Of a JPEG as nearly all are, only the header and the end are read: damage in between leaves it
+    readable, apart from rare cases. All other files are decoded.
+
+    Args:
+        source: the opened file, at its start.
+
+    Returns:
+        whether the orientation is doubtful, as `Photograph.doubtful`.
+
+    Raises:
+        Exception: as `decode`.
+    """
+    head = source.read(_HEAD)
+    if head.startswith(JPEG):
+        stripped = strip(head)
+        if stripped.segments - _OPTIONAL in _USUAL_JPEG and _ends(source, stripped.pixels):
+            with _open_stripped(stripped) as photograph:
+                return photograph.doubtful
+    source.seek(0)
+    with open_photograph(source) as photograph:
+        large = photograph.image.width * photograph.image.height > _LARGE
+        with _ONE_LARGE if large else nullcontext():
+            _decoded(photograph)
+        return photograph.doubtful
+
+
+def _ends(source: BinaryIO, pixels: int) -> bool:
+    """Whether a JPEG has a marker at its end; one before its pixels is that of a thumbnail."""
+    size = source.seek(0, os.SEEK_END)
+    source.seek(max(pixels, size - _TAIL))
+    return b"\xff\xd9" in source.read()
+
+
+def reason(error: Exception) -> str:
+    """Say why `decode` or `examine` failed."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"it is none of {', '.join(FORMATS)}, or too damaged to be recognized"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+# --- pixels --------------------------------------------------------------------------------------
+
+
+def _turned(picture: Image.Image, orientation: object) -> Image.Image:
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any mode to RGB.
+
+    Raises:
+        ValueError: the range of the pixel values is unknown.
+    """
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _from_16_bits(image).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point, so that black and white are unknown")
+    if image.has_transparency_data:
+        if image.mode == "La":  # Pillow converts it only to LA
+            image = image.convert("LA")
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    # Pillow takes 4 bytes per pixel, 240 MB for 60 megapixels, so RGB is not copied.
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    """Scale grey in [0, 65535] to [0, 255]; Pillow's own conversion clips at 255."""
+    values = np.asarray(image).astype(np.int32)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise ValueError(
+            f"its grey values reach from {low} to {high}, expected 0 to 65535: black and white are "
+            "unknown"
+        )
+    grey = ((values + 128) // 257).astype(np.uint8)  # the nearest of v / 257
+    if "transparency" in image.info:
+        grey[values == image.info["transparency"]] = 255
+    return Image.fromarray(grey)
+
+
+# --- folders -------------------------------------------------------------------------------------
 
 
 def _refuse(error: OSError) -> None:
