@@ -39,16 +39,15 @@ class Stripped:
         orientation: how the stored pixels are turned upright: 1 to 8, as in the EXIF standard; 1 if
             the file does not say.
         doubtful: whether there is an orientation, or EXIF, that can't be read.
-        segments: the markers of a JPEG's segments before its pixels.
-        pixels: where the pixels of a JPEG begin in the file.
+        segments: marker -> place in ``content`` of a JPEG's segments, the last of which, SOS, is
+            before its pixels.
         preview: whether it is a camera's raw file, whose first picture is a small preview.
     """
 
     content: bytes = field(repr=False)
     orientation: int = 1
     doubtful: bool = False
-    segments: frozenset[int] = frozenset()
-    pixels: int = 0
+    segments: dict[int, int] = field(default_factory=dict)
     preview: bool = False
 
 
@@ -97,7 +96,7 @@ def _strip_jpeg(content: bytes) -> Stripped:
 
     An MPO becomes the JPEG that its first picture is.
     """
-    kept, markers = [content[:2]], set()
+    kept, segments = bytearray(content[:2]), dict[int, int]()
     exif, xmp = b"", None
     position = 2
     while (position := content.find(b"\xff", position)) >= 0 and position + 4 <= len(content):
@@ -110,7 +109,7 @@ def _strip_jpeg(content: bytes) -> Stripped:
             continue
         end = position + 2 + int.from_bytes(content[position + 2 : position + 4], "big")
         if marker in (0xD9, 0xDA) or end < position + 4 or end > len(content):
-            markers.add(marker)
+            segments[marker] = len(kept)
             break
         segment, position = content[position:end], end
         body = segment[4:]
@@ -119,13 +118,13 @@ def _strip_jpeg(content: bytes) -> Stripped:
         elif marker == 0xE1 and body.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
             xmp = body
         if _decides_pixels(marker, body):
-            kept.append(segment)
-            markers.add(marker)
+            segments[marker] = len(kept)
+            kept += segment
     if position < 0:
         return Stripped(content)
     orientation, doubtful = read_orientation(exif, xmp)
-    stripped = b"".join([*kept, content[position:]])
-    return Stripped(stripped, orientation, doubtful, frozenset(markers), position)
+    kept += content[position:]
+    return Stripped(bytes(kept), orientation, doubtful, segments)
 
 
 def _decides_pixels(marker: int, body: bytes) -> bool:

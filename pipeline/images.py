@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,12 +43,15 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-_HEAD = 1 << 18  # bytes of a JPEG that are read to find its pixels; of few, more metadata is there
-_TAIL = 64  # bytes in which a complete JPEG ends
-_USUAL_JPEG = ({0xC0, 0xC4, 0xDA, 0xDB}, {0xC2, 0xC4, 0xDA, 0xDB})
-"""Segments that a baseline and a progressive JPEG have before its pixels."""
+_FRAME, _SCAN, _END = 0xC0, 0xDA, b"\xff\xd9"
+_USUAL_JPEG = {_FRAME, _SCAN, 0xC4, 0xDB}
+"""Segments that a baseline JPEG has before its pixels."""
 _OPTIONAL = {0xDD, 0xE0, 0xEE}
-"""Segments that one may have: an interval of restarts, JFIF's, Adobe's."""
+"""Segments that it may have: an interval of restarts, JFIF's, Adobe's."""
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+"""A marker after the beginning of a JPEG's pixels that does not belong to them."""
+
+_LINES, _LINES_BYTES = 16, 2000  # of pixels that are decoded to try a header
 
 _LARGE = 30_000_000  # pixels of images of which one at a time is examined, to save memory
 _ONE_LARGE = threading.Lock()
@@ -161,8 +165,8 @@ def upright(image: Image.Image) -> Image.Image:
 def examine(source: BinaryIO) -> bool:
     """Find out whether `decode` gives a picture.
 
-    Of a JPEG as nearly all are, only the header and the end are read: damage in between leaves it
-    readable, apart from rare cases. All other files are decoded.
+    Of a baseline JPEG the first lines are decoded, and the marker that ends its pixels is searched:
+    libjpeg takes whatever is in between for pixels. All other files are decoded.
 
     Args:
         source: the opened file, at its start.
@@ -173,10 +177,12 @@ def examine(source: BinaryIO) -> bool:
     Raises:
         Exception: as `decode`.
     """
-    head = source.read(_HEAD)
-    if head.startswith(JPEG):
-        stripped = strip(head)
-        if stripped.segments - _OPTIONAL in _USUAL_JPEG and _ends(source, stripped.pixels):
+    if source.read(len(JPEG)) == JPEG:
+        source.seek(0)
+        stripped = strip(source.read())
+        if _is_whole_baseline(stripped):
+            with _open_stripped(_first_lines(stripped)) as photograph:
+                _decoded(photograph)
             with _open_stripped(stripped) as photograph:
                 return photograph.doubtful
     source.seek(0)
@@ -187,11 +193,24 @@ def examine(source: BinaryIO) -> bool:
         return photograph.doubtful
 
 
-def _ends(source: BinaryIO, pixels: int) -> bool:
-    """Whether a JPEG has a marker at its end; one before its pixels is that of a thumbnail."""
-    size = source.seek(0, os.SEEK_END)
-    source.seek(max(pixels, size - _TAIL))
-    return b"\xff\xd9" in source.read()
+def _is_whole_baseline(stripped: Stripped) -> bool:
+    """Whether a JPEG has one scan of pixels, which the marker of the end follows."""
+    if stripped.segments.keys() - _OPTIONAL != _USUAL_JPEG:
+        return False
+    end = _MARKER.search(stripped.content, stripped.segments[_SCAN] + 2)
+    return end is not None and end[0] == _END
+
+
+def _first_lines(stripped: Stripped) -> Stripped:
+    """The first lines of a baseline JPEG, for which libjpeg reads its whole header."""
+    content = stripped.content
+    height = stripped.segments[_FRAME] + 5  # after marker, length and precision
+    lines = min(_LINES, int.from_bytes(content[height : height + 2], "big"))
+    start = content[: stripped.segments[_SCAN] + _LINES_BYTES]
+    return replace(
+        stripped,
+        content=start[:height] + lines.to_bytes(2, "big") + start[height + 2 :] + _END,
+    )
 
 
 def reason(error: Exception) -> str:

@@ -148,6 +148,30 @@ def test_cut_off_files_and_appended_bytes(tmp_path: Path) -> None:
         assert found[f"and-5000-{name}"] is not None, name
 
 
+@pytest.mark.parametrize(
+    "name", ["plain.jpg", "progressive.jpg", "two.jpg", "plain.png", "plain.gif"]
+)
+def test_damage_anywhere(tmp_path: Path, name: str) -> None:
+    """Bits that changed, and blocks that a disk lost: in headers, and in pixels."""
+    contents = {}
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        content = bytearray(SOUND[name])
+        place = int(rng.integers(3, 700 if seed % 2 else len(content)))
+        block = slice(place, place + 40)
+        if seed % 5 == 0:
+            content[block] = rng.bytes(len(content[block]))
+        elif seed % 5 == 1:
+            content[block] = b"\xff" * len(content[block])
+        elif seed % 5 == 2:
+            del content[block]
+        else:
+            content[place] = int(rng.integers(256))
+        contents[str(seed)] = bytes(content)
+    refused = [pixels is None for pixels in agreement(tmp_path, contents).values()]
+    assert sum(refused) > 10
+
+
 # --- metadata ------------------------------------------------------------------------------------
 
 
