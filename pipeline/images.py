@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -267,6 +268,27 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
 # --- folders -------------------------------------------------------------------------------------
 
 
+UNSUPPORTED = frozenset(
+    {
+        *(".heic", ".heif", ".hif", ".avif", ".avifs", ".jxl", ".jxr", ".psd"),
+        *(".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".raf"),
+        *(".rw2", ".rwl", ".pef", ".srw", ".x3f", ".3fr", ".iiq", ".erf", ".mrw", ".raw"),
+    }
+)
+"""Suffixes, in lower case, of photographs in formats that are not read, cameras' raw files among
+them."""
+
+
+@cache
+def suffixes() -> frozenset[str]:
+    """Suffixes, in lower case, of photographs in the `FORMATS`."""
+    # An MPO is a JPEG that others follow.
+    read = {*FORMATS, "MPO"}
+    return frozenset(
+        suffix for suffix, name in Image.registered_extensions().items() if name in read
+    )
+
+
 def _refuse(error: OSError) -> None:
     raise error
 
@@ -279,9 +301,8 @@ def images_below(folder: Path) -> Iterator[Path]:
     Raises:
         OSError: a folder can't be listed.
     """
-    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
     for top, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
+            if not name.startswith(".") and Path(name).suffix.lower() in suffixes():
                 yield Path(top) / name

@@ -21,10 +21,9 @@ from pipeline.datasets.check import (
 )
 from pipeline.datasets.listing import (
     Listing,
-    find_files,
+    as_on_disk,
     is_current,
     listed_manifest,
-    locate_missing,
     make_manifest,
 )
 from pipeline.datasets.manifest import (
@@ -35,6 +34,7 @@ from pipeline.datasets.manifest import (
     write_boxes,
     write_manifest,
 )
+from pipeline.datasets.missing import find_files, locate_missing
 from pipeline.datasets.readers.coco import read_coco
 from pipeline.datasets.readers.nuswide import read_nuswide
 from pipeline.datasets.readers.table import read_table
@@ -186,7 +186,7 @@ def _list(dataset: str, source: ListedSettings) -> Manifest:
 
 
 def _read(root: Path, source: ListedSettings) -> Listing:
-    return _READERS[type(source)](root, source)
+    return as_on_disk(root, _READERS[type(source)](root, source))
 
 
 def _imported_manifest(dataset: str) -> Manifest:

@@ -23,8 +23,8 @@ import numpy as np
 import pyarrow.compute as pc
 from PIL import Image
 
-from pipeline.datasets.listing import find_files
 from pipeline.datasets.manifest import SPLITS, Manifest, Split, unlabelled_rows
+from pipeline.datasets.missing import find_files
 from pipeline.errors import GmpipeError
 from pipeline.files import open_regular, sha256_file
 from pipeline.images import examine, reason

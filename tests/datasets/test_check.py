@@ -8,35 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from PIL import Image
+from trees import check_contents
 
-from pipeline.datasets.check import Findings, check_files, similar_labels
-from pipeline.datasets.manifest import COLUMNS, Manifest, full_counts
-
-
-def check_contents(root: Path, contents: dict[str, bytes]) -> Findings:
-    """Check files with these contents; the last is in test, all others in train."""
-    rows = [
-        {
-            "image_id": name,
-            "path": f"i/{name}",
-            "split": "train" if number < len(contents) - 1 else "test",
-            "labels": [0],
-            "ignored": [],
-        }
-        for number, name in enumerate(contents)
-    ]
-    (root / "i").mkdir(parents=True)
-    for name, content in contents.items():
-        (root / "i" / name).write_bytes(content)
-    table = pa.Table.from_pylist(rows, schema=COLUMNS)
-    manifest = Manifest("pets", "own", ("cat",), {}, full_counts(table), table)
-    seen: list[int] = []
-    findings = check_files(manifest, root, seen.append)
-    assert sum(seen) == findings.images == len(contents)
-    return findings
+from pipeline.datasets.check import similar_labels
 
 
 def encode(kind: str, seed: int = 0, side: int = 90, **options: Any) -> bytes:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
-from test_check import check_contents
+from trees import check_contents
 
 from pipeline.errors import InputError
 from pipeline.image_metadata import read_orientation
