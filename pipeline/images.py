@@ -10,7 +10,7 @@ import io
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
@@ -52,6 +52,16 @@ _OPTIONAL = {0xDD, 0xE0, 0xEE}
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 """A marker after the beginning of a JPEG's pixels that does not belong to them."""
 
+_START = 32  # bytes by which a format is recognized
+_OTHERS = {
+    "HEIC": rb".{4}ftyp(hei|hev|mif1|msf1)",
+    "AVIF": rb".{4}ftypavi[fs]",
+    "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ",
+    "Photoshop": rb"8BPS",
+    "camera's raw": rb".{4}ftypcrx |IIRO|IIRS|IIU\0|MMOR|FUJIFILMCCD-RAW|FOVb",
+}
+"""How photographs begin that are often met and not read; the raw files that are TIFFs aside."""
+
 _LINES, _LINES_BYTES = 16, 2000  # of pixels that are decoded to try a header
 
 _LARGE = 30_000_000  # pixels of images of which one at a time is examined, to save memory
@@ -91,13 +101,13 @@ def open_photograph(source: BinaryIO) -> Iterator[Photograph]:
         PIL.UnidentifiedImageError: it has none of the `FORMATS`.
         Exception: whatever Pillow raises for a damaged header.
     """
-    start = source.read(len(PNG))
+    start = source.read(_START)
     source.seek(0)
     if start.startswith((JPEG, PNG, *TIFF)):
         with _open_stripped(strip(source.read())) as photograph:
             yield photograph
     else:
-        with _open(source) as image:
+        with _open(source, start) as image:
             # Pillow gives these as they are in the file, without parsing them.
             exif, xmp = (_bytes_or_none(image.info.get(name)) for name in ("exif", "xmp"))
             yield Photograph(image, *read_orientation(exif, xmp))
@@ -107,10 +117,10 @@ def open_photograph(source: BinaryIO) -> Iterator[Photograph]:
 def _open_stripped(stripped: Stripped) -> Iterator[Photograph]:
     if stripped.preview:
         raise ValueError(
-            "it is a camera's raw file, of which only the preview could be read; convert it to "
-            "JPEG, PNG or TIFF"
+            "it is a camera's raw file, of which only the preview could be read: convert it to "
+            "JPEG or PNG"
         )
-    with _open(io.BytesIO(stripped.content)) as image:
+    with _open(io.BytesIO(stripped.content), b"") as image:
         yield Photograph(image, stripped.orientation, stripped.doubtful)
 
 
@@ -118,8 +128,15 @@ def _bytes_or_none(value: object) -> bytes | None:
     return value if isinstance(value, bytes) else None
 
 
-def _open(source: BinaryIO) -> Image.Image:
-    """Open an image of one of the formats; errors as for `open_photograph`."""
+def _open(source: BinaryIO, start: bytes) -> Image.Image:
+    """Open an image of one of the formats, which has no other's ``start``.
+
+    Raises:
+        Exception: as `open_photograph`.
+    """
+    for name, pattern in _OTHERS.items():
+        if re.match(pattern, start, re.DOTALL):
+            raise ValueError(f"it is a {name} file, which is not read: convert it to JPEG or PNG")
     image = Image.open(source, formats=FORMATS)
     if image.width * image.height > MOST_PIXELS:
         image.close()
@@ -293,8 +310,8 @@ def _refuse(error: OSError) -> None:
     raise error
 
 
-def images_below(folder: Path) -> Iterator[Path]:
-    """Yield the photographs in a folder and its subfolders, by suffix, sorted by name.
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yield the files in a folder and its subfolders, sorted by name.
 
     Hidden files and folders are skipped, and links to folders are not followed.
 
@@ -303,6 +320,25 @@ def images_below(folder: Path) -> Iterator[Path]:
     """
     for top, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith(".") and Path(name).suffix.lower() in suffixes():
-                yield Path(top) / name
+        yield from (Path(top) / name for name in sorted(names) if not name.startswith("."))
+
+
+def describe_passed_over(number_of: Mapping[str, int]) -> str:
+    """Say which files of folders were not taken for photographs, and what to do about some.
+
+    Args:
+        number_of: suffix in lower case -> files.
+    """
+    unsupported = {suffix for suffix in number_of if suffix in UNSUPPORTED}
+    parts = []
+    for chosen, remark in (
+        (unsupported, " in a format that is not read: convert them to JPEG or PNG"),
+        (number_of.keys() - unsupported, ""),
+    ):
+        counts = sorted((-number_of[suffix], suffix) for suffix in chosen)
+        names = [f"{-number} {suffix or 'without a suffix'}" for number, suffix in counts]
+        if names:
+            parts.append(", ".join(names) + remark)
+    total = sum(number_of.values())
+    files = "1 file is" if total == 1 else f"{total} files are"
+    return f"{files} passed over by suffix: {'; '.join(parts)}."

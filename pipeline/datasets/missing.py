@@ -169,7 +169,7 @@ def locate_missing(
         found, path = examples[difference]
         sentences.append(
             f"{_share(number, len(missing))} there {difference.how}: there is a file "
-            f"{root / found}, but the list has {path!r}. {difference.remedy}"
+            f"{root / found}, but {path!r} is listed. {difference.remedy}"
         )
     return " ".join(sentences) or None
 
