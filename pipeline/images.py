@@ -82,12 +82,6 @@ class Photograph:
     orientation: int
     doubtful: bool
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height in pixels of the upright picture."""
-        width, height = self.image.size
-        return (height, width) if self.orientation >= 5 else (width, height)
-
 
 @contextmanager
 def open_photograph(source: BinaryIO) -> Iterator[Photograph]:
@@ -237,6 +231,8 @@ def reason(error: Exception) -> str:
         return f"it is none of {', '.join(FORMATS)}, or too damaged to be recognized"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if str(error) == "could not create decoder object":  # Pillow's, without saying why
+        return "its header is damaged or cut off"
     return str(error) or type(error).__name__
 
 
