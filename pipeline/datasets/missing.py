@@ -156,11 +156,12 @@ def locate_missing(
         sentences that say how many of the images are there in another way, in which, and what to
         change; None if there is no such file.
     """
-    files = _similar_files(root, [path for _, path in missing])
+    similar = _Similar(root, [path for _, path in missing])
     kinds: Counter[_Difference] = Counter()
     examples: dict[_Difference, tuple[str, str]] = {}
     for image_id, path in missing:
-        for found in files.get(_key(path), [])[:1] or files.get(_key(_stem(path)), [])[:1]:
+        found = similar.to(path)
+        if found is not None:
             difference = _difference(root, image_id, path, found, settings)
             kinds[difference] += 1
             examples.setdefault(difference, (found, path))
@@ -185,27 +186,28 @@ def _difference(
 ) -> _Difference:
     if _key(found, whole=True) == _key(path, whole=True):
         return _Difference(
-            "in other upper and lower case",
+            "with other upper and lower case",
             "Correct upper and lower case in the list, or in the files' names.",
         )
     suffix, other = _suffix(path), _suffix(found)
-    folder, listed = found.rpartition("/")[0], path.rpartition("/")[0]
-    where = "" if _form(folder) == _form(listed) else " and in another folder"
+    where = "" if _folder(found) == _folder(path) else " and in another folder"
     if other.lower() in UNSUPPORTED:
         return _Difference(
             f"as {other}{where}",
             "Files of this format are not read: convert them to JPEG, with the listed names.",
         )
     if suffix and _key(found) != _key(path):
+        there = f"with the suffix {other} instead of {suffix}" if other else "without a suffix"
         return _Difference(
-            f"with the suffix {other} instead of {suffix}{where}",
+            f"{there}{where}",
             "Correct the paths in the list, or rename the files: their suffix does not decide how "
             "they are read.",
         )
-    meant = f"/{_form(found if suffix else found.removesuffix(other))}".casefold()
-    above, id_part, rest = meant.rpartition(f"/{_form(image_id)}".casefold())
-    if where and id_part and not rest and isinstance(settings, TableSettings | NuswideSettings):
-        images = found[: max(len(above) - 1, 0)] or "."
+    meant = found if suffix else found.removesuffix(other)
+    parts = image_id.count("/") + 1  # of the path, from its end
+    is_id = _key("/".join(meant.split("/")[-parts:]), whole=True) == _key(image_id, whole=True)
+    if where and is_id and isinstance(settings, TableSettings | NuswideSettings):
+        images = "/".join(found.split("/")[:-parts]) or "."
         return _Difference(
             "in another folder", f"Set `prepare.{root.name}.images: {images}` in params.yaml."
         )
@@ -228,31 +230,36 @@ def _suffix(path: str) -> str:
     return suffix if suffix.lower() in suffixes() | UNSUPPORTED else ""
 
 
+def _folder(path: str) -> str:
+    """The folder of a path, in one case and Unicode form."""
+    return _key(path.rpartition("/")[0], whole=True)
+
+
 def _key(path: str, *, whole: bool = False) -> str:
     """A path or, by default, its last name, in one case and Unicode form."""
     return _form(path if whole else path.rpartition("/")[2]).casefold()
 
 
-def _similar_files(root: Path, missing: Sequence[str]) -> dict[str, list[str]]:
-    """The files that have the name of a missing image, or its name but for the suffix.
+class _Similar:
+    """The files that have the name of a missing image, apart from case, suffix and folder."""
 
-    Returns:
-        `_key` of the name, or of its stem -> paths relative to ``root``, those in the listed folder
-        first.
-    """
-    wanted: defaultdict[str, set[str]] = defaultdict(set)
-    for path in missing:
-        for name in (path, _stem(path)):
-            wanted[_key(name)].add(_key(path.rpartition("/")[0], whole=True))
-    found: defaultdict[str, list[str]] = defaultdict(list)
-    for relative in _files_below(root) if wanted else ():
-        names = [relative, _stem(relative)] if _suffix(relative) else [relative]
-        for name in dict.fromkeys(map(_key, names)):
-            if name in wanted:
-                found[name].append(relative)
-    for name, files in found.items():
-        files.sort(key=lambda file: _key(file.rpartition("/")[0], whole=True) not in wanted[name])
-    return found
+    def __init__(self, root: Path, missing: Sequence[str]) -> None:
+        wanted = {_key(name) for path in missing for name in (path, _stem(path))}
+        self._anywhere: dict[str, str] = {}  # name -> file
+        self._in_folder: dict[tuple[str, str], str] = {}  # folder and name -> file
+        for found in _files_below(root) if wanted else ():
+            for name in dict.fromkeys([_key(found), _key(_stem(found))]):
+                if name in wanted:
+                    self._anywhere.setdefault(name, found)
+                    self._in_folder.setdefault((_folder(found), name), found)
+
+    def to(self, path: str) -> str | None:
+        """The file that is most like a missing one: of the same name, then in the same folder."""
+        for name in (_key(path), _key(_stem(path))):
+            found = self._in_folder.get((_folder(path), name)) or self._anywhere.get(name)
+            if found is not None:
+                return found
+        return None
 
 
 def _files_below(root: Path) -> Iterator[str]:

@@ -188,7 +188,8 @@ def test_a_name_without_suffix_means_the_only_photograph(
         (["a.jpg"], ["a.heic"], ["a.heic", "convert", "JPEG"]),
         (["a"], ["a.png", "a.jpg"], ["a.jpg", "suffix"]),
         (["a", "b"], ["p/a.jpg", "p/b.jpg"], ["All 2 ", "`prepare.pets.images: p`"]),
-        ([NFC], [NFD.replace("photos", "p")], ["p/"]),
+        ([NFC.rpartition("/")[2]], [NFD], [f"`prepare.pets.images: {NFD.rpartition('/')[0]}`"]),
+        (["a.jpg"], ["a"], ["without a suffix"]),
         (
             ["a.jpg", "b.jpg", "c.jpg"],
             ["a.png", "b.png", "x/c.jpg"],
@@ -206,6 +207,16 @@ def test_what_lies_there_is_named(
     assert hint is not None
     for part in parts:
         assert part in hint
+
+
+def test_of_equal_names_that_in_the_same_folder_counts(tmp_path: Path) -> None:
+    touch(tmp_path, "x/a.png", "y/a.png", "z/a.png")
+    missing = [(path, path) for path in ("y/a.jpg", "x/a.jpg", "z/a.jpg")]
+    hint = locate_missing(tmp_path, missing, TableSettings(source="table"))
+    assert hint is not None
+    assert "All 3 " in hint
+    assert "folder" not in hint
+    assert f"{tmp_path}/y/a.png" in hint
 
 
 def test_nothing_that_resembles_an_image_is_not_named(tmp_path: Path) -> None:
