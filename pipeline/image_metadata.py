@@ -239,9 +239,11 @@ def _orientation_of(content: bytes) -> int:
     directory = _directory(content)
     for tag, kind, number, value in directory.fields():
         if tag == _ORIENTATION:
-            if kind not in _INTEGERS or number != 1:
+            form = directory.order + _INTEGERS.get(kind, "")
+            # Of several numbers, programs take the first, if the entry itself holds them.
+            if not 0 < number * struct.calcsize(form) <= len(value):
                 raise ValueError("the orientation is no number")
-            return int(struct.unpack_from(directory.order + _INTEGERS[kind], value)[0])
+            return int(struct.unpack_from(form, value)[0])
     if not directory.whole:
         raise ValueError("the directory is cut off")
     return 0

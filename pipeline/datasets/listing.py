@@ -9,6 +9,7 @@ Letters: N listed images, n boxes.
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,8 @@ from pipeline.datasets.missing import find_files, location_hint, missing_images,
 from pipeline.errors import InputError, MissingError
 from pipeline.files import open_regular, sha256_file, sha256_json
 from pipeline.settings import ListedSettings
+
+_log = logging.getLogger(__name__)
 
 LISTING_VERSION = 1
 """Part of the settings' hash: raise it when the same files would give another listing."""
@@ -173,15 +176,26 @@ def check_lengths(table: pa.Table, vocabulary: Sequence[str], name: str) -> None
 
 
 def as_on_disk(root: Path, listing: Listing) -> Listing:
-    """Replace paths of a listing by those of the files that they mean; see `paths_on_disk`.
+    """Replace paths of a listing by those of the files that they mean, and log how many.
+
+    `paths_on_disk` says which.
 
     Raises:
         AccessError: a folder can't be read.
     """
     paths = listing.table.column("path").to_pylist()
     found = paths_on_disk(root, paths)
-    if found == paths:
+    changed = [(path, file) for path, file in zip(paths, found, strict=True) if path != file]
+    if not changed:
         return listing
+    _log.warning(
+        "%s: %d of %d listed paths are those of files but for the suffix or the Unicode form, as "
+        "%r for the file %r. These files are read.",
+        root.name,
+        len(changed),
+        len(paths),
+        *changed[0],
+    )
     column = listing.table.schema.get_field_index("path")
     field = listing.table.schema.field(column)
     table = listing.table.set_column(column, field, pa.array(found, field.type))

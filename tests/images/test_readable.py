@@ -19,6 +19,7 @@ from trees import check_contents
 
 from pipeline.errors import InputError
 from pipeline.image_metadata import read_orientation
+from pipeline.images import upright
 from pipeline.regions.transforms import load_image
 
 RNG = np.random.default_rng(0)
@@ -194,7 +195,8 @@ DAMAGED = {
     "string": exif(kind=2),
     "fraction": exif(kind=5),
     "unknown-type": exif(kind=77),
-    "tuple": exif(number=2),
+    "tuple": exif(number=9),
+    "none": exif(number=0),
     "many": exif(number=0xFFFFFFFF),
     "huge": exif(kind=4, value=b"\xff\xff\xff\xff"),
     "nine": exif(value=b"\x09\0\0\0"),
@@ -305,6 +307,13 @@ def test_metadata_does_not_decide_whether_pixels_are_read(tmp_path: Path) -> Non
             np.testing.assert_array_equal(pixels, stored, err_msg=name)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of the caller's `Image.open`
+@pytest.mark.parametrize("name", DAMAGED)
+def test_an_image_in_memory_is_read_whatever_its_exif(name: str) -> None:
+    image = Image.open(io.BytesIO(HOSTILE[f"{name}.jpg"]))
+    np.testing.assert_array_equal(np.asarray(upright(image)), np.asarray(image))
+
+
 def test_a_doubtful_orientation_is_noted(tmp_path: Path) -> None:
     kinds = {
         name: content
@@ -325,6 +334,7 @@ TURNED = {
         JPG, (0xE1, b"Exif\0\0?"), (0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP)
     ),
     "long.jpg": with_segments(JPG, (0xE1, b"Exif\0\0" + exif(4, value=b"\3\0\0\0"))),
+    "two.jpg": with_segments(JPG, (0xE1, b"Exif\0\0" + exif(number=2, value=b"\3\0\0\0"))),
     "exif.png": with_chunks(PNG, chunk(b"eXIf", UPSIDE_DOWN)),
     "late.png": with_chunks(PNG, chunk(b"eXIf", UPSIDE_DOWN), at_end=True),
     "raw.png": with_chunks(PNG, chunk(b"tEXt", raw_profile(b"Exif\0\0" + UPSIDE_DOWN))),

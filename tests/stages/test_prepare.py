@@ -291,7 +291,8 @@ def test_photographs_are_found_under_another_form_of_their_names(
     (root / "labels.csv").write_text(table)
     checkout.params(coco={"source": "table"})
     assert checkout.check("coco")[0] == 0
-    checkout.prepare("coco")
+    _, _, err = checkout.run("--dataset", "coco")
+    assert "2 of 2 listed paths" in err
     rows = checkout.manifest("coco").table.to_pylist()
     assert [row["path"] for row in rows] == [f"photos/{name}", "photos/00.jpg"]
     assert [row["image_id"] for row in rows] == [f"photos/{other}", "photos/00"]
