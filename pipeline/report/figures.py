@@ -424,15 +424,15 @@ def label_map_figure(
     stem: Path,
     maps: Mapping[str, NDArray[np.float64]],
     labels: Sequence[str],
-    groups: Mapping[str, Sequence[str]],
+    groups: Mapping[str, Sequence[str]] | None,
 ) -> None:
-    """Draw maps of the labels, one panel per map, coloured by group.
+    """Draw maps of the labels, one panel per map, coloured by group if there are any.
 
     Args:
         stem: path without suffix.
         maps: title -> (C, 2).
         labels: C names.
-        groups: name of a group -> its labels.
+        groups: name of a group -> its labels, or None.
     """
     indices = {label: index for index, label in enumerate(labels)}
     small = 8 if len(labels) <= 40 else 6.5
@@ -440,7 +440,7 @@ def label_map_figure(
         row = np.atleast_1d(figure.subplots(1, len(maps)))
         for axes, (title, points) in zip(row, maps.items(), strict=True):
             handles = {}
-            for number, (group, members) in enumerate(groups.items()):
+            for number, (group, members) in enumerate((groups or {"": labels}).items()):
                 drawn = [indices[label] for label in members if label in indices]
                 [handles[group]] = axes.plot(
                     *points[drawn].T,
@@ -461,6 +461,6 @@ def label_map_figure(
             axes.set_xticks([])
             axes.set_yticks([])
             axes.margins(0.12)
-        names = list(map(legible, handles))
-        columns = 6 if max(map(len, names)) <= 12 else 3
-        figure.legend(handles.values(), names, loc="outside lower center", ncols=columns)
+        if groups:
+            names = list(map(legible, handles))
+            figure.legend(handles.values(), names, loc="outside lower center", ncols=6)

@@ -304,19 +304,16 @@ def draw_label_map(
     vectors: Floats,
     nodes: Floats,
     labels: Sequence[str],
-    groups: Mapping[str, Sequence[str]],
-    *,
+    groups: Mapping[str, Sequence[str]] | None,
     run: str,
-    origin: str,
 ) -> Illustration | None:
     """Draw the topology of the labels; return None if there are too few of them for a map.
 
     Args:
         vectors: (C, W), the word vectors.
         nodes: (C, H), the label nodes that a run learned.
-        groups: name of a group -> its labels.
+        groups: name of a group -> its labels; None if the data set defines none.
         run: the run, in words.
-        origin: where the groups come from, in words.
     """
     both = {"word vectors": label_map(vectors), "learned label nodes": label_map(nodes)}
     maps = {title: points for title, points in both.items() if points is not None}
@@ -325,18 +322,25 @@ def draw_label_map(
     about = Illustration(
         "label-map",
         "Topology of the labels",
-        f"Two maps of the {len(labels)} labels, coloured by {origin}: one of the word vectors, and "
-        f"one of the nodes that {run} learned. The coordinates are in label-map.csv.",
+        f"Two maps of the {len(labels)} labels: one of the word vectors, and one of the nodes that "
+        f"{run} learned. The coordinates are in label-map.csv.",
         "As the paper's Figure 5: t-SNE (cosine) of the word vectors, and of the label nodes after "
-        f"the last convolution module of {run}, averaged over the images of the gallery. The "
-        f"colours show {origin}. Distances between far points mean little in such a map.",
+        f"the last convolution module of {run}, averaged over the images of the gallery."
+        + (" The colours show the groups that the data set defines." if groups else "")
+        + " Distances between far points mean little in such a map.",
     )
     figures.label_map_figure(about.stem(folder), maps, labels, groups)
-    group_of = {label: group for group, members in groups.items() for label in members}
+    group_of = {label: group for group, members in (groups or {}).items() for label in members}
     about.write_table(
         folder,
         (
-            {"map": title, "label": label, "group": group_of[label], "x": x, "y": y}
+            {
+                "map": title,
+                "label": label,
+                **({"group": group_of[label]} if groups else {}),
+                "x": x,
+                "y": y,
+            }
             for title, points in maps.items()
             for label, (x, y) in zip(labels, points.tolist(), strict=True)
         ),

@@ -78,7 +78,7 @@ def test_one_label_has_a_page(small: Flow, browser: Browser) -> None:
     small.ok("report")
     reader = Reader(browser, small / "reports/voc2007")
     assert reader.column("labels-table", 0) == ["cat"]
-    expect(reader.page.locator("#figure-average-precision img")).to_be_visible()
+    expect(reader.page.locator("#figure-learning-curves img")).to_be_visible()
     assert reader.page.locator("#figure-co-occurrence").count() == 0
     reader.close()
 
