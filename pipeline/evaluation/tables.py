@@ -91,9 +91,8 @@ def caption(dataset: str, seeds: Sequence[Evaluation]) -> str:
     if len(seeds) > 1:
         numbers = ", ".join(str(evaluation.seed) for evaluation in seeds)
         of_seeds = f"mean and sample standard deviation of seeds {numbers}"
-    return (
-        f"{dataset}, split {first.split}, {first.images} images, in percent; {of_labels}{of_seeds}"
-    )
+    images = f"{first.images:,} image" + ("" if first.images == 1 else "s")
+    return f"{dataset}, split {first.split}, {images}, in percent; {of_labels}{of_seeds}"
 
 
 def results_table(runs: Evaluations) -> str:

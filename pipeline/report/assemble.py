@@ -101,7 +101,8 @@ def _draw_figures(
     evaluations = evaluations_of(runs)
     histories = drawn.histories_of(runs)
 
-    figures = [drawn.draw_average_precision(folder, evaluations, base)]
+    drawn.draw_average_precision(folder, evaluations, base)
+    figures = []
     if len(runs) > 1:
         figures.append(drawn.draw_gains(folder, evaluations, base))
     figures.append(drawn.draw_learning(folder, histories))

@@ -47,14 +47,14 @@ class Illustration:
         title: above the figure.
         alt: what it shows, for those who can't see it.
         note: below the figure.
-        table: whether there is a CSV of its numbers by the same name.
+
+    There is a CSV of its numbers by the same name.
     """
 
     name: str
     title: str
     alt: str
     note: str
-    table: bool = True
 
     def stem(self, folder: Path) -> Path:
         """The path of the drawing, without suffix."""
@@ -65,8 +65,11 @@ class Illustration:
         (folder / TABLES / f"{self.name}.csv").write_text(as_csv(rows), encoding="utf-8")
 
 
-def draw_average_precision(folder: Path, runs: Evaluations, base: str) -> Illustration:
-    """Draw the AP by label: ``base``, which comes first, as bars, the other variants as marks."""
+def draw_average_precision(folder: Path, runs: Evaluations, base: str) -> None:
+    """Draw the AP by label: ``base``, which comes first, as bars, the other variants as marks.
+
+    The page does not show this figure, since its table of labels has the same bars.
+    """
     spreads = _ap_spreads(runs)
     order = sorted(spreads[base], key=lambda label: -spreads[base][label].mean)
     ap = {
@@ -76,19 +79,7 @@ def draw_average_precision(folder: Path, runs: Evaluations, base: str) -> Illust
     deviation = {
         label: spreads[base][label].deviation or 0.0 for label in order if len(runs[base]) > 1
     }
-    best, worst = order[0], order[-1]
-    about = Illustration(
-        "average-precision",
-        "Average precision by label",
-        f"A bar chart of {base} for {len(order)} labels, from {ap[base][best]:.1f} % ({best}) to "
-        f"{ap[base][worst]:.1f} % ({worst}), with a mark for each other variant. All numbers are "
-        "in the table above and in labels.csv.",
-        "Averaged over the seeds."
-        + (f" Lines show the sample standard deviation of {base}." if deviation else ""),
-        table=False,
-    )
-    figures.average_precision_figure(about.stem(folder), ap, deviation)
-    return about
+    figures.average_precision_figure(folder / FIGURES / "average-precision", ap, deviation)
 
 
 def draw_gains(folder: Path, runs: Evaluations, base: str) -> Illustration:
@@ -152,7 +143,7 @@ def draw_learning(folder: Path, histories: Histories) -> Illustration:
         "learning-curves",
         "Learning curves",
         f"The training loss by epoch, with a line for each run. At the end it is: {last}.",
-        "Each line is a run, from its checkpoint.",
+        "One line per run.",
     )
     figures.learning_figure(
         about.stem(folder), {variant: list(seeds.values()) for variant, seeds in histories.items()}
@@ -327,7 +318,7 @@ def draw_label_map(
         "As the paper's Figure 5: t-SNE (cosine) of the word vectors, and of the label nodes after "
         f"the last convolution module of {run}, averaged over the images of the gallery."
         + (" The colours show the groups that the data set defines." if groups else "")
-        + " Distances between far points mean little in such a map.",
+        + " Distances between points that are far apart mean little in such a map.",
     )
     figures.label_map_figure(about.stem(folder), maps, labels, groups)
     group_of = {label: group for group, members in (groups or {}).items() for label in members}

@@ -79,6 +79,11 @@ const gmpipe = (() => {
     return element("label", { class: "check" }, box, ` ${title}`);
   }
 
+  /** A text to put into a sentence. One that is written from right to left does not reorder the rest. */
+  function isolated(text) {
+    return /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff]/.test(text) ? `\u2068${text}\u2069` : text;
+  }
+
   /** Put content that may be too wide in a place that scrolls, with a shadow where more follows. */
   function scroller(content, attributes = {}) {
     const inner = element("div", { class: "scroll", ...attributes }, content);
@@ -102,8 +107,8 @@ const gmpipe = (() => {
   }
 
   return {
-    receive, data, load, unpack, element, options, chooser, checkbox, scroller, tablePlace, STEPS,
-    HALF,
+    receive, data, load, unpack, element, options, chooser, checkbox, scroller, tablePlace,
+    isolated, STEPS, HALF,
     /** How the figures draw a variant: its colour, and the dashes of its line. */
     look: (variant) => data("overview").looks[variant],
     fixed: (value) => value.toFixed(1),

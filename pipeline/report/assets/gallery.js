@@ -3,7 +3,7 @@
    a label lights up the region that its score comes from; pointing at a region lists its labels. */
 
 gmpipe.gallery = (() => {
-  const { element, chooser, options, unpack, percent, HALF, STEPS } = gmpipe;
+  const { element, chooser, options, unpack, percent, isolated, HALF, STEPS } = gmpipe;
   const overview = gmpipe.data("overview");
   const ON_A_PAGE = 24;
   const TOP = 3; // as in the paper's Figure 3
@@ -119,7 +119,7 @@ gmpipe.gallery = (() => {
     const detected = images.classes.row(number)[region];
     const names = overview.gallery.classes;
     const name = names && detected < names.length ? names[detected] : `class ${detected}`;
-    return `${name} ${percent(images.scores.row(number)[region])} %`;
+    return `${isolated(name)} ${percent(images.scores.row(number)[region])} %`;
   }
 
   /** The picture with its regions; light(region) highlights one, light(null) none. */
@@ -176,7 +176,7 @@ gmpipe.gallery = (() => {
     const of = labels.row(number);
     const at = scores.row(number);
     const listed = [...Array(best).keys()].map((i) => region * best + i)
-      .map((i) => `${overview.labels[of[i]]} ${percent(at[i])}`);
+      .map((i) => `${isolated(overview.labels[of[i]])} ${percent(at[i])}`);
     say(`${what}: ${listed.join(", ")}`);
   }
 
@@ -185,7 +185,7 @@ gmpipe.gallery = (() => {
     const [mark, meaning] = MARKS[kind];
     const on = () => {
       light(winner);
-      say(`${overview.labels[label]} ${percent(score)} %, ${meaning}, from region ${winner} `
+      say(`${isolated(overview.labels[label])} ${percent(score)} %, ${meaning}, from region ${winner} `
         + `(detector: ${detectorSays(number, winner)})`);
     };
     const off = () => { light(null); say(""); };
@@ -193,7 +193,8 @@ gmpipe.gallery = (() => {
       "aria-label": `${overview.labels[label]}, ${percent(score)} percent, ${meaning}, region ${winner}`,
       pointerenter: on, pointerleave: off, focus: on, blur: off },
     element("span", { class: "mark", "aria-hidden": "true" }, mark),
-    overview.labels[label], element("span", { class: "score" }, percent(score)));
+    element("bdi", {}, overview.labels[label]),
+    element("span", { class: "score" }, percent(score)));
   }
 
   let last = 0;
@@ -352,7 +353,7 @@ gmpipe.gallery = (() => {
     const bare = about.images - about.pictures;
     document.getElementById("gallery-about").textContent = `${shown}, as predicted with seed `
       + `${about.seed}. Point at a label to see the region that its score comes from, or at a region to `
-      + "see its best labels. Open an image by its name. \u2713 marks a correct label, \u2717 a false "
+      + "see its best labels. Click the name of an image to open it. \u2713 marks a correct label, \u2717 a false "
       + "positive and \u25cb a false negative. A label is predicted if its probability is over 50 %. "
       + "The confidence is the score of the chosen label or, for any label, the highest score among "
       + "the labels that match."

@@ -6,11 +6,12 @@
 
   function figure(about) {
     const file = (folder, kind) => `${folder}/${about.name}.${kind}`;
-    const links = [["figures", "svg"], ["figures", "png"], ...(about.table ? [["tables", "csv"]] : [])];
+    const links = [["figures", "svg"], ["figures", "png"], ["tables", "csv"]];
+    const image = element("img", { src: file("figures", "svg"), alt: about.alt, loading: "lazy",
+      load: () => { image.style.maxWidth = `${1.5 * image.naturalWidth}px`; } }); // letters stay small
     return element("figure", { id: `figure-${about.name}` },
       element("h3", {}, about.title),
-      gmpipe.scroller(element("a", { href: file("figures", "svg") },
-        element("img", { src: file("figures", "svg"), alt: about.alt, loading: "lazy" }))),
+      gmpipe.scroller(element("a", { href: file("figures", "svg") }, image)),
       element("figcaption", {}, about.note, " ",
         ...links.flatMap(([folder, kind], index) => [index ? " \u00b7 " : "",
           element("a", { href: file(folder, kind), download: `${about.name}.${kind}` },
@@ -49,7 +50,6 @@
       note.hidden = false;
     }
     for (const about of overview.figures) {
-      if (about.name === "average-precision") continue; // the table of labels has these bars
       const section = about.name === "gains-and-losses" ? "labels-figures" : "curves-figures";
       document.getElementById(section).append(figure(about));
     }

@@ -71,7 +71,8 @@ gmpipe.tables = (() => {
     }
     const head = (column, attributes) =>
       sorter(column.title, column.key, results, drawResults, { class: "number", ...attributes });
-    const [alone, ...grouped] = groups.map((group) => columns.filter((c) => c.group === group));
+    const [alone, ...grouped] = groups.map((group) => columns.filter((c) => c.group === group))
+      .filter((members) => members.length);
     document.getElementById("results-table").replaceChildren(
       element("thead", {},
         element("tr", {}, sorter("network", "name", results, drawResults, { rowspan: 2 }),
@@ -185,9 +186,9 @@ gmpipe.tables = (() => {
       element("span", { class: "key" }, swatch(overview.base), overview.base),
       others.length ? "Marks: " : "",
       ...others.map((name) => element("span", { class: "key" }, swatch(name), name)),
-      few ? element("span", { class: "few" }, `\u26a0 ${few} of ${overview.labels.length} labels have fewer `
-        + `than ${overview.few} positives among the test images. Their numbers are unreliable, and so are `
-        + "means and intervals over many such labels.") : "");
+      few ? element("span", { class: "few" }, `\u26a0 ${few} of ${overview.labels.length} labels `
+        + `${few === 1 ? "has" : "have"} fewer than ${overview.few} positives among the test images. The `
+        + "numbers of such labels are unreliable, and so are means and intervals over many of them.") : "");
   }
 
   function startLabels() {
