@@ -160,7 +160,7 @@ def _draw_photograph(
             box(region, "white", 0.9)
     for region, (colour, style) in winners.items():
         box(region, colour, 2.2, style)
-        names = ", ".join(legible(label.label) for label in labels if label.region == region)
+        names = ", ".join(_in_line(label.label) for label in labels if label.region == region)
         texts[region] = (textwrap.fill(f"{region}: {names}", _TAG_WIDTH), colour)
     # Winners first: their tags are the longer ones.
     order = [*winners, *(region for region in texts if region not in winners)]
@@ -176,6 +176,17 @@ def _draw_photograph(
     for region, (x, y) in zip(order, _tag_corners(boxes, sizes, width, height), strict=True):
         text, colour = texts[region]
         axes.text(x, y, text, fontsize=_TAG_SIZE, va="top", **_tag(colour))
+
+
+def _in_line(label: str) -> str:
+    """Make a label fit for a line of text: as `legible`, without reordering what stands beside it.
+
+    A label that is written from right to left gets an invisible mark for the other direction on
+    both sides.
+    """
+    shown = legible(label)
+    mark = "\u200e" if {"R", "AL"} & set(map(unicodedata.bidirectional, shown)) else ""
+    return f"{mark}{shown}{mark}"
 
 
 def _letters(line: str) -> float:
@@ -253,7 +264,7 @@ def _draw_bars(
     """
     bars = _bars(label)
     axes.set_title(
-        f"{legible(label.label)}  {label.score:.2f}  by region {label.region}",
+        f"{_in_line(label.label)}  {label.score:.2f}  by region {label.region}",
         fontsize=9,
         loc="left",
         pad=5,

@@ -7,11 +7,13 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from flows import Flow
+from matplotlib.axes import Axes
 from PIL import Image
 from reference import build_graph, convolve, decode, encode
 from torch import Tensor
@@ -226,6 +228,22 @@ def test_any_label_and_title_can_be_drawn(run: TrainedRun, tmp_path: Path) -> No
         draw(drawn, photograph(), f"{legible(hard[0])}: tiny, full", tmp_path / f"{start}.png")
         with Image.open(tmp_path / f"{start}.png") as image:
             assert image.width >= 1000
+
+
+def test_a_label_from_right_to_left_leaves_the_rest_of_its_line(
+    run: TrainedRun, tmp_path: Path
+) -> None:
+    explanation = explain(changed(run, shift=-9), photograph())
+    [label] = explanation.labels
+    titles = {}
+    for name in ("قطة", "שלום 5", "cat"):
+        other = replace(explanation, labels=(replace(label, label=name),))
+        with mock.patch.object(Axes, "set_title", autospec=True) as title:
+            draw(other, photograph(), "title", tmp_path / "out.png")
+        titles[name] = title.call_args.args[1]
+    assert titles["cat"].startswith("cat  0.")
+    for name in ("قطة", "שלום 5"):  # between marks that read from left to right
+        assert titles[name].startswith(f"\u200e{name}\u200e  0.")
 
 
 def test_a_photograph_of_any_name_is_explained(made: Flow, tmp_path: Path) -> None:

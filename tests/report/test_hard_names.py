@@ -71,6 +71,8 @@ def test_labels_are_shown_as_they_are(small: Flow, browser: Browser) -> None:
     assert len(options) == len(HARD) - 1  # no test image has the last label
     reader.page.locator("#curve-controls select").select_option(label="__proto__")
     assert reader.page.locator("#curve-chart path").count() == 1
+    isolated = reader.page.evaluate("['cat', 'كلب'].map(gmpipe.isolated)")
+    assert isolated == ["cat", "\u2068كلب\u2069"]
     reader.close()
 
 
