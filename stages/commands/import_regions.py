@@ -30,7 +30,13 @@ from pipeline.errors import GmpipeError, InputError, MismatchError
 from pipeline.files import folder_lock, replacing_folder, tidy
 from pipeline.settings import ExtractSettings, ImportedSettings
 from pipeline.shards.failures import FAILURES_NAME, Failure
-from pipeline.shards.imports import BottomUpFiles, NpzFile, region_rows
+from pipeline.shards.imports import (
+    BottomUpFiles,
+    KnownImage,
+    NpzFile,
+    match_lines,
+    region_rows,
+)
 from pipeline.shards.schema import FORMAT_VERSION, IMAGES, Recipe, RegionRows
 from pipeline.shards.store import ImagesById, ShardStore, Survey, open_store
 from stages.checkout.caches import amount_of, drop_message, reasons_of
@@ -385,14 +391,14 @@ def _from_bottom_up(
 ) -> _Import:
     """The import of TSVs, whose lines are matched to the manifest."""
     rows = manifest.table.select(["image_id", "path", "width", "height"]).to_pylist()
-    sizes = [(row["width"], row["height"]) for row in rows]
-    matches = source.match([row["image_id"] for row in rows], sizes)
+    matches = match_lines(source.lines, [KnownImage(**row) for row in rows])
     images = np.flatnonzero((matches >= 0) & (source.counts > 0))
     if not len(images):
         raise InputError(
             f"{source.lines[0].where}: neither this image nor one of the {len(matches) - 1} others "
             f"with regions is in the manifest of {manifest.dataset}, whose first image is "
-            f"{rows[0]['image_id']!r}; expected the same ids, or ids that end in the same number.",
+            f"{rows[0]['image_id']!r} ({rows[0]['path']}); expected the same ids, file names with "
+            "any suffix or none, or ids that end in the same number.",
             "Import regions of its images.",
         )
     matched = set(matches[images].tolist())

@@ -6,7 +6,6 @@ Letters: as in `pipeline.shards.imports.image_regions`.
 from __future__ import annotations
 
 import hashlib
-import re
 from binascii import Error as Base64Error
 from binascii import a2b_base64
 from collections.abc import Iterator, Sequence
@@ -144,53 +143,6 @@ class BottomUpFiles:
         counts = np.array([line.count for line in lines], dtype=np.int64)
         return cls(hashing.hexdigest(), tuple(lines), counts, feature_size)
 
-    def match(
-        self, image_ids: Sequence[str], sizes: Sequence[tuple[int | None, int | None]]
-    ) -> npt.NDArray[np.int64]:
-        """Find each line's image among those of a manifest: its number (N,), -1 for none.
-
-        A line belongs to the image of the same id, else to the only image whose id ends in the same
-        number, without leading zeros: `COCO_train2014_000000132417` is the image `132417`. If
-        several ids end in a number, no line is matched by it.
-
-        Args:
-            image_ids: of the manifest.
-            sizes: width and height of each in pixels, None where the manifest has none.
-
-        Raises:
-            InputError: two lines belong to one image, or a line belongs to an image by its number
-                but has another size. Names both.
-        """
-        by_id = {image_id: image for image, image_id in enumerate(image_ids)}
-        by_number: dict[str | None, int] = {None: -1}
-        for image, image_id in enumerate(image_ids):
-            number = _last_number(image_id)
-            by_number[number] = -1 if number in by_number else image
-        lines: dict[int, _Line] = {}
-        images: list[int] = []
-        for line in self.lines:
-            image = by_id.get(line.file_id, -1)
-            if image < 0:
-                image = by_number.get(_last_number(line.file_id), -1)
-                size = sizes[image] if image >= 0 else (None, None)
-                if None not in size and size != (line.width, line.height):
-                    raise InputError(
-                        f"{line.where}: by its number this is image {image_ids[image]!r}, but its "
-                        f"size is {line.width} x {line.height}; expected {size[0]} x {size[1]}, "
-                        "as in the manifest.",
-                        "Import regions of the data set's own images.",
-                    )
-            if image in lines:
-                raise InputError(
-                    f"{line.where}: this is image {image_ids[image]!r}, and so is "
-                    f"{lines[image].where}; expected each image once.",
-                    "Delete one of the two lines.",
-                )
-            if image >= 0:
-                lines[image] = line
-            images.append(image)
-        return np.array(images, dtype=np.int64)
-
     def read(self, images: npt.NDArray[np.int64]) -> Iterator[ImageRegions]:
         """Yield the regions of the images on some lines, by their ascending numbers from 0.
 
@@ -299,12 +251,6 @@ def _checked_sizes(where: str, fields: Sequence[bytes], n: int) -> int:
 def _decoded_size(field: bytes) -> int:
     """Number of bytes that a complete base64 text encodes."""
     return len(field) * 3 // 4 - field[-2:].count(b"=")
-
-
-def _last_number(image_id: str) -> str | None:
-    """The number that an id ends in, without leading zeros, or None."""
-    match = re.search("[0-9]+$", image_id)
-    return match[0].lstrip("0") if match else None
 
 
 def _open_binary(path: Path) -> IO[bytes]:
