@@ -36,7 +36,7 @@ _SUFFIX = re.compile(r"\.([A-Za-z]{2,5}|jp2|0)$")
 
 _KINDS = {1: "file name", 2: "file name", 3: "file name", 4: "number", 5: "number"}
 _BARE, _WEAK = 4, 5
-_SEVERAL = 100  # images of one number, of which no more are looked at
+_SEVERAL = 10  # images with one number, of which no more are looked at
 
 
 class Line(Protocol):
@@ -101,20 +101,19 @@ class _Manifest:
     """The images of a manifest by everything that a line may name them by."""
 
     def __init__(self, images: Sequence[KnownImage]) -> None:
-        self.ids = {image.image_id: number for number, image in enumerate(images)}
         self.names = [(_Name.of(image.image_id), _Name.of(image.path)) for image in images]
-        self._whole: dict[tuple[str, ...], set[int]] = defaultdict(set)
-        self._ends: dict[tuple[str, ...], set[int]] = defaultdict(set)
-        self._numbers: dict[str, list[int]] = defaultdict(list)
+        self._whole: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        self._ends: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        self._numbers: dict[tuple[str, bool], list[int]] = defaultdict(list)
         for image, names in enumerate(self.names):
-            for name in names:
+            for name in set(names):
                 for last in {name.file, name.stem}:
                     parts = (*name.folders, last)
-                    self._whole[parts].add(image)
+                    self._whole[parts].append(image)
                     for start in range(len(parts)):
-                        self._ends[parts[start:]].add(image)
-            for number in {name.number for name in names} - {None}:
-                self._numbers[number or ""].append(image)
+                        self._ends[parts[start:]].append(image)
+                if name.number is not None:
+                    self._numbers[name.number, name.stem.isdigit()].append(image)
 
     def candidates(self, name: _Name) -> dict[int, tuple[int, int]]:
         """The images that a name may be of, with the kind of the rule and minus the folders."""
@@ -127,10 +126,10 @@ class _Manifest:
                     found[image] = min(rank, found.get(image, rank))
         if found or name.number is None:
             return found
-        for image in self._numbers[name.number][:_SEVERAL]:
-            for own in self.names[image]:
-                if own.number == name.number and name.ends_like(own):
-                    rank = (_BARE if name.stem.isdigit() or own.stem.isdigit() else _WEAK, 0)
+        for bare in (True, False):
+            for image in self._numbers.get((name.number, bare), ())[:_SEVERAL]:
+                if any(name.ends_like(own) for own in self.names[image]):
+                    rank = (_BARE if bare or name.stem.isdigit() else _WEAK, 0)
                     found[image] = min(rank, found.get(image, rank))
         return found
 
@@ -166,14 +165,16 @@ def match_lines(lines: Sequence[Line], images: Sequence[KnownImage]) -> npt.NDAr
         InputError: a line may belong to several images, two lines belong to one image, or a line
             belongs to an image by its number but has another size. Names them.
     """
-    known = _Manifest(images)
+    ids = {image.image_id: number for number, image in enumerate(images)}
+    known: _Manifest | None = None
     found = np.full(len(lines), -1, dtype=np.int64)
     ranked: list[tuple[tuple[int, int], int, list[int]]] = []
     taken: dict[int, int] = {}
     for number, line in enumerate(lines):
-        if line.file_id in known.ids:
-            candidates = {known.ids[line.file_id]: (0, 0)}
+        if line.file_id in ids:
+            candidates = {ids[line.file_id]: (0, 0)}
         else:
+            known = known or _Manifest(images)
             candidates = known.candidates(_Name.of(line.file_id))
         if candidates:
             rank = min(candidates.values())
