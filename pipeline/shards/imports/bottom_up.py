@@ -261,7 +261,11 @@ def _parse(path: Path, number: int, start: int, content: bytes) -> tuple[_Line, 
     fields = content.rstrip(b"\r\n").split(b"\t")
     if len(fields) != len(_COLUMNS):
         expected = f"{len(_COLUMNS)}, separated by tabs: {', '.join(_COLUMNS)}"
-        refuse(where, "number of columns", len(fields), expected)
+        remedy = "Correct the file and import it again."
+        if len(fields) == 6:
+            expected += ". Six columns are those of the first release, without scores and classes"
+            remedy = "Write an npz instead, with scores and classes (docs/cache-format.md)."
+        refuse(where, "number of columns", len(fields), expected, remedy)
     try:
         file_id = fields[0].decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError:
