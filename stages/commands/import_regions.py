@@ -77,7 +77,7 @@ class _Import:
         images: (R,) ascending numbers, in the source, of the images that the cache will hold.
         image_ids: R, as in the manifest.
         failures: the manifest's images that have no region.
-        left_out: number of images in the source that the manifest lacks.
+        left_out: where the source has images that the manifest lacks.
         regions: m.
         settings: of the cache.
     """
@@ -88,7 +88,7 @@ class _Import:
     images: npt.NDArray[np.int64]
     image_ids: list[str]
     failures: list[Failure]
-    left_out: int
+    left_out: list[str]
     settings: ExtractSettings
 
     @property
@@ -216,9 +216,15 @@ def _read_through(request: Request, files: Sequence[Path], form: Form) -> _Impor
             manifest = dataset_manifest(request.dataset)
             job = _from_bottom_up(BottomUpFiles.open(files, on_bytes), manifest, request, names)
     if len(job.failures) > request.extract.max_failures:
+        others = (
+            f" {len(job.left_out)} images there are not in the manifest; the first is "
+            f"{job.left_out[0]}."
+            if job.left_out
+            else ""
+        )
         raise InputError(
             f"{names}: {len(job.failures)} of {len(job.manifest)} images of {request.dataset} "
-            f"have no region there; the first is {job.failures[0].image_id!r}.",
+            f"have no region there; the first is {job.failures[0].image_id!r}.{others}",
             "Import a file that has them (several TSVs can be named at once), or tolerate that: "
             f"`--set extract.{request.dataset}.max_failures={len(job.failures)}`.",
         )
@@ -285,7 +291,7 @@ def _summary(folder: Path, job: _Import, written: int) -> str:
             f"`extract.{job.manifest.dataset}.regions: {most}` keeps all"
         )
     if job.left_out:
-        line += f"; {job.left_out} images of {job.names} are not in the manifest"
+        line += f"; {len(job.left_out)} images of {job.names} are not in the manifest"
     if job.failures:
         line += f"; {len(job.failures)} images have no region, see {folder / FAILURES_NAME}"
     return line
@@ -346,7 +352,7 @@ def _from_npz(source: NpzFile, request: Request, names: str) -> _Import:
         images=images,
         image_ids=[source.image_ids[row] for row in images.tolist()],
         failures=failures,
-        left_out=0,
+        left_out=[],
         settings=request.extract,
     )
 
@@ -414,7 +420,7 @@ def _from_bottom_up(
         images=images,
         image_ids=[rows[number]["image_id"] for number in matches[images].tolist()],
         failures=failures,
-        left_out=int((matches < 0).sum()),
+        left_out=[source.lines[number].where for number in np.flatnonzero(matches < 0)],
         settings=request.extract,
     )
 

@@ -66,6 +66,19 @@ def test_lines_named_by_the_stem_of_a_path(checkout: Checkout, tmp_path: Path) -
     )
 
 
+def test_lines_and_images_that_do_not_fit_are_both_named(
+    checkout: Checkout, tmp_path: Path
+) -> None:
+    lines = make_lines()
+    lines[4]["image_id"] = "test/104"
+    path = write_tsv(tmp_path / "a.tsv", lines)
+    write_listed(checkout, [f"train/{n}" for n in range(100, 109)])
+    checkout.refused(
+        r"1 of 9 images.*'train/104'.*line 5 \('test/104'\)",
+        *("import-regions", path, "--dataset", "listed"),
+    )
+
+
 def test_float16_in_a_tsv_is_noted(checkout: Checkout, tmp_path: Path) -> None:
     lines = make_lines()
     for line in lines:

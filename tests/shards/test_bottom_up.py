@@ -133,6 +133,10 @@ def test_what_is_not_a_tsv_is_named(tmp_path: Path) -> None:
         (b"", r"a\.tsv"),
         (b"\n\r\n\n", r"a\.tsv"),
         (b"\xff\t1\t1\t\t\t\t\t0\t\t\n", "line 1: id.*UTF-8"),
+        (
+            b"\t".join([b"img_id", b"img_h", b"img_w", *[b"x"] * 7]),
+            "line 1 .*header.*img_h.*Delete",
+        ),
         (b"1\t2\t3\t0\t\t\n", r"line 1: .*6.*10.*scores.*npz"),
         (b"\x89PNG\r\n\x1a\n", "line 1: .*1.*10"),
     ):

@@ -271,6 +271,9 @@ def _parse(path: Path, number: int, start: int, content: bytes) -> tuple[_Line, 
     except UnicodeDecodeError:
         refuse(where, "id", repr(fields[0][:40]), "UTF-8")
     where = f"{where} ({file_id!r})"
+    if number == 1 and all(b"_" in field or field.isalpha() for field in fields[1:3]):
+        found = f"a header ({fields[1][:40]!r}, {fields[2][:40]!r})"
+        refuse(where, "line", found, "an image, since the TSV has no header", "Delete the line.")
     numbers = _numbers(where, fields)
     n = numbers["count"]
     feature_size = _checked_sizes(where, fields, n)
