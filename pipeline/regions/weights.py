@@ -25,6 +25,8 @@ _NAME_ANOTHER = "Name another file in `detector.<dataset>.weights` of params.yam
 _UNUSED = ("roi_heads.mask_", "roi_heads.keypoint_")
 """Beginnings of the names of Mask R-CNN and Keypoint R-CNN that their box detector does not use."""
 
+_AVERAGED = "n_averaged"  # a counter of torch's AveragedModel
+
 _OTHER_NETWORKS = {
     "roi_heads.box_head.0.0.": "version 2 of torchvision's networks (`..._resnet50_fpn_v2`)",
     "backbone.body.0.0.": "torchvision's `fasterrcnn_mobilenet_v3_large_fpn` or a relative of it",
@@ -60,6 +62,12 @@ def state_in(content: object, path: Path) -> dict[str, Tensor]:
     states = {str(name): value for name, value in entries if _is_state(value) and len(value)}
     if _is_state(content):
         states = {"": content}
+    # A dict of other tensors, such as losses, may lie beside it.
+    states = {
+        name: state
+        for name, state in states.items()
+        if any(key.endswith(CLASSIFIER) for key in state)
+    } or states
     if not states:
         holds = f"the entries {', '.join(map(str, content))}" if isinstance(content, dict) else ""
         raise InputError(
@@ -99,7 +107,9 @@ def _without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if len(named) != 1 or CLASSIFIER in state:
         return dict(state)
     prefix = named[0].removesuffix(CLASSIFIER)
-    return {name.removeprefix(prefix): weight for name, weight in state.items()}
+    return {
+        name.removeprefix(prefix): weight for name, weight in state.items() if name != _AVERAGED
+    }
 
 
 def check_network(state: Mapping[str, Tensor], origin: Path) -> None:

@@ -50,6 +50,7 @@ def without_backbone(build: Callable[..., nn.Module]) -> Callable[..., nn.Module
         ("model.", "state_dict"),
         ("module._orig_mod.", "model"),
         ("detector.net.", "state_dict"),
+        ("module.", "model_ema"),
     ],
 )
 def test_wrapped_weights_are_those_of_the_model(
@@ -59,7 +60,10 @@ def test_wrapped_weights_are_those_of_the_model(
     content: dict[str, Any] = {f"{prefix}{name}": weight for name, weight in state.items()}
     if entry is not None:
         optimizer = {"state": {0: {"step": torch.zeros(1)}}, "param_groups": [{"lr": 0.1}]}
-        content = {entry: content, "optimizer": optimizer, "epoch": 7, "none": {}}
+        losses = {"box": torch.zeros(1)}
+        content = {entry: content, "optimizer": optimizer, "epoch": 7, "none": {}, "loss": losses}
+    if entry == "model_ema":
+        content[entry]["n_averaged"] = torch.tensor(3)  # as torch's AveragedModel has it
     torch.save(content, path)
     loaded = load_state(path)
     assert loaded.keys() == state.keys()

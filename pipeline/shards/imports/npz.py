@@ -182,7 +182,7 @@ def _take(stream: IO[bytes], array: NpyHeader, rows: int) -> npt.NDArray[Any]:
     return np.frombuffer(data, array.dtype, math.prod(shape)).reshape(shape, order=order)
 
 
-_COPY_AGAIN = "Copy it or save it again."
+_COPY_AGAIN = "Copy it again, or save it again with `numpy.savez`."
 _SAVE_AGAIN = "Save the arrays again with `numpy.savez`."
 
 
