@@ -117,8 +117,8 @@ def test_labels_that_may_be_coded_otherwise_are_noted(
     source = NpzFile.open(write_npz(tmp_path, labels=labels))
     np.testing.assert_array_equal(source.labels, labels)
     (note,) = [record.getMessage() for record in caplog.records]
-    assert f"{(labels == 0).sum()} values are 0" in note
-    assert "only 2 are -1" in note
+    assert f" {(labels == 0).sum()} times" in note
+    assert " 2 times" in note
     advised = np.where(labels == 1, 1, -1 - labels)
     assert "`numpy.where(labels == 1, 1, -1 - labels)`" in note
     assert (advised[labels == 0] == -1).all()

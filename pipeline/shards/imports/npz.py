@@ -254,8 +254,8 @@ def _coded_labels(path: Path, labels: npt.NDArray[Any]) -> npt.NDArray[np.int8]:
         return np.where(labels == 1, 1, -1).astype(np.int8)
     if zeros > negatives:
         _log.warning(
-            "%s, `labels`: %d values are 0 (neither, ignored in training and metrics), only %d "
-            "are -1 (negative). If 0 means negative there and -1 unknown, save "
+            "%s, `labels`: 0 (neither, ignored in training and metrics) occurs %d times, and -1 "
+            "(negative) %d times. If 0 means negative there and -1 unknown, save "
             "`numpy.where(labels == 1, 1, -1 - labels)` instead.",
             path,
             zeros,
