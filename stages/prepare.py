@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from pipeline.datasets.check import (
     Findings,
     ListedImage,
     check_files,
-    similar_labels,
 )
 from pipeline.datasets.label_counts import label_counts
 from pipeline.datasets.listing import (
@@ -40,6 +39,7 @@ from pipeline.datasets.readers.nuswide import read_nuswide
 from pipeline.datasets.readers.table import read_table
 from pipeline.datasets.readers.voc import read_voc
 from pipeline.datasets.scenes import make_scenes, scenes_sources
+from pipeline.datasets.spelling import packed_labels, similar_labels
 from pipeline.errors import DamagedError, MissingError, advising
 from pipeline.files import (
     exists,
@@ -122,13 +122,17 @@ def prepare(request: Request) -> str:
         current = _current_manifest(dataset, source)
         if current is not None:
             line = f"{folder} ({_counts(current)}): unchanged"
-            return "\n".join([line, *_labels(request, current)])
+            listing = None
+            if isinstance(source, TableSettings):
+                listing = read_table(data_root(dataset), source)
+            return "\n".join([line, *_labels(request, current, listing)])
+        listing = None
         if isinstance(source, ScenesSettings):
             manifest = _draw(dataset, source)
         else:
-            manifest = _list(dataset, source)
+            manifest, listing = _list(dataset, source)
     record_time(dataset, "prepare", began)
-    return "\n".join([f"{folder}: {_counts(manifest)}", *_labels(request, manifest)])
+    return "\n".join([f"{folder}: {_counts(manifest)}", *_labels(request, manifest, listing)])
 
 
 def check(request: Request) -> tuple[str, bool]:
@@ -148,14 +152,16 @@ def check(request: Request) -> tuple[str, bool]:
         manifest = _imported_manifest(dataset)
         line = f"{dataset}: {_counts(manifest)}. Its regions are imported, so it needs no images."
         return "\n".join([line, *_labels(request, manifest)]), True
+    listing = None
     if isinstance(source, ScenesSettings):
         manifest = dataset_manifest(dataset)
     else:
-        manifest = listed_manifest(_read(root, source), dataset, source)
+        listing = _read(root, source)
+        manifest = listed_manifest(listing, dataset, source)
     with progress_bar(total=len(manifest), desc="check", unit="image") as bar:
         findings = check_files(manifest, root, bar.update)
     *lines, verdict = _report(dataset, source, findings)
-    report = "\n".join([*lines, *_labels(request, manifest), verdict])
+    report = "\n".join([*lines, *_labels(request, manifest, listing), verdict])
     return report, not (findings.missing or findings.unreadable or findings.refused)
 
 
@@ -178,7 +184,7 @@ def _draw(dataset: str, source: ScenesSettings) -> Manifest:
     return manifest
 
 
-def _list(dataset: str, source: ListedSettings) -> Manifest:
+def _list(dataset: str, source: ListedSettings) -> tuple[Manifest, Listing]:
     """Read the data set's files, and write the manifest, boxes and the missing images."""
     root = data_root(dataset)
     listing = _read(root, source)
@@ -189,7 +195,7 @@ def _list(dataset: str, source: ListedSettings) -> Manifest:
         if missing.num_rows:
             _write_missing(temporary / _MISSING, missing)
         write_manifest(temporary / manifest_file(dataset).name, manifest)
-    return manifest
+    return manifest, listing
 
 
 def _read(root: Path, source: ListedSettings) -> Listing:
@@ -269,8 +275,16 @@ def _counts(manifest: Manifest) -> str:
     return f"{', '.join(parts)}, {len(manifest.vocabulary)} labels"
 
 
-def _labels(request: Request, manifest: Manifest) -> list[str]:
-    """The number of images with each label, and notes on labels that may be wrong."""
+def _labels(request: Request, manifest: Manifest, listing: Listing | None = None) -> list[str]:
+    """The number of images with each label, and notes on labels that may be wrong.
+
+    Args:
+        request: of the data set.
+        manifest: its images.
+        listing: what was read from its files, with notes and the places of labels; None if nothing
+            was read.
+    """
+    places = {} if listing is None else listing.places
     names, counts = manifest.vocabulary, label_counts(manifest)
     train, test = counts["train"].positive, counts["test"].positive
     shown, more = np.arange(len(names)), []
@@ -292,7 +306,12 @@ def _labels(request: Request, manifest: Manifest) -> list[str]:
         ),
         (
             "Labels with fewer than 2 training images, which can hardly be learned",
-            [names[label] for label in np.flatnonzero(train < 2)],
+            [
+                f"{names[label]} ({places[names[label]]})"
+                if names[label] in places
+                else names[label]
+                for label in np.flatnonzero(train < 2)
+            ],
         ),
         *(
             (
@@ -304,19 +323,37 @@ def _labels(request: Request, manifest: Manifest) -> list[str]:
         ),
         (
             "Labels that may be two spellings of one label",
-            [f"{first!r} and {second!r}" for first, second in similar_labels(names)],
+            _spellings(names, train + test, places),
         ),
     ]
     lines = [f"Note: {title}: {_first_few(labels)}" for title, labels in notes if labels]
-    if isinstance(request.prepare, TableSettings):
-        for mark in "|,/":
-            containing = sum(mark in name for name in names)
-            if containing > len(names) / 2 and mark != request.prepare.separator:
-                lines.append(
-                    f"Note: {containing} of {len(names)} labels contain {mark!r}. If it separates "
-                    f'labels, set `prepare.{request.dataset}.separator: "{mark}"`.'
-                )
+    lines += [f"Note: {note}" for note in (() if listing is None else listing.notes)]
     return [*table.splitlines(), *more, *lines]
+
+
+def _spellings(names: Sequence[str], counts: np.ndarray, places: Mapping[str, str]) -> list[str]:
+    """Pairs of labels that may be one, the rarer with its place.
+
+    Labels that may be several with another separator are left out: most of them look alike.
+
+    Args:
+        names: the C labels.
+        counts: (C,) the number of images that have each.
+        places: label -> where it stands first.
+    """
+    _, separated = packed_labels(names) or ("", ())
+    alone = set(names).difference(separated)
+    having = dict(zip(names, counts, strict=True))
+    pairs = []
+    for pair in similar_labels([name for name in names if name in alone]):
+        rarer = min(pair, key=lambda name: int(having[name]))
+        pairs.append(
+            " and ".join(
+                f"{name!r} ({places[name]})" if name == rarer and name in places else repr(name)
+                for name in pair
+            )
+        )
+    return pairs
 
 
 def _first_few(names: Sequence[str]) -> str:
