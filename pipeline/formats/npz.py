@@ -98,6 +98,8 @@ def npy_array(archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
 def decoded_texts(array: npt.NDArray[Any]) -> list[str]:
     """The strings of an array (N,) of fixed-width text, of numpy's kinds S (UTF-8) and U.
 
+    A mark of byte order, which the first line of a text file may leave before a string, is dropped.
+
     Raises:
         UnicodeDecodeError: a text is not Unicode. (numpy itself fails badly on such codes.)
     """
@@ -106,7 +108,8 @@ def decoded_texts(array: npt.NDArray[Any]) -> list[str]:
         coding = "utf-32-le"
         array = array.astype(array.dtype.newbyteorder("<"))
     codes = np.ascontiguousarray(array).view(np.uint8).reshape(len(array), -1)
-    return [code.tobytes().decode(coding).rstrip("\0") for code in codes]
+    texts = (code.tobytes().decode(coding).rstrip("\0") for code in codes)
+    return [text.removeprefix("\ufeff") for text in texts]
 
 
 @contextmanager

@@ -14,9 +14,11 @@ stream, in memory that does not grow with it, and always to its end, where a zip
 
 from __future__ import annotations
 
+import codecs
 import errno
 import io
 import lzma
+import unicodedata
 import zipfile
 import zlib
 from collections import Counter
@@ -59,7 +61,8 @@ def read_words(path: Path, words: Collection[str]) -> dict[str, NDArray[np.float
 
     Args:
         path: a text file; a zip that contains one; or a member of a zip, as a path through it.
-        words: words without blanks, compared byte by byte, so that `Sun` is not `sun`.
+        words: words without blanks, compared byte by byte, so that `Sun` is not `sun`. Only if the
+            file lacks a word is its decomposed Unicode form (NFD) looked up.
 
     Raises:
         MissingError: the file does not exist.
@@ -68,12 +71,14 @@ def read_words(path: Path, words: Collection[str]) -> dict[str, NDArray[np.float
             fewer than W values or one that is not a number; a wanted word has two different
             vectors; or the last line has no line end, and a word was not found before it.
     """
-    wanted = {word.encode(): word for word in words}
+    decomposed = {word: unicodedata.normalize("NFD", word) for word in words}
+    wanted = {word.encode(): word for word in (*decomposed.values(), *words)}
     vectors: dict[str, tuple[int, NDArray[np.float32]]] = {}
     number, line = 0, b""
     with _open(path) as stream:
         lines = iter(partial(stream.readline, _LONGEST_LINE), b"")
         head = list(islice(lines, _HEAD))
+        head[:1] = [first.removeprefix(codecs.BOM_UTF8) for first in head[:1]]
         size = _size(head, path)
         for number, line in enumerate(chain(head, lines), start=1):
             if len(line) == _LONGEST_LINE:
@@ -91,6 +96,9 @@ def read_words(path: Path, words: Collection[str]) -> dict[str, NDArray[np.float
                     f"line {number}.",
                     "Remove one of the lines.",
                 )
+    for word, other in decomposed.items():
+        if word not in vectors and other in vectors:
+            vectors[word] = vectors[other]
     missing = sorted(set(words) - vectors.keys())
     if missing and not line.endswith(b"\n"):
         raise InputError(
@@ -99,7 +107,7 @@ def read_words(path: Path, words: Collection[str]) -> dict[str, NDArray[np.float
             f"{f' and {len(missing) - _MOST_NAMED} more' if len(missing) > _MOST_NAMED else ''}.",
             f"{_DOWNLOAD_AGAIN} If that line is complete, add a line end.",
         )
-    return {word: vector for word, (_, vector) in vectors.items()}
+    return {word: vectors[word][1] for word in words if word in vectors}
 
 
 def _parse(line: bytes, size: int, where: str) -> NDArray[np.float32]:

@@ -5,7 +5,8 @@ Letters: C labels, W size of a vector.
 The rule, for every source:
 
 1. A name is *normalised*: it is lower-cased, and `_`, `-` and runs of blanks become one space, so
-   that `Traffic_Light`, `traffic-light` and `traffic light` are one name. A name in `SPELLINGS` is
+   that `Traffic_Light`, `traffic-light` and `traffic light` are one name. So are the Unicode forms
+   of a name, composed (NFC) and decomposed (NFD). A name in `SPELLINGS` is
    then replaced by the spelling there, so that `diningtable` becomes `dining table`.
 2. Its words are separated by the spaces. GloVe has one vector per word, and a name of several words
    gets their plain mean. wordllama has one vector per token, and a name gets the plain mean of its
@@ -20,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import unicodedata
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -121,8 +123,8 @@ def load_label_vectors(labels: Sequence[str], source: str) -> LabelVectors:
             )
         if name in names:
             raise InputError(
-                f"The labels {names[name]!r} and {label!r} are the same name, up to case, `_`, `-` "
-                "and blanks, and would get the same vector.",
+                f"The labels {names[name]!r} and {label!r} are the same name, up to case, Unicode "
+                "form, `_`, `-` and blanks, and would get the same vector.",
                 "Rename or merge them in the data set.",
             )
         names[name] = label
@@ -146,7 +148,8 @@ def source_file(source: str) -> Path | None:
 
 def _normalised(name: str) -> str:
     """A name by step 1 of the rule in the module's docstring."""
-    plain = " ".join(name.lower().replace("_", " ").replace("-", " ").split())
+    lower = unicodedata.normalize("NFC", name.lower())
+    plain = " ".join(lower.replace("_", " ").replace("-", " ").split())
     return SPELLINGS.get(plain, plain)
 
 
@@ -252,7 +255,7 @@ def _from_npz(labels: Sequence[str], path: Path) -> _Vectors:
         )
     rows = [entries[_normalised(label)] for label in labels]
     with np.errstate(over="ignore"):  # an overflow becomes inf, which the caller refuses
-        return vectors[rows].astype(np.float32), [names[row] for row in rows]
+        return vectors[rows].astype(np.float32, order="C"), [names[row] for row in rows]
 
 
 def _read_npz(path: Path) -> tuple[list[str], NDArray[np.generic]]:
@@ -279,14 +282,21 @@ def _read_npz(path: Path) -> tuple[list[str], NDArray[np.generic]]:
         arrays = {}
         for name in ("labels", "vectors"):
             header, size = npy_header(archive, name), archive.getinfo(f"{name}.npy").file_size
-            if not header.dtype.hasobject and size != header.size:
+            if header.dtype.hasobject:
+                cast = "str" if name == "labels" else "numpy.float32"
+                raise InputError(
+                    f"{path}: `{name}` is an array of objects, which would have to be unpickled; "
+                    "that can run code of the file.",
+                    f"Save it as `numpy.savez(path, ..., {name}={name}.astype({cast}))`.",
+                )
+            if size != header.size:
                 raise InputError(
                     f"{path}: `{name}` is {header.dtype} of shape {header.shape} in {size} bytes.",
                     form,
                 )
             arrays[name] = npy_array(archive, name)
     names, vectors = arrays["labels"], arrays["vectors"]
-    if names.ndim != 1 or names.dtype.kind != "U":
+    if names.ndim != 1 or names.dtype.kind not in "US" or names.dtype.itemsize == 0:
         raise InputError(f"{path}: `labels` is {names.dtype} of shape {names.shape}.", form)
     if vectors.ndim != 2 or vectors.dtype.kind not in "fiu" or vectors.shape[1] == 0:
         raise InputError(f"{path}: `vectors` is {vectors.dtype} of shape {vectors.shape}.", form)

@@ -21,6 +21,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from pipeline.errors import DamagedError, InputError, MismatchError, MissingError, advising
 from pipeline.files import exists, read_bytes, sha256_file
 from pipeline.formats.sealed import read_sealed_json, write_sealed_json
+from pipeline.regions.weights import CLASSIFIER, check_network, state_in, unreadable
 from pipeline.settings import ArchitectureSettings
 from pipeline.shards.schema import Recipe
 from pipeline.tensors import save_tensors, tensors_in
@@ -91,12 +92,13 @@ def build_model(
 def load_state(path: Path) -> dict[str, Tensor]:
     """Read a state dict saved by ``torch.save``, without running code from the file.
 
+    It may be in a checkpoint, and its names may have a prefix, see `state_in`.
+
     Raises:
         MissingError: the file does not exist.
         InputError: it is no regular file, holds something else, or was changed.
         OSError: the system can't read it.
     """
-    problem = f"{path} is not a state dict of tensors saved by torch.save"
     try:
         stored = read_bytes(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -106,15 +108,10 @@ def load_state(path: Path) -> dict[str, Tensor]:
             "params.yaml.",
         ) from None
     try:
-        state = tensors_in(stored)
+        content = tensors_in(stored)
     except Exception as error:  # torch.load documents no narrower set for a foreign file
-        raise InputError(
-            f"{problem}, or was changed ({type(error).__name__}).",
-            "Name another file in `detector.<dataset>.weights` of params.yaml.",
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(f"{problem}.", "Save only the model's `state_dict()`.")
-    return state
+        raise unreadable(path, stored, error) from error
+    return state_in(content, path)
 
 
 def class_count(state: dict[str, Tensor], origin: Path) -> int:
@@ -123,13 +120,8 @@ def class_count(state: dict[str, Tensor], origin: Path) -> int:
     Raises:
         InputError: the weights are not those of a Faster R-CNN.
     """
-    key = "roi_heads.box_predictor.cls_score.weight"
-    if key not in state:
-        raise InputError(
-            f"{origin} does not hold the weights of a Faster R-CNN: it has no `{key}`.",
-            "Name another file in `detector.<dataset>.weights` of params.yaml.",
-        )
-    return len(state[key])
+    check_network(state, origin)
+    return len(state[CLASSIFIER])
 
 
 _MATCH_ARCHITECTURE = (
@@ -157,7 +149,7 @@ def fit_state(model: FasterRCNN, state: dict[str, Tensor], origin: Path) -> None
         stored, expected = ("batch", "frozen") if counted else ("frozen", "batch")
         raise InputError(
             f"{origin} holds weights with norm `{stored}`, but the architecture has `{expected}`.",
-            _MATCH_ARCHITECTURE,
+            f"Set `detector.<dataset>.architecture.norm: {stored}` in params.yaml.",
         )
     own = model.state_dict()
     for key, value in state.items():

@@ -30,7 +30,13 @@ from pipeline.errors import GmpipeError, InputError, MismatchError
 from pipeline.files import folder_lock, replacing_folder, tidy
 from pipeline.settings import ExtractSettings, ImportedSettings
 from pipeline.shards.failures import FAILURES_NAME, Failure
-from pipeline.shards.imports import BottomUpFiles, NpzFile, region_rows
+from pipeline.shards.imports import (
+    BottomUpFiles,
+    KnownImage,
+    NpzFile,
+    match_lines,
+    region_rows,
+)
 from pipeline.shards.schema import FORMAT_VERSION, IMAGES, Recipe, RegionRows
 from pipeline.shards.store import ImagesById, ShardStore, Survey, open_store
 from stages.checkout.caches import amount_of, drop_message, reasons_of
@@ -71,7 +77,7 @@ class _Import:
         images: (R,) ascending numbers, in the source, of the images that the cache will hold.
         image_ids: R, as in the manifest.
         failures: the manifest's images that have no region.
-        left_out: number of images in the source that the manifest lacks.
+        left_out: where the source has images that the manifest lacks.
         regions: m.
         settings: of the cache.
     """
@@ -82,7 +88,7 @@ class _Import:
     images: npt.NDArray[np.int64]
     image_ids: list[str]
     failures: list[Failure]
-    left_out: int
+    left_out: list[str]
     settings: ExtractSettings
 
     @property
@@ -210,9 +216,15 @@ def _read_through(request: Request, files: Sequence[Path], form: Form) -> _Impor
             manifest = dataset_manifest(request.dataset)
             job = _from_bottom_up(BottomUpFiles.open(files, on_bytes), manifest, request, names)
     if len(job.failures) > request.extract.max_failures:
+        others = (
+            f" {len(job.left_out)} images there are not in the manifest; the first is "
+            f"{job.left_out[0]}."
+            if job.left_out
+            else ""
+        )
         raise InputError(
             f"{names}: {len(job.failures)} of {len(job.manifest)} images of {request.dataset} "
-            f"have no region there; the first is {job.failures[0].image_id!r}.",
+            f"have no region there; the first is {job.failures[0].image_id!r}.{others}",
             "Import a file that has them (several TSVs can be named at once), or tolerate that: "
             f"`--set extract.{request.dataset}.max_failures={len(job.failures)}`.",
         )
@@ -279,7 +291,7 @@ def _summary(folder: Path, job: _Import, written: int) -> str:
             f"`extract.{job.manifest.dataset}.regions: {most}` keeps all"
         )
     if job.left_out:
-        line += f"; {job.left_out} images of {job.names} are not in the manifest"
+        line += f"; {len(job.left_out)} images of {job.names} are not in the manifest"
     if job.failures:
         line += f"; {len(job.failures)} images have no region, see {folder / FAILURES_NAME}"
     return line
@@ -340,7 +352,7 @@ def _from_npz(source: NpzFile, request: Request, names: str) -> _Import:
         images=images,
         image_ids=[source.image_ids[row] for row in images.tolist()],
         failures=failures,
-        left_out=0,
+        left_out=[],
         settings=request.extract,
     )
 
@@ -385,14 +397,14 @@ def _from_bottom_up(
 ) -> _Import:
     """The import of TSVs, whose lines are matched to the manifest."""
     rows = manifest.table.select(["image_id", "path", "width", "height"]).to_pylist()
-    sizes = [(row["width"], row["height"]) for row in rows]
-    matches = source.match([row["image_id"] for row in rows], sizes)
+    matches = match_lines(source.lines, [KnownImage(**row) for row in rows])
     images = np.flatnonzero((matches >= 0) & (source.counts > 0))
     if not len(images):
         raise InputError(
             f"{source.lines[0].where}: neither this image nor one of the {len(matches) - 1} others "
             f"with regions is in the manifest of {manifest.dataset}, whose first image is "
-            f"{rows[0]['image_id']!r}; expected the same ids, or ids that end in the same number.",
+            f"{rows[0]['image_id']!r} ({rows[0]['path']}); expected the same ids, file names with "
+            "any suffix or none, or ids that end in the same number.",
             "Import regions of its images.",
         )
     matched = set(matches[images].tolist())
@@ -408,7 +420,7 @@ def _from_bottom_up(
         images=images,
         image_ids=[rows[number]["image_id"] for number in matches[images].tolist()],
         failures=failures,
-        left_out=int((matches < 0).sum()),
+        left_out=[source.lines[number].where for number in np.flatnonzero(matches < 0)],
         settings=request.extract,
     )
 

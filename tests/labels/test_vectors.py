@@ -12,7 +12,7 @@ import pytest
 from flows import ROOT
 from numpy.typing import NDArray
 from refusals import refused
-from vector_files import write_npz
+from vector_files import write_glove, write_npz
 
 from pipeline.datasets.scenes import VOCABULARY
 from pipeline.errors import InputError, MissingError
@@ -131,6 +131,50 @@ def test_npz_entries_of_one_name_must_agree(tmp_path: Path) -> None:
         load_label_vectors(["sun"], differ)
 
 
+def test_npz_arrays_of_any_order_and_width_are_read(tmp_path: Path) -> None:
+    names, vectors = np.array(["sun", "dog"]), np.arange(1.0, 7).reshape(2, 3)
+    first = write_npz(tmp_path / "a.npz", sun=[1, 2, 3], dog=[4, 5, 6])
+    expected = load_label_vectors(["dog", "sun"], first)
+    for labels, array in (
+        (names, np.asfortranarray(vectors)),
+        (names, vectors.astype(">f4")),
+        (names.astype(">U3"), vectors.astype(">i2")),
+        (names.astype(np.bytes_), vectors.astype(np.float16)),
+    ):
+        np.savez_compressed(tmp_path / "b.npz", labels=labels, vectors=array)
+        loaded = load_label_vectors(["dog", "sun"], str(tmp_path / "b.npz"))
+        assert loaded.sha256 == expected.sha256
+        assert loaded.vectors.flags.c_contiguous
+        assert loaded.resolution == expected.resolution
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+
+
+@pytest.mark.parametrize("label", [COMPOSED, DECOMPOSED])
+@pytest.mark.parametrize("stored", [COMPOSED, DECOMPOSED, f"\ufeff{DECOMPOSED}"])
+def test_unicode_forms_are_one_name(tmp_path: Path, label: str, stored: str) -> None:
+    expected = [[1, 2]]
+    npz = write_npz(tmp_path / "v.npz", **{stored: [1, 2], "sun": [3, 4]})
+    glove = write_glove(tmp_path / "g.txt", {stored: [1, 2], "sun": [3, 4]})
+    for source in (npz, glove):
+        np.testing.assert_array_equal(load_label_vectors([label], source).vectors, expected)
+    with refused(InputError, repr(COMPOSED), repr(DECOMPOSED)):
+        load_label_vectors([COMPOSED, DECOMPOSED], npz)
+
+
+def test_the_composed_form_goes_first(tmp_path: Path) -> None:
+    source = write_glove(tmp_path / "g.txt", {DECOMPOSED: [3, 4], COMPOSED: [1, 2]})
+    for label in (COMPOSED, DECOMPOSED):
+        np.testing.assert_array_equal(load_label_vectors([label], source).vectors, [[1, 2]])
+
+
+def test_a_mark_of_byte_order_before_a_header_of_word2vec(tmp_path: Path) -> None:
+    path = tmp_path / "g.txt"
+    path.write_bytes(b"\xef\xbb\xbf2 3\nsun 1 2 3\ndog 4 5 6\n")
+    np.testing.assert_array_equal(load_label_vectors(["dog"], str(path)).vectors, [[4, 5, 6]])
+
+
 def test_all_missing_labels_are_named(tmp_path: Path) -> None:
     source = write_npz(tmp_path / "v.npz", a=[1, 2])
     with refused(InputError, "v.npz", "2 of 3", "'b', 'c d'", NO_FILE):
@@ -153,7 +197,16 @@ def test_zero_and_infinite_vectors_are_refused(tmp_path: Path, value: float) -> 
         (["a"], [["x"]], ["`vectors`", "<U1"]),
         ([["a"]], [[1.0]], ["`labels`", "<U1", "(1, 1)"]),
         ([1], [[1.0]], ["`labels`", "int64"]),
-        (np.array(["a"], dtype=object), [[1.0]], ["allow_pickle"]),
+        (
+            np.array(["a"], dtype=object),
+            [[1.0]],
+            ["`labels`", "objects", "labels=labels.astype(str)"],
+        ),
+        (
+            ["a"],
+            np.array([[1.0]], dtype=object),
+            ["`vectors`", "objects", "vectors=vectors.astype(numpy.float32)"],
+        ),
     ],
 )
 def test_wrong_arrays_of_an_npz(

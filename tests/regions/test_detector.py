@@ -87,7 +87,7 @@ def test_weights_that_are_missing_or_something_else(tmp_path: Path) -> None:
     path.write_bytes(b"not a file of torch")
     with pytest.raises(InputError, match=rf"{path}.*detector\.<dataset>\.weights"):
         load_state(path)
-    for something in ([torch.zeros(1)], {"model": {"a": torch.zeros(1)}}, torch.zeros(1)):
+    for something in ([torch.zeros(1)], {"model": {"a": 1}}, torch.zeros(1)):
         torch.save(something, path)
         with pytest.raises(InputError, match=rf"{path}.*torch\.save.*state_dict\(\)"):
             load_state(path)

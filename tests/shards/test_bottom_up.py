@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
-from region_files import changed_line, encoded, make_lines, read_tsv, write_tsv
+from region_files import Line, changed_line, encoded, make_lines, read_tsv, write_tsv
 
 from pipeline.errors import InputError
 from pipeline.files import sha256_file
@@ -79,6 +79,11 @@ LINE = r"a\.tsv, line 5 \('COCO_train2014_000000000104'\): "
         ({"objects_conf": np.zeros(1)}, LINE + "object confidences.*8 bytes.*4 bytes"),
         ({"boxes": np.zeros((1, 5), np.float32)}, LINE + "boxes.*20 bytes.*16 bytes"),
         ({"features": np.zeros(7, np.float32)}, LINE + "feature size.*7.*6"),
+        (
+            {"features": np.zeros(6, np.float16)},
+            LINE + "feature size.*3.*6.*half.*float16.*astype",
+        ),
+        ({"features": np.zeros(6, np.float64)}, LINE + "feature size.*12.*6.*twice.*astype"),
         ({"features": np.zeros(0, np.float32)}, LINE + "features.*0 bytes"),
         ({"features": np.zeros(5, np.int8)}, LINE + "features.*5 bytes"),
         ({"image_id": make_lines()[1]["image_id"]}, r"line 5 .*a\.tsv, line 2 "),
@@ -128,6 +133,11 @@ def test_what_is_not_a_tsv_is_named(tmp_path: Path) -> None:
         (b"", r"a\.tsv"),
         (b"\n\r\n\n", r"a\.tsv"),
         (b"\xff\t1\t1\t\t\t\t\t0\t\t\n", "line 1: id.*UTF-8"),
+        (
+            b"\t".join([b"img_id", b"img_h", b"img_w", *[b"x"] * 7]),
+            "line 1 .*header.*img_h.*Delete",
+        ),
+        (b"1\t2\t3\t0\t\t\n", r"line 1: .*6.*10.*scores.*npz"),
         (b"\x89PNG\r\n\x1a\n", "line 1: .*1.*10"),
     ):
         path.write_bytes(content)
@@ -148,48 +158,50 @@ def test_a_line_without_end_is_refused_before_it_fills_the_memory(tmp_path: Path
         BottomUpFiles.open([path])
 
 
-def sizes_of(manifest_ids: Sequence[str]) -> list[tuple[int | None, int | None]]:
-    return [(None, None)] * len(manifest_ids)
+def lines_with(change: Callable[[np.ndarray], np.ndarray]) -> list[Line]:
+    lines = make_lines()
+    for line in lines:
+        line["features"] = change(line["features"])
+    return lines
 
 
 @pytest.mark.parametrize(
-    ("manifest_ids", "numbers"),
-    [
-        (["COCO_train2014_000000000101", "COCO_train2014_000000000100"], [1, 0, -1]),
-        (["102", "100"], [1, -1, 0]),
-        (["x/000102", "x/000100a", "y"], [-1, -1, 0]),
-        (["a100", "b100", "c101"], [-1, 2, -1]),  # two ids end in 100
-        (["a100", "COCO_train2014_000000000100"], [1, -1, -1]),  # the same id goes first
-        (["1002", "2100", ""], [-1, -1, -1]),
-    ],
+    ("dtype", "name", "read", "stored"),
+    [("<f2", "float16", 3, 6), ("<f8", "float64", 12, 6), (">f4", "big-endian float32", 6, 6)],
 )
-def test_lines_are_matched_by_id_or_else_by_number(
-    tmp_path: Path, manifest_ids: list[str], numbers: list[int]
+def test_features_of_another_type_are_noted(
+    tmp_path: Path, dtype: str, name: str, read: int, stored: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    source = BottomUpFiles.open([write_tsv(tmp_path / "a.tsv", make_lines(3))])
-    assert source.match(manifest_ids, sizes_of(manifest_ids)).tolist() == numbers
+    """Their bytes are read as float32 in any case, and the sizes of all arrays agree."""
+    for change in (lambda x: x.astype(dtype), lambda x: np.maximum(x, 0).astype(dtype)):
+        caplog.clear()
+        path = write_tsv(tmp_path / "a.tsv", lines_with(change))
+        assert BottomUpFiles.open([path]).feature_size == read
+        (note,) = [record.getMessage() for record in caplog.records]
+        for part in (str(path), f" {read} numbers", f"like {name}", f" {stored}."):
+            assert part in note
+        assert "`features.astype(numpy.float32)`" in note
 
 
-def test_ids_without_a_number_are_matched_as_they_are(tmp_path: Path) -> None:
-    lines = make_lines(3)
-    for line, name in zip(lines, ("cat", "0", "dog"), strict=True):
-        line["image_id"] = name
-    source = BottomUpFiles.open([write_tsv(tmp_path / "a.tsv", lines)])
-    for ids, numbers in ((["dog", "x000"], [-1, 1, 0]), (["bird", "x000"], [-1, 1, -1])):
-        assert source.match(ids, sizes_of(ids)).tolist() == numbers
+def test_features_of_the_right_type_are_not_noted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes: list[Callable[[np.ndarray], np.ndarray]] = [
+        lambda x: x,
+        lambda x: np.maximum(x, 0),
+        lambda x: x.astype(np.float16).astype(np.float32),
+        lambda x: np.exp(9 * x),  # of many sizes
+        np.zeros_like,
+        np.ones_like,
+    ]
+    for change in changes:
+        BottomUpFiles.open([write_tsv(tmp_path / "a.tsv", lines_with(change))])
+    assert not caplog.records
 
 
-def test_two_lines_of_one_image_are_named(tmp_path: Path) -> None:
-    lines = changed_line(2, image_id="000100")
-    source = BottomUpFiles.open([write_tsv(tmp_path / "a.tsv", lines)])
-    with pytest.raises(InputError, match=r"line 3 \('000100'\): .*'100'.*line 1 "):
-        source.match(["100"], [(200, 100)])
-
-
-def test_a_number_of_an_image_of_another_size_is_named(tmp_path: Path) -> None:
-    source = BottomUpFiles.open([write_tsv(tmp_path / "a.tsv", make_lines())])
-    for size in ((200, 100), (None, None), (None, 7)):
-        assert source.match(["101"], [size])[1] == 0
-    with pytest.raises(InputError, match=r"line 2 .*'101'.*200 x 100.*100 x 200"):
-        source.match(["101"], [(100, 200)])
-    assert source.match(["COCO_train2014_000000000101"], [(100, 200)])[1] == 0
+def test_a_mark_of_byte_order_is_no_part_of_the_first_id(tmp_path: Path) -> None:
+    path = write_tsv(tmp_path / "a.tsv", make_lines())
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    source = BottomUpFiles.open([path])
+    assert source.lines[0].file_id == "COCO_train2014_000000000100"
+    assert len(list(source.read(np.arange(9)))) == 9

@@ -54,6 +54,7 @@ def test_an_npz_is_read_as_numpy_reads_it(
         {"classes": np.uint8, "count": np.int64, "size_wh": np.uint16, "labels": np.int64},
         {"image_id": np.bytes_, "split": np.bytes_, "label_names": np.bytes_},
         {"image_id": ">U6", "split": ">U9", "label_names": "S7", "labels": ">i2"},
+        {"features": ">f4", "boxes": ">f8", "classes": ">i8", "count": ">u2", "size_wh": ">i4"},
     ],
 )
 def test_other_types_of_the_same_kind_give_the_same_values(tmp_path: Path, changes: Any) -> None:
@@ -71,6 +72,68 @@ def test_other_types_of_the_same_kind_give_the_same_values(tmp_path: Path, chang
     for a, b in zip(before, other.read(np.arange(9)), strict=True):
         for name in ("features", "boxes", "scores", "classes"):
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_arrays_in_fortrans_order_are_read(tmp_path: Path, save: Callable[..., None]) -> None:
+    arrays, path = make_arrays(), tmp_path / "a.npz"
+    first = NpzFile.open(write_npz(tmp_path))
+    save(path, **{name: np.asfortranarray(array) for name, array in arrays.items()})
+    other = NpzFile.open(path)
+    np.testing.assert_array_equal(other.labels, arrays["labels"])
+    np.testing.assert_array_equal(other.sizes, arrays["size_wh"])
+    for chosen in ([0, 1, 2, 3, 4, 5, 6, 7, 8], [2, 5]):
+        images = zip(first.read(np.array(chosen)), other.read(np.array(chosen)), strict=True)
+        for a, b in images:
+            for name in ("features", "boxes", "scores", "classes"):
+                np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+MULTI_HOT = np.random.default_rng(3).random((9, 3)) < 0.4
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int64, bool])
+def test_labels_without_a_negative_are_multi_hot(
+    tmp_path: Path, dtype: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As `neither`, the zeros would leave nothing to learn: no label has a negative."""
+    source = NpzFile.open(write_npz(tmp_path, labels=MULTI_HOT.astype(dtype)))
+    assert source.labels.dtype == np.int8
+    np.testing.assert_array_equal(source.labels, np.where(MULTI_HOT, 1, -1))
+    notes = [record.getMessage() for record in caplog.records]
+    if dtype is bool:  # which can mean nothing else
+        assert notes == []
+    else:
+        (note,) = notes
+        assert "made.npz, `labels`" in note
+        assert "multi-hot" in note
+
+
+def test_labels_that_may_be_coded_otherwise_are_noted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels = MULTI_HOT.astype(np.int8)
+    labels[0] = -1, -1, 1
+    source = NpzFile.open(write_npz(tmp_path, labels=labels))
+    np.testing.assert_array_equal(source.labels, labels)
+    (note,) = [record.getMessage() for record in caplog.records]
+    assert f" {(labels == 0).sum()} times" in note
+    assert " 2 times" in note
+    advised = np.where(labels == 1, 1, -1 - labels)
+    assert "`numpy.where(labels == 1, 1, -1 - labels)`" in note
+    assert (advised[labels == 0] == -1).all()
+    assert (advised[labels == -1] == 0).all()
+    caplog.clear()
+    labels = np.where(MULTI_HOT, 1, -1)
+    labels[0, 0] = 0
+    NpzFile.open(write_npz(tmp_path, labels=labels))
+    NpzFile.open(write_npz(tmp_path, labels=np.ones((9, 3), int)))
+    assert not caplog.records
+
+
+def test_a_mark_of_byte_order_is_no_part_of_a_text(tmp_path: Path) -> None:
+    names = np.array(["\ufeffcat", "dog", "sun"])
+    assert NpzFile.open(write_npz(tmp_path, label_names=names)).label_names == ("cat", "dog", "sun")
 
 
 def test_what_lies_beyond_the_count_is_ignored(tmp_path: Path) -> None:
@@ -112,20 +175,37 @@ def put(name: str, index: Any, value: Any) -> Arrays:
     ("changes", "message"),
     [
         ({"boxes": None}, r"`boxes`.*'classes'"),
-        ({"features": np.zeros((9, 4, 6), int)}, "`features`.*int64.*float"),
-        ({"classes": np.zeros((9, 4))}, "`classes`.*float64.*integer"),
-        ({"image_id": np.arange(9)}, "`image_id`.*int64.*text"),
-        ({"image_id": np.array(["a", 1], object)}, "`image_id`.*object.*text"),
+        (
+            {"features": np.zeros((9, 4, 6), int)},
+            r"`features`.*int64.*float.*features=features\.astype\(numpy\.float32\)",
+        ),
+        (
+            {"classes": np.zeros((9, 4))},
+            r"`classes`.*float64.*integer.*classes=classes\.astype\(numpy\.int64\)",
+        ),
+        (
+            {"image_id": np.arange(9)},
+            r"`image_id`.*int64.*text.*image_id=image_id\.astype\(str\)",
+        ),
+        (
+            {"image_id": np.array(["a", 1], object)},
+            r"`image_id`.*object.*text.*unpickled.*image_id=image_id\.astype\(str\)",
+        ),
+        (
+            {"features": np.array([np.zeros((n, 6)) for n in (1, 2)], object)},
+            r"`features`.*object.*zeros.*`count`",
+        ),
+        (
+            {"labels": make_arrays()["labels"].astype(np.float32)},
+            r"`labels`.*float32.*1 \(positive\), -1 \(negative\).*labels\.astype\(numpy\.int64\)",
+        ),
+        ({"labels": np.zeros(9, int)}, r"`labels`.*\(9,\).*`label_names`.*-1 \(negative\)"),
         ({"features": np.zeros((9, 4))}, r"`features`.*\(9, 4\).*\(N, M, d\)"),
         ({"features": np.zeros((9, 4, 0))}, r"`features`.*\(9, 4, 0\).*\(N, M, d\)"),
         ({"boxes": np.zeros((9, 4, 5))}, r"`boxes`.*\(9, 4, 5\).*xyxy"),
         ({"scores": np.zeros((8, 4))}, "`scores`.*N = 9.*image_id"),
         ({"classes": np.zeros((9, 5), int)}, "`classes`.*M = 4.*features"),
         ({"label_names": np.array(["a", "b"])}, "`label_names`.*C = 3.*labels"),
-        (
-            {"features": np.asfortranarray(make_arrays()["features"])},
-            r"`features`.*Fortran.*numpy\.ascontiguousarray",
-        ),
         (put("image_id", 2, ""), r"row 2 \(''\).*image_id"),
         (put("image_id", 2, "000100"), r"row 2 \('000100'\).*row 0"),
         (put("split", 3, "valid"), r"row 3 \('000103'\).*split.*'valid'.*train.*test"),
@@ -133,8 +213,8 @@ def put(name: str, index: Any, value: Any) -> Arrays:
         (put("count", 4, 5), r"row 4 \('000104'\).*count.*5.*0 to 4"),
         (put("count", 4, -1), r"row 4 \('000104'\).*count.*-1.*0 to 4"),
         (put("size_wh", (5, 1), 0), r"row 5 \('000105'\).*size_wh\[1\].*0.*1 to"),
-        (put("labels", (6, 2), 2), r"row 6 \('000106'\).*labels\[2\].*2.*-1 to 1"),
-        (put("labels", (6, 2), -2), r"row 6 \('000106'\).*labels\[2\].*-2.*-1 to 1"),
+        (put("labels", (6, 2), 2), r"row 6 \('000106'\).*labels\[2\].* 2;.*-1 \(negative\)"),
+        (put("labels", (6, 2), -2), r"row 6 \('000106'\).*labels\[2\].*-2;.*-1 \(negative\)"),
         ({"image_id": np.array([b"\xff"] * 9)}, "`image_id`.*Unicode"),
         ({"image_id": np.array(["\ud800"] * 9)}, "`image_id`.*Unicode"),
         (

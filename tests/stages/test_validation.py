@@ -119,7 +119,7 @@ def test_a_training_without_any_negative_is_refused(small: Flow, tmp_path: Path)
     scored = flow.gmpipe("evaluate")
     assert scored.code == 0
     assert "19 of 20 labels have an AP of 100" in scored.err
-    labels[1, 0] = 0
+    labels[1, 0], labels[-1, 0] = 0, -1  # without any -1, the file would be multi-hot
     flow = imported(small, tmp_path / "none", labels=labels)
     assert flow.gmpipe("train").refused("nothing to learn.*30 training images.*20 labels.*-1")
 

@@ -6,14 +6,14 @@ Letters: as in `pipeline.shards.imports.image_regions`.
 from __future__ import annotations
 
 import hashlib
-import re
+import logging
 from binascii import Error as Base64Error
 from binascii import a2b_base64
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,8 @@ from pipeline.shards.imports.image_regions import (
     refuse,
     refuse_no_file,
 )
+
+_log = logging.getLogger(__name__)
 
 _LONGEST_LINE = 1 << 26  # bytes; 100 boxes of 2048 numbers take 1.1 million
 
@@ -45,6 +47,12 @@ _COLUMNS = (
 )
 _ENCODED = {3: ("<i8", "n"), 4: ("<f4", "n"), 8: ("<f4", "n4"), 9: ("<f4", "nd")}
 """Type and axes of the arrays in the base64 columns that are read."""
+
+_OTHER_TYPES = {"<f2": "float16", "<f8": "float64", ">f4": "big-endian float32"}
+_SAMPLE = 4096  # numbers of the first features, by which their type is checked
+_SPREAD = 5.0
+"""Standard deviation of the binary logarithm of features, above which their type is doubted. It is
+1.6 for normal numbers, and eight times as large if they are float16 and are read as float32."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +126,7 @@ class BottomUpFiles:
         hashing = hashlib.sha256()
         lines: list[_Line] = []
         known: dict[str, _Line] = {}
+        sample: list[bytes] = []  # of the first lines' features
         feature_size = 0
         for path in paths:
             with _open_binary(path) as stream:
@@ -129,8 +138,9 @@ class BottomUpFiles:
                         line, size = _parse(path, number, start, content)
                         feature_size = feature_size or size
                         if size not in (0, feature_size):
-                            expected = f"{feature_size}, as in the earlier lines"
-                            refuse(line.where, "feature size", size, expected)
+                            _refuse_size(line, size, feature_size)
+                        if size and sum(map(len, sample)) < 4 * _SAMPLE:
+                            sample.append(_decoded(line.where, content, 9))
                         if line.file_id in known:
                             expected = f"each image once; it is also {known[line.file_id].where}"
                             refuse(line.where, "id", repr(line.file_id), expected)
@@ -141,55 +151,9 @@ class BottomUpFiles:
         if not feature_size:
             names = ", ".join(str(path) for path in paths)
             refuse(names, "number of regions", 0, "at least one line with a region")
+        _note_odd_type(lines[0].path, b"".join(sample), feature_size)
         counts = np.array([line.count for line in lines], dtype=np.int64)
         return cls(hashing.hexdigest(), tuple(lines), counts, feature_size)
-
-    def match(
-        self, image_ids: Sequence[str], sizes: Sequence[tuple[int | None, int | None]]
-    ) -> npt.NDArray[np.int64]:
-        """Find each line's image among those of a manifest: its number (N,), -1 for none.
-
-        A line belongs to the image of the same id, else to the only image whose id ends in the same
-        number, without leading zeros: `COCO_train2014_000000132417` is the image `132417`. If
-        several ids end in a number, no line is matched by it.
-
-        Args:
-            image_ids: of the manifest.
-            sizes: width and height of each in pixels, None where the manifest has none.
-
-        Raises:
-            InputError: two lines belong to one image, or a line belongs to an image by its number
-                but has another size. Names both.
-        """
-        by_id = {image_id: image for image, image_id in enumerate(image_ids)}
-        by_number: dict[str | None, int] = {None: -1}
-        for image, image_id in enumerate(image_ids):
-            number = _last_number(image_id)
-            by_number[number] = -1 if number in by_number else image
-        lines: dict[int, _Line] = {}
-        images: list[int] = []
-        for line in self.lines:
-            image = by_id.get(line.file_id, -1)
-            if image < 0:
-                image = by_number.get(_last_number(line.file_id), -1)
-                size = sizes[image] if image >= 0 else (None, None)
-                if None not in size and size != (line.width, line.height):
-                    raise InputError(
-                        f"{line.where}: by its number this is image {image_ids[image]!r}, but its "
-                        f"size is {line.width} x {line.height}; expected {size[0]} x {size[1]}, "
-                        "as in the manifest.",
-                        "Import regions of the data set's own images.",
-                    )
-            if image in lines:
-                raise InputError(
-                    f"{line.where}: this is image {image_ids[image]!r}, and so is "
-                    f"{lines[image].where}; expected each image once.",
-                    "Delete one of the two lines.",
-                )
-            if image >= 0:
-                lines[image] = line
-            images.append(image)
-        return np.array(images, dtype=np.int64)
 
     def read(self, images: npt.NDArray[np.int64]) -> Iterator[ImageRegions]:
         """Yield the regions of the images on some lines, by their ascending numbers from 0.
@@ -211,16 +175,14 @@ class BottomUpFiles:
 
     def _decode(self, line: _Line, content: bytes) -> ImageRegions:
         """Decode the arrays of a line; raises as `read`."""
-        fields = content.rstrip(b"\r\n").split(b"\t")
         lengths = {"n": line.count, "4": 4, "d": self.feature_size}
         arrays: dict[int, npt.NDArray[Any]] = {}
         for column, (dtype, axes) in _ENCODED.items():
+            shape = [lengths[axis] for axis in axes]
             try:
-                decoded = a2b_base64(fields[column], strict_mode=True)
-                arrays[column] = np.frombuffer(decoded, dtype).reshape(
-                    [lengths[axis] for axis in axes]
-                )
-            except (Base64Error, ValueError, IndexError) as error:
+                decoded = _decoded(line.where, content, column)
+                arrays[column] = np.frombuffer(decoded, dtype).reshape(shape)
+            except ValueError as error:
                 refuse(line.where, _COLUMNS[column], f"damaged ({error})", "base64")
         size = np.array([line.width, line.height, line.width, line.height])
         boxes = arrays[8].astype(np.float64)
@@ -237,6 +199,59 @@ class BottomUpFiles:
         )
 
 
+def _decoded(where: str, content: bytes, column: int) -> bytes:
+    """Decode the base64 of a column of a line."""
+    try:
+        fields = content.rstrip(b"\r\n").split(b"\t")
+        return a2b_base64(fields[column], strict_mode=True)
+    except (Base64Error, IndexError) as error:
+        refuse(where, _COLUMNS[column], f"damaged ({error})", "base64")
+
+
+def _refuse_size(line: _Line, size: int, expected_size: int) -> NoReturn:
+    """Refuse a feature size that is not that of the earlier lines; say what it may come from."""
+    expected = f"{expected_size}, as in the earlier lines"
+    ratio = max(size, expected_size) / min(size, expected_size)
+    if ratio in (2, 4):
+        expected += (
+            f", of which it is {'twice' if ratio == 2 else 'four times'} as much"
+            if size > expected_size
+            else f", of which it is {'a half' if ratio == 2 else 'a quarter'}"
+        ) + "; the lines may hold numbers of different types, such as float16 and float32"
+    remedy = "Save all features as float32, `features.astype(numpy.float32)`, and import again."
+    refuse(line.where, "feature size", size, expected, remedy)
+
+
+def _note_odd_type(path: Path, sample: bytes, feature_size: int) -> None:
+    """Say so if the first features look like numbers of another type than float32."""
+    read_as = np.frombuffer(sample, "<f4")
+    spread = _spread(read_as)
+    if spread <= _SPREAD:
+        return
+    for code, name in _OTHER_TYPES.items():
+        itemsize = np.dtype(code).itemsize
+        whole = sample[: len(sample) // itemsize * itemsize]
+        if 2 * _spread(np.frombuffer(whole, code)) < min(spread, 2 * _SPREAD):
+            _log.warning(
+                "%s: the features are read as float32, %d numbers for each region, but look like "
+                "%s, of which there would be %d. If they are, save them with "
+                "`features.astype(numpy.float32)` and import again.",
+                path,
+                feature_size,
+                name,
+                feature_size * 4 // itemsize,
+            )
+            return
+
+
+def _spread(numbers: npt.NDArray[Any]) -> float:
+    """Standard deviation of log2 of the size of numbers; infinite if one is not finite."""
+    if not np.isfinite(numbers).all():
+        return np.inf
+    sizes = np.abs(numbers[numbers != 0].astype(np.float64))
+    return float(np.log2(sizes).std()) if len(sizes) else 0.0
+
+
 def _parse(path: Path, number: int, start: int, content: bytes) -> tuple[_Line, int]:
     """Parse a line from the lengths of its columns; also its d, 0 for a line without regions."""
     where = f"{path}, line {number}"
@@ -246,12 +261,19 @@ def _parse(path: Path, number: int, start: int, content: bytes) -> tuple[_Line, 
     fields = content.rstrip(b"\r\n").split(b"\t")
     if len(fields) != len(_COLUMNS):
         expected = f"{len(_COLUMNS)}, separated by tabs: {', '.join(_COLUMNS)}"
-        refuse(where, "number of columns", len(fields), expected)
+        remedy = "Correct the file and import it again."
+        if len(fields) == 6:
+            expected += ". Six columns are those of the first release, without scores and classes"
+            remedy = "Write an npz instead, with scores and classes (docs/cache-format.md)."
+        refuse(where, "number of columns", len(fields), expected, remedy)
     try:
-        file_id = fields[0].decode()
+        file_id = fields[0].decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError:
         refuse(where, "id", repr(fields[0][:40]), "UTF-8")
     where = f"{where} ({file_id!r})"
+    if number == 1 and all(b"_" in field or field.isalpha() for field in fields[1:3]):
+        found = f"a header ({fields[1][:40]!r}, {fields[2][:40]!r})"
+        refuse(where, "line", found, "an image, since the TSV has no header", "Delete the line.")
     numbers = _numbers(where, fields)
     n = numbers["count"]
     feature_size = _checked_sizes(where, fields, n)
@@ -299,12 +321,6 @@ def _checked_sizes(where: str, fields: Sequence[bytes], n: int) -> int:
 def _decoded_size(field: bytes) -> int:
     """Number of bytes that a complete base64 text encodes."""
     return len(field) * 3 // 4 - field[-2:].count(b"=")
-
-
-def _last_number(image_id: str) -> str | None:
-    """The number that an id ends in, without leading zeros, or None."""
-    match = re.search("[0-9]+$", image_id)
-    return match[0].lstrip("0") if match else None
 
 
 def _open_binary(path: Path) -> IO[bytes]:

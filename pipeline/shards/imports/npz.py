@@ -7,13 +7,14 @@ have room for, for each image.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,8 @@ from pipeline.shards.imports.image_regions import (
     refuse_no_file,
 )
 
+_log = logging.getLogger(__name__)
+
 _ARRAYS = {
     "image_id": ("N", "US", "text"),
     "features": ("NMd", "f", "floats"),
@@ -38,10 +41,14 @@ _ARRAYS = {
     "count": ("N", "iu", "integers"),
     "size_wh": ("N2", "iu", "integers"),
     "split": ("N", "US", "text"),
-    "labels": ("NC", "iu", "integers"),
+    "labels": ("NC", "iub", "integers"),
     "label_names": ("C", "US", "text"),
 }
 """Axes and kinds of type of the arrays that are read. A file may hold others."""
+
+_CASTS = {"text": "str", "floats": "numpy.float32", "integers": "numpy.int64"}
+
+_CODING = "1 (positive), -1 (negative) or 0 (neither)"
 
 _LONGEST_TEXT = 4 * 4096  # bytes; numpy takes 4 for a character
 _MOST_LABELS = np.iinfo(np.int16).max + 1  # of a manifest
@@ -65,7 +72,8 @@ class NpzFile:
         feature_size: d.
         sizes: (N, 2) int32, the array ``size_wh``: width and height in pixels.
         splits: N, ``train`` or ``test``, the array ``split``.
-        labels: (N, C) int8: 1 positive, 0 neither (ignored), -1 negative.
+        labels: (N, C) int8: 1 positive, 0 neither (ignored), -1 negative. Those of a file of
+            truth values, or without any -1, are multi-hot: 0 is negative there.
         label_names: C.
         manifest_sources: hex sha256 of each array that the manifest is made of.
     """
@@ -122,7 +130,7 @@ class NpzFile:
             feature_size=arrays["features"].shape[2],
             sizes=small["size_wh"].astype(np.int32),
             splits=texts["split"],
-            labels=small["labels"].astype(np.int8),
+            labels=_coded_labels(path, small["labels"]),
             label_names=tuple(_texts(path, "label_names", small["label_names"])),
             manifest_sources={f"{path.name}/{name}": hashes[name] for name in of_manifest},
         )
@@ -139,27 +147,42 @@ class NpzFile:
             stack.enter_context(naming_damage(self.path, _COPY_AGAIN))
             archive = stack.enter_context(zipfile.ZipFile(self.path))
             arrays = _declared(self.path, archive)
-            streams: dict[str, IO[bytes]] = {}
+            rows: dict[str, Iterator[npt.NDArray[Any]]] = {}
             for name in ("features", "boxes", "scores", "classes"):
-                streams[name] = stack.enter_context(archive.open(f"{name}.npy"))
-                streams[name].read(arrays[name].offset)
+                stream = stack.enter_context(archive.open(f"{name}.npy"))
+                stream.read(arrays[name].offset)
+                rows[name] = _rows(stream, arrays[name])
             for row in range(last + 1):
                 # Also of images that are not wanted: a compressed member is read in order.
-                taken = {k: _take(stream, arrays[k], 1) for k, stream in streams.items()}
+                taken = {name: next(each) for name, each in rows.items()}
                 if row in wanted:
                     n = self.counts[row]
                     where = _row(self.path, row, self.image_ids[row])
-                    yield ImageRegions(where, **{k: array[0, :n] for k, array in taken.items()})
+                    yield ImageRegions(where, **{name: one[:n] for name, one in taken.items()})
+
+
+def _rows(stream: IO[bytes], array: NpyHeader) -> Iterator[npt.NDArray[Any]]:
+    """Yield the entries of an array along its first axis.
+
+    In Fortran's order each is scattered over the whole array, which is then read into memory.
+    """
+    at_once = array.shape[0] if array.in_fortran_order else 1
+    for _ in range(0, array.shape[0], at_once):
+        yield from _take(stream, array, at_once)
 
 
 def _take(stream: IO[bytes], array: NpyHeader, rows: int) -> npt.NDArray[Any]:
-    """Read the next ``rows`` along the first axis; the stream is positioned before them."""
+    """Read the next ``rows`` along the first axis; the stream is positioned before them.
+
+    They are all rows if the array is in Fortran's order.
+    """
     shape = (rows, *array.shape[1:])
     data = stream.read(math.prod(shape) * array.dtype.itemsize)
-    return np.frombuffer(data, array.dtype, math.prod(shape)).reshape(shape)
+    order: Literal["C", "F"] = "F" if array.in_fortran_order else "C"
+    return np.frombuffer(data, array.dtype, math.prod(shape)).reshape(shape, order=order)
 
 
-_COPY_AGAIN = "Copy it or save it again."
+_COPY_AGAIN = "Copy it again, or save it again with `numpy.savez`."
 _SAVE_AGAIN = "Save the arrays again with `numpy.savez`."
 
 
@@ -167,7 +190,7 @@ def _declared(path: Path, archive: zipfile.ZipFile) -> dict[str, NpyHeader]:
     """The headers of `_ARRAYS`, after a check that they agree with each other."""
     arrays: dict[str, NpyHeader] = {}
     lengths: dict[str, tuple[int, str]] = {"4": (4, "xyxy"), "2": (2, "width and height")}
-    for name, (axes, kinds, kind) in _ARRAYS.items():
+    for name, (axes, kinds, _) in _ARRAYS.items():
         if f"{name}.npy" not in archive.namelist():
             held = sorted(member.removesuffix(".npy") for member in archive.namelist())
             expected = f"the arrays {', '.join(_ARRAYS)}"
@@ -176,15 +199,14 @@ def _declared(path: Path, archive: zipfile.ZipFile) -> dict[str, NpyHeader]:
         array = npy_header(archive, name)
         shape, dtype = array.shape, array.dtype
         if dtype.kind not in kinds or dtype.itemsize == 0 or dtype.subdtype is not None:
-            refuse(where, "dtype", dtype, kind, _SAVE_AGAIN)
+            _refuse_type(where, name, dtype)
         if kinds == "US" and dtype.itemsize > _LONGEST_TEXT:
             refuse(where, "dtype", dtype, f"texts of at most {_LONGEST_TEXT} bytes", _SAVE_AGAIN)
         if len(shape) != len(axes) or 0 in shape:
             expected = f"({', '.join(axes)}), none of them 0"
+            if name == "labels":
+                expected += f": a column for each of `label_names`, of {_CODING}"
             refuse(where, "shape", shape, expected, _SAVE_AGAIN)
-        if array.in_fortran_order and len(shape) > 1:
-            remedy = "Save `numpy.ascontiguousarray` of it."
-            refuse(where, "order", "that of Fortran", "that of C", remedy)
         for axis, length in zip(axes, shape, strict=True):
             known, elsewhere = lengths.setdefault(axis, (length, name))
             if length != known:
@@ -197,6 +219,49 @@ def _declared(path: Path, archive: zipfile.ZipFile) -> dict[str, NpyHeader]:
     if lengths["C"][0] > _MOST_LABELS:
         refuse(str(path), "number of labels", lengths["C"][0], f"at most {_MOST_LABELS}")
     return arrays
+
+
+def _refuse_type(where: str, name: str, dtype: np.dtype[Any]) -> NoReturn:
+    """Refuse an array of another kind of type, with the call that gives it the right one."""
+    axes, _, kind = _ARRAYS[name]
+    expected = f"{kind}: {_CODING}, or truth values" if name == "labels" else kind
+    remedy = (
+        f"Save it as {kind}: `numpy.savez(..., {name}={name}.astype({_CASTS[kind]}))`, with the "
+        "other arrays as they are."
+    )
+    if dtype.hasobject:
+        expected += ", since objects would have to be unpickled, which can run code of the file"
+        if axes.startswith("NM"):
+            remedy += (
+                " If images have different numbers of regions, fill each with zeros up to the "
+                "largest number first, and save the numbers as `count`."
+            )
+    refuse(where, "dtype", dtype, expected, remedy)
+
+
+def _coded_labels(path: Path, labels: npt.NDArray[Any]) -> npt.NDArray[np.int8]:
+    """The labels (N, C) by the coding of `NpzFile.labels`; says what could be meant otherwise."""
+    if labels.dtype.kind == "b":
+        return np.where(labels, 1, -1).astype(np.int8)
+    zeros, negatives = int((labels == 0).sum()), int((labels == -1).sum())
+    if zeros and not negatives:
+        _log.warning(
+            "%s, `labels`: none is -1 (negative), so the file is read as multi-hot: each 0 is "
+            "negative. If a 0 means that the label is neither positive nor negative, set the known "
+            "negatives to -1: without any, nothing can be learned.",
+            path,
+        )
+        return np.where(labels == 1, 1, -1).astype(np.int8)
+    if zeros > negatives:
+        _log.warning(
+            "%s, `labels`: 0 (neither, ignored in training and metrics) occurs %d times, and -1 "
+            "(negative) %d times. If 0 means negative there and -1 unknown, save "
+            "`numpy.where(labels == 1, 1, -1 - labels)` instead.",
+            path,
+            zeros,
+            negatives,
+        )
+    return labels.astype(np.int8)
 
 
 def _texts(path: Path, name: str, array: npt.NDArray[Any]) -> list[str]:
@@ -246,7 +311,7 @@ def _refuse_values(
         for row, *index in first_true((values < lowest) | (values > highest)):
             where = "".join(f"[{axis}]" for axis in index)
             value = values[row, *index]
-            expected = f"{lowest} to {highest}"
+            expected = _CODING if name == "labels" else f"{lowest} to {highest}"
             refuse(_row(path, row, image_ids[row]), f"{name}{where}", value, expected)
 
 

@@ -1,0 +1,230 @@
+"""Which image of a manifest an id in a foreign file belongs to.
+
+Other programs name an image by a part of its path, with another suffix or none, or by its number.
+The rule for an id of the file and an id or a path of the manifest:
+
+0. The ids are equal.
+1. The file names are equal.
+2. They are, but one of them has a suffix that the other lacks.
+3. They are without their suffixes.
+4. One is a number, without its suffix, and the other ends in the same; leading zeros don't count.
+5. Both have something before the same number. This is weak, so it is noted.
+
+In 1 to 5, one may have more folders before it, but other folders never match. A line belongs to the
+image that fits by the first of these, and by most folders.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import InputError
+
+_log = logging.getLogger(__name__)
+
+_SUFFIX = re.compile(r"\.([A-Za-z]{2,5}|jp2|0)$")
+"""Of a file, and of a number that a table program took for a decimal."""
+
+_KINDS = {1: "file name", 2: "file name", 3: "file name", 4: "number", 5: "number"}
+_BARE, _WEAK = 4, 5
+_SEVERAL = 10  # images with one number, of which no more are looked at
+
+
+class Line(Protocol):
+    """A line of a file: where it is for messages, its image's id there and its size in pixels."""
+
+    @property
+    def where(self) -> str: ...
+
+    @property
+    def file_id(self) -> str: ...
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def height(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class KnownImage:
+    """An image of a manifest. Width and height are in pixels, None where the manifest has none."""
+
+    image_id: str
+    path: str
+    width: int | None = None
+    height: int | None = None
+
+
+@dataclass(frozen=True)
+class _Name:
+    """An id or a path as it is compared.
+
+    Attributes:
+        folders: before the file name.
+        file: name of the file.
+        stem: the same without its suffix.
+    """
+
+    folders: tuple[str, ...]
+    file: str
+    stem: str
+
+    @classmethod
+    def of(cls, text: str) -> _Name:
+        plain = unicodedata.normalize("NFC", text.replace("\\", "/"))
+        *folders, file = [part for part in plain.split("/") if part not in ("", ".")] or [""]
+        return cls(tuple(folders), file, _SUFFIX.sub("", file))
+
+    @property
+    def number(self) -> str | None:
+        """The number that it ends in, without leading zeros."""
+        match = re.search("[0-9]+$", self.stem)
+        return match[0].lstrip("0") if match else None
+
+    def ends_like(self, other: _Name) -> bool:
+        """Whether the folders of one of them are the last folders of the other."""
+        n = min(len(self.folders), len(other.folders))
+        return n == 0 or self.folders[-n:] == other.folders[-n:]
+
+
+class _Manifest:
+    """The images of a manifest by everything that a line may name them by."""
+
+    def __init__(self, images: Sequence[KnownImage]) -> None:
+        self.names = [(_Name.of(image.image_id), _Name.of(image.path)) for image in images]
+        self._whole: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        self._ends: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        self._numbers: dict[tuple[str, bool], list[int]] = defaultdict(list)
+        for image, names in enumerate(self.names):
+            for name in set(names):
+                for last in {name.file, name.stem}:
+                    parts = (*name.folders, last)
+                    self._whole[parts].append(image)
+                    for start in range(len(parts)):
+                        self._ends[parts[start:]].append(image)
+                if name.number is not None:
+                    self._numbers[name.number, name.stem.isdigit()].append(image)
+
+    def candidates(self, name: _Name) -> dict[int, tuple[int, int]]:
+        """The images that a name may be of, with the kind of the rule and minus the folders."""
+        found: dict[int, tuple[int, int]] = {}
+        for image, folders in self._named_alike(name):
+            for own in self.names[image]:
+                kind = _kind_by_name(name, own)
+                if kind is not None and name.ends_like(own):
+                    rank = (kind, -folders)
+                    found[image] = min(rank, found.get(image, rank))
+        if found or name.number is None:
+            return found
+        for bare in (True, False):
+            for image in self._numbers.get((name.number, bare), ())[:_SEVERAL]:
+                if any(name.ends_like(own) for own in self.names[image]):
+                    rank = (_BARE if bare or name.stem.isdigit() else _WEAK, 0)
+                    found[image] = min(rank, found.get(image, rank))
+        return found
+
+    def _named_alike(self, name: _Name) -> Iterator[tuple[int, int]]:
+        """Images with the file name or stem of a name and folders like its own, and how many."""
+        for last in {name.file, name.stem}:
+            parts = (*name.folders, last)
+            yield from ((image, len(name.folders)) for image in self._ends.get(parts, ()))
+            for start in range(1, len(parts)):
+                shared = len(parts) - start - 1
+                yield from ((image, shared) for image in self._whole.get(parts[start:], ()))
+
+
+def _kind_by_name(name: _Name, own: _Name) -> int | None:
+    """The kind of the module's rule, 1 to 3, by which two file names are alike."""
+    if name.file == own.file:
+        return 1
+    if name.file == own.stem or name.stem == own.file:
+        return 2
+    return 3 if name.stem == own.stem else None
+
+
+def match_lines(lines: Sequence[Line], images: Sequence[KnownImage]) -> npt.NDArray[np.int64]:
+    """Find each line's image among those of a manifest: its number (N,), -1 for none.
+
+    It goes by the rule in the module's docstring.
+
+    Args:
+        lines: N, of the files.
+        images: of the manifest.
+
+    Raises:
+        InputError: a line may belong to several images, two lines belong to one image, or a line
+            belongs to an image by its number but has another size. Names them.
+    """
+    ids = {image.image_id: number for number, image in enumerate(images)}
+    known: _Manifest | None = None
+    found = np.full(len(lines), -1, dtype=np.int64)
+    ranked: list[tuple[tuple[int, int], int, list[int]]] = []
+    taken: dict[int, int] = {}
+    for number, line in enumerate(lines):
+        if line.file_id in ids:
+            candidates = {ids[line.file_id]: (0, 0)}
+        else:
+            known = known or _Manifest(images)
+            candidates = known.candidates(_Name.of(line.file_id))
+        if candidates:
+            rank = min(candidates.values())
+            best = sorted(image for image, other in candidates.items() if other == rank)
+            ranked.append((rank, number, best))
+    weak: list[int] = []
+    for (kind, _), number, best in sorted(ranked):
+        line = lines[number]
+        if kind == _WEAK and (len(best) > 1 or best[0] in taken):
+            continue
+        if len(best) > 1:
+            raise _ambiguous(line, kind, [images[image] for image in best])
+        (image,) = best
+        if image in taken:
+            raise InputError(
+                f"{line.where}: this is image {images[image].image_id!r}, and so is "
+                f"{lines[taken[image]].where}; expected each image once.",
+                "Delete one of the two lines.",
+            )
+        if kind in (_BARE, _WEAK):
+            _check_size(line, images[image])
+        if kind == _WEAK:
+            weak.append(number)
+        taken[image] = number
+        found[number] = image
+    if weak:
+        _log.warning(
+            "%s is read as image %r%s, by the number at the end of the ids alone.",
+            lines[weak[0]].where,
+            images[found[weak[0]]].image_id,
+            f", and {len(weak) - 1} more lines likewise" if len(weak) > 1 else "",
+        )
+    return found
+
+
+def _ambiguous(line: Line, kind: int, images: Sequence[KnownImage]) -> InputError:
+    first, second = (f"{image.image_id!r} ({image.path})" for image in images[:2])
+    more = f" ({len(images) - 2} more fit)" if len(images) > 2 else ""
+    return InputError(
+        f"{line.where}: by its {_KINDS[kind]} this may be image {first} or image {second}{more}; "
+        "expected one.",
+        "Write the image's id in the manifest, or its path, into the line, or delete the line.",
+    )
+
+
+def _check_size(line: Line, image: KnownImage) -> None:
+    size = (image.width, image.height)
+    if None not in size and size != (line.width, line.height):
+        raise InputError(
+            f"{line.where}: by its number this is image {image.image_id!r}, but its size is "
+            f"{line.width} x {line.height}; expected {size[0]} x {size[1]}, as in the manifest.",
+            "Import regions of the data set's own images.",
+        )

@@ -1,0 +1,192 @@
+"""Files of weights that other programs saved: what is read, and what others are and need.
+
+Models of torchvision are built without memory; their names are kept and their weights made tiny.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from builders import tiny_model
+from refusals import refused
+from torch import Tensor, nn
+from torchvision.models import detection
+
+from pipeline.errors import InputError
+from pipeline.regions.detector import class_count, fit_state, load_state
+
+SETTING = "detector.<dataset>.weights"
+ANOTHER_SOURCE = "detector.<dataset>.source: torchvision"
+
+
+def tiny_state(build: Callable[..., nn.Module]) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        model = build(weights=None)
+    return {
+        name: torch.zeros([min(side, 2) for side in weight.shape])
+        for name, weight in model.state_dict().items()
+    }
+
+
+def without_backbone(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    return lambda weights: build(weights=weights, weights_backbone=None)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "entry"),
+    [
+        ("module.", None),
+        ("_orig_mod.", None),
+        ("", "model_state_dict"),
+        ("", "ema"),
+        ("model.", "state_dict"),
+        ("module._orig_mod.", "model"),
+        ("detector.net.", "state_dict"),
+        ("module.", "model_ema"),
+    ],
+)
+def test_wrapped_weights_are_those_of_the_model(
+    tmp_path: Path, prefix: str, entry: str | None
+) -> None:
+    path, state = tmp_path / "w.pt", tiny_model().state_dict()
+    content: dict[str, Any] = {f"{prefix}{name}": weight for name, weight in state.items()}
+    if entry is not None:
+        optimizer = {"state": {0: {"step": torch.zeros(1)}}, "param_groups": [{"lr": 0.1}]}
+        losses = {"box": torch.zeros(1)}
+        content = {entry: content, "optimizer": optimizer, "epoch": 7, "none": {}, "loss": losses}
+    if entry == "model_ema":
+        content[entry]["n_averaged"] = torch.tensor(3)  # as torch's AveragedModel has it
+    torch.save(content, path)
+    loaded = load_state(path)
+    assert loaded.keys() == state.keys()
+    model = tiny_model()
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    fit_state(model, loaded, path)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, state[name])
+
+
+def test_what_is_not_under_the_prefix_is_named(tmp_path: Path) -> None:
+    path, state = tmp_path / "w.pt", tiny_model().state_dict()
+    torch.save({f"model.{k}": v for k, v in state.items()} | {"metric.sum": torch.zeros(1)}, path)
+    with refused(InputError, str(path), "`metric.sum`"):
+        fit_state(tiny_model(), load_state(path), path)
+
+
+def test_one_of_several_state_dicts_has_to_be_chosen(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    torch.save({name: {"a": torch.zeros(1)} for name in ("model", "ema")}, path)
+    with refused(InputError, str(path), "model, ema", "['model']", "torch.save(", SETTING):
+        load_state(path)
+
+
+@pytest.mark.parametrize("name", ["maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn"])
+def test_the_box_detector_of_a_network_with_another_head_is_used(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "w.pt"
+    torch.save(tiny_state(without_backbone(getattr(detection, name))), path)
+    expected = tiny_state(without_backbone(detection.fasterrcnn_resnet50_fpn))
+    assert load_state(path).keys() == expected.keys()
+    (note,) = [record.getMessage() for record in caplog.records]
+    assert str(path) in note
+    assert "not used" in note
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("fasterrcnn_resnet50_fpn_v2", "`..._resnet50_fpn_v2`"),
+        ("maskrcnn_resnet50_fpn_v2", "`..._resnet50_fpn_v2`"),
+        ("fasterrcnn_mobilenet_v3_large_fpn", "`fasterrcnn_mobilenet_v3_large_fpn`"),
+        ("retinanet_resnet50_fpn", "RetinaNet"),
+        ("fcos_resnet50_fpn", "FCOS"),
+        ("ssd300_vgg16", "SSD"),
+    ],
+)
+def test_torchvisions_other_detectors_are_named(
+    tmp_path: Path,
+    name: str,
+    named: str,
+    prefix: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    path = tmp_path / "w.pt"
+    state = tiny_state(without_backbone(getattr(detection, name)))
+    torch.save({f"{prefix}{key}": weight for key, weight in state.items()}, path)
+    with refused(
+        InputError, str(path), named, "`fasterrcnn_resnet50_fpn`", ANOTHER_SOURCE, SETTING
+    ):
+        class_count(load_state(path), path)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("names", "named"),
+    [
+        (["backbone.bottom_up.stem.conv1.weight"], "Detectron2"),
+        (["backbone.conv1.weight", "roi_head.bbox_head.fc_cls.weight"], "MMDetection"),
+        (["backbone.conv1.weight", "bbox_head.retina_cls.weight"], "MMDetection"),
+        (["transformer.encoder.weight"], "`transformer.encoder.weight`"),
+    ],
+)
+def test_detectors_of_other_libraries_are_named(names: list[str], named: str) -> None:
+    # Detectron2's classifier has the same name as torchvision's.
+    state = {name: torch.zeros(2, 2) for name in names}
+    if named == "Detectron2":
+        state["roi_heads.box_predictor.cls_score.weight"] = torch.zeros(81, 8)
+    with refused(InputError, "w.pt", named, ANOTHER_SOURCE):
+        class_count(state, Path("w.pt"))
+
+
+def test_a_classifier_of_whole_images_is_named() -> None:
+    with refused(InputError, "w.pt", "ResNet", "`layer4.0.conv1.weight`", ANOTHER_SOURCE):
+        class_count(tiny_state(torchvision.models.resnet50), Path("w.pt"))
+
+
+def as_torch(content: object) -> Callable[[Path], object]:
+    return lambda path: torch.save(content, path)
+
+
+def as_bytes(content: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(content)
+
+
+ARRAYS = {"model": {"a": np.zeros(3)}, "__author__": "Detectron2 Model Zoo"}
+WHOLE = "weights_only=False"
+
+
+@pytest.mark.parametrize(
+    ("write", "parts"),
+    [
+        (as_torch({"model": {}, "args": argparse.Namespace()}), ["argparse.Namespace", WHOLE]),
+        (as_torch(nn.Linear(1, 1)), ["torch.nn.modules.linear.Linear", WHOLE, ".state_dict()"]),
+        (as_torch({"loss": np.float64(1)}), ["numpy._core.multiarray.scalar", WHOLE]),
+        (as_torch({"epoch": 1, "optimizer": {"state": {}}}), ["epoch, optimizer", "state_dict()"]),
+        (as_torch([torch.zeros(1)]), ["list", "state_dict()"]),
+        (as_bytes(pickle.dumps(ARRAYS)), ["Detectron2", ANOTHER_SOURCE]),
+        (as_bytes(pickle.dumps(ARRAYS, protocol=2)), ["Detectron2", ANOTHER_SOURCE]),
+        (as_bytes(b"\x08" + bytes(7) + b'{"a":{}}'), ["safetensors.torch.load_file(", SETTING]),
+        (as_bytes(b"version https://git-lfs.github.com/spec/v1\n"), ["git lfs pull"]),
+        (as_bytes(b"<!DOCTYPE html>"), [SETTING]),
+        (as_bytes(b""), [SETTING]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_file_that_is_no_state_dict_is_named_with_what_to_do(
+    tmp_path: Path, write: Callable[[Path], object], parts: list[str]
+) -> None:
+    path = tmp_path / "w.pt"
+    write(path)
+    with refused(InputError, str(path), *parts):
+        load_state(path)

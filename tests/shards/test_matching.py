@@ -1,0 +1,130 @@
+"""Lines of a foreign file find their images in a manifest, or are named with those they fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from refusals import refused
+
+from pipeline.errors import InputError
+from pipeline.shards.imports import KnownImage, match_lines
+
+
+@dataclass(frozen=True)
+class Row:
+    file_id: str
+    width: int = 200
+    height: int = 100
+
+    @property
+    def where(self) -> str:
+        return f"line {self.file_id!r}"
+
+
+def matched(file_ids: list[str], images: list[str] | list[KnownImage]) -> list[int]:
+    """The image of each line. An image given as a text has it as its id and as its path."""
+    known = [
+        image if isinstance(image, KnownImage) else KnownImage(image, image) for image in images
+    ]
+    return match_lines([Row(file_id) for file_id in file_ids], known).tolist()
+
+
+COCO = "COCO_val2014_000000000042"
+
+
+@pytest.mark.parametrize(
+    "file_id",
+    [
+        COCO,
+        f"{COCO}.jpg",
+        f"{COCO}.png",
+        f"{COCO}.npy",
+        f"val2014/{COCO}",
+        f"val2014/{COCO}.jpg",
+        f"val2014\\{COCO}.jpg",
+        f"/data/coco/val2014/{COCO}.jpg",
+        "42",
+        "42.0",
+        "42.jpg",
+        "000000000042",
+        "000000000042.jpg",
+        "val2014/000000000042.jpg",
+    ],
+)
+@pytest.mark.parametrize(
+    "image",
+    [
+        KnownImage("42", f"val2014/{COCO}.jpg"),
+        KnownImage(COCO, f"images/val2014/{COCO}.jpg"),
+        KnownImage(f"val2014/{COCO}.jpg", f"val2014/{COCO}.jpg"),
+    ],
+)
+def test_cocos_ids_are_matched_in_every_common_form(file_id: str, image: KnownImage) -> None:
+    other = KnownImage("COCO_val2014_000000000142", "val2014/COCO_val2014_000000000142.png")
+    assert matched([file_id], [other, image]) == [1]
+
+
+@pytest.mark.parametrize(
+    ("file_ids", "images", "expected"),
+    [
+        # the same id goes first, also where it is another image's file name
+        (["cat"], [KnownImage("dog", "cat"), KnownImage("cat", "dog")], [1]),
+        (["a/cat", "b/cat"], ["b/cat.jpg", "a/cat.jpg"], [1, 0]),
+        (["cat.png"], ["cat.jpg", "cat.png.jpg", "x/cat.png"], [2]),
+        (["dr.who"], ["dr.no.jpg", "dr.who.jpg"], [1]),
+        (["IMG_1_jpg.rf.a1b2"], ["IMG_1_jpg.rf.c3.jpg", "IMG_1_jpg.rf.a1b2.jpg"], [1]),
+        (["x/a/cat"], ["cat.jpg", "a/cat.jpg"], [1]),
+        (["cafe\u0301.jpg"], ["x/caf\u00e9.png"], [0]),
+        (["00042", "0", "7a"], ["x042", "x000", "x7"], [0, 1, -1]),
+        # other folders never match
+        (["test/cat", "test/7"], ["train/cat.jpg", "train/7.jpg"], [-1, -1]),
+        (["1002", "cat", ""], ["2100", "scat.jpg", "x"], [-1, -1, -1]),
+        # a number alone is weak: it is used if nothing else fits, and only for one image
+        (["x100"], ["a100", "100"], [1]),
+        (["x100"], ["a100", "b100"], [-1]),
+        (["a100", "x100"], ["a100"], [0, -1]),
+    ],
+)
+def test_lines_are_matched_by_the_first_rule_that_fits(
+    file_ids: list[str], images: list[str] | list[KnownImage], expected: list[int]
+) -> None:
+    assert matched(file_ids, images) == expected
+
+
+@pytest.mark.parametrize(
+    ("file_id", "images"),
+    [
+        ("cat", ["a/cat.jpg", "b/cat.jpg"]),
+        ("cat", ["cat.jpg", "cat.png"]),
+        ("cat.npy", ["cat.jpg", "cat.png"]),
+        ("42", ["a42", "b42"]),
+        ("a0042", ["a/42", "b/042"]),
+    ],
+)
+def test_a_line_that_fits_two_images_is_named_with_both(file_id: str, images: list[str]) -> None:
+    with refused(InputError, f"line {file_id!r}", *map(repr, images)):
+        matched([file_id], ["dog", *images])
+
+
+def test_two_lines_of_one_image_are_named() -> None:
+    for first, second in (("x100", "000100"), ("100", "100.jpg"), ("a/100.png", "100.jpg")):
+        with refused(InputError, "'100'", f"line {first!r}", f"line {second!r}"):
+            matched([first, second], [KnownImage("100", "a/100.jpg")])
+
+
+def test_a_number_of_an_image_of_another_size_is_named() -> None:
+    for size in ((200, 100), (None, None), (None, 7)):
+        assert match_lines([Row("COCO_101")], [KnownImage("101", "x", *size)]).tolist() == [0]
+    with refused(InputError, "line 'COCO_101'", "'101'", "200 x 100", "100 x 200"):
+        match_lines([Row("COCO_101")], [KnownImage("101", "x", 100, 200)])
+    assert match_lines([Row("101")], [KnownImage("101", "x", 100, 200)]).tolist() == [0]
+
+
+def test_a_match_by_the_number_alone_is_noted(caplog: pytest.LogCaptureFixture) -> None:
+    assert matched(["COCO_42", "42.jpg"], ["42", "7/COCO_42.png"]) == [1, 0]
+    assert not caplog.records
+    assert matched(["x7", "x8"], ["photo8.jpg", "photo7.jpg"]) == [1, 0]
+    (note,) = [record.getMessage() for record in caplog.records]
+    for part in ("'x7'", "'photo7.jpg'", "1 more"):
+        assert part in note
