@@ -158,12 +158,13 @@ def open_cache(
         manifest: the file with the images' labels and splits, e.g.
             ``data/demo/prepared/manifest.parquet``. With a manifest, the items are in its order,
             and the views of an image follow each other; without, they are in the cache's order.
-        split: ``train`` or ``test``, which needs a manifest; None for both, train first.
+        split: ``train``, ``val`` or ``test``, which needs a manifest; None for all that it has, in
+            this order.
         view: the view of each image to return; None for all views.
         regions: the number of a view's best regions to return; None for all that are cached.
 
     Raises:
-        ValueError: ``split`` is given without a manifest or is no split, no image has such a
+        ValueError: ``split`` is given without a manifest or has no images, no image has such a
             ``view``, or ``regions`` is not between 1 and the number that is cached.
         GmpipeError: the cache or the manifest is missing or damaged, or an image of the manifest is
             neither in the cache nor among its failures.
@@ -174,14 +175,16 @@ def open_cache(
             f"regions={regions}, expected a number from 1 to {cache.regions}, which are cached"
         )
     if split is not None and split not in SPLITS:
-        raise ValueError(f"split={split!r}, expected one of {', '.join(SPLITS)}, or None for both")
+        raise ValueError(f"split={split!r}, expected one of {', '.join(SPLITS)}, or None for all")
     if manifest is None:
         if split is not None:
             raise ValueError(f"split={split!r} needs a manifest, which lists the splits")
         every = np.arange(len(cache))
         return RegionDataset(cache, every[_of_view(cache, every, view, str(folder))], regions)
     known = read_manifest(Path(manifest))
-    names = [split] if split else SPLITS
+    names = [split] if split else known.splits
+    if split is not None and split not in known.splits:
+        raise ValueError(f"split={split!r}, but {manifest} has only {', '.join(known.splits)}")
     splits = [open_split(cache, known, name, regions=regions) for name in names]
     ids = pa.array(cache.ids)
     rows, labels = [], []

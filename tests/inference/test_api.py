@@ -158,7 +158,9 @@ def test_what_cannot_be_opened_says_why(made: Flow, tmp_path: Path) -> None:
     for regions in (0, 5):
         with pytest.raises(ValueError, match=rf"regions={regions}\b.* 4\b"):
             opened(made, regions=regions)
-    with pytest.raises(ValueError, match=r"split='val'.*train, test"):
+    with pytest.raises(ValueError, match=r"split='dev'.*train, val, test"):
+        opened(made, manifest_of(made), split="dev")
+    with pytest.raises(ValueError, match=r"split='val'.*manifest\.parquet .* train, test$"):
         opened(made, manifest_of(made), split="val")
     with pytest.raises(GmpipeError, match=str(tmp_path)):
         open_cache(tmp_path)
