@@ -90,8 +90,8 @@ class Stopped(GmpipeError):
 def advising(remedy: str, *kinds: type[GmpipeError]) -> Iterator[None]:
     """Replace the remedy of errors of some kinds that are raised in the block.
 
-    What reads a file does not know what the file is for, and the library does not know which
-    command makes it. Whoever knows adds that.
+    Code that reads a file does not know what the file is for, and the library does not know which
+    command makes it. The caller, who knows, adds that.
 
     Args:
         remedy: the next step, in whole sentences.

@@ -1,6 +1,6 @@
 """Finished runs: what is read of a run once it was trained and evaluated.
 
-Whoever reads the checkout makes these values; tables and the page are made from them.
+The code that reads the checkout makes these values; tables and the page are made from them.
 """
 
 from __future__ import annotations

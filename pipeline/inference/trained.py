@@ -395,7 +395,7 @@ def attach_detector(
         extract = extraction_settings(recipe)
     except ValueError as error:  # a recipe that anybody may have written
         raise DamagedError(
-            f"The checkpoint of {folder} says of its regions what can't be: {briefly(error)}.",
+            f"The checkpoint of {folder} has an invalid recipe of its regions: {briefly(error)}.",
             "Restore the checkpoint, or train the run again.",
         ) from error
     check_same_recipe(

@@ -54,6 +54,7 @@ of VOC, COCO and NUS-WIDE are made of the words that they are written with."""
 # The only weights in wordllama's wheel: 32,000 tokens of Llama 2's tokenizer, 256 numbers each.
 _WORDLLAMA_CONFIG = "l2_supercat"
 _WORDLLAMA_SIZE = 256
+_WORD = "\u2581"  # SentencePiece's mark of a blank, before the first token of a word
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +65,9 @@ class LabelVectors:
         names: C label names, in the order and spelling of the vocabulary.
         vectors: (C, W) float32, row j the vector of `names[j]`; finite, and none of length zero.
         source: `wordllama`, or the path as it was given.
-        resolution: C descriptions of what each vector was made from: the words or tokens of the
-            mean, with ` + ` between them, or the name of the npz's entry. Empty if the vectors were
-            not looked up.
+        resolution: C descriptions of what each vector was made from: the words of the mean, with
+            ` + ` between them (and `-` between the tokens of a word that has several), or the name
+            of the npz's entry. Empty if the vectors were not looked up.
     """
 
     names: tuple[str, ...]
@@ -232,7 +233,13 @@ def _from_wordllama(labels: Sequence[str]) -> _Vectors:
     ]
     embedding: NDArray[np.float32] = model.embedding
     vectors = [embedding[tokens.ids].mean(axis=0, dtype=np.float64) for tokens in encoded]
-    return np.stack(vectors).astype(np.float32), [" + ".join(name.tokens) for name in encoded]
+    return np.stack(vectors).astype(np.float32), [_words_of(name.tokens) for name in encoded]
+
+
+def _words_of(tokens: Sequence[str]) -> str:
+    """Join tokens of Llama's tokenizer, which marks the beginning of a word: `d-ining + table`."""
+    pieces = "-".join(tokens).replace(f"{_WORD}-", _WORD).removeprefix(_WORD)
+    return pieces.replace(f"-{_WORD}", " + ")
 
 
 def _from_npz(labels: Sequence[str], path: Path) -> _Vectors:

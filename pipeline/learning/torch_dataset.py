@@ -20,7 +20,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pipeline.datasets.manifest import SPLITS, Split, read_manifest
+from pipeline.learning.batches import Feed, RegionStatistics, region_statistics
 from pipeline.learning.splits import SplitData, instance_batch, open_split
+from pipeline.matching.inputs import Inputs
 from pipeline.shards.reader import RegionCache
 
 _FIELDS = ("features", "boxes", "scores", "classes", "mask")
@@ -52,6 +54,7 @@ class RegionDataset(Dataset[dict[str, Any]]):
         regions: int | None = None,
         vocabulary: tuple[str, ...] | None = None,
         labels: Tensor | None = None,
+        train: SplitData | None = None,
     ) -> None:
         """
         Args:
@@ -60,12 +63,14 @@ class RegionDataset(Dataset[dict[str, Any]]):
             regions: M, the number of a view's best regions to return; None for all.
             vocabulary: names of the labels.
             labels: (N, C) int8.
+            train: the training split, if its images are among the rows.
         """
         self.cache = cache
         self.vocabulary = vocabulary
         self._rows = rows
         self._regions = regions
         self._labels = labels
+        self._train = train
 
     def __len__(self) -> int:
         """Number of items, N."""
@@ -96,6 +101,47 @@ class RegionDataset(Dataset[dict[str, Any]]):
             for item in range(len(rows))
         ]
 
+    def statistics(self) -> RegionStatistics:
+        """Compute mean and standard deviation of features and boxes, as gmpipe's training does.
+
+        They are of the real regions in view 0 of the training images, never of test images. This
+        reads those images once.
+
+        Raises:
+            ValueError: the dataset has no training images that it knows of.
+            DamagedError: as `RegionCache.gather`.
+        """
+        if self._train is None:
+            raise ValueError(
+                "statistics are of training images, and this dataset has none that it knows of: "
+                "open the cache with a manifest, and with split='train' or without a split"
+            )
+        return region_statistics(Feed(self._train, torch.device("cpu"), once=True))
+
+    def standardizer(self, least_deviation: float = 0.1) -> Inputs:
+        """Make the module with which gmpipe's own networks standardise what they read.
+
+        Its ``features(x)`` subtracts the mean of `statistics` and divides by the deviation, and
+        its ``boxes(x)`` does the same for boxes. As a part of your network, it moves to a device
+        with it, and its numbers are saved with the weights.
+
+        Args:
+            least_deviation: a component that varies less than this share of the root mean square
+                deviation of all components is divided by that instead.
+
+        Raises:
+            ValueError, DamagedError: as `statistics`.
+        """
+        statistics = self.statistics()
+        inputs = Inputs(self.cache.feature_size, least_deviation)
+        inputs.set_statistics(
+            statistics.feature_mean,
+            statistics.feature_std,
+            statistics.box_mean,
+            statistics.box_std,
+        )
+        return inputs
+
 
 def open_cache(
     folder: str | Path,
@@ -118,7 +164,7 @@ def open_cache(
         regions: the number of a view's best regions to return; None for all that are cached.
 
     Raises:
-        ValueError: ``split`` is given without a manifest or is no split, no image has such a
+        ValueError: ``split`` is given without a manifest or has no images, no image has such a
             ``view``, or ``regions`` is not between 1 and the number that is cached.
         GmpipeError: the cache or the manifest is missing or damaged, or an image of the manifest is
             neither in the cache nor among its failures.
@@ -136,7 +182,10 @@ def open_cache(
         every = np.arange(len(cache))
         return RegionDataset(cache, every[_of_view(cache, every, view, str(folder))], regions)
     known = read_manifest(Path(manifest))
-    splits = [open_split(cache, known, name) for name in ([split] if split else known.splits)]
+    names = [split] if split else known.splits
+    if split is not None and split not in known.splits:
+        raise ValueError(f"split={split!r}, but {manifest} has only {', '.join(known.splits)}")
+    splits = [open_split(cache, known, name, regions=regions) for name in names]
     ids = pa.array(cache.ids)
     rows, labels = [], []
     for of_split in splits:
@@ -151,6 +200,7 @@ def open_cache(
         regions,
         known.vocabulary,
         torch.from_numpy(np.concatenate(labels)[wanted]),
+        splits[0] if names[0] == "train" else None,
     )
 
 

@@ -48,21 +48,22 @@ class Inputs(nn.Module):
         feature_std: Tensor,
         box_mean: Tensor,
         box_std: Tensor,
-        label_vectors: Tensor,
+        label_vectors: Tensor | None = None,
     ) -> None:
         """Take the statistics of the training split.
 
         Args:
             feature_mean, feature_std: (D,).
             box_mean, box_std: (4,).
-            label_vectors: (C, W).
+            label_vectors: (C, W); None if `vectors` is not used.
         """
+        if label_vectors is not None:
+            self.vector_scale.copy_(label_vectors.square().mean().rsqrt())
         for name, value in (
             ("feature_mean", feature_mean),
             ("feature_scale", _inverse(feature_std, self.least_deviation)),
             ("box_mean", box_mean),
             ("box_scale", _inverse(box_std, _LEAST_BOX_DEVIATION)),
-            ("vector_scale", label_vectors.square().mean().rsqrt()),
         ):
             buffer = cast(Tensor, getattr(self, name))
             buffer.copy_(value.reshape(buffer.shape))

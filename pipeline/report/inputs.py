@@ -1,4 +1,4 @@
-"""What a page is made from. Whoever knows the checkout reads it and passes it in."""
+"""What a page is made from. The caller, who knows the checkout, reads it and passes it in."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def check_dataset(found: str, dataset: str) -> None:
         raise MismatchError(
             f"{folder} holds the regions of the data set {found!r}, expected {dataset!r}.",
             f"Move them to {cache_folder(found)}, and restore those of {dataset} or make them "
-            "anew.",
+            "again.",
         )
 
 

@@ -390,7 +390,7 @@ def _duplicate_key(error: DuplicateKeyError, where: str) -> InputError:
 def _problem(error: Exception) -> str:
     """Say in one line what breaks YAML's syntax, and where."""
     if isinstance(error, RecursionError):
-        return f"blocks or lists lie in each other, more than {_DEEPEST} deep"
+        return f"blocks or lists are nested more than {_DEEPEST} deep"
     if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
         # Without where it is in ruamel.yaml's buffer, and without Python's advice.
         problem = re.split(r"\s+in \"<|;", str(error))[0]
@@ -407,7 +407,7 @@ def _problem(error: Exception) -> str:
 
 
 def _check_plain(value: Any, key: str, where: str, depth: int, known: dict[int, int]) -> int:
-    """Check a value and all that it holds, and return how many blocks lie in each other there.
+    """Check a value and all that it holds, and return how deep blocks are nested in it.
 
     Args:
         value: as it was read.
@@ -430,7 +430,7 @@ def _check_plain(value: Any, key: str, where: str, depth: int, known: dict[int, 
         height = known[id(value)] = 1 + inner
     if depth + height > _DEEPEST or (isinstance(value, dict | list) and not height):
         raise InputError(
-            f"{shown}: blocks or lists lie in each other, more than {_DEEPEST} deep.",
+            f"{shown}: blocks or lists are nested more than {_DEEPEST} deep.",
             "Write fewer levels.",
         )
     if type(value) is int and abs(value) > _LARGEST:

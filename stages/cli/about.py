@@ -73,7 +73,7 @@ def completion(context: click.Context, shell: str) -> None:
 @click.command()
 @request_options
 def labels(request: Request) -> None:
-    """Show which words were used for each label's vector."""
+    """Show each label's vector: its words, and the nearest labels."""
     from stages.commands import labels as command
 
     click.echo(command.labels(request))

@@ -76,7 +76,11 @@ def extract(
     scheduler: str | None,
     resources: tuple[str, ...],
 ) -> None:
-    """Write every image's regions to the cache."""
+    """Write every image's regions to the cache.
+
+    An extraction that was killed continues with the missing shards. If the cache was made with
+    other settings, this fails unless --replace is given.
+    """
     if max_failures is not None:
         request = request.overriding(f"extract.{request.dataset}.max_failures={max_failures}")
     amounts = dict(_resource(text) for text in resources)
@@ -109,7 +113,7 @@ def train(request: Request, variant: str, seed: int | None, tensorboard: bool) -
     """Train a network on the cached regions.
 
     A training that was killed resumes where it stopped. `torchrun --no-python --nproc-per-node N
-    gmpipe train` trains with N processes, each with its own batch.
+    gmpipe train` trains with N processes, each of which takes `batch_size` images per step.
     """
     run = _plan(request, variant, seed)
     from stages import train as stage

@@ -54,7 +54,7 @@ def cache_info(dataset: str) -> str:
 
 
 def verify(request: Request, *, repair: bool) -> str:
-    """Name all that is damaged in a cache; with ``repair``, extract just that again.
+    """List everything damaged in a cache; with ``repair``, extract only that again.
 
     Returns:
         a line that says that the cache is sound, or what was repaired.

@@ -1,4 +1,4 @@
-"""Command `verify`: whether what lies in a checkout is sound, and of one piece.
+"""Command `verify`: whether the files of a checkout are sound and belong together.
 
 Nothing is changed. A thing is damaged if its bytes are not those that were written, and out of date
 if it is sound, but was made from something else than what params.yaml or the checkout has now. A

@@ -1,17 +1,19 @@
-"""pipeline.api: a cache as a torch dataset."""
+"""pipeline.api: a cache as a torch dataset, its statistics, and the metrics of own scores."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from flows import Flow
 from torch.utils.data import DataLoader
 
-from pipeline.api import RegionDataset, open_cache
+from pipeline.api import RegionDataset, evaluate, open_cache
 from pipeline.datasets.manifest import read_manifest
 from pipeline.errors import GmpipeError
 from pipeline.shards.reader import RegionCache
@@ -73,6 +75,56 @@ def test_one_view_and_fewer_regions(made: Flow) -> None:
     assert torch.equal(item["features"], whole["features"][:2])
 
 
+@pytest.mark.parametrize("split", ["train", None])
+@pytest.mark.parametrize("view", [None, 0, 1])
+def test_statistics_are_those_of_gmpipes_own_training(
+    made: Flow, split: Any, view: int | None
+) -> None:
+    dataset = opened(made, manifest_of(made), split, view=view)
+    saved = torch.load(made / "runs/tiny/full-s0/checkpoint.pt", weights_only=True)["state"]
+    inputs = dataset.standardizer()
+    for name in ("feature_mean", "feature_scale", "box_mean", "box_scale"):
+        assert torch.equal(inputs.state_dict()[name], saved[f"inputs.{name}"]), name
+    whole = opened(made, manifest_of(made), "train", view=0)
+    real = torch.cat([item["features"][item["mask"]] for item in whole]).double()
+    statistics = dataset.statistics()
+    np.testing.assert_allclose(statistics.feature_mean, real.mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        statistics.feature_std, real.std(0, correction=0), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_statistics_are_of_the_regions_that_are_returned(made: Flow) -> None:
+    dataset = opened(made, manifest_of(made), "train", view=0, regions=1)
+    first = torch.cat([item["features"] for item in dataset]).double()
+    np.testing.assert_allclose(dataset.statistics().feature_mean, first.mean(0), rtol=1e-5)
+    # Root mean square deviation of all components: less varying ones are divided by half of it.
+    deviation = dataset.statistics().feature_std
+    least = 0.5 * deviation.square().mean().sqrt()
+    scale = dataset.standardizer(least_deviation=0.5).feature_scale
+    torch.testing.assert_close(1 / scale, deviation.clamp(min=least))
+    assert (deviation < least).any()
+
+
+def test_statistics_are_never_of_test_images(made: Flow) -> None:
+    for dataset in (opened(made), opened(made, manifest_of(made), "test")):
+        for call in (dataset.statistics, dataset.standardizer):
+            with pytest.raises(ValueError, match=r"training images.*split='train'"):
+                call()
+
+
+def test_evaluate_gives_the_numbers_of_a_run(made: Flow) -> None:
+    run = made / "runs/tiny/full-s0"
+    dataset = opened(made, manifest_of(made), "test", view=0)
+    predictions = pq.read_table(run / "predictions.parquet")
+    assert predictions["image_id"].to_pylist() == [item["image_id"] for item in dataset]
+    truth = np.stack([item["labels"].numpy() for item in dataset])
+    logits = np.array(predictions["logits"].to_pylist())
+    metrics = evaluate(logits, truth, dataset.vocabulary or ()).to_json()
+    written = json.loads((run / "metrics.json").read_text())
+    assert metrics == {name: written[name] for name in metrics}
+
+
 @pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_worker_processes_give_the_same_batches(made: Flow, context: str) -> None:
@@ -106,7 +158,9 @@ def test_what_cannot_be_opened_says_why(made: Flow, tmp_path: Path) -> None:
     for regions in (0, 5):
         with pytest.raises(ValueError, match=rf"regions={regions}\b.* 4\b"):
             opened(made, regions=regions)
-    with pytest.raises(ValueError, match=r"split='val'.*train, test"):
+    with pytest.raises(ValueError, match=r"split='dev'.*train, val, test"):
+        opened(made, manifest_of(made), split="dev")
+    with pytest.raises(ValueError, match=r"split='val'.*manifest\.parquet .* train, test$"):
         opened(made, manifest_of(made), split="val")
     with pytest.raises(GmpipeError, match=str(tmp_path)):
         open_cache(tmp_path)

@@ -88,7 +88,7 @@ print(loaded.sha256)
 
 def test_wordllama_describes_tokens_and_replaces_spellings() -> None:
     loaded = load_label_vectors(["Sun", "traffic light", "diningtable"], "wordllama")
-    assert loaded.resolution == ("▁sun", "▁traffic + ▁light", "▁d + ining + ▁table")
+    assert loaded.resolution == ("sun", "traffic + light", "d-ining + table")
     spelled = load_label_vectors(["sun", "traffic light", "dining table"], "wordllama")
     np.testing.assert_array_equal(loaded.vectors, spelled.vectors)
 
