@@ -144,44 +144,87 @@ def _set_log_scale(axes: Any) -> None:
 
 
 def sweep_figure(
-    stem: Path, key: str, maps: Mapping[str, Sequence[float]], *, title: str, numeric: bool
+    stem: Path,
+    key: str,
+    maps: Mapping[str, Sequence[float]],
+    validation: Mapping[str, Sequence[float]] | None = None,
+    *,
+    title: str,
+    numeric: bool,
 ) -> None:
     """Draw mAP against the value of a setting.
 
     A line through the means; with several seeds also a bar of one sample standard deviation at
-    each mean, and a dot for each run.
+    each mean, and a dot for each run. With a validation mAP, that is the first line, and a ring
+    marks its best mean.
 
     Args:
         stem: path without suffix.
         key: name of the setting.
         maps: value -> mAP of its runs in percent, at least one.
+        validation: the same with the validation mAP; None or empty without.
         title: above the figure.
         numeric: whether the values are numbers, to be placed to scale on the axis.
     """
     positions = [float(value) if numeric else number for number, value in enumerate(maps)]
-    spreads = [spread for values in maps.values() if (spread := spread_of(values)) is not None]
-    several = any(spread.deviation is not None for spread in spreads)
+    series = {"validation": validation, "test": maps} if validation else {"": maps}
+    several = max(map(len, maps.values())) > 1
     with _drawing(stem, 5.5, 3.8) as figure:
         axes = figure.add_subplot()
-        axes.errorbar(
-            positions,
-            [spread.mean for spread in spreads],
-            yerr=[spread.deviation or 0.0 for spread in spreads] if several else None,
-            color=_colour(0),
-            marker="o",
-            capsize=4,
-            linestyle="-" if numeric else "none",
-            label="mean ± standard deviation",
-        )
+        for number, (name, of_name) in enumerate(series.items()):
+            _sweep_line(axes, positions, of_name, name, number, solid=numeric)
         if several:
-            dots = [(x, y) for x, of_x in zip(positions, maps.values(), strict=True) for y in of_x]
-            axes.plot(*zip(*dots, strict=True), ".", color=_colour(1), zorder=3, label="each seed")
+            runs = [
+                (x, y)
+                for of_name in series.values()
+                for x, of_x in zip(positions, of_name.values(), strict=True)
+                for y in of_x
+            ]
+            dots = _SOFT if validation else _colour(1)
+            axes.plot(*zip(*runs, strict=True), ".", color=dots, zorder=3, label="each seed")
+        if validation:
+            means = [float(np.mean(of_value)) for of_value in validation.values()]
+            best = int(np.argmax(means))
+            axes.plot(
+                [positions[best]],
+                [means[best]],
+                "o",
+                color=_colour(3),
+                fillstyle="none",
+                markersize=13,
+                label="best by validation",
+            )
+        if several or validation:
             axes.legend()
         axes.set_xticks(positions, list(map(legible, maps)))
         axes.set_xlabel(AXES.get(key, printable(key)))
         axes.set_ylabel("mAP (%)")
         axes.set_title(printable(title))
         axes.grid(axis="y")
+
+
+def _sweep_line(
+    axes: Any,
+    positions: Sequence[float],
+    maps: Mapping[str, Sequence[float]],
+    name: str,
+    number: int,
+    *,
+    solid: bool,
+) -> None:
+    """Draw the means of one kind of mAP, with their standard deviations if there are any."""
+    spreads = [spread for values in maps.values() if (spread := spread_of(values)) is not None]
+    several = any(spread.deviation is not None for spread in spreads)
+    axes.errorbar(
+        positions,
+        [spread.mean for spread in spreads],
+        yerr=[spread.deviation or 0.0 for spread in spreads] if several else None,
+        color=_colour(number),
+        marker=_MARKERS[number],
+        capsize=4,
+        linestyle=("-", "--")[number] if solid else "none",
+        label=" ".join(filter(None, [name, "mean ± standard deviation" if several else ""])),
+    )
 
 
 def average_precision_figure(

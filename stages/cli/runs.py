@@ -64,7 +64,11 @@ def sweep(
 
     KEY is a setting of train.<dataset>, e.g. regions=2,4,6,8,10 or network.modules=1,2,3,4 (as in
     Figure 4 of the paper). Prints a table, and writes it with a plot of mAP to
-    runs/<dataset>/sweeps/KEY/. Existing runs are reused.
+    runs/<dataset>/sweeps/KEY/, or to runs/<dataset>/sweeps/VARIANT-KEY/ for another variant than
+    `full`. Existing runs are reused.
+
+    If the runs have a validation part (train.<dataset>.validation), the table marks the value that
+    is best by it. The test split never decides.
     """
     check_variants(request, [variant])
     from stages.commands import sweep as command
