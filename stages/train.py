@@ -138,7 +138,7 @@ def _open(run: RunPlan) -> _Inputs:
         "vectors": vectors.sha256,
         "labels": manifest.labels_sha256("train"),
     }
-    state = state_file("train", key)
+    state = state_file("train", run.dataset, key)
     return _Inputs(manifest, cache, vectors, split, validation, whole.left_out, state)
 
 

@@ -167,34 +167,18 @@ def sweep_figure(
         numeric: whether the values are numbers, to be placed to scale on the axis.
     """
     positions = [float(value) if numeric else number for number, value in enumerate(maps)]
-    series = {"validation": validation, "test": maps} if validation else {"": maps}
-    several = max(map(len, maps.values())) > 1
     with _drawing(stem, 5.5, 3.8) as figure:
         axes = figure.add_subplot()
-        for number, (name, of_name) in enumerate(series.items()):
-            _sweep_line(axes, positions, of_name, name, number, solid=numeric)
-        if several:
-            runs = [
-                (x, y)
-                for of_name in series.values()
-                for x, of_x in zip(positions, of_name.values(), strict=True)
-                for y in of_x
-            ]
-            dots = _SOFT if validation else _colour(1)
-            axes.plot(*zip(*runs, strict=True), ".", color=dots, zorder=3, label="each seed")
         if validation:
+            _sweep_line(axes, positions, validation, "validation", 0, "-" if numeric else "none")
+            _sweep_line(axes, positions, maps, "test", 1, "--" if numeric else "none")
             means = [float(np.mean(of_value)) for of_value in validation.values()]
-            best = int(np.argmax(means))
-            axes.plot(
-                [positions[best]],
-                [means[best]],
-                "o",
-                color=_colour(3),
-                fillstyle="none",
-                markersize=13,
-                label="best by validation",
-            )
-        if several or validation:
+            best = positions[int(np.argmax(means))], max(means)
+            ring = {"color": _colour(3), "fillstyle": "none", "markersize": 13}
+            axes.plot(*best, "o", **ring, label="best by validation")
+        else:
+            _sweep_line(axes, positions, maps, "", 0, "-" if numeric else "none")
+        if len(axes.get_legend_handles_labels()[1]) > 1:
             axes.legend()
         axes.set_xticks(positions, list(map(legible, maps)))
         axes.set_xlabel(AXES.get(key, printable(key)))
@@ -204,27 +188,25 @@ def sweep_figure(
 
 
 def _sweep_line(
-    axes: Any,
-    positions: Sequence[float],
-    maps: Mapping[str, Sequence[float]],
-    name: str,
-    number: int,
-    *,
-    solid: bool,
+    axes: Any, x: Sequence[float], maps: Mapping[str, Sequence[float]], of: str, n: int, line: str
 ) -> None:
-    """Draw the means of one kind of mAP, with their standard deviations if there are any."""
+    """Draw the n-th kind of mAP at the positions ``x``: means, deviations, and runs as dots."""
     spreads = [spread for values in maps.values() if (spread := spread_of(values)) is not None]
     several = any(spread.deviation is not None for spread in spreads)
     axes.errorbar(
-        positions,
+        x,
         [spread.mean for spread in spreads],
         yerr=[spread.deviation or 0.0 for spread in spreads] if several else None,
-        color=_colour(number),
-        marker=_MARKERS[number],
+        color=_colour(n),
+        marker=_MARKERS[n],
         capsize=4,
-        linestyle=("-", "--")[number] if solid else "none",
-        label=" ".join(filter(None, [name, "mean ± standard deviation" if several else ""])),
+        linestyle=line,
+        label=f"{of} mean ± standard deviation".strip() if several else of or "mean",
     )
+    if several:
+        dots = [(at, y) for at, values in zip(x, maps.values(), strict=True) for y in values]
+        colour, label = _SOFT if of else _colour(1), "" if n else "each seed"
+        axes.plot(*zip(*dots, strict=True), ".", color=colour, zorder=3, label=label)
 
 
 def average_precision_figure(
