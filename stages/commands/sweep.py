@@ -19,9 +19,10 @@ from stages.checkout.layout import (
     SWEEP_RESULTS_FILE,
     sweep_folder,
 )
-from stages.checkout.params import Request, load_yaml
+from stages.checkout.params import Request
 from stages.checkout.plans import RunPlan, plan_run
 from stages.checkout.results import load_runs
+from stages.checkout.yaml_text import load_yaml
 from stages.commands.compare import make_runs
 from stages.console.messages import note
 
