@@ -6,7 +6,6 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from pipeline.datasets.manifest import SPLITS
 from pipeline.evaluation.differences import describe_detector
 from pipeline.evaluation.metrics import Evaluation
 from pipeline.report.inputs import PageInputs
@@ -47,7 +46,7 @@ def _facts(inputs: PageInputs) -> list[tuple[str, str]]:
             )
             for split, counts in manifest.counts.items()
         ),
-        ("left out of these, without regions", _left_out(inputs)),
+        ("images left out, since they have no regions", _left_out(inputs)),
         ("labels", str(len(manifest.vocabulary))),
         ("regions made by", describe_detector(inputs.detector, run.recipe)),
         ("label vectors", run.settings.label_vectors),
@@ -68,7 +67,7 @@ def _left_out(inputs: PageInputs) -> str:
     """How many images of each split have no regions: they could not be decoded or imported."""
     counts = {
         split: sum(image_id in inputs.failures for image_id in inputs.manifest.image_ids(split))
-        for split in SPLITS
+        for split in inputs.manifest.splits
     }
     return ", ".join(f"{count} of {split}" for split, count in counts.items())
 

@@ -146,7 +146,7 @@ class RunFiles:
         if manifest is not None:
             if found.vocabulary != manifest.vocabulary:
                 different.append("vocabulary")
-            if found.train_sha256 != manifest.labels_sha256("train"):
+            if found.train_sha256 != manifest.train_sha256:
                 different.append("training rows")
         if index is not None and (changes := recipe_differences(found.recipe, index.recipe)):
             different.append(f"regions ({changes})")
@@ -183,7 +183,7 @@ class RunFiles:
         found = self._read_evaluation()
         self._check_checkpoint(found.checkpoint_sha256)
         manifest = self.today.manifest
-        if manifest is not None and found.test_sha256 != manifest.labels_sha256("test"):
+        if manifest is not None and found.test_sha256 != manifest.test_sha256:
             raise MismatchError("the test split had other images or labels.")
         return f"mAP {found.metrics.mAP:.2f}"
 
