@@ -166,7 +166,7 @@ text there."""
 def _problem(error: Exception, text: str) -> str:
     """Say in one line what breaks YAML's syntax, and where."""
     if isinstance(error, RecursionError):
-        return f"blocks or lists lie in each other, more than {_DEEPEST} deep"
+        return f"blocks or lists are nested more than {_DEEPEST} deep"
     if isinstance(error, ReaderError) and isinstance(error.character, int):
         before = text[: error.position]
         column = error.position - (before.rfind("\n") + 1) + 1
@@ -229,7 +229,7 @@ def _named(token: str) -> str:
 
 
 def _check_plain(value: Any, key: str, where: str, depth: int, known: dict[int, int]) -> int:
-    """Check a value and all that it holds, and return how many blocks lie in each other there.
+    """Check a value and all that it holds, and return how deep blocks are nested in it.
 
     Args:
         value: as it was read.
@@ -252,7 +252,7 @@ def _check_plain(value: Any, key: str, where: str, depth: int, known: dict[int, 
         height = known[id(value)] = 1 + inner
     if depth + height > _DEEPEST or (isinstance(value, dict | list) and not height):
         raise InputError(
-            f"{shown}: blocks or lists lie in each other, more than {_DEEPEST} deep.",
+            f"{shown}: blocks or lists are nested more than {_DEEPEST} deep.",
             "Write fewer levels.",
         )
     if type(value) is int and abs(value) > _LARGEST:
