@@ -120,7 +120,7 @@ def _fit(folder: Path, request: Request, settings: DetectorSettings, fit: FitSet
     if settings.weights is not None:
         initial = load_state(Path(settings.weights)), Path(settings.weights)
         key["weights"] = sha256_file(initial[1])
-    state = state_file("detector", key)
+    state = state_file("detector", request.dataset, key)
     remove_temporaries(state.parent, state.name)
     with progress_bar(total=fit.steps, desc="fit detector", unit="step") as bar:
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -22,12 +23,14 @@ from pipeline.learning.splits import open_split
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import check_same_recipe
 from stages.checkout.caches import advising_on_cache
+from stages.checkout.keys import first_few
 from stages.checkout.layout import (
     CHECKPOINT_FILE,
     EVALUATION_FILES,
     METRICS_FILE,
     PREDICTIONS_FILE,
     SUMMARY_FILE,
+    manifest_file,
 )
 from stages.checkout.plans import (
     RunPlan,
@@ -141,8 +144,8 @@ def _check_same_inputs(
     train = f"Train again: `gmpipe train {run.options}`."
     if checkpoint.vocabulary != manifest.vocabulary:
         raise MismatchError(
-            f"{path} was trained on the labels {list(checkpoint.vocabulary)}, the manifest has "
-            f"{list(manifest.vocabulary)}.",
+            f"{path} was trained on other labels than {manifest_file(run.dataset)} has now: "
+            f"{_other_labels(checkpoint.vocabulary, manifest.vocabulary)}.",
             train,
         )
     check_training_rows(checkpoint, manifest, path, train)
@@ -160,6 +163,14 @@ def _check_same_inputs(
         f"{train} Or restore the regions that it was trained on: {restore} with the settings or "
         "the FILE used at that time.",
     )
+
+
+def _other_labels(used: Sequence[str], today: Sequence[str]) -> str:
+    """Name the labels that only one of two vocabularies has."""
+    before, now = set(used), set(today)
+    words = [f"{label!r} is not there any more" for label in used if label not in now]
+    words += [f"{label!r} is new" for label in today if label not in before]
+    return first_few(words, "; ") or "they are in another order"
 
 
 def _commit() -> tuple[str | None, bool | None]:

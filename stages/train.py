@@ -141,7 +141,7 @@ def _open(run: RunPlan) -> _Inputs:
         "vectors": vectors.sha256,
         "labels": manifest.train_sha256,
     }
-    state = state_file("train", key)
+    state = state_file("train", run.dataset, key)
     return _Inputs(manifest, cache, vectors, split, validation, state)
 
 

@@ -123,11 +123,33 @@ def mean_difference(runs: Evaluations, variant: str, base: str) -> float:
     return difference
 
 
-def sweep_table(key: str, runs: Evaluations) -> str:
-    """Write one row per value of the setting ``key``; Markdown."""
+def sweep_table(
+    key: str,
+    runs: Evaluations,
+    validation: Mapping[str, Sequence[float]],
+    best: str | None = None,
+) -> str:
+    """Write one row per value of the setting ``key``; Markdown.
+
+    Args:
+        key: of the setting.
+        runs: of each value, evaluated on the test split.
+        validation: value -> validation mAP of its runs; empty without.
+        best: the value to mark.
+    """
     names = ("mAP", "CF1", "OF1")
-    rows = [[value, *_cells(seeds, names)] for value, seeds in runs.items()]
-    return markdown_table([key, *names], rows)
+    if not validation:
+        rows = [[value, *_cells(seeds, names)] for value, seeds in runs.items()]
+        return markdown_table([key, *names], rows)
+    rows = [
+        [
+            value,
+            _cell(validation[value]) + (" (best)" if value == best else ""),
+            *_cells(seeds, names),
+        ]
+        for value, seeds in runs.items()
+    ]
+    return markdown_table([key, "validation mAP", *(f"test {name}" for name in names)], rows)
 
 
 def paper_table(runs: Evaluations, paper: PaperResults) -> str:

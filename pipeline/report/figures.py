@@ -144,44 +144,69 @@ def _set_log_scale(axes: Any) -> None:
 
 
 def sweep_figure(
-    stem: Path, key: str, maps: Mapping[str, Sequence[float]], *, title: str, numeric: bool
+    stem: Path,
+    key: str,
+    maps: Mapping[str, Sequence[float]],
+    validation: Mapping[str, Sequence[float]] | None = None,
+    *,
+    title: str,
+    numeric: bool,
 ) -> None:
     """Draw mAP against the value of a setting.
 
     A line through the means; with several seeds also a bar of one sample standard deviation at
-    each mean, and a dot for each run.
+    each mean, and a dot for each run. With a validation mAP, that is the first line, and a ring
+    marks its best mean.
 
     Args:
         stem: path without suffix.
         key: name of the setting.
         maps: value -> mAP of its runs in percent, at least one.
+        validation: the same with the validation mAP; None or empty without.
         title: above the figure.
         numeric: whether the values are numbers, to be placed to scale on the axis.
     """
     positions = [float(value) if numeric else number for number, value in enumerate(maps)]
-    spreads = [spread for values in maps.values() if (spread := spread_of(values)) is not None]
-    several = any(spread.deviation is not None for spread in spreads)
     with _drawing(stem, 5.5, 3.8) as figure:
         axes = figure.add_subplot()
-        axes.errorbar(
-            positions,
-            [spread.mean for spread in spreads],
-            yerr=[spread.deviation or 0.0 for spread in spreads] if several else None,
-            color=_colour(0),
-            marker="o",
-            capsize=4,
-            linestyle="-" if numeric else "none",
-            label="mean ± standard deviation",
-        )
-        if several:
-            dots = [(x, y) for x, of_x in zip(positions, maps.values(), strict=True) for y in of_x]
-            axes.plot(*zip(*dots, strict=True), ".", color=_colour(1), zorder=3, label="each seed")
+        if validation:
+            _sweep_line(axes, positions, validation, "validation", 0, "-" if numeric else "none")
+            _sweep_line(axes, positions, maps, "test", 1, "--" if numeric else "none")
+            means = [float(np.mean(of_value)) for of_value in validation.values()]
+            best = positions[int(np.argmax(means))], max(means)
+            ring = {"color": _colour(3), "fillstyle": "none", "markersize": 13}
+            axes.plot(*best, "o", **ring, label="best by validation")
+        else:
+            _sweep_line(axes, positions, maps, "", 0, "-" if numeric else "none")
+        if len(axes.get_legend_handles_labels()[1]) > 1:
             axes.legend()
         axes.set_xticks(positions, list(map(legible, maps)))
         axes.set_xlabel(AXES.get(key, printable(key)))
         axes.set_ylabel("mAP (%)")
         axes.set_title(printable(title))
         axes.grid(axis="y")
+
+
+def _sweep_line(
+    axes: Any, x: Sequence[float], maps: Mapping[str, Sequence[float]], of: str, n: int, line: str
+) -> None:
+    """Draw the n-th kind of mAP at the positions ``x``: means, deviations, and runs as dots."""
+    spreads = [spread for values in maps.values() if (spread := spread_of(values)) is not None]
+    several = any(spread.deviation is not None for spread in spreads)
+    axes.errorbar(
+        x,
+        [spread.mean for spread in spreads],
+        yerr=[spread.deviation or 0.0 for spread in spreads] if several else None,
+        color=_colour(n),
+        marker=_MARKERS[n],
+        capsize=4,
+        linestyle=line,
+        label=f"{of} mean ± standard deviation".strip() if several else of or "mean",
+    )
+    if several:
+        dots = [(at, y) for at, values in zip(x, maps.values(), strict=True) for y in values]
+        colour, label = _SOFT if of else _colour(1), "" if n else "each seed"
+        axes.plot(*zip(*dots, strict=True), ".", color=colour, zorder=3, label=label)
 
 
 def average_precision_figure(

@@ -343,12 +343,16 @@ def draw_sweep(folder: Path, sweep: SweepResults) -> Illustration:
     """Draw a sweep."""
     key, variant = sweep.setting, sweep.variant
     means = ", ".join(f"{value}: {mean_of(maps):.1f}" for value, maps in sweep.maps().items())
-    in_paper = " The paper's Figure 4 varies m and k." if key in figures.AXES else ""
+    axis = figures.AXES.get(key, key)
+    text = f"The mAP of {variant} against {axis}: {means}."
+    caption = f"The mAP of {variant}, in percent."
+    if (best := sweep.best()) is not None:
+        text = f"The validation and test mAP of {variant} against {axis}. On the test split: "
+        text += f"{means}. The best validation mAP is that of {best}."
+        caption += " A value is chosen by its validation mAP; the test mAP only stands beside it."
+    caption += " The paper's Figure 4 varies m and k." if key in figures.AXES else ""
     about = Illustration(
-        f"sweep-{variant}-{key}".replace(".", "-"),
-        f"Sweep of {key}",
-        f"The mAP of {variant} against {figures.AXES.get(key, key)}: {means}.",
-        f"The mAP of {variant}, in percent.{in_paper}",
+        f"sweep-{variant}-{key}".replace(".", "-"), f"Sweep of {key}", text, caption
     )
     sweep.draw(about.stem(folder))
     about.write_table(folder, sweep.rows())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -24,13 +25,21 @@ class _Strict(BaseModel):
 
 
 class SweepRun(_Strict):
-    """One run of a sweep. Numbers are in percent."""
+    """One run of a sweep. Numbers are in percent.
+
+    Attributes:
+        value, seed: of the run.
+        mAP, CF1, OF1: on the test split.
+        validation_mAP: on the validation part, after the epoch whose weights are the result; None
+            if the run had no such part.
+    """
 
     value: str
     seed: int
     mAP: _Percent
     CF1: _Percent
     OF1: _Percent
+    validation_mAP: _Percent | None = None
 
 
 class SweepResults(_Strict):
@@ -55,21 +64,45 @@ class SweepResults(_Strict):
     runs: Annotated[list[SweepRun], Field(min_length=1)]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row of a table per run."""
+        """One row of a table per run; without the validation mAP if no run has one."""
         same = {"variant": self.variant, "setting": self.setting}
-        return [same | run.model_dump() for run in self.runs]
+        without = {"validation_mAP"} if all(run.validation_mAP is None for run in self.runs) else ()
+        return [same | run.model_dump(exclude=set(without)) for run in self.runs]
 
     def maps(self) -> dict[str, list[float]]:
-        """Value -> mAP of its runs."""
+        """Value -> mAP of its runs on the test split."""
         maps: dict[str, list[float]] = {}
         for run in self.runs:
             maps.setdefault(run.value, []).append(run.mAP)
         return maps
 
+    def validation_maps(self) -> dict[str, list[float]]:
+        """Value -> validation mAP of its runs; empty if a run has none, or other images for it."""
+        maps: dict[str, list[float]] = {}
+        if self.setting.rpartition(".")[2] == "validation":
+            return maps
+        for run in self.runs:
+            if run.validation_mAP is None:
+                return {}
+            maps.setdefault(run.value, []).append(run.validation_mAP)
+        return maps
+
+    def best(self) -> str | None:
+        """The value with the best mean validation mAP, the first one of several; None without."""
+        means = {value: fmean(maps) for value, maps in self.validation_maps().items()}
+        return max(means, key=means.__getitem__) if means else None
+
     def draw(self, stem: Path) -> None:
         """Draw mAP against the values, as <stem>.svg and <stem>.png."""
         title = f"{self.dataset}, {self.variant}, split {self.split}"
-        sweep_figure(stem, self.setting, self.maps(), title=title, numeric=self.numeric)
+        sweep_figure(
+            stem,
+            self.setting,
+            self.maps(),
+            self.validation_maps(),
+            title=title,
+            numeric=self.numeric,
+        )
 
 
 def write_sweep(path: Path, results: SweepResults) -> None:

@@ -153,6 +153,52 @@ def _dotted(block: type[BaseModel] | None) -> Iterator[str]:
         yield from (f"{name}.{key}" for key in _dotted(inner)) if inner else (name,)
 
 
+def flat(block: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the settings of a block by their dotted keys, without those of variants."""
+    settings: dict[str, Any] = {}
+    for name, value in block.items():
+        if isinstance(value, Mapping) and name != "variants":
+            settings |= flat(value, f"{prefix}{name}.")
+        elif name != "variants":
+            settings[f"{prefix}{name}"] = value
+    return settings
+
+
+def differing(
+    used: Mapping[str, Any], described: Mapping[str, Any]
+) -> dict[str, tuple[object, object]]:
+    """Return the settings in which two blocks differ: dotted key -> both values.
+
+    A setting that only one of the blocks has differs, and is None in the other one. The keys are in
+    the order of ``described``.
+    """
+    one, other = flat(used), flat(described)
+    return {
+        key: (one.get(key), other.get(key))
+        for key in {**other, **one}
+        if (key in one) != (key in other) or one[key] != other[key]
+    }
+
+
+_MOST_SETTINGS = 4  # that a list of settings shows
+
+
+def shown_differences(differences: Mapping[str, tuple[object, object]]) -> str:
+    """Say which settings differ, e.g. "`epochs` was 2, expected 3"; of many, the first ones."""
+    words = [
+        f"`{key}` was {shortened(used)}, expected {shortened(wanted)}"
+        for key, (used, wanted) in differences.items()
+    ]
+    return first_few(words, "; ")
+
+
+def first_few(words: Sequence[str], separator: str) -> str:
+    """Join words; of more than four, the first four and the number of the others."""
+    more = len(words) - _MOST_SETTINGS
+    shown = [*words[:_MOST_SETTINGS], f"and {more} more"] if more > 0 else words
+    return separator.join(shown)
+
+
 def _classes(annotation: Any) -> list[type]:
     """Return the classes in an annotation, at any depth."""
     if isinstance(annotation, type) and not get_args(annotation):

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.files import sha256_json
+from pipeline.files import matching, sha256_json
 from pipeline.learning import CHECKPOINT_FILE as CHECKPOINT_FILE
 from pipeline.settings import check_name
 
@@ -123,18 +123,28 @@ def report_folder(dataset: str) -> Path:
     return Path("reports") / dataset
 
 
-def state_file(purpose: str, key: object) -> Path:
+_STATES = Path(".state")
+
+
+def state_file(purpose: str, dataset: str, key: object) -> Path:
     """File from which a killed fit or training resumes.
 
     It is not kept with the outputs, which DVC deletes before it runs a stage again.
 
     Args:
         purpose: begins the name of the file.
+        dataset: name of the data set.
         key: everything that decides the result (JSON), so that only the same work is resumed.
     """
-    return Path(".state") / f"{purpose}-{sha256_json(key)[:16]}.pt"
+    return _STATES / f"{purpose}-{dataset}-{sha256_json(key)[:16]}.pt"
+
+
+def state_files(dataset: str) -> list[Path]:
+    """The files from which killed fits and trainings of a data set resume."""
+    name = re.compile(rf"[a-z]+-{re.escape(dataset)}-[0-9a-f]{{16}}\.pt(\.[0-9a-f]{{8}}\.tmp)?")
+    return [path for path in matching(_STATES, "*") if name.fullmatch(path.name)]
 
 
 def times_file(dataset: str) -> Path:
     """File with the times that the stages of a data set took, see `stages.checkout.times`."""
-    return Path(".state") / "times" / f"{dataset}.csv"
+    return _STATES / "times" / f"{dataset}.csv"

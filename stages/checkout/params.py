@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import difflib
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +15,6 @@ from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
-from ruamel.yaml import YAML
-from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from pipeline.errors import InputError, MissingError
 from pipeline.files import read_bytes
@@ -33,13 +29,11 @@ from pipeline.settings import (
     check_name,
 )
 from stages.checkout.keys import name_error, nearest, settings_error
+from stages.checkout.yaml_text import load_yaml
 
 _log = logging.getLogger(__name__)
 
 PARAMS_FILE = Path("params.yaml")
-
-_DEEPEST = 20  # blocks in blocks; settings need 6
-_LARGEST = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -339,117 +333,3 @@ def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> None:
             _merge(base[key], value)
         else:
             base[key] = copy.deepcopy(value)
-
-
-# --- YAML ----------------------------------------------------------------------------------------
-
-
-def load_yaml(text: str, where: str, remedy: str) -> Any:
-    """Read one YAML document.
-
-    Args:
-        text: the document.
-        where: begins the message of an error: the file, or the option.
-        remedy: of the error if it is not YAML.
-
-    Raises:
-        InputError: the text is not YAML, has a key twice in one block, or a value that is not
-            plain, larger than 64 bits, or in too many blocks. Names the line, or the key.
-    """
-    try:
-        value = YAML(typ="safe").load(text)
-    except DuplicateKeyError as error:
-        raise _duplicate_key(error, where) from error
-    except (
-        YAMLError,
-        # What ruamel.yaml runs into for a value that does not fit its tag, such as `!!int x`,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        # and for thousands of brackets.
-        RecursionError,
-    ) as error:
-        raise InputError(f"{where} is not valid YAML: {_problem(error)}.", remedy) from error
-    _check_plain(value, "", where, 0, {})
-    return value
-
-
-def _duplicate_key(error: DuplicateKeyError, where: str) -> InputError:
-    """Name the key that stands twice in one block, and the line of the second."""
-    found = re.match(r'found duplicate (?:merge )?key "(.*?)"', str(error.problem), re.DOTALL)
-    key = " ".join(found[1].split()) if found else "?"
-    return InputError(
-        f"{where}, line {error.problem_mark.line + 1}: the key `{key}` appears a second time in "
-        "its block.",
-        "Merge the two, or remove one of them.",
-    )
-
-
-def _problem(error: Exception) -> str:
-    """Say in one line what breaks YAML's syntax, and where."""
-    if isinstance(error, RecursionError):
-        return f"blocks or lists are nested more than {_DEEPEST} deep"
-    if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
-        # Without where it is in ruamel.yaml's buffer, and without Python's advice.
-        problem = re.split(r"\s+in \"<|;", str(error))[0]
-        return problem if isinstance(error, YAMLError) else f"a value can't be read ({problem})"
-    problem = str(error.problem)
-    if unknown := re.search("constructor for the tag '(?:tag:yaml.org,2002:)?(.*?)'", problem):
-        problem = f"the tag {unknown[1]!r} is not one of a plain value"
-    elif "'\\t'" in problem:
-        problem = "found a tab, expected blanks"
-    elif error.context:
-        problem = f"{problem} {error.context}"
-    mark = error.problem_mark
-    return f"line {mark.line + 1}, column {mark.column + 1}: {' '.join(problem.split())}"
-
-
-def _check_plain(value: Any, key: str, where: str, depth: int, known: dict[int, int]) -> int:
-    """Check a value and all that it holds, and return how deep blocks are nested in it.
-
-    Args:
-        value: as it was read.
-        key: of the value, dotted.
-        where: as for `load_yaml`.
-        depth: number of blocks that the value lies in.
-        known: the result for each block, by its `id`: with YAML's aliases, a few lines can hold a
-            block billions of times, or in itself.
-    """
-    shown = f"{where}: `{key[:200]}`" if key else where
-    height = known.get(id(value), 0)
-    if not height and isinstance(value, dict | list) and depth < _DEEPEST:
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        inner = 0
-        for name, item in items:
-            if isinstance(value, dict):
-                _check_plain(name, key, where, _DEEPEST, known)
-            below = f"{key}.{name}" if key else str(name)
-            inner = max(inner, _check_plain(item, below, where, depth + 1, known))
-        height = known[id(value)] = 1 + inner
-    if depth + height > _DEEPEST or (isinstance(value, dict | list) and not height):
-        raise InputError(
-            f"{shown}: blocks or lists are nested more than {_DEEPEST} deep.",
-            "Write fewer levels.",
-        )
-    if type(value) is int and abs(value) > _LARGEST:
-        raise InputError(
-            f"{shown} is a number of {value.bit_length()} bits, expected at most {_LARGEST}.",
-            "Change the value.",
-        )
-    if isinstance(value, str) and (
-        "\0" in value or value != value.encode(errors="replace").decode()
-    ):
-        raise InputError(
-            f"{shown} is {value[:200]!r}: it has a null byte or half a character (a lone "
-            "surrogate), expected text.",
-            "Change the value.",
-        )
-    if not isinstance(value, dict | list | str | int | float | None):
-        kind = type(value).__name__
-        raise InputError(
-            f"{shown} is a {kind}, expected a block, a list, text, a number, true, false or null.",
-            "Put it in quotes if it is text.",
-        )
-    return height

@@ -25,6 +25,7 @@ from pipeline.shards.index import read_index
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import Recipe
 from stages.checkout.caches import fill_command, open_cache
+from stages.checkout.keys import differing, shown_differences
 from stages.checkout.layout import CHECKPOINT_FILE, cache_folder, run_folder
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request, unreached, unread_by_runs
@@ -112,17 +113,20 @@ def read_checkpoint(plan: RunPlan) -> Checkpoint:
             f"{checkpoint.variant!r}, seed {checkpoint.seed}.",
             f"Restore the checkpoint of this run, or run {run_commands(plan)}.",
         )
-    used = {**checkpoint.settings.model_dump(), "views": checkpoint.views}
-    wanted = {**plan.settings.model_dump(), "views": plan.views}
-    differences = [name for name in wanted if used[name] != wanted[name]]
-    if differences:
-        name = differences[0]
+    if differences := differing_settings(checkpoint, plan.settings, plan.views):
         raise MismatchError(
-            f"{plan.folder} was trained with other settings: `{name}` was {used[name]!r}, expected "
-            f"{wanted[name]!r}.",
+            f"{plan.folder} was trained with other settings: {shown_differences(differences)}.",
             f"Run `dvc repro`, or {run_commands(plan)}.",
         )
     return checkpoint
+
+
+def differing_settings(
+    checkpoint: Checkpoint, settings: TrainSettings, views: int
+) -> dict[str, tuple[object, object]]:
+    """Return the settings in which a checkpoint's differ from others, see `differing`."""
+    used = {**checkpoint.settings.model_dump(), "views": checkpoint.views}
+    return differing(used, {**settings.model_dump(), "views": views})
 
 
 def check_training_rows(

@@ -12,6 +12,7 @@ from pipeline.errors import DamagedError, MismatchError, MissingError, advising
 from pipeline.evaluation.metrics import read_evaluation
 from pipeline.evaluation.predictions import Scores, read_logits
 from pipeline.evaluation.runs import Run, Runs
+from pipeline.files import exists
 from stages.checkout.layout import (
     CHECKPOINT_FILE,
     METRICS_FILE,
@@ -35,28 +36,45 @@ def load_runs(
             of another checkpoint; or two runs have other regions or labels, so that no table may
             hold both.
     """
-    options = ["--dataset", request.dataset]
-    options += [word for seed in seeds for word in ("--seed", str(seed))]
-    options += request.set_options
-    make_all = f"gmpipe compare {shlex.join(options)}"
+    make_all, show_made = _make_all(request, seeds), _show_made(request, variants, seeds)
     runs: dict[str, list[Run]] = {}
     first: Run | None = None
     for variant in variants:
         for seed in seeds:
             plan = plan_run(request, variant, seed)
-            run = _load_run(plan, make_all)
+            missing = f"Run {make_all}, or {run_commands(plan)} for this run alone.{show_made}"
+            run = _load_run(plan, missing)
             first = first or run
             _check_comparable(run, first, plan)
             runs.setdefault(variant, []).append(run)
     return runs
 
 
-def _load_run(plan: RunPlan, make_all: str) -> Run:
-    """Read a finished run; ``make_all`` is the command that makes all missing runs."""
-    missing = (
-        f"Run `{make_all}`, which makes all missing runs, or {run_commands(plan)} for this run "
-        "alone. `variants` and `seeds` in params.yaml list the runs that belong together."
-    )
+def _make_all(request: Request, seeds: Sequence[int]) -> str:
+    """The command that makes all missing runs, and what it does."""
+    of_seeds = [word for seed in seeds for word in ("--seed", str(seed))]
+    options = ["--dataset", request.dataset, *of_seeds, *request.set_options]
+    return f"`gmpipe compare {shlex.join(options)}`, which makes all missing runs"
+
+
+def _show_made(request: Request, variants: Sequence[str], seeds: Sequence[int]) -> str:
+    """A sentence, after a blank, on how to show the runs that are made; empty if none fit."""
+
+    def is_made(variant: str, seed: int) -> bool:
+        return exists(plan_run(request, variant, seed).folder / METRICS_FILE)
+
+    made = [name for name in variants if all(is_made(name, seed) for seed in seeds)]
+    fewer = f"variants=[{','.join(made)}]"
+    if not made:
+        of_all = [str(seed) for seed in seeds if all(is_made(name, seed) for name in variants)]
+        made, fewer = of_all, f"seeds=[{','.join(of_all)}]"
+    options = ["--dataset", request.dataset, *request.set_options, "--set", fewer]
+    command = f"gmpipe report {shlex.join(options)}"
+    return f" Or show only those that are there: `{command}`." if made else ""
+
+
+def _load_run(plan: RunPlan, missing: str) -> Run:
+    """Read a finished run; ``missing`` is the remedy if it was not made."""
     again = f"Run {run_commands(plan, 'evaluate')}."
     with advising(missing, MissingError), advising(again, DamagedError):
         evaluation = read_evaluation(plan.folder / METRICS_FILE)

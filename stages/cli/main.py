@@ -121,6 +121,7 @@ for _command in (
     runs.compare,
     runs.sweep,
     runs.runs,
+    runs.clean,
     caches.cache,
     caches.import_regions,
     caches.verify_all,

@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stages.cli.completion import complete_train_setting, complete_variant
+from stages.cli.completion import (
+    complete_dataset,
+    complete_run,
+    complete_train_setting,
+    complete_variant,
+)
 from stages.cli.options import (
     CommandGroup,
     check_variants,
@@ -64,7 +69,11 @@ def sweep(
 
     KEY is a setting of train.<dataset>, e.g. regions=2,4,6,8,10 or network.modules=1,2,3,4 (as in
     Figure 4 of the paper). Prints a table, and writes it with a plot of mAP to
-    runs/<dataset>/sweeps/KEY/. Existing runs are reused.
+    runs/<dataset>/sweeps/KEY/, or to runs/<dataset>/sweeps/VARIANT-KEY/ for another variant than
+    `full`. Existing runs are reused.
+
+    If the runs have a validation part (train.<dataset>.validation), the table marks the value that
+    is best by it. The test split never decides.
     """
     check_variants(request, [variant])
     from stages.commands import sweep as command
@@ -78,35 +87,77 @@ def sweep(
 
 @click.group(cls=CommandGroup)
 def runs() -> None:
-    """List or remove the runs of a data set."""
+    """List, show or remove the runs of a data set."""
 
 
 @runs.command("list")
 @dataset_options
-def list_runs(request: Request) -> None:
+@click.option("--times", is_flag=True, help="Also list how long each run and stage one took.")
+def list_runs(request: Request, times: bool) -> None:
     """List the runs, and say which of them params.yaml names.
 
     Runs with other settings than those of params.yaml (made with --set or sweep) are listed with
     these settings.
     """
-    from stages.commands import runs as command
+    from stages.commands.runs import listing
 
-    click.echo(command.list_runs(request, request.params.variants, request.params.seeds))
+    click.echo(listing.list_runs(request, times=times))
+
+
+@runs.command()
+@click.argument("run", metavar="RUN", shell_complete=complete_run)
+def show(run: str) -> None:
+    """Show what a run was made with and what it reached.
+
+    RUN is the folder of a run, such as runs/demo/full-s0, or its name. Every setting is listed, and
+    those that differ from params.yaml are marked. What is out of date comes last.
+    """
+    from stages.checkout.params import load_params
+
+    load_params()
+    from stages.commands.runs import show as command
+
+    click.echo(command.show(run))
+
+
+_yes_option = click.option("--yes", is_flag=True, help="Remove it. Without, it is only listed.")
 
 
 @runs.command()
 @dataset_options
-@click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
-def prune(request: Request, dry_run: bool) -> None:
-    """Remove the runs that params.yaml does not name.
+@click.option(
+    "--unlisted",
+    is_flag=True,
+    help="Also remove the runs of variants and seeds that the lists `variants` and `seeds` of "
+    "params.yaml leave out.",
+)
+@_yes_option
+def prune(request: Request, unlisted: bool, yes: bool) -> None:
+    """List the runs that params.yaml does not describe, or remove them.
 
-    These are the runs of other variants and seeds, the runs with other settings (made with --set
-    or sweep), and the tables and plots of sweeps. A run that is being made is kept, and so is every
-    file that gmpipe did not write.
+    These are the runs with other settings (made with --set or sweep) and of variants that do not
+    exist any more, and the tables and plots of sweeps. Runs of any seed stay, so that those of
+    compare do. A run that is being made is kept, and so is every file that gmpipe did not write.
     """
-    from stages.commands import runs as command
+    from stages.commands.runs import removal
 
-    removed = command.prune(
-        request.dataset, request.params.variants, request.params.seeds, dry_run=dry_run
-    )
-    (click.echo if dry_run else say)(removed)
+    removed = removal.prune(request, unlisted=unlisted, remove=yes)
+    (say if yes else click.echo)(removed)
+
+
+@click.command()
+@click.argument("dataset", metavar="DATASET", shell_complete=complete_dataset)
+@_yes_option
+def clean(dataset: str, yes: bool) -> None:
+    """List all that gmpipe made for a data set, or remove it.
+
+    That is the manifest and resolved settings, the detector, the cache, the runs, the page, and
+    what killed trainings resume from. Photographs, tables and params.yaml stay.
+    """
+    from stages.checkout.params import load_params
+
+    load_params()
+    from stages.commands.runs import removal
+
+    removed = removal.clean(dataset, remove=yes)
+    (say if yes else click.echo)(removed)

@@ -62,7 +62,7 @@ def predict(
     code is 1.
     """
     from stages.commands import predict as command
-    from stages.commands.runs import check_run
+    from stages.commands.runs.listing import check_run
 
     check_run(run_folder)
     labelled, failures = command.predict(
@@ -93,7 +93,7 @@ def explain(image: Path, run_folder: Path, detector: Path | None, output: Path) 
     network is run again without that part.
     """
     from stages.commands import explain as command
-    from stages.commands.runs import check_run
+    from stages.commands.runs.listing import check_run
 
     check_run(run_folder)
     click.echo(command.explain(image, run_folder, detector, output))
@@ -113,7 +113,7 @@ def export(run_folder: Path, output: Path | None) -> None:
     cache holds them. The label vectors are part of the file.
     """
     from stages.commands import export as command
-    from stages.commands.runs import check_run
+    from stages.commands.runs.listing import check_run
 
     check_run(run_folder)
     say(command.export(run_folder, output))

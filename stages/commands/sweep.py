@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.drawing import missing_letters
 from pipeline.errors import InputError
-from pipeline.evaluation.runs import Evaluations, evaluations_of
+from pipeline.evaluation.runs import Evaluations, Runs, evaluations_of
 from pipeline.evaluation.tables import as_csv, caption, sweep_table
 from pipeline.files import canonical_json, folder_lock, replacing, tidy
 from pipeline.report.sweeps import SweepResults, SweepRun, write_sweep
@@ -19,10 +19,12 @@ from stages.checkout.layout import (
     SWEEP_RESULTS_FILE,
     sweep_folder,
 )
-from stages.checkout.params import Request, load_yaml
+from stages.checkout.params import Request
 from stages.checkout.plans import RunPlan, plan_run
 from stages.checkout.results import load_runs
+from stages.checkout.yaml_text import load_yaml
 from stages.commands.compare import make_runs
+from stages.console.messages import note
 
 
 def sweep(
@@ -57,33 +59,29 @@ def sweep(
     }
     _check_different(key, variant, plans)
     make_runs([plan for of_value in plans.values() for plan in of_value], jobs)
-    evaluations = {
-        value: evaluations_of(load_runs(changed, [variant], seeds))[variant]
-        for value, changed in requests.items()
+    runs = {
+        value: load_runs(changed, [variant], seeds)[variant] for value, changed in requests.items()
     }
     folder = sweep_folder(request.dataset, variant, key)
-    _write(folder, key, variant, evaluations, numeric=_are_numbers(values))
-    first = next(iter(evaluations.values()))
+    results = _results(key, variant, runs, numeric=_are_numbers(values))
+    _write(folder, results)
     return (
-        f"{caption(request.dataset, first)}\n\n{sweep_table(key, evaluations)}",
+        _shown(results, evaluations_of(runs)),
         f"{folder}: {SWEEP_RESULTS_FILE}, {SWEEP_FIGURE_STEM}.svg, {SWEEP_FIGURE_STEM}.png",
     )
 
 
-def _write(
-    folder: Path, key: str, variant: str, evaluations: Evaluations, *, numeric: bool
-) -> None:
-    """Write the CSV file, the figure, and the numbers for the page.
+def _results(key: str, variant: str, runs: Runs, *, numeric: bool) -> SweepResults:
+    """Collect the numbers of a sweep.
 
     Args:
-        folder: of the sweep.
         key: of the setting.
         variant: of the runs.
-        evaluations: of the runs with each value, by value.
+        runs: with each value, by value.
         numeric: whether the values are numbers.
     """
-    first = next(iter(evaluations.values()))[0]
-    results = SweepResults(
+    first = next(iter(runs.values()))[0].evaluation
+    return SweepResults(
         dataset=first.dataset,
         split=first.split,
         variant=variant,
@@ -95,20 +93,55 @@ def _write(
         runs=[
             SweepRun(
                 value=value,
-                seed=evaluation.seed,
-                mAP=evaluation.metrics.mAP,
-                CF1=evaluation.metrics.all.CF1,
-                OF1=evaluation.metrics.all.OF1,
+                seed=run.evaluation.seed,
+                mAP=run.evaluation.metrics.mAP,
+                CF1=run.evaluation.metrics.all.CF1,
+                OF1=run.evaluation.metrics.all.OF1,
+                validation_mAP=run.history[run.evaluation.epoch - 1].get("validation_mAP"),
             )
-            for value, seeds in evaluations.items()
-            for evaluation in seeds
+            for value, seeds in runs.items()
+            for run in seeds
         ],
     )
+
+
+def _shown(results: SweepResults, evaluations: Evaluations) -> str:
+    """The table, and which value is the best, or why none is."""
+    key, best = results.setting, results.best()
+    first = next(iter(evaluations.values()))
+    about = caption(results.dataset, first)
+    table = sweep_table(key, evaluations, results.validation_maps(), best)
+    if best is None:
+        _note_no_choice(results)
+        return f"{about}\n\n{table}"
+    return (
+        f"{about}\n\n{table}\n\nThe best value by validation mAP is {key}={best}. The numbers of "
+        "the test split do not decide."
+    )
+
+
+def _note_no_choice(results: SweepResults) -> None:
+    """Say that these runs can't decide between the values, and which ones can."""
+    if all(run.validation_mAP is not None for run in results.runs):
+        note(
+            f"no value of `{results.setting}` is marked as the best: the runs were validated on "
+            "different images."
+        )
+        return
+    note(
+        "no value is marked as the best: these runs have no validation part, and a choice by the "
+        "test split would make its numbers too good. To choose a value, run the same sweep with "
+        f"`--set train.{results.dataset}.validation=0.2`."
+    )
+
+
+def _write(folder: Path, results: SweepResults) -> None:
+    """Write the CSV file, the figure, and the numbers for the page."""
     with folder_lock(folder):
         tidy(folder)
         with replacing(folder / SWEEP_RESULTS_FILE) as temporary:
             temporary.write_text(as_csv(results.rows()), encoding="utf-8")
-        missing_letters(evaluations)
+        missing_letters(results.maps())
         results.draw(folder / SWEEP_FIGURE_STEM)
         write_sweep(folder / SWEEP_FILE, results)
 

@@ -8,7 +8,8 @@ import pytest
 from refusals import refused
 
 from pipeline.errors import InputError
-from stages.checkout.params import load_params, load_yaml, read_params
+from stages.checkout.params import load_params, read_params
+from stages.checkout.yaml_text import load_yaml
 
 ALIASES = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
@@ -26,14 +27,41 @@ ODD = {
     "21 levels": ("a: " + "[" * 21 + "]" * 21, "deep"),
     "chained aliases": (CHAINED, "deep"),
     "in itself": ("a: &x [*x]", "deep"),
-    "key twice": ("a: 1\nb:\n  c: 1\n  c: 2", "line 4", "`c`"),
-    "merge twice": ("x: &x {a: 1}\ny:\n  <<: *x\n  <<: *x", "line 4", "`<<`"),
+    "section twice": ("a:\n  x: 1\nb: 2\na:\n  y: 1", "`a` is defined twice, lines 1 and 4"),
+    "key twice": ("a: 1\nb:\n  c: 1\n  d: 0\n  c: 2", "`c` is defined twice, lines 3 and 5"),
+    "merge twice": ("x: &x {a: 1}\ny:\n  <<: *x\n  <<: *x", "lines 3 and 4", "`<<`"),
     "number twice": ("1: a\ntrue: b", "line 2", "`True`"),
-    "lines in a key": ("? |\n  x\n  y\n: 1\n? |\n  x\n  y\n: 2", "line 5", "`x y`"),
+    "lines in a key": ("? |\n  x\n  y\n: 1\n? |\n  x\n  y\n: 2", "lines 1 and 5", "`x y`"),
+    "twice in a list of aliases": (
+        "a: &a [x, *a]\nb: [*a, {c: 1,\n  c: 2}]",
+        "`c` is defined twice, lines 2 and 3",
+    ),
+    "anchor twice": ("a: &x 1\nb: &x 2", "`&x` is defined twice, lines 1 and 2"),
     "key of lists": ("? {a: b}\n: 1", "line 1"),
     "tuple as key": ("? [a, b]\n: 1", "tuple", "quotes"),
-    "no anchor": ("a: *x", "line 1", "'x'"),
-    "merge of a number": ("a: {<<: 5}", "line 1"),
+    "no anchor": ("a: *x", "line 1, column 4", "'*x'", "quotes"),
+    "anchor without a name": ("a: & b", "line 1, column 5", "quotes"),
+    "double quote": ('a: "b\nc: 1\n', "quote", "line 1, column 4"),
+    "single quote": ("a: 1\nb: 'c\nd: 1\n", "quote", "line 2, column 4"),
+    "text after quotes": ("a: 'it's'", "line 1, column 8", "quotes"),
+    "list not closed": ("a: [b, c\nd:\n  e: 1", "line 2, column 2", "`]`", "line 1, column 4"),
+    "list not closed, at the end": ("a: [1, 2\n", "`]`", "line 1, column 4"),
+    "braces not closed": ("a: {b: 1\nc: 2", "`}`", "line 1, column 4"),
+    "bracket too many": ("a: [1]]", "line 1, column 7", "`]`"),
+    "no colon": ("a: [b]\nprepare\nc: 1", "`prepare`", "line 2, column 1", "`:`"),
+    "no blank": ("a:\n  epochs:1\n  b: 2", "line 3", "`epochs:`", "blank"),
+    "indented more": ("a:\n  b: 1\n    c: 2", "line 3, column 6", "indented more"),
+    "indented less": ("a:\n    b:\n      c: 1\n   d: 2", "line 4, column 4", "indented"),
+    "key after a list": ("a:\n  - b\n  c: 1", "line 3, column 3", "line 2, column 3"),
+    "entry after a key": ("a: 1\n- b", "line 2, column 1", "entry"),
+    "colon in a value": ("a: b: c", "line 1, column 5", "quotes"),
+    "no-break space": ("a:\u00a01\nb: 1", "line 2", "U+00A0"),
+    "at": ("a: @b", "line 1, column 4", "`@`", "quotes"),
+    "backslash": ('a: "C:\\data"', "line 1, column 8", "'d'", "single quotes"),
+    "folded": ("a: >x", "line 1, column 5", "`>`"),
+    "directive": ("%YAML 3.0\n---\na: 1", "line 1", "`%`"),
+    "line breaks of other systems": ("a: 1\r  b: 2\u2028", "line 2", "indented more"),
+    "merge of a number": ("a: {<<: 5}", "line 1", "`<<`"),
     "tab": ("a:\n\tb: 1", "line 2, column 1", "tab"),
     "binary": ("a: !!binary aGk=", "`a`", "bytes"),
     "bad binary": ("a: !!binary x", "line 1"),
@@ -55,8 +83,8 @@ ODD = {
     "long hexadecimal": ("a: 0x" + "f" * 5000, "`a`", "20000 bits"),
     "65 bits": ("a: [1, 9223372036854775808]", "`a.1`", "64 bits", "9223372036854775807"),
     "two documents": ("a: 1\n---\nb: 2", "line 2"),
-    "null byte": ("a: \0", "YAML"),
-    "escape": ("a: \x1b[2J", "YAML"),
+    "null byte": ("a: 1\nb: \0", "line 2, column 4", "U+0000"),
+    "escape": ("a: \x1b[2J", "line 1, column 4", "U+001B"),
 }
 
 
@@ -64,11 +92,20 @@ ODD = {
 def test_odd_yaml_is_refused(tmp_path: Path, name: str) -> None:
     text, *parts = ODD[name]
     file = tmp_path / "params.yaml"
-    file.write_text(text)
+    file.write_text(text, newline="")
     with pytest.raises(InputError) as caught:
         read_params(file)
     assert [part for part in (str(file), *parts) if part not in str(caught.value)] == []
-    for word in ("ruamel", "constructor", "unicode string", "set_int_max"):
+    foreign = (
+        "ruamel",
+        "constructor",
+        "unicode string",
+        "set_int_max",
+        "stream",
+        "scalar",
+        "while ",
+    )
+    for word in foreign:
         assert word not in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 1000

@@ -99,8 +99,8 @@ def test_quiet_leaves_errors_and_requested_results(small: Flow) -> None:
     assert "results.csv" not in done.out
     assert small.gmpipe("-q", "train", "--set", "train.voc2007.regions=9").refused(r"\b3\b")
     before = small.bytes("runs")
-    assert small.ok("runs", "prune", "--dry-run", "-q") != ""
-    assert small.ok("-q", "runs", "prune") == ""
+    assert small.ok("runs", "prune", "-q") != ""
+    assert small.ok("-q", "runs", "prune", "--yes") == ""
     assert small.bytes("runs") != before
 
 

@@ -138,6 +138,62 @@ def test_a_setting_that_the_variant_sets_itself_is_named(small: Flow) -> None:
     assert small.gmpipe("sweep", "epochs=1,2", "--variant", "maxpool").refused("max-pool")
 
 
+# Which value is chosen ---------------------------------------------------------------------------
+
+
+VALIDATED = ("--set", "train.voc2007.validation=0.3")
+
+
+def test_the_validation_part_decides_and_never_the_test_split(small: Flow) -> None:
+    best_epoch = ("--set", "train.voc2007.selection=best", "--set", "train.voc2007.epochs=3")
+    outcome = small.gmpipe("sweep", "beta=0.0,0.8", *SEEDS, *VALIDATED, *best_epoch, *ALONE)
+    assert outcome.code == 0
+    written = rows(small, "beta")
+    measured: dict[str, list[float]] = {}
+    for name in run_names(small):
+        checkpoint = load_checkpoint(small / "runs/voc2007" / name / "checkpoint.pt")
+        # With `selection: best`, the result is the best of the epochs.
+        value = max(row["validation_mAP"] for row in checkpoint.history)
+        beta = str(checkpoint.settings.beta)
+        measured.setdefault(beta, []).append(value)
+        [row] = [
+            row for row in written if (row["value"], row["seed"]) == (beta, str(checkpoint.seed))
+        ]
+        assert float(row["validation_mAP"]) == value
+    means = {value: float(np.mean(maps)) for value, maps in measured.items()}
+    best, other = sorted(means, key=means.__getitem__, reverse=True)
+    assert re.search(rf"^\| {best} +\| {means[best]:.1f} ± \S+ \(best\) +\|", outcome.out, re.M)
+    assert re.search(rf"^\| {other} +\| {means[other]:.1f} ± \S+ +\|", outcome.out, re.M)
+    assert f"beta={best}." in outcome.out
+    assert "validation=0.2" not in outcome.err
+    results = read_sweep(small / "runs/voc2007/sweeps/beta/sweep.json")
+    assert results.best() == best
+    # Other numbers on the test split change nothing.
+    flipped = [run.model_copy(update={"mAP": 100 - run.mAP}) for run in results.runs]
+    assert results.model_copy(update={"runs": flipped}).best() == best
+    swapped = {best: 1.0, other: 2.0}
+    turned = [run.model_copy(update={"validation_mAP": swapped[run.value]}) for run in results.runs]
+    assert results.model_copy(update={"runs": turned}).best() == other
+    text = "".join(ET.parse(small / "runs/voc2007/sweeps/beta/figure.svg").getroot().itertext())
+    for words in ("validation", "test", "best by validation"):
+        assert words in text
+
+
+def test_without_a_validation_part_no_value_is_marked(small: Flow) -> None:
+    outcome = small.gmpipe("sweep", "beta=0.0,0.8", *ALONE)
+    assert "best" not in outcome.out
+    assert "--set train.voc2007.validation=0.2" in outcome.err
+    assert "validation_mAP" not in rows(small, "beta")[0]
+
+
+@pytest.mark.parametrize("values", ["0.2,0.4", "0.0,0.3"])
+def test_runs_that_are_validated_on_other_images_are_not_compared(small: Flow, values: str) -> None:
+    outcome = small.gmpipe("sweep", f"validation={values}", *ALONE)
+    assert outcome.code == 0
+    assert "(best)" not in outcome.out
+    assert "no value" in outcome.err
+
+
 # The figure --------------------------------------------------------------------------------------
 
 
@@ -170,6 +226,23 @@ def test_means_are_drawn_at_their_numbers(tmp_path: Path) -> None:
         assert image.size == (825, 570)
         assert "Software" not in image.info
     assert sorted(p.name for p in tmp_path.iterdir()) == ["figure.png", "figure.svg"]
+
+
+def test_the_validation_map_is_the_first_line_and_its_best_has_a_ring(tmp_path: Path) -> None:
+    maps = {"1": [50.0], "2": [55.0], "5": [53.0]}
+    validation = {"1": [60.0], "2": [62.0], "5": [61.0]}
+    sweep_figure(tmp_path / "figure", "epochs", maps, validation, title="here", numeric=True)
+    (_, y1), (x2, y2), (_, y5), *_ = circles(tmp_path / "figure.svg")
+    assert y2 < y5 < y1  # of the validation part: 62, 61, 60
+    text = "".join(ET.parse(tmp_path / "figure.svg").getroot().itertext())
+    for words in ("validation", "test", "best by validation"):
+        assert words in text
+    root = ET.parse(tmp_path / "figure.svg").getroot()
+    [ring, _in_legend] = [
+        use for use in root.iter(f"{SVG}use") if "stroke: #d55e00" in use.get("style", "")
+    ]
+    assert float(ring.get("x", "")) == pytest.approx(x2)
+    assert float(ring.get("y", "")) == pytest.approx(y2)
 
 
 def test_words_are_evenly_spaced_and_one_seed_has_no_bars(tmp_path: Path) -> None:

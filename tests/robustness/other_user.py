@@ -134,7 +134,7 @@ def _import_all() -> None:
         "stages.detector",
     ):
         importlib.import_module(name)
-    for name in ("commands.cache", "commands.runs", "prepare", "evaluate", "workers.cluster"):
+    for name in ("commands.cache", "commands.runs.show", "prepare", "evaluate", "workers.cluster"):
         importlib.import_module(f"stages.{name}")
 
 

@@ -148,7 +148,11 @@ def test_another_training_split_is_refused(
     [
         ("train", {"learning_rate": 0.01}, r"`learning_rate` was 0\.02, expected 0\.01"),
         ("train", {"beta": 0.5}, r"`beta` was 0\.0, expected 0\.5"),
-        ("train", {"network": {"latent_size": 4, "neighbors": 2}}, r"`network` was "),
+        (
+            "train",
+            {"network": {"latent_size": 4, "neighbors": 2}},
+            r"settings: `network\.latent_size` was 8, expected 4\. Run",
+        ),
         ("train", {"variants": {"full": {"epochs": 3}}}, r"`epochs` was 1, expected 3"),
         ("extract", {"views": 1}, r"`views` was 2, expected 1"),
     ],
@@ -173,7 +177,9 @@ def test_other_label_vectors_and_labels_are_refused(flow: Flow) -> None:
     changed = ("cat", "cow", "owl")
     np.savez(flow / "vectors.npz", labels=np.array(changed), vectors=VECTORS.vectors)
     change_manifest(flow, lambda rows: None, changed)
-    assert flow.gmpipe("evaluate").refused(rf"{RUN}/checkpoint\.pt .*'dog'.*'cow'.*{train}")
+    outcome = flow.gmpipe("evaluate")
+    assert outcome.refused(rf"{RUN}/checkpoint\.pt .*'dog'.*'cow'.*{train}")
+    assert "'cat'" not in outcome.err  # both have it
 
 
 # What is evaluated -------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ from pipeline.files import read_bytes
 from pipeline.labels.vectors import load_label_vectors
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
 from pipeline.shards.index import Index, read_index
+from pipeline.shards.schema import recipe_differences
+from stages.checkout.keys import shown_differences
 from stages.checkout.layout import (
     CHECKPOINT_FILE,
     HISTORY_FILE,
@@ -33,6 +35,7 @@ from stages.checkout.layout import (
 )
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request, has_variant, variant_settings
+from stages.checkout.plans import differing_settings
 from stages.checkout.resolved import read_run_settings
 from stages.commands.verification.findings import Finding, csv_rows, look, sound, there
 
@@ -139,20 +142,23 @@ class RunFiles:
     def _check_inputs(self, found: Checkpoint) -> None:
         """Compare what a checkpoint was trained on with what the checkout has now, if it has it."""
         manifest, index = self.today.manifest, self.today.index
-        pairs: list[tuple[str, object, object]] = []
+        different: list[str] = []
         if manifest is not None:
-            pairs.append(("vocabulary", found.vocabulary, manifest.vocabulary))
-            pairs.append(("training rows", found.train_sha256, manifest.train_sha256))
-        if index is not None:
-            pairs.append(("regions", dict(found.recipe), dict(index.recipe)))
-        if (vectors := self.today.vectors_sha256(found)) is not None:
-            pairs.append(("label vectors", found.label_vectors_sha256, vectors))
+            if found.vocabulary != manifest.vocabulary:
+                different.append("vocabulary")
+            if found.train_sha256 != manifest.train_sha256:
+                different.append("training rows")
+        if index is not None and (changes := recipe_differences(found.recipe, index.recipe)):
+            different.append(f"regions ({changes})")
+        if self.today.vectors_sha256(found) not in (None, found.label_vectors_sha256):
+            different.append("label vectors")
         train, views = self.request.train, self.request.extract.views
         hashed = self.name is not None and self.name.hashed
         if not hashed and has_variant(train, found.variant):
             described = variant_settings(train, found.variant)
-            pairs.append(("settings", (found.settings, found.views), (described, views)))
-        if different := [name for name, used, today in pairs if used != today]:
+            if settings := differing_settings(found, described, views):
+                different.append(f"settings ({shown_differences(settings)})")
+        if different:
             raise MismatchError(
                 f"it was trained on other {' and other '.join(different)} than there are now."
             )
