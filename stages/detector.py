@@ -36,7 +36,7 @@ from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request
 from stages.checkout.times import record_time
 from stages.console.messages import say
-from stages.console.progress import progress_bar, shows_bars
+from stages.console.progress import progress_bar, progress_phase, shows_bars
 
 _METRICS_FILE = "metrics.json"  # recall and precision of a detector that was fitted here
 
@@ -124,7 +124,10 @@ def _fit(folder: Path, request: Request, settings: DetectorSettings, fit: FitSet
     remove_temporaries(state.parent, state.name)
     with progress_bar(total=fit.steps, desc="fit detector", unit="step") as bar:
 
-        def on_step(done: int, loss: float) -> None:
+        def on_step(done: int, loss: float | None) -> None:
+            if loss is None:
+                bar.resume(done)
+                return
             bar.update(done - bar.n)
             bar.set_postfix(loss=f"{loss:.2f}", refresh=False)
 
@@ -137,7 +140,8 @@ def _fit(folder: Path, request: Request, settings: DetectorSettings, fit: FitSet
             initial=initial,
             on_step=on_step,
         )
-    metrics = measure_detector(model, held_out, fit)
+    with progress_phase("measure detector", len(held_out), "image") as on_images:
+        metrics = measure_detector(model, held_out, fit, on_images)
     with replacing_folder(folder) as temporary:
         write_detector(
             temporary,

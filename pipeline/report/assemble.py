@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from pipeline.report.facts import what_was_run
 from pipeline.report.figures import looks
 from pipeline.report.folder import TABLES, write_data, write_frame
 from pipeline.report.gallery import mean_label_nodes, shown_split, write_gallery
-from pipeline.report.inputs import PageInputs, load_evaluated
+from pipeline.report.inputs import PageInputs, Phase, load_evaluated
 from pipeline.report.rows import columns, label_cells, own_rows, paper_rows
 
 FEW = 10
@@ -39,12 +39,11 @@ Groups = Mapping[str, Any]
 """Name of a group -> its labels."""
 
 
-def write_page(folder: Path, inputs: PageInputs, on_images: Callable[[int], None]) -> str:
+def write_page(folder: Path, inputs: PageInputs, phase: Phase) -> str:
     """Write a page into an empty folder.
 
     Args:
-        on_images: called with the number of images whenever some are done; each is done once for
-            its picture and once for each variant.
+        phase: shows the parts of the work.
 
     Returns:
         the tables as Markdown, as in tables/results.md.
@@ -53,7 +52,8 @@ def write_page(folder: Path, inputs: PageInputs, on_images: Callable[[int], None
         MissingError, DamagedError: a file of a run can't be read.
     """
     scores, evaluations = inputs.scores, evaluations_of(inputs.runs)
-    intervals = bootstrap.intervals(scores.logits, scores.truth, BASE)
+    with phase("intervals", len(scores.logits) * bootstrap.RESAMPLES, "resample") as on_resamples:
+        intervals = bootstrap.intervals(scores.logits, scores.truth, BASE, on_resamples)
     text = results_markdown(
         inputs.manifest.dataset, inputs.source, inputs.detector, inputs.runs, intervals
     )
@@ -64,10 +64,11 @@ def write_page(folder: Path, inputs: PageInputs, on_images: Callable[[int], None
 
     checkpoint = load_evaluated(inputs.shown)
     groups, origin = _label_groups(inputs, checkpoint)
-    figures, curves = _draw_figures(folder, inputs)
-    figures += _draw_label_map(folder, inputs, checkpoint, groups, origin)
-    figures += [drawn.draw_sweep(folder, sweep) for sweep in inputs.sweeps]
-    gallery = write_gallery(folder, inputs, on_images)
+    with phase("figures", None, "figure"):
+        figures, curves = _draw_figures(folder, inputs)
+        figures += [drawn.draw_sweep(folder, sweep) for sweep in inputs.sweeps]
+    figures += _draw_label_map(folder, inputs, checkpoint, groups, origin, phase)
+    gallery = write_gallery(folder, inputs, phase)
 
     write_data(folder, "curves", _rounded(curves, inputs.manifest.vocabulary))
     # Times have a script of their own: all others have the same bytes for the same runs.
@@ -118,13 +119,20 @@ def _draw_figures(
 
 
 def _draw_label_map(
-    folder: Path, inputs: PageInputs, checkpoint: Checkpoint, groups: Groups, origin: str
+    folder: Path,
+    inputs: PageInputs,
+    checkpoint: Checkpoint,
+    groups: Groups,
+    origin: str,
+    phase: Phase,
 ) -> list[drawn.Illustration]:
     """Draw the map of the labels, unless the network has no label nodes or there are too few."""
     scorer = Scorer.of_checkpoint(checkpoint, inputs.shown.name)
     if not isinstance(scorer.network, MatchingNetwork):
         return []
-    nodes = mean_label_nodes(scorer, shown_split(inputs, checkpoint.settings.regions))
+    split = shown_split(inputs, checkpoint.settings.regions)
+    with phase("map of the labels", len(split), "image") as on_images:
+        nodes = mean_label_nodes(scorer, split, on_images)
     vectors, labels = checkpoint.label_vectors.numpy(), inputs.manifest.vocabulary
     figure = drawn.draw_label_map(
         folder, vectors, nodes, labels, groups, run=_in_words(inputs), origin=origin
