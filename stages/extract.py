@@ -352,7 +352,7 @@ def _summary(
     seconds = results.busy + results.waiting
     if results.rows and seconds >= _TELLING_SECONDS:
         share = results.waiting / seconds
-        lines.append(f"The detector waited for images {share:.1%} of its {seconds:.0f} s.")
+        lines.append(f"The detector waited for images {share:.1%} of its time.")
     undecodable = (
         f"{len(failures)} {'image' if len(failures) == 1 else 'images'} can't be decoded, see "
         f"{folder / FAILURES_NAME}."

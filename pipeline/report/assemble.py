@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -64,10 +64,13 @@ def write_page(folder: Path, inputs: PageInputs, phase: Phase) -> str:
 
     checkpoint = load_evaluated(inputs.shown)
     groups, origin = _label_groups(inputs, checkpoint)
-    with phase("figures", None, "figure"):
-        figures, curves = _draw_figures(folder, inputs)
-        figures += [drawn.draw_sweep(folder, sweep) for sweep in inputs.sweeps]
+    with phase("figures", None, "figure") as on_figures:
+        figures, curves = _draw_figures(folder, inputs, on_figures)
     figures += _draw_label_map(folder, inputs, checkpoint, groups, origin, phase)
+    with phase("figures of sweeps", len(inputs.sweeps), "figure") as on_figures:
+        for sweep in inputs.sweeps:
+            figures.append(drawn.draw_sweep(folder, sweep))
+            on_figures(1)
     gallery = write_gallery(folder, inputs, phase)
 
     write_data(folder, "curves", _rounded(curves, inputs.manifest.vocabulary))
@@ -96,7 +99,7 @@ def _label_groups(inputs: PageInputs, checkpoint: Checkpoint) -> tuple[Groups, s
 
 
 def _draw_figures(
-    folder: Path, inputs: PageInputs
+    folder: Path, inputs: PageInputs, on_figures: Callable[[int], object]
 ) -> tuple[list[drawn.Illustration], drawn.Curves]:
     """Draw the figures that need only metrics, histories and predictions."""
     runs = {variant: inputs.runs[variant] for variant in inputs.variants}
@@ -107,14 +110,20 @@ def _draw_figures(
     histories = drawn.histories_of(runs)
 
     figures = [drawn.draw_average_precision(folder, evaluations, base)]
+    on_figures(1)
     if len(runs) > 1:
         figures.append(drawn.draw_gains(folder, evaluations, base))
+        on_figures(1)
     figures.append(drawn.draw_learning(folder, histories))
+    on_figures(1)
     figure, curves = drawn.draw_precision_recall(folder, first_seed, truth, labels)
+    on_figures(1)
     figures += [figure, drawn.draw_calibration(folder, scores, truth)]
+    on_figures(1)
     if len(labels) > 1:
         run = _in_words(inputs)
         figures.append(drawn.draw_co_occurrence(folder, first_seed[base], truth, labels, run))
+        on_figures(1)
     return figures, curves
 
 

@@ -97,10 +97,8 @@ def make_runs(runs: Sequence[RunPlan], jobs: int | None) -> None:
     if jobs is None:
         jobs = 1 if torch.cuda.is_available() else cores()
     if 0 < len(missing) < len(runs):
-        finished = len(runs) - len(missing)
-        say(
-            f"{finished} of {len(runs)} runs are finished already. Making the other {len(missing)}."
-        )
+        finished = f"{len(runs) - len(missing)} of {len(runs)}"
+        say(f"{finished} runs are finished already; {len(missing)} are made now")
     make = _make_in_processes if min(jobs, len(missing)) > 1 else _make_here
     problems = {}
     for folder, outcome in make(missing, jobs):
@@ -131,7 +129,6 @@ def _make_in_processes(missing: _Missing, at_once: int) -> Iterator[tuple[Path, 
 
 
 def _make_here(missing: _Missing, _: int) -> Iterator[tuple[Path, Outcome]]:
-    # The runs differ in length, and are few: the mean of all tells best how long the rest takes.
     with progress_bar(total=len(missing), desc="runs", unit="run", smoothing=0) as bar:
         for folder, (run, stages) in missing.items():
             try:

@@ -36,6 +36,7 @@ from stages.checkout.layout import (
 )
 from stages.checkout.params import Request, has_variant, variant_settings
 from stages.checkout.resolved import read_run_settings
+from stages.console.progress import progress_bar
 
 _TEMPORARY = r"\.[0-9a-f]{8}\.tmp"
 _OUT_OF_DATE = "out of date"  # of another checkpoint, which a killed training has replaced
@@ -86,7 +87,7 @@ def list_runs(request: Request, variants: Sequence[str], seeds: Sequence[int]) -
     top = runs_folder(dataset)
     named = _named(dataset, [name for name in variants if has_variant(request.train, name)], seeds)
     rows = []
-    for folder in _entries(top):
+    for folder in progress_bar([*_entries(top)], desc="read runs", unit="run", delay=1):
         try:
             if not _is_run(folder):
                 continue

@@ -53,9 +53,21 @@ def progress_bar(iterable: Any = None, **options: Any) -> Any:
 
 
 @contextmanager
-def progress_phase(desc: str, total: int | None, unit: str) -> Iterator[Callable[[int], object]]:
-    """Show a part of a command's work that may take long; yield what is called with each count."""
-    with progress_bar(total=total, desc=desc, unit=unit, delay=_PHASE_DELAY) as bar:
+def progress_phase(
+    desc: str, total: int | None = None, unit: str = ""
+) -> Iterator[Callable[[int], object]]:
+    """Show a part of a command's work that may take long.
+
+    Args:
+        desc: its name.
+        total: number of things that it consists of; None if that is not known.
+        unit: what such a thing is; empty if nothing is counted, and only the time is shown.
+
+    Yields:
+        a function to call with the number of things that were just done.
+    """
+    options = {"unit": unit} if unit else {"bar_format": "{desc}: {elapsed}"}
+    with progress_bar(total=total, desc=desc, delay=_PHASE_DELAY, **options) as bar:
         yield bar.update
 
 
@@ -78,6 +90,8 @@ class State:
     note: str
 
     def __str__(self) -> str:
+        if self.total is None and not self.done:
+            return self.desc
         of = "" if self.total is None else f"/{self.total}"
         return f"{self.desc} {self.done}{of} {self.unit}s{', ' if self.note else ''}{self.note}"
 

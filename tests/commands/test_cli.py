@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import termios
+import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -271,6 +273,55 @@ def test_a_line_every_half_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = output.getvalue().splitlines()
     assert len(lines) == 100 * 8 // 32 + 1  # after 32 s, being asked every 8
     assert lines[1] == "fit:   4% 4/100 [00:32<12:48,  8.00s/step]"
+
+
+def test_a_line_every_half_minute_even_if_nothing_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = itertools.count(1e6, 40)
+    monkeypatch.setattr("tqdm.std.time", lambda: next(clock))
+    monkeypatch.setattr("stages.console.progress._BEAT_SECONDS", 0.01)
+    with contextlib.redirect_stderr(io.StringIO()) as output:
+        for delay in (0, 100):
+            with progress_bar(total=2, desc="long", unit="step", delay=delay):
+                before = len(output.getvalue().splitlines())
+                while len(output.getvalue().splitlines()) < before + 3:
+                    time.sleep(0.01)
+    assert set(re.findall(r"^long: +\d+% \d/\d", output.getvalue(), re.MULTILINE)) == {
+        "long:   0% 0/2"
+    }
+
+
+def test_a_resumed_bar_says_so_and_counts_from_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 1e6
+    monkeypatch.setattr("tqdm.std.time", lambda: now)
+    with progress_bar(total=560, desc="fit", unit="step") as bar:
+        now += 100
+        bar.resume(200)
+        now += 10
+        bar.update(20)
+    out, err = capsys.readouterr()
+    assert out == "fit: resumed at step 200 of 560\n"
+    assert err.splitlines()[-1] == "fit:  39% 220/560 [00:10<02:50,  2.00step/s]"
+    with progress_bar(total=560, desc="fit", unit="step") as bar:
+        bar.resume(0)
+    assert capsys.readouterr().out == ""
+
+
+def test_messages_take_the_place_of_bars_in_a_terminal(tmp_path: Path) -> None:
+    code = """
+from stages.console.messages import note, say, speaking
+from stages.console.progress import progress_bar
+with speaking(), progress_bar(total=5, desc="fit", unit="step") as bar:
+    bar.resume(2)
+    note("it is odd.")
+"""
+    lines = re.split("[\r\n]+", in_terminal(tmp_path, code))
+    assert "Note: it is odd." in lines
+    assert lines[lines.index("Note: it is odd.") - 1].isspace()  # what erases the bar
+    assert lines[-2].startswith("fit:  40%|")
 
 
 # --- completion ----------------------------------------------------------------------------------

@@ -88,6 +88,41 @@ def test_a_note_is_printed_once(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().err.count("Note: params.yaml is odd.") == 1
 
 
+REPORTING = """
+import sys, time
+if "stages.cli" in sys.orig_argv:
+    from stages.console.messages import note, speaking
+    from stages.console.progress import progress_bar
+    with speaking(), progress_bar(total=10, desc="fit", unit="step") as bar:
+        note("params.yaml is odd.")
+        bar.resume(2)
+        bar.update(3)
+        bar.set_postfix(loss="0.5")
+        time.sleep(1)
+"""
+
+
+def test_progress_and_notes_of_running_jobs_are_shown(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("sitecustomize.py").write_text(REPORTING)
+    monkeypatch.setenv("PYTHONPATH", f"{Path.cwd()}{os.pathsep}{ROOT}")
+    monkeypatch.setattr("stages.console.progress._LINE_SECONDS", 0.1)
+    monkeypatch.setattr("stages.console.progress._BEAT_SECONDS", 0.05)
+    with speaking():
+        assert len(dict(run_jobs({name: [LIST] for name in "ab"}, 2))) == 2
+    out, err = capfd.readouterr()
+    assert out == "fit: resumed at step 2 of 10\n" * 2
+    assert "gmpipe progress" not in err
+    lines = err.splitlines()
+    both = "fit 5/10 steps, loss=0.5; fit 5/10 steps, loss=0.5"
+    [running, *_] = [line for line in lines if both in line]
+    assert running.startswith("runs:  50% 1.0/2 [")
+    assert lines.index("Note: params.yaml is odd.") < lines.index(running)
+    assert lines.count("Note: params.yaml is odd.") == 1
+    assert lines[-1].startswith("runs: 100% 2/2 [")
+
+
 @contextlib.contextmanager
 def killing(number: int, *, when: int) -> Iterator[None]:
     """Meanwhile, send a signal to one of the commands as soon as so many of them run."""
