@@ -124,10 +124,7 @@ def _fit(folder: Path, request: Request, settings: DetectorSettings, fit: FitSet
     remove_temporaries(state.parent, state.name)
     with progress_bar(total=fit.steps, desc="fit detector", unit="step") as bar:
 
-        def on_step(done: int, loss: float | None) -> None:
-            if loss is None:
-                bar.resume(done)
-                return
+        def on_step(done: int, loss: float) -> None:
             bar.update(done - bar.n)
             bar.set_postfix(loss=f"{loss:.2f}", refresh=False)
 
@@ -138,6 +135,7 @@ def _fit(folder: Path, request: Request, settings: DetectorSettings, fit: FitSet
             fit,
             state_file=state,
             initial=initial,
+            on_start=bar.resume,
             on_step=on_step,
         )
     with progress_phase("measure detector", len(held_out), "image") as on_images:

@@ -86,7 +86,8 @@ def fit_detector(
     *,
     state_file: Path,
     initial: tuple[dict[str, Tensor], Path] | None = None,
-    on_step: Callable[[int, float | None], None] = lambda step, loss: None,
+    on_start: Callable[[int], None] = lambda done: None,
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> FasterRCNN:
     """Fit a Faster R-CNN with AdamW and a one-cycle schedule.
 
@@ -102,8 +103,8 @@ def fit_detector(
         state_file: where the state is kept between two attempts.
         initial: weights to start from and the file that they came from; None: from scratch. If
             they were made for another number of classes, the class predictor starts from scratch.
-        on_step: called before the first step (then without a loss) and after each, with the number
-            of steps done so far and the loss.
+        on_start: called before the first step, with the number of steps done by an earlier attempt.
+        on_step: called after each step with the number of steps done and the loss.
 
     Returns:
         the fitted model in eval mode.
@@ -123,7 +124,7 @@ def fit_detector(
         with trained_faster(model):
             learner = _Learner(model, settings)
             done = learner.resume(state_file)
-            on_step(done, None)
+            on_start(done)
             for step in range(done, settings.steps):
                 chosen = _batch_indices(step, settings.batch_size, len(images), settings.seed)
                 views, targets = _batch([images[index] for index in chosen], step, settings, device)

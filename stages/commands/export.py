@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.inference.export import PHASES, export_onnx
+from pipeline.inference.export import export_onnx
 from stages.checkout.models import open_checkpoint
-from stages.console.progress import progress_bar
+from stages.console.progress import progress_phase
 
 
 def export(run_folder: Path, output: Path | None) -> str:
@@ -26,15 +26,7 @@ def export(run_folder: Path, output: Path | None) -> str:
     """
     checkpoint = open_checkpoint(run_folder)
     path = output or Path(f"{checkpoint.dataset}-{run_folder.absolute().name}.onnx")
-    with progress_bar(total=len(PHASES), desc="export", unit="step") as bar:
-
-        def on_phase(name: str) -> None:
-            bar.update(PHASES.index(name) - bar.n)
-            bar.set_postfix_str(name)
-
-        export_onnx(checkpoint, path, on_phase)
-        bar.update(len(PHASES) - bar.n)
-        bar.set_postfix_str("", refresh=False)
+    export_onnx(checkpoint, path, lambda name: progress_phase(f"export, {name}"))
     return (
         f"{path}: {path.stat().st_size / 1e6:.1f} MB, {len(checkpoint.vocabulary)} labels, "
         f"regions with {checkpoint.feature_size} features"
