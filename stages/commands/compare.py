@@ -14,7 +14,7 @@ import torch
 
 from pipeline.datasets.manifest import SPLITS
 from pipeline.errors import DamagedError, GmpipeError, MismatchError, MissingError, advising
-from pipeline.evaluation.bootstrap import RESAMPLES, intervals
+from pipeline.evaluation import bootstrap
 from pipeline.evaluation.metrics import read_evaluation
 from pipeline.evaluation.tables import BASE, results_markdown
 from pipeline.files import access_error
@@ -69,8 +69,8 @@ def compare(
     recipe = next(iter(runs.values()))[0].recipe
     with advising(f"Run `gmpipe detector --dataset {request.dataset}`.", DamagedError):
         detector = detector_of_regions(detector_folder(request.dataset), recipe)
-    with progress_phase("intervals", len(runs) * RESAMPLES, "resample") as on_resamples:
-        of_runs = intervals(scores.logits, scores.truth, BASE, on_resamples)
+    with progress_phase("intervals", len(runs) * bootstrap.RESAMPLES, "resample") as on_resamples:
+        of_runs = bootstrap.intervals(scores.logits, scores.truth, BASE, on_resamples)
     return results_markdown(request.dataset, request.prepare.source, detector, runs, of_runs)
 
 

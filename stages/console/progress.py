@@ -171,6 +171,9 @@ class _Lines(_Bar):
             self._shown = now
             super().display(msg, pos)
 
+    def moveto(self, n: int) -> None:
+        """Do nothing: the lines of an outer and an inner bar follow each other."""
+
 
 class _Messages(_Bar):
     """A bar as messages for the command that has started this one."""
