@@ -133,6 +133,15 @@ class _Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
                     self.delay = 0.0  # it is shown now, so it must be shown at its end
                     self.refresh(nolock=True)
 
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """What is shown: of a part of a thing two decimals, though the rate is that of all."""
+        values: dict[str, Any] = super().format_dict
+        if isinstance(self.n, float) and values["elapsed"]:
+            values["rate"] = (self.n - self.initial) / values["elapsed"]
+            values["n"] = round(self.n, 2)
+        return values
+
     def resume(self, done: int) -> None:
         """Say that so many had been done before. The rate and the time left count from here."""
         if not done:

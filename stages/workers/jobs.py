@@ -90,7 +90,7 @@ class _Shown:
     def update(self, started: Sequence[_Job], running: Sequence[_Job]) -> None:
         """Show the states of the jobs; those that were started and don't run have ended."""
         ended = len(started) - len(running)
-        part = round(sum(job.done for job in running), 2)
+        part = sum(job.done for job in running)
         self._all.n = ended + part if part else ended
         self._all.initial = sum(job.done_before for job in started)
         states = {job: job.state for job in running if job.state is not None}

@@ -134,6 +134,15 @@ def test_a_resumed_bar_says_so_and_counts_from_there(
     assert capsys.readouterr().out == ""
 
 
+def test_a_part_of_a_thing_is_rounded_and_its_rate_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1e6
+    monkeypatch.setattr("tqdm.std.time", lambda: now)
+    with progress_bar(total=3, desc="runs", unit="run", smoothing=0) as bar:
+        now += 10
+        bar.n = 0.0125
+        assert str(bar) == "runs:   0% 0.01/3 [00:10<39:52, 800.00s/run]"
+
+
 def test_messages_take_the_place_of_bars_in_a_terminal(tmp_path: Path) -> None:
     code = """
 from stages.console.messages import note, say, speaking
