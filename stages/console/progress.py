@@ -144,9 +144,12 @@ class _Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
 
     def resume(self, done: int) -> None:
         """Say that so many had been done before. The rate and the time left count from here."""
-        if not done:
-            return
-        self.say_resumed(done)
+        if done:
+            self.say_resumed(done)
+            self.start_at(done)
+
+    def start_at(self, done: int) -> None:
+        """Let the rate and the time left count from here, with so many done before."""
         self.initial = self.n = self.last_print_n = done
         if not self.disable:
             self.last_print_t = self.start_t = self._time()

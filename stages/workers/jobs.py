@@ -108,9 +108,10 @@ class _Shown:
         if bar is None or desc != state.desc:
             if bar is not None:
                 bar.close()
-            options = {"total": state.total, "initial": state.resumed, "unit": state.unit}
-            bar = progress_bar(desc=state.desc, leave=False, **options)
+            bar = progress_bar(total=state.total, desc=state.desc, unit=state.unit, leave=False)
             self._bars[job] = state.desc, bar
+        if bar.initial != state.resumed:
+            bar.start_at(state.resumed)
         bar.set_postfix_str(state.note, refresh=False)
         bar.update(state.done - bar.n)
 
