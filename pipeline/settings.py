@@ -67,6 +67,21 @@ Name = Annotated[str, BeforeValidator(check_name)]
 at most 64 in all. Names become folders, files, words of commands, parts of DVC's stage names, and
 parts of the dotted keys of its parameters. So dots, blanks and slashes are impossible."""
 
+
+def check_columns(value: Any) -> Any:
+    """Check that a setting names one column, or several in a list.
+
+    Raises:
+        ValueError: it does not.
+    """
+    names = value if isinstance(value, list) else [value]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError("expected the name of a column, or a list of names, in quotes if needed")
+    if len(set(names)) < len(names):
+        raise ValueError("expected each column once")
+    return value
+
+
 Side = Annotated[int, Field(ge=1)]
 
 
@@ -157,18 +172,25 @@ class NuswideSettings(_ListedSettings):
 
 
 class TableSettings(_ListedSettings):
-    """Any data set, from a CSV or Parquet file with one row per image."""
+    """Any data set, from a CSV or Parquet file with one row per image, or one per label of it."""
 
     source: Literal["table"]
-    file: str = Field("labels.csv", description="The table, a .csv or .parquet file.")
+    file: str = Field("labels.csv", description="The table, a .csv, .tsv or .parquet file.")
     images: str = Field(
         ".",
         description="Folder that the paths in the table are relative to. `.`: the folder of the "
         "data set.",
     )
     image: str = Field("image", description="Column with the path of the image.")
-    labels: str = Field("labels", description="Column with the labels of the image.")
-    split: str = Field("split", description="Column that says `train` or `test`.")
+    labels: Annotated[str | list[str], BeforeValidator(check_columns)] = Field(
+        "labels",
+        description="Column with the labels of the image. Or a list of columns, each named after "
+        "a label, with 1 in the rows of images that have it and 0 in the others.",
+    )
+    split: str = Field(
+        "split",
+        description="Column that says `train`, `test` or, for images to validate on, `val`.",
+    )
     test_share: float | None = Field(
         None,
         gt=0,
@@ -178,7 +200,7 @@ class TableSettings(_ListedSettings):
         "others are added or removed.",
     )
     separator: str = Field(
-        ";", min_length=1, description="Text between two labels, unless the column holds lists."
+        ";", min_length=1, description="Text between two labels, unless a cell holds a list."
     )
     vocabulary: list[str] | None = Field(
         None, description="The labels, in order. null: the labels in the table, sorted."
@@ -412,24 +434,19 @@ class TrainSettings(_Settings):
         ge=0,
         lt=1,
         description="Share of the training split that is not trained on. The mAP on it is written "
-        "to history.csv after each epoch, for tuning without the test split.",
+        "to history.csv after each epoch, for tuning without the test split. A data set with a "
+        "`val` split is validated on that, and keeps 0 here.",
     )
     selection: Literal["last", "best"] = Field(
         "last",
         description="Epoch whose weights are the result: the `last` one, or the one with the "
-        "`best` mAP on the `validation` part.",
+        "`best` mAP on the validation part or the `val` split.",
     )
     variants: dict[Name, dict[str, object]] = Field(
         default_factory=dict,
         description="Settings above that a variant changes, e.g. "
         "`max-pool: {learning_rate: 0.003}`. A new name defines a new variant.",
     )
-
-    @model_validator(mode="after")
-    def _check_selection(self) -> TrainSettings:
-        if self.selection == "best" and not self.validation:
-            raise ValueError("selection `best` requires `validation` above 0, e.g. 0.1")
-        return self
 
 
 SECTIONS = ("prepare", "detector", "extract", "train")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,8 @@ from pipeline.datasets.check import (
     Findings,
     ListedImage,
     check_files,
-    label_counts,
-    similar_labels,
 )
+from pipeline.datasets.label_counts import label_counts
 from pipeline.datasets.listing import (
     Listing,
     find_files,
@@ -28,8 +27,8 @@ from pipeline.datasets.listing import (
     make_manifest,
 )
 from pipeline.datasets.manifest import (
-    SPLITS,
     Manifest,
+    Split,
     read_boxes,
     read_manifest,
     write_boxes,
@@ -40,6 +39,7 @@ from pipeline.datasets.readers.nuswide import read_nuswide
 from pipeline.datasets.readers.table import read_table
 from pipeline.datasets.readers.voc import read_voc
 from pipeline.datasets.scenes import make_scenes, scenes_sources
+from pipeline.datasets.spelling import packed_labels, similar_labels
 from pipeline.errors import DamagedError, MissingError, advising
 from pipeline.files import (
     exists,
@@ -85,6 +85,13 @@ _SHOWN = 5  # images or labels that a list names
 _MOST_LABELS = 40  # labels of which all are shown; of more, only the rarest are
 _RAREST = 10
 
+_WITHOUT_NEGATIVE: dict[Split, str] = {
+    "train": "which can't be learned",
+    "val": "whose AP is 100 whatever the scores are",
+    "test": "whose AP is 100 whatever the scores are",
+}
+"""The consequence of a label without a known negative in a split."""
+
 
 def prepare(request: Request) -> str:
     """Write the manifest, unless its sources are unchanged and its images exist.
@@ -115,13 +122,17 @@ def prepare(request: Request) -> str:
         current = _current_manifest(dataset, source)
         if current is not None:
             line = f"{folder} ({_counts(current)}): unchanged"
-            return "\n".join([line, *_labels(request, current)])
+            listing = None
+            if isinstance(source, TableSettings):
+                listing = read_table(data_root(dataset), source)
+            return "\n".join([line, *_labels(request, current, listing)])
+        listing = None
         if isinstance(source, ScenesSettings):
             manifest = _draw(dataset, source)
         else:
-            manifest = _list(dataset, source)
+            manifest, listing = _list(dataset, source)
     record_time(dataset, "prepare", began)
-    return "\n".join([f"{folder}: {_counts(manifest)}", *_labels(request, manifest)])
+    return "\n".join([f"{folder}: {_counts(manifest)}", *_labels(request, manifest, listing)])
 
 
 def check(request: Request) -> tuple[str, bool]:
@@ -141,14 +152,16 @@ def check(request: Request) -> tuple[str, bool]:
         manifest = _imported_manifest(dataset)
         line = f"{dataset}: {_counts(manifest)}. Its regions are imported, so it needs no images."
         return "\n".join([line, *_labels(request, manifest)]), True
+    listing = None
     if isinstance(source, ScenesSettings):
         manifest = dataset_manifest(dataset)
     else:
-        manifest = listed_manifest(_read(root, source), dataset, source)
+        listing = _read(root, source)
+        manifest = listed_manifest(listing, dataset, source)
     with progress_bar(total=len(manifest), desc="check", unit="image") as bar:
         findings = check_files(manifest, root, bar.update)
     *lines, verdict = _report(dataset, source, findings)
-    report = "\n".join([*lines, *_labels(request, manifest), verdict])
+    report = "\n".join([*lines, *_labels(request, manifest, listing), verdict])
     return report, not (findings.missing or findings.unreadable or findings.refused)
 
 
@@ -171,7 +184,7 @@ def _draw(dataset: str, source: ScenesSettings) -> Manifest:
     return manifest
 
 
-def _list(dataset: str, source: ListedSettings) -> Manifest:
+def _list(dataset: str, source: ListedSettings) -> tuple[Manifest, Listing]:
     """Read the data set's files, and write the manifest, boxes and the missing images."""
     root = data_root(dataset)
     listing = _read(root, source)
@@ -182,7 +195,7 @@ def _list(dataset: str, source: ListedSettings) -> Manifest:
         if missing.num_rows:
             _write_missing(temporary / _MISSING, missing)
         write_manifest(temporary / manifest_file(dataset).name, manifest)
-    return manifest
+    return manifest, listing
 
 
 def _read(root: Path, source: ListedSettings) -> Listing:
@@ -251,7 +264,7 @@ def _read_missing(path: Path) -> list[str]:
 def _counts(manifest: Manifest) -> str:
     """E.g. `240 train, 157 test (3 missing, 1 unlabelled and left out), 20 labels`."""
     parts = []
-    for split in SPLITS:
+    for split in manifest.splits:
         counts = manifest.counts[split]
         notes = []
         if counts["missing"]:
@@ -263,10 +276,18 @@ def _counts(manifest: Manifest) -> str:
     return f"{', '.join(parts)}, {len(manifest.vocabulary)} labels"
 
 
-def _labels(request: Request, manifest: Manifest) -> list[str]:
-    """The number of images with each label, and notes on labels that may be wrong."""
+def _labels(request: Request, manifest: Manifest, listing: Listing | None = None) -> list[str]:
+    """The number of images with each label, and notes on labels that may be wrong.
+
+    Args:
+        request: of the data set.
+        manifest: its images.
+        listing: what was read from its files, with notes and the places of labels; None if nothing
+            was read.
+    """
+    places = {} if listing is None else listing.places
     names, counts = manifest.vocabulary, label_counts(manifest)
-    train, test = (counts[split] for split in SPLITS)
+    train, test = counts["train"].positive, counts["test"].positive
     shown, more = np.arange(len(names)), []
     if len(names) > _MOST_LABELS:
         rarest = np.argsort(train + test, kind="stable")
@@ -274,8 +295,11 @@ def _labels(request: Request, manifest: Manifest) -> list[str]:
         least = int((train + test)[rarest[_RAREST]])
         most = f" ({least} or more images each)" if least else ""
         more = [f"and {len(names) - _RAREST} more labels{most}"]
-    rows = [[names[label], train[label], test[label]] for label in shown]
-    table = tabulate(rows, ["label", *SPLITS], tablefmt="plain", disable_numparse=[0])
+    rows = [
+        [names[label], *(of_split.positive[label] for of_split in counts.values())]
+        for label in shown
+    ]
+    table = tabulate(rows, ["label", *counts], tablefmt="plain", disable_numparse=[0])
     notes = [
         (
             "Labels without a test image, which get no score",
@@ -283,23 +307,54 @@ def _labels(request: Request, manifest: Manifest) -> list[str]:
         ),
         (
             "Labels with fewer than 2 training images, which can hardly be learned",
-            [names[label] for label in np.flatnonzero(train < 2)],
+            [
+                f"{names[label]} ({places[names[label]]})"
+                if names[label] in places
+                else names[label]
+                for label in np.flatnonzero(train < 2)
+            ],
+        ),
+        *(
+            (
+                f"Labels that every {split} image has or ignores, {_WITHOUT_NEGATIVE[split]}",
+                [names[label] for label in np.flatnonzero(of_split.without_negative)],
+            )
+            for split, of_split in counts.items()
+            if manifest.counts[split]["images"] > 1
         ),
         (
             "Labels that may be two spellings of one label",
-            [f"{first!r} and {second!r}" for first, second in similar_labels(names)],
+            _spellings(names, train + test, places),
         ),
     ]
     lines = [f"Note: {title}: {_first_few(labels)}" for title, labels in notes if labels]
-    if isinstance(request.prepare, TableSettings):
-        for mark in "|,/":
-            containing = sum(mark in name for name in names)
-            if containing > len(names) / 2 and mark != request.prepare.separator:
-                lines.append(
-                    f"Note: {containing} of {len(names)} labels contain {mark!r}. If it separates "
-                    f'labels, set `prepare.{request.dataset}.separator: "{mark}"`.'
-                )
+    lines += [f"Note: {note}" for note in (() if listing is None else listing.notes)]
     return [*table.splitlines(), *more, *lines]
+
+
+def _spellings(names: Sequence[str], counts: np.ndarray, places: Mapping[str, str]) -> list[str]:
+    """Pairs of labels that may be one, the rarer with its place.
+
+    Labels that may be several with another separator are left out: most of them look alike.
+
+    Args:
+        names: the C labels.
+        counts: (C,) the number of images that have each.
+        places: label -> where it stands first.
+    """
+    _, separated = packed_labels(names) or ("", ())
+    alone = set(names).difference(separated)
+    having = dict(zip(names, counts, strict=True))
+    pairs = []
+    for pair in similar_labels([name for name in names if name in alone]):
+        rarer = min(pair, key=lambda name: int(having[name]))
+        pairs.append(
+            " and ".join(
+                f"{name!r} ({places[name]})" if name == rarer and name in places else repr(name)
+                for name in pair
+            )
+        )
+    return pairs
 
 
 def _first_few(names: Sequence[str]) -> str:

@@ -10,22 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import combinations, takewhile
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import numpy as np
-import pyarrow.compute as pc
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.datasets.listing import find_files
-from pipeline.datasets.manifest import SPLITS, Manifest, Split, unlabelled_rows
+from pipeline.datasets.manifest import Manifest, unlabelled_rows
 from pipeline.errors import GmpipeError, briefly
 from pipeline.files import open_regular, sha256_file
 from pipeline.images import open_image
@@ -105,62 +102,6 @@ def check_files(
         ),
         unlabelled=[images[row] for row in np.flatnonzero(unlabelled_rows(manifest.table))],
     )
-
-
-def label_counts(manifest: Manifest) -> dict[Split, np.ndarray]:
-    """Count the images that have each label: (C,) per split."""
-    lists, splits = manifest.table.column("labels"), manifest.table.column("split")
-    return {
-        split: np.bincount(
-            np.asarray(pc.list_flatten(pc.filter(lists, pc.equal(splits, split)))),
-            minlength=len(manifest.vocabulary),
-        )
-        for split in SPLITS
-    }
-
-
-def similar_labels(vocabulary: Sequence[str]) -> list[tuple[str, str]]:
-    """Find pairs of labels that may be two spellings of one label, in the vocabulary's order.
-
-    The two differ only in case, blanks, `_` and `-`; or in one letter that is missing, replaced,
-    or swapped with the next. Different short names often differ in one letter (cat, car), so names
-    of at most four letters match only if one letter is missing (dog, dogs).
-    """
-    by_form: defaultdict[str, set[int]] = defaultdict(set)
-    words = [re.sub(r"[\s_-]+", "", name.casefold()) for name in vocabulary]
-    for label, word in enumerate(words):
-        # Similar words have one of these forms in common, so not all pairs need be compared.
-        for form in {word, *(word[:cut] + word[cut + 1 :] for cut in range(len(word)))}:
-            by_form[form].add(label)
-    pairs = {
-        pair
-        for labels in by_form.values()
-        for pair in combinations(sorted(labels), 2)
-        if _similar(words[pair[0]], words[pair[1]])
-    }
-    return [(vocabulary[first], vocabulary[second]) for first, second in sorted(pairs)]
-
-
-def _similar(a: str, b: str) -> bool:
-    """The rule of `similar_labels` for two words in lower case and without blanks."""
-    start = _common_prefix(a, b)
-    a, b = a[start:], b[start:]
-    end = _common_prefix(a[::-1], b[::-1])
-    length = start + max(len(a), len(b))
-    a, b = a[: len(a) - end], b[: len(b) - end]
-    if not a + b:
-        return True
-    if any(letter.isdigit() for letter in a + b):
-        return False
-    if not (a and b):
-        return length >= 4 and len(a + b) == 1
-    return length >= 5 and (len(a) == len(b) == 1 or (a == b[::-1] and len(a) == 2))
-
-
-def _common_prefix(a: str, b: str) -> int:
-    """The number of letters with which both words begin."""
-    pairs = zip(a, b, strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 @dataclass(frozen=True)

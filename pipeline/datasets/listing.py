@@ -8,9 +8,10 @@ Letters: N listed images, n boxes.
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from io import BufferedReader
@@ -21,17 +22,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.datasets.manifest import (
-    SPLITS,
     BoxTable,
     Manifest,
     full_counts,
+    splits_of,
     unlabelled_rows,
 )
 from pipeline.errors import InputError, MissingError
 from pipeline.files import access_error, open_regular, sha256_file, sha256_json
+from pipeline.formats.encodings import not_utf8
 from pipeline.settings import ListedSettings, NuswideSettings, TableSettings
 
-LISTING_VERSION = 1
+LISTING_VERSION = 2
 """Part of the settings' hash: raise it when the same files would give another listing."""
 
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
@@ -56,6 +58,9 @@ class Listing:
         table: one row per image, with the columns of `manifest.COLUMNS`; paths are relative to the
             data set's root.
         boxes: the annotated objects, if the files have any.
+        notes: sentences on what was read in a way that could be wrong.
+        places: label -> the position in its file of the first row that has it, such as `line 4`,
+            where the data set is one table.
     """
 
     vocabulary: tuple[str, ...]
@@ -63,6 +68,8 @@ class Listing:
     sources: dict[str, str]
     table: pa.Table = field(repr=False)
     boxes: BoxTable | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
+    places: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 # --- for adapters --------------------------------------------------------------------------------
@@ -104,12 +111,13 @@ def read_lines(path: Path, remedy: str) -> list[tuple[int, str]]:
     Raises:
         MissingError, InputError, OSError: as `read_source`, or the file is not UTF-8.
     """
-    content = read_source(path, remedy)
+    content = read_source(path, remedy).removeprefix(codecs.BOM_UTF8)
     try:
         lines = content.decode().split("\n")
     except UnicodeDecodeError as error:
         number = content[: error.start].count(b"\n") + 1
-        raise InputError(f"{path}, line {number}: the text is not UTF-8.", remedy) from None
+        wrong = not_utf8(path, number, content.split(b"\n")[number - 1])
+        raise InputError(wrong.problem, f"{wrong.remedy} {remedy}") if wrong else error from None
     stripped = ((number, line.strip()) for number, line in enumerate(lines, start=1))
     return [(number, line) for number, line in stripped if line]
 
@@ -216,7 +224,7 @@ def make_manifest(
     kept = exists & ~unlabelled if settings.drop_unlabelled else exists
     counts: dict[str, dict[str, int]] = {}
     split_column = np.asarray(table.column("split"))
-    for split in SPLITS:
+    for split in splits_of(table):
         rows = split_column == split
         counts[split] = {
             "listed": int(rows.sum()),

@@ -54,9 +54,9 @@ def train_network(
         settings: the variant's own settings.
         state_file: where the state is kept between two attempts.
         name: of the network, for messages.
-        processes: that train it together; None for this process alone.
-        validation: a part on which mAP is measured in each epoch. It decides which epoch's weights
-            are the result if ``settings.selection`` says so, and nothing else.
+        processes: that train it together; None for this one alone.
+        validation: images on which mAP is measured in each epoch. It decides which epoch's weights
+            are the result if ``settings.selection`` says so.
         on_step: called before the first step and after each, with the number of steps done so far.
         on_epoch: called in process 0 after each epoch, with the epoch's row of the history.
         save_every: seconds between two writes of the state; 0 for one after every step.
@@ -83,6 +83,7 @@ def train_network(
             name=name,
             state_file=state_file,
             save_every=save_every,
+            validated=validation is not None,
         )
         return _run(loop, validation, vectors.names, on_step, on_epoch)
 

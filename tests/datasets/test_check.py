@@ -1,4 +1,4 @@
-"""pipeline.datasets.check: which images can't be decoded or are duplicates, and similar labels."""
+"""pipeline.datasets.check: which images can't be decoded or are duplicates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pipeline.datasets.check import Findings, check_files, similar_labels
+from pipeline.datasets.check import Findings, check_files
 from pipeline.datasets.manifest import COLUMNS, Manifest, full_counts
 
 
@@ -95,36 +95,3 @@ def test_large_images_are_accepted_and_decompression_bombs_refused(tmp_path: Pat
     [(image, reason)] = findings.unreadable
     assert image.image_id == "bomb"
     assert re.search("DecompressionBombError: .*1600000000 pixels", reason)
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "similar"),
-    [
-        ("dining table", "Dining_Table", True),
-        ("t-shirt", "tshirt", True),
-        ("dog", "dogs", True),
-        ("person", "preson", True),
-        ("person", "persan", True),
-        ("person", "pesron", True),
-        ("person", "erson", True),
-        ("cat", "car", False),
-        ("boat", "coat", False),
-        ("ox", "fox", False),
-        ("grade 11", "grade 12", False),
-        ("room", "room 2", False),
-        ("abcde", "bcdea", False),
-        ("person", "prosen", False),
-        ("window", "winners", False),
-    ],
-)
-def test_similar_labels(first: str, second: str, similar: bool) -> None:
-    for pair in ((first, second), (second, first)):
-        assert similar_labels(pair) == ([pair] if similar else [])
-
-
-def test_similar_labels_among_thousands() -> None:
-    names = [
-        f"{number:05d}".translate(str.maketrans("0123456789", "abcdefghij")) * 3
-        for number in range(1 << 12)
-    ]
-    assert similar_labels([*names, "aaaaaaaaaaaaaaax"]) == [(names[0], "aaaaaaaaaaaaaaax")]

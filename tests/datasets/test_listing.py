@@ -199,9 +199,14 @@ def test_read_lines_keeps_line_numbers(tmp_path: Path) -> None:
     path = tmp_path / "list.txt"
     path.write_bytes(b"\r\n a b \r\n\n\tc")
     assert read_lines(path, "") == [(2, "a b"), (4, "c")]
+    path.write_bytes(b"\xef\xbb\xbfa\nb\n")
+    assert read_lines(path, "") == [(1, "a"), (2, "b")]
     path.write_bytes(b"a\nb\nc\xff\n")
-    with refused(InputError, "list.txt, line 3: ", "UTF-8", "Do that."):
+    with refused(InputError, "list.txt, line 3: ", "UTF-8", "'cÿ'", "`iconv ", "Do that."):
         read_lines(path, "Do that.")
+    path.write_bytes("a\nb\n".encode("utf-16"))
+    with refused(InputError, "list.txt, line 1: ", "`iconv -f UTF-16 "):
+        read_lines(path, "")
     with refused(MissingError, "other.txt", "Do that."):
         read_lines(tmp_path / "other.txt", "Do that.")
 

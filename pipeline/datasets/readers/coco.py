@@ -41,7 +41,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.datasets.listing import Listing, hash_sources, open_source, unit_boxes
-from pipeline.datasets.manifest import COLUMNS, SPLITS, BoxTable, ImageBoxes
+from pipeline.datasets.manifest import COLUMNS, REQUIRED_SPLITS, BoxTable, ImageBoxes
 from pipeline.errors import InputError
 from pipeline.settings import CocoSettings
 
@@ -87,7 +87,7 @@ def read_coco(root: Path, settings: CocoSettings) -> Listing:
         MissingError: a file does not exist.
         InputError: a file breaks the format; names the file and the record.
     """
-    folders = dict(zip(SPLITS, (settings.train, settings.test), strict=True))
+    folders = dict(zip(REQUIRED_SPLITS, (settings.train, settings.test), strict=True))
     names = {split: f"annotations/instances_{folder}.json" for split, folder in folders.items()}
     remedy = (
         f"COCO needs annotations/, {settings.train}/ and {settings.test}/ in {root}: unpack the "

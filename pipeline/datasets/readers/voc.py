@@ -35,7 +35,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.datasets.listing import Listing, hash_sources, read_lines, read_source, unit_boxes
-from pipeline.datasets.manifest import COLUMNS, SPLITS, BoxTable, ImageBoxes, Split
+from pipeline.datasets.manifest import COLUMNS, REQUIRED_SPLITS, BoxTable, ImageBoxes, Split
 from pipeline.errors import InputError
 from pipeline.settings import VocSettings
 
@@ -103,9 +103,9 @@ def read_voc(root: Path, settings: VocSettings) -> Listing:
     remedy = _layout(root, folder, settings)
     numbers = {name: number for number, name in enumerate(vocabulary)}
     lists = folder / "ImageSets" / "Main"
-    sources = [f"{lists}/{_LISTS[split]}.txt" for split in SPLITS]
+    sources = [f"{lists}/{_LISTS[split]}.txt" for split in REQUIRED_SPLITS]
     ids: dict[str, Split] = {}
-    for split, name in zip(SPLITS, sources, strict=True):
+    for split, name in zip(REQUIRED_SPLITS, sources, strict=True):
         _read_ids(root / name, split, ids, remedy)
     images = {image_id: _Image() for image_id in ids}
     if settings.labels == "annotations":
@@ -113,7 +113,7 @@ def read_voc(root: Path, settings: VocSettings) -> Listing:
         for image_id, image in images.items():
             _read_annotation(root / sources[-1] / f"{image_id}.xml", image, numbers, remedy)
     else:
-        for split in SPLITS:
+        for split in REQUIRED_SPLITS:
             of_split = {key: image for key, image in images.items() if ids[key] == split}
             for label, number in numbers.items():
                 sources.append(f"{lists}/{label}_{_LISTS[split]}.txt")
