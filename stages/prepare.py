@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,9 @@ from pipeline.datasets.check import (
 from pipeline.datasets.label_counts import label_counts
 from pipeline.datasets.listing import (
     Listing,
-    find_files,
+    as_on_disk,
     is_current,
     listed_manifest,
-    locate_missing,
     make_manifest,
 )
 from pipeline.datasets.manifest import (
@@ -34,6 +34,7 @@ from pipeline.datasets.manifest import (
     write_boxes,
     write_manifest,
 )
+from pipeline.datasets.missing import find_files, locate_missing
 from pipeline.datasets.readers.coco import read_coco
 from pipeline.datasets.readers.nuswide import read_nuswide
 from pipeline.datasets.readers.table import read_table
@@ -54,7 +55,6 @@ from pipeline.settings import (
     ImportedSettings,
     ListedSettings,
     NuswideSettings,
-    PrepareSettings,
     ScenesSettings,
     TableSettings,
     VocSettings,
@@ -136,11 +136,11 @@ def prepare(request: Request) -> str:
 
 
 def check(request: Request) -> tuple[str, bool]:
-    """Open the header of every image. Nothing is written.
+    """Look whether every image exists and can be read. Nothing is written.
 
     Returns:
         which images are missing, unreadable, duplicates or unlabelled, and the labels, line by
-        line; and whether every image exists and can be read.
+        line; and whether `prepare` and `extract` will accept the images, as the settings are.
 
     Raises:
         MissingError: files of the data set do not exist.
@@ -160,9 +160,12 @@ def check(request: Request) -> tuple[str, bool]:
         manifest = listed_manifest(listing, dataset, source)
     with progress_bar(total=len(manifest), desc="check", unit="image") as bar:
         findings = check_files(manifest, root, bar.update)
-    *lines, verdict = _report(dataset, source, findings)
-    report = "\n".join([*lines, *_labels(request, manifest, listing), verdict])
-    return report, not (findings.missing or findings.unreadable or findings.refused)
+    lines = _sections(dataset, findings)
+    refusals, allowed = _verdict(request, manifest, findings)
+    if not refusals and not allowed:
+        allowed = ["Every image exists and can be read."]
+    report = "\n".join([*lines, *_labels(request, manifest, listing), *allowed, *refusals])
+    return report, not refusals
 
 
 # --- the manifest --------------------------------------------------------------------------------
@@ -200,7 +203,7 @@ def _list(dataset: str, source: ListedSettings) -> tuple[Manifest, Listing]:
 
 def _read(root: Path, source: ListedSettings) -> Listing:
     with progress_phase("read the lists"):
-        return _READERS[type(source)](root, source)
+        return as_on_disk(root, _READERS[type(source)](root, source))
 
 
 def _imported_manifest(dataset: str) -> Manifest:
@@ -362,8 +365,8 @@ def _first_few(names: Sequence[str]) -> str:
     return ", ".join([*names[:_SHOWN], *rest])
 
 
-def _report(dataset: str, source: PrepareSettings, findings: Findings) -> list[str]:
-    """The lines of a check; the last says whether all is well, or what to do."""
+def _sections(dataset: str, findings: Findings) -> list[str]:
+    """The lines of a check that name images."""
     unreadable, refused = (
         [f"{_name(image)}: {reason}" for image, reason in images]
         for images in (findings.unreadable, findings.refused)
@@ -372,53 +375,83 @@ def _report(dataset: str, source: PrepareSettings, findings: Findings) -> list[s
     within: list[list[ListedImage]] = []
     for group in findings.duplicates:
         (within if len({image.split for image in group}) == 1 else across).append(group)
-    lines = [
+    missing, unlabelled, doubtful = (
+        list(map(_name, images))
+        for images in (findings.missing, findings.unlabelled, findings.doubtful)
+    )
+    return [
         f"{dataset}: {findings.images} images",
-        *_section("missing", len(findings.missing), [_name(image) for image in findings.missing]),
+        *_section("missing", len(missing), missing),
         *_section("unreadable", len(unreadable), unreadable),
         *(_section("not readable for this user", len(refused), refused) if refused else []),
         *_section(
             "duplicates across train and test", sum(map(len, across)), list(map(_equal, across))
         ),
         *_section("duplicates within a split", sum(map(len, within)), list(map(_equal, within))),
-        *_section(
-            "unlabelled",
-            len(findings.unlabelled),
-            [_name(image) for image in findings.unlabelled],
+        *_section("unlabelled", len(unlabelled), unlabelled),
+        *(
+            _section(
+                "EXIF can't be read, so the pixels are used as they are stored",
+                len(doubtful),
+                doubtful,
+            )
+            if doubtful
+            else []
         ),
     ]
-    if refused:
-        steps = "give your user the right to read these files, or check their disk"
-    elif not (findings.missing or findings.unreadable):
-        return [*lines, "Every image exists and can be read."]
-    elif isinstance(source, ScenesSettings):
-        steps = f"delete {prepared_folder(dataset)}, then run `gmpipe prepare --dataset {dataset}`"
-    else:
-        steps = _steps(dataset, source, findings)
-    return [*lines, f"To do: {steps}."]
 
 
-def _steps(dataset: str, source: PrepareSettings, findings: Findings) -> str:
-    """What to do about missing and unreadable images that are not drawn."""
-    steps = []
+def _verdict(
+    request: Request, manifest: Manifest, findings: Findings
+) -> tuple[list[str], list[str]]:
+    """What must be done before `prepare` and `extract` accept the images, and what they allow."""
+    dataset, source = request.dataset, request.prepare
+    if findings.refused:
+        advice = "give your user the right to read these files, or check their disk"
+        return [f"To do: {advice}."], []
+    if isinstance(source, ScenesSettings | ImportedSettings):
+        if not (findings.missing or findings.unreadable):
+            return [], []
+        command = f"run `gmpipe prepare --dataset {dataset}`"
+        return [f"To do: delete {prepared_folder(dataset)}, then {command}."], []
+    refusals: list[str] = []
+    allowed: list[str] = []
     if findings.missing:
-        step = f"put the missing images below {data_root(dataset)}"
-        if len(findings.missing) < findings.images:
-            step += f", or set `prepare.{dataset}.drop_missing: true` in params.yaml"
-            step += " to leave them out"
-        steps.append(step)
-    if findings.unreadable:
-        steps.append(
-            "fix the unreadable images, or set "
-            f"`extract.{dataset}.max_failures: {len(findings.unreadable)}` in params.yaml to "
-            "continue without them"
-        )
-    if findings.missing and not isinstance(source, ScenesSettings | ImportedSettings):
-        missing = [(image.image_id, image.path) for image in findings.missing]
-        hint = locate_missing(data_root(dataset), missing, source)
-        if hint is not None:
-            steps.append(f"{hint[0].lower()}{hint[1:].removesuffix('.')}")
-    return "; ".join(steps)
+        step, may_be = _missing_step(dataset, source, manifest, findings)
+        (allowed if may_be else refusals).append(step)
+    most = request.extract.max_failures
+    if number := len(findings.unreadable):
+        images = "1 unreadable image" if number == 1 else f"{number} unreadable images"
+        setting = f"extract.{dataset}.max_failures"
+        if number <= most:
+            allowed.append(f"Extraction leaves out {images}, as `{setting}: {most}` allows.")
+        else:
+            refusals.append(
+                f"To do: fix the unreadable images, or set `{setting}: {number}` in params.yaml to "
+                "continue without them."
+            )
+    return refusals, allowed
+
+
+def _missing_step(
+    dataset: str, source: ListedSettings, manifest: Manifest, findings: Findings
+) -> tuple[str, bool]:
+    """What to do about missing images, and whether `prepare` leaves them out."""
+    root = data_root(dataset)
+    missing = [(image.image_id, image.path) for image in findings.missing]
+    lost = Counter(image.split for image in findings.missing)
+    empty = [split for split in manifest.splits if lost[split] == manifest.counts[split]["images"]]
+    setting = f"`prepare.{dataset}.drop_missing: true`"
+    hint = locate_missing(root, missing, source) or ""
+    if source.drop_missing and not empty:
+        images = "1 missing image" if len(missing) == 1 else f"{len(missing)} missing images"
+        return f"`prepare` leaves out {images}, as {setting} says. {hint}".rstrip(), True
+    step = f"put the missing images below {root}"
+    if not empty:
+        step += f", or set {setting} in params.yaml to leave them out"
+    elif len(missing) < findings.images:
+        step += f"; without them, the split {empty[0]!r} has no image"
+    return f"To do: {hint} Otherwise {step}." if hint else f"To do: {step}.", False
 
 
 def _section(title: str, images: int, entries: Sequence[str]) -> list[str]:

@@ -1,7 +1,6 @@
 """Check every image and label of a data set before hours are spent on them.
 
-Only the headers of images are read, and the ends of files, so that hundreds of thousands of images
-take minutes.
+Of JPEG files only headers and ends are read, so that hundreds of thousands of images take minutes.
 
 Letters: N images, C labels.
 """
@@ -19,23 +18,18 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from pipeline.datasets.listing import find_files
 from pipeline.datasets.manifest import Manifest, unlabelled_rows
-from pipeline.errors import GmpipeError, briefly
+from pipeline.datasets.missing import find_files
+from pipeline.errors import GmpipeError
 from pipeline.files import open_regular, sha256_file
-from pipeline.images import open_image
+from pipeline.images import examine, reason
 
 T = TypeVar("T")
 
 _END = 4096  # bytes at each end of a file that are compared before the whole file is hashed
-_TAIL = 64  # bytes in which a complete image ends; fewer than follow the thumbnail of a JPEG
 _CHUNK = 64  # images per task of a thread
-
-_END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
-"""The marker at the end of a complete file. An image whose last `_TAIL` bytes lack it is decoded,
-to see whether it is truncated or only followed by other bytes."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +52,7 @@ class Findings:
         refused: images that the system can't read, and the reason; they may be sound.
         duplicates: groups of two or more readable images whose files have the same content.
         unlabelled: images with neither a positive nor an ignored label.
+        doubtful: readable images whose orientation can't be read; their pixels are used as stored.
     """
 
     images: int
@@ -66,12 +61,13 @@ class Findings:
     refused: list[tuple[ListedImage, str]]
     duplicates: list[list[ListedImage]]
     unlabelled: list[ListedImage]
+    doubtful: list[ListedImage]
 
 
 def check_files(
     manifest: Manifest, root: Path, on_images: Callable[[int], object] = lambda number: None
 ) -> Findings:
-    """Open the header of every image of a manifest, in threads. Nothing is written.
+    """Look whether every image of a manifest can be decoded, in threads. Nothing is written.
 
     Args:
         manifest: the images.
@@ -86,7 +82,7 @@ def check_files(
 
     Image.init()  # before the threads, which would all do it at once
     with warnings.catch_warnings():
-        # Extraction decodes every image up to the limit above which Pillow raises an error.
+        # Images up to the limit above which Pillow raises an error are refused with that error.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         opened = _in_threads(_open, [root / image.path for image in present], on_images)
 
@@ -101,6 +97,7 @@ def check_files(
             [(image, one.size) for image, one in results if not one.unreadable + one.refused],
         ),
         unlabelled=[images[row] for row in np.flatnonzero(unlabelled_rows(manifest.table))],
+        doubtful=[image for image, one in results if one.doubtful],
     )
 
 
@@ -111,6 +108,7 @@ class _Opened:
     size: int = 0
     unreadable: str = ""
     refused: str = ""
+    doubtful: bool = False
 
 
 def _open(path: Path) -> _Opened:
@@ -119,22 +117,16 @@ def _open(path: Path) -> _Opened:
             size = stream.seek(0, os.SEEK_END)
             if not size:
                 return _Opened(unreadable="the file is empty")
-            tail = _end(stream, size, _TAIL)
             stream.seek(0)
-            with open_image(stream) as image:
-                if _END_MARKERS.get(image.format or "", b"") not in tail:
-                    image.load()
-    except UnidentifiedImageError:
-        return _Opened(unreadable="the file is not an image of a supported format")
-    except OSError as error:
-        if error.errno:  # the system's; Pillow's have no number
-            return _Opened(refused=error.strerror or str(error))
-        return _Opened(unreadable=str(error))
+            return _Opened(size, doubtful=examine(stream))
+    except MemoryError:  # not the file's fault
+        raise
     except GmpipeError as error:
         return _Opened(unreadable=error.problem)
-    except Exception as error:  # the readers of formats raise anything for a damaged header
-        return _Opened(unreadable=briefly(error))
-    return _Opened(size)
+    except Exception as error:  # the readers of formats raise anything for a damaged file
+        if isinstance(error, OSError) and error.errno:  # the system's; Pillow's have no number
+            return _Opened(refused=error.strerror or str(error))
+        return _Opened(unreadable=reason(error))
 
 
 def _duplicates(root: Path, sizes: list[tuple[ListedImage, int]]) -> list[list[ListedImage]]:

@@ -23,6 +23,7 @@ EXEMPT = {
     "errors": "holds messages only",
     "files": "writes bytes that others decide",
     "formats": "writes and reads values that others decide, and checks them",
+    "image_metadata": "finds the orientation of photographs, as `images`",
     "images": "decodes photographs; what it decides of the regions is in the cache's fingerprint",
     "machine": "decides how much is kept in memory, which changes no number",
     "regions": "the fingerprint of the cache holds what decides the regions",
