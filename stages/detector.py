@@ -36,7 +36,7 @@ from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request
 from stages.checkout.times import record_time
 from stages.console.messages import say
-from stages.console.progress import progress_bar, shows_bars
+from stages.console.progress import progress_bar, progress_phase, shows_bars
 
 _METRICS_FILE = "metrics.json"  # recall and precision of a detector that was fitted here
 
@@ -135,9 +135,11 @@ def _fit(folder: Path, request: Request, settings: DetectorSettings, fit: FitSet
             fit,
             state_file=state,
             initial=initial,
+            on_start=bar.resume,
             on_step=on_step,
         )
-    metrics = measure_detector(model, held_out, fit)
+    with progress_phase("measure detector", len(held_out), "image") as on_images:
+        metrics = measure_detector(model, held_out, fit, on_images)
     with replacing_folder(folder) as temporary:
         write_detector(
             temporary,

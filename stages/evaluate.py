@@ -41,6 +41,7 @@ from stages.checkout.plans import (
 )
 from stages.checkout.times import record_time
 from stages.console.messages import note
+from stages.console.progress import progress_phase
 
 
 def evaluate(run: RunPlan) -> str:
@@ -78,8 +79,11 @@ def _evaluate(run: RunPlan) -> str:
         "that does not help, check the regions: `gmpipe cache verify --dataset "
         f"{run.dataset}`."
     )
-    with advising(again, NotFinite):
-        predictions = Scorer.of_checkpoint(checkpoint, str(run.folder)).predict(split)
+    with (
+        advising(again, NotFinite),
+        progress_phase(f"evaluate {run.folder.name}", len(split), "image") as on_images,
+    ):
+        predictions = Scorer.of_checkpoint(checkpoint, str(run.folder)).predict(split, on_images)
     metrics = measure(
         predictions.logits,
         split.truth,

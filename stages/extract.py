@@ -50,6 +50,9 @@ from stages.workers.tasks import (
     shard_tasks,
 )
 
+_TELLING_SECONDS = 10
+"""Of a shorter time, the share in which the detector waited says only how it started."""
+
 
 @dataclass(frozen=True)
 class Workers:
@@ -297,13 +300,13 @@ def _run(
             yield task
 
     total = len(images.plan)
+    unit = "image" if job.settings.views == 1 else "view"
     try:
         with (
-            progress_bar(
-                total=total, initial=total - len(rows), desc="extract", unit="image"
-            ) as bar,
+            progress_bar(total=total, desc="extract", unit=unit) as bar,
             open_cluster(workers.scheduler, workers.resources) as client,
         ):
+            bar.resume(total - len(rows))
             on_every_worker(client, problem_of_worker, job)
             _drop(store, stale)
             for task, outcome in run_tasks(
@@ -339,23 +342,29 @@ def _note(results: _Results, task: ShardTask, outcome: ShardOutcome | GmpipeErro
 def _summary(
     request: Request, survey: Survey, results: _Results, failures: Sequence[Failure]
 ) -> str:
-    """A line that says what was done.
+    """Lines that say what was done.
 
     Raises:
-        InputError: there are more failures than `max_failures`.
+        InputError: there are more failures than `max_failures`. What was done is printed before.
     """
     dataset, folder = request.dataset, cache_folder(request.dataset)
-    line = f"{folder}: {len(survey.numbers)} rows, {results.rows} of them extracted now"
-    if results.busy:
-        share = results.waiting / (results.busy + results.waiting)
-        line += f"; the detector waited for images {share:.1%} of its time"
-    if failures:
-        line += f"; undecodable images: {len(failures)}, see {folder / FAILURES_NAME}"
+    lines = [f"{folder}: {len(survey.numbers)} rows, {results.rows} of them extracted now"]
+    seconds = results.busy + results.waiting
+    if results.rows and seconds >= _TELLING_SECONDS:
+        share = results.waiting / seconds
+        lines.append(f"The detector waited for images {share:.1%} of its time.")
+    undecodable = (
+        f"{len(failures)} {'image' if len(failures) == 1 else 'images'} can't be decoded, see "
+        f"{folder / FAILURES_NAME}."
+    )
     if len(failures) > request.extract.max_failures:
+        say("\n".join(lines))
         raise InputError(
-            f"{line}\nThe first one: {failures[0].reason}\nAll other images are extracted.",
+            f"{undecodable} The first one: {failures[0].reason}\nAll other images are extracted.",
             "Fix or replace these images and run the same command again, which tries only them. Or "
             f"tolerate them: `--max-failures {len(failures)}`, or `max_failures: {len(failures)}` "
             f"in `extract.{dataset}` of params.yaml, which `dvc repro` reads.",
         )
-    return line
+    if failures:
+        lines.append(undecodable)
+    return "\n".join(lines)

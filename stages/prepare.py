@@ -70,7 +70,7 @@ from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request
 from stages.checkout.resolved import write_variant_settings
 from stages.checkout.times import record_time
-from stages.console.progress import progress_bar
+from stages.console.progress import progress_bar, progress_phase
 
 _READERS: dict[type, Callable[[Path, Any], Listing]] = {
     VocSettings: read_voc,
@@ -202,7 +202,8 @@ def _list(dataset: str, source: ListedSettings) -> tuple[Manifest, Listing]:
 
 
 def _read(root: Path, source: ListedSettings) -> Listing:
-    return as_on_disk(root, _READERS[type(source)](root, source))
+    with progress_phase("read the lists"):
+        return as_on_disk(root, _READERS[type(source)](root, source))
 
 
 def _imported_manifest(dataset: str) -> Manifest:

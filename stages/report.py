@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -44,7 +44,7 @@ from stages.checkout.plans import refill_command
 from stages.checkout.results import load_runs, load_scores
 from stages.checkout.times import read_times
 from stages.console.messages import note
-from stages.console.progress import progress_bar
+from stages.console.progress import progress_phase
 
 
 def report(
@@ -64,8 +64,6 @@ def report(
         NotFinite: a score that a run computes for the gallery is nan or infinite.
     """
     inputs = _read_inputs(request, variants, seeds, images)
-    shown = min(images, len(inputs.scores.image_ids))
-    steps = shown * (1 + len(inputs.runs))  # each image's picture, and its scores by each variant
     folder = report_folder(request.dataset)
     again = (
         "Restore its checkpoint, or train and evaluate it again: `gmpipe train` and `gmpipe "
@@ -76,10 +74,15 @@ def report(
         advising(again, NotFinite),
         folder_lock(folder),
         replacing_folder(folder) as temporary,
-        progress_bar(total=steps, desc="report", unit="image") as bar,
     ):
-        text = write_page(temporary, inputs, bar.update)
+        text = write_page(temporary, inputs, _phase)
     return text, folder / PAGE
+
+
+def _phase(
+    name: str, total: int | None, unit: str
+) -> AbstractContextManager[Callable[[int], object]]:
+    return progress_phase(f"report, {name}", total, unit)
 
 
 def _read_inputs(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,7 +30,14 @@ from pipeline.files import (
 from pipeline.labels.vectors import LabelVectors
 from pipeline.learning.checkpoint import Checkpoint, save_checkpoint
 from pipeline.learning.distributed import Processes, joined_processes
-from pipeline.learning.loop import Diverged, History, Row, Training, Weights
+from pipeline.learning.loop import (
+    Diverged,
+    History,
+    Row,
+    Training,
+    Weights,
+    steps_per_epoch,
+)
 from pipeline.learning.splits import SplitData, open_split, split_validation
 from pipeline.learning.training import train_network
 from pipeline.shards.reader import RegionCache
@@ -47,7 +55,11 @@ from stages.checkout.layout import (
 from stages.checkout.plans import RunPlan, check_run_regions, open_inputs
 from stages.checkout.resolved import write_run_settings
 from stages.checkout.times import record_time
+from stages.console.messages import note
 from stages.console.progress import progress_bar
+
+ENOUGH_STEPS = 500
+"""With far fewer steps than these, a network learns nothing (docs/own-data.md)."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +122,11 @@ def train(run: RunPlan, *, tensorboard: bool = False) -> str | None:
             run.folder, (CHECKPOINT_FILE, HISTORY_FILE, SETTINGS_FILE, *EVALUATION_FILES)
         )
         check_writable(inputs.state.parent)
-        on_epoch = stack.enter_context(_shown(run, tensorboard=tensorboard))
+        per_epoch = steps_per_epoch(len(inputs.split), run.settings.batch_size, processes.count)
+        _note_few_steps(run, per_epoch)
+        shown = stack.enter_context(_shown(run, per_epoch, tensorboard=tensorboard))
         try:
-            training = _learn(run, inputs, processes, on_epoch)
+            training = _learn(run, inputs, processes, shown)
         except Diverged as error:
             raise _reported(error, run, inputs) from error
         _write(run, inputs, training)
@@ -179,8 +193,11 @@ def _learn(
     run: RunPlan,
     inputs: _Inputs,
     processes: Processes,
-    on_epoch: Callable[[Row], None] = lambda row: None,
+    shown: _Shown | None = None,
 ) -> Training:
+    callbacks: dict[str, Any] = {}
+    if shown is not None:
+        callbacks = {"on_step": shown.step, "on_epoch": shown.epoch}
     return train_network(
         inputs.split,
         inputs.vectors,
@@ -190,7 +207,21 @@ def _learn(
         name=f"{run.variant}, seed {run.seed},",
         processes=processes,
         validation=inputs.validation,
-        on_epoch=on_epoch,
+        **callbacks,
+    )
+
+
+def _note_few_steps(run: RunPlan, per_epoch: int) -> None:
+    """Note that a training has too few steps to learn much."""
+    epochs = run.settings.epochs
+    if epochs * per_epoch >= ENOUGH_STEPS:
+        return
+    wanted = -(-ENOUGH_STEPS // per_epoch)
+    note(  # without the name of the run, so that it is said once of many runs
+        f"train.{run.dataset}: {epochs} epochs of {per_epoch} steps are {epochs * per_epoch} steps,"
+        f" but a network needs about {ENOUGH_STEPS} to learn. With far fewer, it predicts no label."
+        f" Set `epochs: {wanted}` in `train.{run.dataset}` of params.yaml, or in the variant if it "
+        f"sets `epochs` itself; `--set train.{run.dataset}.epochs={wanted}` tries it."
     )
 
 
@@ -261,22 +292,40 @@ def _write_history(path: Path, history: History) -> None:
         writer.writerows(history)
 
 
+class _Shown:
+    """Shows a training: its steps in a progress bar, and its epochs in TensorBoard if asked for."""
+
+    def __init__(self, bar: Any, epochs: int, board: Callable[[Row], None] | None) -> None:
+        self._bar = bar
+        self._epochs = epochs
+        self._board = board
+        self._has_begun = False
+
+    def step(self, done: int) -> None:
+        """Show how many steps are done; at the first call, by an earlier attempt."""
+        if self._has_begun:
+            self._bar.update(done - self._bar.n)
+        else:
+            self._bar.resume(done)
+            self._has_begun = True
+
+    def epoch(self, row: Row) -> None:
+        """Show a finished epoch."""
+        numbers = {"epoch": f"{row['epoch']:g}/{self._epochs}", "loss": f"{row['train_loss']:.3f}"}
+        self._bar.set_postfix(numbers, refresh=False)
+        if self._board is not None:
+            self._board(row)
+
+
 @contextmanager
-def _shown(run: RunPlan, *, tensorboard: bool) -> Iterator[Callable[[Row], None]]:
-    """Yield a function that shows an epoch: in a progress bar, and in TensorBoard if asked for."""
+def _shown(run: RunPlan, per_epoch: int, *, tensorboard: bool) -> Iterator[_Shown]:
+    """Show a training until the block ends; ``per_epoch`` are the steps of an epoch."""
+    epochs = run.settings.epochs
     with ExitStack() as stack:
         board = _board(run.folder / TENSORBOARD_FOLDER, stack) if tensorboard else None
-        bar = stack.enter_context(
-            progress_bar(total=run.settings.epochs, desc=run.folder.name, unit="epoch")
-        )
-
-        def show(row: Row) -> None:
-            bar.update(int(row["epoch"]) - bar.n)
-            bar.set_postfix(loss=f"{row['train_loss']:.3f}", refresh=False)
-            if board is not None:
-                board(row)
-
-        yield show
+        options = {"total": epochs * per_epoch, "desc": run.folder.name, "unit": "step"}
+        bar = stack.enter_context(progress_bar(**options))
+        yield _Shown(bar, epochs, board)
 
 
 def _board(folder: Path, stack: ExitStack) -> Callable[[Row], None]:

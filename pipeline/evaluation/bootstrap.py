@@ -16,7 +16,7 @@ moved and against one that keeps all labels in every resample.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,7 +73,12 @@ class Maps:
 
 
 def resample(
-    runs: Sequence[Floats], truth: Integers, *, resamples: int = RESAMPLES, seed: int = 0
+    runs: Sequence[Floats],
+    truth: Integers,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    on_resamples: Callable[[int], object] = lambda resamples: None,
 ) -> Maps:
     """Compute the mAP of each run on the split, and on each resample of its images.
 
@@ -87,6 +92,7 @@ def resample(
         truth: (N, C) in {1, 0, -1}; entries of -1 are left out.
         resamples: R.
         seed: of the drawing.
+        on_resamples: called with the number of resamples whenever some are computed.
 
     Raises:
         MismatchError: scores and truth differ in shape.
@@ -101,10 +107,10 @@ def resample(
     images, labels = truth.shape
     curves = [_curve(scores[:, c], truth[:, c]) for scores in runs for c in range(labels)]
     once = torch.ones(images, 1)
-    chunks = [
-        np.stack([_average_precision(curve, draws) for curve in curves])
-        for draws in (once, *_draws(images, resamples, seed))
-    ]
+    chunks = [np.stack([_average_precision(curve, once) for curve in curves])]
+    for draws in _draws(images, resamples, seed):
+        chunks.append(np.stack([_average_precision(curve, draws) for curve in curves]))
+        on_resamples(draws.shape[1])
     ap = np.concatenate(chunks, axis=1).reshape(len(runs), labels, 1 + resamples)
     known = ~np.isnan(ap)
     total = np.where(known, ap, 0).sum(axis=1)
@@ -143,16 +149,22 @@ class Intervals:
     weak: bool
 
 
-def intervals(runs: Mapping[str, Sequence[Floats]], truth: Integers, base: str) -> Intervals:
+def intervals(
+    runs: Mapping[str, Sequence[Floats]],
+    truth: Integers,
+    base: str,
+    on_resamples: Callable[[int], object] = lambda resamples: None,
+) -> Intervals:
     """Compute the interval of each variant from `RESAMPLES` resamples.
 
     Args:
         runs: variant -> (N, C) scores of each of its seeds; all variants have the same seeds.
         truth: (N, C).
         base: the variant that the others are compared with.
+        on_resamples: as in `resample`, for one variant after another.
     """
     maps = {
-        variant: resample(of_variant, truth, resamples=RESAMPLES)
+        variant: resample(of_variant, truth, resamples=RESAMPLES, on_resamples=on_resamples)
         for variant, of_variant in runs.items()
     }
     found = {}

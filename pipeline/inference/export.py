@@ -18,8 +18,8 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,9 @@ from pipeline.shards.schema import fingerprint
 
 INPUTS = ("features", "boxes", "scores", "classes", "count")
 OUTPUTS = ("image_scores", "winners", "region_scores")
+
+Phase = Callable[[str], AbstractContextManager[object]]
+"""Shows a part of the work, given its name."""
 
 
 class CacheToScores(nn.Module):
@@ -69,7 +72,7 @@ class CacheToScores(nn.Module):
         return best.sigmoid(), winners, logits.sigmoid()
 
 
-def export_onnx(checkpoint: Checkpoint, path: Path) -> None:
+def export_onnx(checkpoint: Checkpoint, path: Path, phase: Phase = nullcontext) -> None:
     """Write a run's network as ONNX, whole or not at all.
 
     The model's metadata says what it is: data set, variant, seed, vocabulary (JSON), and of the
@@ -88,7 +91,7 @@ def export_onnx(checkpoint: Checkpoint, path: Path) -> None:
         ) from error
     network = CacheToScores(checkpoint.network(), checkpoint.label_vectors).eval()
     with quiet():
-        program = _translate(network, checkpoint.feature_size)
+        program = _translate(network, checkpoint.feature_size, phase)
     recipe = dict(checkpoint.recipe)
     program.model.producer_name = "gmpipe"
     program.model.metadata_props.update(
@@ -103,11 +106,11 @@ def export_onnx(checkpoint: Checkpoint, path: Path) -> None:
             "regions": str(checkpoint.settings.regions or recipe.get("regions")),
         }
     )
-    with replacing(path) as temporary:
+    with phase("writing the file"), replacing(path) as temporary:
         temporary.write_bytes(program.model_proto.SerializeToString(deterministic=True))
 
 
-def _translate(network: CacheToScores, feature_size: int) -> torch.onnx.ONNXProgram:
+def _translate(network: CacheToScores, feature_size: int, phase: Phase) -> torch.onnx.ONNXProgram:
     """Translate the network to ONNX for any number of images and regions."""
     images, instances = 2, 3  # any but 1, which torch would take for a constant
     example = (
@@ -120,16 +123,18 @@ def _translate(network: CacheToScores, feature_size: int) -> torch.onnx.ONNXProg
     dynamic = {0: torch.export.Dim("images"), 1: torch.export.Dim("regions")}
     shapes = (*(dynamic for _ in INPUTS[:-1]), {0: dynamic[0]})
     # Called separately, because torch.onnx.export falls back to fixed sizes where this fails.
-    graph = torch.export.export(network, example, dynamic_shapes=shapes, strict=False)
-    program = torch.onnx.export(
-        graph,
-        dynamic_shapes=shapes,
-        input_names=INPUTS,
-        output_names=OUTPUTS,
-        custom_translation_table=TRANSLATIONS,
-        dynamo=True,
-        verbose=False,
-    )
+    with phase("tracing the network"):
+        graph = torch.export.export(network, example, dynamic_shapes=shapes, strict=False)
+    with phase("translating it"):
+        program = torch.onnx.export(
+            graph,
+            dynamic_shapes=shapes,
+            input_names=INPUTS,
+            output_names=OUTPUTS,
+            custom_translation_table=TRANSLATIONS,
+            dynamo=True,
+            verbose=False,
+        )
     assert program is not None
     return program
 

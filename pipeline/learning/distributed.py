@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, cast
 
 import numpy as np
@@ -56,7 +57,12 @@ class Processes:
         if self.count == 1:
             return network
         # Its buffers are statistics of the training split, which every process computes alike.
-        return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
+        # torch 2.14 has renamed the argument, and warns of its former name.
+        parallel = nn.parallel.DistributedDataParallel
+        names = [*signature(parallel).parameters]
+        name = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+        options: dict[str, Any] = {name: False}
+        return parallel(network, **options)
 
     def total(self, values: list[float]) -> list[float]:
         """Sum each value over all processes, with the same result in each."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,8 +153,21 @@ class TrainingLoop:
         self._saved = time.monotonic()
         self._save_due = False
 
-    def run_epoch(self) -> Row:
+    @property
+    def steps(self) -> int:
+        """Number of steps that are done, in all epochs."""
+        position = self.position
+        return len(position.history) * self._steps_per_epoch + position.steps
+
+    @property
+    def _steps_per_epoch(self) -> int:
+        return steps_per_epoch(len(self.feed), self.settings.batch_size, self.processes.count)
+
+    def run_epoch(self, on_step: Callable[[int], None] = lambda done: None) -> Row:
         """Make the steps that are left of the epoch.
+
+        Args:
+            on_step: called after each step with `steps`.
 
         Returns:
             The epoch's row of the history, without the validation mAP.
@@ -179,6 +193,7 @@ class TrainingLoop:
                 position.steps += 1
                 position.loss += loss * len(steps[step])
                 position.gradient = max(position.gradient, norm)
+                on_step(self.steps)
                 if position.steps < len(steps):
                     self.save_if_due()
         self._spent += time.perf_counter() - began
@@ -320,7 +335,7 @@ class TrainingLoop:
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Take over the learner and the position of a state; raise as `resume`."""
-        per_epoch = -(-len(self.feed) // (self.settings.batch_size * self.processes.count))
+        per_epoch = self._steps_per_epoch
         try:
             position = Position(**state["position"])
             _check_position(position, self.settings, per_epoch, validated=self.validated)
@@ -355,6 +370,11 @@ class TrainingLoop:
             network.load_state_dict(position.chosen)
         waited = self._waited / self._spent if self._spent else math.nan
         return Training(network, position.epoch, position.history, waited)
+
+
+def steps_per_epoch(images: int, batch_size: int, processes: int = 1) -> int:
+    """Number of steps in which so many processes, each with its batches, see all images once."""
+    return -(-images // (batch_size * processes))
 
 
 def _check_position(

@@ -83,11 +83,14 @@ class Scorer:
             batch_size=checkpoint.settings.batch_size,
         )
 
-    def predict(self, images: SplitData | Feed) -> Predictions:
+    def predict(
+        self, images: SplitData | Feed, on_images: Callable[[int], object] = lambda images: None
+    ) -> Predictions:
         """Score every image.
 
         Args:
             images: a split, or a feed on this device if the images are read more than once.
+            on_images: called with the number of images of each batch that is scored.
 
         Raises:
             NotFinite, DamagedError: as `logits`.
@@ -98,6 +101,7 @@ class Scorer:
                 of_images, regions = image_logits(logits)
                 best.append(of_images.cpu().numpy())
                 winners.append(regions.cpu().numpy().astype(np.int16))
+                on_images(len(logits))
         return Predictions(np.concatenate(best), np.concatenate(winners))
 
     def logits(self, images: SplitData | Feed) -> Generator[Tensor]:

@@ -36,6 +36,7 @@ def train_network(
     name: str = "the network",
     processes: Processes | None = None,
     validation: SplitData | None = None,
+    on_step: Callable[[int], None] = lambda done: None,
     on_epoch: Callable[[Row], None] = lambda row: None,
     save_every: float = SAVE_SECONDS,
 ) -> Training:
@@ -56,6 +57,7 @@ def train_network(
         processes: that train it together; None for this one alone.
         validation: images on which mAP is measured in each epoch. It decides which epoch's weights
             are the result if ``settings.selection`` says so.
+        on_step: called before the first step and after each, with the number of steps done so far.
         on_epoch: called in process 0 after each epoch, with the epoch's row of the history.
         save_every: seconds between two writes of the state; 0 for one after every step.
 
@@ -67,9 +69,7 @@ def train_network(
     """
     processes = processes or alone()
     with seeded(seed):
-        device, sharers = processes.device, processes.on_machine
-        feed = Feed(split, device, sharers=sharers)
-        held_out = None if validation is None else Feed(validation, device, sharers=sharers)
+        feed = Feed(split, processes.device, sharers=processes.on_machine)
         label_vectors = torch.from_numpy(vectors.vectors)
         network = _initial_network(feed, label_vectors, settings)
         seed_process(seed, processes.rank)
@@ -85,7 +85,7 @@ def train_network(
             save_every=save_every,
             validated=validation is not None,
         )
-        return _run(loop, held_out, vectors.names, on_epoch)
+        return _run(loop, validation, vectors.names, on_step, on_epoch)
 
 
 def _initial_network(feed: Feed, label_vectors: torch.Tensor, settings: TrainSettings) -> Network:
@@ -109,19 +109,24 @@ def _initial_network(feed: Feed, label_vectors: torch.Tensor, settings: TrainSet
 
 def _run(
     loop: TrainingLoop,
-    validation: Feed | None,
+    validation: SplitData | None,
     labels: tuple[str, ...],
+    on_step: Callable[[int], None],
     on_epoch: Callable[[Row], None],
 ) -> Training:
     """Run the epochs that are left of a training."""
+    feed, processes = None, loop.processes
+    if validation is not None:
+        feed = Feed(validation, processes.device, sharers=processes.on_machine)
     loop.resume()
+    on_step(loop.steps)
     while len(loop.position.history) < loop.settings.epochs:
-        row = loop.run_epoch()
-        if validation is not None:
-            predictions = _validate(loop, validation, labels)
-            row["validation_mAP"] = evaluate(predictions.logits, validation.split.truth, labels).mAP
+        row = loop.run_epoch(on_step)
+        if feed is not None:
+            predictions = _validate(loop, feed, labels)
+            row["validation_mAP"] = evaluate(predictions.logits, feed.split.truth, labels).mAP
         loop.end_epoch(row)
-        if loop.processes.rank == 0:
+        if processes.rank == 0:
             on_epoch(row)
         loop.save_if_due()
     return loop.result()

@@ -86,6 +86,7 @@ def fit_detector(
     *,
     state_file: Path,
     initial: tuple[dict[str, Tensor], Path] | None = None,
+    on_start: Callable[[int], None] = lambda done: None,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> FasterRCNN:
     """Fit a Faster R-CNN with AdamW and a one-cycle schedule.
@@ -102,6 +103,7 @@ def fit_detector(
         state_file: where the state is kept between two attempts.
         initial: weights to start from and the file that they came from; None: from scratch. If
             they were made for another number of classes, the class predictor starts from scratch.
+        on_start: called before the first step, with the number of steps done by an earlier attempt.
         on_step: called after each step with the number of steps done and the loss.
 
     Returns:
@@ -121,7 +123,9 @@ def fit_detector(
         model.to(device).train()
         with trained_faster(model):
             learner = _Learner(model, settings)
-            for step in range(learner.resume(state_file), settings.steps):
+            done = learner.resume(state_file)
+            on_start(done)
+            for step in range(done, settings.steps):
                 chosen = _batch_indices(step, settings.batch_size, len(images), settings.seed)
                 views, targets = _batch([images[index] for index in chosen], step, settings, device)
                 loss = learner.learn(views, targets)
@@ -278,7 +282,10 @@ def _whole_view(image: FitImage, size: int) -> Tensor:
 
 
 def measure_detector(
-    model: FasterRCNN, images: Sequence[FitImage], settings: FitSettings
+    model: FasterRCNN,
+    images: Sequence[FitImage],
+    settings: FitSettings,
+    on_images: Callable[[int], object] = lambda images: None,
 ) -> dict[str, Any]:
     """Measure recall and precision at IoU 0.5, class-aware, in percent.
 
@@ -286,6 +293,8 @@ def measure_detector(
     better score has found that object. ``recall_at`` m counts the m best detections of an image
     (with a score of at least 0.05) over all objects; ``precision`` counts detections with a score
     of at least 0.5.
+
+    ``on_images`` is called with the number of images of each batch that is measured.
     """
     device = next(model.parameters()).device
     hits: dict[int, int] = dict.fromkeys(RECALL_AT, 0)
@@ -301,6 +310,7 @@ def measure_detector(
             sure = detections.scores.cpu().numpy() >= _CONFIDENT
             confident += int(sure.sum())
             correct += int((right & sure).sum())
+        on_images(len(batch))
     return {
         "images": len(images),
         "objects": objects,

@@ -35,7 +35,7 @@ from pipeline.report.facts import what_was_run
 from pipeline.report.figures import looks
 from pipeline.report.folder import TABLES, write_data, write_frame
 from pipeline.report.gallery import mean_label_nodes, shown_split, write_gallery
-from pipeline.report.inputs import PageInputs, load_evaluated
+from pipeline.report.inputs import PageInputs, Phase, load_evaluated
 from pipeline.report.rows import columns, label_cells, own_rows, paper_rows
 
 FEW = 10
@@ -45,12 +45,11 @@ Groups = Mapping[str, Sequence[str]]
 """Name of a group -> its labels."""
 
 
-def write_page(folder: Path, inputs: PageInputs, on_images: Callable[[int], None]) -> str:
+def write_page(folder: Path, inputs: PageInputs, phase: Phase) -> str:
     """Write a page into an empty folder.
 
     Args:
-        on_images: called with the number of images whenever some are done; each is done once for
-            its picture and once for each variant.
+        phase: shows the parts of the work.
 
     Returns:
         the tables as Markdown, as in tables/results.md.
@@ -59,7 +58,8 @@ def write_page(folder: Path, inputs: PageInputs, on_images: Callable[[int], None
         MissingError, DamagedError: a file of a run can't be read.
     """
     scores, evaluations = inputs.scores, evaluations_of(inputs.runs)
-    intervals = bootstrap.intervals(scores.logits, scores.truth, BASE)
+    with phase("intervals", len(scores.logits) * bootstrap.RESAMPLES, "resample") as on_resamples:
+        intervals = bootstrap.intervals(scores.logits, scores.truth, BASE, on_resamples)
     text = results_markdown(
         inputs.manifest.dataset, inputs.source, inputs.detector, inputs.runs, intervals
     )
@@ -70,10 +70,14 @@ def write_page(folder: Path, inputs: PageInputs, on_images: Callable[[int], None
 
     checkpoint = load_evaluated(inputs.shown)
     groups = label_groups(inputs.source, inputs.manifest.vocabulary)
-    figures, curves = _draw_figures(folder, inputs)
-    figures += _draw_label_map(folder, inputs, checkpoint, groups)
-    figures += [drawn.draw_sweep(folder, sweep) for sweep in inputs.sweeps]
-    gallery = write_gallery(folder, inputs, on_images)
+    with phase("figures", None, "figure") as on_figures:
+        figures, curves = _draw_figures(folder, inputs, on_figures)
+    figures += _draw_label_map(folder, inputs, checkpoint, groups, phase)
+    with phase("figures of sweeps", len(inputs.sweeps), "figure") as on_figures:
+        for sweep in inputs.sweeps:
+            figures.append(drawn.draw_sweep(folder, sweep))
+            on_figures(1)
+    gallery = write_gallery(folder, inputs, phase)
 
     write_data(folder, "curves", _rounded(curves, inputs.manifest.vocabulary))
     # Times have a script of their own: all others have the same bytes for the same runs.
@@ -91,7 +95,7 @@ def write_page(folder: Path, inputs: PageInputs, on_images: Callable[[int], None
 
 
 def _draw_figures(
-    folder: Path, inputs: PageInputs
+    folder: Path, inputs: PageInputs, on_figures: Callable[[int], object]
 ) -> tuple[list[drawn.Illustration], drawn.Curves]:
     """Draw the figures that need only metrics, histories and predictions."""
     runs = {variant: inputs.runs[variant] for variant in inputs.variants}
@@ -102,26 +106,38 @@ def _draw_figures(
     histories = drawn.histories_of(runs)
 
     drawn.draw_average_precision(folder, evaluations, base)
+    on_figures(1)
     figures = []
     if len(runs) > 1:
         figures.append(drawn.draw_gains(folder, evaluations, base))
+        on_figures(1)
     figures.append(drawn.draw_learning(folder, histories))
+    on_figures(1)
     figure, curves = drawn.draw_precision_recall(folder, first_seed, truth, labels)
+    on_figures(1)
     figures += [figure, drawn.draw_calibration(folder, scores, truth)]
+    on_figures(1)
     if len(labels) > 1:
         run = _in_words(inputs)
         figures.append(drawn.draw_co_occurrence(folder, first_seed[base], truth, labels, run))
+        on_figures(1)
     return figures, curves
 
 
 def _draw_label_map(
-    folder: Path, inputs: PageInputs, checkpoint: Checkpoint, groups: Groups | None
+    folder: Path,
+    inputs: PageInputs,
+    checkpoint: Checkpoint,
+    groups: Groups | None,
+    phase: Phase,
 ) -> list[drawn.Illustration]:
     """Draw the map of the labels, unless the network has no label nodes or there are too few."""
     scorer = Scorer.of_checkpoint(checkpoint, inputs.shown.name)
     if not isinstance(scorer.network, MatchingNetwork):
         return []
-    nodes = mean_label_nodes(scorer, shown_split(inputs, checkpoint.settings.regions))
+    split = shown_split(inputs, checkpoint.settings.regions)
+    with phase("map of the labels", len(split), "image") as on_images:
+        nodes = mean_label_nodes(scorer, split, on_images)
     vectors, labels = checkpoint.label_vectors.numpy(), inputs.manifest.vocabulary
     figure = drawn.draw_label_map(folder, vectors, nodes, labels, groups, _in_words(inputs))
     return [] if figure is None else [figure]

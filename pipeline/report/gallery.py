@@ -26,7 +26,7 @@ from pipeline.machine import cores
 from pipeline.matching.network import image_logits
 from pipeline.regions.transforms import load_image
 from pipeline.report.folder import PICTURES, in_steps, packed, write_data
-from pipeline.report.inputs import PageInputs, load_evaluated
+from pipeline.report.inputs import PageInputs, Phase, load_evaluated
 
 BEST_LABELS = 5
 """T, how many labels are kept for each region."""
@@ -39,13 +39,11 @@ _QUALITY = 82  # of JPEG: files are smaller, and at this size no difference is v
 _BATCH = 64
 
 
-def write_gallery(
-    folder: Path, inputs: PageInputs, on_images: Callable[[int], None]
-) -> dict[str, Any]:
+def write_gallery(folder: Path, inputs: PageInputs, phase: Phase) -> dict[str, Any]:
     """Write pictures, regions, and what the first run of each variant predicts.
 
     Args:
-        on_images: as in `assemble.write_page`.
+        phase: as in `assemble.write_page`.
 
     Returns:
         what the page must know before it loads any of these.
@@ -56,12 +54,8 @@ def write_gallery(
     paths = [inputs.root / photograph["path"] for photograph in photographs]
     if inputs.source == "imported":
         paths = [with_its_suffix(path) for path in paths]
-    sizes = write_pictures(
-        paths,
-        folder / PICTURES,
-        threads=cores(),
-        on_images=on_images,
-    )
+    with phase("pictures", len(paths), "image") as on_images:
+        sizes = write_pictures(paths, folder / PICTURES, threads=cores(), on_images=on_images)
     readable = np.asarray(sizes.all(axis=1))
     for image in np.flatnonzero(~readable):
         sizes[image] = [photographs[image][name] or 0 for name in ("width", "height")]
@@ -71,7 +65,8 @@ def write_gallery(
         checkpoint = load_evaluated(inputs.runs[variant][0])
         used = shown_split(inputs, checkpoint.settings.regions)
         scorer = Scorer.of_checkpoint(checkpoint, inputs.runs[variant][0].name)
-        write_scores(folder, number, region_scores(scorer, used, on_images))
+        with phase(f"scores of {variant}", len(used), "image") as on_images:
+            write_scores(folder, number, region_scores(scorer, used, on_images))
     return {
         "images": len(split),
         "pictures": int(readable.sum()),
@@ -119,7 +114,7 @@ def write_pictures(
     folder: Path,
     *,
     threads: int,
-    on_images: Callable[[int], None] = lambda images: None,
+    on_images: Callable[[int], object] = lambda images: None,
 ) -> NDArray[np.int32]:
     """Write a small JPEG of each photograph: <folder>/<index>.jpg.
 
@@ -203,7 +198,7 @@ class ShownScores:
 
 
 def region_scores(
-    scorer: Scorer, split: SplitData, on_images: Callable[[int], None] = lambda images: None
+    scorer: Scorer, split: SplitData, on_images: Callable[[int], object] = lambda images: None
 ) -> ShownScores:
     """Run a network on a split in view 0.
 
@@ -228,12 +223,15 @@ def region_scores(
     return ShownScores(scores, winning.astype(np.int16), labels.astype(np.int16), values)
 
 
-def mean_label_nodes(scorer: Scorer, split: SplitData) -> NDArray[np.float32]:
+def mean_label_nodes(
+    scorer: Scorer, split: SplitData, on_images: Callable[[int], object] = lambda images: None
+) -> NDArray[np.float32]:
     """Average the label nodes after the last convolution module over the images.
 
     Args:
         scorer: of a `MatchingNetwork`.
         split: N images, taken in view 0.
+        on_images: as in `region_scores`.
 
     Returns:
         (C, H).
@@ -245,6 +243,7 @@ def mean_label_nodes(scorer: Scorer, split: SplitData) -> NDArray[np.float32]:
     with closing(scorer.label_nodes(split)) as batches:
         for nodes in batches:
             total = total + nodes.double().sum(dim=0)
+            on_images(len(nodes))
     mean: NDArray[np.float32] = (total / len(split)).float().cpu().numpy()
     return mean
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from pipeline.regions.detector import DetectorDescription
 from pipeline.report.sweeps import SweepResults
 from pipeline.shards.failures import Failure
 from pipeline.shards.reader import RegionCache
+
+Phase = Callable[[str, int | None, str], AbstractContextManager[Callable[[int], object]]]
+"""Shows a part of the work, given its name, how many things it has (None if that is not known), and
+what a thing is. What its block gets is called with the number of things that were just done."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from stages.checkout.layout import CHECKPOINT_FILE, cache_folder, run_folder
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request, unreached, unread_by_runs
 from stages.console.messages import note
+from stages.console.progress import progress_phase
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +93,8 @@ def open_inputs(
     _log.info(
         "read the index of %s: %d rows in %d shards", cache.folder, len(cache), len(cache.shards)
     )
-    vectors = load_label_vectors(manifest.vocabulary, settings.label_vectors)
+    with progress_phase("read label vectors"):  # of GloVe, a file of up to 6 GB
+        vectors = load_label_vectors(manifest.vocabulary, settings.label_vectors)
     _log.info("read the vectors of %d labels from %s", len(vectors.names), vectors.source)
     return manifest, cache, vectors
 

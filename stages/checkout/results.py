@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from stages.checkout.layout import (
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request
 from stages.checkout.plans import RunPlan, plan_run, read_checkpoint, run_commands
+from stages.console.progress import progress_phase
 
 
 def load_runs(
@@ -39,14 +41,15 @@ def load_runs(
     make_all, show_made = _make_all(request, seeds), _show_made(request, variants, seeds)
     runs: dict[str, list[Run]] = {}
     first: Run | None = None
-    for variant in variants:
-        for seed in seeds:
+    with progress_phase("read runs", len(variants) * len(seeds), "run") as on_runs:
+        for variant, seed in product(variants, seeds):
             plan = plan_run(request, variant, seed)
             missing = f"Run {make_all}, or {run_commands(plan)} for this run alone.{show_made}"
             run = _load_run(plan, missing)
             first = first or run
             _check_comparable(run, first, plan)
             runs.setdefault(variant, []).append(run)
+            on_runs(1)
     return runs
 
 
@@ -124,8 +127,9 @@ def load_scores(request: Request, runs: Runs) -> Scores:
     _check_labels(manifest, first, plan_run(request, next(iter(runs)), first.evaluation.seed))
     image_ids: list[str] | None = None
     logits: dict[str, list[np.ndarray]] = {}
-    for variant, seeds in runs.items():
-        for run in seeds:
+    every = [(variant, run) for variant, seeds in runs.items() for run in seeds]
+    with progress_phase("read predictions", len(every), "run") as on_runs:
+        for variant, run in every:
             again = run_commands(plan_run(request, variant, run.evaluation.seed), "evaluate")
             with advising(f"Run {again}.", MissingError, DamagedError, MismatchError):
                 image_ids, of_run = read_logits(
@@ -135,6 +139,7 @@ def load_scores(request: Request, runs: Runs) -> Scores:
                     image_ids=image_ids,
                 )
             logits.setdefault(variant, []).append(of_run)
+            on_runs(1)
     assert image_ids is not None  # there is a run
     rows = {image_id: row for row, image_id in enumerate(manifest.image_ids("test"))}
     truth = manifest.truth("test")[[rows[image_id] for image_id in image_ids]]

@@ -50,8 +50,10 @@ def doctor(context: click.Context) -> None:
     lacks something. What other data sets lack is only noted.
     """
     from stages.commands import doctor as command
+    from stages.console.progress import progress_phase
 
-    table, sound = command.doctor()
+    with progress_phase("check"):
+        table, sound = command.doctor()
     click.echo(table)
     if not sound:
         context.exit(FAILED)

@@ -112,7 +112,9 @@ def cli() -> None:
     Ctrl-C.
 
     Progress is written to stderr: as bars in a terminal, otherwise as lines at the start, every
-    30 s and at the end. --quiet and --verbose may stand before or after the command.
+    30 s and at the end. A part of the work that takes less than a second or two shows none. A
+    command that continues after it was stopped says where it resumed. --quiet and --verbose may
+    stand before or after the command.
     """
 
 

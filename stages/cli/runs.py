@@ -47,7 +47,8 @@ def compare(
     """Train the missing variants and seeds, and print tables.
 
     The tables give the mean and spread over the seeds, and the difference in mAP between each
-    variant and `full` with its 95 % interval over the test images.
+    variant and `full` with its 95 % interval over the test images. While runs are made, the
+    progress shows the epoch and the loss of each.
     """
     chosen = variants or tuple(request.params.variants)
     check_variants(request, chosen)
@@ -70,7 +71,8 @@ def sweep(
     KEY is a setting of train.<dataset>, e.g. regions=2,4,6,8,10 or network.modules=1,2,3,4 (as in
     Figure 4 of the paper). Prints a table, and writes it with a plot of mAP to
     runs/<dataset>/sweeps/KEY/, or to runs/<dataset>/sweeps/VARIANT-KEY/ for another variant than
-    `full`. Existing runs are reused.
+    `full`. Existing runs are reused. While runs are made, the progress shows the epoch and the loss
+    of each.
 
     If the runs have a validation part (train.<dataset>.validation), the table marks the value that
     is best by it. The test split never decides.

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from pipeline.errors import DamagedError, GmpipeError, MismatchError, MissingError, advising
-from pipeline.evaluation.bootstrap import intervals
+from pipeline.evaluation import bootstrap
 from pipeline.evaluation.metrics import read_evaluation
 from pipeline.evaluation.tables import BASE, results_markdown
 from pipeline.files import access_error
@@ -33,6 +33,7 @@ from stages.checkout.plans import (
 )
 from stages.checkout.results import load_runs, load_scores
 from stages.console.messages import say
+from stages.console.progress import progress_bar, progress_phase
 from stages.evaluate import evaluate
 from stages.train import train
 from stages.workers.jobs import Outcome, run_jobs
@@ -67,13 +68,9 @@ def compare(
     recipe = next(iter(runs.values()))[0].recipe
     with advising(f"Run `gmpipe detector --dataset {request.dataset}`.", DamagedError):
         detector = detector_of_regions(detector_folder(request.dataset), recipe)
-    return results_markdown(
-        request.dataset,
-        request.prepare.source,
-        detector,
-        runs,
-        intervals(scores.logits, scores.truth, BASE),
-    )
+    with progress_phase("intervals", len(runs) * bootstrap.RESAMPLES, "resample") as on_resamples:
+        of_runs = bootstrap.intervals(scores.logits, scores.truth, BASE, on_resamples)
+    return results_markdown(request.dataset, request.prepare.source, detector, runs, of_runs)
 
 
 def make_runs(runs: Sequence[RunPlan], jobs: int | None) -> None:
@@ -98,6 +95,9 @@ def make_runs(runs: Sequence[RunPlan], jobs: int | None) -> None:
     }
     if jobs is None:
         jobs = 1 if torch.cuda.is_available() else cores()
+    if 0 < len(missing) < len(runs):
+        finished = f"{len(runs) - len(missing)} of {len(runs)}"
+        say(f"{finished} runs are finished already; {len(missing)} are made now")
     make = _make_in_processes if min(jobs, len(missing)) > 1 else _make_here
     problems = {}
     for folder, outcome in make(missing, jobs):
@@ -128,14 +128,16 @@ def _make_in_processes(missing: _Missing, at_once: int) -> Iterator[tuple[Path, 
 
 
 def _make_here(missing: _Missing, _: int) -> Iterator[tuple[Path, Outcome]]:
-    for folder, (run, stages) in missing.items():
-        try:
-            outcome = Outcome("\n".join(str(_STAGES[stage](run)) for stage in stages))
-        except (GmpipeError, OSError) as error:
-            _log.info("%s failed", folder, exc_info=True)
-            known = access_error(error) if isinstance(error, OSError) else error
-            outcome = Outcome("", str(known))
-        yield folder, outcome
+    with progress_bar(total=len(missing), desc="runs", unit="run", smoothing=0) as bar:
+        for folder, (run, stages) in missing.items():
+            try:
+                outcome = Outcome("\n".join(str(_STAGES[stage](run)) for stage in stages))
+            except (GmpipeError, OSError) as error:
+                _log.info("%s failed", folder, exc_info=True)
+                known = access_error(error) if isinstance(error, OSError) else error
+                outcome = Outcome("", str(known))
+            bar.update(1)
+            yield folder, outcome
 
 
 def _missing_stages(runs: Sequence[RunPlan]) -> list[list[str]]:

@@ -13,6 +13,7 @@ from pipeline.inference.picture import MOST_LABELS, draw
 from pipeline.inference.trained import TrainedRun
 from pipeline.regions.transforms import load_image
 from stages.checkout.models import advising_on_scores, open_run
+from stages.console.progress import progress_phase
 
 _MOST_REGIONS = 3
 
@@ -36,7 +37,7 @@ def explain(image: Path, run_folder: Path, detector: Path | None, output: Path) 
         raise InputError(f"{output} is the photograph itself.", "Choose another name for `-o`.")
     photograph = load_image(image, "Name another photograph.")
     run = open_run(run_folder, detector)
-    with advising_on_scores(run.checkpoint.dataset):
+    with advising_on_scores(run.checkpoint.dataset), progress_phase("explain"):
         explanation = explain_image(run, photograph, str(image))
     checkpoint = run.checkpoint
     missing_letters([image.name, *(label.label for label in explanation.labels[:MOST_LABELS])])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.inference.export import export_onnx
 from stages.checkout.models import open_checkpoint
+from stages.console.progress import progress_phase
 
 
 def export(run_folder: Path, output: Path | None) -> str:
@@ -25,7 +26,7 @@ def export(run_folder: Path, output: Path | None) -> str:
     """
     checkpoint = open_checkpoint(run_folder)
     path = output or Path(f"{checkpoint.dataset}-{run_folder.absolute().name}.onnx")
-    export_onnx(checkpoint, path)
+    export_onnx(checkpoint, path, lambda name: progress_phase(f"export, {name}"))
     return (
         f"{path}: {path.stat().st_size / 1e6:.1f} MB, {len(checkpoint.vocabulary)} labels, "
         f"regions with {checkpoint.feature_size} features"

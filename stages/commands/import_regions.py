@@ -267,9 +267,8 @@ def _write_missing(
     done[survey.numbers] = True
     missing = np.flatnonzero(~done)
     names = store.free_names()
-    with progress_bar(
-        total=len(images), initial=len(images) - len(missing), desc="import", unit="image"
-    ) as bar:
+    with progress_bar(total=len(images), desc="import", unit="image") as bar:
+        bar.resume(len(images) - len(missing))
         for rows in job.shards(missing):
             numbers = images.numbers([stored.decode() for stored in rows.image_id.tolist()])
             digest = images.digest(numbers, rows.view)

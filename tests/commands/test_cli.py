@@ -1,21 +1,17 @@
-"""What every command has in common: how much it prints, exit codes, progress, completion.
+"""What every command has in common: how much it prints, exit codes, completion.
 
 That each command checks params.yaml before it does anything is tested in test_mistakes.py.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import logging
 import os
-import pty
 import re
 import shutil
 import subprocess
 import sys
-import termios
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +28,6 @@ from pipeline.settings import SECTIONS
 from pipeline.shards.index import write_index
 from pipeline.shards.shard import map_shard, write_shard
 from stages.cli.main import cli
-from stages.console.progress import progress_bar
 
 HEAVY = ("torch", "torchvision", "pyarrow", "numpy", "h5py", "dask", "PIL")
 
@@ -152,7 +147,7 @@ def test_a_set_option_without_effect_is_noted(small: Flow) -> None:
         done = small.gmpipe("train", "--set", key)
         assert done.code == 0
         assert (f"`{key.split('=')[0]}`" in done.err) == idle
-        assert done.err.count("Note: ") == idle
+        assert len(re.findall("^Note: runs on voc2007", done.err, re.MULTILINE)) == idle
 
 
 def test_a_cache_of_other_regions_than_params_yaml_asks_for_is_noted(small: Flow) -> None:
@@ -203,74 +198,6 @@ def test_exit_codes_distinguish_success_failure_wrong_usage_and_ctrl_c(small: Fl
         assert done.code == 130
         assert re.search(r"^Error: .*stopped.*again", done.err, re.MULTILINE)
     assert re.search(r"Exit codes: 0 .*; 1 .*; 2 .*;\s+130 .*Ctrl-C", small.ok("--help"), re.DOTALL)
-
-
-# --- progress ------------------------------------------------------------------------------------
-
-BARS = """
-from stages.console.messages import QUIET, speaking
-from stages.console.progress import progress_bar
-with speaking({level}):
-    with progress_bar(total=5, desc="fit", unit="step") as bar:
-        for step in range(5):
-            bar.set_postfix(loss="0.1", refresh=False)
-            bar.update()
-    list(progress_bar(range(3), desc="draw", unit="scene"))
-    with progress_bar(total=3, desc="hash", unit="image", delay=2) as bar:
-        bar.update(3)
-"""
-
-
-def test_without_a_terminal_progress_is_plain_lines(tmp_path: Path) -> None:
-    done = script(tmp_path, BARS.format(level=""))
-    assert done.stdout == ""
-    assert "\r" not in done.stderr
-    assert "\x1b" not in done.stderr
-    starts = [line.split("[")[0] for line in done.stderr.splitlines()]
-    assert starts == ["fit:   0% 0/5 ", "fit: 100% 5/5 ", "draw:   0% 0/3 ", "draw: 100% 3/3 "]
-    assert done.stderr.splitlines()[1].endswith("step/s, loss=0.1]")
-    assert script(tmp_path, BARS.format(level="QUIET")).stderr == ""
-    assert script(tmp_path, BARS.format(level=""), TQDM_DISABLE="1").stderr == ""
-
-
-def in_terminal(folder: Path, code: str) -> str:
-    """Return what a script writes to stderr, which is a terminal."""
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, 80))
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stderr=theirs,
-    )
-    os.close(theirs)
-    output = b""
-    with contextlib.suppress(OSError):  # the end of a terminal
-        while chunk := os.read(ours, 4096):
-            output += chunk
-    os.close(ours)
-    assert process.wait() == 0
-    return output.decode()
-
-
-def test_in_a_terminal_progress_is_bars(tmp_path: Path) -> None:
-    output = in_terminal(tmp_path, BARS.format(level=""))
-    assert "\rfit: 100%|" in output
-    assert "█" in output
-    assert "\rdraw: 100%|" in output
-    assert "hash" not in output
-    assert in_terminal(tmp_path, BARS.format(level="QUIET")) == ""
-
-
-def test_a_line_every_half_minute(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 1e6
-    monkeypatch.setattr("tqdm.std.time", lambda: now)
-    with contextlib.redirect_stderr(io.StringIO()) as output:
-        for _ in progress_bar(range(100), desc="fit", unit="step"):
-            now += 8
-    lines = output.getvalue().splitlines()
-    assert len(lines) == 100 * 8 // 32 + 1  # after 32 s, being asked every 8
-    assert lines[1] == "fit:   4% 4/100 [00:32<12:48,  8.00s/step]"
 
 
 # --- completion ----------------------------------------------------------------------------------

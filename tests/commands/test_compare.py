@@ -81,6 +81,7 @@ def test_a_run_that_is_trained_is_only_evaluated(small: Flow, jobs: str) -> None
     before = times.read_text()
     said = small.ok("compare", "--seed", "0", "--jobs", jobs)
     assert " epochs, loss " not in said
+    assert "are finished already" not in said  # neither is evaluated
     assert sorted(re.findall(r"(\S+): mAP \d", said)) == [
         "runs/voc2007/full-s0",
         "runs/voc2007/max-pool-s0",
@@ -128,8 +129,8 @@ def test_processes_make_the_same_runs(small: Flow, small_made: Flow, tmp_path: P
         for stage in ("train", "evaluate"):
             assert times.count(f"\n{stage},{run},") == 1
     assert "2/2" in done.err
-    assert "epoch/s" not in done.err  # the processes draw no bars of their own
-    assert "TQDM_DISABLE" not in os.environ
+    assert "step/s" not in done.err  # the processes draw no bars of their own
+    assert "gmpipe progress" not in done.err
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
@@ -143,6 +144,8 @@ def test_a_run_that_fails_is_named_and_the_others_stay(small: Flow, jobs: str) -
         r"train\.voc2007\.learning_rate"
     )
     assert failed.err.count("mine, seed 0") == 1
+    assert re.search(r"^runs: 100% 2/2 ", failed.err, re.MULTILINE)
+    assert "gmpipe progress" not in failed.err
     assert re.search(r"^runs/voc2007/full-s0: mAP \d", failed.out, re.MULTILINE)
     assert run_names(small) == {"full-s0"}
     with no_run_is_made():

@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import onnxruntime
@@ -197,7 +198,15 @@ def test_stable_sort_in_onnx(tmp_path: Path) -> None:
 def test_command(small: Flow) -> None:
     """A run on imported regions has no detector, but it can be exported."""
     small.ok("train", "--variant", "max-pool")
-    line = small.ok("export", "--run", "runs/voc2007/max-pool-s0")
+    with mock.patch("stages.console.progress._PHASE_DELAY", 0):
+        done = small.gmpipe("export", "--run", "runs/voc2007/max-pool-s0")
+    line = done.out
+    phases = re.findall(r"^export, (.*): \d\d:\d\d$", done.err, re.MULTILINE)
+    assert list(dict.fromkeys(phases)) == [
+        "tracing the network",
+        "translating it",
+        "writing the file",
+    ]
     assert line.startswith("voc2007-max-pool-s0.onnx: ")
     model = onnxruntime.InferenceSession(small / "voc2007-max-pool-s0.onnx").get_modelmeta()
     trained = load_checkpoint(small / "runs/voc2007/max-pool-s0/checkpoint.pt")

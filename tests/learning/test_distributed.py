@@ -119,6 +119,17 @@ def test_averaged_gradients_of_processes_are_those_of_one(
         torch.testing.assert_close(torch.stack(own).mean(0), whole, rtol=1e-4, atol=1e-6)
 
 
+def test_a_parallel_network_comes_without_warnings(tmp_path: Path) -> None:
+    """Warnings fail tests."""
+    store = f"file://{tmp_path}/store"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        parallel = Processes(0, 2, 2, CPU).parallel(nn.BatchNorm1d(3))
+        parallel(torch.ones(2, 3)).sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "batch_size",

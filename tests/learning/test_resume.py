@@ -48,14 +48,17 @@ def test_a_training_killed_between_epochs_ends_as_an_undisturbed_one(
         train(toy, tmp_path / "b.pt", chosen=chosen, on_epoch=kill, save_every=0)
     torch.manual_seed(99)
     seen: list[float] = []
+    steps: list[int] = []
     resumed = train(
         toy,
         tmp_path / "b.pt",
         chosen=chosen,
+        on_step=steps.append,
         on_epoch=lambda row: seen.append(row["epoch"]),
         save_every=0,
     )
     assert seen == [2, 3, 4]
+    assert steps == [*range(5, 13)]  # 3 in an epoch; the last state was saved after the fifth
     assert same(resumed, whole)
     # Killed after the last epoch and before the checkpoint: nothing is left to do.
     again = train(toy, tmp_path / "b.pt", chosen=chosen, on_epoch=kill)

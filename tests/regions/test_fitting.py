@@ -50,8 +50,9 @@ class Killed(Exception):
 def fit(
     scenes: Scenes, state_file: Path, settings: FitSettings = FIT, killed_after: int = 0
 ) -> tuple[FasterRCNN, list[int]]:
-    """Return the fitted model, and the steps that this attempt did."""
+    """Return the fitted model, and the steps that this attempt did; checks where it started."""
     steps: list[int] = []
+    starts: list[int] = []
 
     def on_step(done: int, loss: float) -> None:
         assert np.isfinite(loss)
@@ -60,8 +61,15 @@ def fit(
             raise Killed
 
     model = fit_detector(
-        scenes.annotated, CLASSES, TINY, settings, state_file=state_file, on_step=on_step
+        scenes.annotated,
+        CLASSES,
+        TINY,
+        settings,
+        state_file=state_file,
+        on_start=starts.append,
+        on_step=on_step,
     )
+    assert starts == [steps[0] - 1]
     return model, steps
 
 

@@ -9,6 +9,7 @@ import re
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -280,7 +281,10 @@ def changed(made: Flow, tmp_path_factory: pytest.TempPathFactory) -> Flow:
     flow.ok("evaluate", "--variant", "max-pool")
     (flow / f"data/tiny/prepared/images/{shown_ids(flow)[1]}.png").unlink()
     shutil.rmtree(flow / ".state")
-    flow.ok("report", "--images", str(SHOWN))
+    with mock.patch("stages.console.progress._PHASE_DELAY", 0):
+        done = flow.gmpipe("report", "--images", str(SHOWN))
+    assert done.code == 0, done.err
+    (flow / "progress.txt").write_text(done.err)
     return flow
 
 
@@ -299,6 +303,24 @@ def test_of_many_images_a_sample_is_shown(changed: Flow) -> None:
     assert images["ids"] == shown_ids(changed)
     assert unpacked(images["truth"]).shape == (SHOWN, len(VOCABULARY))
     assert changed.gmpipe("report", "--images", "0").code == 2
+
+
+def test_the_progress_names_each_part_and_counts_what_it_has(changed: Flow) -> None:
+    text = (changed / "progress.txt").read_text()
+    ends = dict(re.findall(r"^(.*): 100% (\d+/\d+) ", text, re.MULTILINE))
+    shown = f"{SHOWN}/{SHOWN}"
+    assert ends == {
+        "read runs": "2/2",
+        "read predictions": "2/2",
+        "report, intervals": "200/200",  # 100 of each variant, as conftest.py asks for
+        "report, map of the labels": shown,
+        "report, pictures": shown,
+        "report, scores of full": shown,
+        "report, scores of max-pool": shown,
+    }
+    figures = {figure["name"] for figure in data(changed / "reports/tiny", "overview")["figures"]}
+    # The one of average precision is not among those of the page.
+    assert f"report, figures: {len(figures - {'label-map'}) + 1}figure [" in text
 
 
 def test_a_photograph_that_is_gone_leaves_its_boxes(changed: Flow) -> None:

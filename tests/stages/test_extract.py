@@ -54,8 +54,9 @@ def test_a_broken_photograph_is_listed_and_the_others_are_extracted(flow: Flow) 
     image(flow, "test-00011").write_text("not an image")
 
     failed = flow.gmpipe("extract")
+    assert "cache/tiny: 55 rows, 55 of them extracted now\n" in failed.out
     assert failed.refused(
-        r"55 rows, 55 of them extracted.*3, see cache/tiny/failures\.parquet"
+        r"^Error: 3 images .* cache/tiny/failures\.parquet"
         r".*test-00011\.png.*--max-failures 3.*max_failures: 3"
     )
     listed = pq.read_table(flow / "cache/tiny/failures.parquet").to_pylist()
@@ -69,10 +70,13 @@ def test_a_broken_photograph_is_listed_and_the_others_are_extracted(flow: Flow) 
     assert times.splitlines()[-1].split(",")[-2] == "55"  # before the checksum
 
     # The next run tries only these again, and succeeds once they are tolerated.
-    assert flow.gmpipe("extract", "--max-failures", "2").refused("0 of them extracted")
+    refused = flow.gmpipe("extract", "--max-failures", "2")
+    assert refused.refused(r"3 images .* cache/tiny/failures\.parquet")
+    assert "0 of them extracted" in refused.out
     said = flow.ok("extract", "--max-failures", "3")
     assert "55 rows, 0 of them extracted now" in said
-    assert "3, see cache/tiny/failures.parquet" in said
+    assert re.search(r"^3 images .* cache/tiny/failures\.parquet", said, re.MULTILINE)
+    assert "waited" not in said + refused.out
     assert (flow / ".state/times/tiny.csv").read_text() == times
     assert len(read_failures(flow / "cache/tiny")) == 3
 
@@ -86,7 +90,9 @@ def test_a_broken_photograph_is_listed_and_the_others_are_extracted(flow: Flow) 
     # One that is fixed costs only its own rows.
     before = flow.bytes("cache/tiny")
     image(flow, "train-00003").write_bytes(whole)
-    assert flow.gmpipe("extract").refused(r"57 rows, 2 of them extracted now.* 2, see cache/tiny")
+    refused = flow.gmpipe("extract")
+    assert refused.refused("2 images .* cache/tiny/failures")
+    assert "57 rows, 2 of them extracted now" in refused.out
     after = flow.bytes("cache/tiny")
     assert {name: after[name] for name in before if name.endswith(".h5")} == {
         name: content for name, content in before.items() if name.endswith(".h5")
@@ -109,7 +115,9 @@ def test_without_any_readable_image_there_is_no_shard(flow: Flow) -> None:
     shutil.rmtree(flow / "cache/tiny")
     for path in (flow / "data/tiny/prepared/images").iterdir():
         path.write_bytes(b"broken")
-    assert flow.gmpipe("extract").refused("0 rows, 0 of them.* 36, see cache/tiny")
+    refused = flow.gmpipe("extract")
+    assert refused.refused("36 images .* cache/tiny/failures")
+    assert refused.out == "cache/tiny: 0 rows, 0 of them extracted now\n"
     assert sorted(path.name for path in (flow / "cache/tiny").iterdir()) == ["failures.parquet"]
     assert flow.gmpipe("train").refused(r"index\.parquet.*gmpipe extract")
 

@@ -224,10 +224,30 @@ def test_a_corrected_label_does_not_extract_again(flow: Flow) -> None:
 def test_a_deleted_shard_is_extracted_again(flow: Flow, made: Flow) -> None:
     (flow / "cache/tiny/regions-00002.h5").unlink()
     assert flow.gmpipe("train").refused(r"regions-00002\.h5.*`gmpipe extract --dataset tiny`")
-    assert "60 rows, 10 of them extracted now" in flow.ok("extract")
+    said = flow.ok("extract")
+    assert said.startswith("extract: resumed at view 50 of 60\n")
+    assert "60 rows, 10 of them extracted now" in said
     assert (flow / ".state/times/tiny.csv").read_text().splitlines()[-1].split(",")[-2] == "10"
     flow.ok("evaluate")
     assert flow.metrics() == made.metrics()
+
+
+def test_a_killed_fit_says_where_it_resumed(flow: Flow) -> None:
+    """The weights of an earlier detector stay until another one has been fitted."""
+    before = flow.bytes("data/tiny/detector")
+
+    class Killed(Exception):
+        pass
+
+    with (
+        mock.patch("pipeline.regions.fitting._SAVE_EVERY", 1),
+        mock.patch("stages.detector.measure_detector", side_effect=Killed),
+        pytest.raises(Killed),
+    ):
+        flow.gmpipe("detector")
+    assert flow.bytes("data/tiny/detector") == before
+    assert flow.ok("detector").startswith("fit detector: resumed at step 2 of 3\n")
+    assert "resumed" not in flow.ok("detector")
 
 
 def test_a_damaged_shard_is_named_and_extracted_again(flow: Flow, made: Flow) -> None:

@@ -101,10 +101,22 @@ def test_a_killed_training_continues_where_it_was(checkout: Flow, tmp_path: Path
     with eager, cut_off("save_checkpoint", mock.Mock(side_effect=Killed)), pytest.raises(Killed):
         flow.gmpipe("train")
     assert not (flow / "runs/toy/full-s0/checkpoint.pt").exists()
-    flow.ok("train")
+    assert flow.ok("train").startswith("full-s0: resumed at step 8 of 8\nruns/toy/full-s0: ")
     assert {path.name for path in (flow / ".state").iterdir()} == {"times"}
     flow.ok("evaluate")
     assert changed(checkout.bytes("runs"), flow.bytes("runs")) == []
+
+
+def test_too_few_steps_are_noted_before_the_first_epoch(checkout: Flow, tmp_path: Path) -> None:
+    """Of the 42 images, 32 are trained on in batches of 16."""
+    flow = copied(checkout, tmp_path)
+    said = flow.gmpipe("train").err.splitlines()
+    hint = next(line for line in said if re.search(r"\b4 epochs of 2 steps\b.* 8 steps", line))
+    assert "`epochs: 250`" in hint
+    assert "`--set train.toy.epochs=250`" in hint
+    assert said.index(hint) < next(n for n, line in enumerate(said) if "100%" in line)
+    with mock.patch("stages.train.ENOUGH_STEPS", 8):
+        assert "Note" not in flow.gmpipe("train").err
 
 
 def test_the_settings_of_a_run_lie_beside_its_checkpoint(checkout: Flow, tmp_path: Path) -> None:

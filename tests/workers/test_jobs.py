@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -86,6 +87,70 @@ def test_a_note_is_printed_once(capfd: pytest.CaptureFixture[str]) -> None:
         for _ in range(2):
             note("params.yaml is odd.")
     assert capfd.readouterr().err.count("Note: params.yaml is odd.") == 1
+
+
+REPORTING = """
+import sys, time
+if "stages.cli" in sys.orig_argv:
+    from stages.console.messages import note, speaking
+    from stages.console.progress import progress_bar
+    with speaking(), progress_bar(total=10, desc="fit", unit="step") as bar:
+        note("params.yaml is odd.")
+        bar.resume(2)
+        bar.update(3)
+        bar.set_postfix(loss="0.5")
+        time.sleep(1)
+"""
+
+
+def test_progress_and_notes_of_running_jobs_are_shown(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("sitecustomize.py").write_text(REPORTING)
+    monkeypatch.setenv("PYTHONPATH", f"{Path.cwd()}{os.pathsep}{ROOT}")
+    monkeypatch.setattr("stages.console.progress._LINE_SECONDS", 0.1)
+    monkeypatch.setattr("stages.console.progress._BEAT_SECONDS", 0.05)
+    with speaking():
+        assert len(dict(run_jobs({name: [LIST] for name in "ab"}, 2))) == 2
+    out, err = capfd.readouterr()
+    assert out == "fit: resumed at step 2 of 10\n" * 2
+    assert "gmpipe progress" not in err
+    lines = err.splitlines()
+    both = "fit 5/10 steps, loss=0.5; fit 5/10 steps, loss=0.5"
+    [running, *_] = [line for line in lines if both in line]
+    assert running.startswith("runs:  50% 1.0/2 [")
+    assert lines.index("Note: params.yaml is odd.") < lines.index(running)
+    assert lines.count("Note: params.yaml is odd.") == 1
+    assert lines[-1].startswith("runs: 100% 2/2 [")
+
+
+def test_a_terminal_has_a_bar_for_each_running_job(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The rate of a job that was resumed counts from there: a step in about 2 s."""
+    Path("sitecustomize.py").write_text(
+        """
+import sys, time
+if "stages.cli" in sys.orig_argv:
+    from stages.console.progress import progress_bar
+    with progress_bar(total=1000, desc="fit", unit="step") as bar:
+        bar.resume(900)
+        time.sleep(2)
+        bar.update()
+        time.sleep(1)
+"""
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{Path.cwd()}{os.pathsep}{ROOT}")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with speaking():
+        assert len(dict(run_jobs({name: [LIST] for name in "ab"}, 2))) == 2
+    out, err = capfd.readouterr()
+    assert out == "fit: resumed at step 900 of 1,000\n" * 2
+    rates = re.findall(r"\rfit:  90%\|[^\r]* 901/1000 \[\S+, +([\d.]+)(step/s|s/step)\]", err)
+    assert all(float(rate) < 20 for rate, _ in rates)
+    assert rates
+    assert "\x1b[A" in err  # two bars below that of all runs
+    assert "\rruns: 100%|" in err
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from stages.checkout.params import Request, has_variant, variant_settings
 from stages.checkout.resolved import read_run_settings
 from stages.checkout.times import read_times
 from stages.commands.runs.entries import entries, is_run
+from stages.console.progress import progress_bar
 
 _OUT_OF_DATE = "out of date"  # of another checkpoint, which a killed training has replaced
 _UNREADABLE = "unreadable"  # by this user
@@ -65,7 +66,7 @@ def list_runs(request: Request, *, times: bool = False) -> str:
     variants = [name for name in params.variants if has_variant(request.train, name)]
     named = {run_folder(dataset, variant, seed) for variant in variants for seed in params.seeds}
     rows = []
-    for folder in entries(top):
+    for folder in progress_bar([*entries(top)], desc="read runs", unit="run", delay=1):
         try:
             if not is_run(folder):
                 continue
