@@ -45,6 +45,11 @@ def _refuse(error: OSError) -> None:
     raise error
 
 
+def image_suffixes() -> set[str]:
+    """The suffixes of photographs, such as `.jpg`, in lower case."""
+    return {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
+
+
 def images_below(folder: Path) -> Iterator[Path]:
     """Yield the photographs in a folder and its subfolders, by suffix, sorted by name.
 
@@ -53,7 +58,7 @@ def images_below(folder: Path) -> Iterator[Path]:
     Raises:
         OSError: a folder can't be listed.
     """
-    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
+    suffixes = image_suffixes()
     for top, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):

@@ -98,11 +98,29 @@ class _ListedSettings(_Settings):
     )
 
 
-class VocSettings(_ListedSettings):
+BoxFrame = Literal["auto", "upright", "stored"]
+
+
+class _BoxedSettings(_ListedSettings):
+    """What data sets with boxes have in common."""
+
+    box_frame: BoxFrame = Field(
+        "auto",
+        description="The picture that boxes were drawn on, if an EXIF orientation turns it: "
+        "`upright`, as viewers show it, or `stored`, as it was before turning. `auto`: the listed "
+        "sizes decide, and boxes for which they can't are left out with a note.",
+    )
+
+
+class VocSettings(_BoxedSettings):
     """PASCAL VOC 2007 in the folders of its devkit: `trainval` is trained on, `test` tested on."""
 
     source: Literal["voc"]
     folder: str = Field("VOCdevkit/VOC2007", description="Folder that holds ImageSets.")
+    train: str = Field(
+        "trainval", description="List of the training split, ImageSets/Main/<train>.txt."
+    )
+    test: str = Field("test", description="List of the test split, ImageSets/Main/<test>.txt.")
     labels: Literal["annotations", "lists"] = Field(
         "annotations",
         description="Where labels are read from. `annotations`: the XML files, which also give "
@@ -117,7 +135,7 @@ class VocSettings(_ListedSettings):
     )
 
 
-class CocoSettings(_ListedSettings):
+class CocoSettings(_BoxedSettings):
     """MS-COCO in its publisher's folders: annotations/instances_<split>.json beside <split>/."""
 
     source: Literal["coco"]

@@ -19,6 +19,7 @@ from pipeline.datasets.check import (
     label_counts,
     similar_labels,
 )
+from pipeline.datasets.frames import place_boxes
 from pipeline.datasets.listing import (
     Listing,
     find_files,
@@ -29,6 +30,7 @@ from pipeline.datasets.listing import (
 )
 from pipeline.datasets.manifest import (
     SPLITS,
+    BoxTable,
     Manifest,
     read_boxes,
     read_manifest,
@@ -144,7 +146,9 @@ def check(request: Request) -> tuple[str, bool]:
     if isinstance(source, ScenesSettings):
         manifest = dataset_manifest(dataset)
     else:
-        manifest = listed_manifest(_read(root, source), dataset, source)
+        listing = _read(root, source)
+        manifest = listed_manifest(listing, dataset, source)
+        _place(listing, manifest, root, source)  # which notes what does not fit
     with progress_bar(total=len(manifest), desc="check", unit="image") as bar:
         findings = check_files(manifest, root, bar.update)
     *lines, verdict = _report(dataset, source, findings)
@@ -176,9 +180,10 @@ def _list(dataset: str, source: ListedSettings) -> Manifest:
     root = data_root(dataset)
     listing = _read(root, source)
     manifest, missing = make_manifest(listing, dataset, root, source)
+    manifest, boxes = _place(listing, manifest, root, source)
     with replacing_folder(prepared_folder(dataset)) as temporary:
-        if listing.boxes is not None:
-            write_boxes(temporary / boxes_file(dataset).name, listing.boxes)
+        if boxes is not None:
+            write_boxes(temporary / boxes_file(dataset).name, boxes)
         if missing.num_rows:
             _write_missing(temporary / _MISSING, missing)
         write_manifest(temporary / manifest_file(dataset).name, manifest)
@@ -187,6 +192,16 @@ def _list(dataset: str, source: ListedSettings) -> Manifest:
 
 def _read(root: Path, source: ListedSettings) -> Listing:
     return _READERS[type(source)](root, source)
+
+
+def _place(
+    listing: Listing, manifest: Manifest, root: Path, source: ListedSettings
+) -> tuple[Manifest, BoxTable | None]:
+    """The manifest with the pictures' sizes, and the boxes, if the data set can have any."""
+    if listing.boxes is None or not isinstance(source, VocSettings | CocoSettings):
+        return manifest, None
+    with progress_bar(total=len(manifest), desc="sizes", unit="image") as bar:
+        return place_boxes(listing, manifest, root, source.box_frame, bar.update)
 
 
 def _imported_manifest(dataset: str) -> Manifest:

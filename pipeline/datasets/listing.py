@@ -3,11 +3,12 @@
 An adapter (`voc`, `coco`, `nuswide`, `table`) reads one layout of files into a `Listing`. What all
 adapters have in common happens here: which images exist, which are left out, and the counts.
 
-Letters: N listed images, n boxes.
+Letters: N listed images, n annotated objects.
 """
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +23,6 @@ import pyarrow.compute as pc
 
 from pipeline.datasets.manifest import (
     SPLITS,
-    BoxTable,
     Manifest,
     full_counts,
     unlabelled_rows,
@@ -31,7 +31,7 @@ from pipeline.errors import InputError, MissingError
 from pipeline.files import access_error, open_regular, sha256_file, sha256_json
 from pipeline.settings import ListedSettings, NuswideSettings, TableSettings
 
-LISTING_VERSION = 1
+LISTING_VERSION = 2
 """Part of the settings' hash: raise it when the same files would give another listing."""
 
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
@@ -45,6 +45,23 @@ _MOST_LOOKED_AT = 200_000
 
 
 @dataclass(frozen=True)
+class ListedBoxes:
+    """The n annotated objects of a listing, in the pixels of the picture they were drawn on.
+
+    `pipeline.datasets.frames` finds out which picture that is, and places them in the upright one.
+
+    Attributes:
+        rows: (n,) int64, the row of each object's image in `Listing.table`.
+        classes: (n,) int64, class numbers from 1.
+        pixels: (n, 4) float64, xyxy from the upper left corner; nan for an object without a box.
+    """
+
+    rows: np.ndarray
+    classes: np.ndarray
+    pixels: np.ndarray
+
+
+@dataclass(frozen=True)
 class Listing:
     """Every image that a data set's files list, whether it exists or not.
 
@@ -54,15 +71,15 @@ class Listing:
         sources: what the listing was read from: file or folder relative to the data set's root ->
             sha256 (see `hash_sources`). `make_manifest` adds ``settings``.
         table: one row per image, with the columns of `manifest.COLUMNS`; paths are relative to the
-            data set's root.
-        boxes: the annotated objects, if the files have any.
+            data set's root. Sizes are those that the files give, null where they give none.
+        boxes: the annotated objects, if the files can have boxes. Class 1 is the first label.
     """
 
     vocabulary: tuple[str, ...]
     split_name: str
     sources: dict[str, str]
     table: pa.Table = field(repr=False)
-    boxes: BoxTable | None = field(default=None, repr=False)
+    boxes: ListedBoxes | None = field(default=None, repr=False)
 
 
 # --- for adapters --------------------------------------------------------------------------------
@@ -104,7 +121,7 @@ def read_lines(path: Path, remedy: str) -> list[tuple[int, str]]:
     Raises:
         MissingError, InputError, OSError: as `read_source`, or the file is not UTF-8.
     """
-    content = read_source(path, remedy)
+    content = read_source(path, remedy).removeprefix(codecs.BOM_UTF8)
     try:
         lines = content.decode().split("\n")
     except UnicodeDecodeError as error:
@@ -126,20 +143,6 @@ def hash_sources(root: Path, names: Iterable[str]) -> dict[str, str]:
         else:
             digests[name] = sha256_file(path)
     return digests
-
-
-def unit_boxes(pixels: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Convert boxes from pixels to [0,1] of their image, and clip them to it.
-
-    Args:
-        pixels: (n, 4), xyxy, in pixels from the image's upper left corner.
-        sizes: (n, 2), width and height of each box's image.
-
-    Returns:
-        (n, 4) float32, xyxy in [0,1]; and (n,) bool, which of the boxes cover a part of the image.
-    """
-    boxes = np.clip(pixels / np.tile(sizes, 2), 0, 1).astype(np.float32)
-    return boxes, (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
 
 
 # --- what all listed data sets share -------------------------------------------------------------
@@ -299,7 +302,7 @@ def find_files(root: Path, paths: Sequence[str]) -> np.ndarray:
     for row, path in enumerate(paths):
         folder, _, name = path.rpartition("/")
         if folder not in names:
-            names[folder] = _file_names(root / folder)
+            names[folder] = file_names(root / folder)
         exists[row] = name in names[folder]
     return exists
 
@@ -368,7 +371,12 @@ def _location_hint(root: Path, missing: pa.Table, settings: ListedSettings) -> s
     return "" if hint is None else f" {hint}"
 
 
-def _file_names(folder: Path) -> set[str]:
+def file_names(folder: Path) -> set[str]:
+    """The names of the files in a folder; empty if there is no such folder.
+
+    Raises:
+        InputError: the folder can't be read.
+    """
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if entry.is_file()}

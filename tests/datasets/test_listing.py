@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from refusals import refused
-from trees import SIZE, draw_image
+from trees import draw_image
 
 from pipeline.datasets.listing import (
     Listing,
@@ -24,7 +23,6 @@ from pipeline.datasets.listing import (
     is_current,
     make_manifest,
     read_lines,
-    unit_boxes,
 )
 from pipeline.datasets.manifest import COLUMNS
 from pipeline.errors import AccessError, GmpipeError, InputError, MissingError
@@ -204,15 +202,3 @@ def test_read_lines_keeps_line_numbers(tmp_path: Path) -> None:
         read_lines(path, "Do that.")
     with refused(MissingError, "other.txt", "Do that."):
         read_lines(tmp_path / "other.txt", "Do that.")
-
-
-def test_unit_boxes_against_plain_arithmetic() -> None:
-    pixels = np.array([[5, 5, 10, 10], [-4, 2, 3, 40], [20, 0, 30, 5], [3, 4, 3, 5], [9, 1, 2, 8]])
-    sizes = np.array([SIZE] * 5)
-    boxes, valid = unit_boxes(pixels.astype(float), sizes)
-    assert boxes.dtype == np.float32
-    assert valid.tolist() == [True, True, False, False, False]
-    np.testing.assert_allclose(boxes[:2], [[0.25, 0.5, 0.5, 1], [0, 0.2, 0.15, 1]], rtol=1e-6)
-    for box, covers in zip(boxes, valid, strict=True):
-        assert ((box >= 0) & (box <= 1)).all()
-        assert covers == (box[0] < box[2] and box[1] < box[3])

@@ -13,11 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.datasets.listing import Listing
+from pipeline.datasets.frames import place_boxes
+from pipeline.datasets.listing import Listing, listed_manifest
+from pipeline.datasets.manifest import BoxTable
 from pipeline.datasets.readers.nuswide import CONCEPTS
 from pipeline.datasets.readers.table import read_table
 from pipeline.datasets.readers.voc import VOCABULARY
-from pipeline.settings import TableSettings
+from pipeline.settings import BoxFrame, TableSettings, VocSettings
 
 SIZE = (20, 10)  # width and height of every image
 
@@ -30,6 +32,12 @@ def draw_image(path: Path, seed: int = 0) -> None:
         for y in range(SIZE[1]):
             image.putpixel((x, y), ((seed * 37 + x * 11) % 256, (y * 23) % 256, seed % 256))
     image.save(path, quality=95)
+
+
+def placed(listing: Listing, root: Path, frame: BoxFrame = "auto") -> BoxTable:
+    """The boxes of a listing, as `prepare` writes them."""
+    manifest = listed_manifest(listing, "photos", VocSettings(source="voc"))
+    return place_boxes(listing, manifest, root, frame)[1]
 
 
 @dataclass(frozen=True)
