@@ -37,7 +37,7 @@ class FoundFiles:
         """
         folder, _, name = path.rpartition("/")
         names = self._folder(folder)
-        found = name if name in names else names.get(composed(name))
+        found = names.get(name) or names.get(composed(name))
         return None if found is None else f"{folder}/{found}" if folder else found
 
     def photographs(self, path: str) -> list[str]:
