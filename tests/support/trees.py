@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline.datasets.frames import place_boxes
-from pipeline.datasets.listing import Listing, listed_manifest
+from pipeline.datasets.listing import Listing, find_files, listed_manifest
 from pipeline.datasets.manifest import BoxTable
 from pipeline.datasets.readers.nuswide import CONCEPTS
 from pipeline.datasets.readers.table import read_table
@@ -38,6 +38,16 @@ def placed(listing: Listing, root: Path, frame: BoxFrame = "auto") -> BoxTable:
     """The boxes of a listing, as `prepare` writes them."""
     manifest = listed_manifest(listing, "photos", VocSettings(source="voc"))
     return place_boxes(listing, manifest, root, frame)[1]
+
+
+def images_of(listing: Listing, root: Path) -> dict[str, tuple[str, list[str]]]:
+    """Image id -> path and labels of each training image. Every path exists."""
+    rows = [row for row in listing.table.to_pylist() if row["split"] == "train"]
+    assert find_files(root, [row["path"] for row in rows]).all()
+    return {
+        row["image_id"]: (row["path"], [listing.vocabulary[label] for label in row["labels"]])
+        for row in rows
+    }
 
 
 @dataclass(frozen=True)

@@ -127,8 +127,8 @@ def read_coco(root: Path, settings: CocoSettings) -> Listing:
         InputError: a file breaks the format; names the file and the record.
     """
     folders = (settings.train, settings.test)
-    published = all(re.fullmatch(_PUBLISHED, folder) for folder in folders)
-    names = [_file_of(root, folder) for folder in folders]
+    published = is_published(settings)
+    names = [annotations_of(root, folder) for folder in folders]
     missing, broken = _remedies(root, settings, published)
     train, test = (
         _read_instances(root / name, folder, missing, broken)
@@ -172,8 +172,13 @@ def read_coco(root: Path, settings: CocoSettings) -> Listing:
     )
 
 
-def _file_of(root: Path, folder: str) -> str:
-    """The file of a split, relative to the root; the publisher's name if there is none."""
+def is_published(settings: CocoSettings) -> bool:
+    """Whether the splits are COCO's own, by their names."""
+    return all(re.fullmatch(_PUBLISHED, name) for name in (settings.train, settings.test))
+
+
+def annotations_of(root: Path, folder: str) -> str:
+    """The file with a split's annotations, relative to the root; the usual one if there is none."""
     name, beside = f"annotations/instances_{folder}.json", f"{folder}/_annotations.coco.json"
     return beside if not (root / name).exists() and (root / beside).is_file() else name
 
