@@ -138,7 +138,7 @@ def read_voc(root: Path, settings: VocSettings) -> Listing:
     images = {image_id: _Image() for image_id in ids}
     if settings.labels == "annotations":
         for image_id, image in images.items():
-            _read_annotation(devkit.annotation(image_id), image, numbers, devkit.remedy)
+            _read_annotation(devkit.annotation(image_id), image, numbers, devkit)
         sources += devkit.annotation_folders(images)
         _note_exchanged([image_id for image_id, image in images.items() if image.exchanged])
     else:
@@ -207,12 +207,15 @@ class _Devkit:
     Attributes:
         lists: the folder of the lists, relative to the data set's root.
         remedy: of errors about missing files: which folders must be where.
+        broken: the remedy of errors about annotations that are not XML.
     """
 
     def __init__(self, root: Path, settings: VocSettings) -> None:
         folder = PurePosixPath(settings.folder)
         self.lists = folder / "ImageSets" / "Main"
         self.remedy = _layout(root, folder, settings)
+        own = settings.vocabulary is not None
+        self.broken = "Export it again, as XML in UTF-8." if own else self.remedy
         self._root = root
         self._annotations = folder / "Annotations"
         self._photographs = folder / "JPEGImages"
@@ -348,8 +351,8 @@ def _layout(root: Path, folder: PurePosixPath, settings: VocSettings) -> str:
             f"VOCtest_06-Nov-2007.tar in {root}."
         )
     return (
-        f"This layout needs {folders} in {root / folder}. Put the file there. docs/own-data.md "
-        "says how to make this layout from other folders."
+        f"This layout needs {folders} in {root / folder}. Put the file there, as "
+        "UTF-8 text. docs/own-data.md says how to make this layout from other folders."
     )
 
 
@@ -403,13 +406,13 @@ def _parse_text(content: bytes, declared: str, error: Exception) -> ElementTree.
     raise error
 
 
-def _read_annotation(path: Path, image: _Image, numbers: dict[str, int], remedy: str) -> None:
+def _read_annotation(path: Path, image: _Image, numbers: dict[str, int], devkit: _Devkit) -> None:
     """Fill in ``image`` from its XML file; ``numbers`` maps class names to their numbers."""
-    content = read_source(path, remedy)
+    content = read_source(path, devkit.remedy)
     try:
         tree = _parse(content)
     except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise InputError(f"{path} is not a VOC annotation: {error}.", remedy) from None
+        raise InputError(f"{path} is not a VOC annotation: {error}.", devkit.broken) from None
     if tree.tag != "annotation":
         raise InputError(
             f"{path} is not a VOC annotation: its outermost element is <{tree.tag}>, expected "
