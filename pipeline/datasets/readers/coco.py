@@ -360,7 +360,7 @@ def _read_instances(path: Path, folder: str, missing: str, broken: str) -> _Inst
 def _add_category(instances: _Instances, record: Any, where: str) -> None:
     number, name = _values(record, ("id", "name"), where)
     key = _key(number, "id", where)
-    name = _name(name, "name", where).strip()
+    name = _name(str(name) if type(name) is int else name, "name", where).strip()
     if instances.categories.setdefault(key, name) != name:
         raise InputError(
             f"{where}: another category has the same id {key}: {name!r} and "
@@ -373,17 +373,17 @@ def _add_category(instances: _Instances, record: Any, where: str) -> None:
 def _add_image(instances: _Instances, record: Any, where: str) -> None:
     (number,) = _values(record, ("id",), where)
     key = _key(number, "id", where)
-    if "file_name" not in record and isinstance(record.get("coco_url"), str):
+    if record.get("file_name") is None and isinstance(record.get("coco_url"), str):
         name = record["coco_url"].rpartition("/")[2]
     else:
         name = _values(record, ("file_name",), where)[0]
-    if key in instances.images:
+    sides = (_side(record.get(side)) for side in ("width", "height"))
+    picture = _Picture(_name(name, "file_name", where), *sides)
+    if instances.images.setdefault(key, picture) != picture:
         raise InputError(
             f"{where}: the image {key} appears twice in this file.",
             "Remove one of the two, or give it and its annotations another id.",
         )
-    sides = (_side(record.get(side)) for side in ("width", "height"))
-    instances.images[key] = _Picture(_name(name, "file_name", where), *sides)
     instances.image_numbers.setdefault(key, len(instances.image_numbers))
 
 
@@ -409,18 +409,23 @@ def _add_annotation(instances: _Instances, record: Any, where: str) -> None:
 
 def _box(box: Any, where: str) -> tuple[float, float, float, float]:
     """x, y, width and height of a `bbox`; nan if there is none."""
-    if box is None or box == []:
+    if box in (None, []) or box == [None] * 4:
         return _NO_BOX
-    if not (
-        isinstance(box, list)
-        and len(box) == 4
-        and all(type(side) in (int, float) and abs(side) < 2**31 for side in box)
-    ):
+    try:
+        x, y, width, height = map(_pixels, box if isinstance(box, list) else ())
+    except (TypeError, ValueError, OverflowError):
         raise InputError(
             f"{where}: `bbox` is {box!r}, expected four numbers: x, y, width, height.",
             "Correct it, or remove it to keep the annotation as a label without a box.",
-        )
-    return (box[0], box[1], box[2], box[3])
+        ) from None
+    return (x, y, width, height)
+
+
+def _pixels(side: Any) -> float:
+    value = math.nan if isinstance(side, bool) else float(side)
+    if not abs(value) < 2**31:
+        raise ValueError
+    return value
 
 
 def _side(value: Any) -> int | None:

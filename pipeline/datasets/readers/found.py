@@ -55,6 +55,13 @@ class FoundFiles:
             self._photographs[folder] = stems
         return self._photographs[folder].get(composed(stem), [])
 
+    def hint(self, folder: PurePosixPath, name: str) -> str:
+        """A sentence about a file that has a name in other letters, after a blank; else empty."""
+        for other in self._folder(str(folder)).values():
+            if other != name and other.casefold() == name.casefold():
+                return f" There is {folder / other}: correct upper and lower case."
+        return ""
+
     def is_photograph(self, name: str) -> bool:
         """Whether a name has the suffix of a photograph."""
         return PurePosixPath(name).suffix.lower() in self._suffixes

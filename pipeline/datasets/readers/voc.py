@@ -214,8 +214,8 @@ class _Devkit:
         folder = PurePosixPath(settings.folder)
         self.lists = folder / "ImageSets" / "Main"
         self.remedy = _layout(root, folder, settings)
-        own = settings.vocabulary is not None
-        self.broken = "Export it again, as XML in UTF-8." if own else self.remedy
+        self._own = settings.vocabulary is not None
+        self.broken = "Export it again, as XML in UTF-8." if self._own else self.remedy
         self._root = root
         self._annotations = folder / "Annotations"
         self._photographs = folder / "JPEGImages"
@@ -225,6 +225,15 @@ class _Devkit:
         """The XML file of an image, whether it exists or not."""
         path = f"{self._annotations}/{image_id}.xml"
         return self._root / (self._files.path(path) or path)
+
+    def annotation_remedy(self, name: str) -> str:
+        """The remedy of errors about an image's XML file that is missing, by the file's name."""
+        if self._own:
+            return (
+                "Put the file there, or remove the line from the list. A photograph without "
+                f"labels needs a file without <object>.{self._files.hint(self._annotations, name)}"
+            )
+        return self.remedy
 
     def annotation_folders(self, image_ids: Iterable[str]) -> list[str]:
         """The folders of the XML files of some images, relative to the data set's root."""
@@ -408,7 +417,7 @@ def _parse_text(content: bytes, declared: str, error: Exception) -> ElementTree.
 
 def _read_annotation(path: Path, image: _Image, numbers: dict[str, int], devkit: _Devkit) -> None:
     """Fill in ``image`` from its XML file; ``numbers`` maps class names to their numbers."""
-    content = read_source(path, devkit.remedy)
+    content = read_source(path, devkit.annotation_remedy(path.name))
     try:
         tree = _parse(content)
     except (ElementTree.ParseError, ValueError, LookupError) as error:

@@ -84,6 +84,8 @@ def each(section: str, **changes: Any) -> Change:
         each("annotations", iscrowd=None),
         each("annotations", iscrowd=lambda value: str(value)),
         each("annotations", iscrowd=lambda value: False),
+        each("annotations", bbox=lambda box: [str(side) for side in box]),
+        lambda content: content["images"].append(dict(content["images"][0])),
         each("annotations", id=1),
         each("annotations", id=None),
         each("annotations", id="x"),
@@ -139,7 +141,7 @@ def test_byte_order_mark_before_json(tmp_path: Path) -> None:
     assert images_of(read_coco(tmp_path, FARM), tmp_path) == EXPECTED
 
 
-@pytest.mark.parametrize("box", [None, [], "absent"])
+@pytest.mark.parametrize("box", [None, [], [None] * 4, "absent"])
 def test_annotation_without_a_box_is_a_label(tmp_path: Path, box: Any) -> None:
     def change(content: dict[str, Any]) -> None:
         content["annotations"][1]["bbox"] = box

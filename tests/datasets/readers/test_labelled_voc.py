@@ -207,6 +207,12 @@ def test_lists_have_settings_and_are_named_where_they_are_missing(tmp_path: Path
     assert next(iter(listing.sources)) == "ImageSets/Main/train.txt"
 
 
+def test_missing_annotation_of_own_data_says_what_to_do(tmp_path: Path) -> None:
+    write_voc(tmp_path, ["BEE"], {"Annotations/bee.xml": BEE, "JPEGImages/BEE.jpg": "image"})
+    with refused(MissingError, "Annotations/BEE.xml", "Annotations/bee.xml", "<object>", "list"):
+        read_voc(tmp_path, OWN)
+
+
 def test_annotations_in_subfolders_are_sources(tmp_path: Path) -> None:
     files = {"Annotations/sub/bee.xml": BEE, "JPEGImages/sub/bee.jpg": "image"}
     write_voc(tmp_path, ["sub/bee"], files)
