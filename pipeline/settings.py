@@ -186,7 +186,10 @@ class TableSettings(_ListedSettings):
     )
     image: str = Field("image", description="Column with the path of the image.")
     labels: str = Field("labels", description="Column with the labels of the image.")
-    split: str = Field("split", description="Column that says `train` or `test`.")
+    split: str = Field(
+        "split",
+        description="Column that says `train`, `test` or, for images to validate on, `val`.",
+    )
     test_share: float | None = Field(
         None,
         gt=0,
@@ -430,24 +433,19 @@ class TrainSettings(_Settings):
         ge=0,
         lt=1,
         description="Share of the training split that is not trained on. The mAP on it is written "
-        "to history.csv after each epoch, for tuning without the test split.",
+        "to history.csv after each epoch, for tuning without the test split. A data set with a "
+        "`val` split is validated on that, and keeps 0 here.",
     )
     selection: Literal["last", "best"] = Field(
         "last",
         description="Epoch whose weights are the result: the `last` one, or the one with the "
-        "`best` mAP on the `validation` part.",
+        "`best` mAP on the validation part or the `val` split.",
     )
     variants: dict[Name, dict[str, object]] = Field(
         default_factory=dict,
         description="Settings above that a variant changes, e.g. "
         "`max-pool: {learning_rate: 0.003}`. A new name defines a new variant.",
     )
-
-    @model_validator(mode="after")
-    def _check_selection(self) -> TrainSettings:
-        if self.selection == "best" and not self.validation:
-            raise ValueError("selection `best` requires `validation` above 0, e.g. 0.1")
-        return self
 
 
 SECTIONS = ("prepare", "detector", "extract", "train")

@@ -122,7 +122,7 @@ def _fit(folder: Path, request: Request, settings: DetectorSettings, fit: FitSet
         "detector": settings.model_dump(mode="json"),
         "boxes": sha256_file(boxes_file(request.dataset)),
         "sources": manifest.sources,
-        "images": manifest.labels_sha256("train"),
+        "images": manifest.train_sha256,
     }
     if settings.weights is not None:
         initial = load_state(Path(settings.weights)), Path(settings.weights)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 import time
 
+import numpy as np
+
 from pipeline.datasets.groups import has_eleven_points
+from pipeline.datasets.label_counts import LabelCounts
 from pipeline.datasets.manifest import Manifest
 from pipeline.errors import MismatchError, advising
 from pipeline.evaluation.metrics import Evaluation, write_evaluation
@@ -34,6 +37,7 @@ from stages.checkout.plans import (
     refill_command,
 )
 from stages.checkout.times import record_time
+from stages.console.messages import note
 
 
 def evaluate(run: RunPlan) -> str:
@@ -79,6 +83,7 @@ def _evaluate(run: RunPlan) -> str:
         manifest.vocabulary,
         voc11=has_eleven_points(run.source, manifest.vocabulary),
     )
+    _note_without_negative(split.truth, manifest)
     commit, uncommitted = _commit()
     evaluation = Evaluation(
         metrics,
@@ -95,7 +100,7 @@ def _evaluate(run: RunPlan) -> str:
         uncommitted=uncommitted,
         fingerprint=cache.fingerprint,
         train_sha256=checkpoint.train_sha256,
-        test_sha256=manifest.labels_sha256("test"),
+        test_sha256=manifest.test_sha256,
         checkpoint_sha256=checkpoint.sha256,
     )
     write_predictions(
@@ -110,6 +115,18 @@ def _evaluate(run: RunPlan) -> str:
     write_evaluation(run.folder / METRICS_FILE, evaluation)
     left_out = f"; {split.left_out} images without regions left out" if split.left_out else ""
     return f"{run.folder}: mAP {metrics.mAP:.2f}, OF1 {metrics.all.OF1:.2f}{left_out}"
+
+
+def _note_without_negative(truth: np.ndarray, manifest: Manifest) -> None:
+    """Print a note if labels have an AP of 100 because no test image is known to lack them."""
+    labels = np.array(manifest.vocabulary)[LabelCounts.of_truth(truth).without_negative]
+    if len(labels):
+        shown = ", ".join(labels[:3]) + (" and others" if len(labels) > 3 else "")
+        note(
+            f"{len(labels)} of {len(manifest.vocabulary)} labels have an AP of 100 whatever the "
+            f"scores are, since no image of the test split is known to lack them: {shown}. They "
+            "raise the mAP."
+        )
 
 
 def _check_same_inputs(

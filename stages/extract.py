@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.datasets.manifest import SPLITS, Manifest
+from pipeline.datasets.manifest import Manifest
 from pipeline.errors import (
     DamagedError,
     GmpipeError,
@@ -196,7 +196,7 @@ def _check_imported(folder: Path, manifest: Manifest) -> str:
     )
     with advising(remedy, MissingError, DamagedError, MismatchError):
         cache = RegionCache.open(folder)
-        for split in SPLITS:
+        for split in manifest.splits:
             open_split(cache, manifest, split)
     return f"{folder}: {len(cache)} imported rows, unchanged"
 

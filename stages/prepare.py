@@ -16,10 +16,10 @@ from pipeline.datasets.check import (
     Findings,
     ListedImage,
     check_files,
-    label_counts,
     similar_labels,
 )
 from pipeline.datasets.frames import place_boxes
+from pipeline.datasets.label_counts import label_counts
 from pipeline.datasets.listing import (
     Listing,
     find_files,
@@ -29,9 +29,9 @@ from pipeline.datasets.listing import (
     make_manifest,
 )
 from pipeline.datasets.manifest import (
-    SPLITS,
     BoxTable,
     Manifest,
+    Split,
     read_boxes,
     read_manifest,
     write_boxes,
@@ -86,6 +86,13 @@ _MISSING_COLUMNS = ("image_id", "path")
 _SHOWN = 5  # images or labels that a list names
 _MOST_LABELS = 40  # labels of which all are shown; of more, only the rarest are
 _RAREST = 10
+
+_WITHOUT_NEGATIVE: dict[Split, str] = {
+    "train": "which can't be learned",
+    "val": "whose AP is 100 whatever the scores are",
+    "test": "whose AP is 100 whatever the scores are",
+}
+"""The consequence of a label without a known negative in a split."""
 
 
 def prepare(request: Request) -> str:
@@ -265,7 +272,7 @@ def _read_missing(path: Path) -> list[str]:
 def _counts(manifest: Manifest) -> str:
     """E.g. `240 train, 157 test (3 missing, 1 unlabelled and left out), 20 labels`."""
     parts = []
-    for split in SPLITS:
+    for split in manifest.splits:
         counts = manifest.counts[split]
         notes = []
         if counts["missing"]:
@@ -280,7 +287,7 @@ def _counts(manifest: Manifest) -> str:
 def _labels(request: Request, manifest: Manifest) -> list[str]:
     """The number of images with each label, and notes on labels that may be wrong."""
     names, counts = manifest.vocabulary, label_counts(manifest)
-    train, test = (counts[split] for split in SPLITS)
+    train, test = counts["train"].positive, counts["test"].positive
     shown, more = np.arange(len(names)), []
     if len(names) > _MOST_LABELS:
         rarest = np.argsort(train + test, kind="stable")
@@ -288,8 +295,11 @@ def _labels(request: Request, manifest: Manifest) -> list[str]:
         least = int((train + test)[rarest[_RAREST]])
         most = f" ({least} or more images each)" if least else ""
         more = [f"and {len(names) - _RAREST} more labels{most}"]
-    rows = [[names[label], train[label], test[label]] for label in shown]
-    table = tabulate(rows, ["label", *SPLITS], tablefmt="plain", disable_numparse=[0])
+    rows = [
+        [names[label], *(of_split.positive[label] for of_split in counts.values())]
+        for label in shown
+    ]
+    table = tabulate(rows, ["label", *counts], tablefmt="plain", disable_numparse=[0])
     notes = [
         (
             "Labels without a test image, which get no score",
@@ -298,6 +308,14 @@ def _labels(request: Request, manifest: Manifest) -> list[str]:
         (
             "Labels with fewer than 2 training images, which can hardly be learned",
             [names[label] for label in np.flatnonzero(train < 2)],
+        ),
+        *(
+            (
+                f"Labels that every {split} image has or ignores, {_WITHOUT_NEGATIVE[split]}",
+                [names[label] for label in np.flatnonzero(of_split.without_negative)],
+            )
+            for split, of_split in counts.items()
+            if manifest.counts[split]["images"] > 1
         ),
         (
             "Labels that may be two spellings of one label",

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from pipeline.datasets.manifest import SPLITS
 from pipeline.errors import DamagedError, GmpipeError, MismatchError, advising
 from pipeline.evaluation.runs import Runs
 from pipeline.files import exists, folder_lock, matching, replacing_folder
@@ -169,7 +168,7 @@ def check_sweep(sweep: SweepResults) -> None:
         today["fingerprint"] = read_index(cache_folder(sweep.dataset)).fingerprint
     with suppress(GmpipeError, OSError):
         manifest = dataset_manifest(sweep.dataset)
-        today |= {f"{split}_sha256": manifest.labels_sha256(split) for split in SPLITS}
+        today |= {"train_sha256": manifest.train_sha256, "test_sha256": manifest.test_sha256}
     folder = sweep_folder(sweep.dataset, sweep.variant, sweep.setting)
     for name, expected in today.items():
         if (found := getattr(sweep, name)) != expected:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from pipeline.datasets.label_counts import LabelCounts, check_learnable
 from pipeline.datasets.manifest import Manifest
 from pipeline.errors import InputError, MissingError, advising
 from pipeline.files import (
@@ -40,6 +41,7 @@ from stages.checkout.layout import (
     LAST_GOOD_FILE,
     SETTINGS_FILE,
     TENSORBOARD_FOLDER,
+    manifest_file,
     state_file,
 )
 from stages.checkout.plans import RunPlan, check_run_regions, open_inputs
@@ -56,7 +58,6 @@ class _Inputs:
         manifest, cache, vectors: of the data set.
         split: the images to train on.
         validation: the images to validate on, if any.
-        left_out: images of the training split that have no regions.
         state: file that a killed training resumes from.
     """
 
@@ -65,7 +66,6 @@ class _Inputs:
     vectors: LabelVectors
     split: SplitData
     validation: SplitData | None
-    left_out: int
     state: Path
 
 
@@ -117,18 +117,21 @@ def train(run: RunPlan, *, tensorboard: bool = False) -> str | None:
             raise _reported(error, run, inputs) from error
         _write(run, inputs, training)
     record_time(run.dataset, "train", began, run=run.folder.name)
-    left_out = f"; {inputs.left_out} images without regions left out" if inputs.left_out else ""
-    return f"{run.folder}: {_summary(training)}{left_out}"
+    left_out = inputs.split.left_out
+    note = f"; {left_out} images without regions left out" if left_out else ""
+    return f"{run.folder}: {_summary(training)}{note}"
 
 
 def _open(run: RunPlan) -> _Inputs:
     manifest, cache, vectors = open_inputs(run.dataset, run.settings)
     check_run_regions(run, cache)
     with advising_on_cache(run.dataset):
-        whole = open_split(cache, manifest, "train", run.views, run.settings.regions)
-    split, validation = whole, None
-    if run.settings.validation:
-        split, validation = split_validation(whole, run.settings.validation, run.seed)
+        split, validation = _parts(run, cache, manifest)
+    check_learnable(
+        LabelCounts.of_truth(split.truth),
+        manifest.vocabulary,
+        f"{len(split)} training images of {manifest_file(run.dataset)}",
+    )
     key = {
         "run": str(run.folder),  # so that its lock holds for the state, too
         "seed": run.seed,
@@ -136,10 +139,40 @@ def _open(run: RunPlan) -> _Inputs:
         "views": run.views,
         "cache": cache.fingerprint,
         "vectors": vectors.sha256,
-        "labels": manifest.labels_sha256("train"),
+        "labels": manifest.train_sha256,
     }
     state = state_file("train", key)
-    return _Inputs(manifest, cache, vectors, split, validation, whole.left_out, state)
+    return _Inputs(manifest, cache, vectors, split, validation, state)
+
+
+def _parts(
+    run: RunPlan, cache: RegionCache, manifest: Manifest
+) -> tuple[SplitData, SplitData | None]:
+    """The images to train on and those to validate on, if any.
+
+    Raises:
+        InputError: the settings contradict the splits.
+    """
+    settings, block = run.settings, f"train.{run.dataset}"
+    whole = open_split(cache, manifest, "train", run.views, settings.regions)
+    if "val" in manifest.splits:
+        if settings.validation:
+            raise InputError(
+                f"{block}.validation is {settings.validation}, but {run.dataset} has a split `val` "
+                f"of {manifest.counts['val']['images']} images, which validates each training.",
+                f"Set `{block}.validation: 0`, or write `train` instead of `val` where the data "
+                "set lists its images.",
+            )
+        return whole, open_split(cache, manifest, "val", regions=settings.regions)
+    if settings.validation:
+        return split_validation(whole, settings.validation, run.seed)
+    if settings.selection == "best":
+        raise InputError(
+            f"{block}.selection is `best`, but nothing validates the training: {block}.validation "
+            f"is 0, and {run.dataset} has no split `val`.",
+            f"Set `{block}.validation: 0.2`, or `{block}.selection: last`.",
+        )
+    return whole, None
 
 
 def _learn(
@@ -201,7 +234,7 @@ def _checkpoint(
         epoch=epoch,
         history=history,
         vocabulary=inputs.manifest.vocabulary,
-        train_sha256=inputs.manifest.labels_sha256("train"),
+        train_sha256=inputs.manifest.train_sha256,
         trained_images=len(inputs.split),
         label_vectors=torch.from_numpy(inputs.vectors.vectors),
         label_vectors_sha256=inputs.vectors.sha256,

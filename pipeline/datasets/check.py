@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import numpy as np
-import pyarrow.compute as pc
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.datasets.listing import find_files
-from pipeline.datasets.manifest import SPLITS, Manifest, Split, unlabelled_rows
+from pipeline.datasets.manifest import Manifest, unlabelled_rows
 from pipeline.errors import GmpipeError, briefly
 from pipeline.files import open_regular, sha256_file
 from pipeline.images import open_image
@@ -105,18 +104,6 @@ def check_files(
         ),
         unlabelled=[images[row] for row in np.flatnonzero(unlabelled_rows(manifest.table))],
     )
-
-
-def label_counts(manifest: Manifest) -> dict[Split, np.ndarray]:
-    """Count the images that have each label: (C,) per split."""
-    lists, splits = manifest.table.column("labels"), manifest.table.column("split")
-    return {
-        split: np.bincount(
-            np.asarray(pc.list_flatten(pc.filter(lists, pc.equal(splits, split)))),
-            minlength=len(manifest.vocabulary),
-        )
-        for split in SPLITS
-    }
 
 
 def similar_labels(vocabulary: Sequence[str]) -> list[tuple[str, str]]:

@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.datasets.manifest import (
-    SPLITS,
     Manifest,
     full_counts,
+    splits_of,
     unlabelled_rows,
 )
 from pipeline.errors import InputError, MissingError
@@ -219,7 +219,7 @@ def make_manifest(
     kept = exists & ~unlabelled if settings.drop_unlabelled else exists
     counts: dict[str, dict[str, int]] = {}
     split_column = np.asarray(table.column("split"))
-    for split in SPLITS:
+    for split in splits_of(table):
         rows = split_column == split
         counts[split] = {
             "listed": int(rows.sum()),

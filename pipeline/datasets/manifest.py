@@ -21,8 +21,11 @@ from pipeline.errors import DamagedError, InputError, MissingError
 from pipeline.files import canonical_json
 from pipeline.formats.sealed import read_sealed_table, write_sealed_table
 
-Split = Literal["train", "test"]
-SPLITS: tuple[Split, Split] = ("train", "test")
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+"""All splits, in their order. A manifest always has images of `train` and of `test`. Those of
+`val`, if there are any, validate a training: nobody trains on them, and no result is of them."""
+REQUIRED_SPLITS: tuple[Split, ...] = ("train", "test")
 
 MANIFEST_VERSION = 3
 
@@ -61,15 +64,16 @@ class Manifest:
         split_name: name of the division into train and test, e.g. ``official``.
         vocabulary: the C label names. The number of a label is its index in this tuple.
         sources: what the manifest was made from: file (or ``settings``) -> sha256.
-        counts: per split, how many images the source lists (``listed``), how many of them have no
+        counts: per split that the source has, how many images it lists (``listed``), how many of
+            them have no
             file and are left out (``missing``), how many of the others have neither a positive nor
             an ignored label (``unlabelled``), and how many rows there are (``images``): all that
             are not missing, without the unlabelled where the settings leave those out.
         table: the N rows, with the columns of `COLUMNS`: ``image_id`` unique; ``path`` relative
-            to the data set's root, with forward slashes; ``split`` train or test; ``labels`` the
-            numbers of the positive labels; ``ignored`` the numbers of the labels that are neither
-            positive nor negative; ``width`` and ``height`` in pixels of the upright picture, null
-            where they are not known.
+            to the data set's root, with forward slashes; ``split`` train, val or test; ``labels``
+            the numbers of the positive labels; ``ignored`` the numbers of the labels that are
+            neither positive nor negative; ``width`` and ``height`` in pixels of the upright
+            picture, null where they are not known.
 
     Raises:
         InputError: something contradicts the above; names the first row with its image id.
@@ -107,7 +111,7 @@ class Manifest:
                 f"({self.table.column('image_id')[row].as_py()!r}): {self._row_problem(row)}.",
                 _FIX_SOURCE,
             )
-        for split in SPLITS:
+        for split in REQUIRED_SPLITS:
             if not pc.any(pc.equal(self.table.column("split"), split)).as_py():
                 raise InputError(
                     f"Manifest of {self.dataset}: the split {split!r} has no image.", _FIX_SOURCE
@@ -162,13 +166,14 @@ class Manifest:
 
     def _check_counts(self) -> None:
         """Check the counts, after the rows: a wrong count is the least important problem."""
-        if set(self.counts) != set(SPLITS):
+        expected = list(splits_of(self.table))
+        if sorted(self.counts) != sorted(expected):
             raise InputError(
                 f"Manifest of {self.dataset}: it has counts of the splits {sorted(self.counts)}, "
-                f"expected {sorted(SPLITS)}.",
+                f"expected {sorted(expected)}.",
                 _FIX_SOURCE,
             )
-        for split in SPLITS:
+        for split in self.splits:
             counts = self.counts[split]
             rows = self.rows(split).num_rows
             valid = set(counts) == set(COUNTS) and all(
@@ -190,6 +195,11 @@ class Manifest:
     def __len__(self) -> int:
         return cast(int, self.table.num_rows)
 
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits that have images: `train`, `test`, and between them `val`, if it has any."""
+        return tuple(split for split in SPLITS if split in self.counts)
+
     def rows(self, split: Split) -> pa.Table:
         """The rows of one split, in the manifest's order."""
         return self.table.filter(pc.equal(self.table.column("split"), split))
@@ -198,15 +208,28 @@ class Manifest:
         """The image ids of one split, in the manifest's order."""
         return cast(list[str], self.rows(split).column("image_id").to_pylist())
 
-    def labels_sha256(self, split: Split) -> str:
-        """Hex sha256 over the vocabulary and the images of a split with their labels, in order."""
-        # The hash of the JSON value [vocabulary, rows], made in parts to save memory.
-        digest = hashlib.sha256(f"[{canonical_json(self.vocabulary)},[".encode())
-        rows = self.rows(split).select(["image_id", "labels", "ignored"])
-        for number, batch in enumerate(rows.to_batches(max_chunksize=1 << 14)):
-            part = canonical_json(batch.to_pylist())[1:-1]
-            digest.update(f"{',' if number else ''}{part}".encode())
-        digest.update(b"]]")
+    @property
+    def train_sha256(self) -> str:
+        """Hex sha256 over all that a training reads: the vocabulary, and the images of `train` and
+        of `val` with their labels, in order."""
+        return self._labels_sha256(*(split for split in self.splits if split != "test"))
+
+    @property
+    def test_sha256(self) -> str:
+        """Hex sha256 over the vocabulary and the images of `test` with their labels, in order."""
+        return self._labels_sha256("test")
+
+    def _labels_sha256(self, *splits: Split) -> str:
+        # The hash of the JSON value [vocabulary, rows, rows...], made in parts to save memory.
+        digest = hashlib.sha256(f"[{canonical_json(self.vocabulary)}".encode())
+        for split in splits:
+            digest.update(b",[")
+            rows = self.rows(split).select(["image_id", "labels", "ignored"])
+            for number, batch in enumerate(rows.to_batches(max_chunksize=1 << 14)):
+                part = canonical_json(batch.to_pylist())[1:-1]
+                digest.update(f"{',' if number else ''}{part}".encode())
+            digest.update(b"]")
+        digest.update(b"]")
         return digest.hexdigest()
 
     def truth(self, split: Split) -> np.ndarray:
@@ -224,11 +247,21 @@ def unlabelled_rows(table: pa.Table) -> np.ndarray:
     return np.asarray(pc.equal(pc.add(*lengths), 0), dtype=bool)
 
 
+def splits_of(table: pa.Table) -> tuple[Split, ...]:
+    """The splits of a table's images, in their order; those that every manifest has are included.
+
+    Args:
+        table: with the columns of `COLUMNS`.
+    """
+    found = set(pc.unique(table.column("split")).to_pylist())
+    return tuple(split for split in SPLITS if split in found or split in REQUIRED_SPLITS)
+
+
 def full_counts(table: pa.Table) -> dict[str, dict[str, int]]:
     """`Manifest.counts` of a table from which no image was left out."""
     unlabelled = unlabelled_rows(table)
     counts: dict[str, dict[str, int]] = {}
-    for split in SPLITS:
+    for split in splits_of(table):
         rows = np.asarray(pc.equal(table.column("split"), split), dtype=bool)
         listed = int(rows.sum())
         counts[split] = {

@@ -152,8 +152,8 @@ class Evaluation:
         commit: of the code that evaluated; None outside of git.
         uncommitted: whether files that git tracks differed from the commit; None outside of git.
         fingerprint: of the regions.
-        train_sha256, test_sha256: of the images of a split and their labels
-            (`Manifest.labels_sha256`).
+        train_sha256, test_sha256: of the images that a training reads, of those that were scored,
+            and of their labels (see `Manifest`).
         checkpoint_sha256: of the file of the network that was evaluated.
     """
 

@@ -45,7 +45,7 @@ class Checkpoint:
         epoch: after which the weights were taken, counted from 1.
         history: one row per epoch (`pipeline.learning.loop.Training`).
         vocabulary: the C label names, in the order of the scores.
-        train_sha256: `Manifest.labels_sha256` of the training split.
+        train_sha256: `Manifest.train_sha256`.
         trained_images: how many images it was trained on: those of the training split without those
             that have no regions, and without the validation part.
         label_vectors: (C, W) float32.

@@ -114,6 +114,7 @@ class TrainingLoop:
         label_vectors: (C, W) float32, on the same device.
         feed: of the training split.
         settings, seed, processes, name, state_file, save_every: as in `train_network`.
+        validated: whether each epoch's row of the history has a validation mAP.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class TrainingLoop:
         name: str,
         state_file: Path,
         save_every: float,
+        validated: bool = False,
     ) -> None:
         self.network = network
         self.label_vectors = label_vectors
@@ -138,6 +140,7 @@ class TrainingLoop:
         self.name = name
         self.state_file = state_file
         self.save_every = save_every
+        self.validated = validated
         self.position = Position()
         self._optimizer = make_optimizer(network, settings)
         self._schedule = make_schedule(self._optimizer, settings)
@@ -320,7 +323,7 @@ class TrainingLoop:
         per_epoch = -(-len(self.feed) // (self.settings.batch_size * self.processes.count))
         try:
             position = Position(**state["position"])
-            _check_position(position, self.settings, per_epoch)
+            _check_position(position, self.settings, per_epoch, validated=self.validated)
             for name in ("weights", "chosen"):
                 if (weights := getattr(position, name)) is not None:
                     check_alike(weights, self.network.state_dict(), name)
@@ -354,7 +357,9 @@ class TrainingLoop:
         return Training(network, position.epoch, position.history, waited)
 
 
-def _check_position(position: Position, settings: TrainSettings, per_epoch: int) -> None:
+def _check_position(
+    position: Position, settings: TrainSettings, per_epoch: int, *, validated: bool
+) -> None:
     """Check that a training with these settings and ``per_epoch`` steps an epoch can be there.
 
     Raises:
@@ -363,7 +368,7 @@ def _check_position(position: Position, settings: TrainSettings, per_epoch: int)
     history, best = position.history, settings.selection == "best"
     check_equal(type(history), list, "history")
     columns = ["epoch", "learning_rate", "train_loss", "gradient_norm"]
-    columns += ["validation_mAP"] if settings.validation else []
+    columns += ["validation_mAP"] if validated else []
     for number, row in enumerate(history, 1):
         check_equal(list(row), columns, "columns of the history")
         check_equal(row["epoch"], number, "epoch")

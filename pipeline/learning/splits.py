@@ -76,7 +76,7 @@ def open_split(
 
     Args:
         cache, manifest: of one data set.
-        split: ``train`` or ``test``.
+        split: ``train``, ``val`` or ``test``.
         views: V, the first views of every image.
         regions: M, the number of an image's best regions to use; None for all that are cached.
 
@@ -121,11 +121,13 @@ def split_validation(split: SplitData, share: float, seed: int) -> tuple[SplitDa
         seed: of the choice.
 
     Returns:
-        The part to train on and the validation part, both in the split's order.
+        The part to train on, with the count of what was left out, and the validation part; both in
+        the split's order.
     """
     order = np.random.default_rng([seed, 2]).permutation(len(split))
     size = min(max(1, round(share * len(split))), len(split) - 1)
-    return split.take(np.sort(order[size:])), split.take(np.sort(order[:size]))
+    trained = replace(split.take(np.sort(order[size:])), left_out=split.left_out)
+    return trained, split.take(np.sort(order[:size]))
 
 
 def check_regions(cache: RegionCache, dataset: str, regions: int | None) -> None:

@@ -112,7 +112,8 @@ def open_cache(
         manifest: the file with the images' labels and splits, e.g.
             ``data/demo/prepared/manifest.parquet``. With a manifest, the items are in its order,
             and the views of an image follow each other; without, they are in the cache's order.
-        split: ``train`` or ``test``, which needs a manifest; None for both, train first.
+        split: ``train``, ``val`` or ``test``, which needs a manifest; None for all that it has, in
+            this order.
         view: the view of each image to return; None for all views.
         regions: the number of a view's best regions to return; None for all that are cached.
 
@@ -128,14 +129,14 @@ def open_cache(
             f"regions={regions}, expected a number from 1 to {cache.regions}, which are cached"
         )
     if split is not None and split not in SPLITS:
-        raise ValueError(f"split={split!r}, expected one of {', '.join(SPLITS)}, or None for both")
+        raise ValueError(f"split={split!r}, expected one of {', '.join(SPLITS)}, or None for all")
     if manifest is None:
         if split is not None:
             raise ValueError(f"split={split!r} needs a manifest, which lists the splits")
         every = np.arange(len(cache))
         return RegionDataset(cache, every[_of_view(cache, every, view, str(folder))], regions)
     known = read_manifest(Path(manifest))
-    splits = [open_split(cache, known, name) for name in ([split] if split else SPLITS)]
+    splits = [open_split(cache, known, name) for name in ([split] if split else known.splits)]
     ids = pa.array(cache.ids)
     rows, labels = [], []
     for of_split in splits:

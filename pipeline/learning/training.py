@@ -53,9 +53,9 @@ def train_network(
         settings: the variant's own settings.
         state_file: where the state is kept between two attempts.
         name: of the network, for messages.
-        processes: that train it together; None for this process alone.
-        validation: a part on which mAP is measured in each epoch. It decides which epoch's weights
-            are the result if ``settings.selection`` says so, and nothing else.
+        processes: that train it together; None for this one alone.
+        validation: images on which mAP is measured in each epoch. It decides which epoch's weights
+            are the result if ``settings.selection`` says so.
         on_epoch: called in process 0 after each epoch, with the epoch's row of the history.
         save_every: seconds between two writes of the state; 0 for one after every step.
 
@@ -67,10 +67,9 @@ def train_network(
     """
     processes = processes or alone()
     with seeded(seed):
-        feed = Feed(split, processes.device, sharers=processes.on_machine)
-        validation_feed = None
-        if validation is not None:
-            validation_feed = Feed(validation, processes.device, sharers=processes.on_machine)
+        device, sharers = processes.device, processes.on_machine
+        feed = Feed(split, device, sharers=sharers)
+        held_out = None if validation is None else Feed(validation, device, sharers=sharers)
         label_vectors = torch.from_numpy(vectors.vectors)
         network = _initial_network(feed, label_vectors, settings)
         seed_process(seed, processes.rank)
@@ -84,8 +83,9 @@ def train_network(
             name=name,
             state_file=state_file,
             save_every=save_every,
+            validated=validation is not None,
         )
-        return _run(loop, validation_feed, vectors.names, on_epoch)
+        return _run(loop, held_out, vectors.names, on_epoch)
 
 
 def _initial_network(feed: Feed, label_vectors: torch.Tensor, settings: TrainSettings) -> Network:

@@ -6,7 +6,6 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from pipeline.datasets.manifest import SPLITS
 from pipeline.evaluation.differences import describe_detector
 from pipeline.evaluation.metrics import Evaluation
 from pipeline.report.inputs import PageInputs
@@ -68,7 +67,7 @@ def _left_out(inputs: PageInputs) -> str:
     """How many images of each split have no regions: they could not be decoded or imported."""
     counts = {
         split: sum(image_id in inputs.failures for image_id in inputs.manifest.image_ids(split))
-        for split in SPLITS
+        for split in inputs.manifest.splits
     }
     return ", ".join(f"{count} of {split}" for split, count in counts.items())
 

@@ -143,8 +143,7 @@ def open_store(folder: Path, dataset: str) -> Iterator[ShardStore]:
     with folder_lock(folder):
         folder.mkdir(parents=True, exist_ok=True)
         store = ShardStore(folder, dataset, begin_turn(folder))
-        for unfinished in matching(folder, "*.tmp"):
-            unfinished.unlink()
+        store.remove_unfinished()
         yield store
 
 
@@ -162,6 +161,11 @@ class ShardStore:
         self.folder = folder
         self.dataset = dataset
         self.turn = turn
+
+    def remove_unfinished(self) -> None:
+        """Remove the files that a killed process was writing."""
+        for unfinished in matching(self.folder, "*.tmp"):
+            unfinished.unlink()
 
     def survey(self, recipe: Recipe, wanted: WantedImages) -> Survey:
         """Find out which shards belong to a cache, and why the others don't. Changes nothing.
@@ -263,6 +267,7 @@ class ShardStore:
     ) -> list[Failure]:
         """Write the failures and then the index of the current shards.
 
+        What workers that died left unfinished is removed: others have written its rows by now.
         An index that lists exactly these shards is not written again. Without any shard there is no
         index.
 
@@ -279,6 +284,7 @@ class ShardStore:
         Raises:
             GmpipeError: as `pipeline.shards.index.write_index`.
         """
+        self.remove_unfinished()
         written = write_failures(self.folder, failures)
         if not survey.current:
             self.drop_index()

@@ -133,7 +133,7 @@ def check_training_rows(
     Raises:
         MismatchError: it was trained on other images, or on other labels of them.
     """
-    today = manifest.labels_sha256("train")
+    today = manifest.train_sha256
     if checkpoint.train_sha256 != today:
         raise MismatchError(
             f"{path} was trained on another training split: {checkpoint.trained_images} images "

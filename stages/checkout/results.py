@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.datasets.manifest import SPLITS, Manifest
+from pipeline.datasets.manifest import Manifest
 from pipeline.errors import DamagedError, MismatchError, MissingError, advising
 from pipeline.evaluation.metrics import read_evaluation
 from pipeline.evaluation.predictions import Scores, read_logits
@@ -127,8 +127,9 @@ def _check_labels(manifest: Manifest, run: Run, plan: RunPlan) -> None:
     """Check that the manifest has the images and labels that a run was trained and evaluated on."""
     used = {"train": run.evaluation.train_sha256, "test": run.evaluation.test_sha256}
     commands = {"train": run_commands(plan), "test": run_commands(plan, "evaluate")}
-    for split in SPLITS:
-        if (today := manifest.labels_sha256(split)) != used[split]:
+    todays = {"train": manifest.train_sha256, "test": manifest.test_sha256}
+    for split, today in todays.items():
+        if today != used[split]:
             raise MismatchError(
                 f"The {split} split of {manifest_file(manifest.dataset)} has other images or labels"
                 f" ({today}) than when {run.checkpoint.parent} was made ({used[split]}).",

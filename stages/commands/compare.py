@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from pipeline.datasets.manifest import SPLITS
 from pipeline.errors import DamagedError, GmpipeError, MismatchError, MissingError, advising
 from pipeline.evaluation.bootstrap import intervals
 from pipeline.evaluation.metrics import read_evaluation
@@ -152,7 +151,7 @@ def _missing_stages(runs: Sequence[RunPlan]) -> list[list[str]]:
         key = run.settings.label_vectors
         if key not in inputs:
             manifest, cache, vectors = open_inputs(run.dataset, run.settings)
-            hashes = (manifest.labels_sha256(split) for split in SPLITS)
+            hashes = (manifest.train_sha256, manifest.test_sha256)
             inputs[key] = cache, _Today(cache.fingerprint, vectors.sha256, *hashes)
         cache, today = inputs[key]
         check_run_regions(run, cache)  # before hours are spent on other runs

@@ -353,13 +353,14 @@ def _needed(dataset: str, source: PrepareSettings) -> tuple[list[str], str]:
 
 
 def _prepared(request: Request) -> Iterator[Finding]:
-    from pipeline.datasets.manifest import SPLITS
     from stages.checkout.manifests import dataset_manifest
 
     name = request.dataset
     if exists(manifest_file(name)):
         manifest = dataset_manifest(name)
-        counts = ", ".join(f"{manifest.counts[split]['images']} {split}" for split in SPLITS)
+        counts = ", ".join(
+            f"{manifest.counts[split]['images']} {split}" for split in manifest.splits
+        )
         yield Finding("ok", "prepared", f"{counts}, {len(manifest.vocabulary)} labels")
     elif isinstance(request.prepare, ImportedSettings):
         fix = f"`gmpipe import-regions FILE --dataset {name}`"

@@ -79,7 +79,7 @@ def test_a_description_names_only_what_exists(block: type[BaseModel]) -> None:
     fields = [field for kind in (Params, *blocks()) for field in kind.model_fields.items()]
     known = {name for name, _ in fields}
     known |= {choice for _, field in fields for choice in choices(field.annotation)}
-    known |= {"wordllama", "train", "test", "filepath", "label", "vectors"}
+    known |= {"wordllama", "train", "val", "test", "filepath", "label", "vectors"}
     for name, field in block.model_fields.items():
         words = re.findall(r"`([a-z][a-z_-]*)`", field.description or "")
         assert [word for word in words if word not in known] == [], name

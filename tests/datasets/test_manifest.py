@@ -133,6 +133,34 @@ def test_truth_round_trip(folder: Path, truths: list[list[int]], name: str) -> N
     assert read.image_ids("train") == [row["image_id"] for row in rows[1:]]
 
 
+def test_images_to_validate_on_are_a_split_of_their_own(tmp_path: Path) -> None:
+    rows = make_table()
+    without = make_manifest(rows)
+    assert without.splits == ("train", "test")
+    rows.append(make_row("e", "val", labels=[1], ignored=[0]))
+    manifest = make_manifest(rows)
+    assert manifest.splits == ("train", "val", "test")
+    assert manifest.counts["val"] == {"listed": 1, "missing": 0, "unlabelled": 0, "images": 1}
+    assert manifest.truth("val").tolist() == [[-1, 1, 0]]
+    write_manifest(tmp_path / "manifest.parquet", manifest)
+    assert read_manifest(tmp_path / "manifest.parquet") == manifest
+    with pytest.raises(InputError, match=r"\['test', 'train'\].*\['test', 'train', 'val'\]"):
+        make_manifest(rows, counts=without.counts)
+
+
+def test_the_hash_of_a_training_covers_what_validates_it() -> None:
+    rows = [*make_table(), make_row("e", "val", labels=[1])]
+    hashes = set()
+    for change in ({}, {"labels": [0]}, {"split": "train"}, {"image_id": "f"}):
+        changed = make_manifest([*rows[:-1], {**rows[-1], **change}])
+        hashes.add(changed.train_sha256)
+        assert changed.test_sha256 == make_manifest(rows).test_sha256
+    moved = make_manifest([*rows[:-1], {**rows[-1], "split": "test"}])
+    assert moved.train_sha256 not in hashes
+    assert moved.test_sha256 != make_manifest(rows).test_sha256
+    assert len(hashes) == 4
+
+
 @pytest.mark.parametrize("path", ["a.jpg", "deep/er/a.jpg", "./a.jpg", "a..b/c...jpg", "a b/ü.jpg"])
 def test_paths_below_the_root_are_valid(path: str) -> None:
     rows = make_table()
@@ -155,8 +183,8 @@ def test_paths_below_the_root_are_valid(path: str) -> None:
         ({"path": "a\\x.jpg"}, ["'a\\\\x.jpg'"]),
         ({"path": "..\\x.jpg"}, ["'..\\\\x.jpg'"]),
         ({"path": ""}, ["row 1 ('b')", "path ''"]),
-        ({"split": "val"}, ["row 1 ('b')", "'val'", "('train', 'test')"]),
-        ({"split": ""}, ["split is ''", "('train', 'test')"]),
+        ({"split": "dev"}, ["row 1 ('b')", "'dev'", "('train', 'val', 'test')"]),
+        ({"split": ""}, ["split is ''", "('train', 'val', 'test')"]),
         ({"labels": [3]}, ["row 1 ('b')", "label 3", "0 to 2"]),
         ({"labels": [-1]}, ["row 1 ('b')", "label -1", "0 to 2"]),
         ({"labels": [], "ignored": [0, 9]}, ["label 9", "0 to 2"]),

@@ -26,7 +26,7 @@ from sklearn.metrics import average_precision_score
 from sklearn.pipeline import make_pipeline
 
 from pipeline.datasets import scenes
-from pipeline.datasets.manifest import SPLITS, BoxTable, Manifest, Split, read_manifest
+from pipeline.datasets.manifest import REQUIRED_SPLITS, BoxTable, Manifest, Split, read_manifest
 from pipeline.datasets.scenes import KINDS, SceneObject, draw_scene, make_scenes, sample_objects
 from pipeline.settings import ScenesSettings
 from stages.checkout.params import read_request
@@ -123,7 +123,7 @@ def sampled() -> list[Scene]:
 
 
 def test_oracle_predicts_every_label_of_drawn_scenes(drawn: Drawn) -> None:
-    for split in SPLITS:
+    for split in REQUIRED_SPLITS:
         truth = drawn.manifest.truth(split)
         answers = [oracle(drawn.scene(key)) for key in drawn.manifest.image_ids(split)]
         for number, label in enumerate(drawn.manifest.vocabulary):
@@ -227,7 +227,7 @@ def crops(
     """The crops of all objects of these kinds in train and test, and whether ``holds`` is true."""
     patches: list[list[Array]] = []
     truth: list[list[bool]] = []
-    for split in SPLITS:
+    for split in REQUIRED_SPLITS:
         examples = [
             (crop(picture, box), holds(kind, scene))
             for picture, scene in drawn.pictures(split)
@@ -274,7 +274,7 @@ def backgrounds(drawn: Drawn) -> tuple[list[Array], list[Scene]]:
     """
     features: list[Array] = []
     seen: list[Scene] = []
-    for split in SPLITS:
+    for split in REQUIRED_SPLITS:
         for picture, scene in drawn.pictures(split):
             pixels = np.asarray(picture, dtype=np.float64) / 255
             free = np.ones(pixels.shape[:2], dtype=bool)

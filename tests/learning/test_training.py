@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from toys import LABELS, N_TRAIN, VECTORS, VIEWS, C, D, Killed, Toy
 from trainings import (
@@ -286,8 +285,3 @@ def train_until(
     except Killed:
         weights: dict[str, torch.Tensor] = torch.load(state_file)["position"]["weights"]
         return weights
-
-
-def test_the_best_epoch_can_only_be_chosen_on_a_validation_part() -> None:
-    with pytest.raises(ValidationError, match=r"`best`.*`validation`"):
-        TrainSettings(selection="best")

@@ -114,6 +114,15 @@ def test_unfinished_files_are_removed(cache: Path) -> None:
         assert content(cache) == before
 
 
+def test_what_a_dead_worker_left_is_removed_at_the_end(cache: Path) -> None:
+    """Another worker has written its rows by then, under another temporary name."""
+    before = content(cache)
+    with open_store(cache, DATASET) as store:
+        (cache / "regions-00003.h5.0123abcd.tmp").write_bytes(b"a part of it")
+        store.finish(COMMON, store.survey(COMMON, IMAGES))
+        assert content(cache) == before
+
+
 # Survey ------------------------------------------------------------------------------------------
 
 

@@ -70,7 +70,7 @@ def test_labels_are_counted_and_oddities_noted(tmp_path: Path) -> None:
 
 def test_ordinary_labels_get_no_note(tmp_path: Path) -> None:
     rows = [f"{number}.jpg,cat;dog,{'train' if number else 'test'}" for number in range(3)]
-    lines = lines_of(tmp_path, rows)
+    lines = lines_of(tmp_path, [*rows, "3.jpg,,train"])
     assert table_of(lines) == [["label", "train", "test"], ["cat", "2", "1"], ["dog", "2", "1"]]
     assert len(lines) == 4
 
@@ -81,7 +81,7 @@ def test_only_the_rarest_of_many_labels_are_shown(tmp_path: Path) -> None:
         f"{image}.jpg,{';'.join(names[: 81 - image])},{'test' if image == 1 else 'train'}"
         for image in range(12)
     ]
-    lines = lines_of(tmp_path, rows)
+    lines = lines_of(tmp_path, [*rows, "12.jpg,,train"])
     table = table_of(lines)
     assert table[1:3] == [["080", "1", "0"], ["079", "1", "1"]]
     assert table[-1] == ["071", "9", "1"]

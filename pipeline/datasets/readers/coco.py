@@ -60,7 +60,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.datasets.listing import ListedBoxes, Listing, hash_sources, open_source
-from pipeline.datasets.manifest import COLUMNS, SPLITS
+from pipeline.datasets.manifest import COLUMNS, REQUIRED_SPLITS
 from pipeline.datasets.readers.found import find_photographs
 from pipeline.datasets.readers.json_arrays import JsonArrays
 from pipeline.errors import InputError
@@ -140,7 +140,7 @@ def read_coco(root: Path, settings: CocoSettings) -> Listing:
     prefixed = _share_ids(train, test)
     rows: list[dict[str, Any]] = []
     parts = []
-    for split, instances in zip(SPLITS, (train, test), strict=True):
+    for split, instances in zip(REQUIRED_SPLITS, (train, test), strict=True):
         labels, objects = _objects(instances, vocabulary, len(rows))
         parts.append(objects)
         names_of = {image_id: picture.name for image_id, picture in instances.images.items()}

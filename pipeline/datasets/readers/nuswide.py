@@ -58,7 +58,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.datasets.listing import Listing, hash_sources, read_lines, read_source
-from pipeline.datasets.manifest import SPLITS, Split
+from pipeline.datasets.manifest import REQUIRED_SPLITS, Split
 from pipeline.datasets.readers.rows import (
     FIX_FILE,
     check_paths,
@@ -124,7 +124,7 @@ class _Split:
 def _read_official(root: Path, settings: NuswideSettings) -> Listing:
     concepts = _read_concepts(root, settings)
     splits = {}
-    for split in SPLITS:
+    for split in REQUIRED_SPLITS:
         file = root / _LISTS[split]
         lines = read_lines(file, _unpack("ImageList.zip", root))
         folder = root / _LABELS
@@ -268,7 +268,7 @@ def _read_csv(root: Path, settings: NuswideSettings) -> Listing:
 
 def _join(splits: Mapping[Split, _Split]) -> tuple[pa.ChunkedArray, pa.ChunkedArray, pa.ListArray]:
     """Image ids, splits and label numbers of all N images, none of which may be listed twice."""
-    train, test = (splits[split] for split in SPLITS)
+    train, test = (splits[split] for split in REQUIRED_SPLITS)
 
     def where(row: int) -> str:
         part, row = (train, row) if row < len(train.images) else (test, row - len(train.images))
@@ -276,7 +276,7 @@ def _join(splits: Mapping[Split, _Split]) -> tuple[pa.ChunkedArray, pa.ChunkedAr
 
     images = pa.chunked_array([train.images, test.images], pa.string())
     check_paths(images, where)
-    names = np.repeat(SPLITS, [len(train.images), len(test.images)])
+    names = np.repeat(REQUIRED_SPLITS, [len(train.images), len(test.images)])
     rows, numbers = np.nonzero(np.concatenate([train.positive, test.positive]))
     return images, pa.chunked_array([names]), label_lists(rows, numbers, len(images))
 

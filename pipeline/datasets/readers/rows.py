@@ -292,9 +292,10 @@ def parse_splits(
     codes = pc.index_in(splits, value_set=words)
     row = first_true(pc.is_null(codes))
     if row is not None:
+        *others, last = map(repr, expected)
         raise InputError(
             f"{where(row)}: the split is {splits[row].as_py()!r}, expected "
-            f"{' or '.join(map(repr, expected))}.",
+            f"{', '.join(others)} or {last}.",
             FIX_FILE,
         )
     return pc.take(pa.array(expected.values(), pa.string()), codes)

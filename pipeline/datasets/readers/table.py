@@ -10,8 +10,8 @@ columns, and others are ignored:
   label are removed. An empty cell, or null, is an image without labels. An empty part, as in
   ``cat;;dog``, is an error, because a label may have been lost there. A label that a cell repeats,
   as in exports with one label per object, counts once;
-- its split, ``train`` or ``test``. A table without this column is split by the setting
-  ``test_share``.
+- its split: ``train``, ``test`` or, for images that validate each training, ``val``. A table
+  without this column is split by the setting ``test_share``.
 
 The vocabulary is that of the settings or, without one, all labels of the table, sorted by code
 point.
@@ -41,6 +41,8 @@ from pipeline.datasets.readers.rows import (
 )
 from pipeline.errors import InputError
 from pipeline.settings import TableSettings
+
+_SPLIT_WORDS: dict[str, Split] = {"train": "train", "val": "val", "test": "test"}
 
 
 def read_table(root: Path, settings: TableSettings) -> Listing:
@@ -100,8 +102,7 @@ def read_table(root: Path, settings: TableSettings) -> Listing:
 def _splits(images: pa.ChunkedArray, rows: Rows, settings: TableSettings) -> pa.ChunkedArray:
     """The split of each of N images: the table's, or by `hash_fraction`."""
     if settings.test_share is None:
-        words: dict[str, Split] = {"train": "train", "test": "test"}
-        return parse_splits(rows.table.column("split"), words, rows.where)
+        return parse_splits(rows.table.column("split"), _SPLIT_WORDS, rows.where)
     tests = [hash_fraction(path) < settings.test_share for path in images.to_pylist()]
     if all(tests) or not any(tests):
         raise InputError(

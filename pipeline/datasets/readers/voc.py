@@ -54,7 +54,7 @@ from pipeline.datasets.listing import (
     read_lines,
     read_source,
 )
-from pipeline.datasets.manifest import COLUMNS, SPLITS, Split
+from pipeline.datasets.manifest import COLUMNS, REQUIRED_SPLITS, Split
 from pipeline.datasets.readers.found import FoundFiles, is_inside, without_suffix
 from pipeline.errors import InputError
 from pipeline.formats.text import composed
@@ -131,9 +131,9 @@ def read_voc(root: Path, settings: VocSettings) -> Listing:
     vocabulary = tuple(map(composed, settings.vocabulary or VOCABULARY))
     numbers = {name: number for number, name in enumerate(vocabulary)}
     names: dict[Split, str] = {"train": settings.train, "test": settings.test}
-    sources = [f"{devkit.lists}/{names[split]}.txt" for split in SPLITS]
+    sources = [f"{devkit.lists}/{names[split]}.txt" for split in REQUIRED_SPLITS]
     ids: dict[str, Split] = {}
-    for split, name in zip(SPLITS, sources, strict=True):
+    for split, name in zip(REQUIRED_SPLITS, sources, strict=True):
         devkit.read_ids(root / name, split, ids)
     images = {image_id: _Image() for image_id in ids}
     if settings.labels == "annotations":
@@ -142,7 +142,7 @@ def read_voc(root: Path, settings: VocSettings) -> Listing:
         sources += devkit.annotation_folders(images)
         _note_exchanged([image_id for image_id, image in images.items() if image.exchanged])
     else:
-        for split in SPLITS:
+        for split in REQUIRED_SPLITS:
             of_split = {key: image for key, image in images.items() if ids[key] == split}
             for label, number in numbers.items():
                 sources.append(f"{devkit.lists}/{label}_{names[split]}.txt")

@@ -173,8 +173,7 @@ class BottomUpFiles:
             if image < 0:
                 image = by_number.get(_last_number(line.file_id), -1)
                 size = sizes[image] if image >= 0 else (None, None)
-                # Regions may be of the picture before its EXIF orientation turned it.
-                if None not in size and (line.width, line.height) not in (size, size[::-1]):
+                if None not in size and size != (line.width, line.height):
                     raise InputError(
                         f"{line.where}: by its number this is image {image_ids[image]!r}, but its "
                         f"size is {line.width} x {line.height}; expected {size[0]} x {size[1]}, "

@@ -231,8 +231,8 @@ def _refuse_values(
             refuse(_row(path, row, image_id), "image_id", repr(image_id), expected)
         first[image_id] = row
     for row, split in enumerate(splits):
-        if split not in ("train", "test"):
-            refuse(_row(path, row, image_ids[row]), "split", repr(split), "train or test")
+        if split not in ("train", "val", "test"):
+            refuse(_row(path, row, image_ids[row]), "split", repr(split), "train, val or test")
     for split in ("train", "test"):
         if split not in splits:
             refuse(str(path), "split", f"never {split!r}", "images of train and of test")

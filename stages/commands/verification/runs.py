@@ -142,7 +142,7 @@ class RunFiles:
         pairs: list[tuple[str, object, object]] = []
         if manifest is not None:
             pairs.append(("vocabulary", found.vocabulary, manifest.vocabulary))
-            pairs.append(("training rows", found.train_sha256, manifest.labels_sha256("train")))
+            pairs.append(("training rows", found.train_sha256, manifest.train_sha256))
         if index is not None:
             pairs.append(("regions", dict(found.recipe), dict(index.recipe)))
         if (vectors := self.today.vectors_sha256(found)) is not None:
@@ -177,7 +177,7 @@ class RunFiles:
         found = self._read_evaluation()
         self._check_checkpoint(found.checkpoint_sha256)
         manifest = self.today.manifest
-        if manifest is not None and found.test_sha256 != manifest.labels_sha256("test"):
+        if manifest is not None and found.test_sha256 != manifest.test_sha256:
             raise MismatchError("the test split had other images or labels.")
         return f"mAP {found.metrics.mAP:.2f}"
 
