@@ -106,7 +106,7 @@ def place_boxes(
     common = _common_frame(images)
     placements = _place(images, frame, common[0])
     _note_cases(images, placements, np.unique(rows[drawn]).tolist(), manifest.dataset, common)
-    _note(rows[~drawn].tolist(), paths, "{} have objects without a box, which count as labels only")
+    _note(rows[~drawn].tolist(), paths, "Some objects of {} have no box, and count as labels only")
     boxes, placed = _unit_boxes(rows, pixels, placements, paths)
     names = image_ids.to_pylist()
     table = BoxTable(
@@ -293,16 +293,17 @@ def _note_cases(
         "show them, or to `stored` if they were drawn before turning"
     )
     notes = {
-        "stored": "{} are turned by their EXIF orientation, and listed with the size before "
-        "turning, so their boxes are turned too. If the boxes are right without it, set "
+        "stored": "The boxes of {} are turned, because an EXIF orientation turns the photographs, "
+        "and the listed size is the one before turning. If the boxes are right without it, set "
         f"{key} in params.yaml to `upright`",
-        "followed": "{} have an EXIF orientation, and their sizes don't tell whether boxes were "
-        f"drawn before or after turning. Their boxes are read as `{common[0]}`, as those of "
-        f"{common[1]} others are. {choice}",
-        "undecided": "The boxes of {} are left out, because they have an EXIF orientation, and "
-        f"nothing tells whether boxes were drawn before or after turning. {choice}",
-        "resized": "{} have another size than listed, but the same shape, so their boxes are "
-        "scaled",
+        "followed": f"The boxes of {{}} are read as `{common[0]}`, as those of {common[1]} others "
+        "are: an EXIF orientation turns the photographs, and the listed size does not tell whether "
+        f"boxes were drawn before or after turning. {choice}",
+        "undecided": "The boxes of {} are left out, because an EXIF orientation turns the "
+        "photographs, and nothing tells whether boxes were drawn before or after turning. "
+        f"{choice}",
+        "resized": "The boxes of {} are scaled: the file has another size than listed, but the "
+        "same shape",
         "misfit": "The boxes of {} are left out, because the listed size is not the file's. Put "
         "the files there that were annotated, or correct the sizes. If width and height are "
         f"exchanged, set {key} in params.yaml to `upright`. Sizes of the first",
@@ -359,12 +360,12 @@ def _unit_boxes(
     _note(
         rows[beyond].tolist(),
         paths,
-        "{} have boxes that reach more than a pixel beyond the picture. They are cut off there",
+        "Some boxes of {} reach more than a pixel beyond the picture, and are cut off there",
     )
     _note(
         rows[drawn & ~covers].tolist(),
         paths,
-        "{} have boxes that cover nothing of the picture. Their objects count as labels only",
+        "Some boxes of {} cover nothing of the picture. Their objects count as labels only",
     )
     return boxes, drawn & covers
 

@@ -191,8 +191,8 @@ def _listed_boxes(images: dict[str, _Image]) -> ListedBoxes:
 def _note_exchanged(image_ids: list[str]) -> None:
     if image_ids:
         _log.warning(
-            "%d annotations, the first is %s.xml, have boxes whose xmin is greater than xmax, or "
-            "ymin than ymax. They are read as two opposite corners in another order.",
+            "In %d of the annotations, first in %s.xml, xmin is greater than xmax, or ymin than "
+            "ymax. These boxes are read as two opposite corners in another order.",
             len(image_ids),
             image_ids[0],
         )
