@@ -136,8 +136,8 @@ def _note(missing: frozenset[str]) -> str:
     packages = " ".join(sorted({_package(letter) for letter in letters}))
     return (
         f"No installed font has these letters, so pictures (PNG) show boxes instead: {listed}. "
-        f"Install fonts that have them (on Debian and Ubuntu: `apt install {packages}`), and make "
-        "the pictures again."
+        f"Install fonts that have them (on Debian and Ubuntu: `apt install {packages}`; without an "
+        "administrator, copy font files to ~/.local/share/fonts), and make the pictures again."
     )
 
 

@@ -9,7 +9,6 @@ anything runs.
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -20,7 +19,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+
+from pipeline.names import Name
 
 VARIANTS: dict[str, dict[str, object]] = {
     "full": {},
@@ -33,39 +33,20 @@ VARIANTS: dict[str, dict[str, object]] = {
 paper's network, and the three `without-` are its ablations (Table 4). `max-pool` is the baseline
 without any graph: an MLP on each region's feature and box, then the maximum over the regions."""
 
-LONGEST_NAME = 64  # letters; what is added to a name stays far below the 255 bytes of a file's
 
-
-def nearest_name(text: str) -> str:
-    """The name of a data set or variant that is most like ``text``; see `Name`."""
-    return re.sub("[^A-Za-z0-9_]+", "-", text).strip("-_")[:LONGEST_NAME] or "data"
-
-
-def check_name(name: Any) -> Any:
-    """Check the name of a data set or variant by the rule of `Name`.
+def check_columns(value: Any) -> Any:
+    """Check that a setting names one column, or several in a list.
 
     Raises:
-        PydanticCustomError: of the type `name`, with the nearest name as a YAML text.
+        ValueError: it does not.
     """
-    if not isinstance(name, str):  # `2024` and `true` are a number and a truth value in YAML
-        scalar = isinstance(name, int | float | None)
-        text = f'"{nearest_name(str(name).lower())}"' if scalar else "data"
-        rule = "a text, in quotes if YAML would not take it for one"
-    elif re.fullmatch(f"[A-Za-z0-9][A-Za-z0-9_-]{{0,{LONGEST_NAME - 1}}}", name):
-        return name
-    else:
-        text = nearest_name(name)
-        rule = (
-            "a name that begins with a letter or digit, has only the letters a-z and A-Z, digits, "
-            f"`-` and `_`, and has at most {LONGEST_NAME} of them"
-        )
-    raise PydanticCustomError("name", "expected {rule}", {"rule": rule, "nearest": text})
+    names = value if isinstance(value, list) else [value]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError("expected the name of a column, or a list of names, in quotes if needed")
+    if len(set(names)) < len(names):
+        raise ValueError("expected each column once")
+    return value
 
-
-Name = Annotated[str, BeforeValidator(check_name)]
-"""What a data set or a variant may be called: a letter or digit, then letters, digits, `-` and `_`,
-at most 64 in all. Names become folders, files, words of commands, parts of DVC's stage names, and
-parts of the dotted keys of its parameters. So dots, blanks and slashes are impossible."""
 
 Side = Annotated[int, Field(ge=1)]
 
@@ -175,17 +156,21 @@ class NuswideSettings(_ListedSettings):
 
 
 class TableSettings(_ListedSettings):
-    """Any data set, from a CSV or Parquet file with one row per image."""
+    """Any data set, from a CSV or Parquet file with one row per image, or one per label of it."""
 
     source: Literal["table"]
-    file: str = Field("labels.csv", description="The table, a .csv or .parquet file.")
+    file: str = Field("labels.csv", description="The table, a .csv, .tsv or .parquet file.")
     images: str = Field(
         ".",
         description="Folder that the paths in the table are relative to. `.`: the folder of the "
         "data set.",
     )
     image: str = Field("image", description="Column with the path of the image.")
-    labels: str = Field("labels", description="Column with the labels of the image.")
+    labels: Annotated[str | list[str], BeforeValidator(check_columns)] = Field(
+        "labels",
+        description="Column with the labels of the image. Or a list of columns, each named after "
+        "a label, with 1 in the rows of images that have it and 0 in the others.",
+    )
     split: str = Field(
         "split",
         description="Column that says `train`, `test` or, for images to validate on, `val`.",
@@ -199,7 +184,7 @@ class TableSettings(_ListedSettings):
         "others are added or removed.",
     )
     separator: str = Field(
-        ";", min_length=1, description="Text between two labels, unless the column holds lists."
+        ";", min_length=1, description="Text between two labels, unless a cell holds a list."
     )
     vocabulary: list[str] | None = Field(
         None, description="The labels, in order. null: the labels in the table, sorted."

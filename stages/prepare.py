@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,14 @@ from pipeline.datasets.check import (
     Findings,
     ListedImage,
     check_files,
-    similar_labels,
 )
 from pipeline.datasets.frames import place_boxes
 from pipeline.datasets.label_counts import label_counts
 from pipeline.datasets.listing import (
     Listing,
-    find_files,
+    as_on_disk,
     is_current,
     listed_manifest,
-    locate_missing,
     make_manifest,
 )
 from pipeline.datasets.manifest import (
@@ -37,11 +36,13 @@ from pipeline.datasets.manifest import (
     write_boxes,
     write_manifest,
 )
+from pipeline.datasets.missing import find_files, locate_missing
 from pipeline.datasets.readers.coco import read_coco
 from pipeline.datasets.readers.nuswide import read_nuswide
 from pipeline.datasets.readers.table import read_table
 from pipeline.datasets.readers.voc import read_voc
 from pipeline.datasets.scenes import make_scenes, scenes_sources
+from pipeline.datasets.spelling import packed_labels, similar_labels
 from pipeline.errors import DamagedError, MissingError, advising
 from pipeline.files import (
     exists,
@@ -56,7 +57,6 @@ from pipeline.settings import (
     ImportedSettings,
     ListedSettings,
     NuswideSettings,
-    PrepareSettings,
     ScenesSettings,
     TableSettings,
     VocSettings,
@@ -124,21 +124,25 @@ def prepare(request: Request) -> str:
         current = _current_manifest(dataset, source)
         if current is not None:
             line = f"{folder} ({_counts(current)}): unchanged"
-            return "\n".join([line, *_labels(request, current)])
+            listing = None
+            if isinstance(source, TableSettings):
+                listing = read_table(data_root(dataset), source)
+            return "\n".join([line, *_labels(request, current, listing)])
+        listing = None
         if isinstance(source, ScenesSettings):
             manifest = _draw(dataset, source)
         else:
-            manifest = _list(dataset, source)
+            manifest, listing = _list(dataset, source)
     record_time(dataset, "prepare", began)
-    return "\n".join([f"{folder}: {_counts(manifest)}", *_labels(request, manifest)])
+    return "\n".join([f"{folder}: {_counts(manifest)}", *_labels(request, manifest, listing)])
 
 
 def check(request: Request) -> tuple[str, bool]:
-    """Open the header of every image. Nothing is written.
+    """Look whether every image exists and can be read. Nothing is written.
 
     Returns:
         which images are missing, unreadable, duplicates or unlabelled, and the labels, line by
-        line; and whether every image exists and can be read.
+        line; and whether `prepare` and `extract` will accept the images, as the settings are.
 
     Raises:
         MissingError: files of the data set do not exist.
@@ -150,6 +154,7 @@ def check(request: Request) -> tuple[str, bool]:
         manifest = _imported_manifest(dataset)
         line = f"{dataset}: {_counts(manifest)}. Its regions are imported, so it needs no images."
         return "\n".join([line, *_labels(request, manifest)]), True
+    listing = None
     if isinstance(source, ScenesSettings):
         manifest = dataset_manifest(dataset)
     else:
@@ -158,9 +163,12 @@ def check(request: Request) -> tuple[str, bool]:
         _place(listing, manifest, root, source)  # which notes what does not fit
     with progress_bar(total=len(manifest), desc="check", unit="image") as bar:
         findings = check_files(manifest, root, bar.update)
-    *lines, verdict = _report(dataset, source, findings)
-    report = "\n".join([*lines, *_labels(request, manifest), verdict])
-    return report, not (findings.missing or findings.unreadable or findings.refused)
+    lines = _sections(dataset, findings)
+    refusals, allowed = _verdict(request, manifest, findings)
+    if not refusals and not allowed:
+        allowed = ["Every image exists and can be read."]
+    report = "\n".join([*lines, *_labels(request, manifest, listing), *allowed, *refusals])
+    return report, not refusals
 
 
 # --- the manifest --------------------------------------------------------------------------------
@@ -182,7 +190,7 @@ def _draw(dataset: str, source: ScenesSettings) -> Manifest:
     return manifest
 
 
-def _list(dataset: str, source: ListedSettings) -> Manifest:
+def _list(dataset: str, source: ListedSettings) -> tuple[Manifest, Listing]:
     """Read the data set's files, and write the manifest, boxes and the missing images."""
     root = data_root(dataset)
     listing = _read(root, source)
@@ -194,11 +202,11 @@ def _list(dataset: str, source: ListedSettings) -> Manifest:
         if missing.num_rows:
             _write_missing(temporary / _MISSING, missing)
         write_manifest(temporary / manifest_file(dataset).name, manifest)
-    return manifest
+    return manifest, listing
 
 
 def _read(root: Path, source: ListedSettings) -> Listing:
-    return _READERS[type(source)](root, source)
+    return as_on_disk(root, _READERS[type(source)](root, source))
 
 
 def _place(
@@ -284,8 +292,16 @@ def _counts(manifest: Manifest) -> str:
     return f"{', '.join(parts)}, {len(manifest.vocabulary)} labels"
 
 
-def _labels(request: Request, manifest: Manifest) -> list[str]:
-    """The number of images with each label, and notes on labels that may be wrong."""
+def _labels(request: Request, manifest: Manifest, listing: Listing | None = None) -> list[str]:
+    """The number of images with each label, and notes on labels that may be wrong.
+
+    Args:
+        request: of the data set.
+        manifest: its images.
+        listing: what was read from its files, with notes and the places of labels; None if nothing
+            was read.
+    """
+    places = {} if listing is None else listing.places
     names, counts = manifest.vocabulary, label_counts(manifest)
     train, test = counts["train"].positive, counts["test"].positive
     shown, more = np.arange(len(names)), []
@@ -307,7 +323,12 @@ def _labels(request: Request, manifest: Manifest) -> list[str]:
         ),
         (
             "Labels with fewer than 2 training images, which can hardly be learned",
-            [names[label] for label in np.flatnonzero(train < 2)],
+            [
+                f"{names[label]} ({places[names[label]]})"
+                if names[label] in places
+                else names[label]
+                for label in np.flatnonzero(train < 2)
+            ],
         ),
         *(
             (
@@ -319,19 +340,37 @@ def _labels(request: Request, manifest: Manifest) -> list[str]:
         ),
         (
             "Labels that may be two spellings of one label",
-            [f"{first!r} and {second!r}" for first, second in similar_labels(names)],
+            _spellings(names, train + test, places),
         ),
     ]
     lines = [f"Note: {title}: {_first_few(labels)}" for title, labels in notes if labels]
-    if isinstance(request.prepare, TableSettings):
-        for mark in "|,/":
-            containing = sum(mark in name for name in names)
-            if containing > len(names) / 2 and mark != request.prepare.separator:
-                lines.append(
-                    f"Note: {containing} of {len(names)} labels contain {mark!r}. If it separates "
-                    f'labels, set `prepare.{request.dataset}.separator: "{mark}"`.'
-                )
+    lines += [f"Note: {note}" for note in (() if listing is None else listing.notes)]
     return [*table.splitlines(), *more, *lines]
+
+
+def _spellings(names: Sequence[str], counts: np.ndarray, places: Mapping[str, str]) -> list[str]:
+    """Pairs of labels that may be one, the rarer with its place.
+
+    Labels that may be several with another separator are left out: most of them look alike.
+
+    Args:
+        names: the C labels.
+        counts: (C,) the number of images that have each.
+        places: label -> where it stands first.
+    """
+    _, separated = packed_labels(names) or ("", ())
+    alone = set(names).difference(separated)
+    having = dict(zip(names, counts, strict=True))
+    pairs = []
+    for pair in similar_labels([name for name in names if name in alone]):
+        rarer = min(pair, key=lambda name: int(having[name]))
+        pairs.append(
+            " and ".join(
+                f"{name!r} ({places[name]})" if name == rarer and name in places else repr(name)
+                for name in pair
+            )
+        )
+    return pairs
 
 
 def _first_few(names: Sequence[str]) -> str:
@@ -339,8 +378,8 @@ def _first_few(names: Sequence[str]) -> str:
     return ", ".join([*names[:_SHOWN], *rest])
 
 
-def _report(dataset: str, source: PrepareSettings, findings: Findings) -> list[str]:
-    """The lines of a check; the last says whether all is well, or what to do."""
+def _sections(dataset: str, findings: Findings) -> list[str]:
+    """The lines of a check that name images."""
     unreadable, refused = (
         [f"{_name(image)}: {reason}" for image, reason in images]
         for images in (findings.unreadable, findings.refused)
@@ -349,53 +388,83 @@ def _report(dataset: str, source: PrepareSettings, findings: Findings) -> list[s
     within: list[list[ListedImage]] = []
     for group in findings.duplicates:
         (within if len({image.split for image in group}) == 1 else across).append(group)
-    lines = [
+    missing, unlabelled, doubtful = (
+        list(map(_name, images))
+        for images in (findings.missing, findings.unlabelled, findings.doubtful)
+    )
+    return [
         f"{dataset}: {findings.images} images",
-        *_section("missing", len(findings.missing), [_name(image) for image in findings.missing]),
+        *_section("missing", len(missing), missing),
         *_section("unreadable", len(unreadable), unreadable),
         *(_section("not readable for this user", len(refused), refused) if refused else []),
         *_section(
             "duplicates across train and test", sum(map(len, across)), list(map(_equal, across))
         ),
         *_section("duplicates within a split", sum(map(len, within)), list(map(_equal, within))),
-        *_section(
-            "unlabelled",
-            len(findings.unlabelled),
-            [_name(image) for image in findings.unlabelled],
+        *_section("unlabelled", len(unlabelled), unlabelled),
+        *(
+            _section(
+                "EXIF can't be read, so the pixels are used as they are stored",
+                len(doubtful),
+                doubtful,
+            )
+            if doubtful
+            else []
         ),
     ]
-    if refused:
-        steps = "give your user the right to read these files, or check their disk"
-    elif not (findings.missing or findings.unreadable):
-        return [*lines, "Every image exists and can be read."]
-    elif isinstance(source, ScenesSettings):
-        steps = f"delete {prepared_folder(dataset)}, then run `gmpipe prepare --dataset {dataset}`"
-    else:
-        steps = _steps(dataset, source, findings)
-    return [*lines, f"To do: {steps}."]
 
 
-def _steps(dataset: str, source: PrepareSettings, findings: Findings) -> str:
-    """What to do about missing and unreadable images that are not drawn."""
-    steps = []
+def _verdict(
+    request: Request, manifest: Manifest, findings: Findings
+) -> tuple[list[str], list[str]]:
+    """What must be done before `prepare` and `extract` accept the images, and what they allow."""
+    dataset, source = request.dataset, request.prepare
+    if findings.refused:
+        advice = "give your user the right to read these files, or check their disk"
+        return [f"To do: {advice}."], []
+    if isinstance(source, ScenesSettings | ImportedSettings):
+        if not (findings.missing or findings.unreadable):
+            return [], []
+        command = f"run `gmpipe prepare --dataset {dataset}`"
+        return [f"To do: delete {prepared_folder(dataset)}, then {command}."], []
+    refusals: list[str] = []
+    allowed: list[str] = []
     if findings.missing:
-        step = f"put the missing images below {data_root(dataset)}"
-        if len(findings.missing) < findings.images:
-            step += f", or set `prepare.{dataset}.drop_missing: true` in params.yaml"
-            step += " to leave them out"
-        steps.append(step)
-    if findings.unreadable:
-        steps.append(
-            "fix the unreadable images, or set "
-            f"`extract.{dataset}.max_failures: {len(findings.unreadable)}` in params.yaml to "
-            "continue without them"
-        )
-    if findings.missing and not isinstance(source, ScenesSettings | ImportedSettings):
-        missing = [(image.image_id, image.path) for image in findings.missing]
-        hint = locate_missing(data_root(dataset), missing, source)
-        if hint is not None:
-            steps.append(f"{hint[0].lower()}{hint[1:].removesuffix('.')}")
-    return "; ".join(steps)
+        step, may_be = _missing_step(dataset, source, manifest, findings)
+        (allowed if may_be else refusals).append(step)
+    most = request.extract.max_failures
+    if number := len(findings.unreadable):
+        images = "1 unreadable image" if number == 1 else f"{number} unreadable images"
+        setting = f"extract.{dataset}.max_failures"
+        if number <= most:
+            allowed.append(f"Extraction leaves out {images}, as `{setting}: {most}` allows.")
+        else:
+            refusals.append(
+                f"To do: fix the unreadable images, or set `{setting}: {number}` in params.yaml to "
+                "continue without them."
+            )
+    return refusals, allowed
+
+
+def _missing_step(
+    dataset: str, source: ListedSettings, manifest: Manifest, findings: Findings
+) -> tuple[str, bool]:
+    """What to do about missing images, and whether `prepare` leaves them out."""
+    root = data_root(dataset)
+    missing = [(image.image_id, image.path) for image in findings.missing]
+    lost = Counter(image.split for image in findings.missing)
+    empty = [split for split in manifest.splits if lost[split] == manifest.counts[split]["images"]]
+    setting = f"`prepare.{dataset}.drop_missing: true`"
+    hint = locate_missing(root, missing, source) or ""
+    if source.drop_missing and not empty:
+        images = "1 missing image" if len(missing) == 1 else f"{len(missing)} missing images"
+        return f"`prepare` leaves out {images}, as {setting} says. {hint}".rstrip(), True
+    step = f"put the missing images below {root}"
+    if not empty:
+        step += f", or set {setting} in params.yaml to leave them out"
+    elif len(missing) < findings.images:
+        step += f"; without them, the split {empty[0]!r} has no image"
+    return f"To do: {hint} Otherwise {step}." if hint else f"To do: {step}.", False
 
 
 def _section(title: str, images: int, entries: Sequence[str]) -> list[str]:

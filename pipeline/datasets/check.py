@@ -1,7 +1,6 @@
 """Check every image and label of a data set before hours are spent on them.
 
-Only the headers of images are read, and the ends of files, so that hundreds of thousands of images
-take minutes.
+Of JPEG files only headers and ends are read, so that hundreds of thousands of images take minutes.
 
 Letters: N images, C labels.
 """
@@ -10,34 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import combinations, takewhile
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from pipeline.datasets.listing import find_files
 from pipeline.datasets.manifest import Manifest, unlabelled_rows
-from pipeline.errors import GmpipeError, briefly
+from pipeline.datasets.missing import find_files
+from pipeline.errors import GmpipeError
 from pipeline.files import open_regular, sha256_file
-from pipeline.images import open_image
+from pipeline.images import examine, reason
 
 T = TypeVar("T")
 
 _END = 4096  # bytes at each end of a file that are compared before the whole file is hashed
-_TAIL = 64  # bytes in which a complete image ends; fewer than follow the thumbnail of a JPEG
 _CHUNK = 64  # images per task of a thread
-
-_END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
-"""The marker at the end of a complete file. An image whose last `_TAIL` bytes lack it is decoded,
-to see whether it is truncated or only followed by other bytes."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +52,7 @@ class Findings:
         refused: images that the system can't read, and the reason; they may be sound.
         duplicates: groups of two or more readable images whose files have the same content.
         unlabelled: images with neither a positive nor an ignored label.
+        doubtful: readable images whose orientation can't be read; their pixels are used as stored.
     """
 
     images: int
@@ -68,12 +61,13 @@ class Findings:
     refused: list[tuple[ListedImage, str]]
     duplicates: list[list[ListedImage]]
     unlabelled: list[ListedImage]
+    doubtful: list[ListedImage]
 
 
 def check_files(
     manifest: Manifest, root: Path, on_images: Callable[[int], object] = lambda number: None
 ) -> Findings:
-    """Open the header of every image of a manifest, in threads. Nothing is written.
+    """Look whether every image of a manifest can be decoded, in threads. Nothing is written.
 
     Args:
         manifest: the images.
@@ -88,7 +82,7 @@ def check_files(
 
     Image.init()  # before the threads, which would all do it at once
     with warnings.catch_warnings():
-        # Extraction decodes every image up to the limit above which Pillow raises an error.
+        # Images up to the limit above which Pillow raises an error are refused with that error.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         opened = _in_threads(_open, [root / image.path for image in present], on_images)
 
@@ -103,51 +97,8 @@ def check_files(
             [(image, one.size) for image, one in results if not one.unreadable + one.refused],
         ),
         unlabelled=[images[row] for row in np.flatnonzero(unlabelled_rows(manifest.table))],
+        doubtful=[image for image, one in results if one.doubtful],
     )
-
-
-def similar_labels(vocabulary: Sequence[str]) -> list[tuple[str, str]]:
-    """Find pairs of labels that may be two spellings of one label, in the vocabulary's order.
-
-    The two differ only in case, blanks, `_` and `-`; or in one letter that is missing, replaced,
-    or swapped with the next. Different short names often differ in one letter (cat, car), so names
-    of at most four letters match only if one letter is missing (dog, dogs).
-    """
-    by_form: defaultdict[str, set[int]] = defaultdict(set)
-    words = [re.sub(r"[\s_-]+", "", name.casefold()) for name in vocabulary]
-    for label, word in enumerate(words):
-        # Similar words have one of these forms in common, so not all pairs need be compared.
-        for form in {word, *(word[:cut] + word[cut + 1 :] for cut in range(len(word)))}:
-            by_form[form].add(label)
-    pairs = {
-        pair
-        for labels in by_form.values()
-        for pair in combinations(sorted(labels), 2)
-        if _similar(words[pair[0]], words[pair[1]])
-    }
-    return [(vocabulary[first], vocabulary[second]) for first, second in sorted(pairs)]
-
-
-def _similar(a: str, b: str) -> bool:
-    """The rule of `similar_labels` for two words in lower case and without blanks."""
-    start = _common_prefix(a, b)
-    a, b = a[start:], b[start:]
-    end = _common_prefix(a[::-1], b[::-1])
-    length = start + max(len(a), len(b))
-    a, b = a[: len(a) - end], b[: len(b) - end]
-    if not a + b:
-        return True
-    if any(letter.isdigit() for letter in a + b):
-        return False
-    if not (a and b):
-        return length >= 4 and len(a + b) == 1
-    return length >= 5 and (len(a) == len(b) == 1 or (a == b[::-1] and len(a) == 2))
-
-
-def _common_prefix(a: str, b: str) -> int:
-    """The number of letters with which both words begin."""
-    pairs = zip(a, b, strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 @dataclass(frozen=True)
@@ -157,6 +108,7 @@ class _Opened:
     size: int = 0
     unreadable: str = ""
     refused: str = ""
+    doubtful: bool = False
 
 
 def _open(path: Path) -> _Opened:
@@ -165,22 +117,16 @@ def _open(path: Path) -> _Opened:
             size = stream.seek(0, os.SEEK_END)
             if not size:
                 return _Opened(unreadable="the file is empty")
-            tail = _end(stream, size, _TAIL)
             stream.seek(0)
-            with open_image(stream) as image:
-                if _END_MARKERS.get(image.format or "", b"") not in tail:
-                    image.load()
-    except UnidentifiedImageError:
-        return _Opened(unreadable="the file is not an image of a supported format")
-    except OSError as error:
-        if error.errno:  # the system's; Pillow's have no number
-            return _Opened(refused=error.strerror or str(error))
-        return _Opened(unreadable=str(error))
+            return _Opened(size, doubtful=examine(stream))
+    except MemoryError:  # not the file's fault
+        raise
     except GmpipeError as error:
         return _Opened(unreadable=error.problem)
-    except Exception as error:  # the readers of formats raise anything for a damaged header
-        return _Opened(unreadable=briefly(error))
-    return _Opened(size)
+    except Exception as error:  # the readers of formats raise anything for a damaged file
+        if isinstance(error, OSError) and error.errno:  # the system's; Pillow's have no number
+            return _Opened(refused=error.strerror or str(error))
+        return _Opened(unreadable=reason(error))
 
 
 def _duplicates(root: Path, sizes: list[tuple[ListedImage, int]]) -> list[list[ListedImage]]:

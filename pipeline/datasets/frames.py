@@ -31,12 +31,12 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import ExifTags, Image
+from PIL import Image
 
 from pipeline.datasets.listing import Listing
 from pipeline.datasets.manifest import BoxTable, ImageBoxes, Manifest
 from pipeline.files import open_regular
-from pipeline.images import open_image
+from pipeline.images import open_photograph
 from pipeline.settings import BoxFrame
 
 Frame = Literal["upright", "stored"]
@@ -153,24 +153,12 @@ def _headers(paths: Sequence[Path], on_images: Callable[[int], object]) -> list[
 
 def _read_header(path: Path) -> Header | None:
     try:
-        with open_regular(path) as stream, open_image(stream) as image:
-            orientation = _orientation(image)
-            width, height = image.size
-            if image.format == "TIFF" and orientation >= 5:  # Pillow gives the upright size of it
-                width, height = height, width
-            return Header((width, height), orientation)
+        with open_regular(path) as stream, open_photograph(stream) as photograph:
+            return Header(photograph.image.size, photograph.orientation)
     except MemoryError:  # not the file's fault
         raise
     except Exception:  # the readers of formats raise anything for a damaged header
         return None
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # damaged metadata
-        return 1
-    return value if value in range(2, 9) else 1
 
 
 # --- frames --------------------------------------------------------------------------------------

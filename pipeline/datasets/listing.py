@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import codecs
 import errno
-import os
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BufferedReader
 from pathlib import Path
 
@@ -27,9 +27,13 @@ from pipeline.datasets.manifest import (
     splits_of,
     unlabelled_rows,
 )
+from pipeline.datasets.missing import find_files, location_hint, missing_images, paths_on_disk
 from pipeline.errors import InputError, MissingError
-from pipeline.files import access_error, open_regular, sha256_file, sha256_json
-from pipeline.settings import ListedSettings, NuswideSettings, TableSettings
+from pipeline.files import open_regular, sha256_file, sha256_json
+from pipeline.formats.encodings import not_utf8
+from pipeline.settings import ListedSettings
+
+_log = logging.getLogger(__name__)
 
 LISTING_VERSION = 2
 """Part of the settings' hash: raise it when the same files would give another listing."""
@@ -39,9 +43,6 @@ _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 _LONGEST_PATH = 4096  # bytes, as Linux allows
 _LONGEST_LABEL = 1000  # characters
-
-_MOST_LOOKED_AT = 200_000
-"""Files among which a missing image is searched: more would take minutes on a network disk."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,9 @@ class Listing:
         table: one row per image, with the columns of `manifest.COLUMNS`; paths are relative to the
             data set's root. Sizes are those that the files give, null where they give none.
         boxes: the annotated objects, if the files can have boxes. Class 1 is the first label.
+        notes: sentences on what was read in a way that could be wrong.
+        places: label -> the position in its file of the first row that has it, such as `line 4`,
+            where the data set is one table.
     """
 
     vocabulary: tuple[str, ...]
@@ -80,6 +84,8 @@ class Listing:
     sources: dict[str, str]
     table: pa.Table = field(repr=False)
     boxes: ListedBoxes | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
+    places: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 # --- for adapters --------------------------------------------------------------------------------
@@ -126,7 +132,8 @@ def read_lines(path: Path, remedy: str) -> list[tuple[int, str]]:
         lines = content.decode().split("\n")
     except UnicodeDecodeError as error:
         number = content[: error.start].count(b"\n") + 1
-        raise InputError(f"{path}, line {number}: the text is not UTF-8.", remedy) from None
+        wrong = not_utf8(path, number, content.split(b"\n")[number - 1])
+        raise InputError(wrong.problem, f"{wrong.remedy} {remedy}") if wrong else error from None
     stripped = ((number, line.strip()) for number, line in enumerate(lines, start=1))
     return [(number, line) for number, line in stripped if line]
 
@@ -178,6 +185,33 @@ def check_lengths(table: pa.Table, vocabulary: Sequence[str], name: str) -> None
             )
 
 
+def as_on_disk(root: Path, listing: Listing) -> Listing:
+    """Replace paths of a listing by those of the files that they mean, and log how many.
+
+    `paths_on_disk` says which.
+
+    Raises:
+        AccessError: a folder can't be read.
+    """
+    paths = listing.table.column("path").to_pylist()
+    found = paths_on_disk(root, paths)
+    changed = [(path, file) for path, file in zip(paths, found, strict=True) if path != file]
+    if not changed:
+        return listing
+    _log.warning(
+        "%s: %d of %d listed paths are those of files but for the suffix or the Unicode form, as "
+        "%r for the file %r. These files are read.",
+        root.name,
+        len(changed),
+        len(paths),
+        *changed[0],
+    )
+    column = listing.table.schema.get_field_index("path")
+    field = listing.table.schema.field(column)
+    table = listing.table.set_column(column, field, pa.array(found, field.type))
+    return replace(listing, table=table)
+
+
 def listed_manifest(listing: Listing, dataset: str, settings: ListedSettings) -> Manifest:
     """Make a manifest of all N listed images, as if every one existed. Its rows are checked."""
     check_lengths(listing.table, listing.vocabulary, dataset)
@@ -214,7 +248,7 @@ def make_manifest(
     exists = find_files(root, table.column("path").to_pylist())
     missing = table.filter(pa.array(~exists))
     if missing.num_rows and not settings.drop_missing:
-        raise _missing_images(listed, missing, root, settings)
+        raise missing_images(dataset, len(listed), missing, root, settings)
     unlabelled = exists & unlabelled_rows(table)
     kept = exists & ~unlabelled if settings.drop_unlabelled else exists
     counts: dict[str, dict[str, int]] = {}
@@ -233,7 +267,7 @@ def make_manifest(
                 f"{split!r} is left. {counts[split]['missing']} are missing below {root}, and "
                 f"{counts[split]['unlabelled']} have no label.",
                 f"Put the images there, or change `prepare.{dataset}` in params.yaml."
-                f"{_location_hint(root, missing, settings)}",
+                f" {location_hint(root, missing, settings)}".rstrip(),
             )
     manifest = Manifest(
         dataset=dataset,
@@ -244,24 +278,6 @@ def make_manifest(
         table=table.filter(pa.array(kept)),
     )
     return manifest, missing
-
-
-def _missing_images(
-    listed: Manifest, missing: pa.Table, root: Path, settings: ListedSettings
-) -> MissingError:
-    """The error about images that may not be left out; ``missing`` has their rows."""
-    first = missing.slice(0, 1).to_pylist()[0]
-    remedy = f"Put it at {root / first['path']}, and the others accordingly"
-    if missing.num_rows < len(listed):
-        remedy += (
-            f", or set `prepare.{listed.dataset}.drop_missing: true` in params.yaml to leave them "
-            "out; they are then counted, and listed in missing.csv beside the manifest"
-        )
-    return MissingError(
-        f"{missing.num_rows} of {len(listed)} images that {listed.dataset} lists are missing. The "
-        f"first is {first['image_id']!r}.",
-        f"{remedy}.{_location_hint(root, missing, settings)}",
-    )
 
 
 def is_current(
@@ -284,108 +300,8 @@ def is_current(
     return (
         sum(counts["missing"] for counts in manifest.counts.values()) == len(missing)
         and bool(find_files(root, manifest.table.column("path").to_pylist()).all())
-        and not find_files(root, missing).any()
+        and not find_files(root, paths_on_disk(root, missing)).any()
     )
-
-
-def find_files(root: Path, paths: Sequence[str]) -> np.ndarray:
-    """(N,) bool: which of the paths below ``root`` are files.
-
-    Every folder is listed once. Asking the file system about each of 270,000 images would take
-    minutes on a network disk.
-
-    Raises:
-        InputError: a folder can't be read.
-    """
-    names: dict[str, set[str]] = {}
-    exists = np.zeros(len(paths), dtype=bool)
-    for row, path in enumerate(paths):
-        folder, _, name = path.rpartition("/")
-        if folder not in names:
-            names[folder] = file_names(root / folder)
-        exists[row] = name in names[folder]
-    return exists
-
-
-def locate_missing(
-    root: Path, missing: Sequence[tuple[str, str]], settings: ListedSettings
-) -> str | None:
-    """Search for files that have the name of a missing image, in upper or lower case.
-
-    Args:
-        root: the data set's root. It is searched with linked folders, up to some 200,000 files.
-        missing: image id and path of each missing image, in order.
-
-    Returns:
-        a sentence that says where the first image with such a file is, and what to change; None
-        if there is no such file.
-    """
-    rows: dict[str, int] = {}
-    for row, (_, path) in enumerate(missing):
-        rows.setdefault(path.rpartition("/")[2].casefold(), row)
-    located = _first_located(root, rows)
-    if located is None:
-        return None
-    row, relative = located
-    image_id, path = missing[row]
-    location = f"There is a file {root / relative}"
-    if relative.casefold() == path.casefold():
-        return (
-            f"{location}, but the list has {path!r}: correct upper and lower case in the list, or "
-            "in the file's name."
-        )
-    folder, id_part, rest = f"/{relative}".casefold().rpartition(f"/{image_id}".casefold())
-    if id_part and not rest and isinstance(settings, TableSettings | NuswideSettings):
-        images = relative[: max(len(folder) - 1, 0)] or "."
-        return f"{location}: set `prepare.{root.name}.images: {images}` in params.yaml."
-    return f"{location}: correct the path in the list, or move the file."
-
-
-def _first_located(root: Path, rows: dict[str, int]) -> tuple[int, str] | None:
-    """The lowest row whose file name exists below ``root``, and the file's path there.
-
-    Args:
-        rows: file name in lower case -> row of the missing image.
-    """
-    first: tuple[int, str] | None = None
-    visited = {root.resolve()}  # a link can lead in circles
-    looked_at = 0
-    for folder, folders, names in os.walk(root, followlinks=True) if rows else ():
-        resolved = {name: (Path(folder) / name).resolve() for name in sorted(folders)}
-        folders[:] = [name for name, target in resolved.items() if target not in visited]
-        visited.update(resolved.values())
-        for name in sorted(names):
-            row = rows.get(name.casefold())
-            if row is not None and (first is None or row < first[0]):
-                first = row, (Path(folder) / name).relative_to(root).as_posix()
-        looked_at += len(names) + 1
-        if looked_at > _MOST_LOOKED_AT or (first is not None and first[0] == 0):
-            break
-    return first
-
-
-def _location_hint(root: Path, missing: pa.Table, settings: ListedSettings) -> str:
-    """`locate_missing` for rows of `Listing.table`, after a blank; empty if there is no file."""
-    images = (missing.column(name).to_pylist() for name in ("image_id", "path"))
-    hint = locate_missing(root, list(zip(*images, strict=True)), settings)
-    return "" if hint is None else f" {hint}"
-
-
-def file_names(folder: Path) -> set[str]:
-    """The names of the files in a folder; empty if there is no such folder.
-
-    Raises:
-        InputError: the folder can't be read.
-    """
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_file()}
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
-    except ValueError:  # a null byte, which no folder's name has
-        return set()
-    except OSError as error:
-        raise access_error(error, folder) from error
 
 
 def _settings_sha256(settings: ListedSettings) -> str:

@@ -134,12 +134,13 @@ class Intervals:
 
     Attributes:
         of: by variant.
-        about: what they are, in words, and whether the labels have too few positives for them; a
-            phrase that begins with "95 % interval".
+        about: what they are, in words; a phrase that begins with "95 % interval".
+        weak: whether the labels have too few positives for them, as ``about`` then says.
     """
 
     of: Mapping[str, Interval]
     about: str
+    weak: bool
 
 
 def intervals(runs: Mapping[str, Sequence[Floats]], truth: Integers, base: str) -> Intervals:
@@ -161,21 +162,23 @@ def intervals(runs: Mapping[str, Sequence[Floats]], truth: Integers, base: str) 
         if variant != base and base in maps:
             difference = of_variant.minus(maps[base]).interval()
         found[variant] = Interval((float(low), float(high)), difference)
-    return Intervals(found, _about(truth))
-
-
-def _about(truth: Integers) -> str:
-    text = (
-        f"{100 * COVERAGE:.0f} % interval from {RESAMPLES:,} resamples of the {len(truth):,} test "
-        "images (paired bootstrap, corrected for its bias). It shows how much the result depends "
-        "on the choice of test images, not on the seed"
-    )
     positives = (truth == 1).sum(axis=0)
-    mean = positives[positives > 0].mean() if positives.any() else 0.0
-    if mean < FEW:
+    mean = float(positives[positives > 0].mean()) if positives.any() else 0.0
+    return Intervals(found, _about(len(truth), mean), mean < FEW)
+
+
+def _about(images: int, positives: float) -> str:
+    """Say what the intervals are, for a number of images and a mean number of positives."""
+    counted = f"the {images:,} test images" if images > 1 else "the one test image"
+    text = (
+        f"{100 * COVERAGE:.0f} % interval from {RESAMPLES:,} resamples of {counted} (paired "
+        "bootstrap, corrected for its bias; a label without a positive in a resample is left out "
+        "of it). It shows how much the result depends on the choice of test images, not on the seed"
+    )
+    if positives < FEW:
         text += (
-            f". The labels have {mean:.1f} positives on average: with fewer than {FEW}, intervals "
-            "are too narrow and the mAP is too high"
+            f". The labels have {positives:.1f} positives on average: with fewer than {FEW}, "
+            "intervals are too narrow and the mAP is too high"
         )
     return text
 

@@ -6,7 +6,6 @@ in `pipeline.evaluation.metrics`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,27 +125,3 @@ def label_map(vectors: Floats) -> NDArray[np.float64] | None:
         random_state=0,
     ).fit_transform(vectors.astype(np.float64))
     return points
-
-
-def cluster_labels(labels: Sequence[str], vectors: Floats) -> Mapping[str, Sequence[str]]:
-    """Group labels whose vectors are near each other, for data sets that define no groups.
-
-    Average linkage on cosine distances, cut into sqrt(C) groups, at most 8. A group is named after
-    its first label.
-
-    Args:
-        labels: C names.
-        vectors: (C, W), none of length 0.
-    """
-    from sklearn.cluster import AgglomerativeClustering
-
-    wanted = min(8, round(len(labels) ** 0.5), len(labels))
-    if wanted < 2:
-        return {labels[0]: labels}
-    numbers = AgglomerativeClustering(wanted, metric="cosine", linkage="average").fit_predict(
-        vectors.astype(np.float64)
-    )
-    groups: dict[int, list[str]] = {}
-    for label, number in zip(labels, numbers, strict=True):
-        groups.setdefault(number, []).append(label)
-    return {f"{names[0]} ..." if len(names) > 1 else names[0]: names for names in groups.values()}

@@ -11,7 +11,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pipeline.datasets.groups import LABEL_GROUPS
+from pipeline.datasets.groups import label_groups
 from pipeline.evaluation.bootstrap import COVERAGE, Intervals
 from pipeline.evaluation.differences import paper_differences, seen_by_detector
 from pipeline.evaluation.metrics import Evaluation
@@ -23,6 +23,12 @@ from pipeline.regions.detector import DetectorDescription
 
 BASE = "full"
 """The variant that all others are compared with."""
+
+TOP3 = (
+    "Top-3 counts the labels over 0.5 among the three best of an image, as the paper's Table 2 "
+    "implies; most other papers always count three. metrics.json has both, as top3 and top3_forced."
+)
+"""Which labels the columns of top-3 count."""
 
 HEADLINES = ("mAP", "CF1", "OF1", "top-3 CF1", "top-3 OF1")
 
@@ -47,7 +53,7 @@ def results_markdown(
     shown = next(iter(runs.values()))[0]
     seen = seen_by_detector(shown, detector)
     about = markdown(caption(dataset, first))
-    notes = f"\n\n{seen}." if seen else ""
+    notes = f"\n\n{markdown(TOP3)}" + (f"\n\n{seen}." if seen else "")
     sections = {"Results": f"{about}\n\n{results_table(evaluations)}{notes}"}
     paper = paper_results(source, shown.evaluation)
     if paper is not None:
@@ -57,9 +63,7 @@ def results_markdown(
             f"{paper_table(evaluations, paper)}\n\nWhat differs:\n\n"
             + "\n".join(f"- {markdown(line)}" for line in lines)
         )
-    groups: Mapping[str, Sequence[str]] = {"all": list(first[0].metrics.AP)}
-    if source == "scenes":
-        groups = LABEL_GROUPS["scenes"]
+    groups = label_groups(source, list(first[0].metrics.AP))
     printed = paper.ap if paper is not None else {}
     sections["Average precision by label"] = labels_table(evaluations, groups, printed)
     differences = {
@@ -87,9 +91,8 @@ def caption(dataset: str, seeds: Sequence[Evaluation]) -> str:
     if len(seeds) > 1:
         numbers = ", ".join(str(evaluation.seed) for evaluation in seeds)
         of_seeds = f"mean and sample standard deviation of seeds {numbers}"
-    return (
-        f"{dataset}, split {first.split}, {first.images} images, in percent; {of_labels}{of_seeds}"
-    )
+    images = f"{first.images:,} image" + ("" if first.images == 1 else "s")
+    return f"{dataset}, split {first.split}, {images}, in percent; {of_labels}{of_seeds}"
 
 
 def results_table(runs: Evaluations) -> str:
@@ -141,29 +144,41 @@ def paper_table(runs: Evaluations, paper: PaperResults) -> str:
 
 
 def labels_table(
-    runs: Evaluations, groups: Mapping[str, Sequence[str]], printed: Mapping[str, float | None]
+    runs: Evaluations,
+    groups: Mapping[str, Sequence[str]] | None,
+    printed: Mapping[str, float | None],
 ) -> str:
     """Write the AP of each label by variant; Markdown.
 
     Args:
-        groups: name of a group -> its labels, in the order of the rows. Several groups get a row
-            with their mean.
+        groups: name of a group -> its labels, in the order of the rows. Each group gets a row
+            with its mean. None if the data set defines no groups: there is no such column then.
         printed: label -> the paper's AP; a column of its own unless empty.
     """
     ap = {variant: [one.metrics.AP for one in seeds] for variant, seeds in runs.items()}
-    rows = []
-    for group, labels in groups.items():
-        for label in labels:
-            cells = [_cell(of_seed[label] for of_seed in seeds) for seeds in ap.values()]
-            rows.append([group, label, *cells, *([_cell([printed.get(label)])] if printed else [])])
-        if len(groups) > 1:
-            means = [
+    known = list(next(iter(ap.values()))[0])
+
+    def row(labels: Sequence[str]) -> list[str]:
+        """The mean over some labels, by variant and in the paper."""
+        of_paper = [_cell([mean_of(map(printed.get, labels))])] if printed else []
+        return [
+            *(
                 _cell(mean_of(of_seed[label] for label in labels) for of_seed in seeds)
                 for seeds in ap.values()
-            ]
-            of_paper = [_cell([mean_of(map(printed.get, labels))])] if printed else []
-            rows.append([group, "mean", *means, *of_paper])
-    return markdown_table(["group", "label", *runs, *(["paper"] if printed else [])], rows)
+            ),
+            *of_paper,
+        ]
+
+    columns = ["label", *runs, *(["paper"] if printed else [])]
+    if groups is None:
+        return markdown_table(columns, [[label, *row([label])] for label in known])
+    rows = []
+    for group, members in groups.items():
+        labels = [label for label in members if label in known]
+        if labels:
+            rows += [[group, label, *row([label])] for label in labels]
+            rows.append([group, "mean", *row(labels)])
+    return markdown_table(["group", *columns], rows)
 
 
 def results_csv(runs: Evaluations) -> str:

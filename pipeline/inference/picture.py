@@ -20,7 +20,11 @@ MOST_LABELS = 10
 
 _MOST_REGIONS = 3  # bars of regions per label, those with the largest changes
 _LEAST = 0.005  # smallest change of a region that gets a bar: what rounds to 0.01
-_LEAST_ROWS = 3  # of charts: a single chart would not fill the picture
+_MOST_ROWS = 4  # of charts in a column
+_CHART = (4.2, 1.35)  # width and height of the chart of one label, in inches
+_LEAST_HEIGHT = 1.8  # of all charts together, in inches
+_PHOTOGRAPH = (3.4, 6.0)  # least and largest width of the photograph's side, in inches
+_TITLE, _HEADING = 0.4, 0.8  # room above photograph and charts, in inches
 _LONGEST_SIDE = 1024  # of the photograph as drawn, in pixels: no figure shows more
 
 # Colours that people with any colour vision can distinguish (Okabe and Ito). Their yellow and black
@@ -51,28 +55,48 @@ def draw(explanation: Explanation, photograph: Image.Image, title: str, path: Pa
     from matplotlib.figure import Figure
 
     labels = explanation.labels[:MOST_LABELS]
-    columns = 1 if len(labels) <= 4 else 2
-    rows = max(_LEAST_ROWS, math.ceil(len(labels) / columns))
-    width, height = (9.0 if columns == 1 else 13.0), max(4.6, 1.35 * rows + 0.9)
-    shares = (1, 1) if columns == 1 else (5, 8)
+    columns = math.ceil(len(labels) / _MOST_ROWS)
+    rows = math.ceil(len(labels) / columns)
+    sides, height = _sizes(rows, columns, photograph.width / photograph.height)
     with drawing({"font.size": 9}):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        parts: Any = figure.subfigures(1, 2, width_ratios=shares)
+        figure = Figure(figsize=(sum(sides), height), layout="constrained")
+        parts: Any = figure.subfigures(1, 2, width_ratios=sides)
         left, right = parts
-        room = width * shares[0] / sum(shares), height - 0.6
+        room = sides[0], height - _TITLE
         _draw_photograph(left.add_subplot(), explanation, labels, photograph, title, room)
-        right.suptitle("Change of the score when this is removed", fontsize=10)
-        right.supxlabel(f"Regions without a bar change it by less than {_LEAST}.", fontsize=8)
+        right.suptitle(
+            "Change of the score without a graph or a region\n"
+            f"(the {_MOST_REGIONS} regions that change it most, if by {_LEAST} or more)",
+            fontsize=_TITLE_SIZE,
+        )
         limit = _limit(labels)
+        most = max(3, *(len(_bars(label)) for label in labels))
         grid = right.subplots(rows, columns, squeeze=False)
         for number, axes in enumerate(grid.T.flat):
             if number < len(labels):
-                _draw_bars(axes, labels[number], limit, _colours(labels))
+                _draw_bars(axes, labels[number], limit, most, _colours(labels))
             else:
                 axes.set_axis_off()
         choose_fonts(figure)
         with replacing(path) as temporary:
             figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
+
+
+def _sizes(rows: int, columns: int, ratio: float) -> tuple[tuple[float, float], float]:
+    """Choose sizes in inches that leave little of the picture blank.
+
+    Args:
+        rows, columns: of charts.
+        ratio: of the photograph's width to its height.
+
+    Returns:
+        the widths of the photograph's side and of the charts' side, and the height of both.
+    """
+    across, down = _CHART
+    charts = max(_LEAST_HEIGHT, rows * down) + _HEADING
+    least, most = _PHOTOGRAPH
+    wide = min(most, ratio * (max(charts, least) - _TITLE))
+    return (max(least, wide), columns * across), max(charts, wide / ratio + _TITLE)
 
 
 def _colours(labels: tuple[LabelExplanation, ...]) -> dict[int, tuple[str, str]]:
@@ -136,7 +160,7 @@ def _draw_photograph(
             box(region, "white", 0.9)
     for region, (colour, style) in winners.items():
         box(region, colour, 2.2, style)
-        names = ", ".join(legible(label.label) for label in labels if label.region == region)
+        names = ", ".join(_in_line(label.label) for label in labels if label.region == region)
         texts[region] = (textwrap.fill(f"{region}: {names}", _TAG_WIDTH), colour)
     # Winners first: their tags are the longer ones.
     order = [*winners, *(region for region in texts if region not in winners)]
@@ -152,6 +176,17 @@ def _draw_photograph(
     for region, (x, y) in zip(order, _tag_corners(boxes, sizes, width, height), strict=True):
         text, colour = texts[region]
         axes.text(x, y, text, fontsize=_TAG_SIZE, va="top", **_tag(colour))
+
+
+def _in_line(label: str) -> str:
+    """Make a label fit for a line of text: as `legible`, without reordering what stands beside it.
+
+    A label that is written from right to left gets an invisible mark for the other direction on
+    both sides.
+    """
+    shown = legible(label)
+    mark = "\u200e" if {"R", "AL"} & set(map(unicodedata.bidirectional, shown)) else ""
+    return f"{mark}{shown}{mark}"
 
 
 def _letters(line: str) -> float:
@@ -215,11 +250,21 @@ def _limit(labels: tuple[LabelExplanation, ...]) -> float:
 
 
 def _draw_bars(
-    axes: Any, label: LabelExplanation, limit: float, colours: dict[int, tuple[str, str]]
+    axes: Any,
+    label: LabelExplanation,
+    limit: float,
+    rows: int,
+    colours: dict[int, tuple[str, str]],
 ) -> None:
+    """Draw the bars of a label.
+
+    Args:
+        limit: the largest change of all labels.
+        rows: room for this many bars, the same for each label.
+    """
     bars = _bars(label)
     axes.set_title(
-        f"{legible(label.label)}  {label.score:.2f}  by region {label.region}",
+        f"{_in_line(label.label)}  {label.score:.2f}  by region {label.region}",
         fontsize=9,
         loc="left",
         pad=5,
@@ -241,7 +286,7 @@ def _draw_bars(
             fontsize=8,
         )
     axes.set_xlim(-1.35 * limit, 1.35 * limit)
-    axes.set_ylim(_MOST_REGIONS + 1.5, -0.5)  # the same for each label, however many bars it has
+    axes.set_ylim(rows - 0.5, -0.5)
     axes.set_yticks(range(len(bars)), [name for name, _ in bars], fontsize=8)
     axes.tick_params(left=False, labelbottom=False, bottom=False)
     for spine in axes.spines.values():

@@ -32,6 +32,7 @@ from pipeline.errors import (
     briefly,
 )
 from pipeline.files import access_error, exists
+from pipeline.images import upright
 from pipeline.learning import CHECKPOINT_FILE
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
 from pipeline.learning.prediction import NotFinite, check_finite, finite_logits
@@ -49,7 +50,7 @@ from pipeline.regions.extraction import (
     load_detector,
     to_floats,
 )
-from pipeline.regions.transforms import load_image, upright, view_of
+from pipeline.regions.transforms import load_image, view_of
 from pipeline.settings import ExtractSettings
 from pipeline.shards.schema import check_same_recipe, without_images
 from pipeline.tensors import best_device

@@ -7,26 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from pipeline.errors import GmpipeError, InputError, MissingError
 from pipeline.files import open_regular, raise_if_refused
-from pipeline.images import FORMATS, open_image
+from pipeline.images import decode, reason
 
 _SMALLEST_CROP = 0.5  # side of a random crop, as a share of the image's
-
-# EXIF standard, tag 0x0112: how to turn the stored pixels upright. Other values are reserved.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
 
 _REPLACE_OR_REMOVE = "Replace the file or remove it from the data set."
 
@@ -34,6 +22,7 @@ _REPLACE_OR_REMOVE = "Replace the file or remove it from the data set."
 def load_image(path: Path, remedy: str = _REPLACE_OR_REMOVE) -> Image.Image:
     """Decode a photograph to RGB, upright according to its EXIF orientation.
 
+    Its metadata decides nothing else: an orientation that can't be read is taken as "upright".
     16-bit grey is scaled to 8 bits. Transparent pixels become white. Of an animation, the first
     frame is decoded. CMYK is read as Adobe's programs write it (inverted in a JPEG).
 
@@ -49,8 +38,8 @@ def load_image(path: Path, remedy: str = _REPLACE_OR_REMOVE) -> Image.Image:
             is decoded.
     """
     try:
-        with open_regular(path) as stream, open_image(stream) as image:
-            return upright(image)
+        with open_regular(path) as stream:
+            return decode(stream)
     except MemoryError:  # not the file's fault
         raise
     except GmpipeError as error:
@@ -66,61 +55,10 @@ def load_image(path: Path, remedy: str = _REPLACE_OR_REMOVE) -> Image.Image:
         raise InputError(f"{path} can't be decoded ({_reason(path, error)}).", remedy) from error
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """Convert an opened photograph to RGB and turn it upright, as `load_image` does.
-
-    Raises:
-        ValueError: the range of the pixel values is unknown.
-        Exception: any error that Pillow runs into in damaged pixels.
-    """
-    image.load()
-    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    picture = _to_rgb(image)
-    return picture if turn is None else picture.transpose(turn)
-
-
 def _reason(path: Path, error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        if path.stat().st_size == 0:
-            return "it is empty"
-        return f"it is none of {', '.join(FORMATS)}, or too damaged to be recognized"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to RGB.
-
-    Raises:
-        ValueError: the range of the pixel values is unknown.
-    """
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        return _from_16_bits(image).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point, so that black and white are unknown")
-    if image.has_transparency_data:
-        if image.mode == "La":  # Pillow converts it only to LA
-            image = image.convert("LA")
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    # Pillow takes 4 bytes per pixel, 240 MB for 60 megapixels, so RGB is not copied.
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _from_16_bits(image: Image.Image) -> Image.Image:
-    """Scale grey in [0, 65535] to [0, 255]; Pillow's own conversion clips at 255."""
-    values = np.asarray(image).astype(np.int32)
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        raise ValueError(
-            f"its grey values reach from {low} to {high}, expected 0 to 65535: black and white are "
-            "unknown"
-        )
-    grey = ((values + 128) // 257).astype(np.uint8)  # the nearest of v / 257
-    if "transparency" in image.info:
-        grey[values == image.info["transparency"]] = 255
-    return Image.fromarray(grey)
+    if isinstance(error, UnidentifiedImageError) and path.stat().st_size == 0:
+        return "it is empty"
+    return reason(error)
 
 
 def view_of(

@@ -12,7 +12,6 @@ import numpy as np
 from pipeline.datasets.groups import label_groups
 from pipeline.drawing import missing_letters
 from pipeline.evaluation import bootstrap
-from pipeline.evaluation.diagnostics import cluster_labels
 from pipeline.evaluation.differences import (
     describe_detector,
     paper_differences,
@@ -20,7 +19,14 @@ from pipeline.evaluation.differences import (
 )
 from pipeline.evaluation.paper import paper_results
 from pipeline.evaluation.runs import evaluations_of
-from pipeline.evaluation.tables import BASE, caption, labels_csv, results_csv, results_markdown
+from pipeline.evaluation.tables import (
+    BASE,
+    TOP3,
+    caption,
+    labels_csv,
+    results_csv,
+    results_markdown,
+)
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.prediction import Scorer
 from pipeline.matching.network import MatchingNetwork
@@ -35,7 +41,7 @@ from pipeline.report.rows import columns, label_cells, own_rows, paper_rows
 FEW = 10
 """The page warns about the average precision of a label with fewer positives in the test split."""
 
-Groups = Mapping[str, Any]
+Groups = Mapping[str, Sequence[str]]
 """Name of a group -> its labels."""
 
 
@@ -63,9 +69,9 @@ def write_page(folder: Path, inputs: PageInputs, on_images: Callable[[int], None
         (folder / TABLES / name).write_text(table(evaluations), encoding="utf-8")
 
     checkpoint = load_evaluated(inputs.shown)
-    groups, origin = _label_groups(inputs, checkpoint)
+    groups = label_groups(inputs.source, inputs.manifest.vocabulary)
     figures, curves = _draw_figures(folder, inputs)
-    figures += _draw_label_map(folder, inputs, checkpoint, groups, origin)
+    figures += _draw_label_map(folder, inputs, checkpoint, groups)
     figures += [drawn.draw_sweep(folder, sweep) for sweep in inputs.sweeps]
     gallery = write_gallery(folder, inputs, on_images)
 
@@ -84,16 +90,6 @@ def write_page(folder: Path, inputs: PageInputs, on_images: Callable[[int], None
     return text
 
 
-def _label_groups(inputs: PageInputs, checkpoint: Checkpoint) -> tuple[Groups, str]:
-    """The groups of labels, and where they come from, in words."""
-    labels = list(inputs.manifest.vocabulary)
-    groups = label_groups(inputs.source, labels)
-    if groups is not None:
-        return groups, "the groups that the data set defines"
-    groups = cluster_labels(labels, checkpoint.label_vectors.numpy())
-    return groups, "groups of similar word vectors"
-
-
 def _draw_figures(
     folder: Path, inputs: PageInputs
 ) -> tuple[list[drawn.Illustration], drawn.Curves]:
@@ -105,7 +101,8 @@ def _draw_figures(
     evaluations = evaluations_of(runs)
     histories = drawn.histories_of(runs)
 
-    figures = [drawn.draw_average_precision(folder, evaluations, base)]
+    drawn.draw_average_precision(folder, evaluations, base)
+    figures = []
     if len(runs) > 1:
         figures.append(drawn.draw_gains(folder, evaluations, base))
     figures.append(drawn.draw_learning(folder, histories))
@@ -118,7 +115,7 @@ def _draw_figures(
 
 
 def _draw_label_map(
-    folder: Path, inputs: PageInputs, checkpoint: Checkpoint, groups: Groups, origin: str
+    folder: Path, inputs: PageInputs, checkpoint: Checkpoint, groups: Groups | None
 ) -> list[drawn.Illustration]:
     """Draw the map of the labels, unless the network has no label nodes or there are too few."""
     scorer = Scorer.of_checkpoint(checkpoint, inputs.shown.name)
@@ -126,9 +123,7 @@ def _draw_label_map(
         return []
     nodes = mean_label_nodes(scorer, shown_split(inputs, checkpoint.settings.regions))
     vectors, labels = checkpoint.label_vectors.numpy(), inputs.manifest.vocabulary
-    figure = drawn.draw_label_map(
-        folder, vectors, nodes, labels, groups, run=_in_words(inputs), origin=origin
-    )
+    figure = drawn.draw_label_map(folder, vectors, nodes, labels, groups, _in_words(inputs))
     return [] if figure is None else [figure]
 
 
@@ -161,12 +156,15 @@ def _rounded(
     ]
 
 
-def _about_data_set(inputs: PageInputs, groups: Groups) -> dict[str, Any]:
+def _about_data_set(inputs: PageInputs, groups: Groups | None) -> dict[str, Any]:
     """The overview's words and names."""
     detector = describe_detector(inputs.detector, inputs.shown.recipe)
     seen = seen_by_detector(inputs.shown, inputs.detector)
     labels = inputs.manifest.vocabulary
-    group_of = {label: group for group, members in groups.items() for label in members}
+    group_of = None
+    if groups is not None:
+        of = {label: group for group, members in groups.items() for label in members}
+        group_of = [of[label] for label in labels]
     return {
         "dataset": inputs.manifest.dataset,
         "caption": caption(inputs.manifest.dataset, evaluations_of(inputs.runs)[inputs.base]),
@@ -175,7 +173,7 @@ def _about_data_set(inputs: PageInputs, groups: Groups) -> dict[str, Any]:
         "variants": inputs.variants,
         "looks": looks(inputs.variants),
         "labels": list(labels),
-        "groups": [group_of.get(label, "") for label in labels],
+        "groups": group_of,
         "positives": (inputs.scores.truth == 1).sum(axis=0).tolist(),
         "few": FEW,
     }
@@ -200,5 +198,7 @@ def _numbers(inputs: PageInputs, intervals: bootstrap.Intervals) -> dict[str, An
         "columns": columns(evaluations, BASE),
         "rows": rows,
         "interval": intervals.about,
+        "interval_is_weak": intervals.weak,
+        "top3": TOP3,
         "paper": of_paper,
     }

@@ -46,7 +46,7 @@ def _facts(inputs: PageInputs) -> list[tuple[str, str]]:
             )
             for split, counts in manifest.counts.items()
         ),
-        ("left out of these, without regions", _left_out(inputs)),
+        ("images left out, since they have no regions", _left_out(inputs)),
         ("labels", str(len(manifest.vocabulary))),
         ("regions made by", describe_detector(inputs.detector, run.recipe)),
         ("label vectors", run.settings.label_vectors),

@@ -293,9 +293,12 @@ def learning_figure(
                             [row[column] for row in run],
                             _dashes(number),
                             color=_colour(number),
+                            # A line of one epoch has no length.
+                            marker=_marker(number) if len(run) == 1 else None,
                             linewidth=1.6,
                             label=variant if index == 0 else None,
                         )
+            axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
             axes.set_xlabel("epoch")
             axes.set_ylabel(title)
             axes.grid()
@@ -361,7 +364,7 @@ def calibration_figure(stem: Path, calibrations: Mapping[str, Calibration]) -> N
         stem: path without suffix.
         calibrations: one for each variant.
     """
-    with _drawing(stem, 5.2, 5.6) as figure:
+    with _drawing(stem, 5.2, 5.7 + 0.1 * len(calibrations)) as figure:
         axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         axes.plot([0, 100], [0, 100], color=_SOFT, linewidth=1, linestyle=":", label="perfect")
         for number, (variant, one) in enumerate(calibrations.items()):
@@ -379,7 +382,13 @@ def calibration_figure(stem: Path, calibrations: Mapping[str, Calibration]) -> N
             counts.stairs(one.count, edges, color=_colour(number), linewidth=1.4)
         axes.set_ylabel("positive entries (%)")
         axes.set_ylim(0, 100)
-        axes.legend(title="expected calibration error", title_fontsize=9)
+        figure.legend(
+            loc="outside upper center",
+            ncols=2,
+            fontsize=9,
+            title="expected calibration error",
+            title_fontsize=9,
+        )
         axes.grid()
         _set_log_scale(counts)
         counts.set_xlim(0, 100)
@@ -424,15 +433,15 @@ def label_map_figure(
     stem: Path,
     maps: Mapping[str, NDArray[np.float64]],
     labels: Sequence[str],
-    groups: Mapping[str, Sequence[str]],
+    groups: Mapping[str, Sequence[str]] | None,
 ) -> None:
-    """Draw maps of the labels, one panel per map, coloured by group.
+    """Draw maps of the labels, one panel per map, coloured by group if there are any.
 
     Args:
         stem: path without suffix.
         maps: title -> (C, 2).
         labels: C names.
-        groups: name of a group -> its labels.
+        groups: name of a group -> its labels, or None.
     """
     indices = {label: index for index, label in enumerate(labels)}
     small = 8 if len(labels) <= 40 else 6.5
@@ -440,7 +449,7 @@ def label_map_figure(
         row = np.atleast_1d(figure.subplots(1, len(maps)))
         for axes, (title, points) in zip(row, maps.items(), strict=True):
             handles = {}
-            for number, (group, members) in enumerate(groups.items()):
+            for number, (group, members) in enumerate((groups or {"": labels}).items()):
                 drawn = [indices[label] for label in members if label in indices]
                 [handles[group]] = axes.plot(
                     *points[drawn].T,
@@ -461,6 +470,6 @@ def label_map_figure(
             axes.set_xticks([])
             axes.set_yticks([])
             axes.margins(0.12)
-        names = list(map(legible, handles))
-        columns = 6 if max(map(len, names)) <= 12 else 3
-        figure.legend(handles.values(), names, loc="outside lower center", ncols=columns)
+        if groups:
+            names = list(map(legible, handles))
+            figure.legend(handles.values(), names, loc="outside lower center", ncols=6)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import InputError, MissingError
+from pipeline.files import exists
 from pipeline.learning.prediction import Scorer
 from pipeline.learning.splits import SplitData, open_split
 from pipeline.machine import cores
@@ -33,6 +34,7 @@ BEST_LABELS = 5
 LONGEST_SIDE = 400
 """The longest side of a picture in pixels. Smaller photographs keep their size."""
 
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _QUALITY = 82  # of JPEG: files are smaller, and at this size no difference is visible
 _BATCH = 64
 
@@ -51,8 +53,11 @@ def write_gallery(
     split = shown_split(inputs, None)
     rows = {row["image_id"]: row for row in inputs.manifest.rows("test").to_pylist()}
     photographs = [rows[image_id] for image_id in split.image_ids]
+    paths = [inputs.root / photograph["path"] for photograph in photographs]
+    if inputs.source == "imported":
+        paths = [with_its_suffix(path) for path in paths]
     sizes = write_pictures(
-        [inputs.root / photograph["path"] for photograph in photographs],
+        paths,
         folder / PICTURES,
         threads=cores(),
         on_images=on_images,
@@ -91,6 +96,22 @@ def chosen_images(images: int, wanted: int) -> NDArray[np.int64]:
     if images <= wanted:
         return np.arange(images)
     return np.sort(np.random.default_rng(0).choice(images, wanted, replace=False))
+
+
+def with_its_suffix(path: Path) -> Path:
+    """Find the photograph of an imported image, whose path in the manifest is `images/<id>.jpg`.
+
+    Args:
+        path: as in the manifest.
+
+    Returns:
+        ``path``, or the file beside it with another suffix; if the id has a suffix itself, as in
+        `a.png`, the file of that name. ``path`` if there is none of them.
+    """
+    name = path.name.removesuffix(".jpg")
+    suffixes = [one for suffix in _SUFFIXES for one in (suffix, suffix.upper())]
+    candidates = [path, path.with_name(name), *(path.with_name(name + one) for one in suffixes)]
+    return next((one for one in candidates if exists(one)), path)
 
 
 def write_pictures(

@@ -47,14 +47,14 @@ class Illustration:
         title: above the figure.
         alt: what it shows, for those who can't see it.
         note: below the figure.
-        table: whether there is a CSV of its numbers by the same name.
+
+    There is a CSV of its numbers by the same name.
     """
 
     name: str
     title: str
     alt: str
     note: str
-    table: bool = True
 
     def stem(self, folder: Path) -> Path:
         """The path of the drawing, without suffix."""
@@ -65,8 +65,11 @@ class Illustration:
         (folder / TABLES / f"{self.name}.csv").write_text(as_csv(rows), encoding="utf-8")
 
 
-def draw_average_precision(folder: Path, runs: Evaluations, base: str) -> Illustration:
-    """Draw the AP by label: ``base``, which comes first, as bars, the other variants as marks."""
+def draw_average_precision(folder: Path, runs: Evaluations, base: str) -> None:
+    """Draw the AP by label: ``base``, which comes first, as bars, the other variants as marks.
+
+    The page does not show this figure, since its table of labels has the same bars.
+    """
     spreads = _ap_spreads(runs)
     order = sorted(spreads[base], key=lambda label: -spreads[base][label].mean)
     ap = {
@@ -76,19 +79,7 @@ def draw_average_precision(folder: Path, runs: Evaluations, base: str) -> Illust
     deviation = {
         label: spreads[base][label].deviation or 0.0 for label in order if len(runs[base]) > 1
     }
-    best, worst = order[0], order[-1]
-    about = Illustration(
-        "average-precision",
-        "Average precision by label",
-        f"A bar chart of {base} for {len(order)} labels, from {ap[base][best]:.1f} % ({best}) to "
-        f"{ap[base][worst]:.1f} % ({worst}), with a mark for each other variant. All numbers are "
-        "in the table above and in labels.csv.",
-        "Averaged over the seeds."
-        + (f" Lines show the sample standard deviation of {base}." if deviation else ""),
-        table=False,
-    )
-    figures.average_precision_figure(about.stem(folder), ap, deviation)
-    return about
+    figures.average_precision_figure(folder / FIGURES / "average-precision", ap, deviation)
 
 
 def draw_gains(folder: Path, runs: Evaluations, base: str) -> Illustration:
@@ -152,7 +143,7 @@ def draw_learning(folder: Path, histories: Histories) -> Illustration:
         "learning-curves",
         "Learning curves",
         f"The training loss by epoch, with a line for each run. At the end it is: {last}.",
-        "Each line is a run, from its checkpoint.",
+        "One line per run.",
     )
     figures.learning_figure(
         about.stem(folder), {variant: list(seeds.values()) for variant, seeds in histories.items()}
@@ -304,19 +295,16 @@ def draw_label_map(
     vectors: Floats,
     nodes: Floats,
     labels: Sequence[str],
-    groups: Mapping[str, Sequence[str]],
-    *,
+    groups: Mapping[str, Sequence[str]] | None,
     run: str,
-    origin: str,
 ) -> Illustration | None:
     """Draw the topology of the labels; return None if there are too few of them for a map.
 
     Args:
         vectors: (C, W), the word vectors.
         nodes: (C, H), the label nodes that a run learned.
-        groups: name of a group -> its labels.
+        groups: name of a group -> its labels; None if the data set defines none.
         run: the run, in words.
-        origin: where the groups come from, in words.
     """
     both = {"word vectors": label_map(vectors), "learned label nodes": label_map(nodes)}
     maps = {title: points for title, points in both.items() if points is not None}
@@ -325,18 +313,25 @@ def draw_label_map(
     about = Illustration(
         "label-map",
         "Topology of the labels",
-        f"Two maps of the {len(labels)} labels, coloured by {origin}: one of the word vectors, and "
-        f"one of the nodes that {run} learned. The coordinates are in label-map.csv.",
+        f"Two maps of the {len(labels)} labels: one of the word vectors, and one of the nodes that "
+        f"{run} learned. The coordinates are in label-map.csv.",
         "As the paper's Figure 5: t-SNE (cosine) of the word vectors, and of the label nodes after "
-        f"the last convolution module of {run}, averaged over the images of the gallery. The "
-        f"colours show {origin}. Distances between far points mean little in such a map.",
+        f"the last convolution module of {run}, averaged over the images of the gallery."
+        + (" The colours show the groups that the data set defines." if groups else "")
+        + " Distances between points that are far apart mean little in such a map.",
     )
     figures.label_map_figure(about.stem(folder), maps, labels, groups)
-    group_of = {label: group for group, members in groups.items() for label in members}
+    group_of = {label: group for group, members in (groups or {}).items() for label in members}
     about.write_table(
         folder,
         (
-            {"map": title, "label": label, "group": group_of[label], "x": x, "y": y}
+            {
+                "map": title,
+                "label": label,
+                **({"group": group_of[label]} if groups else {}),
+                "x": x,
+                "y": y,
+            }
             for title, points in maps.items()
             for label, (x, y) in zip(labels, points.tolist(), strict=True)
         ),

@@ -36,7 +36,7 @@ def columns(runs: Evaluations, base: str) -> list[dict[str, str]]:
     if first.mAP11 is not None:
         alone["mAP11"] = "11-point mAP"
     if len(runs) > 1 and base in runs:
-        alone["difference"] = f"minus {base}"
+        alone["difference"] = f"difference from {base}"
     return [
         *({"key": key, "title": title, "group": ""} for key, title in alone.items()),
         *({"key": key, "title": name, "group": _TITLES[group]} for group, name, key in _IN_GROUPS),

@@ -22,6 +22,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from pipeline.errors import InputError, MissingError
 from pipeline.files import read_bytes
+from pipeline.names import check_name
 from pipeline.settings import (
     SECTIONS,
     VARIANTS,
@@ -30,7 +31,6 @@ from pipeline.settings import (
     Params,
     PrepareSettings,
     TrainSettings,
-    check_name,
 )
 from stages.checkout.keys import name_error, nearest, settings_error
 

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 @click.option(
     "--check",
     is_flag=True,
-    help="Write nothing. Open the header of every image, and all of a JPEG or PNG file that seems "
-    "cut off; list the images that are missing, unreadable, duplicate or unlabelled, and count "
-    "the labels. Fails if an image is missing or unreadable.",
+    help="Write nothing. List the images that are missing, unreadable, duplicate or unlabelled, "
+    "and count the labels. Fails if more images are missing or unreadable than `drop_missing` and "
+    "`max_failures` in params.yaml allow.",
 )
 @click.pass_context
 def prepare(context: click.Context, request: Request, check: bool) -> None:

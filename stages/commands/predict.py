@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import glob
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -13,10 +14,10 @@ from tqdm import tqdm
 
 from pipeline.errors import GmpipeError, InputError
 from pipeline.formats.text import markdown_table, printable_lines
-from pipeline.images import images_below
+from pipeline.images import describe_passed_over, files_below, suffixes
 from pipeline.inference.formats import TEXT_WRITERS, Row, Write, file_writer, label_rows
 from stages.checkout.models import advising_on_scores, open_run
-from stages.console.messages import say
+from stages.console.messages import note, say
 from stages.console.progress import progress_bar
 
 
@@ -51,7 +52,7 @@ def predict(
             ``output``.
         GmpipeError: as `open_run`.
     """
-    paths = find_images(names)
+    paths = _named_images(names)
     run = open_run(run_folder, detector)
     labelled = failures = 0
     with ExitStack() as stack:
@@ -89,35 +90,58 @@ def unread(failures: int, labelled: int) -> InputError:
     return InputError(f"{photographs} can't be read, for the reasons above; {rest}.")
 
 
-def find_images(names: Sequence[str]) -> list[Path]:
+def _named_images(names: Sequence[str]) -> list[Path]:
+    """`find_images`, with a note on the files of folders that are passed over."""
+    images, passed_over = find_images(names)
+    if passed_over:
+        note(describe_passed_over(passed_over))
+    return images
+
+
+def find_images(names: Sequence[str]) -> tuple[list[Path], Counter[str]]:
     """List the photographs that names stand for, each once, in the order of the names.
 
-    A folder stands for the photographs in it and its subfolders. A pattern (`*`, `?`, `[...]`,
-    `**`) that is not the name of a file stands for what it matches. Any other name stands for
-    itself, whether the file exists or not.
+    A folder stands for the photographs in it and its subfolders, which are known by their suffix.
+    A pattern (`*`, `?`, `[...]`, `**`) that is not the name of a file stands for what it matches.
+    Any other name stands for itself, whether the file exists or not.
+
+    Returns:
+        the photographs; and the number of other files in the folders, by their suffix in lower
+        case.
 
     Raises:
         InputError: a folder or pattern stands for no photograph.
     """
     images: dict[Path, None] = {}
+    others: dict[Path, None] = {}
     for name in names:
         path = Path(name)
         matches = [path]
         if glob.has_magic(name) and not path.exists():
             # Path.glob takes no absolute patterns.
             matches = [Path(m) for m in sorted(glob.glob(name, recursive=True))]  # noqa: PTH207
-        of_name = [
-            image
-            for match in matches
-            for image in (images_below(match) if match.is_dir() else [match])
-        ]
+        of_name: list[Path] = []
+        passed_over: list[Path] = []
+        for match in matches:
+            if not match.is_dir():
+                of_name.append(match)
+                continue
+            for file in files_below(match):
+                known = file.suffix.lower() in suffixes()
+                (of_name if known else passed_over).append(file)
         if not of_name:
             problem = "The folder holds no photograph" if path.is_dir() else "Nothing matches"
+            found = f" {describe_passed_over(_by_suffix(passed_over))}" if passed_over else ""
             raise InputError(
-                f"{problem}: {name}.", "Name photographs, or a folder that holds some."
+                f"{problem}: {name}.{found}", "Name photographs, or a folder that holds some."
             )
         images.update(dict.fromkeys(of_name))
-    return list(images)
+        others.update(dict.fromkeys(passed_over))
+    return list(images), _by_suffix(file for file in others if file not in images)
+
+
+def _by_suffix(files: Iterable[Path]) -> Counter[str]:
+    return Counter(file.suffix.lower() for file in files)
 
 
 @contextmanager

@@ -178,6 +178,20 @@ def test_multi_hot_lists_may_be_compressed(multi_hot: Path) -> None:
     assert set(listing.sources) == {"lists/all.gz", "test.txt", "Concepts81.txt"}
 
 
+@pytest.mark.parametrize("form", ["official", "csv", "multi-hot"])
+def test_byte_order_marks_are_no_part_of_the_text(
+    form: str, request: pytest.FixtureRequest
+) -> None:
+    root: Path = request.getfixturevalue("one_csv" if form == "csv" else form.replace("-", "_"))
+    (root / "Concepts81.txt").write_text("\n".join(NAMES))
+    expected = read(root, form)
+    for path in [path for path in root.rglob("*") if path.suffix in (".txt", ".csv")]:
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    listing = read(root, form)
+    assert listing.vocabulary == expected.vocabulary == tuple(NAMES)
+    assert listing.table == expected.table
+
+
 def test_unlabelled_and_missing_images_are_counted(official: Path) -> None:
     settings = settings_of("official", drop_missing=True, drop_unlabelled=True)
     for image in [*TRAIN, *TEST[1:]]:

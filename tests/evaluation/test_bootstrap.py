@@ -141,6 +141,17 @@ def test_an_map_has_no_interval_beyond_0_and_100() -> None:
     assert found["own"].difference is not None
 
 
+@pytest.mark.parametrize(("images", "share"), [(12, 0.3), (20, 0.1), (60, 0.2), (200, 0.1)])
+def test_an_map_lies_in_its_own_interval(images: int, share: float) -> None:
+    """With few positives, resamples lie above the split; the interval is moved by their bias."""
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        truth = (rng.random((images, 10)) < share).astype(np.int8)
+        maps = resample([rng.normal(size=truth.shape) + truth], truth, resamples=200)
+        low, high = maps.interval()
+        assert low < maps.split[0] < high
+
+
 def test_what_is_said_names_resamples_images_and_too_few_positives() -> None:
     truth = np.zeros((60, 3), dtype=int)
     truth[: FEW - 1, 0] = truth[:FEW, 1] = 1  # 9.5 positives a label; the third has none
@@ -149,7 +160,12 @@ def test_what_is_said_names_resamples_images_and_too_few_positives() -> None:
     for part in (f"{bootstrap.RESAMPLES:,} ", "60 ", "9.5", str(FEW)):
         assert part in about
     truth[:FEW, 0] = 1
-    assert "9.5" not in intervals({"full": [scores]}, truth, "full").about
+    enough = intervals({"full": [scores]}, truth, "full")
+    assert "9.5" not in enough.about
+    assert not enough.weak
+    one = intervals({"full": [scores[:1]]}, truth[:1], "full")
+    assert "the one test image" in one.about
+    assert one.weak
 
 
 def test_scores_of_other_images_are_refused() -> None:

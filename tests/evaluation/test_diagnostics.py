@@ -15,7 +15,6 @@ from pipeline.datasets.groups import LABEL_GROUPS, label_groups
 from pipeline.evaluation.diagnostics import (
     BINS,
     calibration,
-    cluster_labels,
     co_occurrence,
     label_map,
     thinned_curve,
@@ -132,13 +131,6 @@ def test_near_labels_lie_near_in_the_map() -> None:
 def test_few_labels_have_no_map() -> None:
     assert label_map(rng.normal(size=(4, 3))) is None
     assert label_map(rng.normal(size=(5, 3))) is not None
-
-
-def test_groups_are_found_by_direction() -> None:
-    vectors = np.array([[1, 0], [0, 1], [2, 0.1], [0.1, 3]])
-    groups = cluster_labels(["cat", "car", "dog", "bus"], vectors)
-    assert groups == {"cat ...": ["cat", "dog"], "car ...": ["car", "bus"]}
-    assert cluster_labels(["cat"], vectors[:1]) == {"cat": ["cat"]}
 
 
 def test_known_label_sets_have_groups_of_their_own() -> None:

@@ -57,10 +57,10 @@ def test_a_label_without_a_positive_has_a_dash() -> None:
         "max-pool": [run(1, sun=60, moon=30), run(1, sun=62, moon=None)],
     }
     # 80, 90: mean 85, deviation 5 * root 2. 60, 62: 61, root 2. A single value has no spread.
-    assert cells(labels_table(runs, {"all": ["sun", "moon"]}, {})) == [
-        ["group", "label", "full", "max-pool"],
-        ["all", "sun", "85.0 ± 7.1", "61.0 ± 1.4"],
-        ["all", "moon", "-", "30.0"],
+    assert cells(labels_table(runs, None, {})) == [
+        ["label", "full", "max-pool"],
+        ["sun", "85.0 ± 7.1", "61.0 ± 1.4"],
+        ["moon", "-", "30.0"],
     ]
 
 
@@ -80,7 +80,7 @@ def test_groups_have_a_mean_over_the_labels_with_a_positive() -> None:
 
 def test_names_that_look_like_numbers_stay_as_they_are() -> None:
     table = labels_table({"full": [run(1, **{"007": 5.0})]}, {"1e3": ["007"]}, {})
-    assert cells(table)[1] == ["1e3", "007", "5.0"]
+    assert cells(table)[1:] == [["1e3", "007", "5.0"], ["1e3", "mean", "5.0"]]
 
 
 def test_a_difference_has_its_sign_and_interval() -> None:
@@ -127,12 +127,15 @@ def test_ablations_stand_beside_the_papers_and_unknown_cells_are_dashes() -> Non
 
 
 def test_the_papers_ap_has_a_column_of_its_own() -> None:
-    table = labels_table({"full": [run(1, a=10.0, b=20.0)]}, {"g": ["a", "b"]}, {"a": 99.4})
-    assert cells(table)[1:] == [["g", "a", "10.0", "99.4"], ["g", "b", "20.0", "-"]]
-    groups = {"g": ["a", "b"], "h": []}
-    printed = {"a": 90.0, "b": 95.0}
-    table = labels_table({"full": [run(1, a=10.0, b=20.0)]}, groups, printed)
-    assert cells(table)[3:] == [["g", "mean", "15.0", "92.5"], ["h", "mean", "-", "-"]]
+    runs = {"full": [run(1, a=10.0, b=20.0)]}
+    assert cells(labels_table(runs, None, {"a": 99.4})) == [
+        ["label", "full", "paper"],
+        ["a", "10.0", "99.4"],
+        ["b", "20.0", "-"],
+    ]
+    groups = {"g": ["a", "b"], "h": ["of no image of this data set"]}
+    table = labels_table(runs, groups, {"a": 90.0, "b": 95.0})
+    assert cells(table)[3:] == [["g", "mean", "15.0", "92.5"]]
 
 
 def complete(seed: int, map_11: float | None = None) -> Evaluation:

@@ -7,11 +7,13 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from flows import Flow
+from matplotlib.axes import Axes
 from PIL import Image
 from reference import build_graph, convolve, decode, encode
 from torch import Tensor
@@ -158,13 +160,19 @@ def test_a_picture_of_any_number_of_labels(run: TrainedRun, tmp_path: Path) -> N
     none = explain(changed(run, shift=-9), photograph())
     assert len(every.labels) == len(run.vocabulary) > 10
     assert len(none.labels) == 1
-    five = replace(every, labels=every.labels[:5])
+    some = [none, *(replace(every, labels=every.labels[:number]) for number in (2, 4, 5, 10))]
     sizes = {
-        len(some.labels): drawn(some, tmp_path / f"{len(some.labels)}.png")
-        for some in (none, five, every)
+        len(one.labels): drawn(one, tmp_path / f"{len(one.labels)}.png") for one in (*some, every)
     }
-    assert sizes[1][0] < sizes[5][0] == sizes[18][0]
-    assert sizes[1][1] == sizes[5][1] < sizes[18][1] < 1000  # more than ten are not drawn
+    assert sizes[10] == sizes[18]  # more than ten are not drawn
+    assert sizes[1][1] <= sizes[2][1] < sizes[4][1] < 1000  # in one column
+    assert sizes[4][0] < sizes[5][0] < sizes[10][0]  # more columns
+    for number in sizes:  # neither side ends far above the other
+        with Image.open(tmp_path / f"{number}.png") as picture:
+            drawn_on = np.asarray(picture.convert("L")) < 250
+        left = round(picture.width * 0.3)
+        for side in (drawn_on[:, :left], drawn_on[:, left:]):
+            assert np.flatnonzero(side.any(axis=1)).max() > 0.7 * picture.height
     drawn(none, tmp_path / "again.png")
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "1.png").read_bytes()
 
@@ -220,6 +228,22 @@ def test_any_label_and_title_can_be_drawn(run: TrainedRun, tmp_path: Path) -> No
         draw(drawn, photograph(), f"{legible(hard[0])}: tiny, full", tmp_path / f"{start}.png")
         with Image.open(tmp_path / f"{start}.png") as image:
             assert image.width >= 1000
+
+
+def test_a_label_from_right_to_left_leaves_the_rest_of_its_line(
+    run: TrainedRun, tmp_path: Path
+) -> None:
+    explanation = explain(changed(run, shift=-9), photograph())
+    [label] = explanation.labels
+    titles = {}
+    for name in ("قطة", "שלום 5", "cat"):
+        other = replace(explanation, labels=(replace(label, label=name),))
+        with mock.patch.object(Axes, "set_title", autospec=True) as title:
+            draw(other, photograph(), "title", tmp_path / "out.png")
+        titles[name] = title.call_args.args[1]
+    assert titles["cat"].startswith("cat  0.")
+    for name in ("قطة", "שלום 5"):  # between marks that read from left to right
+        assert titles[name].startswith(f"\u200e{name}\u200e  0.")
 
 
 def test_a_photograph_of_any_name_is_explained(made: Flow, tmp_path: Path) -> None:

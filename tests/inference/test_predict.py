@@ -327,12 +327,16 @@ def test_names_folders_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for name in ("a/2.png", "a/1.JPEG", "a/b/3.tif", "a/notes.txt", "[x].png"):
         Path(name).touch()
     in_a = [Path("a/1.JPEG"), Path("a/2.png"), Path("a/b/3.tif")]
-    assert find_images(["a"]) == in_a
-    assert find_images(["a/2.png", "a", "a/2.png"]) == [in_a[1], in_a[0], in_a[2]]
-    assert find_images(["a/*.png"]) == [in_a[1]]
-    assert find_images(["**/*.tif"]) == [in_a[2]]
-    assert find_images(["[x].png", "absent.jpg"]) == [Path("[x].png"), Path("absent.jpg")]
-    assert find_images([str(tmp_path / "a/?.*")]) == [tmp_path / "a/1.JPEG", tmp_path / "a/2.png"]
+    assert find_images(["a"]) == (in_a, {".txt": 1})
+    assert find_images(["a/2.png", "a", "a/2.png"])[0] == [in_a[1], in_a[0], in_a[2]]
+    assert find_images(["a/*.png"]) == ([in_a[1]], {})
+    assert find_images(["**/*.tif"])[0] == [in_a[2]]
+    assert find_images(["[x].png", "absent.jpg"])[0] == [Path("[x].png"), Path("absent.jpg")]
+    assert find_images([str(tmp_path / "a/?.*")])[0] == [
+        tmp_path / "a/1.JPEG",
+        tmp_path / "a/2.png",
+    ]
+    assert find_images(["a", "a/notes.txt"]) == ([*in_a, Path("a/notes.txt")], {})
     with pytest.raises(InputError, match="none"):
         find_images(["a", "none"])
     with pytest.raises(InputError, match=r"\*\.gif"):

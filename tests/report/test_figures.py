@@ -60,6 +60,17 @@ def test_labels_are_text(name: str, tmp_path: Path) -> None:
         assert image.width > 300
 
 
+def test_a_run_of_one_epoch_is_a_mark(tmp_path: Path) -> None:
+    figures.learning_figure(tmp_path / "one", {"full": [[{"epoch": 1, "train_loss": 0.5}]]})
+    root = ElementTree.parse(tmp_path / "one.svg").getroot()
+    uses = root.iter("{http://www.w3.org/2000/svg}use")
+    marks = [one for one in uses if figures.COLOURS[0] in one.get("style", "")]
+    assert len(marks) == 2  # the run's, and the legend's
+    texts = [" ".join(one.itertext()).strip() for one in root.iter() if "text" in one.tag]
+    assert "1" in texts
+    assert not [text for text in texts if text.startswith(("0.9", "1.0"))]
+
+
 def test_numbers_on_a_logarithmic_axis_are_no_formulas(tmp_path: Path) -> None:
     rows = [{"epoch": epoch, "train_loss": 10.0 ** (2 - epoch)} for epoch in range(5)]
     figures.learning_figure(tmp_path / "figure", {"full": [rows]})

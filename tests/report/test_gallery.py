@@ -60,7 +60,7 @@ def test_filters_keep_the_images_they_name(reader: Reader, made: Flow) -> None:
 
 
 def test_pointing_at_a_label_lights_up_its_region(reader: Reader, made: Flow) -> None:
-    _, scores, regions = truth_and_scores(made, "full-s0")
+    truth, scores, regions = truth_and_scores(made, "full-s0")
     for image in (0, 3):
         card = reader.page.locator(f'.card[data-image="{image}"]')
         top = np.argsort(-scores[image], kind="stable")[:3]
@@ -71,9 +71,15 @@ def test_pointing_at_a_label_lights_up_its_region(reader: Reader, made: Flow) ->
             chip = chips.locator(f'xpath=self::*[@data-label="{label}"]')
             chip.hover()
             assert lit(card) == [regions[image, label]]
-            expect(card.locator(".info")).to_contain_text(
+            expect(reader.page.locator("#gallery-info")).to_contain_text(
                 f"{VOCABULARY[label]} {100 * scores[image, label]:.1f} %"
             )
+        others = [
+            c.get_attribute("data-label")
+            for c in card.locator(".chips").nth(1).locator(".chip").all()
+        ]
+        true = np.flatnonzero(truth[image] == 1)
+        assert others == [str(label) for label in true if label not in top]
         card.locator("h3").hover()
         assert lit(card) == []
 
@@ -133,6 +139,8 @@ def test_two_networks_stand_side_by_side(reader: Reader, made: Flow) -> None:
         expect(chip).to_contain_text(f"{VOCABULARY[label]}{100 * scores[1, label]:.1f}")
         chip.hover()
         assert lit(card) == [regions[1, label]]
+        said = reader.page.locator("#gallery-info")
+        expect(said).to_contain_text(f"{run.removesuffix('-s0')}: {VOCABULARY[label]}")
 
 
 def test_images_on_which_two_networks_differ(reader: Reader, made: Flow) -> None:
@@ -224,9 +232,11 @@ def test_an_answer_that_arrives_late_is_not_shown(reader: Reader) -> None:
         }"""
     )
     card = page.locator('.card[data-image="0"]')
+    said = page.locator("#gallery-info")
     card.locator("rect").last.hover()
-    expect(card.locator(".info")).to_contain_text("detector")
+    expect(said).to_contain_text("detector")
+    expect(said).to_be_in_viewport()
     card.locator("h3").hover()
-    expect(card.locator(".info")).to_be_empty()
+    expect(said).to_be_empty()
     page.evaluate("() => window.answer()")
-    assert card.locator(".info").inner_text() == ""
+    assert said.text_content() == ""

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from flows import Flow, full_disk
 from markdown_it import MarkdownIt
+from PIL import Image
 from playwright.sync_api import Browser, expect
 from reading import Reader
 from small import write_params
@@ -70,15 +71,22 @@ def test_labels_are_shown_as_they_are(small: Flow, browser: Browser) -> None:
     assert len(options) == len(HARD) - 1  # no test image has the last label
     reader.page.locator("#curve-controls select").select_option(label="__proto__")
     assert reader.page.locator("#curve-chart path").count() == 1
+    isolated = reader.page.evaluate("['cat', 'كلب'].map(gmpipe.isolated)")
+    assert isolated == ["cat", "\u2068كلب\u2069"]
     reader.close()
 
 
 def test_one_label_has_a_page(small: Flow, browser: Browser) -> None:
     with_labels(small, ["cat"])
+    folder = small / "data/voc2007/images"
+    folder.mkdir()
+    Image.new("RGB", (30, 20)).save(folder / "000030.png")
     small.ok("report")
     reader = Reader(browser, small / "reports/voc2007")
     assert reader.column("labels-table", 0) == ["cat"]
-    expect(reader.page.locator("#figure-average-precision img")).to_be_visible()
+    assert reader.page.locator(".card img").count() == 1
+    expect(reader.page.locator("#gallery-about")).to_contain_text("17 photographs are missing")
+    expect(reader.page.locator("#figure-learning-curves img")).to_be_visible()
     assert reader.page.locator("#figure-co-occurrence").count() == 0
     reader.close()
 

@@ -36,7 +36,7 @@ def inputs_of(flow: Flow) -> PageInputs:
 
 def said_by(inputs: PageInputs) -> str:
     """What made the regions, as the page's first and last section say it."""
-    said: str = _about_data_set(inputs, {})["detector"]
+    said: str = _about_data_set(inputs, None)["detector"]
     assert said.startswith(dict(what_was_run(inputs)["facts"])["regions made by"])
     return said
 

@@ -100,10 +100,15 @@ def test_variants_have_the_colours_of_the_figures(paper_reader: Reader) -> None:
 
 
 def test_every_metric_of_all_and_top_3_is_in_the_table(paper_reader: Reader) -> None:
-    heads = paper_reader.page.locator("#results-table thead tr").nth(1).locator("button")
+    head = paper_reader.page.locator("#results-table thead")
     six = ["CP", "CR", "CF1", "OP", "OR", "OF1"]
-    expected = ["network", "mAP", "11-point mAP", "minus full", *six, *six]
-    assert [re.sub(r"\W*$", "", text) for text in heads.all_inner_texts()] == expected
+    expected = ["network", "mAP", "11-point mAP", "difference from full", *six, *six]
+    texts = head.locator("button").all_inner_texts()
+    assert [re.sub(r"\W*$", "", text) for text in texts] == expected
+    for row in head.locator("tr").all():  # no cell without a title
+        assert all(text.strip() for text in row.locator("th, td").all_inner_texts())
+    assert head.locator("[scope=colgroup]").all_inner_texts() == ["All", "Top-3"]
+    expect(paper_reader.page.locator("#results-note")).to_contain_text("top3_forced")
 
 
 def test_labels_sort_by_what_they_gain_and_lose(reader: Reader, made: Flow) -> None:
@@ -140,7 +145,7 @@ def test_the_curve_of_a_label_can_be_chosen(reader: Reader, made: Flow) -> None:
     assert page.locator("#curve-chart path").count() == len(VARIANTS)
 
 
-def test_without_photographs_boxes_are_drawn_on_an_empty_background(paper_reader: Reader) -> None:
+def test_without_photographs_boxes_are_drawn_on_a_blank_background(paper_reader: Reader) -> None:
     card = paper_reader.page.locator(".card").first
     assert card.locator("img").count() == 0
     assert card.locator("rect").count() == 3
@@ -150,6 +155,56 @@ def test_without_photographs_boxes_are_drawn_on_an_empty_background(paper_reader
     expect(paper_reader.page.locator("#gallery-about")).to_contain_text("18 photographs")
 
 
+def test_only_groups_that_the_data_set_defines_are_shown(
+    reader: Reader, paper_reader: Reader
+) -> None:
+    def heads(one: Reader) -> list[str]:
+        texts = one.page.locator("#labels-table thead th").all_inner_texts()
+        return [re.sub(r"\W*$", "", text) for text in texts]
+
+    own = ["label", "full", "max-pool", "max-pool \u2212 full"]
+    assert heads(reader) == [*own, "positives", "group", "AP as bars"]
+    assert heads(paper_reader) == [*own, "paper", "positives", "AP as bars"]
+    for one, column in ((reader, {"group"}), (paper_reader, set())):
+        with (one.folder / "tables/label-map.csv").open(newline="") as stream:
+            assert set(next(csv.reader(stream))) == {"map", "label", "x", "y"} | column
+        table = (one.folder / "tables/results.md").read_text()
+        assert ("| group" in table) == bool(column)
+
+
+def test_intervals_of_few_positives_are_marked(reader: Reader, paper_reader: Reader) -> None:
+    for one in (reader, paper_reader):
+        positives = one.page.evaluate("gmpipe.data('overview').positives")
+        weak = bool(np.mean([count for count in positives if count]) < 10)
+        [ends, *_] = one.page.locator("#results-table .ends").all_inner_texts()
+        assert ends.endswith("\u26a0") == weak
+        assert ("too narrow" in one.page.locator("#results-note").inner_text()) == weak
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_shadow_shows_that_more_follows_beside(
+    browser: Browser, with_seeds: Flow, scheme: Any
+) -> None:
+    size: Any = {"width": 400, "height": 900}
+    one = Reader(browser, with_seeds / "reports/voc2007", viewport=size, color_scheme=scheme)
+    page = one.page
+    place = page.locator("#results-place .edges")
+    right = re.compile(r"\bmore-right\b")
+    left = re.compile(r"\bmore-left\b")
+    expect(place).to_have_class(right)
+    expect(place).not_to_have_class(left)
+    page.locator("#results-place .scroll").evaluate("(one) => { one.scrollLeft = 1e6; }")
+    expect(place).to_have_class(left)
+    expect(place).not_to_have_class(right)
+    # The first numbers of the labels are in sight at once.
+    for column in (1, 2, 3):
+        box = page.locator("#labels-table tbody tr").first.locator("th, td").nth(column)
+        area = box.bounding_box()
+        assert area is not None
+        assert area["x"] + area["width"] <= size["width"]
+    one.close()
+
+
 # The whole page ----------------------------------------------------------------------------------
 
 
@@ -157,7 +212,7 @@ def test_figures_tables_and_what_was_run_are_shown(paper_reader: Reader, with_se
     page = paper_reader.page
     folder = with_seeds / "reports/voc2007"
     names = [
-        "average-precision",
+        "average-precision",  # only as files: the table of labels has its bars
         "gains-and-losses",
         "learning-curves",
         "precision-recall",
@@ -167,7 +222,7 @@ def test_figures_tables_and_what_was_run_are_shown(paper_reader: Reader, with_se
         "sweep-full-network-modules",
     ]
     assert sorted(path.stem for path in (folder / "figures").glob("*.svg")) == sorted(names)
-    for name in names:
+    for name in names[1:]:
         image = page.locator(f"#figure-{name} img")
         image.scroll_into_view_if_needed()
         expect(image).to_have_js_property("complete", True)

@@ -38,6 +38,7 @@ from pipeline.report.gallery import (
     mean_label_nodes,
     read_regions,
     region_scores,
+    with_its_suffix,
     write_pictures,
 )
 from pipeline.report.rows import columns, own_rows, paper_rows
@@ -155,6 +156,19 @@ def test_pictures_are_small_upright_and_only_of_what_can_be_read(tmp_path: Path)
     assert sum(done) == 4
 
 
+def test_photographs_of_imported_regions_have_any_suffix(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    (folder / "a").mkdir(parents=True)
+    found = {"1": "1.jpg", "2": "2.png", "a/3.v2": "a/3.v2.JPEG", "4.png": "4.png", "5": "5.jpg"}
+    for name in found.values():
+        (folder / name).touch()
+    (folder / "5.png").touch()
+    for image_id, name in found.items():
+        assert with_its_suffix(folder / f"{image_id}.jpg") == folder / name
+    (folder / "6.txt").touch()
+    assert with_its_suffix(folder / "6.jpg") == folder / "6.jpg"
+
+
 # Rows of the table -------------------------------------------------------------------------------
 
 
@@ -212,7 +226,7 @@ def test_the_page_holds_what_was_run(made: Flow) -> None:
     facts = dict(overview["run"]["facts"])
     assert facts["split"] == "drawn/test"
     assert facts["images of train"] == "24 (listed 24, missing 0, unlabelled 0)"
-    assert facts["left out of these, without regions"] == "0 of train, 0 of test"
+    assert facts["images left out, since they have no regions"] == "0 of train, 0 of test"
     assert facts["regions made by"] == "a Faster R-CNN fitted on boxes of this data set"
     assert facts["fingerprint of the regions"] == made.metrics()["fingerprint"]
     packages = dict(overview["run"]["packages"])
@@ -298,7 +312,7 @@ def test_a_photograph_that_is_gone_leaves_its_boxes(changed: Flow) -> None:
 
 def test_photographs_without_regions_are_counted(changed: Flow) -> None:
     facts = dict(data(changed / "reports/tiny", "overview")["run"]["facts"])
-    assert facts["left out of these, without regions"] == "1 of train, 1 of test"
+    assert facts["images left out, since they have no regions"] == "1 of train, 1 of test"
 
 
 def test_without_a_file_of_times_they_are_left_out(changed: Flow) -> None:

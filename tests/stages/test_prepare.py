@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 from unittest import mock
 
 import numpy as np
@@ -272,3 +274,26 @@ def test_imported_data_set_has_its_manifest_already(checkout: Checkout) -> None:
     assert out.splitlines()[1].split() == ["label", "train", "test"]
     path.write_bytes(path.read_bytes()[:-9])
     checkout.refused("manifest.parquet", "Parquet", command, dataset="brought")
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_photographs_are_found_under_another_form_of_their_names(
+    tmp_path: Path, form: Literal["NFC", "NFD"]
+) -> None:
+    """The manifest has the paths on disk, and the ids of the table."""
+    checkout = Checkout(tmp_path)
+    name = unicodedata.normalize(form, "fiancé.jpg")
+    other = unicodedata.normalize("NFD" if form == "NFC" else "NFC", name)
+    root = checkout / "data/coco"
+    draw_image(root / f"photos/{name}", 1)
+    draw_image(root / "photos/00.jpg", 2)
+    table = f"image,labels,split\nphotos/{other},cat,train\nphotos/00,cat,test\n"
+    (root / "labels.csv").write_text(table)
+    checkout.params(coco={"source": "table"})
+    assert checkout.check("coco")[0] == 0
+    _, _, err = checkout.run("--dataset", "coco")
+    assert "2 of 2 listed paths" in err
+    rows = checkout.manifest("coco").table.to_pylist()
+    assert [row["path"] for row in rows] == [f"photos/{name}", "photos/00.jpg"]
+    assert [row["image_id"] for row in rows] == [f"photos/{other}", "photos/00"]
+    assert "unchanged" in checkout.prepare("coco")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from checkouts import IMAGES, Checkout, make_checkout
 from flows import Flow
-from trees import VocObject, draw_image, make_voc
+from trees import VOC_TEST, VocObject, draw_image, make_voc
 
 
 @pytest.fixture
@@ -78,8 +78,64 @@ def test_broken_images(checkout: Checkout, drop: bool) -> None:
         "duplicates within a split: 2": [f"{named('000007')} = {named('000008')}"],
         "unlabelled: 1": [named("000020", "test")],
     }
-    for part in ("data/voc", "`prepare.voc.drop_missing: true`", "`extract.voc.max_failures: 4`"):
-        assert part in lines[-1]
+    *_, missing_step, unreadable_step = lines
+    assert "`prepare.voc.drop_missing: true`" in missing_step
+    assert missing_step.startswith("To do: ") == (not drop)
+    assert ("data/voc" in missing_step) == (not drop)
+    assert "`extract.voc.max_failures: 4`" in unreadable_step
+
+
+def test_what_the_settings_allow_is_no_failure(checkout: Checkout) -> None:
+    """The diary's row: the check asked for a setting that was set."""
+    images = checkout / IMAGES
+    shutil.copy(images / "000001.jpg", images / "000004.jpg")
+    (images / "000004.jpg").write_text("not a photograph")
+    allowed = ("--set", "extract.voc.max_failures=1")
+    code, out, _ = checkout.run("--dataset", "voc", "--check", *allowed)
+    assert code == 0
+    assert "unreadable: 1" in out
+    assert "To do" not in out
+    assert "`extract.voc.max_failures: 1`" in out.splitlines()[-1]
+    (images / "000001.jpg").unlink()
+    code, out, _ = checkout.run("--dataset", "voc", "--check", *allowed)
+    assert (code, "drop_missing: true" in out) == (1, True)
+    drop = (*allowed, "--set", "prepare.voc.drop_missing=true")
+    code, out, _ = checkout.run("--dataset", "voc", "--check", *drop)
+    assert (code, "To do" in out) == (0, False)
+    assert "1 missing image" in out
+    checkout.run("--dataset", "voc", *drop)  # does what the check promised
+
+
+def test_a_split_that_would_be_empty_is_a_failure_although_images_may_miss(
+    checkout: Checkout,
+) -> None:
+    checkout.params(voc={"drop_missing": True})
+    for image_id in VOC_TEST:
+        (checkout / f"{IMAGES}/{image_id}.jpg").unlink()
+    code, lines = checkout.check()
+    assert code == 1
+    assert "'test'" in lines[-1]
+    assert checkout.run("--dataset", "voc")[0] == 1
+
+
+def test_an_orientation_that_can_not_be_read_is_a_note(checkout: Checkout) -> None:
+    path = checkout / f"{IMAGES}/000004.jpg"
+    content = path.read_bytes()
+    path.write_bytes(content[:2] + b"\xff\xe1\0\x0bExif\0\0abc" + content[2:])
+    code, lines = checkout.check()
+    assert code == 0
+    [title] = [title for title in sections(lines) if "EXIF" in title]
+    assert title.endswith(": 1")
+    assert sections(lines)[title][0].startswith("000004 ")
+
+
+def test_what_lies_there_instead_is_said_although_it_may_be_left_out(checkout: Checkout) -> None:
+    checkout.params(voc={"drop_missing": True})
+    path = checkout / f"{IMAGES}/000004.jpg"
+    path.rename(path.with_suffix(".JPG"))
+    code, lines = checkout.check()
+    assert code == 0
+    assert "000004.JPG" in lines[-1]
 
 
 def test_one_unreadable_image_fails_the_check(checkout: Checkout) -> None:

@@ -56,10 +56,10 @@ def test_labels_are_counted_and_oddities_noted(tmp_path: Path) -> None:
     untested, rare, similar = notes_of(rest)
     assert untested.endswith(": Dog, dog")
     assert "test" in untested
-    assert rare.endswith(": Dog, sofa")
+    assert rare.endswith(": Dog (labels.csv, line 3), sofa (labels.csv, line 4)")
     assert "2 " in rare
     assert "train" in rare
-    assert similar.endswith(": 'Dog' and 'dog'")
+    assert similar.endswith(": 'Dog' (labels.csv, line 3) and 'dog'")
     code, out, _ = Checkout(tmp_path / "a").run("--dataset", "coco")
     assert (code, out.splitlines()[1:]) == (0, rest)
     lines = lines_of(tmp_path / "b", PETS, "--check")
@@ -90,14 +90,61 @@ def test_only_the_rarest_of_many_labels_are_shown(tmp_path: Path) -> None:
     assert "11 " in lines[12]
     untested, rare = notes_of(lines)
     assert untested.endswith(": 080")
-    assert rare.endswith(": 079, 080")
+    assert rare.endswith(": 079 (labels.csv, line 2), 080 (labels.csv, line 2)")
 
 
-@pytest.mark.parametrize(("mark", "cell"), [("|", "cat|dog"), ("/", "a / b"), (",", '"x, y"')])
-def test_wrong_separator_is_guessed(tmp_path: Path, mark: str, cell: str) -> None:
-    rows = [f"a.jpg,{cell},train", f"b.jpg,{cell},train", f"c.jpg,{cell},test", "d.jpg,z,test"]
-    note = lines_of(tmp_path / "a", rows[:3])[-1]
-    for part in ("1 of 1", f"'{mark}'", f'`prepare.coco.separator: "{mark}"`'):
+@pytest.mark.parametrize("mark", ["|", ", ", "/", " "])
+def test_wrong_separator_is_guessed(tmp_path: Path, mark: str) -> None:
+    cells = ["cat", "dog", f"cat{mark}sofa", f"sofa{mark}cat", f"dog{mark}sofa"]
+    rows = [
+        f'{number}.jpg,"{cell}",{"test" if number % 2 else "train"}'
+        for number, cell in enumerate(cells)
+    ]
+    notes = notes_of(lines_of(tmp_path / "a", rows))
+    sign = mark.strip() or " "
+    for part in ("3 of 5", f"'cat{mark}sofa' (labels.csv, line 4)", f"'{sign}'"):
+        assert part in notes[-1]
+    assert f'`prepare.coco.separator: "{sign}"`' in notes[-1]
+    assert not any("spelling" in note for note in notes)
+    right = lines_of(tmp_path / "b", rows, separator=sign)
+    assert not any("separat" in line for line in right)
+    assert table_of(right)[1:] == [["cat", "2", "1"], ["dog", "1", "1"], ["sofa", "2", "1"]]
+
+
+def test_misspelt_label_of_a_table_is_shown_with_its_row(tmp_path: Path) -> None:
+    rows = ["a.jpg,window,train", "b.jpg,window,test", "c.jpg,windwo,train"]
+    notes = notes_of(lines_of(tmp_path, rows))
+    assert notes[-1].endswith(": 'window' and 'windwo' (labels.csv, line 4)")
+
+
+def test_notes_on_the_table_are_printed_by_every_run(tmp_path: Path) -> None:
+    rows = ["a.jpg,nan,train", "b.jpg,cat,train", "c.jpg,cat,train", "d.jpg,cat,test"]
+    lines = lines_of(tmp_path, rows)
+    [note] = notes_of(lines)
+    for part in ("(1 cell,", "'nan'", "labels.csv, line 2", "`prepare.coco.vocabulary`"):
         assert part in note
-    assert not any("separat" in line for line in lines_of(tmp_path / "b", rows))  # one of two
-    assert not any("separat" in line for line in lines_of(tmp_path / "c", rows, separator=mark))
+    code, out, _ = Checkout(tmp_path).run("--dataset", "coco")
+    assert (code, out.splitlines()[1:]) == (0, lines[1:])
+    assert "unchanged" in out
+    _, out, _ = Checkout(tmp_path).run("--dataset", "coco", "--check")
+    assert note in out.splitlines()
+
+
+def test_columns_of_labels_are_a_setting(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path)
+    root = checkout / "data/coco"
+    root.mkdir(parents=True)
+    for name in ("a.jpg", "b.jpg"):
+        draw_image(root / name)
+    (root / "labels.csv").write_text(
+        "image,cat,big,sofa,split\na.jpg,1,x,0,train\nb.jpg,0,y,1,test\n"
+    )
+    checkout.params(coco={"source": "table"})
+    checkout.refused("'big'", "line 2", "`prepare.coco.labels: [cat, sofa]`", dataset="coco")
+    option = ("--set", "prepare.coco.labels=[sofa, cat]")
+    code, out, err = checkout.run("--dataset", "coco", *option)
+    assert code == 0, err
+    assert table_of(out.splitlines())[1:] == [["sofa", "0", "1"], ["cat", "1", "0"]]
+    for wrong in ("5", "[]", "[1, 2]", "[cat, cat]", "null"):
+        option = ("--set", f"prepare.coco.labels={wrong}")
+        checkout.refused("`prepare.coco.labels`", "column", dataset="coco", options=option)

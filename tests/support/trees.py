@@ -13,9 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from pipeline.datasets.check import Findings, check_files
 from pipeline.datasets.frames import place_boxes
-from pipeline.datasets.listing import Listing, find_files, listed_manifest
-from pipeline.datasets.manifest import BoxTable
+from pipeline.datasets.listing import Listing, listed_manifest
+from pipeline.datasets.manifest import COLUMNS, BoxTable, Manifest, full_counts
+from pipeline.datasets.missing import find_files
 from pipeline.datasets.readers.nuswide import CONCEPTS
 from pipeline.datasets.readers.table import read_table
 from pipeline.datasets.readers.voc import VOCABULARY
@@ -274,3 +276,35 @@ def make_nuswide(root: Path) -> None:
     for number, image in enumerate(images):
         draw_image(root / "Flickr" / image, number)
         draw_image(root / "Flickr" / image.rpartition("/")[2], number)
+
+
+def check_contents(root: Path, contents: dict[str, bytes]) -> Findings:
+    """Check files with these contents; the last is in test, all others in train."""
+    rows = [
+        {
+            "image_id": name,
+            "path": f"i/{name}",
+            "split": "train" if number < len(contents) - 1 else "test",
+            "labels": [0],
+            "ignored": [],
+        }
+        for number, name in enumerate(contents)
+    ]
+    (root / "i").mkdir(parents=True)
+    for name, content in contents.items():
+        (root / "i" / name).write_bytes(content)
+    table = pa.Table.from_pylist(rows, schema=COLUMNS)
+    manifest = Manifest("pets", "own", ("cat",), {}, full_counts(table), table)
+    seen: list[int] = []
+    findings = check_files(manifest, root, seen.append)
+    assert sum(seen) == findings.images == len(contents)
+    return findings
+
+
+def make_listing(rows: Sequence[dict[str, Any]]) -> Listing:
+    """A listing of these images, by turns in train and test, each with the label `cat`."""
+    filled = [
+        {"split": ("train", "test")[number % 2], "labels": [0], "ignored": [], **row}
+        for number, row in enumerate(rows)
+    ]
+    return Listing(("cat",), "own", {}, pa.Table.from_pylist(filled, schema=COLUMNS))

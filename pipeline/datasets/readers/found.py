@@ -8,10 +8,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from pipeline.datasets.listing import file_names
+from pipeline.datasets.missing import file_names
 from pipeline.errors import InputError
 from pipeline.formats.text import composed
-from pipeline.images import image_suffixes
+from pipeline.images import suffixes
 
 _log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ class FoundFiles:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._suffixes = image_suffixes()
+        self._suffixes = suffixes()
         self._names: dict[str, dict[str, str]] = {}
         self._photographs: dict[str, dict[str, list[str]]] = {}
 

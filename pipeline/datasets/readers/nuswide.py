@@ -49,6 +49,7 @@ Letters: N images, C = 81 concepts.
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,19 +60,20 @@ import pyarrow.compute as pc
 
 from pipeline.datasets.listing import Listing, hash_sources, read_lines, read_source
 from pipeline.datasets.manifest import REQUIRED_SPLITS, Split
+from pipeline.datasets.readers.cells import encode_labels
 from pipeline.datasets.readers.rows import (
-    FIX_FILE,
+    check_once,
     check_paths,
-    encode_labels,
     first_true,
     join_folder,
     label_lists,
     listing_table,
     parse_splits,
     read_csv,
-    text_lines,
 )
+from pipeline.datasets.readers.text import FIX_FILE, text_lines
 from pipeline.errors import InputError
+from pipeline.formats.encodings import plain_text
 from pipeline.settings import NuswideSettings
 
 CONCEPTS = 81
@@ -149,7 +151,7 @@ def _read_concepts(root: Path, settings: NuswideSettings) -> tuple[str, ...]:
         f"The file is in the publisher's ConceptsList.zip: put it there, or set "
         f"`prepare.{root.name}.concepts` in params.yaml to its path below {root}."
     )
-    concepts = tuple(line for _, line in read_lines(file, remedy))
+    concepts = tuple(plain_text(line) for _, line in read_lines(file, remedy))
     if len(set(concepts)) != CONCEPTS or len(concepts) != CONCEPTS:
         raise InputError(
             f"{file} has {len(concepts)} concepts, {len(set(concepts))} of them different, "
@@ -162,7 +164,7 @@ def _read_concepts(root: Path, settings: NuswideSettings) -> tuple[str, ...]:
 def _read_column(file: Path, images: Path, count: int, root: Path) -> np.ndarray:
     """(N,) bool: the labels of one concept for the ``count`` images in the list ``images``."""
     content = read_source(file, _unpack("Groundtruth.zip", root))
-    text = content.translate(None, b" \t\r").rstrip(b"\n")
+    text = content.removeprefix(BOM_UTF8).translate(None, b" \t\r").rstrip(b"\n")
     cells = np.frombuffer(text + b"\n", dtype=np.uint8)
     if len(cells) == 2 * count:
         digits, ends = cells.reshape(count, 2).T
@@ -235,6 +237,7 @@ def _read_csv(root: Path, settings: NuswideSettings) -> Listing:
     )
     images = pc.replace_substring_regex(rows.table.column("image"), r"^(\./)+", "")
     check_paths(images, rows.where)
+    check_once(images, rows.where)
     cells = rows.table.column("labels")
     row = first_true(pc.invert(pc.match_substring_regex(cells, _LABEL_LIST)))
     if row is not None:
@@ -276,6 +279,7 @@ def _join(splits: Mapping[Split, _Split]) -> tuple[pa.ChunkedArray, pa.ChunkedAr
 
     images = pa.chunked_array([train.images, test.images], pa.string())
     check_paths(images, where)
+    check_once(images, where)
     names = np.repeat(REQUIRED_SPLITS, [len(train.images), len(test.images)])
     rows, numbers = np.nonzero(np.concatenate([train.positive, test.positive]))
     return images, pa.chunked_array([names]), label_lists(rows, numbers, len(images))

@@ -2,19 +2,18 @@
 
 The adapters `table` and `nuswide` read their files with these functions.
 
-Letters: N rows, C labels.
+Letters: N rows.
 """
 
 from __future__ import annotations
 
 import csv
 import difflib
-import gzip
-import zlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from io import BufferedReader
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -25,17 +24,34 @@ import pyarrow.parquet as pq
 
 from pipeline.datasets.listing import open_source
 from pipeline.datasets.manifest import COLUMNS, Split
+from pipeline.datasets.readers.text import FIX_FILE, text_lines
 from pipeline.errors import InputError
 from pipeline.files import raise_if_refused
+from pipeline.formats.encodings import plain_text
 
 Where = Callable[[int], str]
 """Row number, from 0 -> its file and its position there, as an editor shows it."""
 
-FIX_FILE = "Fix the file, then prepare the data set again."
-
-_MOST_LABELS = np.iinfo(np.int16).max + 1
+_LINES = re.compile(r"[^\r]*\r(?!\n)|.+", re.DOTALL)
 _CSV_BATCH = 1 << 16
 """Rows that are Python objects at the same time."""
+
+_TEXTS = (
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_string_view,
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_binary_view,
+)
+_VIEWS = (pa.types.is_list_view, pa.types.is_large_list_view)
+_LISTS = (
+    pa.types.is_list,
+    pa.types.is_large_list,
+    pa.types.is_fixed_size_list,
+    *_VIEWS,
+)
+_NUMBERS = (pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating)
 
 # A path that does not lead below a folder: with an empty, `.` or `..` part, a slash at either end,
 # a backslash, or a control character (an unclosed quote draws line breaks into its cell).
@@ -54,7 +70,8 @@ class Rows:
         unit: what ``position`` counts: ``line``, from 1, or ``row``, from 0.
         header: the names of all columns of the file.
         table: the N rows, at least one: ``position`` int64, and the requested columns, texts
-            without nulls. ``labels`` may have nulls, and may have lists of texts.
+            without nulls. ``labels`` may have nulls, and may have lists of texts; a column of
+            Parquet whose key begins with ``labels.`` is a number or truth value as a text.
     """
 
     file: Path
@@ -67,33 +84,12 @@ class Rows:
         return f"{self.file}, {self.unit} {self.table.column('position')[row].as_py()}"
 
 
-def text_lines(file: Path, remedy: str) -> Iterator[str]:
-    """Yield the lines of a UTF-8 text with their ends; decompressed if the name ends in ``.gz``.
-
-    Raises:
-        MissingError, OSError: as `open_source`.
-        InputError: as `open_source`, or the file can't be decompressed, or is not UTF-8; names the
-            line.
-    """
-    number = 0
-    try:
-        with open_source(file, remedy) as stored, _plain(stored, file.suffix == ".gz") as stream:
-            for line in stream:
-                number += 1
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{file}, line {number}: the byte {error.object[error.start]:#04x} is not UTF-8.",
-            "Save the file as UTF-8 text, then prepare the data set again.",
-        ) from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(
-            f"{file} can't be read beyond line {number}: {error}.", FIX_FILE
-        ) from error
-
-
-def _plain(stream: BufferedReader, compressed: bool) -> BufferedReader | gzip.GzipFile:
-    return gzip.GzipFile(fileobj=stream) if compressed else stream
+def read_header(file: Path, remedy: str) -> list[str]:
+    """Read the names of a table's columns; arguments and errors as for `read_csv`."""
+    if file.suffix.lower() == ".parquet":
+        with _open_parquet(file, remedy) as parquet:
+            return [plain_text(name) for name in parquet.schema_arrow.names]
+    return _header(file, _csv_records(file, remedy))
 
 
 def read_csv(
@@ -105,15 +101,17 @@ def read_csv(
 ) -> Rows:
     """Read columns of a CSV file with a header; empty lines are skipped.
 
-    The parser is Python's: pyarrow's does not know the line of a row, and reads everything after an
-    unclosed quote as one cell.
+    Cells are separated by commas or, where the header has none, by semicolons or tabs. Where each
+    cell of the header but the first begins with a blank, so do the cells of the rows. The parser is
+    Python's: pyarrow's does not know the line of a row, and reads everything after an unclosed
+    quote as one cell.
 
     Args:
         columns: name of a column in `Rows.table` -> its name in the header.
         remedy: what to do if the file is missing.
         hints: name in the header -> what else can be done if that column is missing.
         block: the block of params.yaml with the settings that name the columns, by the keys of
-            ``columns``; None if the names are fixed.
+            ``columns`` up to a dot; None if the names are fixed.
 
     Raises:
         MissingError: as `text_lines`.
@@ -121,15 +119,7 @@ def read_csv(
             number of cells than the header, the quotes are not as in RFC 4180, or there is no row.
     """
     records = _csv_records(file, remedy)
-    _, header = next(records, (1, []))
-    if not header:
-        raise InputError(f"{file} is empty, expected a header and rows.", FIX_FILE)
-    if len(header) == 1 and len(columns) > 1 and (separator := _other_separator(header[0])):
-        raise InputError(
-            f"{file}: its cells are separated by {separator}, expected commas. The header is "
-            f"{header[0]!r}.",
-            "Save the file as CSV with commas between cells, then prepare the data set again.",
-        )
+    header = _header(file, records)
     _check_header(file, header, columns, hints or {}, block)
     indices = [header.index(name) for name in columns.values()]
     tables = []
@@ -139,7 +129,8 @@ def read_csv(
                 raise InputError(
                     f"{file}, line {line}: the row has {len(cells)} cells, expected {len(header)} "
                     "as in the header.",
-                    f"Put double quotes around a cell that contains a comma. {FIX_FILE}",
+                    "Put double quotes around a cell that contains the mark between cells, such "
+                    f"as a comma. {FIX_FILE}",
                 )
         lines = {"position": [line for line, _ in batch]}
         texts = {
@@ -152,9 +143,34 @@ def read_csv(
     return Rows(file, "line", header, pa.concat_tables(tables))
 
 
+def _header(file: Path, records: Iterator[tuple[int, list[str]]]) -> list[str]:
+    _, header = next(records, (1, []))
+    if not header:
+        raise InputError(f"{file} is empty, expected a header and rows.", FIX_FILE)
+    return [plain_text(name) for name in header]
+
+
 def _csv_records(file: Path, remedy: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the first line and the cells of each record that is not an empty line."""
-    reader = csv.reader(text_lines(file, remedy), strict=True)
+    # A carriage return alone ends a line, too, in files of an old Mac.
+    lines = (part for line in text_lines(file, remedy) for part in _LINES.findall(line))
+    start: list[str] = []
+    said = None
+    for text in lines:
+        if found := re.fullmatch(r"sep=([,;\t])\s*", text):  # Excel's way to say it
+            said, text = found[1], "\n"
+        start.append(text)
+        if text.strip():
+            break
+    header = start[-1] if start else ""
+    mark = said or next((mark for mark in ",;\t" if mark in header), ",")
+    _, *others = header.split(mark)
+    reader = csv.reader(
+        chain(start, lines),
+        delimiter=mark,
+        skipinitialspace=bool(others) and all(cell.startswith(" ") for cell in others),
+        strict=True,
+    )
     line = 1
     try:
         for cells in reader:
@@ -165,12 +181,6 @@ def _csv_records(file: Path, remedy: str) -> Iterator[tuple[int, list[str]]]:
         raise InputError(
             f"{file}, line {line}: {error}. A quote may not be closed, or not be doubled.", FIX_FILE
         ) from error
-
-
-def _other_separator(header: str) -> str | None:
-    """What separates the cells of a header without a comma, in words."""
-    separators = {";": "semicolons", "\t": "tabs"}
-    return next((name for mark, name in separators.items() if mark in header), None)
 
 
 def _check_header(
@@ -198,9 +208,11 @@ def _check_header(
     if block is None:
         remedy += " in the file."
     else:
-        keys = [f"`{block}.{key}`" for key in wrong]
+        keys = list(dict.fromkeys(f"`{block}.{key.partition('.')[0]}`" for key in wrong))
         remedy += f" in the file, or set {' and '.join(keys)} in params.yaml to "
         remedy += "the column's name." if len(wrong) == 1 else "the columns' names."
+    if any(re.search(r"\.(jpe?g|png|gif|webp|bmp|tiff?)$", name, re.I) for name in header):
+        remedy = f"The first line looks like a row: put the names of the columns above it. {remedy}"
     raise InputError(
         f"{file}: {', '.join(problems)}. The columns are {', '.join(map(repr, header))}.",
         remedy + "".join(hints.get(name, "") for name in absent),
@@ -211,54 +223,84 @@ def read_parquet(
     file: Path, columns: Mapping[str, str], remedy: str, hints: Mapping[str, str], block: str
 ) -> Rows:
     """Read columns of a Parquet file; arguments and errors as for `read_csv`."""
-    try:
-        # Not `read_table`, which would read all files of a folder as one table.
-        with open_source(file, remedy) as stream, pq.ParquetFile(stream) as parquet:
-            header = parquet.schema_arrow.names
-            _check_header(file, header, columns, hints, block)
-            table = parquet.read(columns=list(columns.values()))
-            table.validate(full=True)  # texts may not be UTF-8
-    except (OSError, pa.ArrowException) as error:
-        raise_if_refused(error, file)
-        raise InputError(f"{file} is not a complete Parquet file: {error}.", FIX_FILE) from error
-    if not table.num_rows:
-        raise InputError(f"{file} has no rows.", FIX_FILE)
-    texts = {"position": pa.chunked_array([np.arange(table.num_rows)])}
-    for key, name in columns.items():
-        column = table.column(name)
-        texts[key] = _as_text(file, name, column, lists=key == "labels")
-        row = None if key == "labels" else first_true(pc.is_null(column))
-        if row is not None:
-            raise InputError(
-                f"{file}, row {row}: the column {name!r} is null, expected text.", FIX_FILE
-            )
+    with _open_parquet(file, remedy) as parquet:
+        names = parquet.schema_arrow.names
+        header = [plain_text(name) for name in names]
+        _check_header(file, header, columns, hints, block)
+        stored = {key: names[header.index(name)] for key, name in columns.items()}
+        table = parquet.read(columns=list(stored.values()))
+        table.validate(full=True)  # texts may not be UTF-8
+        if not table.num_rows:
+            raise InputError(f"{file} has no rows.", FIX_FILE)
+        texts = {"position": pa.chunked_array([np.arange(table.num_rows)])}
+        for key, name in columns.items():
+            column = table.column(stored[key])
+            texts[key] = _as_text(file, name, column, key)
+            row = None if key.startswith("labels") else first_true(pc.is_null(column))
+            if row is not None:
+                raise InputError(
+                    f"{file}, row {row}: the column {name!r} is null, expected text.", FIX_FILE
+                )
     return Rows(file, "row", header, pa.table(texts))
 
 
-def _as_text(file: Path, name: str, column: pa.ChunkedArray, *, lists: bool) -> pa.ChunkedArray:
-    """Cast a column of any text type to strings; with ``lists``, also lists of text."""
+@contextmanager
+def _open_parquet(file: Path, remedy: str) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file; what pyarrow says about it in the block is an `InputError`."""
+    try:
+        # Not `read_table`, which would read all files of a folder as one table.
+        with open_source(file, remedy) as stream, pq.ParquetFile(stream) as parquet:
+            yield parquet
+    except (OSError, pa.ArrowException) as error:
+        raise_if_refused(error, file)
+        raise InputError(f"{file} is not a complete Parquet file: {error}.", FIX_FILE) from error
+
+
+def _as_text(file: Path, name: str, column: pa.ChunkedArray, key: str) -> pa.ChunkedArray:
+    """Cast a column of any text type to strings.
+
+    With the key ``labels``, also lists of text and a column of nulls; with a key below it, also
+    numbers and truth values.
+    """
+    lists = key == "labels"
     kind, target = column.type, pa.string()
-    if lists and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
-        kind, target = kind.value_type, pa.list_(pa.string())
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        expected = "text or lists of text" if lists else "text"
-        raise InputError(
-            f"{file}: the column {name!r} has the type {column.type}, expected {expected}.",
-            "Write the column again, or name another column in params.yaml.",
-        )
-    return column.cast(target)
+        column = column.cast(kind)
+    if lists and _is_one(_LISTS, kind):
+        if _is_one(_VIEWS, kind):  # pyarrow 26 casts a view with a null to an invalid list
+            column = pa.chunked_array([pa.array(column.to_pylist(), pa.list_(kind.value_type))])
+        kind, target = kind.value_type, pa.list_(pa.string())
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
+    numeric = _is_one(_NUMBERS, kind)
+    if (
+        _is_one(_TEXTS, kind)
+        or (lists and pa.types.is_null(kind))
+        or (numeric and key.startswith("labels."))
+    ):
+        return column.cast(target)
+    expected = "text or lists of text" if lists else "text"
+    remedy = "Write the column again, or name another column in params.yaml."
+    if lists and numeric:
+        remedy += f" If it says whether an image has the label {name!r}, set `labels: [{name}]`."
+    raise InputError(
+        f"{file}: the column {name!r} has the type {column.type}, expected {expected}.", remedy
+    )
+
+
+def _is_one(kinds: Sequence[Callable[[pa.DataType], bool]], kind: pa.DataType) -> bool:
+    return any(is_kind(kind) for is_kind in kinds)
 
 
 # --- columns -> a listing ------------------------------------------------------------------------
 
 
 def check_paths(images: pa.ChunkedArray, where: Where) -> None:
-    """Check that N paths lie below the folder that they are relative to, and that none repeats.
+    """Check that N paths lie below the folder that they are relative to.
 
     Raises:
-        InputError: the first invalid path, or the first repetition with both positions.
+        InputError: the first invalid path, with its position.
     """
     row = first_true(pc.match_substring_regex(images, _INVALID_PATH))
     if row is not None:
@@ -267,17 +309,40 @@ def check_paths(images: pa.ChunkedArray, where: Where) -> None:
             "with forward slashes, and no part that is empty, `.` or `..`.",
             FIX_FILE,
         )
-    codes = images.combine_chunks().dictionary_encode().indices.to_numpy()
-    # Codes count up from 0 in order of appearance: only a new path is a new maximum.
-    known = np.maximum.accumulate(np.concatenate([[-1], codes[:-1]]))
-    if (codes <= known).any():
-        row = int((codes <= known).argmax())
+
+
+def check_once(images: pa.ChunkedArray, where: Where) -> None:
+    """Check that none of N paths repeats.
+
+    Raises:
+        InputError: the first repetition, with both positions.
+    """
+    codes = image_codes(images)
+    row = first_true(pa.array(repeats(codes)))
+    if row is not None:
         first = int((codes == codes[row]).argmax())
         raise InputError(
             f"{where(row)}: the image {images[row].as_py()!r} is already in {where(first)}. "
             "Expected each image once.",
             FIX_FILE,
         )
+
+
+def image_codes(images: pa.ChunkedArray) -> np.ndarray:
+    """(N,) int: a number for each path, from 0 in order of appearance.
+
+    Two paths have one number if they differ only in their Unicode form. On macOS they would be the
+    same file.
+    """
+    paths = pc.utf8_normalize(images, form="NFC").combine_chunks()
+    return np.asarray(paths.dictionary_encode().indices)
+
+
+def repeats(codes: np.ndarray) -> np.ndarray:
+    """(N,) bool: which rows have the code of an earlier row; codes as of `image_codes`."""
+    # Codes count up from 0 in order of appearance: only a new path is a new maximum.
+    known = np.maximum.accumulate(np.concatenate([[-1], codes[:-1]]))
+    return codes <= known
 
 
 def parse_splits(
@@ -293,58 +358,13 @@ def parse_splits(
     row = first_true(pc.is_null(codes))
     if row is not None:
         *others, last = map(repr, expected)
+        found = splits[row].as_py()
+        meant = next((word for word in expected if found.strip().lower().startswith(word)), None)
         raise InputError(
-            f"{where(row)}: the split is {splits[row].as_py()!r}, expected "
-            f"{', '.join(others)} or {last}.",
-            FIX_FILE,
+            f"{where(row)}: the split is {found!r}, expected {', '.join(others)} or {last}.",
+            f"Write {meant!r} in each such row. {FIX_FILE}" if meant else FIX_FILE,
         )
     return pc.take(pa.array(expected.values(), pa.string()), codes)
-
-
-def encode_labels(
-    labels: pa.ChunkedArray, vocabulary: Sequence[str] | None, where: Where, source: str
-) -> tuple[tuple[str, ...], pa.ListArray]:
-    """Encode label names as numbers.
-
-    Args:
-        labels: N lists of names; null is a row without labels.
-        vocabulary: all names in their order; None for the names in ``labels``, sorted by code
-            point.
-        source: where the vocabulary is from, for the message.
-
-    Returns:
-        the vocabulary; and the label numbers of each row, ascending and without repetition.
-
-    Raises:
-        InputError: a name is empty or unknown, with its row; or there is no name at all.
-    """
-    lists = labels.combine_chunks()
-    lengths = np.asarray(pc.fill_null(pc.list_value_length(lists), 0))
-    rows = np.repeat(np.arange(len(lists)), lengths)
-    names = pc.fill_null(pc.utf8_trim_whitespace(lists.flatten()), "")
-    entry = first_true(pc.equal(names, ""))
-    if entry is not None:
-        row = int(rows[entry])
-        raise InputError(
-            f"{where(row)}: one of the labels {lists[row].as_py()} is empty.", FIX_FILE
-        )
-    known = tuple(sorted(pc.unique(names).to_pylist()) if vocabulary is None else vocabulary)
-    codes = pc.index_in(names, value_set=pa.array(known, pa.string()))
-    entry = first_true(pc.is_null(codes))
-    if entry is not None:
-        name = names[entry].as_py()
-        raise InputError(
-            f"{where(int(rows[entry]))}: the label {name!r} is not in {source}.",
-            f"Fix the file, or add the label there.{did_you_mean(name, known)}",
-        )
-    if not 1 <= len(known) <= _MOST_LABELS:
-        raise InputError(
-            f"From {where(0)} on, there are {len(known)} different labels, expected 1 to "
-            f"{_MOST_LABELS}.",
-            "Set the column of the labels and their separator in params.yaml.",
-        )
-    keys = np.unique(rows * len(known) + np.asarray(codes))
-    return known, label_lists(keys // len(known), keys % len(known), len(lists))
 
 
 def label_lists(rows: np.ndarray, numbers: np.ndarray, count: int) -> pa.ListArray:

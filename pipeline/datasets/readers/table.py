@@ -1,48 +1,84 @@
-"""Any data set from one table with one row per image. This is how users bring their own.
+"""Any data set from one table. This is how users bring their own.
 
-The file is CSV (UTF-8, with or without a byte order mark; with a header; commas between cells;
-quotes as in RFC 4180) or Parquet, by the suffix of its name. The settings name three of its
+The file is CSV (UTF-8, with or without a byte order mark; with a header; commas, semicolons or tabs
+between cells; quotes as in RFC 4180) or Parquet, by the suffix of its name. The settings name its
 columns, and others are ignored:
 
 - the image's path, relative to the folder ``images`` of the settings or, without one, to
   data/<dataset>/, with forward slashes. Without a leading ``./``, it is also the image's id;
-- its labels: text with a separator between labels or, in Parquet, a list of texts. Blanks around a
-  label are removed. An empty cell, or null, is an image without labels. An empty part, as in
-  ``cat;;dog``, is an error, because a label may have been lost there. A label that a cell repeats,
-  as in exports with one label per object, counts once;
+- its labels: text with a separator between labels, a list or JSON (`cells`) or, in Parquet, a list
+  of texts. Or a list of columns that hold 0 and 1 (`onehot`). If no column ``labels`` exists, and
+  all other columns hold 0 and 1, they are the labels. Blanks around a label are removed. An empty
+  cell, or null, is an image without labels. An empty part, as in ``cat;;dog``, is an error, because
+  a label may have been lost there. A label that a cell repeats, as in exports with one label per
+  object, counts once;
 - its split: ``train``, ``test`` or, for images that validate each training, ``val``. A table
   without this column is split by the setting ``test_share``.
 
-The vocabulary is that of the settings or, without one, all labels of the table, sorted by code
-point.
+An image has one row, or one row for each of its labels.
 
-Letters: N rows.
+The vocabulary is that of the settings. Without one, it is all labels of the table, sorted by code
+point, or the columns of 0 and 1 in their order. What was read in a way that could be wrong is in
+the listing's notes.
+
+Letters: N rows, C labels.
 """
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.datasets.listing import Listing, hash_sources
 from pipeline.datasets.manifest import Split
+from pipeline.datasets.readers.cells import encode_labels, notes_on_names, split_cells
+from pipeline.datasets.readers.onehot import guess_columns, read_flags, yaml_list
 from pipeline.datasets.readers.rows import (
     Rows,
     check_paths,
-    encode_labels,
+    image_codes,
     join_folder,
+    label_lists,
     listing_table,
     parse_splits,
     read_csv,
+    read_header,
     read_parquet,
+    repeats,
 )
+from pipeline.datasets.spelling import packed_labels
 from pipeline.errors import InputError
+from pipeline.formats.encodings import plain_text
 from pipeline.settings import TableSettings
 
 _SPLIT_WORDS: dict[str, Split] = {"train": "train", "val": "val", "test": "test"}
+_SUFFIXES = (".csv", ".tsv", ".parquet")
+_SHOWN = 5  # columns that a note names
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """The labels of N rows.
+
+    Attributes:
+        vocabulary: their names.
+        numbers: N lists of label numbers.
+        flags: whether each label has a column of its own.
+        notes: on how they were read.
+    """
+
+    vocabulary: tuple[str, ...]
+    numbers: pa.ListArray = field(repr=False)
+    flags: bool
+    notes: list[str]
 
 
 def read_table(root: Path, settings: TableSettings) -> Listing:
@@ -53,50 +89,232 @@ def read_table(root: Path, settings: TableSettings) -> Listing:
         InputError: it can't be read, lacks a column, or breaks a rule of the module's docstring;
             names the file, and the line (CSV) or the row counted from 0 (Parquet).
     """
-    file = root / settings.file
-    block = f"prepare.{root.name}"
-    names = {"image": settings.image, "labels": settings.labels}
-    hints = {}
+    rows, columns = _read_rows(root, settings)
+    images = pc.replace_substring_regex(rows.table.column("image"), r"^(\./)+", "")
+    check_paths(images, rows.where)
+    labels = _read_labels(rows, columns, root, settings)
+    splits = _splits(images, rows, settings)
+    places = _places(rows, labels)
+    notes = [*labels.notes, *_note_packed(rows, labels, places, root, settings)]
+    repeated = repeats(image_codes(images))
+    numbers = labels.numbers
+    if repeated.any():
+        numbers, note = _joined(images, splits, labels, rows, settings)
+        notes.append(note)
+        images, splits = (column.filter(pa.array(~repeated)) for column in (images, splits))
+    return Listing(
+        vocabulary=labels.vocabulary,
+        split_name=settings.split_name,
+        sources=hash_sources(root, [settings.file]),
+        table=listing_table(images, join_folder(settings.images, images), splits, numbers),
+        notes=tuple(notes),
+        places=places,
+    )
+
+
+# --- columns -------------------------------------------------------------------------------------
+
+
+def _read_rows(root: Path, settings: TableSettings) -> tuple[Rows, tuple[str, ...]]:
+    """Read the file; and the columns of 0 and 1, none if one column has the labels."""
+    file, block = root / settings.file, f"prepare.{root.name}"
+    if file.suffix.lower() not in _SUFFIXES:
+        raise InputError(
+            f"{file}: the suffix is {file.suffix!r}, expected {', '.join(_SUFFIXES)}.",
+            "Save the table in one of these formats, with its suffix.",
+        )
+    hints: dict[str, str] = {}
+    names = {"image": plain_text(settings.image)}
     if settings.test_share is None:
-        names["split"] = settings.split
-        hints[settings.split] = (
+        names["split"] = plain_text(settings.split)
+        hints[names["split"]] = (
             f" Without such a column, set `{block}.test_share: 0.2` to make a fifth of the images "
             "the test split."
         )
     remedy = f"Put the table there, or set `{block}.file` in params.yaml to its path below {root}."
-    if file.suffix == ".csv":
-        rows = read_csv(file, names, remedy, hints, block)
-    elif file.suffix == ".parquet":
-        rows = read_parquet(file, names, remedy, hints, block)
-    else:
-        raise InputError(
-            f"{file}: the suffix is {file.suffix!r}, expected .csv or .parquet.",
-            "Save the table in one of these formats, with its suffix.",
-        )
-    if settings.test_share is not None and settings.split in rows.header:
+    header = read_header(file, remedy)
+    if settings.test_share is not None and plain_text(settings.split) in header:
         raise InputError(
             f"{file} has a column {settings.split!r}, but `{block}.test_share` in params.yaml asks "
             "for another split.",
             "Remove one of the two.",
         )
-    labels = rows.table.column("labels")
-    if pa.types.is_string(labels.type):
-        cells = pc.utf8_trim_whitespace(labels)
-        cells = pc.if_else(pc.equal(cells, ""), pa.scalar(None, pa.string()), cells)
-        labels = pc.split_pattern(cells, settings.separator)
-    images = pc.replace_substring_regex(rows.table.column("image"), r"^(\./)+", "")
-    check_paths(images, rows.where)
-    vocabulary, numbers = encode_labels(
-        labels, settings.vocabulary, rows.where, f"`{block}.vocabulary` of params.yaml"
+
+    def read(labels: Mapping[str, str]) -> Rows:
+        columns = {**names, **labels}
+        _check_uses(columns, block)
+        if file.suffix.lower() == ".parquet":
+            return read_parquet(file, columns, remedy, hints, block)
+        return read_csv(file, columns, remedy, hints, block)
+
+    if isinstance(settings.labels, list):
+        several = tuple(map(plain_text, settings.labels))
+        return read(_keys(several)), several
+    label = plain_text(settings.labels)
+    hints[label] = (
+        " If the table has a column with 0 and 1 for each label instead, set "
+        f"`{block}.labels` to the list of these columns."
     )
-    return Listing(
-        vocabulary=vocabulary,
-        split_name=settings.split_name,
-        sources=hash_sources(root, [settings.file]),
-        table=listing_table(
-            images, join_folder(settings.images, images), _splits(images, rows, settings), numbers
-        ),
+    others = _others(header, (*names.values(), plain_text(settings.split)), label)
+    if others and all(header.count(name) == 1 for name in names.values()):
+        rows = read(_keys(others))
+        guessed = guess_columns(_columns(rows, others), rows.where, f"{block}.labels")
+        if guessed:
+            return rows, guessed
+    return read({"labels": label}), ()
+
+
+def _keys(columns: Sequence[str]) -> dict[str, str]:
+    """The keys that columns of 0 and 1 have in `Rows.table`."""
+    return {f"labels.{number}": name for number, name in enumerate(columns)}
+
+
+def _columns(rows: Rows, names: Sequence[str]) -> dict[str, pa.ChunkedArray]:
+    return {name: rows.table.column(key) for key, name in _keys(names).items()}
+
+
+def _others(header: Sequence[str], used: Sequence[str], label: str) -> tuple[str, ...]:
+    """The columns that may be labels, where the column of labels is missing and not misspelt."""
+    if label in header or len(difflib.get_close_matches(label, header, n=2)) == 1:
+        return ()
+    # pandas writes the number of a row in a column without a name.
+    unnamed = ("", "Unnamed: 0", "__index_level_0__", "index")
+    return tuple(name for name in header if name not in (*used, *unnamed))
+
+
+def _check_uses(columns: Mapping[str, str], block: str) -> None:
+    """Check that no column is used for two purposes."""
+    keys: dict[str, str] = {}
+    for key, name in columns.items():
+        setting = f"`{block}.{key.partition('.')[0]}`"
+        if name in keys:
+            raise InputError(
+                f"{keys[name]} and {setting} both name the column {name!r}.",
+                "Set each to a column of its own in params.yaml.",
+            )
+        keys[name] = setting
+
+
+# --- labels --------------------------------------------------------------------------------------
+
+
+def _read_labels(
+    rows: Rows, columns: tuple[str, ...], root: Path, settings: TableSettings
+) -> _Labels:
+    """Read the labels of each row; ``columns`` are those of 0 and 1, if there are any."""
+    source = f"`prepare.{root.name}.vocabulary` of params.yaml"
+    if columns or not isinstance(settings.labels, str):
+        lists, notes = read_flags(_columns(rows, columns), rows.where), []
+        if isinstance(settings.labels, str):
+            shown = ", ".join([*columns[:_SHOWN], *(["..."] if len(columns) > _SHOWN else [])])
+            notes = [
+                f"{rows.file} has no column {settings.labels!r}. All other columns hold 0 and 1, "
+                f"and are read as one column per label: {shown}. To read others, set "
+                f"`prepare.{root.name}.labels` to a list of columns, or to the column with names."
+            ]
+        vocabulary, numbers = encode_labels(
+            lists, settings.vocabulary or columns, rows.where, source
+        )
+        return _Labels(vocabulary, numbers, True, notes)
+    cells, notes = rows.table.column("labels"), []
+    if pa.types.is_string(cells.type):
+        block = f"prepare.{root.name}"
+        cells, notes = split_cells(
+            cells, settings.separator, settings.vocabulary, rows.where, block
+        )
+    vocabulary, numbers = encode_labels(cells, settings.vocabulary, rows.where, source)
+    setting = f"prepare.{root.name}.labels: {yaml_list([settings.labels])}"
+    notes += notes_on_names(vocabulary, numbers, rows.where, setting)
+    return _Labels(vocabulary, numbers, False, notes)
+
+
+def _places(rows: Rows, labels: _Labels) -> dict[str, str]:
+    """The position of the first row with each label."""
+    entries = np.repeat(np.arange(len(labels.numbers)), _lengths(labels.numbers))
+    numbers, firsts = np.unique(np.asarray(labels.numbers.flatten()), return_index=True)
+    positions = rows.table.column("position")
+    return {
+        labels.vocabulary[
+            number
+        ]: f"{rows.file.name}, {rows.unit} {positions[int(entries[first])].as_py()}"
+        for number, first in zip(numbers, firsts, strict=True)
+    }
+
+
+def _note_packed(
+    rows: Rows, labels: _Labels, places: Mapping[str, str], root: Path, settings: TableSettings
+) -> list[str]:
+    """Note labels that may be several, with another separator than that of the settings."""
+    packed = packed_labels(labels.vocabulary)
+    of_names = rows.table.column_names.count("labels") and settings.vocabulary is None
+    if packed is None or not of_names:
+        return []
+    mark, names = packed
+    return [
+        f"{len(names)} of {len(labels.vocabulary)} labels contain {mark!r}, and each may be "
+        f"several labels: {names[0]!r} ({places[names[0]]}). If {mark!r} separates labels, set "
+        f"`prepare.{root.name}.separator: {json.dumps(mark)}` in params.yaml."
+    ]
+
+
+def _lengths(lists: pa.ListArray) -> np.ndarray:
+    return np.asarray(pc.list_value_length(lists))
+
+
+# --- images --------------------------------------------------------------------------------------
+
+
+def _joined(
+    images: pa.ChunkedArray,
+    splits: pa.ChunkedArray,
+    labels: _Labels,
+    rows: Rows,
+    settings: TableSettings,
+) -> tuple[pa.ListArray, str]:
+    """The labels of images of which some have several rows, one for each label; and a note.
+
+    Raises:
+        InputError: the rows of an image are of another form, or differ in their split; names two.
+    """
+    codes = image_codes(images)
+    firsts = np.flatnonzero(~repeats(codes))
+    several = np.bincount(codes)[codes] > 1
+    first = firsts[codes]  # the first row of each row's image
+    words = np.asarray(splits)
+    other_split = words != words[first]
+    whole = several & ((_lengths(labels.numbers) != 1) | labels.flags)
+    refused = repeats(codes) & (other_split | whole | whole[first])
+    if refused.any():
+        row = int(refused.argmax())
+        again = f"the image {images[row].as_py()!r} is already in {rows.where(int(first[row]))}"
+        if other_split[row]:
+            raise InputError(
+                f"{rows.where(row)}: {again}, but the split is {words[row]!r} here and "
+                f"{words[first[row]]!r} there. Expected one split per image.",
+                f"Write the same split in all rows of an image, in the column {settings.split!r}.",
+            )
+        raise InputError(
+            f"{rows.where(row)}: {again}. Expected one row per image with all its labels, or one "
+            "row per label with exactly one label in each.",
+            "Remove one of the two rows, or join them to one"
+            + (
+                " with a 1 for each label."
+                if labels.flags
+                else f" with {settings.separator!r} between the labels."
+            ),
+        )
+    entries = codes.astype(np.int64)  # each row of these images has one label, or its image one row
+    lengths = _lengths(labels.numbers)
+    count = len(labels.vocabulary)
+    keys = np.unique(np.repeat(entries, lengths) * count + np.asarray(labels.numbers.flatten()))
+    row = int(repeats(codes).argmax())
+    note = (
+        "Rows of the same image with one label each are joined (images: "
+        f"{len(np.unique(codes[several]))}): {images[row].as_py()!r} stands in "
+        f"{rows.where(int(first[row]))} and {rows.unit} "
+        f"{rows.table.column('position')[row].as_py()}."
     )
+    return label_lists(keys // count, keys % count, len(firsts)), note
 
 
 def _splits(images: pa.ChunkedArray, rows: Rows, settings: TableSettings) -> pa.ChunkedArray:

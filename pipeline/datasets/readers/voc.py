@@ -49,12 +49,12 @@ import pyarrow as pa
 from pipeline.datasets.listing import (
     ListedBoxes,
     Listing,
-    file_names,
     hash_sources,
     read_lines,
     read_source,
 )
 from pipeline.datasets.manifest import COLUMNS, REQUIRED_SPLITS, Split
+from pipeline.datasets.missing import file_names
 from pipeline.datasets.readers.found import FoundFiles, is_inside, without_suffix
 from pipeline.errors import InputError
 from pipeline.formats.text import composed

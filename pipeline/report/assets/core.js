@@ -79,8 +79,36 @@ const gmpipe = (() => {
     return element("label", { class: "check" }, box, ` ${title}`);
   }
 
+  /** A text to put into a sentence. One that is written from right to left does not reorder the rest. */
+  function isolated(text) {
+    return /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff]/.test(text) ? `\u2068${text}\u2069` : text;
+  }
+
+  /** Put content that may be too wide in a place that scrolls, with a shadow where more follows. */
+  function scroller(content, attributes = {}) {
+    const inner = element("div", { class: "scroll", ...attributes }, content);
+    const outer = element("div", { class: "edges" }, inner);
+    const look = () => {
+      const rest = inner.scrollWidth - inner.clientWidth - inner.scrollLeft;
+      outer.classList.toggle("more-left", inner.scrollLeft > 1);
+      outer.classList.toggle("more-right", rest > 1);
+    };
+    inner.addEventListener("scroll", look, { passive: true });
+    const sizes = new ResizeObserver(look);
+    sizes.observe(inner);
+    sizes.observe(content);
+    return outer;
+  }
+
+  /** A table that may be too wide, with a name for those who can't see it. */
+  function tablePlace(title, table, tall = false) {
+    return scroller(table, { class: tall ? "scroll tall" : "scroll", tabindex: 0, role: "region",
+      "aria-label": title });
+  }
+
   return {
-    receive, data, load, unpack, element, options, chooser, checkbox, STEPS, HALF,
+    receive, data, load, unpack, element, options, chooser, checkbox, scroller, tablePlace,
+    isolated, STEPS, HALF,
     /** How the figures draw a variant: its colour, and the dashes of its line. */
     look: (variant) => data("overview").looks[variant],
     fixed: (value) => value.toFixed(1),

@@ -3,7 +3,7 @@
    a label lights up the region that its score comes from; pointing at a region lists its labels. */
 
 gmpipe.gallery = (() => {
-  const { element, chooser, options, unpack, percent, HALF, STEPS } = gmpipe;
+  const { element, chooser, options, unpack, percent, isolated, HALF, STEPS } = gmpipe;
   const overview = gmpipe.data("overview");
   const ON_A_PAGE = 24;
   const TOP = 3; // as in the paper's Figure 3
@@ -119,7 +119,7 @@ gmpipe.gallery = (() => {
     const detected = images.classes.row(number)[region];
     const names = overview.gallery.classes;
     const name = names && detected < names.length ? names[detected] : `class ${detected}`;
-    return `${name} ${percent(images.scores.row(number)[region])} %`;
+    return `${isolated(name)} ${percent(images.scores.row(number)[region])} %`;
   }
 
   /** The picture with its regions; light(region) highlights one, light(null) none. */
@@ -176,7 +176,7 @@ gmpipe.gallery = (() => {
     const of = labels.row(number);
     const at = scores.row(number);
     const listed = [...Array(best).keys()].map((i) => region * best + i)
-      .map((i) => `${overview.labels[of[i]]} ${percent(at[i])}`);
+      .map((i) => `${isolated(overview.labels[of[i]])} ${percent(at[i])}`);
     say(`${what}: ${listed.join(", ")}`);
   }
 
@@ -185,7 +185,7 @@ gmpipe.gallery = (() => {
     const [mark, meaning] = MARKS[kind];
     const on = () => {
       light(winner);
-      say(`${overview.labels[label]} ${percent(score)} %, ${meaning}, from region ${winner} `
+      say(`${isolated(overview.labels[label])} ${percent(score)} %, ${meaning}, from region ${winner} `
         + `(detector: ${detectorSays(number, winner)})`);
     };
     const off = () => { light(null); say(""); };
@@ -193,23 +193,31 @@ gmpipe.gallery = (() => {
       "aria-label": `${overview.labels[label]}, ${percent(score)} percent, ${meaning}, region ${winner}`,
       pointerenter: on, pointerleave: off, focus: on, blur: off },
     element("span", { class: "mark", "aria-hidden": "true" }, mark),
-    overview.labels[label], element("span", { class: "score" }, percent(score)));
+    element("bdi", {}, overview.labels[label]),
+    element("span", { class: "score" }, percent(score)));
   }
 
-  /** Picture, best labels and truth; if `whole`, all labels and a list of the regions. */
+  let last = 0;
+
+  /** Make a function that shows a text after `prefix`; it returns whether that is still the latest. */
+  function speaker(info, prefix) {
+    return (text) => {
+      const turn = ++last;
+      info.textContent = text && prefix + text;
+      return () => turn === last;
+    };
+  }
+
+  /** Picture, best labels and other true ones; if `whole`, all labels, all true ones, all regions. */
   function pane(number, variant, whole) {
     const of = networks.get(variant);
     const scores = of.scores.row(number);
     const winners = of.winners.row(number);
     const truth = images.truth.row(number);
-    const info = element("p", { class: "info", "aria-live": "polite" });
-    let last = 0;
-    /** Show a text; the function that it returns says whether that is still the latest text. */
-    const say = (text) => {
-      const turn = ++last;
-      info.textContent = text;
-      return () => turn === last;
-    };
+    // A card has no room for what is said about it: it stands at the bottom of the window.
+    const info = whole ? element("p", { class: "info", "aria-live": "polite" })
+      : document.getElementById("gallery-info");
+    const say = speaker(info, !whole && state.beside ? `${variant}: ` : "");
     const { frame, light } = picture(number, variant, say);
     const ranked = [...scores.keys()].filter((label) => truth[label] >= 0)
       .sort((a, b) => scores[b] - scores[a]);
@@ -217,12 +225,17 @@ gmpipe.gallery = (() => {
       element("li", {}, chip(number, variant, label, scores[label], winners[label], light, say))));
     const positive = [...truth.keys()].filter((label) => truth[label] === 1);
     const heading = whole ? "h3" : "h4"; // below the dialog's h2, or a card's h3
+    const best = whole ? ranked : ranked.slice(0, TOP);
+    const others = whole ? positive : positive.filter((label) => !best.includes(label));
     const made = element("div", { class: "pane" },
-      element("p", { class: "network" }, variant), frame, info,
-      element(heading, {}, whole ? "All labels" : `Top ${TOP}`),
-      chips(whole ? ranked : ranked.slice(0, TOP)),
-      element(heading, {}, "Truth"),
-      positive.length ? chips(positive) : element("p", { class: "none" }, "no label"));
+      whole || state.beside ? element("p", { class: "network" }, variant) : null, frame,
+      whole ? info : null,
+      element(heading, {}, whole ? "All labels" : best.length < TOP ? "Labels" : `Top ${TOP}`),
+      chips(best));
+    if (whole || others.length) {
+      made.append(element(heading, {}, whole ? "Truth" : "Other true labels"),
+        others.length ? chips(others) : element("p", { class: "none" }, "no label"));
+    }
     if (whole) {
       const regions = [...Array(images.count.row(number)[0]).keys()];
       made.append(element(heading, {}, "Regions"), element("ul", { class: "chips" },
@@ -340,11 +353,12 @@ gmpipe.gallery = (() => {
     const bare = about.images - about.pictures;
     document.getElementById("gallery-about").textContent = `${shown}, as predicted with seed `
       + `${about.seed}. Point at a label to see the region that its score comes from, or at a region to `
-      + "see its best labels. Open an image by its name. \u2713 marks a correct label, \u2717 a false "
+      + "see its best labels. Click the name of an image to open it. \u2713 marks a correct label, \u2717 a false "
       + "positive and \u25cb a false negative. A label is predicted if its probability is over 50 %. "
       + "The confidence is the score of the chosen label or, for any label, the highest score among "
       + "the labels that match."
-      + (bare ? ` ${bare} photographs are missing; their regions are drawn on an empty background.` : "");
+      + (bare ? ` ${bare === 1 ? "1 photograph is" : `${bare} photographs are`} missing, so the regions `
+        + "are drawn on a blank background." : "");
     const raw = await gmpipe.load("images");
     images = { ids: raw.ids };
     for (const name of Object.keys(raw)) if (name !== "ids") images[name] = unpack(raw[name]);

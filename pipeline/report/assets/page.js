@@ -6,11 +6,12 @@
 
   function figure(about) {
     const file = (folder, kind) => `${folder}/${about.name}.${kind}`;
-    const links = [["figures", "svg"], ["figures", "png"], ...(about.table ? [["tables", "csv"]] : [])];
+    const links = [["figures", "svg"], ["figures", "png"], ["tables", "csv"]];
+    const image = element("img", { src: file("figures", "svg"), alt: about.alt, loading: "lazy",
+      load: () => { image.style.maxWidth = `${1.5 * image.naturalWidth}px`; } }); // letters stay small
     return element("figure", { id: `figure-${about.name}` },
       element("h3", {}, about.title),
-      element("a", { href: file("figures", "svg") },
-        element("img", { src: file("figures", "svg"), alt: about.alt, loading: "lazy" })),
+      gmpipe.scroller(element("a", { href: file("figures", "svg") }, image)),
       element("figcaption", {}, about.note, " ",
         ...links.flatMap(([folder, kind], index) => [index ? " \u00b7 " : "",
           element("a", { href: file(folder, kind), download: `${about.name}.${kind}` },
@@ -18,8 +19,7 @@
   }
 
   function table(title, head, rows) {
-    return element("div", {}, element("h3", {}, title), element("div",
-      { class: "scroll", tabindex: 0, role: "region", "aria-label": title },
+    return element("div", {}, element("h3", {}, title), gmpipe.tablePlace(title,
       element("table", {},
         head ? element("thead", {}, element("tr", {},
           ...head.map((name) => element("th", { scope: "col" }, name)))) : null,
@@ -44,14 +44,13 @@
     document.getElementById("title").textContent = overview.dataset;
     document.getElementById("caption").textContent =
       `${overview.caption}. The regions were made by ${overview.detector}.`;
-    const ofLabels = ["average-precision", "gains-and-losses"];
     if (overview.missing_letters) {
       const note = document.getElementById("figures-note");
       note.textContent = overview.missing_letters;
       note.hidden = false;
     }
     for (const about of overview.figures) {
-      const section = ofLabels.includes(about.name) ? "labels-figures" : "curves-figures";
+      const section = about.name === "gains-and-losses" ? "labels-figures" : "curves-figures";
       document.getElementById(section).append(figure(about));
     }
     gmpipe.tables.start();

@@ -2,7 +2,7 @@
 /* The sortable tables of results and labels, and the chart with the curves of one label. */
 
 gmpipe.tables = (() => {
-  const { element, chooser, checkbox, fixed, signed } = gmpipe;
+  const { element, chooser, checkbox, fixed, signed, tablePlace } = gmpipe;
   const overview = gmpipe.data("overview");
 
   /** Make a header cell whose button sorts by `key`; `state` holds `key` and `descending`. */
@@ -44,7 +44,8 @@ gmpipe.tables = (() => {
     const show = key === "difference" ? signed : fixed;
     return element("td", { class: "number" }, show(value),
       spread === null ? null : element("span", { class: "spread" }, ` \u00b1 ${fixed(spread)}`),
-      ends ? element("span", { class: "ends" }, `${show(ends[0])} to ${show(ends[1])}`) : null);
+      ends ? element("span", { class: overview.interval_is_weak ? "ends few" : "ends" },
+        `${show(ends[0])} to ${show(ends[1])}${overview.interval_is_weak ? " \u26a0" : ""}`) : null);
   }
 
   function drawResults() {
@@ -68,14 +69,17 @@ gmpipe.tables = (() => {
           ...columns.map((column) => numberCell(row.cells[column.key], column.key))));
       }
     }
-    const spans = groups.map((group) => columns.filter((c) => c.group === group).length);
+    const head = (column, attributes) =>
+      sorter(column.title, column.key, results, drawResults, { class: "number", ...attributes });
+    const [alone, ...grouped] = groups.map((group) => columns.filter((c) => c.group === group))
+      .filter((members) => members.length);
     document.getElementById("results-table").replaceChildren(
       element("thead", {},
-        element("tr", {}, element("td", {}), ...groups.map((group, index) =>
-          group ? element("th", { scope: "colgroup", colspan: spans[index] }, group)
-            : element("td", { colspan: spans[index] }))),
-        element("tr", {}, sorter("network", "name", results, drawResults),
-          ...columns.map((c) => sorter(c.title, c.key, results, drawResults, { class: "number" })))),
+        element("tr", {}, sorter("network", "name", results, drawResults, { rowspan: 2 }),
+          ...alone.map((column) => head(column, { rowspan: 2 })),
+          ...grouped.map((members) => element("th", { scope: "colgroup", class: "group",
+            colspan: members.length }, element("span", {}, members[0].group)))),
+        element("tr", {}, ...grouped.flat().map((column) => head(column)))),
       body);
   }
 
@@ -87,9 +91,13 @@ gmpipe.tables = (() => {
     if (kinds.has("paper")) controls.append(checkbox("Show the paper's rows", true, change("paper")));
     controls.append(checkbox("For top-3, always count three labels, even those under 0.5", false,
       change("forced")));
-    document.getElementById("results-note").textContent =
-      "All numbers are in percent. \u00b1 gives the sample standard deviation over the seeds. "
-      + `The small numbers are the ${overview.interval}.`;
+    document.getElementById("results-note").append(
+      element("li", {}, "All numbers are in percent."
+        + (kinds.has("seed") ? " \u00b1 gives the sample standard deviation over the seeds." : "")),
+      element("li", {}, `The small numbers are the ${overview.interval}.`),
+      element("li", {}, overview.top3));
+    document.getElementById("results-place").append(
+      tablePlace("Table of results", element("table", { id: "results-table" })));
     drawResults();
     if (overview.paper) {
       document.getElementById("paper-differences").append(
@@ -128,7 +136,7 @@ gmpipe.tables = (() => {
     const paper = overview.paper?.ap;
     const rows = overview.labels.map((name, label) => {
       const known = base[label] !== null;
-      const value = { name, group: overview.groups[label],
+      const value = { name, group: overview.groups?.[label],
         positives: overview.positives[label],
         base: known ? base[label][0] : null, paper: paper ? paper[label] : null };
       for (const other of others) value[ofVariant(other)] = known ? overview.ap[other][label][0] : null;
@@ -141,22 +149,22 @@ gmpipe.tables = (() => {
     const cell = (variant, label) => numberCell(overview.ap[variant][label], variant);
     document.getElementById("labels-table").replaceChildren(
       element("thead", {}, element("tr", {}, head("label", "name", false),
-        head("group", "group", false), head("positives", "positives"),
-        element("th", { scope: "col", class: "wide" }, "AP"), head(overview.base, "base"),
-        ...others.map((name) => head(name, ofVariant(name))),
+        head(overview.base, "base"), ...others.map((name) => head(name, ofVariant(name))),
         labels.against ? head(`${labels.against} \u2212 ${overview.base}`, "difference") : null,
-        paper ? head("paper", "paper") : null)),
+        paper ? head("paper", "paper") : null, head("positives", "positives"),
+        overview.groups ? head("group", "group", false) : null,
+        element("th", { scope: "col", class: "wide" }, "AP as bars"))),
       element("tbody", {}, ...rows.map(({ label, value }) => element("tr", {},
         element("th", { scope: "row" }, value.name),
-        element("td", {}, value.group),
+        cell(overview.base, label), ...others.map((name) => cell(name, label)),
+        labels.against ? differenceCell(value.difference) : null,
+        paper ? numberCell(paper[label] === null ? null : [paper[label], null], "paper") : null,
         element("td", { class: "number" }, value.positives < overview.few
           ? element("span", { class: "few", title: "too few for a reliable number" },
             `${value.positives} \u26a0`)
           : String(value.positives)),
-        element("td", { class: "wide" }, value.base === null ? "no positives" : bars(label)),
-        cell(overview.base, label), ...others.map((name) => cell(name, label)),
-        labels.against ? differenceCell(value.difference) : null,
-        paper ? numberCell(paper[label] === null ? null : [paper[label], null], "paper") : null))));
+        overview.groups ? element("td", {}, value.group) : null,
+        element("td", { class: "wide" }, value.base === null ? "no positives" : bars(label))))));
   }
 
   function swatch(variant) {
@@ -174,13 +182,13 @@ gmpipe.tables = (() => {
   function describeLabels() {
     const few = overview.positives.filter((count) => count < overview.few).length;
     document.getElementById("labels-note").replaceChildren(
-      "Average precision in percent, averaged over the seeds. Bars: ",
+      "Average precision (AP) in percent, averaged over the seeds. Bars: ",
       element("span", { class: "key" }, swatch(overview.base), overview.base),
       others.length ? "Marks: " : "",
       ...others.map((name) => element("span", { class: "key" }, swatch(name), name)),
-      few ? element("span", { class: "few" }, `\u26a0 ${few} of ${overview.labels.length} labels have fewer `
-        + `than ${overview.few} positives among the test images. Their numbers are unreliable, and so are `
-        + "means and intervals over many such labels.") : "");
+      few ? element("span", { class: "few" }, `\u26a0 ${few} of ${overview.labels.length} labels `
+        + `${few === 1 ? "has" : "have"} fewer than ${overview.few} positives among the test images. The `
+        + "numbers of such labels are unreliable, and so are means and intervals over many of them.") : "");
   }
 
   function startLabels() {
@@ -192,6 +200,8 @@ gmpipe.tables = (() => {
         element("button", { type: "button", click: () => byDifference(false) }, "Largest losses first"),
         element("button", { type: "button", click: () => byDifference(true) }, "Largest gains first"));
     }
+    document.getElementById("labels-place").append(
+      tablePlace("Average precision by label", element("table", { id: "labels-table" }), true));
     drawLabels();
   }
 

@@ -44,17 +44,26 @@ def root(tmp_path: Path) -> Path:
         ("x\\b.jpg,cat,train", [r"'x\\b.jpg'"]),
         ("b\0.jpg,cat,train", [r"'b\x00.jpg'"]),
         ('"b\n.jpg",cat,train', [r"'b\n.jpg'"]),
-        ("a.jpg,cat,train", ["'a.jpg'", "labels.csv, line 2"]),
-        ("./a.jpg,cat,train", ["'a.jpg'", "labels.csv, line 2"]),
+        ("a.jpg,cat,test", ["'a.jpg'", "labels.csv, line 2", "'train'", "'test'", "'split'"]),
+        ("a.jpg,cat;dog,train", ["'a.jpg'", "labels.csv, line 2", "one row", "';'"]),
+        ("./a.jpg,,train", ["'a.jpg'", "labels.csv, line 2", "one row", "';'"]),
+        ("b.jpg,\"['cat', 'dog'\",train", ["['cat', 'dog'", "quotes", "commas"]),
+        ('b.jpg,"[""cat"" ""dog"", ""cow""]",train', ['["cat" "dog", "cow"]', "quotes"]),
+        ('b.jpg,"{""a"": ""x""}",train', ["'a'", "choices"]),
+        ('b.jpg,"[0, 1, 0]",train', ["[0, 1, 0]", "column per label"]),
         ("b.jpg,cat,dev", ["'dev'", "'train', 'val' or 'test'"]),
         ("b.jpg,cat,", ["split is ''", "'train', 'val' or 'test'"]),
-        ("b.jpg,cat, train", ["split is ' train'", "'train', 'val' or 'test'"]),
+        ("b.jpg,cat, train", ["split is ' train'", "'train', 'val' or 'test'", "Write 'train'"]),
+        ("b.jpg,cat,Training", ["'Training'", "Write 'train'"]),
+        ("b.jpg,cat,TEST", ["'TEST'", "Write 'test'"]),
+        ("b.jpg,cat,validation", ["'validation'", "Write 'val'"]),
         ("b.jpg,cat;;dog,train", ["['cat', '', 'dog']", "empty"]),
         ("b.jpg,cat;,train", ["['cat', '']", "empty"]),
         ("b.jpg,; ,train", ["['', '']", "empty"]),
         ("b.jpg,dog;cta,train", ["'cta'", "`prepare.pets.vocabulary`", "params.yaml", "'cat'?"]),
         ("b.jpg,aeroplane,train", ["'aeroplane'", "`prepare.pets.vocabulary`"]),
         ("b.jpg,qqqq,train", ["'qqqq'", "`prepare.pets.vocabulary`"]),
+        ("b.jpg,cat | dog,train", ["'cat | dog'", '`separator: "|"`']),
         ("b.jpg,Cat,train", ["'Cat'", "'cat'?"]),
         ("b.jpg,cat", ["3 cells", "expected 4"]),
         ("b.jpg,cat,train,x", ["5 cells", "expected 4"]),
@@ -83,17 +92,38 @@ def test_label_unlike_any_other_gets_no_suggestion(root: Path, label: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("content", "line", "byte"),
+    ("content", "line", "parts"),
     [
-        (PETS.encode().replace(b"dog,test", b"d\xf6g,test"), 4, "0xf6"),
-        (PETS.encode("utf-16"), 1, "0xff"),
-        (b"\x80" + PETS.encode(), 1, "0x80"),
+        (
+            PETS.encode().replace(b"dog,test", b"d\xf6g,test"),
+            4,
+            ["0xf6", "'c.jpg,dög,test'", "`iconv -f WINDOWS-1252 -t UTF-8 labels.csv"],
+        ),
+        (PETS.encode("utf-16"), 1, ["0xff", "`iconv -f UTF-16 -t UTF-8 labels.csv"]),
+        (PETS.encode("utf-16-le"), 1, ["null", "`iconv -f UTF-16LE "]),
+        (PETS.encode("utf-16-be"), 1, ["null", "`iconv -f UTF-16BE "]),
+        (b"\x80" + PETS.encode(), 1, ["0x80"]),
     ],
 )
-def test_other_encodings_are_refused(root: Path, content: bytes, line: int, byte: str) -> None:
+def test_other_encodings_are_refused(
+    root: Path, content: bytes, line: int, parts: list[str]
+) -> None:
     (root / "labels.csv").write_bytes(content)
-    with refused(InputError, f"labels.csv, line {line}: ", byte, "UTF-8"):
+    with refused(InputError, f"labels.csv, line {line}: ", "UTF-8", *parts):
         read_pets(root)
+
+
+@pytest.mark.parametrize(
+    ("settings", "keys"),
+    [
+        ({"labels": "image"}, ["image", "labels"]),
+        ({"split": "labels"}, ["split", "labels"]),
+        ({"labels": ["image", "split"]}, ["image", "labels"]),
+    ],
+)
+def test_column_for_two_purposes(root: Path, settings: dict[str, Any], keys: list[str]) -> None:
+    with refused(InputError, *(f"`prepare.pets.{key}`" for key in keys), "params.yaml"):
+        read_pets_text(root, PETS, **settings)
 
 
 @pytest.mark.parametrize(
@@ -141,8 +171,10 @@ def test_invalid_row_or_column_of_parquet_is_named(
         ),
         (PETS.replace("split", "qqq"), ["'split'", "`prepare.pets.test_share: 0.2`"]),
         (PETS.replace("labels", "Labels"), ["'labels'", "'Labels'"]),
-        ("file;tags\na.jpg;cat\n", ["semicolons", "commas", "'file;tags'"]),
-        (PETS.replace(",", "\t"), ["tabs", "commas"]),
+        ("file;tags\na.jpg;cat\n", ["'image'", "'labels'", "'file', 'tags'"]),
+        ("photos/a.jpg,cat\n", ["'image'", "first line", "'photos/a.jpg'"]),
+        ("file,cat,dog\na.jpg,0,1\n", ["'image'", "`prepare.pets.labels`", "0 and 1"]),
+        (PETS.replace(",", ";"), ["line 2", "4 cells", "expected 3", "quotes"]),
         (
             "file,tags\na.jpg,cat\n",
             [
@@ -216,7 +248,7 @@ def test_parquet_without_a_column_or_rows_is_refused(root: Path) -> None:
         read_pets(root, "labels.parquet")
 
 
-@pytest.mark.parametrize("file", ["labels.txt", "labels", "labels.csv.gz", "labels.CSV"])
+@pytest.mark.parametrize("file", ["labels.txt", "labels", "labels.csv.gz", "labels.xlsx"])
 def test_other_file_types_are_refused(root: Path, file: str) -> None:
     with refused(InputError, f"/{file}", ".csv", ".parquet", repr(Path(file).suffix)):
         read_pets(root, file)
@@ -231,7 +263,7 @@ ODD_COLUMNS = {
     "truth": pa.array([True] * 3),
     "nulls": pa.nulls(3),
     "number": pa.array([1.0, 2, 3]),
-    "bytes": TEXTS.cast(pa.binary()),
+    "bytes": pa.array([b"\xff", b"y", b"z"]),
     "struct": pa.array([{"a": "x"}] * 3),
     "map": pa.array([[("a", "b")]] * 3, pa.map_(pa.string(), pa.string())),
     "lists of lists": pa.array([[["x"]]] * 3),

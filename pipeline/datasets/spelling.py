@@ -1,0 +1,111 @@
+"""Labels that may be written wrongly: two spellings of one label, or several labels in one."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
+from itertools import combinations, takewhile
+
+_MARKS = ("|", ";", "\t", "\n", ",", "/", "+", "&", " ")
+"""What may separate two labels in a cell."""
+
+_NEVER_IN_NAMES = frozenset("|;\t\n")
+
+
+def packed_labels(vocabulary: Sequence[str]) -> tuple[str, list[str]] | None:
+    """Find labels that may be several labels with a separator between them.
+
+    A name may have a comma, a slash or a blank of its own (`traffic light`). So a mark counts as a
+    separator only if the names with it are made of the parts of other names. Most of them must have
+    no other part and, where the mark is a blank, one part that is a name itself. Of names with a
+    comma, most must share a part with another name, and most parts must be shared. Names rarely
+    have a `|`, a `;`, a tab or a line break of their own, so these also count if most names have
+    one.
+
+    Returns:
+        the separator, and the names that have it, in the vocabulary's order; None if there are
+        none.
+    """
+    for mark in _MARKS:
+        parts = {
+            name: {part.strip() for part in name.split(mark)} for name in vocabulary if mark in name
+        }
+        packed = {name: inside for name, inside in parts.items() if "" not in inside}
+        if not packed:
+            continue
+        alone = set(vocabulary) - set(packed)
+        names_with = Counter(alone)
+        for inside in packed.values():
+            names_with.update(inside)
+        shared = {part for part, count in names_with.items() if count > 1}
+        if mark == ",":
+            found = sum(not inside.isdisjoint(shared) for inside in packed.values())
+            every = [part for inside in packed.values() for part in inside]
+            likely = 2 * sum(part in shared for part in every) > len(every)
+        else:
+            found = sum(
+                inside <= shared and (mark != " " or not inside.isdisjoint(alone))
+                for inside in packed.values()
+            )
+            likely = True
+        many = mark in _NEVER_IN_NAMES and 2 * len(packed) > len(vocabulary)
+        if many or (likely and 2 * found > len(packed)):
+            return mark, list(packed)
+    return None
+
+
+def separator_of(name: str, vocabulary: Collection[str]) -> str | None:
+    """The mark between the parts of a name that all are labels; None if it is no such name."""
+    return next(
+        (
+            mark
+            for mark in _MARKS
+            if mark in name and all(part.strip() in vocabulary for part in name.split(mark))
+        ),
+        None,
+    )
+
+
+def similar_labels(vocabulary: Sequence[str]) -> list[tuple[str, str]]:
+    """Find pairs of labels that may be two spellings of one label, in the vocabulary's order.
+
+    The two differ only in case, blanks, `_` and `-`; or in one letter that is missing, replaced,
+    or swapped with the next. Different short names often differ in one letter (cat, car), so names
+    of at most four letters match only if one letter is missing (dog, dogs).
+    """
+    by_form: defaultdict[str, set[int]] = defaultdict(set)
+    words = [re.sub(r"[\s_-]+", "", name.casefold()) for name in vocabulary]
+    for label, word in enumerate(words):
+        # Similar words have one of these forms in common, so not all pairs need be compared.
+        for form in {word, *(word[:cut] + word[cut + 1 :] for cut in range(len(word)))}:
+            by_form[form].add(label)
+    pairs = {
+        pair
+        for labels in by_form.values()
+        for pair in combinations(sorted(labels), 2)
+        if _similar(words[pair[0]], words[pair[1]])
+    }
+    return [(vocabulary[first], vocabulary[second]) for first, second in sorted(pairs)]
+
+
+def _similar(a: str, b: str) -> bool:
+    """The rule of `similar_labels` for two words in lower case and without blanks."""
+    start = _common_prefix(a, b)
+    a, b = a[start:], b[start:]
+    end = _common_prefix(a[::-1], b[::-1])
+    length = start + max(len(a), len(b))
+    a, b = a[: len(a) - end], b[: len(b) - end]
+    if not a + b:
+        return True
+    if any(letter.isdigit() for letter in a + b):
+        return False
+    if not (a and b):
+        return length >= 4 and len(a + b) == 1
+    return length >= 5 and (len(a) == len(b) == 1 or (a == b[::-1] and len(a) == 2))
+
+
+def _common_prefix(a: str, b: str) -> int:
+    """The number of letters with which both words begin."""
+    pairs = zip(a, b, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

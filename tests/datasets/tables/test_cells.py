@@ -1,0 +1,234 @@
+"""pipeline.datasets.readers.cells: several labels in one cell, as lists, JSON or text."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from refusals import refused
+from trees import read_pets_text
+
+from pipeline.datasets.listing import Listing
+from pipeline.errors import InputError
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """data/pets/, empty."""
+    root = tmp_path / "pets"
+    root.mkdir()
+    return root
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pets")
+
+
+def read_cells(root: Path, *cells: str, **settings: object) -> Listing:
+    """Read a table with these cells of labels, from line 2 on."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "labels", "split"])
+    writer.writerows([f"{row}.jpg", cell, "train"] for row, cell in enumerate(cells))
+    return read_pets_text(root, text.getvalue(), **settings)
+
+
+def labels_of(listing: Listing) -> list[list[str]]:
+    names = listing.vocabulary
+    return [[names[number] for number in row] for row in listing.table["labels"].to_pylist()]
+
+
+LISTS = [
+    "['cat', 'sofa']",
+    "['cat','sofa',]",
+    '["cat", "sofa"]',
+    """['cat', "sofa"]""",
+    "[ 'cat' , 'sofa' ]",
+    "('cat', 'sofa')",
+    "{'cat', 'sofa'}",
+    "['cat' 'sofa']",
+    "['cat'\n 'sofa']",
+    "array(['cat', 'sofa'], dtype=object)",
+    "array(['cat', 'sofa'], dtype='<U4')",
+    "frozenset({'cat', 'sofa'})",
+    "Index(['cat', 'sofa'], dtype='object')",
+    '{"choices": ["cat", "sofa"]}',
+    '{"labels": ["cat", "sofa"], "id": 7}',
+    '[{"rectanglelabels": ["cat"], "x": 1.5}, {"rectanglelabels": ["sofa"], "x": 2}]',
+    '[{"value": {"choices": ["cat", "sofa"]}, "type": "choices"}]',
+    '[{"name": "cat", "score": 0.5}, {"name": "sofa", "score": 1}]',
+    '[{"label": "cat"}, {"label": "sofa"}, {"label": "cat"}]',
+    '[{"title": "cat", "color": "red"}, {"title": "sofa"}]',
+    '{"cat": true, "dog": false, "sofa": true}',
+    "{'cat': 1, 'dog': 0, 'sofa': 1}",
+]
+
+
+@pytest.mark.parametrize("cell", LISTS)
+@pytest.mark.parametrize("separator", [";", ",", "|"])
+def test_lists_and_json_are_read(root: Path, cell: str, separator: str) -> None:
+    listing = read_cells(root, cell, "[]", "", separator=separator)
+    assert labels_of(listing) == [["cat", "sofa"], [], []]
+    [note] = listing.notes
+    for part in ("labels.csv, line 2", "'cat', 'sofa'"):
+        assert part in note
+
+
+@pytest.mark.parametrize(
+    "cell", ["[]", "{}", "()", "set()", "frozenset()", "array([], dtype=object)"]
+)
+def test_empty_lists_have_no_labels(root: Path, cell: str) -> None:
+    listing = read_cells(root, cell, "cat;dog")
+    assert labels_of(listing) == [[], ["cat", "dog"]]
+    assert listing.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("cell", "labels"),
+    [
+        (r"""['it\'s', "5\" nail"]""", ["it's", '5" nail']),
+        ('["caf\\u00e9", "a;b"]', ["café", "a;b"]),
+        ("['traffic light', 'a, b']", ["traffic light", "a, b"]),
+        ("[17, 3]", ["17", "3"]),
+        ("['cat']", ["cat"]),
+    ],
+)
+def test_names_in_lists_are_taken_whole(root: Path, cell: str, labels: list[str]) -> None:
+    assert labels_of(read_cells(root, cell)) == [sorted(labels)]
+
+
+def test_lists_and_plain_text_in_one_column(root: Path) -> None:
+    # Label Studio writes a single choice as text, and several as JSON.
+    listing = read_cells(root, "cat", '{"choices": ["cat", "traffic light"]}', "traffic light")
+    assert labels_of(listing) == [["cat"], ["cat", "traffic light"], ["traffic light"]]
+    [note] = listing.notes
+    for part in ("(1 cell)", "labels.csv, line 3", "(2 cells,", "labels.csv, line 2"):
+        assert part in note
+
+
+@pytest.mark.parametrize(
+    ("cell", "parts"),
+    [
+        ("['cat', 'sofa'", ["['cat', 'sofa'"]),
+        ("'cat', 'sofa']", ["'cat', 'sofa']"]),
+        ("'cat', 'sofa'", ["'cat', 'sofa'"]),
+        ("[cat, sofa]", ["[cat, sofa]"]),
+        ("['cat' 'sofa', 'dog']", ["['cat' 'sofa', 'dog']"]),
+        ("['a' 'b' ... 'z']", ["['a' 'b' ... 'z']"]),
+        ('{"choices": ["cat", "sofa"', ['{"choices"']),
+        ("[nan]", ["[nan]"]),
+        ("['cat', None]", ["['cat', None]", "None is not a name"]),
+        ("[['cat'], ['sofa']]", ["['cat']"]),
+        ("[1.5]", ["1.5 is not a name"]),
+        ('[{"id": 7}]', ["'id'", "choices"]),
+        ("[0, 1, 1]", ["0 and 1", "column per label"]),
+        ("[__import__('os').getcwd()]", ["__import__"]),
+        ("[" * 2000 + "'cat'" + "]" * 2000, ["[[["]),
+        ("['cat', '']", ["empty"]),
+    ],
+)
+def test_damaged_list_among_lists_is_named_with_its_row(
+    root: Path, cell: str, parts: list[str]
+) -> None:
+    with refused(InputError, "labels.csv, line 4: ", *parts):
+        read_cells(root, "['cat']", "['dog', 'sofa']", cell, "['dog']")
+
+
+pieces = st.sampled_from(
+    [
+        "[",
+        "]",
+        "{",
+        "}",
+        "(",
+        ")",
+        "'",
+        '"',
+        ",",
+        " ",
+        ":",
+        "cat",
+        "1",
+        "0",
+        "None",
+        "\\",
+        "b",
+        "\n",
+    ]
+)
+
+
+@given(cells=st.lists(st.lists(pieces, max_size=9).map("".join), min_size=1, max_size=4))
+@hypothesis_settings(max_examples=100, deadline=None)
+def test_any_cell_is_read_or_refused(folder: Path, cells: list[str]) -> None:
+    with contextlib.suppress(InputError):
+        assert len(read_cells(folder, *cells).table) == len(cells)
+
+
+def test_brackets_that_belong_to_a_label(root: Path) -> None:
+    listing = read_cells(root, "[x];(other)", "cat", "{y}", "cat;dog")
+    assert labels_of(listing) == [["(other)", "[x]"], ["cat"], ["{y}"], ["cat", "dog"]]
+    assert listing.notes == ()
+
+
+def test_brackets_without_quotes_are_lists_if_most_cells_have_them(root: Path) -> None:
+    listing = read_cells(root, "[cat, sofa]", "[dog]", "[ ]", "")
+    assert labels_of(listing) == [["cat", "sofa"], ["dog"], [], []]
+    [note] = listing.notes
+    for part in ("labels.csv, line 2", "'cat', 'sofa'"):
+        assert part in note
+
+
+# --- words for nothing ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "<NA>", "None", "NULL", "null", "#N/A", "NaT"])
+def test_words_that_programs_write_for_an_empty_cell(root: Path, word: str) -> None:
+    listing = read_cells(root, "cat", word, word, "dog")
+    assert labels_of(listing) == [["cat"], [], [], ["dog"]]
+    [note] = listing.notes
+    for part in ("2 cells", repr(word), "labels.csv, line 3", "`prepare.pets.vocabulary`"):
+        assert part in note
+    listing = read_cells(root, "cat", word, word, "dog", vocabulary=["cat", "dog", word])
+    assert labels_of(listing) == [["cat"], [word], [word], ["dog"]]
+
+
+@pytest.mark.parametrize("cell", ["N/A", "n/a", "none", "-", "NA", "?", "cat;nan"])
+def test_words_of_people_are_labels_and_noted(root: Path, cell: str) -> None:
+    listing = read_cells(root, "cat", cell, cell)
+    word = cell.rpartition(";")[2]
+    assert word in listing.vocabulary
+    [note] = listing.notes
+    for part in (repr(word), "rows: 2", "labels.csv, line 3"):
+        assert part in note
+
+
+def test_zero_and_one_as_labels_are_noted(root: Path) -> None:
+    listing = read_cells(root, "0", "1", "1")
+    assert listing.vocabulary == ("0", "1")
+    [note] = listing.notes
+    for part in ("'0'", "'1'", "`prepare.pets.labels: [labels]`"):
+        assert part in note
+
+
+# --- forms of Unicode ----------------------------------------------------------------------------
+
+
+def test_labels_that_look_alike_are_one(root: Path) -> None:
+    forms = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
+    hidden = ["\ufeffcafé", "café\u200b", "\u00a0café", "ca\u2060fé\u200d", "café\u2009"]
+    listing = read_cells(root, *forms, *hidden, "caf\u00e9 noir;cafe\u0301\u00a0noir")
+    assert listing.vocabulary == ("café", "café noir")
+    assert labels_of(listing) == [["café"]] * 7 + [["café noir"]]
+    for form in forms:
+        listing = read_cells(root, *forms, vocabulary=[form])
+        assert listing.vocabulary == (forms[0],)
+        assert labels_of(listing) == [["café"], ["café"]]

@@ -1,0 +1,225 @@
+"""pipeline.datasets.missing: which listed images are files, and what lies there instead."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from refusals import refused
+from trees import make_listing
+
+from pipeline.datasets.listing import make_manifest
+from pipeline.datasets.missing import find_files, locate_missing, paths_on_disk
+from pipeline.errors import AccessError, GmpipeError
+from pipeline.settings import TableSettings, VocSettings
+
+# --- where missing images are --------------------------------------------------------------------
+
+
+def missing_error(
+    root: Path, listed: Sequence[str], existing: Sequence[str], **changes: Any
+) -> str:
+    """The error of a table that lists some images where other files exist."""
+    for path in existing:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+    settings = TableSettings.model_validate({"source": "table", **changes})
+    rows = [{"image_id": name, "path": str(Path(settings.images) / name)} for name in listed]
+    with pytest.raises(GmpipeError) as caught:
+        make_manifest(make_listing(rows), "pets", root, settings)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("listed", "existing", "changes", "location", "parts"),
+    [
+        (["a.jpg", "b.jpg"], ["photos/a.jpg"], {}, "photos/a.jpg", ["images: photos`"]),
+        (["x/a.jpg", "b.jpg"], ["c/d/x/a.jpg"], {}, "c/d/x/a.jpg", ["images: c/d`"]),
+        (["a.jpg", "b.jpg"], ["a.jpg"], {"images": "x"}, "a.jpg", ["images: .`"]),
+        (["a.jpg", "b.jpg"], ["y/a.jpg"], {"images": "x"}, "y/a.jpg", ["images: y`"]),
+        (["a.jpg", "b.jpg"], ["p/B.JPG"], {}, "p/B.JPG", ["images: p`"]),
+        (["a.jpg", "x/b.jpg"], ["a.jpg", "x/b.JPG"], {}, "x/b.JPG", ["'x/b.jpg'", "case"]),
+        (["a.jpg", "x/b.jpg"], ["X/b.jpg"], {}, "X/b.jpg", ["'x/b.jpg'", "case"]),
+        (["a.jpg", "x/b.jpg"], ["y/b.jpg"], {}, "y/b.jpg", ["path", "file"]),
+        (["ba.jpg", "b.jpg"], ["y/a.jpg", "c.jpg"], {}, None, []),
+    ],
+)
+@pytest.mark.parametrize("drop", [False, True])
+def test_missing_image_is_looked_for_in_other_folders(
+    tmp_path: Path,
+    listed: list[str],
+    existing: list[str],
+    changes: dict[str, str],
+    location: str | None,
+    parts: list[str],
+    drop: bool,
+) -> None:
+    root = tmp_path / "pets"
+    root.mkdir()
+    message = missing_error(root, listed, existing, drop_missing=drop, **changes)
+    if location is None:
+        assert not any(f"{root}/{path}" in message for path in existing)
+    else:
+        assert f" {root}/{location}" in message
+    for part in parts:
+        assert part in message
+    if parts and parts[0].startswith("images: "):
+        assert f"`prepare.pets.{parts[0]}" in message
+    some_exist = not changes and existing[0] == listed[0]
+    assert ("drop_missing: true" in message) == (not drop and some_exist)
+
+
+def test_links_to_folders_are_followed_without_endless_loops(tmp_path: Path) -> None:
+    root = tmp_path / "pets"
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far/b.jpg").touch()
+    root.mkdir()
+    (root / "again").symlink_to(root)
+    (root / "photos").symlink_to(tmp_path / "far")
+    message = missing_error(root, ["a.jpg", "b.jpg"], [])
+    assert f"{root}/photos/b.jpg" in message
+    assert "`prepare.pets.images: photos`" in message
+    with mock.patch("pipeline.datasets.missing._MOST_LOOKED_AT", 0):
+        assert "photos" not in missing_error(root, ["a.jpg", "b.jpg"], [])
+
+
+# --- files and folders ---------------------------------------------------------------------------
+
+names = st.sampled_from(["a.jpg", "b.jpg", "c", "ü ß.png", "漢.jpg"])
+paths = st.builds("/".join, st.tuples(st.sampled_from(["x", "x/y", "z", "."]), names)) | names
+
+
+@given(existing=st.sets(paths), wanted=st.lists(paths))
+@hypothesis_settings(max_examples=40, deadline=None)
+def test_find_files_agrees_with_the_file_system(
+    tmp_path_factory: pytest.TempPathFactory, existing: set[str], wanted: list[str]
+) -> None:
+    root = tmp_path_factory.mktemp("files")
+    for path in existing:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+    wanted += ["x", "x/y", "none/a.jpg", "x/a\0b", "x\0/a"]
+    expected = ["\0" not in path and (root / path).is_file() for path in wanted]
+    assert find_files(root, wanted).tolist() == expected
+
+
+def test_every_folder_is_read_once(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    with mock.patch("os.scandir", wraps=os.scandir) as scandir:
+        find_files(tmp_path, ["x/a", "x/b", "c", "x/d", "gone/e", "gone/f"])
+    assert scandir.call_count == 3
+
+
+def test_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with (
+        mock.patch("os.scandir", side_effect=PermissionError(13, "Permission denied")),
+        refused(AccessError, str(tmp_path / "x"), "Permission denied"),
+    ):
+        find_files(tmp_path, ["x/a"])
+
+
+# --- names that mean a file ----------------------------------------------------------------------
+
+NFC, NFD = (unicodedata.normalize(form, "photos/café/Ångström ü.jpg") for form in ("NFC", "NFD"))
+
+
+def touch(root: Path, *paths: str) -> None:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+
+
+@pytest.mark.parametrize(("listed", "existing"), [(NFC, NFD), (NFD, NFC), (NFC, NFC), (NFD, NFD)])
+def test_a_name_in_another_unicode_form_is_found(
+    tmp_path: Path, listed: str, existing: str
+) -> None:
+    """Names of folders too. The path is that on disk, so that the file can be opened."""
+    assert NFC != NFD
+    touch(tmp_path, existing)
+    assert paths_on_disk(tmp_path, [listed, "photos/other.jpg"]) == [existing, "photos/other.jpg"]
+
+
+def test_of_two_forms_that_exist_the_listed_one_is_taken(tmp_path: Path) -> None:
+    touch(tmp_path, NFC, NFD)
+    assert paths_on_disk(tmp_path, [NFC, NFD]) == [NFC, NFD]
+
+
+@pytest.mark.parametrize(
+    ("listed", "existing", "found"),
+    [
+        ("photos/00", ["photos/00.jpg"], "photos/00.jpg"),
+        ("00", ["00.JPEG", "00.txt", "000.jpg"], "00.JPEG"),
+        ("v1.2", ["v1.2.png"], "v1.2.png"),
+        ("00", ["00", "00.jpg"], "00"),
+        ("00", ["00.jpg", "00.png"], "00"),
+        ("00", ["00.xml"], "00"),
+        ("00", ["photos/00.jpg"], "00"),
+        ("00.jpg", ["00.png"], "00.jpg"),
+        ("../00", ["00.jpg"], "../00"),
+        ("00\0", ["00.jpg"], "00\0"),
+    ],
+)
+def test_a_name_without_suffix_means_the_only_photograph(
+    tmp_path: Path, listed: str, existing: list[str], found: str
+) -> None:
+    touch(tmp_path, *existing)
+    assert paths_on_disk(tmp_path, [listed]) == [found]
+
+
+# --- what lies there -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("listed", "existing", "parts"),
+    [
+        (["a.jpg", "b.jpg"], ["a.png", "b.png"], ["All 2 ", "a.png", "'a.jpg'", ".png", "rename"]),
+        (["a.jpg", "b.jpg"], ["a.JPEG"], ["1 of the 2 ", "a.JPEG", "'a.jpg'", "rename"]),
+        (["a.jpg", "b.jpg"], ["b.JPG"], ["1 of the 2 ", "b.JPG", "'b.jpg'", "case"]),
+        (["x/a.jpg"], ["y/a.png"], ["x/a.jpg", "y/a.png", "folder"]),
+        (["x/a.jpg"], ["y/a.png", "x/a.webp"], ["x/a.webp"]),
+        (["a.jpg"], ["a.heic"], ["a.heic", "convert", "JPEG"]),
+        (["a"], ["a.png", "a.jpg"], ["a.jpg", "suffix"]),
+        (["a", "b"], ["p/a.jpg", "p/b.jpg"], ["All 2 ", "`prepare.pets.images: p`"]),
+        ([NFC.rpartition("/")[2]], [NFD], [f"`prepare.pets.images: {NFD.rpartition('/')[0]}`"]),
+        (["a.jpg"], ["a"], ["without a suffix"]),
+        (
+            ["a.jpg", "b.jpg", "c.jpg"],
+            ["a.png", "b.png", "x/c.jpg"],
+            ["2 of the 3 ", "1 of the 3 "],
+        ),
+    ],
+)
+def test_what_lies_there_is_named(
+    tmp_path: Path, listed: list[str], existing: list[str], parts: list[str]
+) -> None:
+    root = tmp_path / "pets"
+    touch(root, *existing)
+    missing = [(name, name) for name in listed]
+    hint = locate_missing(root, missing, TableSettings(source="table"))
+    assert hint is not None
+    for part in parts:
+        assert part in hint
+
+
+def test_of_equal_names_that_in_the_same_folder_counts(tmp_path: Path) -> None:
+    touch(tmp_path, "x/a.png", "y/a.png", "z/a.png")
+    missing = [(path, path) for path in ("y/a.jpg", "x/a.jpg", "z/a.jpg")]
+    hint = locate_missing(tmp_path, missing, TableSettings(source="table"))
+    assert hint is not None
+    assert "All 3 " in hint
+    assert "folder" not in hint
+    assert f"{tmp_path}/y/a.png" in hint
+
+
+def test_nothing_that_resembles_an_image_is_not_named(tmp_path: Path) -> None:
+    touch(tmp_path, "a.xml", "aa.jpg", "b/c.jpg", ".jpg")
+    for missing in ([], [("a", "Annotations/a.jpg")]):
+        assert locate_missing(tmp_path, missing, VocSettings(source="voc")) is None
