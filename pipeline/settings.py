@@ -9,7 +9,6 @@ anything runs.
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -20,7 +19,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+
+from pipeline.names import Name
 
 VARIANTS: dict[str, dict[str, object]] = {
     "full": {},
@@ -32,40 +32,6 @@ VARIANTS: dict[str, dict[str, object]] = {
 """The variants that every data set has, and which train settings each changes. `full` is the
 paper's network, and the three `without-` are its ablations (Table 4). `max-pool` is the baseline
 without any graph: an MLP on each region's feature and box, then the maximum over the regions."""
-
-LONGEST_NAME = 64  # letters; what is added to a name stays far below the 255 bytes of a file's
-
-
-def nearest_name(text: str) -> str:
-    """The name of a data set or variant that is most like ``text``; see `Name`."""
-    return re.sub("[^A-Za-z0-9_]+", "-", text).strip("-_")[:LONGEST_NAME] or "data"
-
-
-def check_name(name: Any) -> Any:
-    """Check the name of a data set or variant by the rule of `Name`.
-
-    Raises:
-        PydanticCustomError: of the type `name`, with the nearest name as a YAML text.
-    """
-    if not isinstance(name, str):  # `2024` and `true` are a number and a truth value in YAML
-        scalar = isinstance(name, int | float | None)
-        text = f'"{nearest_name(str(name).lower())}"' if scalar else "data"
-        rule = "a text, in quotes if YAML would not take it for one"
-    elif re.fullmatch(f"[A-Za-z0-9][A-Za-z0-9_-]{{0,{LONGEST_NAME - 1}}}", name):
-        return name
-    else:
-        text = nearest_name(name)
-        rule = (
-            "a name that begins with a letter or digit, has only the letters a-z and A-Z, digits, "
-            f"`-` and `_`, and has at most {LONGEST_NAME} of them"
-        )
-    raise PydanticCustomError("name", "expected {rule}", {"rule": rule, "nearest": text})
-
-
-Name = Annotated[str, BeforeValidator(check_name)]
-"""What a data set or a variant may be called: a letter or digit, then letters, digits, `-` and `_`,
-at most 64 in all. Names become folders, files, words of commands, parts of DVC's stage names, and
-parts of the dotted keys of its parameters. So dots, blanks and slashes are impossible."""
 
 
 def check_columns(value: Any) -> Any:
@@ -113,11 +79,29 @@ class _ListedSettings(_Settings):
     )
 
 
-class VocSettings(_ListedSettings):
+BoxFrame = Literal["auto", "upright", "stored"]
+
+
+class _BoxedSettings(_ListedSettings):
+    """What data sets with boxes have in common."""
+
+    box_frame: BoxFrame = Field(
+        "auto",
+        description="The picture that boxes were drawn on, if an EXIF orientation turns it: "
+        "`upright`, as viewers show it, or `stored`, as it was before turning. `auto`: the listed "
+        "sizes decide, and boxes for which they can't are left out with a note.",
+    )
+
+
+class VocSettings(_BoxedSettings):
     """PASCAL VOC 2007 in the folders of its devkit: `trainval` is trained on, `test` tested on."""
 
     source: Literal["voc"]
     folder: str = Field("VOCdevkit/VOC2007", description="Folder that holds ImageSets.")
+    train: str = Field(
+        "trainval", description="List of the training split, ImageSets/Main/<train>.txt."
+    )
+    test: str = Field("test", description="List of the test split, ImageSets/Main/<test>.txt.")
     labels: Literal["annotations", "lists"] = Field(
         "annotations",
         description="Where labels are read from. `annotations`: the XML files, which also give "
@@ -132,7 +116,7 @@ class VocSettings(_ListedSettings):
     )
 
 
-class CocoSettings(_ListedSettings):
+class CocoSettings(_BoxedSettings):
     """MS-COCO in its publisher's folders: annotations/instances_<split>.json beside <split>/."""
 
     source: Literal["coco"]

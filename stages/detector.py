@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.datasets.manifest import Manifest, read_boxes
-from pipeline.errors import DamagedError, advising
+from pipeline.errors import DamagedError, InputError, MismatchError, advising
 from pipeline.files import (
     check_writable,
     folder_lock,
@@ -31,13 +31,20 @@ from pipeline.regions.detector import (
 )
 from pipeline.regions.fitting import FitImage, fit_detector, measure_detector, split_holdout
 from pipeline.settings import DetectorSettings, FitSettings
-from stages.checkout.layout import boxes_file, data_root, detector_folder, state_file
+from stages.checkout.layout import (
+    boxes_file,
+    data_root,
+    detector_folder,
+    prepared_folder,
+    state_file,
+)
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request
 from stages.checkout.times import record_time
-from stages.console.messages import say
+from stages.console.messages import note, say
 from stages.console.progress import progress_bar, progress_phase, shows_bars
 
+_FEWEST = 2  # images of a fit: one to learn from, and one to measure on
 _METRICS_FILE = "metrics.json"  # recall and precision of a detector that was fitted here
 
 
@@ -56,7 +63,10 @@ def resolve_detector(request: Request) -> str:
         if settings.source == "imported":
             return _record_imported(folder, request.dataset)
         if settings.source == "fit" and settings.fit is not None:
-            line = _fit(folder, request, settings, settings.fit)
+            prepared = prepared_folder(request.dataset)
+            again = f"Delete {prepared}, and run `gmpipe prepare --dataset {request.dataset}`."
+            with advising(again, MismatchError):  # the boxes are of other photographs
+                line = _fit(folder, request, settings, settings.fit)
         else:
             line = _copy(folder, request, settings)
     record_time(request.dataset, "detector", began)
@@ -159,11 +169,31 @@ def _fit(folder: Path, request: Request, settings: DetectorSettings, fit: FitSet
 
 
 def _training_images(dataset: str, manifest: Manifest) -> tuple[list[FitImage], tuple[str, ...]]:
+    """The training images whose boxes are complete, and the names of the boxes' classes."""
     rows = manifest.rows("train").to_pylist()
     with advising(f"Run `gmpipe prepare --dataset {dataset}`.", DamagedError):
         table = read_boxes(boxes_file(dataset), [row["image_id"] for row in rows])
+    complete = [row for row in rows if row["image_id"] not in table.incomplete]
+    if len(complete) < len(rows):
+        found = (
+            f"{len(rows) - len(complete)} of {len(rows)} training images have objects without a "
+            "box, or boxes whose place is unknown"
+        )
+        check = f"`gmpipe prepare --check --dataset {dataset}` says which, and what to do"
+        if len(complete) < _FEWEST:
+            raise InputError(
+                f"{found}, which leaves {len(complete)} to fit a detector on, expected {_FEWEST} "
+                "or more.",
+                f"{check}.",
+            )
+        note(f"{found}. The detector is fitted without them. {check}.")
     images = [
-        FitImage(row["image_id"], data_root(dataset) / row["path"], table.images[row["image_id"]])
-        for row in rows
+        FitImage(
+            row["image_id"],
+            data_root(dataset) / row["path"],
+            table.images[row["image_id"]],
+            None if row["width"] is None else (row["width"], row["height"]),
+        )
+        for row in complete
     ]
     return images, table.classes

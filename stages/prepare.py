@@ -18,6 +18,7 @@ from pipeline.datasets.check import (
     ListedImage,
     check_files,
 )
+from pipeline.datasets.frames import place_boxes
 from pipeline.datasets.label_counts import label_counts
 from pipeline.datasets.listing import (
     Listing,
@@ -27,6 +28,7 @@ from pipeline.datasets.listing import (
     make_manifest,
 )
 from pipeline.datasets.manifest import (
+    BoxTable,
     Manifest,
     Split,
     read_boxes,
@@ -158,6 +160,7 @@ def check(request: Request) -> tuple[str, bool]:
     else:
         listing = _read(root, source)
         manifest = listed_manifest(listing, dataset, source)
+        _place(listing, manifest, root, source)  # which notes what does not fit
     with progress_bar(total=len(manifest), desc="check", unit="image") as bar:
         findings = check_files(manifest, root, bar.update)
     lines = _sections(dataset, findings)
@@ -192,9 +195,10 @@ def _list(dataset: str, source: ListedSettings) -> tuple[Manifest, Listing]:
     root = data_root(dataset)
     listing = _read(root, source)
     manifest, missing = make_manifest(listing, dataset, root, source)
+    manifest, boxes = _place(listing, manifest, root, source)
     with replacing_folder(prepared_folder(dataset)) as temporary:
-        if listing.boxes is not None:
-            write_boxes(temporary / boxes_file(dataset).name, listing.boxes)
+        if boxes is not None:
+            write_boxes(temporary / boxes_file(dataset).name, boxes)
         if missing.num_rows:
             _write_missing(temporary / _MISSING, missing)
         write_manifest(temporary / manifest_file(dataset).name, manifest)
@@ -204,6 +208,16 @@ def _list(dataset: str, source: ListedSettings) -> tuple[Manifest, Listing]:
 def _read(root: Path, source: ListedSettings) -> Listing:
     with progress_phase("read the lists"):
         return as_on_disk(root, _READERS[type(source)](root, source))
+
+
+def _place(
+    listing: Listing, manifest: Manifest, root: Path, source: ListedSettings
+) -> tuple[Manifest, BoxTable | None]:
+    """The manifest with the pictures' sizes, and the boxes, if the data set can have any."""
+    if listing.boxes is None or not isinstance(source, VocSettings | CocoSettings):
+        return manifest, None
+    with progress_bar(total=len(manifest), desc="sizes", unit="image") as bar:
+        return place_boxes(listing, manifest, root, source.box_frame, bar.update)
 
 
 def _imported_manifest(dataset: str) -> Manifest:

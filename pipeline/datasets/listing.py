@@ -3,7 +3,7 @@
 An adapter (`voc`, `coco`, `nuswide`, `table`) reads one layout of files into a `Listing`. What all
 adapters have in common happens here: which images exist, which are left out, and the counts.
 
-Letters: N listed images, n boxes.
+Letters: N listed images, n annotated objects.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.datasets.manifest import (
-    BoxTable,
     Manifest,
     full_counts,
     splits_of,
@@ -47,6 +46,23 @@ _LONGEST_LABEL = 1000  # characters
 
 
 @dataclass(frozen=True)
+class ListedBoxes:
+    """The n annotated objects of a listing, in the pixels of the picture they were drawn on.
+
+    `pipeline.datasets.frames` finds out which picture that is, and places them in the upright one.
+
+    Attributes:
+        rows: (n,) int64, the row of each object's image in `Listing.table`.
+        classes: (n,) int64, class numbers from 1.
+        pixels: (n, 4) float64, xyxy from the upper left corner; nan for an object without a box.
+    """
+
+    rows: np.ndarray
+    classes: np.ndarray
+    pixels: np.ndarray
+
+
+@dataclass(frozen=True)
 class Listing:
     """Every image that a data set's files list, whether it exists or not.
 
@@ -56,8 +72,8 @@ class Listing:
         sources: what the listing was read from: file or folder relative to the data set's root ->
             sha256 (see `hash_sources`). `make_manifest` adds ``settings``.
         table: one row per image, with the columns of `manifest.COLUMNS`; paths are relative to the
-            data set's root.
-        boxes: the annotated objects, if the files have any.
+            data set's root. Sizes are those that the files give, null where they give none.
+        boxes: the annotated objects, if the files can have boxes. Class 1 is the first label.
         notes: sentences on what was read in a way that could be wrong.
         places: label -> the position in its file of the first row that has it, such as `line 4`,
             where the data set is one table.
@@ -67,7 +83,7 @@ class Listing:
     split_name: str
     sources: dict[str, str]
     table: pa.Table = field(repr=False)
-    boxes: BoxTable | None = field(default=None, repr=False)
+    boxes: ListedBoxes | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
     places: Mapping[str, str] = field(default_factory=dict, repr=False)
 
@@ -134,20 +150,6 @@ def hash_sources(root: Path, names: Iterable[str]) -> dict[str, str]:
         else:
             digests[name] = sha256_file(path)
     return digests
-
-
-def unit_boxes(pixels: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Convert boxes from pixels to [0,1] of their image, and clip them to it.
-
-    Args:
-        pixels: (n, 4), xyxy, in pixels from the image's upper left corner.
-        sizes: (n, 2), width and height of each box's image.
-
-    Returns:
-        (n, 4) float32, xyxy in [0,1]; and (n,) bool, which of the boxes cover a part of the image.
-    """
-    boxes = np.clip(pixels / np.tile(sizes, 2), 0, 1).astype(np.float32)
-    return boxes, (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
 
 
 # --- what all listed data sets share -------------------------------------------------------------

@@ -72,8 +72,8 @@ class Manifest:
         table: the N rows, with the columns of `COLUMNS`: ``image_id`` unique; ``path`` relative
             to the data set's root, with forward slashes; ``split`` train, val or test; ``labels``
             the numbers of the positive labels; ``ignored`` the numbers of the labels that are
-            neither positive nor negative; ``width`` and ``height`` in pixels, null where the source
-            does not give them.
+            neither positive nor negative; ``width`` and ``height`` in pixels of the upright
+            picture, null where they are not known.
 
     Raises:
         InputError: something contradicts the above; names the first row with its image id.
@@ -341,14 +341,25 @@ class ImageBoxes:
 
 @dataclass(frozen=True)
 class BoxTable:
-    """The annotated objects of a data set, and the names of their classes (number 1 first)."""
+    """The annotated objects of a data set.
+
+    Attributes:
+        classes: their names, number 1 first.
+        images: image id -> its objects.
+        incomplete: ids of images some of whose objects have no box, or a box whose place in the
+            picture is unknown. A detector that is fitted on them learns that there is nothing.
+    """
 
     classes: tuple[str, ...]
     images: dict[str, ImageBoxes]
+    incomplete: frozenset[str] = frozenset()
 
 
 def write_boxes(path: Path, table: BoxTable) -> None:
-    """Write boxes as sealed Parquet, one row per object (``image_id``, ``class``, ``box``)."""
+    """Write boxes as sealed Parquet, one row per object (``image_id``, ``class``, ``box``).
+
+    The metadata hold the names of the classes and, if there are any, the incomplete images.
+    """
     image_ids: list[str] = []
     for image_id, image in table.images.items():
         image_ids += [image_id] * len(image.classes)
@@ -364,7 +375,8 @@ def write_boxes(path: Path, table: BoxTable) -> None:
         },
         schema=_BOX_COLUMNS,
     )
-    write_sealed_table(path, columns, {"classes": table.classes})
+    incomplete = {"incomplete": sorted(table.incomplete)} if table.incomplete else {}
+    write_sealed_table(path, columns, {"classes": table.classes, **incomplete})
 
 
 def read_boxes(path: Path, image_ids: Sequence[str]) -> BoxTable:
@@ -410,4 +422,5 @@ def read_boxes(path: Path, image_ids: Sequence[str]) -> BoxTable:
     return BoxTable(
         classes=tuple(names),
         images={key: ImageBoxes(classes[index], boxes[index]) for key, index in rows.items()},
+        incomplete=frozenset(about.get("incomplete", ())),
     )

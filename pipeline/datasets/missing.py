@@ -127,6 +127,15 @@ def _scan(folder: Path) -> tuple[set[str], set[str]]:
     return files, folders
 
 
+def file_names(folder: Path) -> set[str]:
+    """The names of the files in a folder; empty if there is no such folder.
+
+    Raises:
+        AccessError: the folder can't be read.
+    """
+    return _scan(folder)[0]
+
+
 def _form(name: str) -> str:
     """A name in one Unicode form: equal for names that look the same."""
     return unicodedata.normalize("NFC", name)

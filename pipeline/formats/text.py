@@ -10,6 +10,7 @@ become the same, and whoever replaces each `\xHH` by its byte has the text again
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,14 @@ _PRINTABLE_LINES = re.compile(f"[{_NOT_UTF8}{_UNPRINTABLE}]")
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 # A backslash before a sign of Markdown; an underscore is one at the edge of a word only.
 _MARKDOWN = re.compile(r"[`*\[\]|~$]|\\(?=[!-/:-@\[-`{-~])|(?<![^\W_])_|_(?![^\W_])")
+
+
+def composed(text: str) -> str:
+    """A text in Unicode's form NFC, so that two texts that look alike are equal.
+
+    macOS and some programs write `é` as `e` and a combining accent.
+    """
+    return unicodedata.normalize("NFC", text)
 
 
 def storable(text: str) -> str:

@@ -18,7 +18,8 @@ from pipeline.errors import DamagedError, MissingError, briefly
 from pipeline.files import canonical_json
 from pipeline.labels.vectors import LabelVectors
 from pipeline.matching.network import Network, build_network
-from pipeline.settings import TrainSettings, check_name
+from pipeline.names import check_name
+from pipeline.settings import TrainSettings
 from pipeline.shards.schema import Recipe, fingerprint
 from pipeline.tensors import load_tensors, save_tensors
 

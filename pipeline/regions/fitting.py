@@ -16,7 +16,7 @@ from torchvision.models.resnet import Bottleneck
 from torchvision.ops import box_iou
 
 from pipeline.datasets.manifest import ImageBoxes
-from pipeline.errors import InputError
+from pipeline.errors import InputError, MismatchError
 from pipeline.files import exists
 from pipeline.learning.seeds import seeded
 from pipeline.regions.detection import Detections, detect, trained_faster
@@ -56,12 +56,14 @@ class FitImage:
     Attributes:
         image_id: as in the manifest.
         path: of the file.
-        objects: its boxes, xyxy in [0,1] of the image, and their classes.
+        objects: its boxes, xyxy in [0,1] of the upright picture, and their classes.
+        size: width and height of the picture that the boxes were placed in; None if unknown.
     """
 
     image_id: str
     path: Path
     objects: ImageBoxes
+    size: tuple[int, int] | None = None
 
 
 def split_holdout(
@@ -111,6 +113,7 @@ def fit_detector(
 
     Raises:
         InputError: the loss of a step or a weight at the end is nan or infinite.
+        MismatchError: a file has another size than the boxes were placed in.
         GmpipeError: ``state_file`` can't be used, see `_Learner.resume`.
     """
     device = best_device()
@@ -278,6 +281,12 @@ def _batch(
 
 def _whole_view(image: FitImage, size: int) -> Tensor:
     picture = load_image(image.path)
+    if image.size and picture.size != image.size:
+        found, expected = ("{} x {}".format(*size) for size in (picture.size, image.size))
+        raise MismatchError(
+            f"{image.path} has {found} pixels, expected {expected}: the file has changed since the "
+            "data set was prepared, and its boxes may be of another picture."
+        )
     return to_tensor(view_of(picture, 0, size=size, image_id=image.image_id, seed=0, flip=False))
 
 

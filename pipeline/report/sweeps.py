@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import DamagedError
 from pipeline.formats.sealed import read_sealed_json, write_sealed_json
+from pipeline.names import Name
 from pipeline.report.figures import sweep_figure
-from pipeline.settings import Name
 
 _Percent = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 

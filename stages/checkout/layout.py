@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from pipeline.files import matching, sha256_json
 from pipeline.learning import CHECKPOINT_FILE as CHECKPOINT_FILE
-from pipeline.settings import check_name
+from pipeline.names import check_name
 
 # Files in the folder of a run: what `train` writes beside the checkpoint,
 LAST_GOOD_FILE = "checkpoint-last-good.pt"

@@ -18,6 +18,7 @@ from pydantic_core import PydanticCustomError
 
 from pipeline.errors import InputError, MissingError
 from pipeline.files import read_bytes
+from pipeline.names import check_name
 from pipeline.settings import (
     SECTIONS,
     VARIANTS,
@@ -26,7 +27,6 @@ from pipeline.settings import (
     Params,
     PrepareSettings,
     TrainSettings,
-    check_name,
 )
 from stages.checkout.keys import name_error, nearest, settings_error
 from stages.checkout.yaml_text import load_yaml

@@ -308,15 +308,21 @@ def _needed(dataset: str, source: PrepareSettings) -> tuple[list[str], str]:
     """Return some of a data set's files, at least one per archive, and how to get them."""
     root = f"{data_root(dataset)}/"
     if isinstance(source, VocSettings):
-        lists = f"{source.folder}/ImageSets/Main"
-        return (
-            [f"{lists}/trainval.txt", f"{lists}/test.txt", f"{source.folder}/JPEGImages"],
-            f"unpack VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar in {root}",
+        lists = (
+            f"{source.folder}/ImageSets/Main/{name}.txt" for name in (source.train, source.test)
         )
+        archives = "VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar"
+        fix = f"unpack {archives}" if source.vocabulary is None else "put the data set"
+        return [*lists, f"{source.folder}/JPEGImages"], f"{fix} in {root}"
     if isinstance(source, CocoSettings):
+        from pipeline.datasets.readers.coco import annotations_of, is_published
+
         splits = (source.train, source.test)
+        files = [annotations_of(data_root(dataset), split) for split in splits]
+        if not is_published(source):
+            return files, f"put the data set in {root}"
         return (
-            [*(f"annotations/instances_{split}.json" for split in splits), *splits],
+            [*files, *splits],
             f"unpack the publisher's annotations_*.zip, {source.train}.zip and "
             f"{source.test}.zip in {root}",
         )

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.settings import LONGEST_NAME
+from pipeline.names import LONGEST_NAME
 from stages.checkout.layout import run_folder, run_of_folder
 
 NAMES = st.from_regex(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{LONGEST_NAME - 1}}}", fullmatch=True)

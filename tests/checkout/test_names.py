@@ -13,7 +13,8 @@ from refusals import refused
 from ruamel.yaml import YAML
 
 from pipeline.errors import InputError
-from pipeline.settings import LONGEST_NAME, SECTIONS
+from pipeline.names import LONGEST_NAME
+from pipeline.settings import SECTIONS
 from stages.checkout.params import load_params, read_request
 from stages.commands.import_regions import check_described
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from unittest import mock
 
-import numpy as np
 import pytest
 from refusals import refused
-from trees import SIZE, draw_image, make_listing
+from trees import draw_image, make_listing
 
 from pipeline.datasets.listing import (
     hash_sources,
     is_current,
     make_manifest,
     read_lines,
-    unit_boxes,
 )
 from pipeline.errors import InputError, MissingError
 from pipeline.settings import TableSettings
@@ -87,15 +85,3 @@ def test_read_lines_keeps_line_numbers(tmp_path: Path) -> None:
         read_lines(path, "")
     with refused(MissingError, "other.txt", "Do that."):
         read_lines(tmp_path / "other.txt", "Do that.")
-
-
-def test_unit_boxes_against_plain_arithmetic() -> None:
-    pixels = np.array([[5, 5, 10, 10], [-4, 2, 3, 40], [20, 0, 30, 5], [3, 4, 3, 5], [9, 1, 2, 8]])
-    sizes = np.array([SIZE] * 5)
-    boxes, valid = unit_boxes(pixels.astype(float), sizes)
-    assert boxes.dtype == np.float32
-    assert valid.tolist() == [True, True, False, False, False]
-    np.testing.assert_allclose(boxes[:2], [[0.25, 0.5, 0.5, 1], [0, 0.2, 0.15, 1]], rtol=1e-6)
-    for box, covers in zip(boxes, valid, strict=True):
-        assert ((box >= 0) & (box <= 1)).all()
-        assert covers == (box[0] < box[2] and box[1] < box[3])

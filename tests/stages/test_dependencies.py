@@ -26,6 +26,7 @@ EXEMPT = {
     "image_metadata": "finds the orientation of photographs, as `images`",
     "images": "decodes photographs; what it decides of the regions is in the cache's fingerprint",
     "machine": "decides how much is kept in memory, which changes no number",
+    "names": "says what data sets and variants may be called",
     "regions": "the fingerprint of the cache holds what decides the regions",
     "settings": "the file of resolved settings holds every value, defaults included",
     "shards": "reads and checks what the fingerprint of the cache describes",

@@ -132,10 +132,12 @@ def test_an_orientation_that_can_not_be_read_is_a_note(checkout: Checkout) -> No
 def test_what_lies_there_instead_is_said_although_it_may_be_left_out(checkout: Checkout) -> None:
     checkout.params(voc={"drop_missing": True})
     path = checkout / f"{IMAGES}/000004.jpg"
-    path.rename(path.with_suffix(".JPG"))
+    moved = path.parent / "sub/000004.jpg"
+    moved.parent.mkdir()
+    path.rename(moved)
     code, lines = checkout.check()
     assert code == 0
-    assert "000004.JPG" in lines[-1]
+    assert "sub/000004.jpg" in lines[-1]
 
 
 def test_one_unreadable_image_fails_the_check(checkout: Checkout) -> None:

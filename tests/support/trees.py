@@ -14,12 +14,14 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline.datasets.check import Findings, check_files
-from pipeline.datasets.listing import Listing
-from pipeline.datasets.manifest import COLUMNS, Manifest, full_counts
+from pipeline.datasets.frames import place_boxes
+from pipeline.datasets.listing import Listing, listed_manifest
+from pipeline.datasets.manifest import COLUMNS, BoxTable, Manifest, full_counts
+from pipeline.datasets.missing import find_files
 from pipeline.datasets.readers.nuswide import CONCEPTS
 from pipeline.datasets.readers.table import read_table
 from pipeline.datasets.readers.voc import VOCABULARY
-from pipeline.settings import TableSettings
+from pipeline.settings import BoxFrame, TableSettings, VocSettings
 
 SIZE = (20, 10)  # width and height of every image
 
@@ -32,6 +34,22 @@ def draw_image(path: Path, seed: int = 0) -> None:
         for y in range(SIZE[1]):
             image.putpixel((x, y), ((seed * 37 + x * 11) % 256, (y * 23) % 256, seed % 256))
     image.save(path, quality=95)
+
+
+def placed(listing: Listing, root: Path, frame: BoxFrame = "auto") -> BoxTable:
+    """The boxes of a listing, as `prepare` writes them."""
+    manifest = listed_manifest(listing, "photos", VocSettings(source="voc"))
+    return place_boxes(listing, manifest, root, frame)[1]
+
+
+def images_of(listing: Listing, root: Path) -> dict[str, tuple[str, list[str]]]:
+    """Image id -> path and labels of each training image. Every path exists."""
+    rows = [row for row in listing.table.to_pylist() if row["split"] == "train"]
+    assert find_files(root, [row["path"] for row in rows]).all()
+    return {
+        row["image_id"]: (row["path"], [listing.vocabulary[label] for label in row["labels"]])
+        for row in rows
+    }
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""MS-COCO, as its publisher lays it out.
+"""MS-COCO, as its publisher lays it out, and other data sets in its JSON.
 
     data/coco/                                      data/coco2017/
         annotations/instances_train2014.json            annotations/instances_train2017.json
@@ -20,37 +20,70 @@ COCO_train2014_000000000009.jpg). They are unique over both splits, and equal in
 in features that others publish, while file names changed in 2017.
 
 Boxes are in pixels: x and y of a corner, width and height. Crowds are left out of the boxes, since
-one box stands for many objects. So are boxes that cover nothing of their image.
+one box stands for many objects.
 
 The files have hundreds of megabytes, most of them outlines that are not used here. They are read
 one record at a time.
+
+Labelling tools write variations of this, which are read where their meaning is plain:
+
+- The file of a split may also be <split>/_annotations.coco.json. It may begin with a byte order
+  mark.
+- Ids may be numbers of any size, or texts; `"12"` is 12. Ids of annotations are not read, since
+  nothing refers to them. If both files count their images from the same number, image ids are
+  `<split>/<id>`.
+- `iscrowd` may be absent. An annotation without `bbox` counts as a label. Width and height of a box
+  may be negative: then x and y are of another corner.
+- `width` and `height` of an image may be absent or wrong: `pipeline.datasets.frames` compares them
+  with the photograph.
+- `file_name` may have backslashes, and lead through folders of another machine: the longest end of
+  it that is a file below the split's folder, or the data set's, is the photograph.
+- Categories of the same name are one label. Annotations of images that are not listed are left out.
+
+Except for a mark at the beginning, ids and `iscrowd`, each of these is noted. Two files of COCO
+itself must have the same categories, and no image in common.
 """
 
 from __future__ import annotations
 
-import json
+import logging
+import math
 import re
 from array import array
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import dataclass, field
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.datasets.listing import Listing, hash_sources, open_source, unit_boxes
-from pipeline.datasets.manifest import COLUMNS, REQUIRED_SPLITS, BoxTable, ImageBoxes
+from pipeline.datasets.listing import ListedBoxes, Listing, hash_sources, open_source
+from pipeline.datasets.manifest import COLUMNS, REQUIRED_SPLITS
+from pipeline.datasets.readers.found import find_photographs
+from pipeline.datasets.readers.json_arrays import JsonArrays
 from pipeline.errors import InputError
+from pipeline.formats.text import composed
 from pipeline.settings import CocoSettings
-
-_CHUNK = 1 << 22  # characters that are read at once
-_LONGEST = 1 << 26  # characters of the longest record
 
 _MOST_LABELS = np.iinfo(np.int16).max + 1  # of a manifest
 _ARRAYS = ("categories", "images", "annotations")
-_FIX = "Fix the file, or download it again."
+_PUBLISHED = r"(train|val|test)20\d\d"  # names of COCO's own splits
+_FIX = "Correct the record, or export the file again."
+_SHOWN = 5  # files that an error names
+_NO_BOX = (math.nan,) * 4
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A record of `images`. Width and height are None where they are not those of a picture."""
+
+    name: str
+    width: int | None
+    height: int | None
 
 
 @dataclass
@@ -58,26 +91,32 @@ class _Instances:
     """What one file says: its images, and its annotations as columns.
 
     Attributes:
+        path: of the file.
+        folder: of its images, relative to the data set's root: the name of the split.
         categories: id -> name.
-        names: of the categories.
-        images: id -> file name, width, height; in the file's order.
-        ids, image_ids, category_ids: of each annotation.
-        boxes: x, y, width, height of each annotation, one annotation after another.
+        images: id -> file name and size, in the file's order.
+        image_numbers, category_numbers: id -> its number in the columns, for all ids that occur.
+        image_column, category_column: of each annotation.
+        corners: x0, y0, x1, y1 of each annotation, one after another; nan without a box.
         crowds: 1 for an annotation that is a crowd.
+        exchanged: index of the first annotation with a negative size.
     """
 
-    categories: dict[int, str] = field(default_factory=dict)
-    names: set[str] = field(default_factory=set)
-    images: dict[int, tuple[str, int, int]] = field(default_factory=dict)
-    ids: array[int] = field(default_factory=lambda: array("q"))
-    image_ids: array[int] = field(default_factory=lambda: array("q"))
-    category_ids: array[int] = field(default_factory=lambda: array("q"))
-    boxes: array[float] = field(default_factory=lambda: array("d"))
+    path: Path
+    folder: str
+    categories: dict[str, str] = field(default_factory=dict)
+    images: dict[str, _Picture] = field(default_factory=dict)
+    image_numbers: dict[str, int] = field(default_factory=dict)
+    category_numbers: dict[str, int] = field(default_factory=dict)
+    image_column: array[int] = field(default_factory=lambda: array("q"))
+    category_column: array[int] = field(default_factory=lambda: array("q"))
+    corners: array[float] = field(default_factory=lambda: array("d"))
     crowds: array[int] = field(default_factory=lambda: array("b"))
+    exchanged: int | None = None
 
 
 def read_coco(root: Path, settings: CocoSettings) -> Listing:
-    """List COCO.
+    """List COCO, or another data set in its JSON.
 
     Args:
         root: data/<dataset>/.
@@ -87,175 +126,312 @@ def read_coco(root: Path, settings: CocoSettings) -> Listing:
         MissingError: a file does not exist.
         InputError: a file breaks the format; names the file and the record.
     """
-    folders = dict(zip(REQUIRED_SPLITS, (settings.train, settings.test), strict=True))
-    names = {split: f"annotations/instances_{folder}.json" for split, folder in folders.items()}
-    remedy = (
-        f"COCO needs annotations/, {settings.train}/ and {settings.test}/ in {root}: unpack the "
-        f"publisher's annotations_*.zip, {settings.train}.zip and {settings.test}.zip there."
+    folders = (settings.train, settings.test)
+    published = is_published(settings)
+    names = [annotations_of(root, folder) for folder in folders]
+    missing, broken = _remedies(root, settings, published)
+    train, test = (
+        _read_instances(root / name, folder, missing, broken)
+        for name, folder in zip(names, folders, strict=True)
     )
-    splits = {split: _read_instances(root / name, remedy) for split, name in names.items()}
-    _check_splits(splits["train"], splits["test"], root / names["train"], root / names["test"])
+    if published:
+        _check_published(train, test)
+    vocabulary = _vocabulary(train, test)
+    prefixed = _share_ids(train, test)
     rows: list[dict[str, Any]] = []
-    boxes: dict[str, ImageBoxes] = {}
-    categories = splits["train"].categories
-    for split, instances in splits.items():
-        numbers = np.searchsorted(
-            sorted(categories), np.array(instances.category_ids, dtype=np.int64)
-        )
-        labels = _labels(instances, numbers)
-        boxes.update(_boxes(instances, numbers))
-        for image_id, (file_name, width, height) in instances.images.items():
+    parts = []
+    for split, instances in zip(REQUIRED_SPLITS, (train, test), strict=True):
+        labels, objects = _objects(instances, vocabulary, len(rows))
+        parts.append(objects)
+        names_of = {image_id: picture.name for image_id, picture in instances.images.items()}
+        paths = find_photographs(root, instances.folder, names_of, instances.path)
+        for number, ((image_id, picture), path) in enumerate(
+            zip(instances.images.items(), paths, strict=True)
+        ):
             rows.append(
                 {
-                    "image_id": str(image_id),
-                    "path": f"{folders[split]}/{file_name}",
+                    "image_id": f"{instances.folder}/{image_id}" if prefixed else image_id,
+                    "path": path,
                     "split": split,
-                    "labels": labels.get(image_id, []),
+                    "labels": labels.get(number, []),
                     "ignored": [],
-                    "width": width,
-                    "height": height,
+                    "width": picture.width,
+                    "height": picture.height,
                 }
             )
-    vocabulary = tuple(categories[category_id] for category_id in sorted(categories))
     return Listing(
-        vocabulary=vocabulary,
-        split_name=f"{settings.train}/{settings.test}",
-        sources=hash_sources(root, names.values()),
+        vocabulary=tuple(vocabulary),
+        split_name="/".join(folders),
+        sources=hash_sources(root, names),
         table=pa.Table.from_pylist(rows, schema=COLUMNS),
-        boxes=BoxTable(vocabulary, boxes),
+        boxes=ListedBoxes(
+            rows=np.concatenate([part.rows for part in parts]),
+            classes=np.concatenate([part.classes for part in parts]),
+            pixels=np.concatenate([part.pixels for part in parts]),
+        ),
     )
 
 
-def _check_splits(train: _Instances, test: _Instances, train_file: Path, test_file: Path) -> None:
-    """Check that two files have the same categories and no image in common."""
+def is_published(settings: CocoSettings) -> bool:
+    """Whether the splits are COCO's own, by their names."""
+    return all(re.fullmatch(_PUBLISHED, name) for name in (settings.train, settings.test))
+
+
+def annotations_of(root: Path, folder: str) -> str:
+    """The file with a split's annotations, relative to the root; the usual one if there is none."""
+    name, beside = f"annotations/instances_{folder}.json", f"{folder}/_annotations.coco.json"
+    return beside if not (root / name).exists() and (root / beside).is_file() else name
+
+
+def _remedies(root: Path, settings: CocoSettings, published: bool) -> tuple[str, str]:
+    """The remedies of errors about a file that is missing, and about one that is broken."""
+    if published:
+        remedy = (
+            f"COCO needs annotations/, {settings.train}/ and {settings.test}/ in {root}: unpack "
+            f"the publisher's annotations_*.zip, {settings.train}.zip and {settings.test}.zip "
+            "there."
+        )
+        return remedy, remedy
+    files = sorted([*root.glob("*.json"), *root.glob("*/*.json")])
+    found = ", ".join(str(path.relative_to(root)) for path in files[:_SHOWN])
+    return (
+        f"Put the file there, or set `prepare.{root.name}.train` and `prepare.{root.name}.test` in "
+        "params.yaml to the names of your splits: SPLIT has its labels in "
+        f"{root}/annotations/instances_SPLIT.json and its photographs in {root}/SPLIT/."
+        f"{f' There are {found}.' if found else ''}",
+        "Export the file again in the format COCO, as UTF-8.",
+    )
+
+
+def _check_published(train: _Instances, test: _Instances) -> None:
+    """Check that two files of COCO have the same categories and no image in common."""
     if test.categories != train.categories:
-        difference = sorted(test.categories.items() ^ train.categories.items())[0]
+        key, name = min(test.categories.items() ^ train.categories.items())
         raise InputError(
-            f"{test_file}: the categories are not those of {train_file}; they differ in "
-            f"{difference}.",
+            f"{test.path}: the categories are not those of {train.path}; they differ in "
+            f"{key} ({name!r}).",
             "Use two files of one release.",
         )
     common = train.images.keys() & test.images.keys()
     if common:
         raise InputError(
-            f"{test_file}: the image {min(common)} is also in {train_file}.",
+            f"{test.path}: the image {min(common, key=_id_order)} is also in {train.path}.",
             "Remove it from one of the two files.",
         )
 
 
-def _labels(instances: _Instances, numbers: np.ndarray) -> dict[int, list[int]]:
-    """Image id -> its labels; ``numbers`` has the label of each annotation's category."""
-    pairs = np.unique(np.stack([np.array(instances.image_ids, dtype=np.int64), numbers], 1), axis=0)
+def _share_ids(train: _Instances, test: _Instances) -> bool:
+    """Whether images of both files have the same id, which is noted."""
+    shared = bool(train.images.keys() & test.images.keys())
+    if shared:
+        _log.warning(
+            "%s and %s have images of the same id. The image ids are therefore %s/<id> and "
+            "%s/<id>.",
+            *(train.path, test.path, train.folder, test.folder),
+        )
+    return shared
+
+
+def _vocabulary(train: _Instances, test: _Instances) -> dict[str, int]:
+    """The number of each category's name: in the order of the ids, those of training first."""
+    names: dict[str, int] = {}
+    for instances in (train, test):
+        ordered = sorted(instances.categories.items(), key=lambda item: _id_order(item[0]))
+        own = [name for _, name in ordered]
+        if len(set(own)) < len(own):
+            twice = next(name for name, times in Counter(own).items() if times > 1)
+            _log.warning(
+                "%s has categories of the same name, the first is %r. They are one label.",
+                instances.path,
+                twice,
+            )
+        for name in own:
+            names.setdefault(name, len(names))
+    different = set(train.categories.values()) ^ set(test.categories.values())
+    if different:
+        shown = ", ".join(sorted(different)[:_SHOWN])
+        _log.warning(
+            "%s and %s have different categories: only one of them has %s.",
+            *(train.path, test.path, shown),
+        )
+    if not 1 <= len(names) <= _MOST_LABELS:
+        raise InputError(
+            f"{train.path} has {len(names)} categories, expected 1 to {_MOST_LABELS}.", _FIX
+        )
+    return names
+
+
+def _id_order(key: str) -> tuple[bool, int, str]:
+    """Sort ids by their number; texts come last."""
+    number = re.fullmatch(r"-?[0-9]+", key)
+    return (True, 0, key) if number is None else (False, int(key), "")
+
+
+def _objects(
+    instances: _Instances, vocabulary: dict[str, int], start: int
+) -> tuple[dict[int, list[int]], ListedBoxes]:
+    """The labels of each image of a file by its index there, and its objects.
+
+    Args:
+        vocabulary: name -> label.
+        start: the row of the file's first image.
+    """
+    row_of = np.full(len(instances.image_numbers), -1, dtype=np.int64)
+    for row, image_id in enumerate(instances.images):
+        row_of[instances.image_numbers[image_id]] = row
+    label_of = np.full(len(instances.category_numbers), -1, dtype=np.int64)
+    for category_id, name in instances.categories.items():
+        label_of[instances.category_numbers[category_id]] = vocabulary[name]
+    rows = row_of[np.array(instances.image_column, dtype=np.int64)]
+    numbers = label_of[np.array(instances.category_column, dtype=np.int64)]
+    _check_references(instances, rows, numbers)
+    listed = rows >= 0
+    pairs = np.unique(np.stack([rows, numbers], 1)[listed], axis=0)
     labels: dict[int, list[int]] = {}
-    for image_id, number in pairs.tolist():
-        labels.setdefault(image_id, []).append(number)
-    return labels
+    for row, number in pairs.tolist():
+        labels.setdefault(row, []).append(number)
+    kept = listed & (np.array(instances.crowds, dtype=np.int64) == 0)
+    corners = np.array(instances.corners, dtype=np.float64).reshape(-1, 4)
+    return labels, ListedBoxes(rows[kept] + start, numbers[kept] + 1, corners[kept])
 
 
-def _boxes(instances: _Instances, numbers: np.ndarray) -> dict[str, ImageBoxes]:
-    """Image id -> the boxes of its objects, in the file's order; ``numbers`` as for `_labels`."""
-    image_ids = np.array(instances.image_ids, dtype=np.int64)
-    corners = np.array(instances.boxes, dtype=np.float64).reshape(-1, 4)
-    corners[:, 2:] += corners[:, :2]
-    sizes = [instances.images[image_id][1:] for image_id in image_ids.tolist()]
-    boxes, covers = unit_boxes(corners, np.array(sizes).reshape(-1, 2))
-    kept = np.flatnonzero(covers & (np.array(instances.crowds) == 0))
-    order = kept[np.argsort(image_ids[kept], kind="stable")]
-    keys, starts = np.unique(image_ids[order], return_index=True)
-    return {
-        str(key): ImageBoxes(numbers[rows] + 1, boxes[rows])
-        for key, rows in zip(keys.tolist(), np.split(order, starts)[1:], strict=True)
-    }
+def _check_references(instances: _Instances, rows: np.ndarray, numbers: np.ndarray) -> None:
+    """Refuse annotations of unknown categories, and note those of unknown images."""
+    path = instances.path
+    if (numbers < 0).any():
+        index = int((numbers < 0).argmax())
+        ids = list(instances.category_numbers)
+        known = sorted(instances.categories, key=_id_order)
+        shown = ", ".join(known[:_SHOWN]) + (", ..." if len(known) > _SHOWN else "")
+        raise InputError(
+            f"{path}: annotations[{index}]: `category_id` is "
+            f"{ids[instances.category_column[index]]}, but the file has no category with that id, "
+            f"only {shown}.",
+            "Correct the id, or add the category to `categories`.",
+        )
+    unknown = np.flatnonzero(rows < 0)
+    if not len(unknown):
+        return
+    ids = list(instances.image_numbers)
+    first = f"annotations[{unknown[0]}], of the image {ids[instances.image_column[unknown[0]]]}"
+    if len(unknown) == len(rows):
+        raise InputError(
+            f"{path}: no annotation is of an image that `images` lists. The first is {first}.",
+            "Correct `image_id` of the annotations, or `id` of the images.",
+        )
+    _log.warning(
+        "%s: %d of %d annotations are of images that it does not list, and are left out. The "
+        "first is %s.",
+        *(path, len(unknown), len(rows), first),
+    )
 
 
 # --- one file ------------------------------------------------------------------------------------
 
 
-def _read_instances(path: Path, remedy: str) -> _Instances:
-    instances = _Instances()
+def _read_instances(path: Path, folder: str, missing: str, broken: str) -> _Instances:
+    instances = _Instances(path, folder)
     add = {"categories": _add_category, "images": _add_image, "annotations": _add_annotation}
     seen = set()
     try:
         with (
-            open_source(path, remedy) as stored,
-            TextIOWrapper(stored, encoding="utf-8") as stream,
+            open_source(path, missing) as stored,
+            TextIOWrapper(stored, encoding="utf-8-sig") as stream,
         ):
-            for name, records in _JsonReader(stream, path, remedy).arrays():
+            for name, records in JsonArrays(stream, path, broken).arrays():
                 if name in add:
                     seen.add(name)
                     for index, record in enumerate(records):
                         add[name](instances, record, f"{path}: {name}[{index}]")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} can't be read ({error}).", remedy) from error
-    if len(instances.categories) > _MOST_LABELS:
-        raise InputError(
-            f"{path} has {len(instances.categories)} categories, expected at most {_MOST_LABELS}.",
-            _FIX,
-        )
+        raise InputError(f"{path} can't be read as UTF-8 ({error}).", broken) from error
     lacking = [name for name in _ARRAYS if name not in seen]
     if lacking:
-        raise InputError(f"{path} has no array `{lacking[0]}`.", remedy)
-    # Annotations may come before the images and categories that they refer to.
-    _check_references(instances.image_ids, instances.images, path, "image")
-    _check_references(instances.category_ids, instances.categories, path, "category")
-    ids, first = np.unique(np.array(instances.ids, dtype=np.int64), return_index=True)
-    if len(ids) < len(instances.ids):
-        index = int(np.setdiff1d(np.arange(len(instances.ids)), first)[0])
-        raise InputError(
-            f"{path}: annotations[{index}]: another annotation has the same id "
-            f"{instances.ids[index]}.",
-            "Remove one of them.",
+        raise InputError(f"{path} has no array `{lacking[0]}`.", broken)
+    if instances.exchanged is not None:
+        _log.warning(
+            "%s has boxes of negative width or height, the first at annotations[%d]. Their x and y "
+            "are read as another corner.",
+            *(path, instances.exchanged),
         )
     return instances
 
 
 def _add_category(instances: _Instances, record: Any, where: str) -> None:
     number, name = _values(record, ("id", "name"), where)
-    _check_integer(number, "id", where)
-    _check_name(name, "name", where)
-    if number in instances.categories or name in instances.names:
+    key = _key(number, "id", where)
+    name = _name(str(name) if type(name) is int else name, "name", where).strip()
+    if instances.categories.setdefault(key, name) != name:
         raise InputError(
-            f"{where}: another category has the same id {number} or the same name {name!r}.",
-            "Remove one of them.",
+            f"{where}: another category has the same id {key}: {name!r} and "
+            f"{instances.categories[key]!r}.",
+            "Give one of them, and its annotations, another id.",
         )
-    instances.categories[number] = name
-    instances.names.add(name)
+    instances.category_numbers.setdefault(key, len(instances.category_numbers))
 
 
 def _add_image(instances: _Instances, record: Any, where: str) -> None:
-    number, name, width, height = _values(record, ("id", "file_name", "width", "height"), where)
-    _check_integer(number, "id", where)
-    _check_integer(width, "width", where, least=1)
-    _check_integer(height, "height", where, least=1)
-    _check_name(name, "file_name", where)
-    if number in instances.images:
+    (number,) = _values(record, ("id",), where)
+    key = _key(number, "id", where)
+    if record.get("file_name") is None and isinstance(record.get("coco_url"), str):
+        name = record["coco_url"].rpartition("/")[2]
+    else:
+        name = _values(record, ("file_name",), where)[0]
+    sides = (_side(record.get(side)) for side in ("width", "height"))
+    picture = _Picture(_name(name, "file_name", where), *sides)
+    if instances.images.setdefault(key, picture) != picture:
         raise InputError(
-            f"{where}: the image {number} appears twice in this file.", "Remove one of the two."
+            f"{where}: the image {key} appears twice in this file.",
+            "Remove one of the two, or give it and its annotations another id.",
         )
-    instances.images[number] = (name, width, height)
+    instances.image_numbers.setdefault(key, len(instances.image_numbers))
 
 
 def _add_annotation(instances: _Instances, record: Any, where: str) -> None:
-    number, image_id, category_id, box, crowd = _values(
-        record, ("id", "image_id", "category_id", "bbox", "iscrowd"), where
-    )
-    for name, value in (("id", number), ("image_id", image_id), ("category_id", category_id)):
-        _check_integer(value, name, where, most=2**63)
-    if not isinstance(crowd, int) or crowd not in (0, 1):
+    image_id, category_id = _values(record, ("image_id", "category_id"), where)
+    image = _key(image_id, "image_id", where)
+    category = _key(category_id, "category_id", where)
+    crowd = record.get("iscrowd")
+    if crowd not in (None, 0, 1, "0", "1"):
         raise InputError(f"{where}: `iscrowd` is {crowd!r}, expected 0 or 1.", _FIX)
-    if not (
-        isinstance(box, list)
-        and len(box) == 4
-        and all(type(side) in (int, float) and abs(side) < 2**31 for side in box)
-    ):
+    x, y, width, height = box = _box(record.get("bbox"), where)
+    if (width < 0 or height < 0) and instances.exchanged is None:
+        instances.exchanged = len(instances.crowds)
+    if width < 0 or height < 0:
+        box = (min(x, x + width), min(y, y + height), abs(width), abs(height))
+    numbers = instances.image_numbers
+    instances.image_column.append(numbers.setdefault(image, len(numbers)))
+    numbers = instances.category_numbers
+    instances.category_column.append(numbers.setdefault(category, len(numbers)))
+    instances.corners.extend((box[0], box[1], box[0] + box[2], box[1] + box[3]))
+    instances.crowds.append(int(crowd or 0))
+
+
+def _box(box: Any, where: str) -> tuple[float, float, float, float]:
+    """x, y, width and height of a `bbox`; nan if there is none."""
+    if box in (None, []) or box == [None] * 4:
+        return _NO_BOX
+    try:
+        x, y, width, height = map(_pixels, box if isinstance(box, list) else ())
+    except (TypeError, ValueError, OverflowError):
         raise InputError(
-            f"{where}: `bbox` is {box!r}, expected four numbers: x, y, width, height.", _FIX
-        )
-    instances.ids.append(number)
-    instances.image_ids.append(image_id)
-    instances.category_ids.append(category_id)
-    instances.boxes.extend(box)
-    instances.crowds.append(crowd)
+            f"{where}: `bbox` is {box!r}, expected four numbers: x, y, width, height.",
+            "Correct it, or remove it to keep the annotation as a label without a box.",
+        ) from None
+    return (x, y, width, height)
+
+
+def _pixels(side: Any) -> float:
+    value = math.nan if isinstance(side, bool) else float(side)
+    if not abs(value) < 2**31:
+        raise ValueError
+    return value
+
+
+def _side(value: Any) -> int | None:
+    """A width or height; None if it can't be one."""
+    valid = type(value) in (int, float) and 1 <= value < 2**31 and value == int(value)
+    return int(value) if valid else None
 
 
 def _values(record: Any, keys: tuple[str, ...], where: str) -> list[Any]:
@@ -267,130 +443,24 @@ def _values(record: Any, keys: tuple[str, ...], where: str) -> list[Any]:
     return [record[key] for key in keys]
 
 
-def _check_name(value: Any, key: str, where: str) -> None:
+def _name(value: Any, key: str, where: str) -> str:
     # JSON can spell half a character, which no other format can hold.
-    if not isinstance(value, str) or not value or value != value.encode(errors="replace").decode():
-        raise InputError(f"{where}: `{key}` is {value!r}, expected a name.", _FIX)
-
-
-def _check_integer(value: Any, key: str, where: str, least: int = 0, most: int = 2**31) -> None:
-    if type(value) is not int or not least <= value < most:
+    whole = isinstance(value, str) and value == value.encode(errors="replace").decode()
+    if not whole or not value.strip():
         raise InputError(
-            f"{where}: `{key}` is {value!r}, expected an integer of at least {least}.", _FIX
+            f"{where}: `{key}` is {value!r}, expected a name, as a text in quotes.", _FIX
         )
+    return composed(value)
 
 
-def _check_references(references: array[int], known: dict[int, Any], path: Path, kind: str) -> None:
-    for index, reference in enumerate(references):
-        if reference not in known:
-            raise InputError(
-                f"{path}: annotations[{index}]: `{kind}_id` is {reference}, but the file has no "
-                f"{kind} with that id.",
-                _FIX,
-            )
-
-
-class _JsonReader:
-    """Reads a JSON object of arrays, one element at a time.
-
-    Attributes:
-        text: the part of the file that is in memory.
-        at: position in ``text`` of the next character to parse.
-    """
-
-    def __init__(self, stream: TextIO, path: Path, remedy: str) -> None:
-        self._stream = stream
-        self._path = path
-        self._remedy = remedy
-        self._decoder = json.JSONDecoder()
-        self._blank = re.compile(r"[ \t\n\r]*")
-        self.text = ""
-        self.at = 0
-        self._before = 0  # number of characters of the file before `text`
-
-    def arrays(self) -> Iterator[tuple[str, Iterator[Any]]]:
-        """Yield the name and the elements of each array in the object, and skip other values."""
-        for _ in self._members("{", "}"):
-            name = self._value()
-            if not isinstance(name, str):
-                self._fail(f"found {name!r}, expected a key")
-            self._take(":")
-            if self._peek() == "[":
-                elements = (self._value() for _ in self._members("[", "]"))
-                yield name, elements
-                for _ in elements:  # that the caller has not consumed
-                    pass
-            else:
-                self._value()
-        if self._peek():
-            self._fail("expected the end of the file")
-
-    def _members(self, opening: str, closing: str) -> Iterator[None]:
-        """Stop before each member of an object or array."""
-        self._take(opening)
-        if self._peek() == closing:
-            self._take(closing)
-            return
-        while True:
-            yield
-            if self._take("," + closing) == closing:
-                return
-
-    def _peek(self) -> str:
-        """The next character that is not blank; empty at the end of the file."""
-        while True:
-            blanks = self._blank.match(self.text, self.at)
-            assert blanks  # the empty string matches
-            self.at = blanks.end()
-            if self.at < len(self.text):
-                return self.text[self.at]
-            if not self._read_on():
-                return ""
-
-    def _take(self, expected: str) -> str:
-        """Skip the next character, which must be one of ``expected``, and return it."""
-        character = self._peek()
-        if not character or character not in expected:
-            self._fail(f"found {character!r}, expected {' or '.join(map(repr, expected))}")
-        self.at += 1
-        return character
-
-    def _value(self) -> Any:
-        """Parse the next value."""
-        self._peek()
-        while True:
-            try:
-                value, end = self._decoder.raw_decode(self.text, self.at)
-                after = self.text[end : end + 1]
-                if after and after in ",:]} \t\n\r":
-                    self.at = end
-                    return value
-                # The value may be a number whose last digits are not read yet.
-                problem = f"found {after!r} after a value"
-            except json.JSONDecodeError as error:
-                problem, end = error.msg, error.pos
-            except (ValueError, RecursionError) as error:
-                problem, end = str(error), self.at
-            position = self._before + end
-            if len(self.text) - self.at > _LONGEST or not self._read_on():
-                self._fail(problem, position)
-
-    def _read_on(self) -> bool:
-        """Read more text, and report whether there was any.
-
-        At least as much is read as is in memory, so that a long value is parsed few times.
-        """
-        chunk = self._stream.read(max(_CHUNK, len(self.text) - self.at))
-        self._before += self.at
-        self.text = self.text[self.at :] + chunk
-        self.at = 0
-        return bool(chunk)
-
-    def _fail(self, problem: str, position: int | None = None) -> NoReturn:
-        """Raise the error that ``problem`` is found at a position in the file, by default here."""
-        if position is None:
-            position = self._before + self.at
-        raise InputError(
-            f"{self._path} is truncated or not valid JSON, after character {position}: {problem}.",
-            self._remedy,
-        )
+def _key(value: Any, name: str, where: str) -> str:
+    """An id as a text: the decimal form of a number, also of one that is written as a text."""
+    if type(value) is int:
+        return str(value)
+    if type(value) is float and value.is_integer():
+        return str(int(value))
+    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,100}", value.strip()):
+        return str(int(value))
+    if isinstance(value, str) and value.strip():
+        return _name(value, name, where).strip()
+    raise InputError(f"{where}: `{name}` is {value!r}, expected a number or a text.", _FIX)

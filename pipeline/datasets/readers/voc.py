@@ -1,4 +1,4 @@
-"""PASCAL VOC 2007, as its development kit lays it out.
+"""PASCAL VOC 2007, as its development kit lays it out, and other data sets in its layout.
 
     data/voc2007/VOCdevkit/VOC2007/
         ImageSets/Main/trainval.txt             one image id per line: the training split
@@ -15,17 +15,29 @@ CRLF or LF line ends, blank lines, and blanks around an entry.
 A class whose objects in an image are all marked `difficult` is ignored there: it is neither
 positive nor negative. A 0 in the class lists means the same, so both sources give the same labels.
 
-Other data sets in this layout name their vocabulary in the settings.
-
 Boxes are in the XML files only. Pixels count from 1, and those at both ends belong to the box: it
 covers xmin-1 to xmax of the image's width. Difficult objects are left out of the boxes.
+
+Labelling tools write variations of this, which are read where their meaning is plain:
+
+- An id may have dots, blanks and slashes. A line of a list may be an image's file name or path, may
+  be in quotes, and may have a second column with a 1. The files that exist decide what is meant.
+- The photograph is `<id>.jpg`, or else the only file in JPEGImages with the name `<id>` and the
+  suffix of another format, in upper or lower case. The element `filename` is not read.
+- No `difficult`, an empty one and `Unspecified` mean 0.
+- An object without `bndbox` counts as a label. Corners may be in any order.
+- `size` may be absent or wrong: `pipeline.datasets.frames` compares it with the photograph.
+- An annotation may have a namespace, a byte order mark, and any encoding that Python knows.
+
+Such data sets name their vocabulary in the settings.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
@@ -34,9 +46,18 @@ from xml.etree import ElementTree
 import numpy as np
 import pyarrow as pa
 
-from pipeline.datasets.listing import Listing, hash_sources, read_lines, read_source, unit_boxes
-from pipeline.datasets.manifest import COLUMNS, REQUIRED_SPLITS, BoxTable, ImageBoxes, Split
+from pipeline.datasets.listing import (
+    ListedBoxes,
+    Listing,
+    hash_sources,
+    read_lines,
+    read_source,
+)
+from pipeline.datasets.manifest import COLUMNS, REQUIRED_SPLITS, Split
+from pipeline.datasets.missing import file_names
+from pipeline.datasets.readers.found import FoundFiles, is_inside, without_suffix
 from pipeline.errors import InputError
+from pipeline.formats.text import composed
 from pipeline.settings import VocSettings
 
 VOCABULARY = (
@@ -65,7 +86,12 @@ VOCABULARY = (
 
 _FIX_FILE = "Fix the file."
 
-_LISTS: dict[Split, str] = {"train": "trainval", "test": "test"}
+_SHOWN = 5  # lists that an error names
+
+_NOT_DIFFICULT = ("", "unspecified", "false", "no", "none")
+_DIFFICULT = ("true", "yes")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -76,14 +102,17 @@ class _Image:
         positive: classes with an object that is not difficult.
         difficult: classes with a difficult object.
         width, height: in pixels, where the source gives them.
-        objects: class number from 1, and box, of each object that is not difficult.
+        objects: class number from 1, and corners in pixels from the upper left, of each object
+            that is not difficult; nan where it has no box.
+        exchanged: whether corners of an object are in another order.
     """
 
     positive: set[int] = field(default_factory=set)
     difficult: set[int] = field(default_factory=set)
     width: int | None = None
     height: int | None = None
-    objects: list[tuple[int, np.ndarray]] = field(default_factory=list)
+    objects: list[tuple[int, tuple[float, ...]]] = field(default_factory=list)
+    exchanged: bool = False
 
 
 def read_voc(root: Path, settings: VocSettings) -> Listing:
@@ -91,37 +120,37 @@ def read_voc(root: Path, settings: VocSettings) -> Listing:
 
     Args:
         root: data/<dataset>/.
-        settings: the folder of the devkit, whether labels are read from annotations or lists, and
-            the vocabulary.
+        settings: the folder of the devkit, its lists, whether labels are read from annotations or
+            class lists, and the vocabulary.
 
     Raises:
         MissingError: a file does not exist.
         InputError: a file breaks the format; names the file and the line or object.
     """
-    folder = PurePosixPath(settings.folder)
-    vocabulary = tuple(settings.vocabulary or VOCABULARY)
-    remedy = _layout(root, folder, settings)
+    devkit = _Devkit(root, settings)
+    vocabulary = tuple(map(composed, settings.vocabulary or VOCABULARY))
     numbers = {name: number for number, name in enumerate(vocabulary)}
-    lists = folder / "ImageSets" / "Main"
-    sources = [f"{lists}/{_LISTS[split]}.txt" for split in REQUIRED_SPLITS]
+    names: dict[Split, str] = {"train": settings.train, "test": settings.test}
+    sources = [f"{devkit.lists}/{names[split]}.txt" for split in REQUIRED_SPLITS]
     ids: dict[str, Split] = {}
     for split, name in zip(REQUIRED_SPLITS, sources, strict=True):
-        _read_ids(root / name, split, ids, remedy)
+        devkit.read_ids(root / name, split, ids)
     images = {image_id: _Image() for image_id in ids}
     if settings.labels == "annotations":
-        sources.append(f"{folder}/Annotations")
         for image_id, image in images.items():
-            _read_annotation(root / sources[-1] / f"{image_id}.xml", image, numbers, remedy)
+            _read_annotation(devkit.annotation(image_id), image, numbers, devkit)
+        sources += devkit.annotation_folders(images)
+        _note_exchanged([image_id for image_id, image in images.items() if image.exchanged])
     else:
         for split in REQUIRED_SPLITS:
             of_split = {key: image for key, image in images.items() if ids[key] == split}
             for label, number in numbers.items():
-                sources.append(f"{lists}/{label}_{_LISTS[split]}.txt")
-                _read_class_list(root / sources[-1], number, of_split, remedy)
+                sources.append(f"{devkit.lists}/{label}_{names[split]}.txt")
+                devkit.read_class_list(root / sources[-1], number, of_split)
     rows = [
         {
             "image_id": image_id,
-            "path": f"{folder}/JPEGImages/{image_id}.jpg",
+            "path": devkit.photograph(image_id),
             "split": ids[image_id],
             "labels": sorted(image.positive),
             "ignored": sorted(image.difficult - image.positive),
@@ -132,104 +161,277 @@ def read_voc(root: Path, settings: VocSettings) -> Listing:
     ]
     return Listing(
         vocabulary=vocabulary,
-        split_name="own" if settings.vocabulary else "official",
+        split_name=_split_name(settings),
         sources=hash_sources(root, sources),
         table=pa.Table.from_pylist(rows, schema=COLUMNS),
-        boxes=_box_table(images, vocabulary) if settings.labels == "annotations" else None,
+        boxes=_listed_boxes(images) if settings.labels == "annotations" else None,
     )
 
 
+def _split_name(settings: VocSettings) -> str:
+    if settings.vocabulary:
+        return "own"
+    names = f"{settings.train}/{settings.test}"
+    return "official" if names == "trainval/test" else names
+
+
+def _listed_boxes(images: dict[str, _Image]) -> ListedBoxes:
+    objects = [
+        (row, number, corners)
+        for row, image in enumerate(images.values())
+        for number, corners in image.objects
+    ]
+    return ListedBoxes(
+        rows=np.array([row for row, _, _ in objects], dtype=np.int64),
+        classes=np.array([number for _, number, _ in objects], dtype=np.int64),
+        pixels=np.array([corners for *_, corners in objects], dtype=np.float64).reshape(-1, 4),
+    )
+
+
+def _note_exchanged(image_ids: list[str]) -> None:
+    if image_ids:
+        _log.warning(
+            "In %d of the annotations, first in %s.xml, xmin is greater than xmax, or ymin than "
+            "ymax. These boxes are read as two opposite corners in another order.",
+            len(image_ids),
+            image_ids[0],
+        )
+
+
+# --- files and lists -----------------------------------------------------------------------------
+
+
+class _Devkit:
+    """The folders of the layout, and the images that its lists name.
+
+    Attributes:
+        lists: the folder of the lists, relative to the data set's root.
+        remedy: of errors about missing files: which folders must be where.
+        broken: the remedy of errors about annotations that are not XML.
+    """
+
+    def __init__(self, root: Path, settings: VocSettings) -> None:
+        folder = PurePosixPath(settings.folder)
+        self.lists = folder / "ImageSets" / "Main"
+        self.remedy = _layout(root, folder, settings)
+        self._own = settings.vocabulary is not None
+        self.broken = "Export it again, as XML in UTF-8." if self._own else self.remedy
+        self._root = root
+        self._annotations = folder / "Annotations"
+        self._photographs = folder / "JPEGImages"
+        self._files = FoundFiles(root)
+
+    def annotation(self, image_id: str) -> Path:
+        """The XML file of an image, whether it exists or not."""
+        path = f"{self._annotations}/{image_id}.xml"
+        return self._root / (self._files.path(path) or path)
+
+    def annotation_remedy(self, name: str) -> str:
+        """The remedy of errors about an image's XML file that is missing, by the file's name."""
+        if self._own:
+            return (
+                "Put the file there, or remove the line from the list. A photograph without "
+                f"labels needs a file without <object>.{self._files.hint(self._annotations, name)}"
+            )
+        return self.remedy
+
+    def annotation_folders(self, image_ids: Iterable[str]) -> list[str]:
+        """The folders of the XML files of some images, relative to the data set's root."""
+        folders = {str((self._annotations / image_id).parent) for image_id in image_ids}
+        return sorted(folders | {str(self._annotations)})
+
+    def photograph(self, image_id: str) -> str:
+        """The path of an image's photograph, relative to the root, whether it exists or not.
+
+        Raises:
+            InputError: several files can be meant.
+        """
+        path = f"{self._photographs}/{image_id}"
+        found = self._files.path(f"{path}.jpg")
+        if found:
+            return found
+        photographs = self._files.photographs(path)
+        if len(photographs) > 1:
+            raise InputError(
+                f"{self._root}: the image {image_id} can be {photographs[0]} or {photographs[1]}, "
+                "expected one photograph of this name.",
+                "Move the other one to another folder.",
+            )
+        return photographs[0] if photographs else f"{path}.jpg"
+
+    def read_ids(self, path: Path, split: Split, ids: dict[str, Split]) -> None:
+        """Add the image ids of a split to ``ids``."""
+        for number, line in read_lines(path, self._list_remedy(path)):
+            image_id = self._image_id(line, columns=True)
+            if image_id is None:
+                raise InputError(
+                    f"{path}, line {number}: found {line!r}, expected an image id such as 000005. "
+                    f"{self._annotations.name} and {self._photographs.name} have no file of this "
+                    "name.",
+                    "Fix the line, or remove it.",
+                )
+            if image_id in ids:
+                raise InputError(
+                    f"{path}, line {number}: the image {image_id} is already in the list of "
+                    f"{ids[image_id]}.",
+                    "Remove it from one of the lists.",
+                )
+            ids[image_id] = split
+
+    def read_class_list(self, path: Path, number: int, images: dict[str, _Image]) -> None:
+        """Add what the list of the class ``number`` says of each image of a split to ``images``."""
+        seen = set()
+        for line_number, line in read_lines(path, self.remedy):
+            where = f"{path}, line {line_number}"
+            parts = re.fullmatch(r"(.+?)\s+(1|0|-1)", line)
+            image_id = self._image_id(parts[1]) if parts else None
+            if parts is None or image_id is None:
+                raise InputError(
+                    f"{where}: found {line!r}, expected an image id and 1, 0 (difficult) or -1.",
+                    "Fix the line.",
+                )
+            if image_id in seen or image_id not in images:
+                problem = (
+                    "appears a second time" if image_id in seen else "is not in the split's list"
+                )
+                raise InputError(f"{where}: the image {image_id} {problem}.", "Remove the line.")
+            seen.add(image_id)
+            if parts[2] == "1":
+                images[image_id].positive.add(number)
+            elif parts[2] == "0":
+                images[image_id].difficult.add(number)
+        lacking = [image_id for image_id in images if image_id not in seen]
+        if lacking:
+            raise InputError(
+                f"{path}: {len(lacking)} of the split's {len(images)} images have no line. The "
+                f"first is {lacking[0]}.",
+                self.remedy,
+            )
+
+    def _image_id(self, line: str, columns: bool = False) -> str | None:
+        """The image that a line means: the first reading of which there is a file.
+
+        Without any file, an id in the devkit's form; None if it is not one.
+
+        Args:
+            columns: whether the line may have a second column.
+        """
+        texts = [line, re.sub(r"\s+1$", "", line)] if columns else [line]
+        readings = [reading for text in dict.fromkeys(texts) for reading in self._readings(text)]
+        for reading in readings:
+            if self._files.path(f"{self._annotations}/{reading}.xml") or self._files.photographs(
+                f"{self._photographs}/{reading}"
+            ):
+                return composed(reading)
+        if not is_inside(line):
+            return None
+        for reading in readings:
+            if re.fullmatch(r"[\w./-]+", reading) and not self._files.is_photograph(reading):
+                return composed(reading)
+        return None
+
+    def _readings(self, text: str) -> Iterator[str]:
+        """The ids that a name or path can stand for, as it is written first."""
+        path = text.strip("\"'").replace("\\", "/").removeprefix("./")
+        inner = path.rpartition(f"{self._photographs.name}/")[2]
+        for name in dict.fromkeys([path, inner, path.rpartition("/")[2]]):
+            if is_inside(name):
+                yield name
+                if self._files.is_photograph(name):
+                    yield without_suffix(name)
+
+    def _list_remedy(self, path: Path) -> str:
+        """The remedy of errors about a list; names the lists that there are in its place."""
+        lists = [name for name in sorted(file_names(path.parent)) if name.endswith(".txt")]
+        if not lists or path.name in lists:
+            return self.remedy
+        return (
+            f"There are {', '.join(lists[:_SHOWN])}: set `prepare.{self._root.name}.train` and "
+            f"`prepare.{self._root.name}.test` in params.yaml to the names of two lists, without "
+            f".txt. {self.remedy}"
+        )
+
+
 def _layout(root: Path, folder: PurePosixPath, settings: VocSettings) -> str:
-    """The remedy of errors about missing files: which folders must be where."""
     folders = "ImageSets/Main/, Annotations/ and JPEGImages/"
     if settings.vocabulary is None:
         return (
             f"VOC 2007 needs {folders} in {root / folder}: unpack VOCtrainval_06-Nov-2007.tar and "
             f"VOCtest_06-Nov-2007.tar in {root}."
         )
-    return f"This layout needs {folders} in {root / folder}. Put the file there."
-
-
-def _box_table(images: dict[str, _Image], vocabulary: tuple[str, ...]) -> BoxTable:
-    tables = {}
-    for image_id, image in images.items():
-        boxes = np.array([box for _, box in image.objects], dtype=np.float32).reshape(-1, 4)
-        classes = np.array([number for number, _ in image.objects], dtype=np.int64)
-        tables[image_id] = ImageBoxes(classes, boxes)
-    return BoxTable(vocabulary, tables)
-
-
-# --- lists ---------------------------------------------------------------------------------------
-
-
-def _read_ids(path: Path, split: Split, ids: dict[str, Split], remedy: str) -> None:
-    """Add the image ids of a split to ``ids``."""
-    for number, line in read_lines(path, remedy):
-        if not re.fullmatch(r"[\w-]+", line):
-            raise InputError(
-                f"{path}, line {number}: found {line!r}, expected an image id such as 000005.",
-                "Fix the line.",
-            )
-        if line in ids:
-            raise InputError(
-                f"{path}, line {number}: the image {line} is already in the list of {ids[line]}.",
-                "Remove it from one of the lists.",
-            )
-        ids[line] = split
-
-
-def _read_class_list(path: Path, number: int, images: dict[str, _Image], remedy: str) -> None:
-    """Add what the list of the class ``number`` says of each image of a split to ``images``."""
-    seen = set()
-    for line_number, line in read_lines(path, remedy):
-        where = f"{path}, line {line_number}"
-        parts = line.split()
-        if len(parts) != 2 or parts[1] not in ("1", "0", "-1"):
-            raise InputError(
-                f"{where}: found {line!r}, expected an image id and 1, 0 (difficult) or -1.",
-                "Fix the line.",
-            )
-        image_id, value = parts
-        if image_id in seen or image_id not in images:
-            problem = "appears a second time" if image_id in seen else "is not in the split's list"
-            raise InputError(f"{where}: the image {image_id} {problem}.", "Remove the line.")
-        seen.add(image_id)
-        if value == "1":
-            images[image_id].positive.add(number)
-        elif value == "0":
-            images[image_id].difficult.add(number)
-    lacking = [image_id for image_id in images if image_id not in seen]
-    if lacking:
-        raise InputError(
-            f"{path}: {len(lacking)} of the split's {len(images)} images have no line. The first "
-            f"is {lacking[0]}.",
-            remedy,
-        )
+    return (
+        f"This layout needs {folders} in {root / folder}. Put the file there, as "
+        "UTF-8 text. docs/own-data.md says how to make this layout from other folders."
+    )
 
 
 # --- annotations ---------------------------------------------------------------------------------
+
+
+class _DocumentType(ValueError):
+    """A document has a type, and with it perhaps entities that could be expanded."""
 
 
 class _TreeBuilder(ElementTree.TreeBuilder):
     """Refuse a document type, and with it every entity that could be expanded."""
 
     def doctype(self, *_: object) -> NoReturn:
-        raise ValueError("it has a document type (<!DOCTYPE>), which no annotation needs")
+        raise _DocumentType("it has a document type (<!DOCTYPE>), which no annotation needs")
 
 
-def _read_annotation(path: Path, image: _Image, numbers: dict[str, int], remedy: str) -> None:
-    """Fill in ``image`` from its XML file; ``numbers`` maps class names to their numbers."""
-    content = read_source(path, remedy)
-    parser = ElementTree.XMLParser(target=_TreeBuilder())
+def _parse(content: bytes) -> ElementTree.Element:
+    """The root of an XML document, without namespaces.
+
+    Expat knows few encodings, and some programs declare another one than they write. So a document
+    that it refuses is also tried as text, in the declared encoding and in UTF-8.
+
+    Raises:
+        ElementTree.ParseError, ValueError, LookupError: it is not XML, or has a document type.
+    """
     try:
-        tree = ElementTree.fromstring(content, parser)
+        root = ElementTree.fromstring(content, ElementTree.XMLParser(target=_TreeBuilder()))
+    except _DocumentType:
+        raise
+    except (ElementTree.ParseError, ValueError) as error:
+        declared = re.match(rb"<\?xml[^>]*encoding\s*=\s*[\"']([\w.-]+)", content)
+        if declared is None:
+            raise
+        root = _parse_text(content, declared[1].decode(), error)
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+    return root
+
+
+def _parse_text(content: bytes, declared: str, error: Exception) -> ElementTree.Element:
+    """Parse a document that expat refuses with ``error``, in its declared encoding or UTF-8."""
+    for encoding in (declared, "utf-8"):
+        try:
+            text = content.decode(encoding)
+            return ElementTree.fromstring(text, ElementTree.XMLParser(target=_TreeBuilder()))
+        except _DocumentType:
+            raise
+        except (ElementTree.ParseError, ValueError):
+            continue
+    raise error
+
+
+def _read_annotation(path: Path, image: _Image, numbers: dict[str, int], devkit: _Devkit) -> None:
+    """Fill in ``image`` from its XML file; ``numbers`` maps class names to their numbers."""
+    content = read_source(path, devkit.annotation_remedy(path.name))
+    try:
+        tree = _parse(content)
     except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise InputError(f"{path} is not a VOC annotation: {error}.", remedy) from None
+        raise InputError(f"{path} is not a VOC annotation: {error}.", devkit.broken) from None
+    if tree.tag != "annotation":
+        raise InputError(
+            f"{path} is not a VOC annotation: its outermost element is <{tree.tag}>, expected "
+            "<annotation>.",
+            "Export it in the format Pascal VOC.",
+        )
     size = tree.find("size")
-    image.width = _size(size, "width", f"{path}: <size>")
-    image.height = _size(size, "height", f"{path}: <size>")
+    image.width, image.height = _side(size, "width"), _side(size, "height")
     for index, item in enumerate(tree.findall("object"), start=1):
-        name = (item.findtext("name") or "").strip()
+        name = composed((item.findtext("name") or "").strip())
         where = f"{path}: object {index} ({name!r})"
         if name not in numbers:
             raise InputError(
@@ -237,49 +439,56 @@ def _read_annotation(path: Path, image: _Image, numbers: dict[str, int], remedy:
                 "Fix the file, or list the classes of your own photographs in "
                 "`prepare.<dataset>.vocabulary` of params.yaml.",
             )
-        number = numbers[name]
-        if _number(item, "difficult", where, lambda value: value in (0, 1), "0 or 1"):
-            image.difficult.add(number)
+        if _is_difficult(item, where):
+            image.difficult.add(numbers[name])
             continue
-        image.positive.add(number)
+        image.positive.add(numbers[name])
         corners = item.find("bndbox")
-        x0, y0, x1, y1 = (
-            _number(corners, tag, f"{where}, <bndbox>", math.isfinite, "a number of pixels")
-            for tag in ("xmin", "ymin", "xmax", "ymax")
-        )
-        pixels = np.array([[x0 - 1, y0 - 1, x1, y1]])
-        boxes, covers = unit_boxes(pixels, np.array([[image.width, image.height]]))
-        if not covers[0]:
-            raise InputError(
-                f"{where}: the box {[x0, y0, x1, y1]} covers nothing of the {image.width}x"
-                f"{image.height} pixels.",
-                _FIX_FILE,
-            )
-        image.objects.append((number + 1, boxes[0]))
+        x0, y0, x1, y1 = (_pixel(corners, tag, where) for tag in ("xmin", "ymin", "xmax", "ymax"))
+        image.exchanged |= x0 > x1 or y0 > y1
+        box = (min(x0, x1) - 1, min(y0, y1) - 1, max(x0, x1), max(y0, y1))
+        image.objects.append((numbers[name] + 1, box))
 
 
-def _size(element: ElementTree.Element | None, tag: str, where: str) -> int:
-    """The width or height in a child of the element <size>."""
+def _side(size: ElementTree.Element | None, tag: str) -> int | None:
+    """The width or height in a child of the element <size>; None if it is not a size."""
+    try:
+        value = float((size.findtext(tag) if size is not None else None) or "")
+    except ValueError:
+        return None
+    return int(value) if value.is_integer() and 0 < value < 2**31 else None
 
-    def is_size(value: float) -> bool:
-        return value.is_integer() and 0 < value < 2**31
 
-    return int(_number(element, tag, where, is_size, "a positive integer"))
+def _is_difficult(item: ElementTree.Element, where: str) -> bool:
+    text = item.findtext("difficult")
+    word = (text or "").strip().lower()
+    if word in _NOT_DIFFICULT or word in _DIFFICULT:
+        return word in _DIFFICULT
+    try:
+        value = float(word)
+    except ValueError:
+        value = math.nan
+    if value not in (0, 1):
+        raise InputError(f"{where}: <difficult> is {text!r}, expected 0 or 1.", _FIX_FILE)
+    return bool(value)
 
 
-def _number(
-    element: ElementTree.Element | None,
-    tag: str,
-    where: str,
-    is_valid: Callable[[float], bool],
-    expected: str,
-) -> float:
-    """The number in a child of an element; ``expected`` describes valid ones in the error."""
-    text = None if element is None else element.findtext(tag)
+def _pixel(corners: ElementTree.Element | None, tag: str, where: str) -> float:
+    """A coordinate of a box; nan if the object has no box.
+
+    Raises:
+        InputError: it is not a number, or the box lacks it.
+    """
+    if corners is None or not len(corners):
+        return math.nan
+    text = corners.findtext(tag)
     try:
         value = float(text or "")
     except ValueError:
         value = math.nan
-    if not is_valid(value):
-        raise InputError(f"{where}: <{tag}> is {text!r}, expected {expected}.", _FIX_FILE)
+    if not math.isfinite(value):
+        raise InputError(
+            f"{where}, <bndbox>: <{tag}> is {text!r}, expected a number of pixels.",
+            "Fix the file, or remove <bndbox> to keep the object as a label without a box.",
+        )
     return value

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import refused
-from trees import SIZE, coco_file, coco_files, coco_image, coco_object, make_coco
+from trees import SIZE, coco_file, coco_files, coco_image, coco_object, make_coco, placed
 
-from pipeline.datasets.readers import coco
+from pipeline.datasets.readers import json_arrays
 from pipeline.datasets.readers.coco import read_coco
 from pipeline.errors import InputError, MissingError
 from pipeline.settings import CocoSettings
@@ -73,10 +73,11 @@ def test_the_split_of_2017_has_the_same_labels_in_other_folders(tmp_path: Path) 
 
 
 def test_boxes_are_normalized_corners(tmp_path: Path) -> None:
-    boxes = read_coco(make_coco(tmp_path), SETTINGS).boxes
-    assert boxes is not None
+    boxes = placed(read_coco(make_coco(tmp_path), SETTINGS), tmp_path)
     assert boxes.classes == ("person", "train", "toothbrush")
-    assert sorted(boxes.images) == ["30", "8", "9"]
+    assert sorted(key for key, image in boxes.images.items() if len(image.classes)) == [
+        *("30", "8", "9")
+    ]
     # Of 20 x 10 pixels; the crowd is left out.
     assert boxes.images["9"].classes.tolist() == [3, 3]
     np.testing.assert_allclose(
@@ -100,8 +101,7 @@ def test_files_without_any_annotation(tmp_path: Path) -> None:
         content["annotations"] = []
     listing = read_coco(make_coco(tmp_path, files), SETTINGS)
     assert listing.table.column("labels").to_pylist() == [[]] * 6
-    assert listing.boxes is not None
-    assert listing.boxes.images == {}
+    assert not any(len(image.classes) for image in placed(listing, tmp_path).images.values())
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64])
@@ -113,7 +113,7 @@ def test_chunks_may_end_anywhere(tmp_path: Path, chunk: int, indent: int | None)
         extra = {"number": 12, "none": None, "deep": [[1, [2]], "ü]", {}, 3.5e2, True], **content}
         text = json.dumps(extra, indent=indent, ensure_ascii=False)
         (tmp_path / f"annotations/instances_{split}.json").write_text(f"\n {text}\n\n")
-    with mock.patch.object(coco, "_CHUNK", chunk):
+    with mock.patch.object(json_arrays, "_CHUNK", chunk):
         assert read_coco(tmp_path, SETTINGS).table == expected
 
 
@@ -143,13 +143,12 @@ def test_labels_and_boxes_follow_the_annotations(
     listing = read_coco(root, SETTINGS)
     assert listing.table.column("image_id").to_pylist()[:-1] == [str(n + 1) for n in order]
     names = {1: "person", 7: "train", 90: "toothbrush"}
+    boxes = placed(listing, root)
     for row in listing.table.to_pylist():
         expected = {names[c] for image, c, _ in train if str(image) == row["image_id"]}
         assert {listing.vocabulary[label] for label in row["labels"]} == expected
         easy = [c for image, c, crowd in train if str(image) == row["image_id"] and not crowd]
-        assert listing.boxes is not None
-        image = listing.boxes.images.get(row["image_id"])
-        classes = [] if image is None else [listing.boxes.classes[n - 1] for n in image.classes]
+        classes = [boxes.classes[n - 1] for n in boxes.images[row["image_id"]].classes]
         assert classes == [names[category] for category in easy]
 
 
@@ -160,6 +159,7 @@ def test_real_sample(shared: Path) -> None:
     assert listing.vocabulary == tuple(np.load(shared / "data/label-vectors/coco.npz")["labels"])
     rows = {row["image_id"]: row for row in listing.table.to_pylist()}
     assert len(rows) == 32
+    placed_boxes = placed(listing, root)
     seen = 0
     for name in (TRAIN, TEST):
         content = json.loads((root / name).read_text())
@@ -172,9 +172,8 @@ def test_real_sample(shared: Path) -> None:
             assert (root / row["path"]).is_file()
             assert (row["width"], row["height"]) == (image["width"], image["height"])
             easy = [item for item in objects if not item["iscrowd"]]
-            assert listing.boxes is not None
             if easy:
-                boxes = listing.boxes.images[row["image_id"]].boxes
+                boxes = placed_boxes.images[row["image_id"]].boxes
                 scale = np.array([image["width"], image["height"]] * 2)
                 pixels = np.array([item["bbox"] for item in easy])
                 pixels[:, 2:] += pixels[:, :2]
@@ -199,7 +198,7 @@ def test_outlines_are_not_kept_in_memory(tmp_path: Path) -> None:
     json.loads(path.read_text())
     _, whole = tracemalloc.get_traced_memory()
     tracemalloc.reset_peak()
-    with mock.patch.object(coco, "_CHUNK", 1 << 14):
+    with mock.patch.object(json_arrays, "_CHUNK", 1 << 14):
         assert len(read_coco(tmp_path, SETTINGS).table) == 6
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -244,7 +243,6 @@ def test_empty_root(tmp_path: Path) -> None:
         (b'{"info": 3} 4', ["character 12: ", "end of the file"]),
         (b'{"info": ' + b"[" * 99_999, ["character "]),
         (b'{"info": {"a": ' + b"[" * 99_999, ["character 9: maximum recursion depth"]),
-        (b"\xef\xbb\xbf{}", ["character 0: ", "'\\ufeff'", "'{'"]),
         (b'{"info": "\xff"}', ["utf-8"]),
         ('{"info": 3}'.encode("utf-16"), ["utf-8"]),
     ],
@@ -260,7 +258,7 @@ def test_truncated_download_is_refused(tmp_path: Path) -> None:
     path = make_coco(tmp_path) / TRAIN
     content = path.read_text()
     for chunk in (3, 1 << 22):
-        with mock.patch.object(coco, "_CHUNK", chunk):
+        with mock.patch.object(json_arrays, "_CHUNK", chunk):
             for end in range(1, len(content) - 1, 41):
                 path.write_text(content[:end])
                 with refused(InputError, "2014.json", "character ", *LAYOUT):
@@ -271,7 +269,7 @@ def test_reading_stops_at_a_record_without_end(tmp_path: Path) -> None:
     path = make_coco(tmp_path) / TRAIN
     path.write_text('{"images": ["' + "x" * 10_000 + '"]}')
     with (
-        mock.patch.multiple(coco, _CHUNK=100, _LONGEST=1000),
+        mock.patch.multiple(json_arrays, _CHUNK=100, _LONGEST=1000),
         refused(InputError, "character 12: Unterminated string"),
     ):
         read_coco(tmp_path, SETTINGS)
@@ -304,40 +302,35 @@ def added(section: str, record: Any, split: str = "train2014") -> Callable[[File
         (changed("images", 1, id=30), ["images[1]", "image 30"]),
         *(
             (changed("images", 1, **{key: None}), ["images[1]", f"`{key}`"])
-            for key in ("id", "file_name", "width", "height")
+            for key in ("id", "file_name")
         ),
-        (changed("images", 1, id="9"), ["images[1]: `id` is '9'"]),
+        (changed("images", 1, id="30"), ["images[1]", "image 30"]),
+        (changed("images", 1, id=1.5), ["images[1]: `id` is 1.5"]),
+        (changed("images", 1, id=" "), ["images[1]: `id` is ' '"]),
         (changed("images", 1, id=True), ["images[1]: `id` is True"]),
-        (changed("images", 1, id=-9), ["images[1]: `id` is -9"]),
-        (changed("images", 1, id=2**40), [f"images[1]: `id` is {2**40}"]),
-        (changed("images", 1, width=0), ["`width` is 0", "1"]),
-        (changed("images", 1, height=1.5), ["`height` is 1.5", "1"]),
         (changed("images", 1, file_name=""), ["`file_name` is ''"]),
         (changed("images", 1, file_name=7), ["`file_name` is 7"]),
         (changed("images", 1, file_name="\ud800"), ["`file_name` is '\\ud800'"]),
         (added("images", [1]), ["images[4]", "[1]"]),
-        (changed("annotations", 2, image_id=77), ["annotations[2]: `image_id` is 77"]),
-        (changed("annotations", 2, image_id=8), ["annotations[2]: `image_id` is 8"]),
-        (changed("annotations", 2, category_id=2), ["`category_id` is 2"]),
-        (changed("annotations", 2, category_id="1"), ["`category_id` is '1'"]),
-        (changed("annotations", 2, id=2), ["annotations[2]", "id 2"]),
-        (changed("annotations", 2, id=2**70), [f"annotations[2]: `id` is {2**70}"]),
+        (changed("annotations", 2, category_id=2), ["`category_id` is 2", "1, 7, 90"]),
+        (changed("annotations", 2, category_id=[1]), ["`category_id` is [1]"]),
         *(
             (changed("annotations", 2, **{key: None}), ["annotations[2]", f"`{key}`"])
-            for key in ("id", "image_id", "category_id", "bbox", "iscrowd")
+            for key in ("image_id", "category_id")
         ),
         (changed("annotations", 2, iscrowd=2), ["`iscrowd` is 2", "0 or 1"]),
-        (changed("annotations", 2, iscrowd=1.0), ["`iscrowd` is 1.0", "0 or 1"]),
         (changed("annotations", 2, bbox=[1, 2, 3]), ["`bbox` is [1, 2, 3]"]),
         (changed("annotations", 2, bbox="1234"), ["`bbox` is '1234'"]),
-        (changed("annotations", 2, bbox=[1, 2, 3, "4"]), ["`bbox` is [1, 2, 3, '4']"]),
+        (changed("annotations", 2, bbox=[1, 2, 3, "x"]), ["`bbox` is [1, 2, 3, 'x']"]),
+        (changed("annotations", 2, bbox=[1, 2, None, 4]), ["`bbox` is [1, 2, None, 4]"]),
+        (changed("annotations", 2, bbox=[1, 2, True, 4]), ["`bbox` is [1, 2, True, 4]"]),
+        (changed("annotations", 2, bbox={"x": 1}), ["`bbox` is {'x': 1}"]),
         (changed("annotations", 2, bbox=[1, 2, 3, float("nan")]), ["`bbox` is [1, 2, 3, nan]"]),
         (changed("annotations", 2, bbox=[1, 2, 3, float("inf")]), ["`bbox` is [1, 2, 3, inf]"]),
         (changed("annotations", 2, bbox=[1, 2, 3, 10**400]), ["`bbox` is [1, 2, 3, 10000"]),
         (changed("categories", 1, id=7), ["categories[1]", "7", "'person'"]),
-        (changed("categories", 1, name="train"), ["categories[1]", "1", "'train'"]),
         (changed("categories", 1, name=None), ["categories[1]", "`name`"]),
-        (changed("categories", 1, name=3), ["categories[1]: `name` is 3"]),
+        (changed("categories", 1, name=3.5), ["categories[1]: `name` is 3.5"]),
         (lambda files: files["train2014"].pop("annotations"), ["`annotations`", *LAYOUT]),
         (lambda files: files["train2014"].pop("categories"), ["`categories`", *LAYOUT]),
     ],
@@ -362,7 +355,7 @@ def test_image_in_both_splits_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("record", "shown"),
-    [({"id": 8, "name": "new"}, "(8, 'new')"), ({"id": 1, "name": "folk"}, "(1, 'folk')")],
+    [({"id": 8, "name": "new"}, "8 ('new')"), ({"id": 1, "name": "folk"}, "1 ('folk')")],
 )
 def test_files_with_different_categories_are_refused(
     tmp_path: Path, record: Any, shown: str

@@ -1,0 +1,309 @@
+"""What labelling tools write in COCO's JSON, and how it is read."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from refusals import refused
+from trees import (
+    SIZE,
+    coco_file,
+    coco_image,
+    coco_object,
+    draw_image,
+    images_of,
+    placed,
+)
+
+from pipeline.datasets.readers.coco import read_coco
+from pipeline.errors import InputError, MissingError
+from pipeline.settings import CocoSettings
+
+FARM = CocoSettings(source="coco", train="train", test="val")
+ANIMALS = [(1, "cow"), (2, "barn")]
+Change = Callable[[dict[str, Any]], object]
+
+
+def write_farm(
+    root: Path,
+    change: Change = lambda content: None,
+    *,
+    test: Change = lambda content: None,
+    images: tuple[str, ...] = ("train/a.jpg", "train/b.jpg", "val/c.jpg"),
+    files: tuple[str, str] = ("annotations/instances_train.json", "annotations/instances_val.json"),
+    start: bytes = b"",
+) -> None:
+    """Write two training images, a cow, and a cow in a barn; and a test image without labels."""
+    contents = [
+        coco_file(
+            [coco_image(1, file_name="a.jpg"), coco_image(2, file_name="b.jpg")],
+            [
+                coco_object(1, 1, 1, bbox=[4, 2, 10, 5]),
+                coco_object(2, 2, 1, bbox=[4, 2, 10, 5]),
+                coco_object(3, 2, 2, bbox=[0, 0, 20, 10]),
+            ],
+            ANIMALS,
+        ),
+        coco_file([coco_image(101, file_name="c.jpg")], [], ANIMALS),
+    ]
+    change(contents[0])
+    test(contents[1])
+    for name, content in zip(files, contents, strict=True):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(start + json.dumps(content).encode())
+    for number, image in enumerate(images):
+        draw_image(root / image, number)
+
+
+EXPECTED = {"1": ("train/a.jpg", ["cow"]), "2": ("train/b.jpg", ["cow", "barn"])}
+
+
+def each(section: str, **changes: Any) -> Change:
+    """Set keys of every record; None removes the key, a function gets the old value."""
+
+    def change(content: dict[str, Any]) -> None:
+        for record in content[section]:
+            for key, value in changes.items():
+                if value is None:
+                    del record[key]
+                else:
+                    record[key] = value(record[key]) if callable(value) else value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        each("annotations", iscrowd=None),
+        each("annotations", iscrowd=lambda value: str(value)),
+        each("annotations", iscrowd=lambda value: False),
+        each("annotations", bbox=lambda box: [str(side) for side in box]),
+        lambda content: content["images"].append(dict(content["images"][0])),
+        each("annotations", id=1),
+        each("annotations", id=None),
+        each("annotations", id="x"),
+        each("annotations", image_id=str, category_id=str),
+        each("annotations", image_id=float),
+        each("images", id=str),
+        each("categories", id=lambda value: f"0{value}"),
+        each("images", width=None, height=None),
+        each("images", width=-1, height=-1),
+        each("images", width=0, height=0),
+        each("images", width="wide", height=lambda value: str(value)),
+        each("images", width=float),
+        each("images", license=None),
+        each("annotations", segmentation=None),
+        each("categories", supercategory=None),
+    ],
+)
+def test_records_with_other_or_fewer_keys(tmp_path: Path, change: Change) -> None:
+    write_farm(tmp_path, change)
+    listing = read_coco(tmp_path, FARM)
+    assert listing.vocabulary == ("cow", "barn")
+    assert images_of(listing, tmp_path) == EXPECTED
+    boxes = placed(listing, tmp_path)
+    assert not boxes.incomplete
+    expected = pa.array([[0.2, 0.2, 0.7, 0.7], [0, 0, 1, 1]], pa.list_(pa.float32())).to_pylist()
+    assert boxes.images["2"].boxes.tolist() == expected
+    assert boxes.images["2"].classes.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("shift", [10_236_529_000, 2**63, 2**70])
+def test_ids_of_any_size(tmp_path: Path, shift: int) -> None:
+    def change(content: dict[str, Any]) -> None:
+        each("images", id=lambda value: value + shift)(content)
+        each("annotations", image_id=lambda value: value + shift, id=lambda n: n + shift)(content)
+
+    write_farm(tmp_path, change)
+    assert images_of(read_coco(tmp_path, FARM), tmp_path) == {
+        str(int(key) + shift): value for key, value in EXPECTED.items()
+    }
+
+
+def test_ids_that_are_names(tmp_path: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        each("images", id=lambda value: f"img{value}")(content)
+        each("annotations", image_id=lambda value: f"img{value}")(content)
+
+    write_farm(tmp_path, change)
+    assert list(images_of(read_coco(tmp_path, FARM), tmp_path)) == ["img1", "img2"]
+
+
+def test_byte_order_mark_before_json(tmp_path: Path) -> None:
+    write_farm(tmp_path, start=b"\xef\xbb\xbf")
+    assert images_of(read_coco(tmp_path, FARM), tmp_path) == EXPECTED
+
+
+@pytest.mark.parametrize("box", [None, [], [None] * 4, "absent"])
+def test_annotation_without_a_box_is_a_label(tmp_path: Path, box: Any) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["annotations"][1]["bbox"] = box
+        if box == "absent":
+            del content["annotations"][1]["bbox"]
+
+    write_farm(tmp_path, change)
+    listing = read_coco(tmp_path, FARM)
+    assert images_of(listing, tmp_path) == EXPECTED
+    boxes = placed(listing, tmp_path)
+    assert boxes.incomplete == {"2"}
+    assert boxes.images["2"].classes.tolist() == [2]
+
+
+def test_negative_sizes_are_of_another_corner(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_farm(tmp_path, each("annotations", bbox=[14, 7, -10, -5]))
+    boxes = placed(read_coco(tmp_path, FARM), tmp_path)
+    expected = pa.array([[0.2, 0.2, 0.7, 0.7]], pa.list_(pa.float32())).to_pylist()
+    assert boxes.images["1"].boxes.tolist() == expected
+    assert "annotations[0]" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("prefix", "folder", "noted"),
+    [
+        ("images\\", "train/images/", False),
+        ("./", "train/", False),
+        (".\\", "train/", False),
+        ("train/", "train/", False),
+        ("train\\", "train/", False),
+        ("images/", "images/", False),
+        ("/home/me/farm/train/", "train/", True),
+        ("C:\\farm\\", "train/", True),
+        ("../images/", "images/", True),
+        ("data/media/upload/1/", "train/", True),
+        ("farm/sub/", "train/sub/", True),
+    ],
+)
+def test_paths_in_file_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, prefix: str, folder: str, noted: bool
+) -> None:
+    images = (f"{folder}a.jpg", f"{folder}b.jpg", "val/c.jpg")
+    write_farm(tmp_path, each("images", file_name=lambda name: prefix + name), images=images)
+    found = images_of(read_coco(tmp_path, FARM), tmp_path)
+    assert [path for path, _ in found.values()] == list(images[:2])
+    assert (str(images[0]) in caplog.text) == noted
+
+
+def test_path_that_does_not_exist_is_expected_in_the_folder_of_the_split(tmp_path: Path) -> None:
+    names = iter(["../../etc/passwd", "/nowhere/b.jpg"])
+    write_farm(tmp_path, each("images", file_name=lambda name: next(names)), images=())
+    paths = read_coco(tmp_path, FARM).table.column("path").to_pylist()
+    assert paths == ["train/passwd", "train/b.jpg", "val/c.jpg"]
+
+
+def test_part_of_a_path_that_two_images_share_is_refused(tmp_path: Path) -> None:
+    names = iter(["/x/a.jpg", "/y/a.jpg"])
+    write_farm(tmp_path, each("images", file_name=lambda name: next(names)))
+    with refused(InputError, "instances_train.json", "image 1", "'/x/a.jpg'", "train/a.jpg"):
+        read_coco(tmp_path, FARM)
+
+
+def test_name_from_the_address_of_an_image(tmp_path: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        for record in content["images"]:
+            record["coco_url"] = f"http://example.org/x/{record.pop('file_name')}"
+
+    write_farm(tmp_path, change)
+    assert images_of(read_coco(tmp_path, FARM), tmp_path) == EXPECTED
+
+
+def test_file_names_and_labels_in_another_unicode_form(tmp_path: Path) -> None:
+    apart = unicodedata.normalize("NFD", "é.jpg")
+    names = iter(["é.jpg", "b.jpg"])
+
+    def change(content: dict[str, Any]) -> None:
+        each("images", file_name=lambda name: next(names))(content)
+        content["categories"][0]["name"] = unicodedata.normalize("NFD", "fée")
+
+    def test(content: dict[str, Any]) -> None:
+        content["categories"][0]["name"] = "fée"
+
+    write_farm(tmp_path, change, test=test, images=(f"train/{apart}", "train/b.jpg", "val/c.jpg"))
+    listing = read_coco(tmp_path, FARM)
+    assert images_of(listing, tmp_path)["1"] == (f"train/{apart}", ["fée"])
+    assert listing.vocabulary == ("fée", "barn")
+
+
+def test_files_that_count_from_the_same_number(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_farm(tmp_path, test=each("images", id=1))
+    listing = read_coco(tmp_path, FARM)
+    assert listing.table.column("image_id").to_pylist() == ["train/1", "train/2", "val/1"]
+    assert listing.table.column("labels").to_pylist() == [[0], [0, 1], []]
+    assert "val/<id>" in caplog.text
+
+
+def test_annotations_beside_the_photographs(tmp_path: Path) -> None:
+    names = ("train/_annotations.coco.json", "val/_annotations.coco.json")
+    write_farm(tmp_path, files=names)
+    listing = read_coco(tmp_path, FARM)
+    assert images_of(listing, tmp_path) == EXPECTED
+    assert list(listing.sources) == list(names)
+
+
+def test_missing_file_of_own_data_names_settings_and_files(tmp_path: Path) -> None:
+    root = tmp_path / "farm"
+    write_farm(root, files=("labels.json", "annotations/test.json"))
+    with refused(
+        MissingError, "annotations/instances_train.json", "`prepare.farm.train`", "labels.json"
+    ):
+        read_coco(root, FARM)
+
+
+def test_categories_may_start_at_zero_repeat_or_be_unused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["categories"] = [
+            {"id": 0, "name": "animals"},
+            {"id": 2, "name": "barn"},
+            {"id": 1, "name": "cow"},
+            {"id": 5, "name": "cow"},
+        ]
+        content["annotations"][0]["category_id"] = 5
+
+    write_farm(tmp_path, change, test=change_names)
+    listing = read_coco(tmp_path, FARM)
+    assert listing.vocabulary == ("animals", "cow", "barn", "goat")
+    assert images_of(listing, tmp_path) == EXPECTED
+    assert "'cow'" in caplog.text
+    assert "animals" in caplog.text
+    assert "goat" in caplog.text
+
+
+def change_names(content: dict[str, Any]) -> None:
+    """Other numbers for the same names, and a name of its own."""
+    names = ["barn", "cow", "goat"]
+    content["categories"] = [{"id": number, "name": name} for number, name in enumerate(names)]
+    content["annotations"].append(coco_object(1, 101, 1))
+
+
+def test_annotations_of_unknown_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["annotations"].insert(0, coco_object(9, 77, 2))
+
+    write_farm(tmp_path, change)
+    listing = read_coco(tmp_path, FARM)
+    assert images_of(listing, tmp_path) == EXPECTED
+    assert not placed(listing, tmp_path).incomplete
+    assert all(part in caplog.text for part in ("1 of 4", "annotations[0]", "77"))
+    write_farm(tmp_path, each("annotations", image_id=lambda value: value + 50))
+    with refused(InputError, "instances_train.json", "annotations[0]", "51", "`image_id`"):
+        read_coco(tmp_path, FARM)
+
+
+def test_listed_sizes_of_other_frames_reach_the_boxes(tmp_path: Path) -> None:
+    """Twice the size of the photograph, with boxes in its pixels."""
+    double = (2 * SIZE[0], 2 * SIZE[1])
+    write_farm(tmp_path, each("images", width=double[0], height=double[1]))
+    boxes = placed(read_coco(tmp_path, FARM), tmp_path).images["1"].boxes
+    assert boxes.tolist() == pa.array([[0.1, 0.1, 0.35, 0.35]], pa.list_(pa.float32())).to_pylist()
