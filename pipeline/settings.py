@@ -85,12 +85,26 @@ BoxFrame = Literal["auto", "upright", "stored"]
 class _BoxedSettings(_ListedSettings):
     """What data sets with boxes have in common."""
 
+    train: str
+    test: str
+    val: str | None = Field(
+        None,
+        description="Name of the split that validates each training, as for `train` and `test`. "
+        "null: none.",
+    )
     box_frame: BoxFrame = Field(
         "auto",
         description="The picture that boxes were drawn on, if an EXIF orientation turns it: "
         "`upright`, as viewers show it, or `stored`, as it was before turning. `auto`: the listed "
         "sizes decide, and boxes for which they can't are left out with a note.",
     )
+
+    @property
+    def splits(self) -> dict[Literal["train", "val", "test"], str]:
+        """Each split -> its name in the data set's files, in the manifest's order."""
+        if self.val is None:
+            return {"train": self.train, "test": self.test}
+        return {"train": self.train, "val": self.val, "test": self.test}
 
 
 class VocSettings(_BoxedSettings):

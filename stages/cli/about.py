@@ -75,7 +75,7 @@ def completion(context: click.Context, shell: str) -> None:
 @click.command()
 @request_options
 def labels(request: Request) -> None:
-    """Show each label's vector: its words, and the nearest labels."""
+    """Show the words and the nearest labels of each label."""
     from stages.commands import labels as command
 
     click.echo(command.labels(request))

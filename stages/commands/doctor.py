@@ -308,23 +308,21 @@ def _needed(dataset: str, source: PrepareSettings) -> tuple[list[str], str]:
     """Return some of a data set's files, at least one per archive, and how to get them."""
     root = f"{data_root(dataset)}/"
     if isinstance(source, VocSettings):
-        lists = (
-            f"{source.folder}/ImageSets/Main/{name}.txt" for name in (source.train, source.test)
-        )
+        lists = (f"{source.folder}/ImageSets/Main/{name}.txt" for name in source.splits.values())
         archives = "VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar"
         fix = f"unpack {archives}" if source.vocabulary is None else "put the data set"
         return [*lists, f"{source.folder}/JPEGImages"], f"{fix} in {root}"
     if isinstance(source, CocoSettings):
         from pipeline.datasets.readers.coco import annotations_of, is_published
 
-        splits = (source.train, source.test)
+        splits = source.splits.values()
         files = [annotations_of(data_root(dataset), split) for split in splits]
         if not is_published(source):
             return files, f"put the data set in {root}"
         return (
             [*files, *splits],
-            f"unpack the publisher's annotations_*.zip, {source.train}.zip and "
-            f"{source.test}.zip in {root}",
+            f"unpack the publisher's annotations_*.zip, "
+            f"{' and '.join(f'{split}.zip' for split in splits)} in {root}",
         )
     if isinstance(source, NuswideSettings):
         forms = {

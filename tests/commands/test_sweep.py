@@ -146,27 +146,30 @@ VALIDATED = ("--set", "train.voc2007.validation=0.3")
 
 def test_the_validation_part_decides_and_never_the_test_split(small: Flow) -> None:
     best_epoch = ("--set", "train.voc2007.selection=best", "--set", "train.voc2007.epochs=3")
-    outcome = small.gmpipe("sweep", "beta=0.0,0.8", *SEEDS, *VALIDATED, *best_epoch, *ALONE)
+    outcome = small.gmpipe(
+        "sweep", "learning_rate=0.0001,0.1", *SEEDS, *VALIDATED, *best_epoch, *ALONE
+    )
     assert outcome.code == 0
-    written = rows(small, "beta")
+    written = rows(small, "learning_rate")
     measured: dict[str, list[float]] = {}
     for name in run_names(small):
         checkpoint = load_checkpoint(small / "runs/voc2007" / name / "checkpoint.pt")
         # With `selection: best`, the result is the best of the epochs.
         value = max(row["validation_mAP"] for row in checkpoint.history)
-        beta = str(checkpoint.settings.beta)
-        measured.setdefault(beta, []).append(value)
+        rate = str(checkpoint.settings.learning_rate)
+        measured.setdefault(rate, []).append(value)
         [row] = [
-            row for row in written if (row["value"], row["seed"]) == (beta, str(checkpoint.seed))
+            row for row in written if (row["value"], row["seed"]) == (rate, str(checkpoint.seed))
         ]
         assert float(row["validation_mAP"]) == value
     means = {value: float(np.mean(maps)) for value, maps in measured.items()}
     best, other = sorted(means, key=means.__getitem__, reverse=True)
+    assert means[best] > means[other]
     assert re.search(rf"^\| {best} +\| {means[best]:.1f} ± \S+ \(best\) +\|", outcome.out, re.M)
     assert re.search(rf"^\| {other} +\| {means[other]:.1f} ± \S+ +\|", outcome.out, re.M)
-    assert f"beta={best}." in outcome.out
+    assert f"learning_rate={best}." in outcome.out
     assert "validation=0.2" not in outcome.err
-    results = read_sweep(small / "runs/voc2007/sweeps/beta/sweep.json")
+    results = read_sweep(small / "runs/voc2007/sweeps/learning_rate/sweep.json")
     assert results.best() == best
     # Other numbers on the test split change nothing.
     flipped = [run.model_copy(update={"mAP": 100 - run.mAP}) for run in results.runs]
@@ -174,7 +177,7 @@ def test_the_validation_part_decides_and_never_the_test_split(small: Flow) -> No
     swapped = {best: 1.0, other: 2.0}
     turned = [run.model_copy(update={"validation_mAP": swapped[run.value]}) for run in results.runs]
     assert results.model_copy(update={"runs": turned}).best() == other
-    text = "".join(ET.parse(small / "runs/voc2007/sweeps/beta/figure.svg").getroot().itertext())
+    text = "".join(ET.parse(small / "runs/voc2007/sweeps/learning_rate/figure.svg").getroot().itertext())
     for words in ("validation", "test", "best by validation"):
         assert words in text
 

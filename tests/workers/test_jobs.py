@@ -25,7 +25,7 @@ from stages.console.messages import NORMAL, QUIET, VERBOSE, note, speaking
 from stages.workers.jobs import run_jobs
 
 LIST = ("runs", "list")
-PRUNE = ("runs", "prune")
+PRUNE = ("runs", "prune", "--yes")
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def test_a_job_runs_its_commands_until_one_fails() -> None:
     assert outcomes["good"].problem == ""
     first, second = outcomes["good"].output.splitlines()
     assert "runs/tiny" in first
-    assert "0.0 MB" in second
+    assert "0 bytes" in second
     assert "`tiny`" in outcomes["bad"].problem
     assert not outcomes["bad"].problem.startswith("Error")
     assert outcomes["bad"].output == first
@@ -78,7 +78,7 @@ def test_jobs_say_as_much_as_their_parent(capfd: pytest.CaptureFixture[str]) -> 
     ):
         with speaking(level):
             [(_, outcome)] = run_jobs({"prune": [PRUNE]}, 1)
-        assert ("0.0 MB" in outcome.output) == is_printed
+        assert ("0 bytes" in outcome.output) == is_printed
         assert ("stages.checkout.params: read params.yaml" in capfd.readouterr().err) == is_logged
 
 

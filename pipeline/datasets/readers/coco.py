@@ -51,8 +51,10 @@ import math
 import re
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import TextIOWrapper
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.datasets.listing import ListedBoxes, Listing, hash_sources, open_source
-from pipeline.datasets.manifest import COLUMNS, REQUIRED_SPLITS
+from pipeline.datasets.manifest import COLUMNS
 from pipeline.datasets.readers.found import find_photographs
 from pipeline.datasets.readers.json_arrays import JsonArrays
 from pipeline.errors import InputError
@@ -126,21 +128,21 @@ def read_coco(root: Path, settings: CocoSettings) -> Listing:
         MissingError: a file does not exist.
         InputError: a file breaks the format; names the file and the record.
     """
-    folders = (settings.train, settings.test)
     published = is_published(settings)
-    names = [annotations_of(root, folder) for folder in folders]
+    names = [annotations_of(root, folder) for folder in settings.splits.values()]
     missing, broken = _remedies(root, settings, published)
-    train, test = (
+    files = [
         _read_instances(root / name, folder, missing, broken)
-        for name, folder in zip(names, folders, strict=True)
-    )
+        for name, folder in zip(names, settings.splits.values(), strict=True)
+    ]
     if published:
-        _check_published(train, test)
-    vocabulary = _vocabulary(train, test)
-    prefixed = _share_ids(train, test)
+        for first, second in combinations(files, 2):
+            _check_published(first, second)
+    vocabulary = _vocabulary(files)
+    prefixed = _share_ids(files)
     rows: list[dict[str, Any]] = []
     parts = []
-    for split, instances in zip(REQUIRED_SPLITS, (train, test), strict=True):
+    for split, instances in zip(settings.splits, files, strict=True):
         labels, objects = _objects(instances, vocabulary, len(rows))
         parts.append(objects)
         names_of = {image_id: picture.name for image_id, picture in instances.images.items()}
@@ -161,7 +163,7 @@ def read_coco(root: Path, settings: CocoSettings) -> Listing:
             )
     return Listing(
         vocabulary=tuple(vocabulary),
-        split_name="/".join(folders),
+        split_name="/".join(settings.splits.values()),
         sources=hash_sources(root, names),
         table=pa.Table.from_pylist(rows, schema=COLUMNS),
         boxes=ListedBoxes(
@@ -174,7 +176,7 @@ def read_coco(root: Path, settings: CocoSettings) -> Listing:
 
 def is_published(settings: CocoSettings) -> bool:
     """Whether the splits are COCO's own, by their names."""
-    return all(re.fullmatch(_PUBLISHED, name) for name in (settings.train, settings.test))
+    return all(re.fullmatch(_PUBLISHED, name) for name in settings.splits.values())
 
 
 def annotations_of(root: Path, folder: str) -> str:
@@ -186,10 +188,13 @@ def annotations_of(root: Path, folder: str) -> str:
 def _remedies(root: Path, settings: CocoSettings, published: bool) -> tuple[str, str]:
     """The remedies of errors about a file that is missing, and about one that is broken."""
     if published:
+        folders, archives = (
+            " and ".join(f"{name}{end}" for name in settings.splits.values())
+            for end in ("/", ".zip")
+        )
         remedy = (
-            f"COCO needs annotations/, {settings.train}/ and {settings.test}/ in {root}: unpack "
-            f"the publisher's annotations_*.zip, {settings.train}.zip and {settings.test}.zip "
-            "there."
+            f"COCO needs annotations/, {folders} in {root}: unpack the publisher's "
+            f"annotations_*.zip, {archives} there."
         )
         return remedy, remedy
     files = sorted([*root.glob("*.json"), *root.glob("*/*.json")])
@@ -203,39 +208,40 @@ def _remedies(root: Path, settings: CocoSettings, published: bool) -> tuple[str,
     )
 
 
-def _check_published(train: _Instances, test: _Instances) -> None:
+def _check_published(first: _Instances, second: _Instances) -> None:
     """Check that two files of COCO have the same categories and no image in common."""
-    if test.categories != train.categories:
-        key, name = min(test.categories.items() ^ train.categories.items())
+    if second.categories != first.categories:
+        key, name = min(second.categories.items() ^ first.categories.items())
         raise InputError(
-            f"{test.path}: the categories are not those of {train.path}; they differ in "
+            f"{second.path}: the categories are not those of {first.path}; they differ in "
             f"{key} ({name!r}).",
             "Use two files of one release.",
         )
-    common = train.images.keys() & test.images.keys()
+    common = first.images.keys() & second.images.keys()
     if common:
         raise InputError(
-            f"{test.path}: the image {min(common, key=_id_order)} is also in {train.path}.",
+            f"{second.path}: the image {min(common, key=_id_order)} is also in {first.path}.",
             "Remove it from one of the two files.",
         )
 
 
-def _share_ids(train: _Instances, test: _Instances) -> bool:
-    """Whether images of both files have the same id, which is noted."""
-    shared = bool(train.images.keys() & test.images.keys())
-    if shared:
-        _log.warning(
-            "%s and %s have images of the same id. The image ids are therefore %s/<id> and "
-            "%s/<id>.",
-            *(train.path, test.path, train.folder, test.folder),
-        )
-    return shared
+def _share_ids(files: Sequence[_Instances]) -> bool:
+    """Whether images of two files have the same id, which is noted."""
+    for first, second in combinations(files, 2):
+        if first.images.keys() & second.images.keys():
+            _log.warning(
+                "%s and %s have images of the same id. The image ids are therefore %s.",
+                *(first.path, second.path),
+                " and ".join(f"{instances.folder}/<id>" for instances in files),
+            )
+            return True
+    return False
 
 
-def _vocabulary(train: _Instances, test: _Instances) -> dict[str, int]:
+def _vocabulary(files: Sequence[_Instances]) -> dict[str, int]:
     """The number of each category's name: in the order of the ids, those of training first."""
     names: dict[str, int] = {}
-    for instances in (train, test):
+    for instances in files:
         ordered = sorted(instances.categories.items(), key=lambda item: _id_order(item[0]))
         own = [name for _, name in ordered]
         if len(set(own)) < len(own):
@@ -247,16 +253,17 @@ def _vocabulary(train: _Instances, test: _Instances) -> dict[str, int]:
             )
         for name in own:
             names.setdefault(name, len(names))
-    different = set(train.categories.values()) ^ set(test.categories.values())
-    if different:
-        shown = ", ".join(sorted(different)[:_SHOWN])
-        _log.warning(
-            "%s and %s have different categories: only one of them has %s.",
-            *(train.path, test.path, shown),
-        )
+    first, *others = files
+    for other in others:
+        if different := set(first.categories.values()) ^ set(other.categories.values()):
+            shown = ", ".join(sorted(different)[:_SHOWN])
+            _log.warning(
+                "%s and %s have different categories: only one of them has %s.",
+                *(first.path, other.path, shown),
+            )
     if not 1 <= len(names) <= _MOST_LABELS:
         raise InputError(
-            f"{train.path} has {len(names)} categories, expected 1 to {_MOST_LABELS}.", _FIX
+            f"{first.path} has {len(names)} categories, expected 1 to {_MOST_LABELS}.", _FIX
         )
     return names
 

@@ -53,7 +53,7 @@ from pipeline.datasets.listing import (
     read_lines,
     read_source,
 )
-from pipeline.datasets.manifest import COLUMNS, REQUIRED_SPLITS, Split
+from pipeline.datasets.manifest import COLUMNS, Split
 from pipeline.datasets.missing import file_names
 from pipeline.datasets.readers.found import FoundFiles, is_inside, without_suffix
 from pipeline.errors import InputError
@@ -130,11 +130,10 @@ def read_voc(root: Path, settings: VocSettings) -> Listing:
     devkit = _Devkit(root, settings)
     vocabulary = tuple(map(composed, settings.vocabulary or VOCABULARY))
     numbers = {name: number for number, name in enumerate(vocabulary)}
-    names: dict[Split, str] = {"train": settings.train, "test": settings.test}
-    sources = [f"{devkit.lists}/{names[split]}.txt" for split in REQUIRED_SPLITS]
+    sources = [f"{devkit.lists}/{name}.txt" for name in settings.splits.values()]
     ids: dict[str, Split] = {}
-    for split, name in zip(REQUIRED_SPLITS, sources, strict=True):
-        devkit.read_ids(root / name, split, ids)
+    for split, source in zip(settings.splits, sources, strict=True):
+        devkit.read_ids(root / source, split, ids)
     images = {image_id: _Image() for image_id in ids}
     if settings.labels == "annotations":
         for image_id, image in images.items():
@@ -142,10 +141,10 @@ def read_voc(root: Path, settings: VocSettings) -> Listing:
         sources += devkit.annotation_folders(images)
         _note_exchanged([image_id for image_id, image in images.items() if image.exchanged])
     else:
-        for split in REQUIRED_SPLITS:
+        for split, name in settings.splits.items():
             of_split = {key: image for key, image in images.items() if ids[key] == split}
             for label, number in numbers.items():
-                sources.append(f"{devkit.lists}/{label}_{names[split]}.txt")
+                sources.append(f"{devkit.lists}/{label}_{name}.txt")
                 devkit.read_class_list(root / sources[-1], number, of_split)
     rows = [
         {
@@ -171,7 +170,7 @@ def read_voc(root: Path, settings: VocSettings) -> Listing:
 def _split_name(settings: VocSettings) -> str:
     if settings.vocabulary:
         return "own"
-    names = f"{settings.train}/{settings.test}"
+    names = "/".join(settings.splits.values())
     return "official" if names == "trainval/test" else names
 
 
