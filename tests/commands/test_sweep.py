@@ -177,7 +177,9 @@ def test_the_validation_part_decides_and_never_the_test_split(small: Flow) -> No
     swapped = {best: 1.0, other: 2.0}
     turned = [run.model_copy(update={"validation_mAP": swapped[run.value]}) for run in results.runs]
     assert results.model_copy(update={"runs": turned}).best() == other
-    text = "".join(ET.parse(small / "runs/voc2007/sweeps/learning_rate/figure.svg").getroot().itertext())
+    text = "".join(
+        ET.parse(small / "runs/voc2007/sweeps/learning_rate/figure.svg").getroot().itertext()
+    )
     for words in ("validation", "test", "best by validation"):
         assert words in text
 

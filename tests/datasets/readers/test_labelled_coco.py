@@ -115,6 +115,30 @@ def test_records_with_other_or_fewer_keys(tmp_path: Path, change: Change) -> Non
     assert boxes.images["2"].classes.tolist() == [1, 2]
 
 
+def test_a_third_file_validates(tmp_path: Path) -> None:
+    write_farm(tmp_path)
+    other = coco_file(
+        [coco_image(1, file_name="d.jpg")],
+        [coco_object(1, 1, 5, bbox=[4, 2, 10, 5])],
+        [(5, "barn"), (6, "goat")],
+    )
+    (tmp_path / "valid").mkdir()
+    (tmp_path / "valid/_annotations.coco.json").write_text(json.dumps(other))
+    draw_image(tmp_path / "valid/d.jpg")
+    listing = read_coco(tmp_path, FARM.model_copy(update={"val": "valid"}))
+    assert listing.vocabulary == ("cow", "barn", "goat")
+    assert listing.split_name == "train/valid/val"
+    rows = {row["image_id"]: (row["split"], row["labels"]) for row in listing.table.to_pylist()}
+    assert rows == {
+        "train/1": ("train", [0]),
+        "train/2": ("train", [0, 1]),
+        "valid/1": ("val", [1]),  # both files have an image 1
+        "val/101": ("test", []),
+    }
+    boxes = placed(listing, tmp_path)
+    assert boxes.images["valid/1"].classes.tolist() == [2]
+
+
 @pytest.mark.parametrize("shift", [10_236_529_000, 2**63, 2**70])
 def test_ids_of_any_size(tmp_path: Path, shift: int) -> None:
     def change(content: dict[str, Any]) -> None:

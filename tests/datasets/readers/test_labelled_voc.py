@@ -207,6 +207,27 @@ def test_lists_have_settings_and_are_named_where_they_are_missing(tmp_path: Path
     assert next(iter(listing.sources)) == "ImageSets/Main/train.txt"
 
 
+@pytest.mark.parametrize("labels", ["annotations", "lists"])
+def test_a_third_list_validates(tmp_path: Path, labels: Any) -> None:
+    """With class lists of each split, or with annotations."""
+    files: dict[str, str | bytes] = {"ImageSets/Main/dev.txt": "other"}
+    for name, value in (("bee", 1), ("other", 1), ("test", -1)):
+        files |= {f"Annotations/{name}.xml": BEE, f"JPEGImages/{name}.jpg": "image"}
+        split = {"bee": "trainval", "other": "dev"}.get(name, name)
+        files[f"ImageSets/Main/bee_{split}.txt"] = f"{name} {value}"
+        files[f"ImageSets/Main/flower_{split}.txt"] = f"{name} -1"
+    write_voc(tmp_path, ["bee"], files)
+    listing = read_voc(tmp_path, OWN.model_copy(update={"val": "dev", "labels": labels}))
+    splits = {row["image_id"]: (row["split"], row["labels"]) for row in listing.table.to_pylist()}
+    assert splits["bee"] == ("train", [0])
+    assert splits["other"] == ("val", [0])
+    assert splits["test"][0] == "test"
+    files["ImageSets/Main/dev.txt"] = "bee"
+    write_voc(tmp_path, ["bee"], files)
+    with refused(InputError, "dev.txt, line 1", "bee", "train"):
+        read_voc(tmp_path, OWN.model_copy(update={"val": "dev"}))
+
+
 def test_missing_annotation_of_own_data_says_what_to_do(tmp_path: Path) -> None:
     write_voc(tmp_path, ["BEE"], {"Annotations/bee.xml": BEE, "JPEGImages/BEE.jpg": "image"})
     with refused(MissingError, "Annotations/BEE.xml", "Annotations/bee.xml", "<object>", "list"):
