@@ -53,6 +53,7 @@ _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 """A marker after the beginning of a JPEG's pixels that does not belong to them."""
 
 _START = 32  # bytes by which a format is recognized
+_HEADS = (1 << 14, 1 << 18)  # bytes in which the header of a JPEG is searched before all is read
 _OTHERS = {
     "HEIC": rb".{4}ftyp(hei|hev|mif1|msf1)",
     "AVIF": rb".{4}ftypavi[fs]",
@@ -105,6 +106,28 @@ def open_photograph(source: BinaryIO) -> Iterator[Photograph]:
             # Pillow gives these as they are in the file, without parsing them.
             exif, xmp = (_bytes_or_none(image.info.get(name)) for name in ("exif", "xmp"))
             yield Photograph(image, *read_orientation(exif, xmp))
+
+
+def read_header(source: BinaryIO) -> tuple[tuple[int, int], int]:
+    """Read the size and the orientation of a photograph. Of a JPEG, only the beginning is read.
+
+    Args:
+        source: the opened file, at its start.
+
+    Returns:
+        width and height as the pixels are stored, and the orientation, as in `Photograph`.
+
+    Raises:
+        Exception: as `open_photograph`.
+    """
+    for size in _HEADS:
+        stripped = strip(source.read(size))
+        source.seek(0)
+        if _SCAN in stripped.segments:
+            with _open_stripped(stripped) as photograph:
+                return photograph.image.size, photograph.orientation
+    with open_photograph(source) as photograph:
+        return photograph.image.size, photograph.orientation
 
 
 @contextmanager

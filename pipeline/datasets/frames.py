@@ -36,7 +36,7 @@ from PIL import Image
 from pipeline.datasets.listing import Listing
 from pipeline.datasets.manifest import BoxTable, ImageBoxes, Manifest
 from pipeline.files import open_regular
-from pipeline.images import open_photograph
+from pipeline.images import read_header
 from pipeline.settings import BoxFrame
 
 Frame = Literal["upright", "stored"]
@@ -153,8 +153,8 @@ def _headers(paths: Sequence[Path], on_images: Callable[[int], object]) -> list[
 
 def _read_header(path: Path) -> Header | None:
     try:
-        with open_regular(path) as stream, open_photograph(stream) as photograph:
-            return Header(photograph.image.size, photograph.orientation)
+        with open_regular(path) as stream:
+            return Header(*read_header(stream))
     except MemoryError:  # not the file's fault
         raise
     except Exception:  # the readers of formats raise anything for a damaged header

@@ -19,7 +19,7 @@ from trees import check_contents
 
 from pipeline.errors import InputError
 from pipeline.image_metadata import read_orientation
-from pipeline.images import upright
+from pipeline.images import read_header, upright
 from pipeline.regions.transforms import load_image
 
 RNG = np.random.default_rng(0)
@@ -359,6 +359,24 @@ def test_orientation_is_found_wherever_a_format_has_it(tmp_path: Path, name: str
     assert found[name] is not None
     assert found["plain"] is not None
     np.testing.assert_array_equal(found[name], found["plain"][::-1, ::-1])
+
+
+LONG_HEADER = (0xE2, bytes(60_000))
+"""A segment of metadata; some of them are longer than what is read of a file at first."""
+
+
+@pytest.mark.parametrize("segments", [0, 1, 6], ids=["first part", "second part", "whole"])
+def test_the_header_of_a_jpeg_is_read_from_its_beginning(segments: int) -> None:
+    content = with_segments(JPG, *[LONG_HEADER] * segments, (0xE1, b"Exif\0\0" + UPSIDE_DOWN))
+    source = io.BytesIO(content + bytes(1 << 20))
+    assert read_header(source) == (PICTURE.size, 3)
+    assert source.tell() == (0 if segments < 6 else len(source.getvalue()))
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_the_header_of_any_format_is_read(name: str) -> None:
+    with Image.open(io.BytesIO(SOUND[name])) as image:
+        assert read_header(io.BytesIO(SOUND[name])) == (image.size, 1)
 
 
 @pytest.mark.parametrize("value", range(9))
