@@ -323,6 +323,12 @@ def _labels(request: Request, manifest: Manifest, listing: Listing | None = None
             [names[label] for label in np.flatnonzero(test == 0)],
         ),
         (
+            "Labels without a validation image, which the validation mAP leaves out",
+            [names[label] for label in np.flatnonzero(counts["val"].positive == 0)]
+            if "val" in counts
+            else [],
+        ),
+        (
             "Labels with fewer than 2 training images, which can hardly be learned",
             [
                 f"{names[label]} ({places[names[label]]})"
@@ -398,9 +404,7 @@ def _sections(dataset: str, findings: Findings) -> list[str]:
         *_section("missing", len(missing), missing),
         *_section("unreadable", len(unreadable), unreadable),
         *(_section("not readable for this user", len(refused), refused) if refused else []),
-        *_section(
-            "duplicates across train and test", sum(map(len, across)), list(map(_equal, across))
-        ),
+        *_section("duplicates across splits", sum(map(len, across)), list(map(_equal, across))),
         *_section("duplicates within a split", sum(map(len, within)), list(map(_equal, within))),
         *_section("unlabelled", len(unlabelled), unlabelled),
         *(

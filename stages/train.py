@@ -132,8 +132,8 @@ def train(run: RunPlan, *, tensorboard: bool = False) -> str | None:
         _write(run, inputs, training)
     record_time(run.dataset, "train", began, run=run.folder.name)
     left_out = inputs.split.left_out
-    note = f"; {left_out} images without regions left out" if left_out else ""
-    return f"{run.folder}: {_summary(training)}{note}"
+    ending = f"; {left_out} images without regions left out" if left_out else ""
+    return f"{run.folder}: {_summary(training)}{ending}"
 
 
 def _open(run: RunPlan) -> _Inputs:
@@ -146,6 +146,8 @@ def _open(run: RunPlan) -> _Inputs:
         manifest.vocabulary,
         f"{len(split)} training images of {manifest_file(run.dataset)}",
     )
+    if validation is not None and not (validation.truth == 1).any():
+        raise _without_labels(run, validation, of_split="val" in manifest.splits)
     key = {
         "run": str(run.folder),  # so that its lock holds for the state, too
         "seed": run.seed,
@@ -157,6 +159,22 @@ def _open(run: RunPlan) -> _Inputs:
     }
     state = state_file("train", run.dataset, key)
     return _Inputs(manifest, cache, vectors, split, validation, state)
+
+
+def _without_labels(run: RunPlan, validation: SplitData, *, of_split: bool) -> InputError:
+    """The error about images that can't validate a training, for which mAP is not defined."""
+    if of_split:
+        return InputError(
+            f"None of the {len(validation)} images of the split `val` in "
+            f"{manifest_file(run.dataset)} has a label, so they can't validate a training.",
+            "Give images of `val` their labels, or leave that split out of the data set.",
+        )
+    block = f"train.{run.dataset}"
+    return InputError(
+        f"{block}.validation is {run.settings.validation}: none of the {len(validation)} images "
+        "that it keeps for validation has a label.",
+        f"Raise `{block}.validation`, or take another seed.",
+    )
 
 
 def _parts(

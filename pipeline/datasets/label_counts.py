@@ -71,11 +71,12 @@ def check_learnable(counts: LabelCounts, vocabulary: Sequence[str], images: str)
     if (positive & negative).any():
         return
     if positive.any():
-        shown = ", ".join(map(repr, np.array(vocabulary, dtype=object)[positive][:3]))
+        labels = np.array(vocabulary, dtype=object)[positive]
+        shown = ", ".join(map(repr, labels[:3])) + (" and others" if len(labels) > 3 else "")
         raise InputError(
             f"There is nothing to learn from the {images}: no image is known to lack a label that "
-            f"another one has. Each of the {positive.sum()} labels ({shown} and so on) is positive "
-            "or ignored in every image.",
+            f"another image has. Labels that are positive or ignored in every image: {len(labels)} "
+            f"({shown}).",
             "Check how the labels are coded: in VOC's lists, and in an npz with regions, 1 is "
             "positive, -1 negative, and 0 neither, which is ignored. If every image does have "
             "these labels, add images without them.",

@@ -65,10 +65,10 @@ class Manifest:
         vocabulary: the C label names. The number of a label is its index in this tuple.
         sources: what the manifest was made from: file (or ``settings``) -> sha256.
         counts: per split that the source has, how many images it lists (``listed``), how many of
-            them have no
-            file and are left out (``missing``), how many of the others have neither a positive nor
-            an ignored label (``unlabelled``), and how many rows there are (``images``): all that
-            are not missing, without the unlabelled where the settings leave those out.
+            them have no file and are left out (``missing``), how many of the others have neither a
+            positive nor an ignored label (``unlabelled``), and how many rows there are
+            (``images``): all that are not missing, without the unlabelled where the settings leave
+            those out.
         table: the N rows, with the columns of `COLUMNS`: ``image_id`` unique; ``path`` relative
             to the data set's root, with forward slashes; ``split`` train, val or test; ``labels``
             the numbers of the positive labels; ``ignored`` the numbers of the labels that are

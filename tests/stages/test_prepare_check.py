@@ -37,7 +37,7 @@ def test_valid_images(checkout: Checkout) -> None:
     assert sections(lines) == {
         "missing: 0": [],
         "unreadable: 0": [],
-        "duplicates across train and test: 0": [],
+        "duplicates across splits: 0": [],
         "duplicates within a split: 0": [],
         "unlabelled: 1": ["2008_000003 (train), VOCdevkit/VOC2007/JPEGImages/2008_000003.jpg"],
     }
@@ -74,7 +74,7 @@ def test_broken_images(checkout: Checkout, drop: bool) -> None:
     assert "empty" in unreadable[2]
     assert report == {
         "missing: 1": [named("000001")],
-        "duplicates across train and test: 2": [f"{named('000006')} = {named('000020', 'test')}"],
+        "duplicates across splits: 2": [f"{named('000006')} = {named('000020', 'test')}"],
         "duplicates within a split: 2": [f"{named('000007')} = {named('000008')}"],
         "unlabelled: 1": [named("000020", "test")],
     }

@@ -121,7 +121,20 @@ def test_a_training_without_any_negative_is_refused(small: Flow, tmp_path: Path)
     assert "19 of 20 labels have an AP of 100" in scored.err
     labels[1, 0], labels[-1, 0] = 0, -1  # without any -1, the file would be multi-hot
     flow = imported(small, tmp_path / "none", labels=labels)
-    assert flow.gmpipe("train").refused("nothing to learn.*30 training images.*20 labels.*-1")
+    assert flow.gmpipe("train").refused("nothing to learn.*30 training images.*every image: 20 .*-1")
+
+
+def test_images_without_labels_can_not_validate(small: Flow, tmp_path: Path) -> None:
+    with np.load(small / "regions.npz") as stored:
+        labels = np.where((SPLITS == "val")[:, None], -1, stored["labels"])
+    flow = imported(small, tmp_path / "flow", labels=labels, split=SPLITS)
+    assert "Labels without a validation image" in flow.ok("prepare")
+    assert flow.gmpipe("train").refused("10 images of the split `val` in data/voc2007/prep.*label")
+    labels[:] = -1
+    labels[np.random.default_rng([0, 2]).permutation(TRAIN)[-1], 0] = 1  # of those trained on
+    flow = imported(small, tmp_path / "part", labels=labels)
+    done = flow.gmpipe("train", "--set", "train.voc2007.validation=0.2")
+    assert done.refused("train.voc2007.validation is 0.2: none of the 6 images.*seed")
 
 
 def test_a_training_without_any_label_is_refused(small: Flow, tmp_path: Path) -> None:
