@@ -290,7 +290,8 @@ def _counts(manifest: Manifest) -> str:
             kept = counts["images"] == counts["listed"] - counts["missing"]
             notes.append(f"{counts['unlabelled']} unlabelled{'' if kept else ' and left out'}")
         parts.append(f"{counts['images']} {split}" + (f" ({', '.join(notes)})" if notes else ""))
-    return f"{', '.join(parts)}, {len(manifest.vocabulary)} labels"
+    labels = len(manifest.vocabulary)
+    return f"{', '.join(parts)}, {labels} {'label' if labels == 1 else 'labels'}"
 
 
 def _labels(request: Request, manifest: Manifest, listing: Listing | None = None) -> list[str]:

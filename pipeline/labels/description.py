@@ -38,8 +38,8 @@ def describe_vectors(vectors: LabelVectors) -> str:
             f"in twenty above {high:.2f}, which is near for these labels."
         )
     parts.append(
-        f"{count} labels, vectors of size {vectors.vectors.shape[1]} from {vectors.source}, "
-        f"sha256 {vectors.sha256}"
+        f"{count} {'label' if count == 1 else 'labels'}, vectors of size "
+        f"{vectors.vectors.shape[1]} from {vectors.source}, sha256 {vectors.sha256}"
     )
     return "\n\n".join(parts)
 

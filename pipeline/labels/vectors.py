@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import re
 import unicodedata
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
@@ -237,9 +238,20 @@ def _from_wordllama(labels: Sequence[str]) -> _Vectors:
 
 
 def _words_of(tokens: Sequence[str]) -> str:
-    """Join tokens of Llama's tokenizer, which marks the beginning of a word: `d-ining + table`."""
+    """Join tokens of Llama's tokenizer, which marks the beginning of a word: `d-ining + table`.
+
+    A letter that it does not know is the tokens of its bytes, such as `<0xE7>`.
+    """
     pieces = "-".join(tokens).replace(f"{_WORD}-", _WORD).removeprefix(_WORD)
-    return pieces.replace(f"-{_WORD}", " + ")
+    pieces = pieces.replace(f"-{_WORD}", " + ")
+    return re.sub("(?:<0x[0-9A-F]{2}>-?)+", _letters, pieces)
+
+
+def _letters(found: re.Match[str]) -> str:
+    """The letters that tokens of bytes spell, each as one piece."""
+    content = bytes.fromhex("".join(re.findall("0x(..)", found[0])))
+    after = "-" if found[0].endswith("-") else ""
+    return "-".join(f"{letter} (bytes)" for letter in content.decode(errors="replace")) + after
 
 
 def _from_npz(labels: Sequence[str], path: Path) -> _Vectors:

@@ -98,6 +98,8 @@ def make_runs(runs: Sequence[RunPlan], jobs: int | None) -> None:
     if 0 < len(missing) < len(runs):
         finished = f"{len(runs) - len(missing)} of {len(runs)}"
         say(f"{finished} runs are finished already; {len(missing)} are made now")
+    if not missing:
+        return
     make = _make_in_processes if min(jobs, len(missing)) > 1 else _make_here
     problems = {}
     for folder, outcome in make(missing, jobs):

@@ -89,6 +89,8 @@ print(loaded.sha256)
 def test_wordllama_describes_tokens_and_replaces_spellings() -> None:
     loaded = load_label_vectors(["Sun", "traffic light", "diningtable"], "wordllama")
     assert loaded.resolution == ("sun", "traffic + light", "d-ining + table")
+    unknown = load_label_vectors(["\u72d7", "a \u72d7\u732b b"], "wordllama")
+    assert unknown.resolution == ("\u72d7 (bytes)", "a + \u72d7 (bytes)-\u732b (bytes) + b")
     spelled = load_label_vectors(["sun", "traffic light", "dining table"], "wordllama")
     np.testing.assert_array_equal(loaded.vectors, spelled.vectors)
 

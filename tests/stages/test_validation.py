@@ -121,7 +121,9 @@ def test_a_training_without_any_negative_is_refused(small: Flow, tmp_path: Path)
     assert "19 of 20 labels have an AP of 100" in scored.err
     labels[1, 0], labels[-1, 0] = 0, -1  # without any -1, the file would be multi-hot
     flow = imported(small, tmp_path / "none", labels=labels)
-    assert flow.gmpipe("train").refused("nothing to learn.*30 training images.*every image: 20 .*-1")
+    assert flow.gmpipe("train").refused(
+        "nothing to learn.*30 training images.*every image: 20 .*-1"
+    )
 
 
 def test_images_without_labels_can_not_validate(small: Flow, tmp_path: Path) -> None:
