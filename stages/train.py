@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from pipeline.datasets.label_counts import LabelCounts, check_learnable
@@ -42,6 +43,7 @@ from pipeline.learning.splits import SplitData, open_split, split_validation
 from pipeline.learning.training import train_network
 from pipeline.shards.reader import RegionCache
 from stages.checkout.caches import advising_on_cache
+from stages.checkout.keys import first_few
 from stages.checkout.layout import (
     CHECKPOINT_FILE,
     EVALUATION_FILES,
@@ -141,13 +143,18 @@ def _open(run: RunPlan) -> _Inputs:
     check_run_regions(run, cache)
     with advising_on_cache(run.dataset):
         split, validation = _parts(run, cache, manifest)
-    check_learnable(
-        LabelCounts.of_truth(split.truth),
-        manifest.vocabulary,
-        f"{len(split)} training images of {manifest_file(run.dataset)}",
-    )
-    if validation is not None and not (validation.truth == 1).any():
-        raise _without_labels(run, validation, of_split="val" in manifest.splits)
+    counts = LabelCounts.of_truth(split.truth)
+    images = f"{len(split)} training images of {manifest_file(run.dataset)}"
+    check_learnable(counts, manifest.vocabulary, images)
+    without = np.flatnonzero(counts.without_negative)
+    if len(without):
+        labels = first_few([manifest.vocabulary[label] for label in without], ", ")
+        note(
+            f"labels that can't be learned, since each of the {images} has or ignores them: "
+            f"{labels}."
+        )
+    if validation is not None and not LabelCounts.of_truth(validation.truth).tells_apart:
+        raise _can_not_validate(run, validation, of_split="val" in manifest.splits)
     key = {
         "run": str(run.folder),  # so that its lock holds for the state, too
         "seed": run.seed,
@@ -161,18 +168,19 @@ def _open(run: RunPlan) -> _Inputs:
     return _Inputs(manifest, cache, vectors, split, validation, state)
 
 
-def _without_labels(run: RunPlan, validation: SplitData, *, of_split: bool) -> InputError:
-    """The error about images that can't validate a training, for which mAP is not defined."""
+def _can_not_validate(run: RunPlan, validation: SplitData, *, of_split: bool) -> InputError:
+    """The error about images that can't validate a training: their mAP says nothing."""
+    problem = "no label has both a positive and a negative image, so that their mAP says nothing."
     if of_split:
         return InputError(
-            f"None of the {len(validation)} images of the split `val` in "
-            f"{manifest_file(run.dataset)} has a label, so they can't validate a training.",
-            "Give images of `val` their labels, or leave that split out of the data set.",
+            f"{len(validation)} images of the split `val` in {manifest_file(run.dataset)}: "
+            f"{problem}",
+            "Check their labels, or leave that split out of the data set.",
         )
     block = f"train.{run.dataset}"
     return InputError(
-        f"{block}.validation is {run.settings.validation}: none of the {len(validation)} images "
-        "that it keeps for validation has a label.",
+        f"{block}.validation is {run.settings.validation}, which keeps {len(validation)} images "
+        f"for validation: {problem}",
         f"Raise `{block}.validation`, or take another seed.",
     )
 

@@ -33,6 +33,11 @@ class LabelCounts:
         found: npt.NDArray[np.bool_] = (self.positive > 0) & (self.negative == 0)
         return found
 
+    @property
+    def tells_apart(self) -> bool:
+        """Whether some label has both a positive and a negative image."""
+        return bool(((self.positive > 0) & (self.negative > 0)).any())
+
     @classmethod
     def of_truth(cls, truth: np.ndarray) -> LabelCounts:
         """Count (N, C) integers: 1 positive, 0 negative, -1 ignored."""
@@ -67,9 +72,9 @@ def check_learnable(counts: LabelCounts, vocabulary: Sequence[str], images: str)
     Raises:
         InputError: no label has both a positive and a negative image.
     """
-    positive, negative = counts.positive > 0, counts.negative > 0
-    if (positive & negative).any():
+    if counts.tells_apart:
         return
+    positive = counts.positive > 0
     if positive.any():
         labels = np.array(vocabulary, dtype=object)[positive]
         shown = ", ".join(map(repr, labels[:3])) + (" and others" if len(labels) > 3 else "")

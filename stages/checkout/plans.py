@@ -190,11 +190,13 @@ def note_other_regions(request: Request) -> None:
         recipe = read_index(cache_folder(request.dataset)).recipe
     except GmpipeError:
         return
-    asked = request.extract_in_file  # `note_unused_overrides` reports what --set changes
+    asked = request.extract_in_file
     differences = [
         f"{name} {recipe[name]} (params.yaml: {getattr(asked, name)})"
         for name in _OF_REGIONS
-        if name in recipe and recipe[name] != getattr(asked, name)
+        # A value that --set gives is asked for too; `note_unused_overrides` reports others.
+        if name in recipe
+        and recipe[name] not in (getattr(asked, name), getattr(request.extract, name))
     ]
     if differences and "imported_from" not in recipe:
         note(

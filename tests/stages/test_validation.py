@@ -115,7 +115,9 @@ def test_a_training_without_any_negative_is_refused(small: Flow, tmp_path: Path)
     said = flow.ok("prepare")
     assert "Labels that every train image has or ignores, which can't be learned: bicycle" in said
     assert "Labels that every test image has or ignores, whose AP is 100" in said
-    flow.ok("train")
+    trained = flow.gmpipe("train")
+    assert trained.code == 0
+    assert "labels that can't be learned, since each of the 30 training images" in trained.err
     scored = flow.gmpipe("evaluate")
     assert scored.code == 0
     assert "19 of 20 labels have an AP of 100" in scored.err
@@ -131,12 +133,17 @@ def test_images_without_labels_can_not_validate(small: Flow, tmp_path: Path) -> 
         labels = np.where((SPLITS == "val")[:, None], -1, stored["labels"])
     flow = imported(small, tmp_path / "flow", labels=labels, split=SPLITS)
     assert "Labels without a validation image" in flow.ok("prepare")
-    assert flow.gmpipe("train").refused("10 images of the split `val` in data/voc2007/prep.*label")
+    assert flow.gmpipe("train").refused(
+        "10 images of the split `val` in data/voc2007/prep.*no label has both"
+    )
+    every = np.where((SPLITS == "val")[:, None], 1, labels)
+    flow = imported(small, tmp_path / "every", labels=every, split=SPLITS)
+    assert flow.gmpipe("train").refused("10 images of the split `val`.*no label has both")
     labels[:] = -1
     labels[np.random.default_rng([0, 2]).permutation(TRAIN)[-1], 0] = 1  # of those trained on
     flow = imported(small, tmp_path / "part", labels=labels)
     done = flow.gmpipe("train", "--set", "train.voc2007.validation=0.2")
-    assert done.refused("train.voc2007.validation is 0.2: none of the 6 images.*seed")
+    assert done.refused("train.voc2007.validation is 0.2, which keeps 6 images.*no label.*seed")
 
 
 def test_a_training_without_any_label_is_refused(small: Flow, tmp_path: Path) -> None:
