@@ -122,7 +122,7 @@ def show(run: str) -> None:
     click.echo(command.show(run))
 
 
-_yes_option = click.option("--yes", is_flag=True, help="Remove it. Without, it is only listed.")
+_yes_option = click.option("--yes", is_flag=True, help="Remove it. By default, it is only listed.")
 
 
 @runs.command()
@@ -154,7 +154,8 @@ def clean(dataset: str, yes: bool) -> None:
     """List all that gmpipe made for a data set, or remove it.
 
     That is the manifest and resolved settings, the detector, the cache, the runs, the page, and
-    what killed trainings resume from. Photographs, tables and params.yaml stay.
+    what killed trainings resume from. Photographs, tables, params.yaml and all other files that
+    gmpipe did not write stay.
     """
     from stages.checkout.params import load_params
 
