@@ -92,6 +92,13 @@ def test_lines_are_matched_by_the_first_rule_that_fits(
     assert matched(file_ids, images) == expected
 
 
+@pytest.mark.parametrize("form", ["clip{:02d}/7.jpg", "clip{:02d}/images/frame7.jpg"])
+def test_the_number_of_a_frame_is_looked_for_in_its_own_folder(form: str) -> None:
+    images = [form.format(clip) for clip in range(15)]
+    file_ids = [form.format(clip).replace("7.jpg", "0007") for clip in (3, 12)]
+    assert matched(file_ids, images) == [3, 12]
+
+
 @pytest.mark.parametrize(
     ("file_id", "images"),
     [

@@ -22,6 +22,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -36,7 +37,11 @@ _SUFFIX = re.compile(r"\.([A-Za-z]{2,5}|jp2|0)$")
 
 _KINDS = {1: "file name", 2: "file name", 3: "file name", 4: "number", 5: "number"}
 _BARE, _WEAK = 4, 5
-_SEVERAL = 10  # images with one number, of which no more are looked at
+_SEVERAL = 10  # images that fit one number, of which no more are looked at
+
+_Folders = tuple[str, ...]
+_Last = str | tuple[str, bool]
+"""A file's name or stem, or the number that it ends in and whether there is nothing else in it."""
 
 
 class Line(Protocol):
@@ -75,7 +80,7 @@ class _Name:
         stem: the same without its suffix.
     """
 
-    folders: tuple[str, ...]
+    folders: _Folders
     file: str
     stem: str
 
@@ -102,45 +107,44 @@ class _Manifest:
 
     def __init__(self, images: Sequence[KnownImage]) -> None:
         self.names = [(_Name.of(image.image_id), _Name.of(image.path)) for image in images]
-        self._whole: dict[tuple[str, ...], list[int]] = defaultdict(list)
-        self._ends: dict[tuple[str, ...], list[int]] = defaultdict(list)
-        self._numbers: dict[tuple[str, bool], list[int]] = defaultdict(list)
+        # By folders, all of them or the last ones, and what stands for the file.
+        self._whole: dict[tuple[_Folders, _Last], list[int]] = defaultdict(list)
+        self._ends: dict[tuple[_Folders, _Last], list[int]] = defaultdict(list)
         for image, names in enumerate(self.names):
             for name in set(names):
-                for last in {name.file, name.stem}:
-                    parts = (*name.folders, last)
-                    self._whole[parts].append(image)
-                    for start in range(len(parts)):
-                        self._ends[parts[start:]].append(image)
+                lasts: set[_Last] = {name.file, name.stem}
                 if name.number is not None:
-                    self._numbers[name.number, name.stem.isdigit()].append(image)
+                    lasts.add((name.number, name.stem.isdigit()))
+                for last in lasts:
+                    self._whole[name.folders, last].append(image)
+                    for start in range(len(name.folders) + 1):
+                        self._ends[name.folders[start:], last].append(image)
 
     def candidates(self, name: _Name) -> dict[int, tuple[int, int]]:
         """The images that a name may be of, with the kind of the rule and minus the folders."""
         found: dict[int, tuple[int, int]] = {}
-        for image, folders in self._named_alike(name):
-            for own in self.names[image]:
-                kind = _kind_by_name(name, own)
-                if kind is not None and name.ends_like(own):
-                    rank = (kind, -folders)
-                    found[image] = min(rank, found.get(image, rank))
+        for last in {name.file, name.stem}:
+            for image, folders in self._ending_alike(name.folders, last):
+                for own in self.names[image]:
+                    kind = _kind_by_name(name, own)
+                    if kind is not None and name.ends_like(own):
+                        rank = (kind, -folders)
+                        found[image] = min(rank, found.get(image, rank))
         if found or name.number is None:
             return found
         for bare in (True, False):
-            for image in self._numbers.get((name.number, bare), ())[:_SEVERAL]:
-                if any(name.ends_like(own) for own in self.names[image]):
-                    rank = (_BARE if bare or name.stem.isdigit() else _WEAK, 0)
-                    found[image] = min(rank, found.get(image, rank))
+            rank = (_BARE if bare or name.stem.isdigit() else _WEAK, 0)
+            alike = self._ending_alike(name.folders, (name.number, bare))
+            for image, _ in islice(alike, _SEVERAL):
+                found[image] = min(rank, found.get(image, rank))
         return found
 
-    def _named_alike(self, name: _Name) -> Iterator[tuple[int, int]]:
-        """Images with the file name or stem of a name and folders like its own, and how many."""
-        for last in {name.file, name.stem}:
-            parts = (*name.folders, last)
-            yield from ((image, len(name.folders)) for image in self._ends.get(parts, ()))
-            for start in range(1, len(parts)):
-                shared = len(parts) - start - 1
-                yield from ((image, shared) for image in self._whole.get(parts[start:], ()))
+    def _ending_alike(self, folders: _Folders, last: _Last) -> Iterator[tuple[int, int]]:
+        """Images with what stands for the file, and folders like these; and how many are shared."""
+        yield from ((image, len(folders)) for image in self._ends.get((folders, last), ()))
+        for start in range(1, len(folders) + 1):
+            shared = len(folders) - start
+            yield from ((image, shared) for image in self._whole.get((folders[start:], last), ()))
 
 
 def _kind_by_name(name: _Name, own: _Name) -> int | None:
