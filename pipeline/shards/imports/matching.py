@@ -12,6 +12,9 @@ The rule for an id of the file and an id or a path of the manifest:
 
 In 1 to 5, one may have more folders before it, but other folders never match. A line belongs to the
 image that fits by the first of these, and by most folders.
+
+In 4 and 5, the line's size must be the image's. The manifest has the size of the upright picture. A
+line with width and height exchanged is of the picture as a camera stored it, which is noted.
 """
 
 from __future__ import annotations
@@ -204,6 +207,7 @@ def match_lines(lines: Sequence[Line], images: Sequence[KnownImage]) -> npt.NDAr
             weak.append(number)
         taken[image] = number
         found[number] = image
+    _note_turned([(lines[n], images[found[n]]) for n in np.flatnonzero(found >= 0).tolist()])
     if weak:
         _log.warning(
             "%s is read as image %r%s, by the number at the end of the ids alone.",
@@ -226,9 +230,37 @@ def _ambiguous(line: Line, kind: int, images: Sequence[KnownImage]) -> InputErro
 
 def _check_size(line: Line, image: KnownImage) -> None:
     size = (image.width, image.height)
-    if None not in size and size != (line.width, line.height):
-        raise InputError(
-            f"{line.where}: by its number this is image {image.image_id!r}, but its size is "
-            f"{line.width} x {line.height}; expected {size[0]} x {size[1]}, as in the manifest.",
-            "Import regions of the data set's own images.",
-        )
+    if None in size or size == (line.width, line.height) or _is_turned(line, image):
+        return
+    raise InputError(
+        f"{line.where}: by its number this is image {image.image_id!r}, but its size is "
+        f"{line.width} x {line.height}; expected {size[0]} x {size[1]}, as in the manifest.",
+        "Import regions of the data set's own images.",
+    )
+
+
+def _is_turned(line: Line, image: KnownImage) -> bool:
+    """Whether a line's width and height are the image's in the other order."""
+    return line.width != line.height and (line.height, line.width) == (image.width, image.height)
+
+
+def _note_turned(pairs: Sequence[tuple[Line, KnownImage]]) -> None:
+    """Note which of the lines and their images have exchanged width and height."""
+    turned = [(line, image) for line, image in pairs if _is_turned(line, image)]
+    if not turned:
+        return
+    line, image = turned[0]
+    _log.warning(
+        "Width and height of %d of %d images are exchanged: %s has %d x %d, and the upright picture "
+        "of %r has %d x %d. Their boxes are taken to be of the picture as the camera stored it, and "
+        "are not turned upright. So where these photographs are shown with their regions, the boxes "
+        "may be in wrong places.",
+        len(turned),
+        len(pairs),
+        line.where,
+        line.width,
+        line.height,
+        image.image_id,
+        image.width,
+        image.height,
+    )
