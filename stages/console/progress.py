@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from stages.console.messages import is_quiet, say
+from stages.console.messages import counted, is_quiet, say
 
 AS_MESSAGES = "GMPIPE_PROGRESS_AS_MESSAGES"
 """A variable of the environment: if it is set, progress is written as messages."""
@@ -92,14 +92,10 @@ class State:
     def __str__(self) -> str:
         if self.total is None and not self.done:
             return self.desc
-        done = _counted(self.done, self.unit)
+        done = counted(self.done, self.unit)
         if self.total is not None:
-            done = f"{self.done}/{_counted(self.total, self.unit)}"
+            done = f"{self.done}/{counted(self.total, self.unit)}"
         return f"{self.desc} {done}{', ' if self.note else ''}{self.note}"
-
-
-def _counted(number: int, unit: str) -> str:
-    return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
 
 
 def read_message(line: str) -> State | None:
@@ -147,8 +143,8 @@ class _Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
         """
         values: dict[str, Any] = super().format_dict
         if self.total is None and not (self.unit_scale or values["bar_format"]):
-            counted = _counted(self.n, self.unit)
-            values["bar_format"] = f"{{desc}}: {counted} [{{elapsed}}{{postfix}}]"
+            number = counted(self.n, self.unit)
+            values["bar_format"] = f"{{desc}}: {number} [{{elapsed}}{{postfix}}]"
         if isinstance(self.n, float) and values["elapsed"]:
             values["rate"] = (self.n - self.initial) / values["elapsed"]
             values["n"] = round(self.n, 2)

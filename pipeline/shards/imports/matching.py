@@ -251,10 +251,10 @@ def _note_turned(pairs: Sequence[tuple[Line, KnownImage]]) -> None:
         return
     line, image = turned[0]
     _log.warning(
-        "Width and height of %d of %d images are exchanged: %s has %d x %d, and the upright picture "
-        "of %r has %d x %d. Their boxes are taken to be of the picture as the camera stored it, and "
-        "are not turned upright. So where these photographs are shown with their regions, the boxes "
-        "may be in wrong places.",
+        "Width and height of %d of %d images are exchanged: %s has %d x %d, and the upright "
+        "picture of %r has %d x %d. Their boxes are taken to be of the picture as the camera "
+        "stored it, and are not turned upright. So where these photographs are shown with their "
+        "regions, the boxes may be in wrong places.",
         len(turned),
         len(pairs),
         line.where,
