@@ -134,7 +134,7 @@ def sweep_table(
     Args:
         key: of the setting.
         runs: of each value, evaluated on the test split.
-        validation: value -> validation mAP of its runs; empty without.
+        validation: value -> validation mAP of its runs; empty if they have none.
         best: the values to mark.
     """
     names = ("mAP", "CF1", "OF1")

@@ -162,7 +162,7 @@ def sweep_figure(
         stem: path without suffix.
         key: name of the setting.
         maps: value -> mAP of its runs in percent, at least one.
-        validation: the same with the validation mAP; None or empty without.
+        validation: the same with the validation mAP; None or empty if there is none.
         title: above the figure.
         numeric: whether the values are numbers, to be placed to scale on the axis.
     """
