@@ -58,8 +58,9 @@ coverage: $(VENV)/.dev
 	$(PYTEST) --cov --cov-report term:skip-covered --cov-report html
 	@echo "Open in a browser:" && ls htmlcov/index.html
 
-clean:
-	rm -rf data/demo cache/demo runs/demo reports/demo .state/times/demo.csv
+# The error that nothing was made is none here.
+clean: $(VENV)/.base
+	-$(BIN)/gmpipe clean demo --yes
 
 clean-venv:
 	rm -rf $(VENV)

@@ -61,6 +61,7 @@ from pipeline.settings import (
     TableSettings,
     VocSettings,
 )
+from stages.checkout.keys import first_few
 from stages.checkout.layout import (
     boxes_file,
     data_root,
@@ -83,7 +84,7 @@ _READERS: dict[type, Callable[[Path, Any], Listing]] = {
 
 _MISSING = "missing.csv"  # beside the manifest: the images that were left out without a file
 _MISSING_COLUMNS = ("image_id", "path")
-_SHOWN = 5  # images or labels that a list names
+_SHOWN = 5  # images that a list names
 _MOST_LABELS = 40  # labels of which all are shown; of more, only the rarest are
 _RAREST = 10
 
@@ -351,7 +352,7 @@ def _labels(request: Request, manifest: Manifest, listing: Listing | None = None
             _spellings(names, train + test, places),
         ),
     ]
-    lines = [f"Note: {title}: {_first_few(labels)}" for title, labels in notes if labels]
+    lines = [f"Note: {title}: {first_few(labels, ', ')}" for title, labels in notes if labels]
     lines += [f"Note: {note}" for note in (() if listing is None else listing.notes)]
     return [*table.splitlines(), *more, *lines]
 
@@ -379,11 +380,6 @@ def _spellings(names: Sequence[str], counts: np.ndarray, places: Mapping[str, st
             )
         )
     return pairs
-
-
-def _first_few(names: Sequence[str]) -> str:
-    rest = [f"and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
-    return ", ".join([*names[:_SHOWN], *rest])
 
 
 def _sections(dataset: str, findings: Findings) -> list[str]:

@@ -57,11 +57,11 @@ from stages.checkout.layout import (
 from stages.checkout.plans import RunPlan, check_run_regions, open_inputs
 from stages.checkout.resolved import write_run_settings
 from stages.checkout.times import record_time
-from stages.console.messages import note
+from stages.console.messages import counted, note
 from stages.console.progress import progress_bar
 
 ENOUGH_STEPS = 500
-"""With far fewer steps than these, a network learns nothing (docs/own-data.md)."""
+"""With far fewer steps than these, a network learns little (docs/own-data.md)."""
 
 
 @dataclass(frozen=True)
@@ -244,9 +244,10 @@ def _note_few_steps(run: RunPlan, per_epoch: int) -> None:
         return
     wanted = -(-ENOUGH_STEPS // per_epoch)
     note(  # without the name of the run, so that it is said once of many runs
-        f"train.{run.dataset}: {epochs} epochs of {per_epoch} steps are {epochs * per_epoch} steps,"
-        f" but a network needs about {ENOUGH_STEPS} to learn. With far fewer, it predicts no label."
-        f" Set `epochs: {wanted}` in `train.{run.dataset}` of params.yaml, or in the variant if it "
+        f"train.{run.dataset}: {counted(epochs, 'epoch')} of {counted(per_epoch, 'step')} "
+        f"{'is' if epochs == 1 else 'are'} {counted(epochs * per_epoch, 'step')}, but a network "
+        f"usually needs about {ENOUGH_STEPS} to learn. With so few, it often predicts no label. "
+        f"Set `epochs: {wanted}` in `train.{run.dataset}` of params.yaml, or in the variant if it "
         f"sets `epochs` itself; `--set train.{run.dataset}.epochs={wanted}` tries it."
     )
 

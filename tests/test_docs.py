@@ -358,6 +358,13 @@ def test_a_commit_is_checked_as_make_check_does() -> None:
     assert hooks == [line.strip().replace("$(BIN)", ".venv/bin") for line in recipe[1].splitlines()]
 
 
+def test_make_clean_leaves_nothing_that_gmpipe_clean_removes() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    assert re.search(
+        r"^clean: \$\(VENV\)/\.base\n\t-\$\(BIN\)/gmpipe clean demo --yes\n", makefile, re.M
+    )
+
+
 # The helpers --------------------------------------------------------------------------------------
 
 

@@ -117,7 +117,7 @@ def describe_detector(detector: DetectorDescription | None, recipe: Recipe) -> s
 
 
 def seen_by_detector(run: Run, detector: DetectorDescription | None) -> str | None:
-    """Say how many of a run's test images the detector was trained on; None if none is known.
+    """Say how many of a run's test images the detector was trained on, or may have been.
 
     torchvision's weights were trained on train2017 of COCO, according to its documentation ("models
     trained on the instances set of COCO train2017 and evaluated on COCO val2017",
@@ -128,10 +128,23 @@ def seen_by_detector(run: Run, detector: DetectorDescription | None) -> str | No
         detector: as in `describe_detector`.
 
     Returns:
-        two sentences, the last without its full stop.
+        sentences, the last without its full stop; None if nothing tells that it was.
     """
     _, _, tested = run.evaluation.split.removesuffix("/test").rpartition("/")
-    if detector is None or not detector.has_seen_coco or tested not in _IN_TRAINING:
+    if detector is None or tested not in _IN_TRAINING:
+        return None
+    if detector.may_have_seen_coco:
+        why = (
+            "its fit started from the weights of a file"
+            if detector.source == "fit"
+            else f"its weights are a file's with as many classes as COCO, {len(detector.classes)}"
+        )
+        return (
+            f"The detector may have seen test images with their boxes: {why}. What these weights "
+            f"were trained on is not known. If it was train2017, which holds "
+            f"{_IN_TRAINING[tested]}, these numbers are probably higher than on new images"
+        )
+    if not detector.has_seen_coco:
         return None
     return (
         f"The detector has seen test images with their boxes: it was trained on train2017, which "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.datasets.groups import label_groups
@@ -127,15 +127,15 @@ def sweep_table(
     key: str,
     runs: Evaluations,
     validation: Mapping[str, Sequence[float]],
-    best: str | None = None,
+    best: Collection[str] = (),
 ) -> str:
     """Write one row per value of the setting ``key``; Markdown.
 
     Args:
         key: of the setting.
         runs: of each value, evaluated on the test split.
-        validation: value -> validation mAP of its runs; empty without.
-        best: the value to mark.
+        validation: value -> validation mAP of its runs; empty if they have none.
+        best: the values to mark.
     """
     names = ("mAP", "CF1", "OF1")
     if not validation:
@@ -144,7 +144,7 @@ def sweep_table(
     rows = [
         [
             value,
-            _cell(validation[value]) + (" (best)" if value == best else ""),
+            _cell(validation[value]) + (" (best)" if value in best else ""),
             *_cells(seeds, names),
         ]
         for value, seeds in runs.items()

@@ -203,6 +203,19 @@ class DetectorDescription:
         origin = self.origin_sha256 or ""
         return self.source == "torchvision" or origin.startswith(_published_digits())
 
+    @property
+    def may_have_seen_coco(self) -> bool:
+        """Whether a file of unknown origin may hold weights that were trained on COCO's images.
+
+        A file tells no more than how many classes it has; of one that a fit started from, not even
+        that is recorded.
+        """
+        if self.has_seen_coco:
+            return False
+        if self.source == "fit":
+            return self.origin_sha256 is not None
+        return len(self.classes) == len(TORCHVISION_WEIGHTS.meta["categories"])
+
 
 def write_detector(
     folder: Path,

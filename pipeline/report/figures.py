@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -155,14 +156,13 @@ def sweep_figure(
     """Draw mAP against the value of a setting.
 
     A line through the means; with several seeds also a bar of one sample standard deviation at
-    each mean, and a dot for each run. With a validation mAP, that is the first line, and a ring
-    marks its best mean.
+    each mean, and a dot for each run. A validation mAP is the first line; rings mark its best.
 
     Args:
         stem: path without suffix.
         key: name of the setting.
         maps: value -> mAP of its runs in percent, at least one.
-        validation: the same with the validation mAP; None or empty without.
+        validation: the same with the validation mAP; None or empty if there is none.
         title: above the figure.
         numeric: whether the values are numbers, to be placed to scale on the axis.
     """
@@ -172,10 +172,10 @@ def sweep_figure(
         if validation:
             _sweep_line(axes, positions, validation, "validation", 0, "-" if numeric else "none")
             _sweep_line(axes, positions, maps, "test", 1, "--" if numeric else "none")
-            means = [float(np.mean(of_value)) for of_value in validation.values()]
-            best = positions[int(np.argmax(means))], max(means)
+            means = list(map(fmean, validation.values()))
+            best = [n for n, mean in enumerate(means) if mean == max(means)]
             ring = {"color": _colour(3), "fillstyle": "none", "markersize": 13}
-            axes.plot(*best, "o", **ring, label="best by validation")
+            axes.plot(positions, means, "o", markevery=best, **ring, label="best by validation")
         else:
             _sweep_line(axes, positions, maps, "", 0, "-" if numeric else "none")
         if len(axes.get_legend_handles_labels()[1]) > 1:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shutil
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -27,6 +28,20 @@ from pipeline.formats.text import printable_json
 
 PAGE = "index.html"
 DATA, FIGURES, PICTURES, TABLES = "data", "figures", "pictures", "tables"
+
+_FIGURE = (
+    "average-precision|gains-and-losses|learning-curves|precision-recall|calibration|co-occurrence"
+    "|label-map|sweep-[A-Za-z0-9_-]+"
+)
+PAGE_FILE = re.compile(
+    r"index\.html"
+    r"|assets/(core\.js|page\.js|tables\.js|gallery\.js|page\.css)"
+    r"|data/(overview|curves|times|images|scores-\d+|regions-\d+)\.js"
+    r"|pictures/\d+\.jpg"
+    rf"|figures/({_FIGURE})\.(svg|png)"
+    rf"|tables/({_FIGURE}|results|labels)\.csv|tables/results\.md"
+)
+"""The files of a page, by their path in its folder. All others are somebody else's."""
 
 _STEPS = 65534
 """A probability travels as a whole number of this many steps. It is even, so 0.5 is one of them."""

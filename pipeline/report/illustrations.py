@@ -346,9 +346,9 @@ def draw_sweep(folder: Path, sweep: SweepResults) -> Illustration:
     axis = figures.AXES.get(key, key)
     text = f"The mAP of {variant} against {axis}: {means}."
     caption = f"The mAP of {variant}, in percent."
-    if (best := sweep.best()) is not None:
+    if best := sweep.best():
         text = f"The validation and test mAP of {variant} against {axis}. On the test split: "
-        text += f"{means}. The best validation mAP is that of {best}."
+        text += f"{means}. The best validation mAP is that of {' and '.join(best)}."
         caption += " A value is chosen by its validation mAP; the test mAP only stands beside it."
     caption += " The paper's Figure 4 varies m and k." if key in figures.AXES else ""
     about = Illustration(

@@ -87,10 +87,13 @@ class SweepResults(_Strict):
             maps.setdefault(run.value, []).append(run.validation_mAP)
         return maps
 
-    def best(self) -> str | None:
-        """The value with the best mean validation mAP, the first one of several; None without."""
+    def best(self) -> list[str]:
+        """The value with the best mean validation mAP, several if they tie.
+
+        Empty if `validation_maps` is.
+        """
         means = {value: fmean(maps) for value, maps in self.validation_maps().items()}
-        return max(means, key=means.__getitem__) if means else None
+        return [value for value, mean in means.items() if mean == max(means.values())]
 
     def draw(self, stem: Path) -> None:
         """Draw mAP against the values, as <stem>.svg and <stem>.png."""

@@ -1,7 +1,7 @@
 """The manifest of a data set, for every stage that reads it.
 
-Whoever reads it is told if the files that it was made from have changed since. That is a note, for
-the manifest is sound. To stay cheap, only files are compared, not folders such as VOC's 10,000
+If the files that it was made from have changed since, a note says so. It is no error, because the
+manifest is sound. To stay cheap, only files are compared, not folders such as VOC's 10,000
 annotations, and no file above `_LARGEST`. `prepare` compares all.
 """
 

@@ -33,7 +33,7 @@ def _check_section(_: click.Context, parameter: click.Parameter, section: str | 
 def settings(section: str | None) -> None:
     """Describe the settings of params.yaml.
 
-    SECTION is a section of params.yaml, e.g. train; without it, all settings are described. The
+    SECTION is a section of params.yaml, e.g. train. By default, all settings are described. The
     tables are Markdown. Together they are the page docs/settings.md.
     """
     from stages.commands.settings_page import settings_page

@@ -74,8 +74,8 @@ def sweep(
     `full`. Existing runs are reused. While runs are made, the progress shows the epoch and the loss
     of each.
 
-    If the runs have a validation part (train.<dataset>.validation), the table marks the value that
-    is best by it. The test split never decides.
+    If the runs have a validation part (train.<dataset>.validation), the table marks the value with
+    the best mAP on it, or each of several that tie. The test split never decides.
     """
     check_variants(request, [variant])
     from stages.commands import sweep as command
@@ -122,7 +122,7 @@ def show(run: str) -> None:
     click.echo(command.show(run))
 
 
-_yes_option = click.option("--yes", is_flag=True, help="Remove it. Without, it is only listed.")
+_yes_option = click.option("--yes", is_flag=True, help="Remove it. By default, it is only listed.")
 
 
 @runs.command()
@@ -137,9 +137,9 @@ _yes_option = click.option("--yes", is_flag=True, help="Remove it. Without, it i
 def prune(request: Request, unlisted: bool, yes: bool) -> None:
     """List the runs that params.yaml does not describe, or remove them.
 
-    These are the runs with other settings (made with --set or sweep) and of variants that do not
-    exist any more, and the tables and plots of sweeps. Runs of any seed stay, so that those of
-    compare do. A run that is being made is kept, and so is every file that gmpipe did not write.
+    These are runs with other settings (made with --set or sweep), runs of variants that do not
+    exist any more, and the tables and plots of sweeps. Runs of any seed stay, because compare makes
+    them. So does a run that is being made, and a folder with a file that gmpipe did not write.
     """
     from stages.commands.runs import removal
 
@@ -154,7 +154,8 @@ def clean(dataset: str, yes: bool) -> None:
     """List all that gmpipe made for a data set, or remove it.
 
     That is the manifest and resolved settings, the detector, the cache, the runs, the page, and
-    what killed trainings resume from. Photographs, tables and params.yaml stay.
+    what killed trainings resume from. Photographs, tables, params.yaml and all other files that
+    gmpipe did not write stay.
     """
     from stages.checkout.params import load_params
 

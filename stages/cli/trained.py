@@ -54,9 +54,9 @@ def predict(
 ) -> None:
     """Predict the labels of photographs with a trained run.
 
-    Folders are searched with their subfolders, for files with the suffix of a supported format.
-    The printed table has the predicted labels only. JSON, CSV and Parquet have all labels: whether
-    each is predicted, and the region that won it, with its box in pixels.
+    Folders and their subfolders are searched for files with the suffix of a supported format.
+    The printed table has the predicted labels only. JSON, CSV and Parquet have all labels. For
+    each they say whether it is predicted and which region won it, with the region's box in pixels.
 
     A photograph that can't be read is named on stderr. The others are still labelled, and the exit
     code is 1.

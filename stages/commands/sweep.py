@@ -106,18 +106,21 @@ def _results(key: str, variant: str, runs: Runs, *, numeric: bool) -> SweepResul
 
 
 def _shown(results: SweepResults, evaluations: Evaluations) -> str:
-    """The table, and which value is the best, or why none is."""
+    """The table, and which value is the best, which values tie, or why none is."""
     key, best = results.setting, results.best()
     first = next(iter(evaluations.values()))
     about = caption(results.dataset, first)
     table = sweep_table(key, evaluations, results.validation_maps(), best)
-    if best is None:
+    if not best:
         _note_no_choice(results)
         return f"{about}\n\n{table}"
-    return (
-        f"{about}\n\n{table}\n\nThe best value by validation mAP is {key}={best}. The numbers of "
-        "the test split do not decide."
-    )
+    chosen = f"The best value by validation mAP is {key}={best[0]}."
+    if len(best) > 1:
+        several = f"{', '.join(best[:-1])} and {best[-1]}"
+        chosen = (
+            f"The values {several} of {key} tie: their validation mAP is the same, and the best."
+        )
+    return f"{about}\n\n{table}\n\n{chosen} The numbers of the test split do not decide."
 
 
 def _note_no_choice(results: SweepResults) -> None:

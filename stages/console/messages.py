@@ -101,3 +101,8 @@ def echo(text: str, *, err: bool = False) -> None:
     progress = sys.modules.get("tqdm")
     with progress.tqdm.external_write_mode(sys.stderr) if progress else nullcontext():
         click.echo(printable_lines(text), err=err)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things in words, as in `1 step` and `2 steps`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

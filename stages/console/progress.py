@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from stages.console.messages import is_quiet, say
+from stages.console.messages import counted, is_quiet, say
 
 AS_MESSAGES = "GMPIPE_PROGRESS_AS_MESSAGES"
 """A variable of the environment: if it is set, progress is written as messages."""
@@ -92,8 +92,10 @@ class State:
     def __str__(self) -> str:
         if self.total is None and not self.done:
             return self.desc
-        of = "" if self.total is None else f"/{self.total}"
-        return f"{self.desc} {self.done}{of} {self.unit}s{', ' if self.note else ''}{self.note}"
+        done = counted(self.done, self.unit)
+        if self.total is not None:
+            done = f"{self.done}/{counted(self.total, self.unit)}"
+        return f"{self.desc} {done}{', ' if self.note else ''}{self.note}"
 
 
 def read_message(line: str) -> State | None:
@@ -135,8 +137,14 @@ class _Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
 
     @property
     def format_dict(self) -> dict[str, Any]:
-        """What is shown: of a part of a thing two decimals, though the rate is that of all."""
+        """What is shown: of a part of a thing two decimals, though the rate is that of all.
+
+        Without a total it is only the number of things, in words.
+        """
         values: dict[str, Any] = super().format_dict
+        if self.total is None and not (self.unit_scale or values["bar_format"]):
+            number = counted(self.n, self.unit)
+            values["bar_format"] = f"{{desc}}: {number} [{{elapsed}}{{postfix}}]"
         if isinstance(self.n, float) and values["elapsed"]:
             values["rate"] = (self.n - self.initial) / values["elapsed"]
             values["n"] = round(self.n, 2)

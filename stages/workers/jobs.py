@@ -128,15 +128,16 @@ class _Job:
     Attributes:
         name: of the job.
         state: of its current command; None before it has any.
-        done, done_before: the part of the first command that is done, and that had been done
-            before. The first command takes nearly all of a job's time.
+        done: the part of the job that is done. Each command is an equal part.
+        done_before: the part that had been done before, by commands that were resumed.
     """
 
     def __init__(self, name: str, commands: Sequence[Command]) -> None:
         self.name = name
         self.state: State | None = None
         self.done = self.done_before = 0.0
-        self._is_first = True
+        self._part = 1 / len(commands)
+        self._ended = 0  # commands
         self._commands = deque(commands)
         # Closed by `outcome` or `kill`. Files, unlike pipes, need nobody who reads them meanwhile.
         self._output = TemporaryFile("w+", errors="replace")  # noqa: SIM115
@@ -163,7 +164,8 @@ class _Job:
         self._listen(to_the_end=code is not None)
         if code == 0 and self._commands:
             self._process = self._start()
-            self.state, self.done, self._is_first = None, 1.0, False
+            self._ended += 1
+            self.state, self.done = None, self._ended * self._part
             return False
         return code is not None
 
@@ -188,8 +190,9 @@ class _Job:
         if state.resumed and (self.state is None or state.resumed != self.state.resumed):
             say_resumed(state.desc, state.unit, state.resumed, state.total)
         self.state = state
-        if self._is_first and state.total:
-            self.done, self.done_before = state.done / state.total, state.resumed / state.total
+        if state.total:
+            self.done = (self._ended + state.done / state.total) * self._part
+            self.done_before = max(self.done_before, state.resumed / state.total * self._part)
 
     def outcome(self) -> Outcome:
         """The outcome of a job that has ended; messages other than its error are passed on."""

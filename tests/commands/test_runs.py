@@ -327,7 +327,12 @@ def test_a_data_set_without_runs_has_a_message(tmp_path: Path) -> None:
 # clean -------------------------------------------------------------------------------------------
 
 
-OWN = ("data/tiny/photo.png", "data/tiny/labels.csv", "params.yaml", "data/other/prepared/x")
+OWN = (
+    "data/tiny/photo.png",
+    "data/tiny/labels.csv",
+    "params.yaml",
+    "data/other/prepared/manifest.parquet",
+)
 """What a user put there, and what belongs to another data set."""
 
 
@@ -336,9 +341,14 @@ def made_for(flow: Flow) -> Flow:
     """Something of each kind that gmpipe makes for `tiny`, and the user's own files beside it."""
     for path in (
         "data/tiny/prepared/manifest.parquet",
+        "data/tiny/prepared/boxes.parquet",
+        "data/tiny/prepared/missing.csv",
+        "data/tiny/prepared/images/test-00000.png",
         "data/tiny/.prepared.lock",
         "data/tiny/settings/full.yaml",
         "data/tiny/detector/weights.pt",
+        "data/tiny/detector/detector.json",
+        "data/tiny/detector/metrics.json",
         "cache/tiny/regions-00000.h5",
         "cache/tiny/index.parquet",
         "cache/.tiny.lock",
@@ -389,12 +399,55 @@ def test_all_that_was_made_for_a_data_set_is_removed_and_nothing_else(made_for: 
     assert made_for.gmpipe("clean", "tiny").refused("'tiny'.*other")
 
 
-def test_what_is_no_run_or_shard_stays(made_for: Flow) -> None:
-    (made_for / "runs/tiny/full-s1/notes.txt").write_text("mine")
-    (made_for / "cache/tiny/notes.txt").write_text("mine")
+FOREIGN = (
+    "data/tiny/prepared/notes.txt",
+    "data/tiny/prepared/images/mine.png",
+    "data/tiny/settings/notes.txt",
+    "data/tiny/detector/my-weights.pt",
+    "cache/tiny/notes.txt",
+    "runs/tiny/full-s1/notes.txt",
+    "reports/tiny/notes.txt",
+    "reports/tiny/figures/mine.png",
+    "reports/tiny/mine/index.html",
+)
+
+
+@pytest.mark.parametrize("foreign", FOREIGN)
+def test_a_file_that_gmpipe_did_not_write_stays_and_is_listed(made_for: Flow, foreign: str) -> None:
+    path = made_for / foreign
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("mine")
+    stays = "runs/tiny/full-s1" if foreign.startswith("runs") else foreign
+    for options in ((), ("--yes",)):
+        assert f"\n{stays}: stays" in "\n" + made_for.ok("clean", "tiny", *options)
+    assert path.read_text() == "mine"
+    folder = Path(*Path(foreign).parts[: 2 if foreign.startswith("reports") else -1])
+    if not foreign.startswith("runs"):
+        left = [found for found in (made_for / folder).rglob("*") if found.is_file()]
+        assert left == [path]
+    assert not (made_for / "cache/tiny/index.parquet").exists()
+
+
+def test_every_file_that_gmpipe_writes_is_known_as_its_own(made: Flow) -> None:
+    """Scenes with a fitted detector, a cache, runs and a page."""
+    listed = made.ok("clean", "tiny").splitlines()
+    assert not [line for line in listed if "gmpipe did not write" in line]
+    folders = ("data/tiny/prepared", "data/tiny/detector", "cache/tiny", "reports/tiny")
+    assert set(folders) <= {line.partition(":")[0] for line in listed}
+
+
+def test_what_others_put_there_is_not_taken_for_something_made(made_for: Flow) -> None:
+    (made_for / "data/tiny/prepared/notes.txt").write_text("mine")
     made_for.ok("clean", "tiny", "--yes")
-    assert (made_for / "runs/tiny/full-s1/notes.txt").read_text() == "mine"
-    assert [path.name for path in (made_for / "cache/tiny").iterdir()] == ["notes.txt"]
+    refused = made_for.gmpipe("clean", "tiny")
+    assert refused.refused("'tiny'.*made for other")
+    assert (made_for / "data/tiny/prepared/notes.txt").exists()
+
+
+def test_a_run_with_other_files_is_listed_as_staying(flow: Flow) -> None:
+    (flow / "runs/tiny/full-s0-0123abcd/notes.txt").write_text("mine")
+    assert "runs/tiny/full-s0-0123abcd: stays" in flow.ok("runs", "prune", "--yes")
+    assert (flow / "runs/tiny/full-s0-0123abcd/checkpoint.pt").exists()
 
 
 def test_a_cache_on_another_disk_stays(made_for: Flow) -> None:

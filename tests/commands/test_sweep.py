@@ -170,18 +170,29 @@ def test_the_validation_part_decides_and_never_the_test_split(small: Flow) -> No
     assert f"learning_rate={best}." in outcome.out
     assert "validation=0.2" not in outcome.err
     results = read_sweep(small / "runs/voc2007/sweeps/learning_rate/sweep.json")
-    assert results.best() == best
+    assert results.best() == [best]
     # Other numbers on the test split change nothing.
     flipped = [run.model_copy(update={"mAP": 100 - run.mAP}) for run in results.runs]
-    assert results.model_copy(update={"runs": flipped}).best() == best
+    assert results.model_copy(update={"runs": flipped}).best() == [best]
     swapped = {best: 1.0, other: 2.0}
     turned = [run.model_copy(update={"validation_mAP": swapped[run.value]}) for run in results.runs]
-    assert results.model_copy(update={"runs": turned}).best() == other
+    assert results.model_copy(update={"runs": turned}).best() == [other]
     text = "".join(
         ET.parse(small / "runs/voc2007/sweeps/learning_rate/figure.svg").getroot().itertext()
     )
     for words in ("validation", "test", "best by validation"):
         assert words in text
+
+
+def test_values_that_tie_are_all_marked(small: Flow) -> None:
+    """With learning rates this small, the runs rank the images alike."""
+    values = ("1e-9", "2e-9")
+    outcome = small.gmpipe("sweep", f"learning_rate={','.join(values)}", *VALIDATED, *ALONE)
+    maps = {row["validation_mAP"] for row in rows(small, "learning_rate")}
+    assert len(maps) == 1
+    assert outcome.out.count("(best)") == 2
+    assert re.search(r"1e-09 and 2e-09 of learning_rate tie\b", outcome.out)
+    assert "The best value" not in outcome.out
 
 
 def test_without_a_validation_part_no_value_is_marked(small: Flow) -> None:
@@ -248,6 +259,15 @@ def test_the_validation_map_is_the_first_line_and_its_best_has_a_ring(tmp_path: 
     ]
     assert float(ring.get("x", "")) == pytest.approx(x2)
     assert float(ring.get("y", "")) == pytest.approx(y2)
+
+
+def test_each_of_several_best_values_has_a_ring(tmp_path: Path) -> None:
+    maps = {"1": [50.0], "2": [55.0], "5": [53.0]}
+    validation = {"1": [62.0], "2": [60.0], "5": [62.0]}
+    sweep_figure(tmp_path / "figure", "epochs", maps, validation, title="here", numeric=True)
+    root = ET.parse(tmp_path / "figure.svg").getroot()
+    rings = [u for u in root.iter(f"{SVG}use") if "stroke: #d55e00" in u.get("style", "")]
+    assert len(rings) == 3  # one of them in the legend
 
 
 def test_words_are_evenly_spaced_and_one_seed_has_no_bars(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 from flows import ROOT
 
 from stages.console.messages import QUIET, speaking
-from stages.console.progress import progress_bar, progress_phase
+from stages.console.progress import State, progress_bar, progress_phase
 
 
 def script(folder: Path, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -155,6 +155,17 @@ with speaking(), progress_bar(total=5, desc="fit", unit="step") as bar:
     assert "Note: it is odd." in lines
     assert lines[lines.index("Note: it is odd.") - 1].isspace()  # what erases the bar
     assert lines[-2].startswith("fit:  40%|")
+
+
+@pytest.mark.parametrize(("number", "shown"), [(0, "0 figures"), (1, "1 figure"), (4, "4 figures")])
+def test_things_without_a_total_are_counted_in_words(
+    number: int, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with progress_bar(desc="report, figures", unit="figure") as bar:
+        bar.update(number)
+    assert capsys.readouterr().err.splitlines()[-1] == f"report, figures: {shown} [00:00]"
+    state = State("report, figures", "figure", number, None, 0, "")
+    assert str(state).endswith(shown if number else "figures")
 
 
 def test_only_a_long_part_of_the_work_is_shown(

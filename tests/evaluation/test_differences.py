@@ -44,6 +44,10 @@ TORCHVISIONS = replace(FIT, source="torchvision")
 """As an older release described it: without the hash of torchvision's file."""
 SAME_FILE = replace(FILE_OF, origin_sha256=f"258fb6c6{'0' * 56}")
 """torchvision's file, put there by hand."""
+MASK_RCNN = replace(
+    FILE_OF, origin_sha256="1234" * 16, classes=tuple(f"class {number}" for number in range(91))
+)
+"""Another file with COCO's 91 classes, such as torchvision's Mask R-CNN."""
 HISTORY = [
     {"epoch": number, "train_loss": 1.0, "gradient_norm": norm}
     for number, norm in ((1, 9.0), (2, 5.25), (3, 5.0), (4, 0.5))
@@ -90,6 +94,14 @@ def test_the_detector_is_named_by_what_made_the_regions() -> None:
         ("train2014/val2014/test", replace(SAME_FILE, source="fit"), r"train2017"),
         ("val2014/train2014/test", TORCHVISIONS, r"82,783"),
         ("val2017/train2017/test", TORCHVISIONS, r"train2017"),
+        ("train2014/val2014/test", MASK_RCNN, r"may have seen.* 91\b.*train2017.*35,504"),
+        (
+            "train2014/val2014/test",
+            replace(MASK_RCNN, source="fit", classes=("background", "cat")),
+            r"may have seen.*fit started.*train2017.*35,504",
+        ),
+        ("train2014/val2014/test", replace(MASK_RCNN, classes=("class 0", "class 1")), None),
+        ("train2017/val2017/test", MASK_RCNN, None),
         ("train2017/val2017/test", TORCHVISIONS, None),
         ("official/test", TORCHVISIONS, None),
         ("train2014/val2014/test", FIT, None),

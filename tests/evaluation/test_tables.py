@@ -100,7 +100,7 @@ def test_a_sweep_has_one_row_per_value() -> None:
         ["4", "11.0", "12.0", "13.0"],
     ]
     validation = {"2": [20.0, 21.0], "4": [30.0]}
-    assert cells(sweep_table("regions", runs, validation, "4")) == [
+    assert cells(sweep_table("regions", runs, validation, ["4"])) == [
         ["regions", "validation mAP", "test mAP", "test CF1", "test OF1"],
         ["2", "20.5 ± 0.7", "11.0 ± 1.4", "12.0 ± 1.4", "13.0 ± 1.4"],
         ["4", "30.0 (best)", "11.0", "12.0", "13.0"],

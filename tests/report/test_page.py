@@ -41,6 +41,12 @@ def paper_reader(browser: Browser, with_seeds: Flow) -> Iterator[Reader]:
     one.close()
 
 
+def test_clean_knows_every_file_of_the_page(with_seeds: Flow) -> None:
+    listed = with_seeds.ok("clean", "voc2007")
+    assert "\nreports/voc2007: " in listed
+    assert "gmpipe did not write" not in listed
+
+
 # Tables ------------------------------------------------------------------------------------------
 
 

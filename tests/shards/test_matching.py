@@ -92,6 +92,13 @@ def test_lines_are_matched_by_the_first_rule_that_fits(
     assert matched(file_ids, images) == expected
 
 
+@pytest.mark.parametrize("form", ["clip{:02d}/7.jpg", "clip{:02d}/images/frame7.jpg"])
+def test_the_number_of_a_frame_is_looked_for_in_its_own_folder(form: str) -> None:
+    images = [form.format(clip) for clip in range(15)]
+    file_ids = [form.format(clip).replace("7.jpg", "0007") for clip in (3, 12)]
+    assert matched(file_ids, images) == [3, 12]
+
+
 @pytest.mark.parametrize(
     ("file_id", "images"),
     [
@@ -116,9 +123,28 @@ def test_two_lines_of_one_image_are_named() -> None:
 def test_a_number_of_an_image_of_another_size_is_named() -> None:
     for size in ((200, 100), (None, None), (None, 7)):
         assert match_lines([Row("COCO_101")], [KnownImage("101", "x", *size)]).tolist() == [0]
-    with refused(InputError, "line 'COCO_101'", "'101'", "200 x 100", "100 x 200"):
-        match_lines([Row("COCO_101")], [KnownImage("101", "x", 100, 200)])
-    assert match_lines([Row("101")], [KnownImage("101", "x", 100, 200)]).tolist() == [0]
+    with refused(InputError, "line 'COCO_101'", "'101'", "200 x 100", "100 x 150"):
+        match_lines([Row("COCO_101")], [KnownImage("101", "x", 100, 150)])
+    assert match_lines([Row("101")], [KnownImage("101", "x", 100, 150)]).tolist() == [0]
+
+
+def test_lines_of_turned_photographs_are_read_with_one_note(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As the number, the id and the file name; the last line is not turned."""
+    images = [
+        KnownImage("COCO_42", "x/COCO_42.jpg", 480, 640),
+        KnownImage("COCO_43", "x/COCO_43.jpg", 480, 640),
+        KnownImage("COCO_44", "x/COCO_44.jpg", 480, 640),
+        KnownImage("COCO_45", "x/COCO_45.jpg", 640, 480),
+    ]
+    lines = [Row(name, 640, 480) for name in ("42", "COCO_43", "COCO_44.jpg", "45")]
+    assert match_lines(lines, images).tolist() == [0, 1, 2, 3]
+    (note,) = [record.getMessage() for record in caplog.records]
+    for part in ("3 of 4 images", "line '42'", "'COCO_42'", "640 x 480", "480 x 640"):
+        assert part in note
+    assert match_lines([Row("42", 480, 480)], [KnownImage("42", "42.jpg", 480, 480)]) == [0]
+    assert len(caplog.records) == 1
 
 
 def test_a_match_by_the_number_alone_is_noted(caplog: pytest.LogCaptureFixture) -> None:

@@ -111,14 +111,15 @@ def test_progress_and_notes_of_running_jobs_are_shown(
     monkeypatch.setattr("stages.console.progress._LINE_SECONDS", 0.1)
     monkeypatch.setattr("stages.console.progress._BEAT_SECONDS", 0.05)
     with speaking():
-        assert len(dict(run_jobs({name: [LIST] for name in "ab"}, 2))) == 2
+        assert len(dict(run_jobs({name: [LIST, LIST] for name in "ab"}, 2))) == 2
     out, err = capfd.readouterr()
-    assert out == "fit: resumed at step 2 of 10\n" * 2
+    assert out == "fit: resumed at step 2 of 10\n" * 4
     assert "gmpipe progress" not in err
     lines = err.splitlines()
     both = "fit 5/10 steps, loss=0.5; fit 5/10 steps, loss=0.5"
-    [running, *_] = [line for line in lines if both in line]
-    assert running.startswith("runs:  50% 1.0/2 [")
+    [running, *later] = [line for line in lines if both in line]
+    assert running.startswith("runs:  25% 0.5/2 [")
+    assert later[-1].startswith("runs:  75% 1.5/2 [")
     assert lines.index("Note: params.yaml is odd.") < lines.index(running)
     assert lines.count("Note: params.yaml is odd.") == 1
     assert lines[-1].startswith("runs: 100% 2/2 [")

@@ -12,6 +12,9 @@ The rule for an id of the file and an id or a path of the manifest:
 
 In 1 to 5, one may have more folders before it, but other folders never match. A line belongs to the
 image that fits by the first of these, and by most folders.
+
+In 4 and 5, the line's size must be the image's. The manifest has the size of the upright picture. A
+line with width and height exchanged is of the picture as a camera stored it, which is noted.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -36,7 +40,11 @@ _SUFFIX = re.compile(r"\.([A-Za-z]{2,5}|jp2|0)$")
 
 _KINDS = {1: "file name", 2: "file name", 3: "file name", 4: "number", 5: "number"}
 _BARE, _WEAK = 4, 5
-_SEVERAL = 10  # images with one number, of which no more are looked at
+_SEVERAL = 10  # images that fit one number, of which no more are looked at
+
+_Folders = tuple[str, ...]
+_Last = str | tuple[str, bool]
+"""A file's name or stem, or the number that it ends in and whether there is nothing else in it."""
 
 
 class Line(Protocol):
@@ -75,7 +83,7 @@ class _Name:
         stem: the same without its suffix.
     """
 
-    folders: tuple[str, ...]
+    folders: _Folders
     file: str
     stem: str
 
@@ -102,45 +110,44 @@ class _Manifest:
 
     def __init__(self, images: Sequence[KnownImage]) -> None:
         self.names = [(_Name.of(image.image_id), _Name.of(image.path)) for image in images]
-        self._whole: dict[tuple[str, ...], list[int]] = defaultdict(list)
-        self._ends: dict[tuple[str, ...], list[int]] = defaultdict(list)
-        self._numbers: dict[tuple[str, bool], list[int]] = defaultdict(list)
+        # By folders, all of them or the last ones, and what stands for the file.
+        self._whole: dict[tuple[_Folders, _Last], list[int]] = defaultdict(list)
+        self._ends: dict[tuple[_Folders, _Last], list[int]] = defaultdict(list)
         for image, names in enumerate(self.names):
             for name in set(names):
-                for last in {name.file, name.stem}:
-                    parts = (*name.folders, last)
-                    self._whole[parts].append(image)
-                    for start in range(len(parts)):
-                        self._ends[parts[start:]].append(image)
+                lasts: set[_Last] = {name.file, name.stem}
                 if name.number is not None:
-                    self._numbers[name.number, name.stem.isdigit()].append(image)
+                    lasts.add((name.number, name.stem.isdigit()))
+                for last in lasts:
+                    self._whole[name.folders, last].append(image)
+                    for start in range(len(name.folders) + 1):
+                        self._ends[name.folders[start:], last].append(image)
 
     def candidates(self, name: _Name) -> dict[int, tuple[int, int]]:
         """The images that a name may be of, with the kind of the rule and minus the folders."""
         found: dict[int, tuple[int, int]] = {}
-        for image, folders in self._named_alike(name):
-            for own in self.names[image]:
-                kind = _kind_by_name(name, own)
-                if kind is not None and name.ends_like(own):
-                    rank = (kind, -folders)
-                    found[image] = min(rank, found.get(image, rank))
+        for last in {name.file, name.stem}:
+            for image, folders in self._ending_alike(name.folders, last):
+                for own in self.names[image]:
+                    kind = _kind_by_name(name, own)
+                    if kind is not None and name.ends_like(own):
+                        rank = (kind, -folders)
+                        found[image] = min(rank, found.get(image, rank))
         if found or name.number is None:
             return found
         for bare in (True, False):
-            for image in self._numbers.get((name.number, bare), ())[:_SEVERAL]:
-                if any(name.ends_like(own) for own in self.names[image]):
-                    rank = (_BARE if bare or name.stem.isdigit() else _WEAK, 0)
-                    found[image] = min(rank, found.get(image, rank))
+            rank = (_BARE if bare or name.stem.isdigit() else _WEAK, 0)
+            alike = self._ending_alike(name.folders, (name.number, bare))
+            for image, _ in islice(alike, _SEVERAL):
+                found[image] = min(rank, found.get(image, rank))
         return found
 
-    def _named_alike(self, name: _Name) -> Iterator[tuple[int, int]]:
-        """Images with the file name or stem of a name and folders like its own, and how many."""
-        for last in {name.file, name.stem}:
-            parts = (*name.folders, last)
-            yield from ((image, len(name.folders)) for image in self._ends.get(parts, ()))
-            for start in range(1, len(parts)):
-                shared = len(parts) - start - 1
-                yield from ((image, shared) for image in self._whole.get(parts[start:], ()))
+    def _ending_alike(self, folders: _Folders, last: _Last) -> Iterator[tuple[int, int]]:
+        """Images with what stands for the file, and folders like these; and how many are shared."""
+        yield from ((image, len(folders)) for image in self._ends.get((folders, last), ()))
+        for start in range(1, len(folders) + 1):
+            shared = len(folders) - start
+            yield from ((image, shared) for image in self._whole.get((folders[start:], last), ()))
 
 
 def _kind_by_name(name: _Name, own: _Name) -> int | None:
@@ -200,6 +207,7 @@ def match_lines(lines: Sequence[Line], images: Sequence[KnownImage]) -> npt.NDAr
             weak.append(number)
         taken[image] = number
         found[number] = image
+    _note_turned([(lines[n], images[found[n]]) for n in np.flatnonzero(found >= 0).tolist()])
     if weak:
         _log.warning(
             "%s is read as image %r%s, by the number at the end of the ids alone.",
@@ -222,9 +230,37 @@ def _ambiguous(line: Line, kind: int, images: Sequence[KnownImage]) -> InputErro
 
 def _check_size(line: Line, image: KnownImage) -> None:
     size = (image.width, image.height)
-    if None not in size and size != (line.width, line.height):
-        raise InputError(
-            f"{line.where}: by its number this is image {image.image_id!r}, but its size is "
-            f"{line.width} x {line.height}; expected {size[0]} x {size[1]}, as in the manifest.",
-            "Import regions of the data set's own images.",
-        )
+    if None in size or size == (line.width, line.height) or _is_turned(line, image):
+        return
+    raise InputError(
+        f"{line.where}: by its number this is image {image.image_id!r}, but its size is "
+        f"{line.width} x {line.height}; expected {size[0]} x {size[1]}, as in the manifest.",
+        "Import regions of the data set's own images.",
+    )
+
+
+def _is_turned(line: Line, image: KnownImage) -> bool:
+    """Whether a line's width and height are the image's in the other order."""
+    return line.width != line.height and (line.height, line.width) == (image.width, image.height)
+
+
+def _note_turned(pairs: Sequence[tuple[Line, KnownImage]]) -> None:
+    """Note which of the lines and their images have exchanged width and height."""
+    turned = [(line, image) for line, image in pairs if _is_turned(line, image)]
+    if not turned:
+        return
+    line, image = turned[0]
+    _log.warning(
+        "Width and height of %d of %d images are exchanged: %s has %d x %d, and the upright "
+        "picture of %r has %d x %d. Their boxes are taken to be of the picture as the camera "
+        "stored it, and are not turned upright. So where these photographs are shown with their "
+        "regions, the boxes may be in wrong places.",
+        len(turned),
+        len(pairs),
+        line.where,
+        line.width,
+        line.height,
+        image.image_id,
+        image.width,
+        image.height,
+    )

@@ -1,11 +1,15 @@
-"""Which entries of runs/<dataset>/ are runs and sweeps that gmpipe wrote, with nothing else in."""
+"""Which files and folders gmpipe wrote, by their names.
+
+`entries` lists a folder; `is_run` and `is_sweep` are about runs/<dataset>/, and `sort_out` about
+the folders that hold one output, by the patterns below.
+"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from pipeline.files import access_error
+from pipeline.files import access_error, exists
 from stages.checkout.layout import (
     CHECKPOINT_FILE,
     EVALUATION_FILES,
@@ -34,6 +38,14 @@ _SWEEP_FILE = _one_of(
     SWEEP_FILE, SWEEP_RESULTS_FILE, *(f"{SWEEP_FIGURE_STEM}.{suffix}" for suffix in ("svg", "png"))
 )
 
+PREPARED_FILE = re.compile(
+    r"(manifest\.parquet|boxes\.parquet|missing\.csv)"
+    rf"({_TEMPORARY})?|images/(train|test)-\d{{5,}}\.png"
+)
+SETTINGS_OF_VARIANT = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_-]*\.yaml({_TEMPORARY})?")
+DETECTOR_FILE = _one_of("weights.pt", "detector.json", "metrics.json")
+CACHE_FILE = re.compile(rf"(regions-\d{{5,}}\.h5|index\.parquet|failures\.parquet)({_TEMPORARY})?")
+
 
 def entries(folder: Path) -> list[Path]:
     """List a folder in the order of the names; empty if there is none.
@@ -47,6 +59,36 @@ def entries(folder: Path) -> list[Path]:
         return []
     except OSError as error:
         raise access_error(error, folder) from error
+
+
+def sort_out(
+    folder: Path, written: re.Pattern[str], below: str = ""
+) -> tuple[list[Path], list[Path]]:
+    """Sort what lies in a folder into what gmpipe wrote and what it did not.
+
+    Args:
+        folder: to look through.
+        written: the paths in the folder of the files that gmpipe writes.
+        below: the path of ``folder`` in the folder that ``written`` is about.
+
+    Returns:
+        the files that gmpipe wrote, or a folder instead of all that it holds if these are all; and
+        the other files. Nothing if there is no such folder.
+    """
+    ours: list[Path] = []
+    others: list[Path] = []
+    for path in entries(folder):
+        name = below + path.name
+        if path.is_dir() and not path.is_symlink():
+            parts = sort_out(path, written, f"{name}/")
+            ours += parts[0]
+            others += parts[1]
+        else:
+            is_ours = written.fullmatch(name) and not path.is_dir()
+            (ours if is_ours else others).append(path)
+    if not others and exists(folder):
+        return [folder], []
+    return ours, others
 
 
 def is_run(folder: Path) -> bool:

@@ -10,11 +10,12 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import BusyError, MissingError
 from pipeline.files import access_error, exists, folder_lock
+from pipeline.report.folder import PAGE_FILE
 from stages.checkout.disk import shown_bytes
 from stages.checkout.layout import (
     SWEEPS,
@@ -30,10 +31,15 @@ from stages.checkout.layout import (
     times_file,
 )
 from stages.checkout.params import Request, check_dataset_name, has_variant
-from stages.commands.runs.entries import entries, is_run, is_sweep
-
-_CACHE_FILE = re.compile(
-    r"(regions-\d{5,}\.h5|index\.parquet|failures\.parquet)(\.[0-9a-f]{8}\.tmp)?"
+from stages.commands.runs.entries import (
+    CACHE_FILE,
+    DETECTOR_FILE,
+    PREPARED_FILE,
+    SETTINGS_OF_VARIANT,
+    entries,
+    is_run,
+    is_sweep,
+    sort_out,
 )
 
 
@@ -45,11 +51,13 @@ class _Part:
         folder: whose lock is held for it.
         paths: what is removed; nothing if only the lock of a folder is left.
         goes: whether the folder is removed, and its lock with it.
+        others: what lies there and stays, since gmpipe did not write it.
     """
 
     folder: Path
     paths: Sequence[Path]
     goes: bool = True
+    others: Sequence[Path] = ()
 
 
 def prune(request: Request, *, unlisted: bool = False, remove: bool = False) -> str:
@@ -61,7 +69,7 @@ def prune(request: Request, *, unlisted: bool = False, remove: bool = False) -> 
     Args:
         request: for the data set.
         unlisted: also remove runs that are not variants x seeds of the lists in params.yaml.
-        remove: remove them; without, only say what would be removed.
+        remove: whether to remove them; otherwise this only says what would be removed.
 
     Returns:
         One line per folder or file, their total size, and the next step.
@@ -103,7 +111,7 @@ def clean(dataset: str, *, remove: bool = False) -> str:
 
     Args:
         dataset: its name.
-        remove: remove it; without, only say what would be removed.
+        remove: whether to remove it; otherwise this only says what would be removed.
 
     Returns:
         One line per folder or file, their total size, what stays, and the next step.
@@ -118,7 +126,8 @@ def clean(dataset: str, *, remove: bool = False) -> str:
     files = _there(*state_files(dataset), times_file(dataset))
     if not files and not any(part.paths for part in parts):
         raise MissingError(
-            f"Nothing was made for a data set {dataset!r}.", _made_for() or "Correct the name."
+            f"Nothing was made for a data set {dataset!r}.",
+            _made_for(dataset) or "Correct the name.",
         )
     lines, total, is_busy = _take_away(parts, remove=remove)
     if not is_busy:  # nobody writes these files then: a training or fit holds its folder's lock
@@ -145,24 +154,38 @@ def clean(dataset: str, *, remove: bool = False) -> str:
 def _of_dataset(dataset: str) -> Iterator[_Part]:
     """Yield all that was made for a data set, but for what lies in .state."""
     prepared, cache = prepared_folder(dataset), cache_folder(dataset)
-    yield _Part(prepared, _there(prepared, settings_folder(dataset)))
-    yield _Part(detector_folder(dataset), _there(detector_folder(dataset)))
-    inside = entries(cache) if cache.is_dir() and not cache.is_symlink() else []
-    known = [path for path in inside if _CACHE_FILE.fullmatch(path.name)]
+    manifest = _of_folder(prepared, PREPARED_FILE)
+    settings = _of_folder(settings_folder(dataset), SETTINGS_OF_VARIANT)
+    yield _Part(  # `prepare` writes both under one lock
+        prepared,
+        [*manifest.paths, *settings.paths],
+        others=[*manifest.others, *settings.others],
+    )
+    yield _of_folder(detector_folder(dataset), DETECTOR_FILE)
+    of_cache = _of_folder(cache, CACHE_FILE)
     workers = cache.parent / f".{cache.name}.workers.lock"
-    yield _Part(cache, [*(known if known != inside else _there(cache)), *_there(workers)])
+    yield replace(of_cache, paths=[*of_cache.paths, *_there(workers)])
     yield from _of_runs(runs_folder(dataset), lambda name: False)
-    yield _Part(report_folder(dataset), _there(report_folder(dataset)))
+    yield _of_folder(report_folder(dataset), PAGE_FILE)
+
+
+def _of_folder(folder: Path, written: re.Pattern[str]) -> _Part:
+    """What gmpipe wrote into a folder: all of it, or the files whose paths match ``written``."""
+    if folder.is_symlink() or not folder.is_dir():
+        return _Part(folder, _there(folder))
+    ours, others = sort_out(folder, written)
+    return _Part(folder, ours, others=others)
 
 
 def _there(*paths: Path) -> list[Path]:
     return [path for path in paths if exists(path) or path.is_symlink()]
 
 
-def _made_for() -> str:
-    """Name the data sets that something was made for; an empty string if there are none."""
+def _made_for(asked: str) -> str:
+    """Name the other data sets that something was made for; an empty string if there are none."""
     made = {path.parent.name for path in Path("data").glob("*/prepared")}
     made |= {path.name for top in ("cache", "runs", "reports") for path in Path(top).glob("[!.]*/")}
+    made.discard(asked)  # what is left there was made by others
     return f"Something was made for {', '.join(sorted(made))}." if made else ""
 
 
@@ -178,12 +201,20 @@ def _of_runs(top: Path, is_kept: Callable[[str], bool]) -> Iterator[_Part]:
             yield _Part(folder, left, goes=False)
         elif is_run(folder) or is_sweep(folder):
             yield _Part(folder, [folder])
+        elif _is_run_of_others(folder) and not is_kept(folder.name):
+            yield _Part(folder, [], goes=False, others=[folder])
     for lock in folders:
         folder = lock.with_name(lock.name.removeprefix(".").removesuffix(".lock"))
         ours = folder.parent.name == SWEEPS or run_of_folder(folder.name)
         stale = lock.name == f".{folder.name}.lock" and not exists(folder)
         if stale and ours and not is_kept(folder.name):
             yield _Part(folder, [])
+
+
+def _is_run_of_others(folder: Path) -> bool:
+    """Whether a folder has the name of a run or lies with the sweeps, but has more files in it."""
+    named = folder.parent.name == SWEEPS or run_of_folder(folder.name) is not None
+    return named and folder.is_dir() and not folder.is_symlink()
 
 
 def _take_away(parts: Sequence[_Part], *, remove: bool) -> tuple[list[str], int, bool]:
@@ -205,6 +236,9 @@ def _take_away(parts: Sequence[_Part], *, remove: bool) -> tuple[list[str], int,
                     lines.append(f"{part.folder}: is being written, stays")
                     is_busy = True
                     continue
+            for path in part.others:
+                what = "all of it" if path.is_dir() else "it"
+                lines.append(f"{path}: stays, since gmpipe did not write {what}")
             going = []
             for path in part.paths:
                 if path.is_symlink() and path.is_dir():
