@@ -151,6 +151,14 @@ def exists(path: Path) -> bool:
     return True
 
 
+def home_advice(path: Path) -> str:
+    """A sentence for messages on a missing file if its path begins with `~`, else empty."""
+    if path.parts[:1] != ("~",):
+        return ""
+    whole = Path(os.environ.get("HOME", "/home/NAME"), *path.parts[1:])
+    return f"Write the whole path, `{whole}`, without `~`. "
+
+
 def matching(folder: Path, pattern: str) -> list[Path]:
     """List what in ``folder`` has a name like ``pattern``, sorted; nothing if there is no folder.
 

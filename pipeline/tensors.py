@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import pickle
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -72,7 +73,17 @@ def tensors_in(stored: bytes) -> Any:
     stream = io.BytesIO(stored)
     if stored.startswith(_ZIP):
         stream = _intact_zip(stream)
-    return torch.load(stream, map_location="cpu", weights_only=True)
+    try:
+        with warnings.catch_warnings():
+            # Such files are refused, and the error says what they are.
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+            warnings.filterwarnings("ignore", ".*looks like a TorchScript archive", UserWarning)
+            return torch.load(stream, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # Torch's text advises to load the file in the way that runs its code.
+        reason = " ".join(str(error).partition("WeightsUnpickler error:")[2].split())
+        reason = reason.partition(" Check the documentation")[0].partition(". Please use")[0]
+        raise pickle.UnpicklingError(reason or "it holds no tensors") from None
 
 
 def _intact_zip(stored: io.BytesIO) -> io.BytesIO:

@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError, MissingError
-from pipeline.files import check_regular, open_regular
+from pipeline.files import check_regular, home_advice, open_regular
 
 _DOWNLOAD_AGAIN = "The download may be truncated or damaged: download the file again."
 
@@ -198,7 +198,7 @@ def _check_file(file: Path) -> None:
     except (FileNotFoundError, NotADirectoryError):
         raise MissingError(
             f"There is no file {file} to read GloVe vectors from.",
-            "Download glove.6B.zip (822 MB) from Stanford NLP's GloVe page, "
+            f"{home_advice(file)}Download glove.6B.zip (822 MB) from Stanford NLP's GloVe page, "
             "https://nlp.stanford.edu/projects/glove/, put it at data/glove/glove.6B.zip, and set "
             "`label_vectors: data/glove/glove.6B.zip/glove.6B.300d.txt`; it need not be unpacked. "
             "Or set `label_vectors: wordllama`, which needs no download.",

@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError, MissingError
-from pipeline.files import canonical_json, read_bytes
+from pipeline.files import canonical_json, home_advice, read_bytes
 from pipeline.formats.npz import decoded_texts, naming_damage, npy_array, npy_header
 from pipeline.labels.glove import archive_of, read_words
 
@@ -288,7 +288,8 @@ def _read_npz(path: Path) -> tuple[list[str], NDArray[np.generic]]:
     except (FileNotFoundError, NotADirectoryError):
         raise MissingError(
             f"There is no file {path} to read label vectors from. {form}",
-            "Change `label_vectors`, or set it to `wordllama`, which needs no file.",
+            f"{home_advice(path)}Change `label_vectors`, or set it to `wordllama`, which needs no "
+            "file.",
         ) from None
     except InputError as error:
         raise InputError(f"{error.problem} {form}", "Change `label_vectors`.") from None

@@ -19,7 +19,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from pipeline.errors import DamagedError, InputError, MismatchError, MissingError, advising
-from pipeline.files import exists, read_bytes, sha256_file
+from pipeline.files import exists, home_advice, read_bytes, sha256_file
 from pipeline.formats.sealed import read_sealed_json, write_sealed_json
 from pipeline.regions.weights import CLASSIFIER, check_network, state_in, unreadable
 from pipeline.settings import ArchitectureSettings
@@ -104,8 +104,8 @@ def load_state(path: Path) -> dict[str, Tensor]:
     except (FileNotFoundError, NotADirectoryError):
         raise MissingError(
             f"There are no detector weights at {path}.",
-            "Put the file there, or name another one in `detector.<dataset>.weights` of "
-            "params.yaml.",
+            f"{home_advice(path)}Put the file there, or name another one in "
+            "`detector.<dataset>.weights` of params.yaml.",
         ) from None
     try:
         content = tensors_in(stored)

@@ -14,6 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from pipeline.errors import InputError, briefly
+from pipeline.regions.file_formats import foreign_format
 
 _log = logging.getLogger(__name__)
 
@@ -49,14 +50,15 @@ def state_in(content: object, path: Path) -> dict[str, Tensor]:
     """Find the state dict in what ``torch.save`` wrote, and give its weights torchvision's names.
 
     It is the content itself, or the only entry that is a state dict. What names have before
-    torchvision's, such as `module.`, is dropped. So are the heads for masks and keypoints.
+    torchvision's, such as `module.`, is dropped. So are the heads for masks and keypoints, and the
+    modules beside the detector, such as losses.
 
     Args:
         content: of the file.
         path: of the file, for messages.
 
     Raises:
-        InputError: there is no state dict, or more than one.
+        InputError: there is no state dict or detector, or more than one.
     """
     entries = content.items() if isinstance(content, Mapping) else ()
     states = {str(name): value for name, value in entries if _is_state(value) and len(value)}
@@ -82,8 +84,8 @@ def state_in(content: object, path: Path) -> dict[str, Tensor]:
             f"weights_only=True)[{next(iter(states))!r}], 'weights.pt')`, and name that file in "
             "`detector.<dataset>.weights` of params.yaml.",
         )
-    (state,) = states.values()
-    state = _without_prefix(state)
+    ((entry, state),) = states.items()
+    state = _without_prefix(state, path, entry)
     kept = {name: weight for name, weight in state.items() if not name.startswith(_UNUSED)}
     if len(kept) < len(state) and "roi_heads.box_head.fc6.weight" in state:
         _log.warning(
@@ -101,14 +103,48 @@ def _is_state(content: object) -> bool:
     )
 
 
-def _without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Drop what names have before torchvision's; the name of the classifier tells what that is."""
-    named = [name for name in state if name.endswith(f".{CLASSIFIER}")]
-    if len(named) != 1 or CLASSIFIER in state:
+def _without_prefix(state: Mapping[str, Tensor], path: Path, entry: str) -> dict[str, Tensor]:
+    """Keep the detector's weights, without what their names have before torchvision's.
+
+    The name of the classifier tells what that is.
+
+    Args:
+        state: name -> weight.
+        path: of the file, for messages.
+        entry: name of the state dict in the file; empty if it is the whole content.
+
+    Raises:
+        InputError: there are several detectors.
+    """
+    named = [name for name in state if f".{name}".endswith(f".{CLASSIFIER}")]
+    prefixes = [name.removesuffix(CLASSIFIER) for name in named]
+    if len(prefixes) > 1:
+        prefix = max(prefixes, key=len)
+        index = f"[{entry!r}]" if entry else ""
+        raise InputError(
+            f"{path} holds {len(prefixes)} detectors, whose names begin with "
+            f"{' and '.join(repr(one) for one in prefixes)}; expected one.",
+            "Save one of them, for instance with `import torch; torch.save({name: weight for name, "
+            f"weight in torch.load({str(path)!r}, weights_only=True){index}.items() if "
+            f"name.startswith({prefix!r})}}, 'weights.pt')`, and name that file in "
+            "`detector.<dataset>.weights` of params.yaml.",
+        )
+    if prefixes in ([], [""]):
         return dict(state)
-    prefix = named[0].removesuffix(CLASSIFIER)
+    (prefix,) = prefixes
+    others = [name for name in state if not name.startswith(prefix) and name != _AVERAGED]
+    if others:
+        _log.warning(
+            "%s: the detector's names begin with `%s`; %d others are not used, the first is `%s`.",
+            path,
+            prefix,
+            len(others),
+            others[0],
+        )
     return {
-        name.removeprefix(prefix): weight for name, weight in state.items() if name != _AVERAGED
+        name.removeprefix(prefix): weight
+        for name, weight in state.items()
+        if name.startswith(prefix)
     }
 
 
@@ -155,7 +191,11 @@ def unreadable(path: Path, stored: bytes, error: Exception) -> InputError:
     """
     problem = f"{path} is not a state dict of tensors saved by torch.save"
     name_it = ", and name weights.pt in `detector.<dataset>.weights` of params.yaml."
-    if stored[:1] == b"\x80" and not stored.startswith(_LEGACY):
+    what, advice = foreign_format(path, stored, _USE_OTHERS, name_it)
+    if what:
+        problem += f": {what}"
+        remedy = advice
+    elif stored[:1] == b"\x80" and not stored.startswith(_LEGACY):
         problem += ": it is a plain pickle, as Detectron2 and Caffe2 models are published"
         remedy = _USE_OTHERS
     elif found := re.search(r"GLOBAL (\S+)", str(error)):
@@ -172,15 +212,6 @@ def unreadable(path: Path, stored: bytes, error: Exception) -> InputError:
             "If you trust the file, save its state dict: `import torch; "
             f"torch.save(torch.jit.load({str(path)!r}).state_dict(), 'weights.pt')`{name_it}"
         )
-    elif stored[8:10] == b'{"':
-        problem += ": it is a safetensors file"
-        remedy = (
-            "Convert it, `import torch, safetensors.torch; torch.save("
-            f"safetensors.torch.load_file({str(path)!r}), 'weights.pt')`{name_it}"
-        )
-    elif stored.startswith(b"version https://git-lfs"):
-        problem += ": it is a pointer of Git LFS, whose content was not fetched"
-        remedy = "Run `git lfs pull` in the repository that it came from, and copy the file again."
     else:
         problem += f", or was changed ({briefly(error)})"
         remedy = _NAME_ANOTHER

@@ -277,3 +277,13 @@ def test_sha256_covers_names_shape_and_bytes() -> None:
         sha256(("a", "b"), np.nextafter(ones, np.float32(2))),
     }
     assert len(others | {base}) == 4
+
+
+@pytest.mark.parametrize("name", ["v.npz", "glove.6B.50d.txt", "glove.6B.zip/glove.6B.50d.txt"])
+def test_a_path_from_the_home_folder_is_written_out(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    file = name.split("/")[0]
+    with refused(MissingError, f"~/{file}", f"`/home/ada/{file}`", "`label_vectors"):
+        load_label_vectors(["cat"], f"~/{name}")

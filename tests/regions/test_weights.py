@@ -6,7 +6,10 @@ Models of torchvision are built without memory; their names are kept and their w
 from __future__ import annotations
 
 import argparse
+import gzip
 import pickle
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from refusals import refused
 from torch import Tensor, nn
 from torchvision.models import detection
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, MissingError
 from pipeline.regions.detector import class_count, fit_state, load_state
 
 SETTING = "detector.<dataset>.weights"
@@ -75,11 +78,36 @@ def test_wrapped_weights_are_those_of_the_model(
         assert torch.equal(weight, state[name])
 
 
-def test_what_is_not_under_the_prefix_is_named(tmp_path: Path) -> None:
+def test_modules_beside_the_detector_are_left_out_with_a_note(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path, state = tmp_path / "w.pt", tiny_model().state_dict()
-    torch.save({f"model.{k}": v for k, v in state.items()} | {"metric.sum": torch.zeros(1)}, path)
-    with refused(InputError, str(path), "`metric.sum`"):
-        fit_state(tiny_model(), load_state(path), path)
+    others = {"val_map.x": torch.zeros(1), "criterion.weight": torch.ones(3)}
+    torch.save({"state_dict": {f"model.{k}": v for k, v in state.items()} | others}, path)
+    loaded = load_state(path)
+    assert loaded.keys() == state.keys()
+    fit_state(tiny_model(), loaded, path)
+    (note,) = [record.getMessage() for record in caplog.records]
+    for part in (str(path), "`model.`", "2 others", "`val_map.x`"):
+        assert part in note
+
+
+@pytest.mark.parametrize("prefixes", [("student.", "teacher."), ("", "ema.")])
+@pytest.mark.parametrize("entry", ["", "state_dict"])
+def test_one_of_several_detectors_has_to_be_chosen(
+    tmp_path: Path, prefixes: tuple[str, str], entry: str
+) -> None:
+    path, state = tmp_path / "w.pt", tiny_model().state_dict()
+    both = {f"{prefix}{name}": weight for prefix in prefixes for name, weight in state.items()}
+    torch.save({entry: both} if entry else both, path)
+    with pytest.raises(InputError) as caught:
+        load_state(path)
+    for part in (str(path), *map(repr, prefixes), SETTING):
+        assert part in str(caught.value)
+    (line,) = [part for part in caught.value.remedy.split("`") if "torch.save" in part]
+    chosen = tmp_path / "weights.pt"
+    exec(line.replace("'weights.pt'", repr(str(chosen))))  # the advice must work
+    assert load_state(chosen).keys() == state.keys()
 
 
 def test_one_of_several_state_dicts_has_to_be_chosen(tmp_path: Path) -> None:
@@ -162,6 +190,25 @@ def as_bytes(content: bytes) -> Callable[[Path], object]:
     return lambda path: path.write_bytes(content)
 
 
+def as_npz(path: Path) -> None:
+    with path.open("wb") as stream:
+        np.savez(stream, a=np.zeros(3))
+
+
+def as_zip(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("word/document.xml", "<a/>")
+
+
+def as_tar(path: Path) -> None:
+    with tarfile.open(path, "w") as archive:
+        archive.addfile(tarfile.TarInfo("w/weights.pt"))
+
+
+def as_script(path: Path) -> None:
+    torch.jit.save(torch.jit.trace(nn.Linear(1, 1), torch.zeros(1, 1)), str(path))
+
+
 ARRAYS = {"model": {"a": np.zeros(3)}, "__author__": "Detectron2 Model Zoo"}
 WHOLE = "weights_only=False"
 
@@ -178,15 +225,35 @@ WHOLE = "weights_only=False"
         (as_bytes(pickle.dumps(ARRAYS, protocol=2)), ["Detectron2", ANOTHER_SOURCE]),
         (as_bytes(b"\x08" + bytes(7) + b'{"a":{}}'), ["safetensors.torch.load_file(", SETTING]),
         (as_bytes(b"version https://git-lfs.github.com/spec/v1\n"), ["git lfs pull"]),
-        (as_bytes(b"<!DOCTYPE html>"), [SETTING]),
-        (as_bytes(b""), [SETTING]),
+        (as_bytes(b"<!DOCTYPE html><html>"), ["a web page", "login", SETTING]),
+        (as_bytes(b"\n<html><head>"), ["a web page", SETTING]),
+        (as_bytes(b""), ["empty", "again"]),
+        (as_bytes(gzip.compress(b"x" * 100)), ["gzip -dc ", "w.pt > weights.pt", SETTING]),
+        (as_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100)), ["HDF5", ANOTHER_SOURCE]),
+        (as_bytes(b"\x08\x07\x12\x07pytorch\x1a\x051.13.1"), ["ONNX", ANOTHER_SOURCE]),
+        (as_npz, ["npz", ANOTHER_SOURCE]),
+        (as_zip, ["a zip", "word/document.xml", SETTING]),
+        (as_tar, ["tar -xf", SETTING]),
+        (as_script, ["TorchScript", "torch.jit.load"]),
+        (as_bytes(b"\x00\x01\x02"), [SETTING]),
     ],
 )
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.filterwarnings("ignore:.torch.jit.*is deprecated:FutureWarning")
 def test_a_file_that_is_no_state_dict_is_named_with_what_to_do(
     tmp_path: Path, write: Callable[[Path], object], parts: list[str]
 ) -> None:
     path = tmp_path / "w.pt"
     write(path)
-    with refused(InputError, str(path), *parts):
+    with pytest.raises(InputError) as caught:
         load_state(path)
+    for part in (str(path), *parts):
+        assert part in str(caught.value)
+    assert "will likely succeed" not in str(caught.value)  # torch's advice
+    if WHOLE in str(caught.value):
+        assert "If you trust the file" in str(caught.value)
+
+
+def test_a_path_from_the_home_folder_is_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    with refused(MissingError, "~/w.pt", "`/home/ada/w.pt`", SETTING):
+        load_state(Path("~/w.pt"))

@@ -84,6 +84,16 @@ def test_cocos_ids_are_matched_in_every_common_form(file_id: str, image: KnownIm
         (["x100"], ["a100", "100"], [1]),
         (["x100"], ["a100", "b100"], [-1]),
         (["a100", "x100"], ["a100"], [0, -1]),
+        # a suffix may have digits, which are no number of an image
+        (["IMG_0000.h5"], ["IMG_0005.jpg", "IMG_0000.jpg"], [1]),
+        (["IMG_0000.h5"], ["IMG_0005.jpg", "5.jpg"], [-1]),
+        (["IMG_7.npy.gz", "8.jpg.npy.gz"], ["8.jpg", "IMG_7.jpg"], [1, 0]),
+        (["IMG_7.hdf5", "IMG_8.pt2"], ["IMG_8.jpg", "IMG_7.jpg"], [1, 0]),
+        # nor have views and crops
+        (["IMG_0042_1"], ["IMG_0001.jpg", "1.jpg"], [-1]),
+        (["IMG_0042.jpg_1"], ["IMG_0001.jpg", "IMG_0042.jpg"], [-1]),
+        (["IMG_0042.jpg_features2"], ["IMG_0002.jpg", "2.jpg"], [-1]),
+        (["7"], ["IMG_0042_7.jpg"], [-1]),
     ],
 )
 def test_lines_are_matched_by_the_first_rule_that_fits(
@@ -125,7 +135,41 @@ def test_a_number_of_an_image_of_another_size_is_named() -> None:
         assert match_lines([Row("COCO_101")], [KnownImage("101", "x", *size)]).tolist() == [0]
     with refused(InputError, "line 'COCO_101'", "'101'", "200 x 100", "100 x 150"):
         match_lines([Row("COCO_101")], [KnownImage("101", "x", 100, 150)])
-    assert match_lines([Row("101")], [KnownImage("101", "x", 100, 150)]).tolist() == [0]
+
+
+@pytest.mark.parametrize("file_id", ["101", "x/101.jpg", "101.npy", "00101"])
+@pytest.mark.parametrize("size", [(40, 30), (100, 150), (1, 300), (203, 100), (180, 180)])
+def test_a_line_of_another_shape_is_named_however_it_was_matched(
+    file_id: str, size: tuple[int, int]
+) -> None:
+    image = KnownImage("101", "x/101.jpg", *size)
+    numbers = f"[{size[0]} / 200, {size[1]} / 100]"
+    with refused(
+        InputError, f"line {file_id!r}", "'101'", "200 x 100", f"{size[0]} x {size[1]}", numbers
+    ):
+        match_lines([Row(file_id)], [image])
+
+
+@pytest.mark.parametrize("size", [(400, 200), (333, 167), (334, 166), (67, 33), (201, 100)])
+def test_a_line_of_a_resized_picture_needs_no_note(
+    size: tuple[int, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert match_lines([Row("101")], [KnownImage("101", "x", *size)]).tolist() == [0]
+    assert match_lines([Row("101", *size)], [KnownImage("101", "x", 200, 100)]).tolist() == [0]
+    assert not caplog.records
+
+
+def test_lines_of_pictures_resized_to_a_square_are_read_with_one_note(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    images = [KnownImage("1", "1.jpg", 200, 100), KnownImage("2", "2.jpg", 100, 130)]
+    # 1 x 1 stands for an unknown size, with boxes in [0, 1].
+    assert match_lines([Row(name, 1, 1) for name in ("1", "2")], images).tolist() == [0, 1]
+    assert not caplog.records
+    assert match_lines([Row(name, 448, 448) for name in ("1", "2")], images).tolist() == [0, 1]
+    (note,) = [record.getMessage() for record in caplog.records]
+    for part in ("2 of 2", "line '1'", "448 x 448", "200 x 100", "square"):
+        assert part in note
 
 
 def test_lines_of_turned_photographs_are_read_with_one_note(
@@ -137,11 +181,12 @@ def test_lines_of_turned_photographs_are_read_with_one_note(
         KnownImage("COCO_43", "x/COCO_43.jpg", 480, 640),
         KnownImage("COCO_44", "x/COCO_44.jpg", 480, 640),
         KnownImage("COCO_45", "x/COCO_45.jpg", 640, 480),
+        KnownImage("COCO_46", "x/COCO_46.jpg", 960, 1280),
     ]
-    lines = [Row(name, 640, 480) for name in ("42", "COCO_43", "COCO_44.jpg", "45")]
-    assert match_lines(lines, images).tolist() == [0, 1, 2, 3]
+    lines = [Row(name, 640, 480) for name in ("42", "COCO_43", "COCO_44.jpg", "45", "46")]
+    assert match_lines(lines, images).tolist() == [0, 1, 2, 3, 4]
     (note,) = [record.getMessage() for record in caplog.records]
-    for part in ("3 of 4 images", "line '42'", "'COCO_42'", "640 x 480", "480 x 640"):
+    for part in ("4 of 5 images", "line '42'", "'COCO_42'", "640 x 480", "480 x 640"):
         assert part in note
     assert match_lines([Row("42", 480, 480)], [KnownImage("42", "42.jpg", 480, 480)]) == [0]
     assert len(caplog.records) == 1

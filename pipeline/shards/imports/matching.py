@@ -13,8 +13,10 @@ The rule for an id of the file and an id or a path of the manifest:
 In 1 to 5, one may have more folders before it, but other folders never match. A line belongs to the
 image that fits by the first of these, and by most folders.
 
-In 4 and 5, the line's size must be the image's. The manifest has the size of the upright picture. A
-line with width and height exchanged is of the picture as a camera stored it, which is noted.
+The line's size must have the shape of the image's in the manifest, since features are often made
+from resized pictures; in 5, it must be the same. The manifest has the size of the upright picture.
+A line with width and height exchanged is of the picture as a camera stored it, which is noted. So
+is a line of a square picture, since many networks squeeze all pictures into squares.
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ from pipeline.errors import InputError
 
 _log = logging.getLogger(__name__)
 
-_SUFFIX = re.compile(r"\.([A-Za-z]{2,5}|jp2|0)$")
-"""Of a file, and of a number that a table program took for a decimal."""
+_SUFFIX = re.compile(r"\.([A-Za-z][A-Za-z0-9]{0,4}(\.(gz|bz2|xz|zst))?|0)$")
+"""Of a file, compressed or not, and of a number that a table program took for a decimal."""
 
 _KINDS = {1: "file name", 2: "file name", 3: "file name", 4: "number", 5: "number"}
 _BARE, _WEAK = 4, 5
@@ -95,9 +97,14 @@ class _Name:
 
     @property
     def number(self) -> str | None:
-        """The number that it ends in, without leading zeros."""
-        match = re.search("[0-9]+$", self.stem)
-        return match[0].lstrip("0") if match else None
+        """The number that it ends in, without leading zeros.
+
+        None after another one of as many digits: in `IMG_0042_1`, the 1 counts views or crops.
+        """
+        *others, last = re.findall("[0-9]+", self.stem) or [""]
+        if not self.stem.endswith(last or "?") or any(len(other) >= len(last) for other in others):
+            return None
+        return str(last.lstrip("0"))
 
     def ends_like(self, other: _Name) -> bool:
         """Whether the folders of one of them are the last folders of the other."""
@@ -170,7 +177,7 @@ def match_lines(lines: Sequence[Line], images: Sequence[KnownImage]) -> npt.NDAr
 
     Raises:
         InputError: a line may belong to several images, two lines belong to one image, or a line
-            belongs to an image by its number but has another size. Names them.
+            has a size of another shape than its image. Names them.
     """
     ids = {image.image_id: number for number, image in enumerate(images)}
     known: _Manifest | None = None
@@ -187,7 +194,7 @@ def match_lines(lines: Sequence[Line], images: Sequence[KnownImage]) -> npt.NDAr
             rank = min(candidates.values())
             best = sorted(image for image, other in candidates.items() if other == rank)
             ranked.append((rank, number, best))
-    weak: list[int] = []
+    weak: set[int] = set()
     for (kind, _), number, best in sorted(ranked):
         line = lines[number]
         if kind == _WEAK and (len(best) > 1 or best[0] in taken):
@@ -201,18 +208,21 @@ def match_lines(lines: Sequence[Line], images: Sequence[KnownImage]) -> npt.NDAr
                 f"{lines[taken[image]].where}; expected each image once.",
                 "Delete one of the two lines.",
             )
-        if kind in (_BARE, _WEAK):
-            _check_size(line, images[image])
         if kind == _WEAK:
-            weak.append(number)
+            weak.add(number)
         taken[image] = number
         found[number] = image
-    _note_turned([(lines[n], images[found[n]]) for n in np.flatnonzero(found >= 0).tolist()])
+    _check_sizes(
+        [
+            (lines[number], images[found[number]], number in weak)
+            for number in np.flatnonzero(found >= 0).tolist()
+        ]
+    )
     if weak:
         _log.warning(
             "%s is read as image %r%s, by the number at the end of the ids alone.",
-            lines[weak[0]].where,
-            images[found[weak[0]]].image_id,
+            lines[min(weak)].where,
+            images[found[min(weak)]].image_id,
             f", and {len(weak) - 1} more lines likewise" if len(weak) > 1 else "",
         )
     return found
@@ -228,39 +238,77 @@ def _ambiguous(line: Line, kind: int, images: Sequence[KnownImage]) -> InputErro
     )
 
 
-def _check_size(line: Line, image: KnownImage) -> None:
-    size = (image.width, image.height)
-    if None in size or size == (line.width, line.height) or _is_turned(line, image):
-        return
-    raise InputError(
-        f"{line.where}: by its number this is image {image.image_id!r}, but its size is "
-        f"{line.width} x {line.height}; expected {size[0]} x {size[1]}, as in the manifest.",
-        "Import regions of the data set's own images.",
+_Size = tuple[int, int]
+
+
+def _check_sizes(matched: Sequence[tuple[Line, KnownImage, bool]]) -> None:
+    """Check that the sizes of lines and their images agree; note which are turned or square.
+
+    Args:
+        matched: each line with its image, and whether only their numbers are alike.
+
+    Raises:
+        InputError: a line's picture has another shape than its image.
+    """
+    turned: list[tuple[Line, KnownImage]] = []
+    square: list[tuple[Line, KnownImage]] = []
+    for line, image, is_weak in matched:
+        if image.width is None or image.height is None:
+            continue
+        own, size = (line.width, line.height), (image.width, image.height)
+        if own == size or (not is_weak and _same_shape(own, size)):
+            continue
+        if own == size[::-1] or (not is_weak and _same_shape(own, size[::-1])):
+            turned.append((line, image))
+        elif not is_weak and line.width == line.height:
+            square.append((line, image))
+        else:
+            raise _other_shape(line, image, is_weak)
+    if turned:
+        _log.warning(
+            "Width and height of %d of %d images are exchanged: %s. Their boxes are taken to be of "
+            "the picture as the camera stored it, and are not turned upright. So where these "
+            "photographs are shown with their regions, the boxes may be in wrong places.",
+            len(turned),
+            len(matched),
+            _sizes_of(*turned[0]),
+        )
+    if square:
+        _log.warning(
+            "The sizes of %d of %d images are square where the pictures are not: %s. They are read "
+            "as pictures that were resized to a square, with the boxes in it.",
+            len(square),
+            len(matched),
+            _sizes_of(*square[0]),
+        )
+
+
+def _same_shape(own: _Size, size: _Size) -> bool:
+    """Whether a picture of one size could be resized to the other, up to a pixel of rounding."""
+    larger, smaller = (own, size) if own[0] >= size[0] else (size, own)
+    scale = smaller[0] / larger[0]
+    # Either side may have been the one that was set, and the other one rounded.
+    return (
+        abs(smaller[1] - larger[1] * scale) <= 1
+        or abs(smaller[0] - larger[0] * smaller[1] / larger[1]) <= 1
     )
 
 
-def _is_turned(line: Line, image: KnownImage) -> bool:
-    """Whether a line's width and height are the image's in the other order."""
-    return line.width != line.height and (line.height, line.width) == (image.width, image.height)
+def _sizes_of(line: Line, image: KnownImage) -> str:
+    return (
+        f"{line.where} has {line.width} x {line.height}, and the upright picture of "
+        f"{image.image_id!r} has {image.width} x {image.height}"
+    )
 
 
-def _note_turned(pairs: Sequence[tuple[Line, KnownImage]]) -> None:
-    """Note which of the lines and their images have exchanged width and height."""
-    turned = [(line, image) for line, image in pairs if _is_turned(line, image)]
-    if not turned:
-        return
-    line, image = turned[0]
-    _log.warning(
-        "Width and height of %d of %d images are exchanged: %s has %d x %d, and the upright "
-        "picture of %r has %d x %d. Their boxes are taken to be of the picture as the camera "
-        "stored it, and are not turned upright. So where these photographs are shown with their "
-        "regions, the boxes may be in wrong places.",
-        len(turned),
-        len(pairs),
-        line.where,
-        line.width,
-        line.height,
-        image.image_id,
-        image.width,
-        image.height,
+def _other_shape(line: Line, image: KnownImage, is_weak: bool) -> InputError:
+    by, expected = ("by its number ", "") if is_weak else ("", " or another size of this shape")
+    return InputError(
+        f"{line.where}: {by}this is image {image.image_id!r}, but its size is "
+        f"{line.width} x {line.height}; expected {image.width} x {image.height}, as in the "
+        f"manifest{expected}.",
+        "If the line is of another picture, write that one's id into it, or delete it. If its "
+        "picture was resized to another shape, multiply its boxes by "
+        f"[{image.width} / {line.width}, {image.height} / {line.height}] twice, and write "
+        f"{image.height} and {image.width} as height and width. Do so in all such lines.",
     )
