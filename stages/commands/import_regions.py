@@ -167,7 +167,7 @@ def import_regions(request: Request, files: Sequence[Path], form: Form, *, repla
         replace: drop shards that were made from something else; without it they are an error.
 
     Returns:
-        a line that says what was done.
+        a line that says what was done, and one on the manifest that an npz makes.
 
     Raises:
         InputError: the settings contradict the import, a file is damaged or breaks its form, its
@@ -278,7 +278,7 @@ def _write_missing(
 
 
 def _summary(folder: Path, job: _Import, written: int) -> str:
-    """A line that says what was done."""
+    """A line that says what was done; one more on the manifest that an npz makes."""
     line = (
         f"{folder}: {len(job.images)} rows of {job.regions} x {job.source.feature_size} "
         f"{job.settings.feature_dtype}, {written} of them imported now"
@@ -293,6 +293,14 @@ def _summary(folder: Path, job: _Import, written: int) -> str:
         line += f"; {len(job.left_out)} images of {job.names} are not in the manifest"
     if job.failures:
         line += f"; {len(job.failures)} images have no region, see {folder / FAILURES_NAME}"
+    if isinstance(job.source, NpzFile):
+        manifest = job.manifest
+        counts = [f"{manifest.counts[split]['images']} {split}" for split in manifest.splits]
+        line += (
+            f"\n{prepared_folder(manifest.dataset)}: {', '.join(counts)}, "
+            f"{len(manifest.vocabulary)} labels; `gmpipe prepare --dataset {manifest.dataset}` "
+            "lists them, with what is odd about them"
+        )
     return line
 
 

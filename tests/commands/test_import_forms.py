@@ -28,6 +28,8 @@ def test_a_run_on_labels_of_0_and_1_learns_negatives(checkout: Checkout, tmp_pat
     assert "Note: " in outcome.err
     assert "`labels`" in outcome.err
     assert "multi-hot" in outcome.err
+    assert "data/tiny/prepared: 6 train, 3 test, 3 labels" in outcome.out
+    assert "`gmpipe prepare --dataset tiny`" in outcome.out
     manifest = read_manifest(checkout / "data/tiny/prepared/manifest.parquet")
     assert manifest.table.to_pylist()[2]["labels"] == [0, 2]
     assert not any(manifest.table["ignored"].to_pylist())

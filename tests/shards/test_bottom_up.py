@@ -10,6 +10,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from refusals import refused
 from region_files import Line, changed_line, encoded, make_lines, read_tsv, write_tsv
 
 from pipeline.errors import InputError
@@ -165,22 +166,56 @@ def lines_with(change: Callable[[np.ndarray], np.ndarray]) -> list[Line]:
     return lines
 
 
-@pytest.mark.parametrize(
-    ("dtype", "name", "read", "stored"),
-    [("<f2", "float16", 3, 6), ("<f8", "float64", 12, 6), (">f4", "big-endian float32", 6, 6)],
-)
-def test_features_of_another_type_are_noted(
-    tmp_path: Path, dtype: str, name: str, read: int, stored: int, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("change", [lambda x: x, lambda x: np.maximum(x, 0)])
+def test_features_of_float16_that_could_be_float32_are_noted(
+    tmp_path: Path, change: Callable[[np.ndarray], np.ndarray], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Their bytes are read as float32 in any case, and the sizes of all arrays agree."""
-    for change in (lambda x: x.astype(dtype), lambda x: np.maximum(x, 0).astype(dtype)):
-        caplog.clear()
-        path = write_tsv(tmp_path / "a.tsv", lines_with(change))
-        assert BottomUpFiles.open([path]).feature_size == read
-        (note,) = [record.getMessage() for record in caplog.records]
-        for part in (str(path), f" {read} numbers", f"like {name}", f" {stored}."):
-            assert part in note
-        assert "`features.astype(numpy.float32)`" in note
+    lines = lines_with(lambda x: change(x.clip(-3, 3)).astype("<f2"))
+    path = write_tsv(tmp_path / "a.tsv", lines)
+    source = BottomUpFiles.open([path])
+    assert source.feature_size == 3
+    assert len(list(source.read(np.arange(9)))) == 9
+    (note,) = [record.getMessage() for record in caplog.records]
+    for part in (str(path), " 3 numbers", "like float16", " 6.", "features.astype(numpy.float32)"):
+        assert part in note
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name", "stored"),
+    [("<f2", "float16", 6), ("<f8", "float64", 6), (">f4", "big-endian float32", 6)],
+)
+def test_features_of_another_type_that_are_no_float32_are_refused_in_one_error(
+    tmp_path: Path, dtype: str, name: str, stored: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_tsv(tmp_path / "a.tsv", lines_with(lambda x: (9 * x).astype(dtype)))
+    with refused(InputError, str(path), name, f"{stored} numbers", "features.astype(numpy.float32"):
+        BottomUpFiles.open([path])
+    assert not caplog.records
+
+
+def test_a_later_line_of_another_type_is_named_with_the_type(tmp_path: Path) -> None:
+    lines = lines_with(lambda x: x.clip(-3, 3).astype("<f2"))
+    lines[4]["features"] = np.full((1, 6), 40, "<f2")
+    path = write_tsv(tmp_path / "a.tsv", lines)
+    with mock.patch("pipeline.shards.imports.bottom_up._SAMPLE", 10):
+        source = BottomUpFiles.open([path])
+    with refused(InputError, "line 5", "float16", "features.astype(numpy.float32)"):
+        list(source.read(np.arange(9)))
+
+
+def test_boxes_of_another_form_are_named_with_what_converts_them(tmp_path: Path) -> None:
+    corners = np.array([[20, 10, 30, 40], [150, 80, 190, 90]])
+    shares = (corners / [200, 100, 200, 100]).astype("<f4")
+    sides = np.hstack([corners[:, :2], corners[:, 2:] - corners[:, :2]]).astype("<f4")
+    for boxes, parts in (
+        (shares, ["in [0, 1]", "[width, height, width, height]"]),
+        (sides, ["boxes[0]", "x, y, width, height", "`boxes[:, 2:] += boxes[:, :2]`"]),
+    ):
+        path = write_tsv(tmp_path / "a.tsv", changed_line(1, boxes=boxes))
+        source = BottomUpFiles.open([path])
+        with refused(InputError, "line 2", "200 x 100", *parts):
+            list(source.read(np.arange(9)))
 
 
 def test_features_of_the_right_type_are_not_noted(

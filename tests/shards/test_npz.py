@@ -310,3 +310,37 @@ def test_texts_and_labels_have_limits(tmp_path: Path) -> None:
     names = np.array([f"label{number}" for number in range(count)])
     with refused(InputError, "made.npz", "labels", str(count), str(2**15)):
         NpzFile.open(write_npz(tmp_path, labels=labels, label_names=names))
+
+
+def test_boxes_of_another_form_are_named_with_the_lines_that_convert_them(tmp_path: Path) -> None:
+    arrays = make_arrays()
+    boxes, size_wh = arrays["boxes"].astype(float), arrays["size_wh"]
+    start, side = boxes[..., :2], boxes[..., 2:] - boxes[..., :2]
+    scale = np.tile(size_wh, 2)[:, None]
+    sides = np.concatenate([start, side], axis=-1)
+    centres = np.concatenate([start + side / 2, side], axis=-1)
+    for wrong, form in (
+        (boxes * scale, "in pixels"),
+        ((boxes * scale).round(), "in pixels"),
+        (sides, "x, y, width, height"),
+        (sides * scale, "x, y, width, height in pixels"),
+        (centres, "centre"),
+        (centres * scale, "centre, width, height in pixels"),
+    ):
+        path = write_npz(tmp_path, boxes=wrong.astype(np.float32))
+        with pytest.raises(InputError) as caught:
+            NpzFile.open(path)
+        assert "`boxes`" in str(caught.value)
+        assert form in caught.value.problem
+        lines = caught.value.remedy.split("`")[1]
+        names = {"numpy": np, "boxes": wrong, "size_wh": size_wh}
+        exec(lines, names)
+        np.testing.assert_allclose(names["boxes"], boxes, atol=0.01)
+        NpzFile.open(write_npz(tmp_path, boxes=names["boxes"].clip(0, 1).astype(np.float32)))
+
+
+def test_single_wrong_boxes_are_left_to_their_region(tmp_path: Path) -> None:
+    boxes = make_arrays()["boxes"]
+    boxes[3, 0] = [0.1, 0.1, 300, 200]
+    source = NpzFile.open(write_npz(tmp_path, boxes=boxes))
+    assert source.counts[3] == 4

@@ -49,6 +49,7 @@ _ENCODED = {3: ("<i8", "n"), 4: ("<f4", "n"), 8: ("<f4", "n4"), 9: ("<f4", "nd")
 """Type and axes of the arrays in the base64 columns that are read."""
 
 _OTHER_TYPES = {"<f2": "float16", "<f8": "float64", ">f4": "big-endian float32"}
+_LARGEST = float(np.finfo(np.float16).max)  # far beyond the features of any detector
 _SAMPLE = 4096  # numbers of the first features, by which their type is checked
 _SPREAD = 5.0
 """Standard deviation of the binary logarithm of features, above which their type is doubted. It is
@@ -99,12 +100,14 @@ class BottomUpFiles:
         lines: N, in the order of the files.
         counts: (N,) number of regions of each image.
         feature_size: d.
+        odd_type: that the first features look like if it is not float32, else empty.
     """
 
     sha256: str
     lines: tuple[_Line, ...]
     counts: npt.NDArray[np.int64]
     feature_size: int
+    odd_type: str = ""
 
     @classmethod
     def open(
@@ -151,9 +154,13 @@ class BottomUpFiles:
         if not feature_size:
             names = ", ".join(str(path) for path in paths)
             refuse(names, "number of regions", 0, "at least one line with a region")
-        _note_odd_type(lines[0].path, b"".join(sample), feature_size)
+        first = b"".join(sample)
+        odd_type = _odd_type(first)
+        if odd_type:
+            read_as = np.frombuffer(first, "<f4")
+            _tell_odd_type(str(lines[0].path), odd_type, read_as, feature_size)
         counts = np.array([line.count for line in lines], dtype=np.int64)
-        return cls(hashing.hexdigest(), tuple(lines), counts, feature_size)
+        return cls(hashing.hexdigest(), tuple(lines), counts, feature_size, odd_type)
 
     def read(self, images: npt.NDArray[np.int64]) -> Iterator[ImageRegions]:
         """Yield the regions of the images on some lines, by their ascending numbers from 0.
@@ -184,8 +191,11 @@ class BottomUpFiles:
                 arrays[column] = np.frombuffer(decoded, dtype).reshape(shape)
             except ValueError as error:
                 refuse(line.where, _COLUMNS[column], f"damaged ({error})", "base64")
+        if self.odd_type and _are_useless(arrays[9]):
+            _tell_odd_type(line.where, self.odd_type, arrays[9], self.feature_size)
         size = np.array([line.width, line.height, line.width, line.height])
         boxes = arrays[8].astype(np.float64)
+        _refuse_form(line, boxes)
         # Rounding may leave the image by up to a pixel. A box further out is another image's.
         for (region,) in first_true(((boxes < -1) | (boxes > size + 1)).any(axis=1)):
             expected = f"xyxy in pixels of an image of {line.width} x {line.height}"
@@ -197,6 +207,22 @@ class BottomUpFiles:
             scores=arrays[4],
             classes=arrays[3],
         )
+
+
+def _refuse_form(line: _Line, boxes: npt.NDArray[np.float64]) -> None:
+    """Refuse boxes (n, 4) that are all in [0, 1], or some of which can only be x, y, w, h."""
+    expected = f"xyxy in pixels of an image of {line.width} x {line.height}"
+    many = len(boxes) > 1 and line.width > 1 and line.height > 1
+    if many and (boxes >= 0).all() and (boxes <= 1).all() and boxes.any():
+        found = f"within one pixel, such as {boxes[0].tolist()}, so probably in [0, 1]"
+        remedy = "Multiply them by [width, height, width, height], and import again."
+        refuse(line.where, "each box", found, expected, remedy)
+    corner, other = boxes[:, :2], boxes[:, 2:]
+    for (region,) in first_true((other < corner).any(axis=1)):
+        if (corner + other <= np.array([line.width, line.height]) + 1).all() and (boxes >= 0).all():
+            found = f"{boxes[region].tolist()}, so probably x, y, width, height"
+            remedy = "Convert them with `boxes[:, 2:] += boxes[:, :2]`, and import again."
+            refuse(line.where, f"boxes[{region}]", found, expected, remedy)
 
 
 def _decoded(where: str, content: bytes, column: int) -> bytes:
@@ -222,26 +248,47 @@ def _refuse_size(line: _Line, size: int, expected_size: int) -> NoReturn:
     refuse(line.where, "feature size", size, expected, remedy)
 
 
-def _note_odd_type(path: Path, sample: bytes, feature_size: int) -> None:
-    """Say so if the first features look like numbers of another type than float32."""
-    read_as = np.frombuffer(sample, "<f4")
-    spread = _spread(read_as)
+def _odd_type(sample: bytes) -> str:
+    """The type that the first features look like if it is not float32, else empty."""
+    spread = _spread(np.frombuffer(sample, "<f4"))
     if spread <= _SPREAD:
-        return
-    for code, name in _OTHER_TYPES.items():
+        return ""
+    for code in _OTHER_TYPES:
         itemsize = np.dtype(code).itemsize
         whole = sample[: len(sample) // itemsize * itemsize]
         if 2 * _spread(np.frombuffer(whole, code)) < min(spread, 2 * _SPREAD):
-            _log.warning(
-                "%s: the features are read as float32, %d numbers for each region, but look like "
-                "%s, of which there would be %d. If they are, save them with "
-                "`features.astype(numpy.float32)` and import again.",
-                path,
-                feature_size,
-                name,
-                feature_size * 4 // itemsize,
-            )
-            return
+            return code
+    return ""
+
+
+def _tell_odd_type(where: str, code: str, features: npt.NDArray[Any], feature_size: int) -> None:
+    """Refuse features of another type where they can't be float32, and note them otherwise."""
+    name, size = _OTHER_TYPES[code], feature_size * 4 // np.dtype(code).itemsize
+    remedy = (
+        "save them with `features.astype(numpy.float32)`, after they were read as what they are, "
+        "and import again."
+    )
+    if _are_useless(features):
+        found = f"{name}, as it seems, with {size} numbers for each region"
+        expected = (
+            f"float32. Read as that, there are {feature_size} numbers, of which some are beyond "
+            f"{_LARGEST:g} or not finite"
+        )
+        refuse(where, "type of the features", found, expected, remedy.capitalize())
+    _log.warning(
+        "%s: the features are read as float32, %d numbers for each region, but look like "
+        "%s, of which there would be %d. If they are, %s",
+        where,
+        feature_size,
+        name,
+        size,
+        remedy,
+    )
+
+
+def _are_useless(features: npt.NDArray[Any]) -> bool:
+    """Whether features, read as float32, have numbers that no detector's have."""
+    return not bool((np.abs(features) <= _LARGEST).all())  # nor is nan
 
 
 def _spread(numbers: npt.NDArray[Any]) -> float:

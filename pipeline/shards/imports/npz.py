@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from pipeline.files import sha256_json
 from pipeline.formats.npz import NpyHeader, decoded_texts, naming_damage, npy_header
+from pipeline.shards.imports.box_forms import are_odd, form_of
 from pipeline.shards.imports.image_regions import (
     CHUNK,
     ImageRegions,
@@ -119,8 +120,9 @@ class NpzFile:
                     with archive.open(f"{name}.npy") as stream:
                         stream.read(array.offset)
                         small[name] = _take(stream, array, array.shape[0])
-        texts = {name: _texts(path, name, small[name]) for name in ("image_id", "split")}
-        _refuse_values(path, texts["image_id"], texts["split"], small, arrays["boxes"].shape[1])
+            texts = {name: _texts(path, name, small[name]) for name in ("image_id", "split")}
+            _refuse_values(path, texts["image_id"], texts["split"], small, arrays["boxes"].shape[1])
+            _refuse_box_form(path, archive, arrays["boxes"], small)
         of_manifest = ("image_id", "size_wh", "split", "labels", "label_names")
         return cls(
             path=path,
@@ -246,9 +248,8 @@ def _coded_labels(path: Path, labels: npt.NDArray[Any]) -> npt.NDArray[np.int8]:
     zeros, negatives = int((labels == 0).sum()), int((labels == -1).sum())
     if zeros and not negatives:
         _log.warning(
-            "%s, `labels`: none is -1 (negative), so the file is read as multi-hot: each 0 is "
-            "negative. If a 0 means that the label is neither positive nor negative, set the known "
-            "negatives to -1: without any, nothing can be learned.",
+            "%s, `labels`: read as multi-hot, with each 0 as negative, since none is -1. If a 0 "
+            "means unknown there, set the known negatives to -1.",
             path,
         )
         return np.where(labels == 1, 1, -1).astype(np.int8)
@@ -313,6 +314,38 @@ def _refuse_values(
             value = values[row, *index]
             expected = _CODING if name == "labels" else f"{lowest} to {highest}"
             refuse(_row(path, row, image_ids[row]), f"{name}{where}", value, expected)
+
+
+def _refuse_box_form(
+    path: Path, archive: zipfile.ZipFile, array: NpyHeader, small: dict[str, npt.NDArray[Any]]
+) -> None:
+    """Refuse boxes of which most have another form than xyxy in [0, 1], such as pixels.
+
+    A single wrong box is refused with its region, when it is read.
+    """
+    counts = small["count"].tolist()
+
+    def boxes() -> Iterator[npt.NDArray[np.float64]]:
+        with archive.open("boxes.npy") as stream:
+            stream.read(array.offset)
+            for n, row in zip(counts, _rows(stream, array), strict=True):
+                yield row[:n].astype(np.float64)
+
+    if not any(are_odd(some) for some in boxes()):
+        return
+    every = np.concatenate(list(boxes()))
+    found = form_of(every, np.repeat(small["size_wh"], counts, axis=0).astype(np.float64))
+    if found is None or not np.isfinite(every).all():
+        return
+    form, steps = found
+    row = next(row for row, some in enumerate(boxes()) if are_odd(some))
+    refuse(
+        f"{path}, `boxes`",
+        f"the form of the {len(every)} boxes",
+        f"probably {form}; those of row {row} begin with {every[sum(counts[:row])].tolist()}",
+        "xyxy in [0, 1] of the image",
+        f"Convert them with `{'; '.join(steps)}`, save the arrays, and import again.",
+    )
 
 
 def _row(path: Path, row: int, image_id: str) -> str:
