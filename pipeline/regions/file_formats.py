@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 import zipfile
 from pathlib import Path
 
@@ -52,11 +53,14 @@ def foreign_format(path: Path, stored: bytes, use_others: str, name_it: str) -> 
         )
     for start, program in _PACKED.items():
         if stored.startswith(start):
+            # Into another file, since the shell empties its target before the program reads.
+            target = "unpacked.pt" if path.name == "weights.pt" else "weights.pt"
             return f"it is packed by {program}", (
-                f"Unpack it, `{program} -dc {path} > weights.pt`{name_it}"
+                f"Unpack it, `{program} -dc {shlex.quote(str(path))} > {target}`"
+                f"{name_it.replace('weights.pt', target)}"
             )
     if stored[257:262] == b"ustar":
-        return "it is a tar archive", f"Unpack it, `tar -xf {path}`{name_it}"
+        return "it is a tar archive", f"Unpack it, `tar -xf {shlex.quote(str(path))}`{name_it}"
     for start, what in _OF_OTHERS.items():
         if stored.startswith(start):
             return f"it is {what}", use_others

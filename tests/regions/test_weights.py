@@ -253,6 +253,13 @@ def test_a_file_that_is_no_state_dict_is_named_with_what_to_do(
         assert "If you trust the file" in str(caught.value)
 
 
+def test_a_packed_file_is_not_unpacked_into_itself(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    path.write_bytes(gzip.compress(b"x" * 100))
+    with refused(InputError, f"`gzip -dc {path} > unpacked.pt`", "name unpacked.pt in"):
+        load_state(path)
+
+
 def test_a_path_from_the_home_folder_is_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     with refused(MissingError, "~/w.pt", "`/home/ada/w.pt`", SETTING):

@@ -265,8 +265,7 @@ def _tell_odd_type(where: str, code: str, features: npt.NDArray[Any], feature_si
     """Refuse features of another type where they can't be float32, and note them otherwise."""
     name, size = _OTHER_TYPES[code], feature_size * 4 // np.dtype(code).itemsize
     remedy = (
-        "save them with `features.astype(numpy.float32)`, after they were read as what they are, "
-        "and import again."
+        f"decode them as {name}, save them with `features.astype(numpy.float32)`, and import again."
     )
     if _are_useless(features):
         found = f"{name}, as it seems, with {size} numbers for each region"
@@ -274,7 +273,7 @@ def _tell_odd_type(where: str, code: str, features: npt.NDArray[Any], feature_si
             f"float32. Read as that, there are {feature_size} numbers, of which some are beyond "
             f"{_LARGEST:g} or not finite"
         )
-        refuse(where, "type of the features", found, expected, remedy.capitalize())
+        refuse(where, "type of the features", found, expected, remedy.replace("decode", "Decode"))
     _log.warning(
         "%s: the features are read as float32, %d numbers for each region, but look like "
         "%s, of which there would be %d. If they are, %s",
