@@ -143,7 +143,7 @@ def test_a_line_of_another_shape_is_named_however_it_was_matched(
     file_id: str, size: tuple[int, int]
 ) -> None:
     image = KnownImage("101", "x/101.jpg", *size)
-    numbers = f"[{size[0]} / 200, {size[1]} / 100]"
+    numbers = "[{0} / 200, {1} / 100, {0} / 200, {1} / 100]".format(*size)
     with refused(
         InputError, f"line {file_id!r}", "'101'", "200 x 100", f"{size[0]} x {size[1]}", numbers
     ):

@@ -341,6 +341,7 @@ def test_boxes_of_another_form_are_named_with_the_lines_that_convert_them(tmp_pa
 
 def test_single_wrong_boxes_are_left_to_their_region(tmp_path: Path) -> None:
     boxes = make_arrays()["boxes"]
-    boxes[3, 0] = [0.1, 0.1, 300, 200]
-    source = NpzFile.open(write_npz(tmp_path, boxes=boxes))
-    assert source.counts[3] == 4
+    for number in (300, np.inf, np.nan):
+        boxes[3, 0] = [0.1, 0.1, number, 200]
+        source = NpzFile.open(write_npz(tmp_path, boxes=boxes))
+        assert source.counts[3] == 4

@@ -302,13 +302,13 @@ def _sizes_of(line: Line, image: KnownImage) -> str:
 
 
 def _other_shape(line: Line, image: KnownImage, is_weak: bool) -> InputError:
-    by, expected = ("by its number ", "") if is_weak else ("", " or another size of this shape")
+    by, expected = ("by its number ", "") if is_weak else ("", ", or another size of this shape")
+    x, y = f"{image.width} / {line.width}", f"{image.height} / {line.height}"
     return InputError(
         f"{line.where}: {by}this is image {image.image_id!r}, but its size is "
         f"{line.width} x {line.height}; expected {image.width} x {image.height}, as in the "
         f"manifest{expected}.",
         "If the line is of another picture, write that one's id into it, or delete it. If its "
-        "picture was resized to another shape, multiply its boxes by "
-        f"[{image.width} / {line.width}, {image.height} / {line.height}] twice, and write "
-        f"{image.height} and {image.width} as height and width. Do so in all such lines.",
+        f"picture was resized to another shape, multiply its boxes by [{x}, {y}, {x}, {y}], and "
+        f"write {image.height} and {image.width} as height and width. Do so in all such lines.",
     )

@@ -334,8 +334,10 @@ def _refuse_box_form(
     if not any(are_odd(some) for some in boxes()):
         return
     every = np.concatenate(list(boxes()))
+    if not np.isfinite(every).all():
+        return
     found = form_of(every, np.repeat(small["size_wh"], counts, axis=0).astype(np.float64))
-    if found is None or not np.isfinite(every).all():
+    if found is None:
         return
     form, steps = found
     row = next(row for row, some in enumerate(boxes()) if are_odd(some))
