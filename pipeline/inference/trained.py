@@ -166,7 +166,7 @@ class TrainedRun:
         return predictions + self._predict(waiting)
 
     def predict_files(
-        self, paths: Iterable[Path], *, batch_size: int = _BATCH_SIZE
+        self, paths: Iterable[str | Path], *, batch_size: int = _BATCH_SIZE
     ) -> Generator[tuple[Path, Prediction | GmpipeError]]:
         """Predict the labels of photographs on disk, in order.
 
@@ -181,9 +181,12 @@ class TrainedRun:
             each path with its prediction, or with the error that says why it has none.
 
         Raises:
+            TypeError: ``paths`` is a single path.
             ValueError: ``batch_size`` is below 1.
             NotFinite: as `predict`; the error gives the path.
         """
+        if isinstance(paths, str | Path):
+            raise TypeError(f"expected a list of paths, not the single path {str(paths)!r}")
         _check_batch_size(batch_size)
 
         def view(path: Path) -> tuple[Path, _View | GmpipeError]:
@@ -196,7 +199,9 @@ class TrainedRun:
             except OSError as error:
                 return path, access_error(error, path)
 
-        with closing(ahead(view, paths, threads=cores(), most=2 * batch_size)) as outcomes:
+        with closing(
+            ahead(view, map(Path, paths), threads=cores(), most=2 * batch_size)
+        ) as outcomes:
             waiting: list[tuple[Path, _View | GmpipeError]] = []
             for one in outcomes:
                 waiting.append(one)
