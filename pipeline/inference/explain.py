@@ -83,7 +83,7 @@ def explain(
 
     Args:
         run: a trained run of any variant.
-        image: a Pillow image or an (H, W, 3) uint8 array of RGB.
+        image: as `TrainedRun.predict` takes it.
         name: of the image, for errors.
         labels: the labels to explain instead of the predicted ones, whatever their scores.
 

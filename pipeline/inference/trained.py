@@ -56,7 +56,9 @@ from pipeline.shards.schema import check_same_recipe, without_images
 from pipeline.tensors import best_device
 
 Picture = Image.Image | npt.NDArray[np.uint8]
-"""A Pillow image of any mode, or an (H, W, 3) array of RGB."""
+"""A Pillow image of any mode, or an upright (H, W, 3) array of RGB.
+
+Pillow images are turned upright by their EXIF orientation, which an array does not have."""
 
 _BATCH_SIZE = 8
 _REPLACE = "Replace the file, or leave it out."
@@ -147,7 +149,8 @@ class TrainedRun:
         """Predict the labels of images in memory.
 
         Args:
-            images: Pillow images or (H, W, 3) uint8 arrays of RGB.
+            images: Pillow images, which are turned upright by their EXIF orientation; or upright
+                (H, W, 3) uint8 arrays of RGB.
             batch_size: images that the detector processes at once.
 
         Raises:
