@@ -169,7 +169,7 @@ def fit_state(model: FasterRCNN, state: dict[str, Tensor], origin: Path) -> None
     told, expected = _told_by(state), _told_by(own)
     wrong = [key for key, value in told.items() if value != expected[key]]
     if wrong:
-        found = ", ".join(f"`{key}` `{told[key]}`, not `{expected[key]}`" for key in wrong)
+        found = "; ".join(f"`{key}` is {told[key]}, not {expected[key]}" for key in wrong)
         block = ", ".join(f"{key}: {value}" for key, value in told.items())
         raise InputError(
             f"{origin} holds weights of another architecture than params.yaml describes: {found}.",
@@ -355,7 +355,7 @@ def check_described(
     own, right = (each.model_dump(mode="json") for each in (architecture, described.architecture))
     wrong = [key for key in right if own[key] != right[key] and key not in given]
     if wrong:
-        found = ", ".join(f"`{key}` `{right[key]}`, not `{own[key]}`" for key in wrong)
+        found = "; ".join(f"`{key}` is {right[key]}, not {own[key]}" for key in wrong)
         block = ", ".join(f"{key}: {value}" for key, value in right.items())
         raise InputError(
             f"{weights} holds weights of another architecture than params.yaml describes. "

@@ -62,9 +62,9 @@ def test_classes_and_origin_of_a_fitted_detector_are_taken_along(folder: Flow) -
 @pytest.mark.parametrize(
     ("architecture", "named"),
     [
-        (None, ["`width_per_group` `1`, not `64`", "`norm` `batch`, not `frozen`"]),
-        (without("anchor_sizes"), ["`anchor_sizes` `[8, 16, 32, 64, 128]`, not `[32,"]),
-        (without("proposals"), ["`proposals` `20`, not `1000`"]),
+        (None, ["`width_per_group` is 1, not 64", "`norm` is batch, not frozen"]),
+        (without("anchor_sizes"), ["`anchor_sizes` is [8, 16, 32, 64, 128], not [32,"]),
+        (without("proposals"), ["`proposals` is 20, not 1000"]),
         (OTHER, ["`anchor_sizes`", "`norm`"]),
     ],
 )
@@ -119,7 +119,7 @@ def test_messages_name_the_data_set(folder: Flow) -> None:
     use(folder, without("norm", "fpn_channels"))
     (folder / "own/detector.json").unlink()
     outcome = folder.gmpipe("detector")
-    assert outcome.refused("`fpn_channels` `4`, not `256`.*`detector.tiny.architecture`")
+    assert outcome.refused("`fpn_channels` is 4, not 256.*`detector.tiny.architecture`")
     (folder / "own/weights.pt").unlink()
     assert folder.gmpipe("detector").refused(r"own/weights.pt.*`detector.tiny.weights`")
     folder.params(detector__tiny={"source": "torchvision"})

@@ -130,8 +130,8 @@ def test_all_keys_that_the_shapes_tell_are_named_at_once(detector: FasterRCNN) -
     with refused(
         InputError,
         "w.pt",
-        *("`width_per_group` `1`, not `2`", "`fpn_channels` `4`, not `8`"),
-        *("`feature_size` `8`, not `16`", "`norm` `batch`, not `frozen`"),
+        *("`width_per_group` is 1, not 2", "`fpn_channels` is 4, not 8"),
+        *("`feature_size` is 8, not 16", "`norm` is batch, not frozen"),
         "`{width_per_group: 1, fpn_channels: 4, feature_size: 8, norm: batch}`",
         *("`anchor_sizes`", "`proposals`"),
     ):
@@ -154,7 +154,7 @@ def test_the_other_kind_of_batch_norm_is_refused(weights: str, architecture: str
     fit_state(tiny_model(norm=weights), state, Path("w.pt"))
     with pytest.raises(
         InputError,
-        match=rf"^w\.pt.*`{weights}`, not `{architecture}`.*detector\.<dataset>\.architecture",
+        match=rf"`norm` is {weights}, not {architecture}.*detector\.<dataset>\.architecture",
     ):
         fit_state(tiny_model(norm=architecture), state, Path("w.pt"))
 
