@@ -102,3 +102,17 @@ def advising(remedy: str, *kinds: type[GmpipeError]) -> Iterator[None]:
     except kinds as error:
         error.remedy = remedy
         raise
+
+
+@contextmanager
+def naming(dataset: str) -> Iterator[None]:
+    """Put a data set's name where errors that are raised in the block say ``<dataset>``.
+
+    Code that reads a file or a setting does not know which data set it is for.
+    """
+    try:
+        yield
+    except GmpipeError as error:
+        error.problem = error.problem.replace("<dataset>", dataset)
+        error.remedy = error.remedy.replace("<dataset>", dataset)
+        raise

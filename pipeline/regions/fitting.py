@@ -42,7 +42,7 @@ RECALL_AT = (5, 10, 20, 35)
 # torchvision's defaults for detections; extraction has its own settings.
 _SCORE_THRESHOLD = 0.05
 _NMS_THRESHOLD = 0.5
-_CONFIDENT = 0.5  # precision is measured on detections with at least this score
+CONFIDENT = 0.5  # precision is measured on detections with at least this score
 # torchvision's quarter leaves few objects among a small number of sampled proposals.
 _POSITIVE_SHARE = 0.5
 _LARGEST_GRADIENT = 10.0
@@ -316,7 +316,7 @@ def measure_detector(
             objects += len(image.objects.classes)
             for m in RECALL_AT:
                 hits[m] += int(right[:m].sum())
-            sure = detections.scores.cpu().numpy() >= _CONFIDENT
+            sure = detections.scores.cpu().numpy() >= CONFIDENT
             confident += int(sure.sum())
             correct += int((right & sure).sum())
         on_images(len(batch))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pipeline.errors import naming
 from stages.cli.completion import (
     complete_dataset,
     complete_run,
@@ -106,7 +107,9 @@ def _with_request(command: Command) -> Command:
     ) -> None:
         from stages.checkout.params import read_request
 
-        command(read_request(dataset, overrides), **options)
+        request = read_request(dataset, overrides)
+        with naming(request.dataset):
+            command(request, **options)
 
     return read_then_call
 
