@@ -81,7 +81,14 @@ class Rows:
 
     def where(self, row: int) -> str:
         """The file and the position of a row."""
-        return f"{self.file}, {self.unit} {self.table.column('position')[row].as_py()}"
+        return f"{self.file}, {self._position(row)}"
+
+    def place(self, row: int) -> str:
+        """The name of the file, and the position of a row."""
+        return f"{self.file.name}, {self._position(row)}"
+
+    def _position(self, row: int) -> str:
+        return f"{self.unit} {self.table.column('position')[row].as_py()}"
 
 
 def read_header(file: Path, remedy: str) -> list[str]:

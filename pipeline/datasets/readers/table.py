@@ -34,6 +34,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -72,6 +73,7 @@ class _Labels:
         vocabulary: their names.
         numbers: N lists of label numbers.
         flags: whether each label has a column of its own.
+        listed: as in `CellLabels`; None where no cell was split.
         notes: on how they were read.
     """
 
@@ -79,6 +81,7 @@ class _Labels:
     numbers: pa.ListArray = field(repr=False)
     flags: bool
     notes: list[str]
+    listed: npt.NDArray[np.bool_] | None = field(default=None, repr=False)
 
 
 def read_table(root: Path, settings: TableSettings) -> Listing:
@@ -94,8 +97,8 @@ def read_table(root: Path, settings: TableSettings) -> Listing:
     check_paths(images, rows.where)
     labels = _read_labels(rows, columns, root, settings)
     splits = _splits(images, rows, settings)
-    places = _places(rows, labels)
-    notes = [*labels.notes, *_note_packed(rows, labels, places, root, settings)]
+    first_rows = _first_rows(labels)
+    notes = [*labels.notes, *_note_packed(rows, labels, first_rows, root, settings)]
     repeated = repeats(image_codes(images))
     numbers = labels.numbers
     if repeated.any():
@@ -108,7 +111,7 @@ def read_table(root: Path, settings: TableSettings) -> Listing:
         sources=hash_sources(root, [settings.file]),
         table=listing_table(images, join_folder(settings.images, images), splits, numbers),
         notes=tuple(notes),
-        places=places,
+        places={name: rows.place(row) for name, row in first_rows.items()},
     )
 
 
@@ -216,44 +219,45 @@ def _read_labels(
             lists, settings.vocabulary or columns, rows.where, source
         )
         return _Labels(vocabulary, numbers, True, notes)
-    cells, notes = rows.table.column("labels"), []
+    cells, listed, notes = rows.table.column("labels"), None, []
     if pa.types.is_string(cells.type):
         block = f"prepare.{root.name}"
-        cells, notes = split_cells(
-            cells, settings.separator, settings.vocabulary, rows.where, block
-        )
-    vocabulary, numbers = encode_labels(cells, settings.vocabulary, rows.where, source)
+        split = split_cells(cells, settings.separator, settings.vocabulary, rows.where, block)
+        cells, listed, notes = split.lists, split.listed, split.notes
+    vocabulary, numbers = encode_labels(cells, settings.vocabulary, rows.where, source, listed)
     setting = f"prepare.{root.name}.labels: {yaml_list([settings.labels])}"
     notes += notes_on_names(vocabulary, numbers, rows.where, setting)
-    return _Labels(vocabulary, numbers, False, notes)
+    return _Labels(vocabulary, numbers, False, notes, listed)
 
 
-def _places(rows: Rows, labels: _Labels) -> dict[str, str]:
-    """The position of the first row with each label."""
+def _first_rows(labels: _Labels) -> dict[str, int]:
+    """The first row with each label."""
     entries = np.repeat(np.arange(len(labels.numbers)), _lengths(labels.numbers))
     numbers, firsts = np.unique(np.asarray(labels.numbers.flatten()), return_index=True)
-    positions = rows.table.column("position")
     return {
-        labels.vocabulary[
-            number
-        ]: f"{rows.file.name}, {rows.unit} {positions[int(entries[first])].as_py()}"
+        labels.vocabulary[number]: int(entries[first])
         for number, first in zip(numbers, firsts, strict=True)
     }
 
 
 def _note_packed(
-    rows: Rows, labels: _Labels, places: Mapping[str, str], root: Path, settings: TableSettings
+    rows: Rows, labels: _Labels, first_rows: Mapping[str, int], root: Path, settings: TableSettings
 ) -> list[str]:
     """Note labels that may be several, with another separator than that of the settings."""
+    if labels.flags or settings.vocabulary is not None:
+        return []
     packed = packed_labels(labels.vocabulary)
-    of_names = rows.table.column_names.count("labels") and settings.vocabulary is None
-    if packed is None or not of_names:
+    if packed is None:
         return []
     mark, names = packed
+    row = first_rows[names[0]]
+    if labels.listed is None or labels.listed[row]:
+        remedy = "make each label an entry of its own in the list."
+    else:
+        remedy = f"set `prepare.{root.name}.separator: {json.dumps(mark)}` in params.yaml."
     return [
         f"{len(names)} of {len(labels.vocabulary)} labels contain {mark!r}, and each may be "
-        f"several labels: {names[0]!r} ({places[names[0]]}). If {mark!r} separates labels, set "
-        f"`prepare.{root.name}.separator: {json.dumps(mark)}` in params.yaml."
+        f"several labels: {names[0]!r} ({rows.place(row)}). If {mark!r} separates labels, {remedy}"
     ]
 
 
