@@ -29,6 +29,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,9 +42,10 @@ import pyarrow.compute as pc
 from pipeline.datasets.listing import Listing, hash_sources
 from pipeline.datasets.manifest import Split
 from pipeline.datasets.readers.cells import encode_labels, notes_on_names, split_cells
-from pipeline.datasets.readers.onehot import guess_columns, read_flags, yaml_list
+from pipeline.datasets.readers.onehot import columns_of_flags, guess_columns, read_flags, yaml_list
 from pipeline.datasets.readers.rows import (
     Rows,
+    check_header,
     check_paths,
     image_codes,
     join_folder,
@@ -58,11 +60,15 @@ from pipeline.datasets.readers.rows import (
 from pipeline.datasets.spelling import packed_labels
 from pipeline.errors import InputError
 from pipeline.formats.encodings import plain_text
+from pipeline.formats.text import composed
 from pipeline.settings import TableSettings
 
 _SPLIT_WORDS: dict[str, Split] = {"train": "train", "val": "val", "test": "test"}
 _SUFFIXES = (".csv", ".tsv", ".parquet")
 _SHOWN = 5  # columns that a note names
+
+_UNNAMED = re.compile(r"|Unnamed: \d+(\.\d+)*|(__index_)?level_\d+(__)?|index", re.IGNORECASE)
+"""Columns without a name, as pandas calls them: they hold the number of a row, or nothing."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,7 @@ def _read_rows(root: Path, settings: TableSettings) -> tuple[Rows, tuple[str, ..
             "the test split."
         )
     remedy = f"Put the table there, or set `{block}.file` in params.yaml to its path below {root}."
-    header = read_header(file, remedy)
+    header, plain = read_header(file, remedy)
     if settings.test_share is not None and plain_text(settings.split) in header:
         raise InputError(
             f"{file} has a column {settings.split!r}, but `{block}.test_share` in params.yaml asks "
@@ -145,6 +151,7 @@ def _read_rows(root: Path, settings: TableSettings) -> tuple[Rows, tuple[str, ..
 
     def read(labels: Mapping[str, str]) -> Rows:
         columns = {**names, **labels}
+        check_header(file, header, columns, hints, block)
         _check_uses(columns, block)
         if file.suffix.lower() == ".parquet":
             return read_parquet(file, columns, remedy, hints, block)
@@ -159,9 +166,15 @@ def _read_rows(root: Path, settings: TableSettings) -> tuple[Rows, tuple[str, ..
         f"`{block}.labels` to the list of these columns."
     )
     others = _others(header, (*names.values(), plain_text(settings.split)), label)
-    if others and all(header.count(name) == 1 for name in names.values()):
-        rows = read(_keys(others))
-        guessed = guess_columns(_columns(rows, others), rows.where, f"{block}.labels")
+    once = tuple(name for name in others if name in plain and header.count(name) == 1)
+    if once and all(header.count(name) == 1 for name in names.values()):
+        rows = read(_keys(once))
+        flags = _columns(rows, once)
+        twice = [name for name in others if header.count(name) > 1]
+        if twice and columns_of_flags(flags):
+            read(_keys(twice))  # which says so
+        unlike = list(dict.fromkeys(name for name in others if name not in once))
+        guessed = guess_columns(rows, flags, unlike, label, f"{block}.labels")
         if guessed:
             return rows, guessed
     return read({"labels": label}), ()
@@ -180,9 +193,7 @@ def _others(header: Sequence[str], used: Sequence[str], label: str) -> tuple[str
     """The columns that may be labels, where the column of labels is missing and not misspelt."""
     if label in header or len(difflib.get_close_matches(label, header, n=2)) == 1:
         return ()
-    # pandas writes the number of a row in a column without a name.
-    unnamed = ("", "Unnamed: 0", "__index_level_0__", "index")
-    return tuple(name for name in header if name not in (*used, *unnamed))
+    return tuple(name for name in header if name not in used and not _UNNAMED.fullmatch(name))
 
 
 def _check_uses(columns: Mapping[str, str], block: str) -> None:
@@ -191,10 +202,10 @@ def _check_uses(columns: Mapping[str, str], block: str) -> None:
     for key, name in columns.items():
         setting = f"`{block}.{key.partition('.')[0]}`"
         if name in keys:
-            raise InputError(
-                f"{keys[name]} and {setting} both name the column {name!r}.",
-                "Set each to a column of its own in params.yaml.",
-            )
+            both = f"{keys[name]} and {setting} both name the column {name!r}."
+            if keys[name] == setting:
+                both = f"{setting} names the column {name!r} twice."
+            raise InputError(both, "Name each column once in params.yaml.")
         keys[name] = setting
 
 
@@ -330,13 +341,17 @@ def _splits(images: pa.ChunkedArray, rows: Rows, settings: TableSettings) -> pa.
         raise InputError(
             f"{rows.file}: with `test_share: {settings.test_share}`, {sum(tests)} of {len(tests)} "
             "images are in the test split. Expected some in each split.",
-            f"Change it, or add a column {settings.split!r} with `train` or `test` in each row.",
+            f"Change it, or remove it and add a column {settings.split!r} with `train` or `test` "
+            "in each row.",
         )
     return pa.chunked_array([["test" if test else "train" for test in tests]])
 
 
 def hash_fraction(path: str) -> float:
-    """A number in [0,1), uniform over paths: the first 8 bytes of sha256 as a fraction."""
-    digest = hashlib.sha256(path.encode()).digest()
+    """A number in [0,1), uniform over paths: the first 8 bytes of sha256 as a fraction.
+
+    Paths that differ only in their Unicode form have one number, since they are one image.
+    """
+    digest = hashlib.sha256(composed(path).encode()).digest()
     # A float has 53 bits: with all 64, the largest fraction would be rounded to 1.
     return (int.from_bytes(digest[:8], "big") >> 11) / (1 << 53)
