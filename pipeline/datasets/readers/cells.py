@@ -46,6 +46,7 @@ _UNCLEAR_WORDS = _EMPTY_WORDS | {"none", "n/a", "na", "-", "--", "?", "nil", "un
 
 _MOST_LABELS = np.iinfo(np.int16).max + 1
 
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
 _BEGINS_LIST = re.compile(r"""[\[({]\s*['"{\[]""")
 _BARE = re.compile(r"\[([^\[\]{}'\"]*)\]")
 
@@ -352,7 +353,7 @@ def encode_labels(
 def notes_on_names(
     vocabulary: Sequence[str], labels: pa.ListArray, where: Where, setting: str
 ) -> list[str]:
-    """Note labels that may mean that there is none, and labels that are 0 and 1.
+    """Note labels that may mean that there is none, and labels that are numbers.
 
     Args:
         vocabulary: their names.
@@ -360,13 +361,20 @@ def notes_on_names(
         where: the position of a row.
         setting: what to set if the column holds 0 and 1.
     """
-    if set(vocabulary) <= {"0", "1", "0.0", "1.0"}:
+    lengths = np.asarray(pc.list_value_length(labels))
+    if set(vocabulary) <= {"0", "1", "0.0", "1.0"} and lengths.max() <= 1:
         return [
             f"The labels are {' and '.join(map(repr, vocabulary))}. If 1 says that an image has "
             "the label that the column is named after, and 0 that it does not, set "
             f"`{setting}`."
         ]
-    rows = np.repeat(np.arange(len(labels)), np.asarray(pc.list_value_length(labels)))
+    if all(_NUMBER.fullmatch(name) for name in vocabulary):
+        shown = ", ".join(map(repr, vocabulary[:3])) + (", ..." if len(vocabulary) > 3 else "")
+        return [
+            f"All labels are numbers ({shown}), which are used as their names. If they stand for "
+            "names, write the names: the labels' vectors are made of them."
+        ]
+    rows = np.repeat(np.arange(len(labels)), lengths)
     numbers = np.asarray(labels.flatten())
     notes = []
     for number, name in enumerate(vocabulary):

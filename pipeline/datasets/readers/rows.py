@@ -115,7 +115,7 @@ def read_csv(
     hints: Mapping[str, str] | None = None,
     block: str | None = None,
 ) -> Rows:
-    """Read columns of a CSV file with a header; empty lines are skipped.
+    """Read columns of a CSV file with a header; empty lines and rows of empty cells are skipped.
 
     Cells are separated by commas or, where the header has none, by semicolons or tabs. Where each
     cell of the header but the first begins with a blank, so do the cells of the rows. The parser is
@@ -142,11 +142,19 @@ def read_csv(
     while batch := list(islice(records, _CSV_BATCH)):
         for line, cells in batch:
             if len(cells) != len(header):
+                remedy = (
+                    "Put double quotes around a cell that contains the mark between cells, such "
+                    f"as a comma. {FIX_FILE}"
+                )
+                if len(cells) == len(header) + 1 and cells[0] == "1":  # R numbers rows from 1
+                    remedy += (
+                        " If R wrote it with the names of its rows, write it again with "
+                        "`row.names = FALSE`."
+                    )
                 raise InputError(
                     f"{file}, line {line}: the row has {len(cells)} cells, expected {len(header)} "
                     "as in the header.",
-                    "Put double quotes around a cell that contains the mark between cells, such "
-                    f"as a comma. {FIX_FILE}",
+                    remedy,
                 )
         lines = {"position": [line for line, _ in batch]}
         texts = {
@@ -167,7 +175,7 @@ def _header(file: Path, records: Iterator[tuple[int, list[str]]]) -> list[str]:
 
 
 def _csv_records(file: Path, remedy: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the first line and the cells of each record that is not an empty line."""
+    """Yield the first line and the cells of each record that is not empty."""
     # A carriage return alone ends a line, too, in files of an old Mac.
     lines = (part for line in text_lines(file, remedy) for part in _LINES.findall(line))
     start: list[str] = []
@@ -179,7 +187,8 @@ def _csv_records(file: Path, remedy: str) -> Iterator[tuple[int, list[str]]]:
         if text.strip():
             break
     header = start[-1] if start else ""
-    mark = said or next((mark for mark in ",;\t" if mark in header), ",")
+    unquoted = re.sub('"[^"]*"', "", header)
+    mark = said or next((mark for mark in ",;\t" if mark in unquoted), ",")
     _, *others = header.split(mark)
     reader = csv.reader(
         chain(start, lines),
@@ -190,7 +199,7 @@ def _csv_records(file: Path, remedy: str) -> Iterator[tuple[int, list[str]]]:
     line = 1
     try:
         for cells in reader:
-            if cells:
+            if any(cells):  # a spreadsheet writes only marks for an empty row
                 yield line, cells
             line = reader.line_num + 1
     except csv.Error as error:

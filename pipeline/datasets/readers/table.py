@@ -104,7 +104,7 @@ def read_table(root: Path, settings: TableSettings) -> Listing:
     labels = _read_labels(rows, columns, root, settings)
     splits = _splits(images, rows, settings)
     first_rows = _first_rows(labels)
-    notes = [*labels.notes, *_note_packed(rows, labels, first_rows, root, settings)]
+    notes = [*labels.notes, *_note_packed(rows, images, labels, first_rows, root, settings)]
     repeated = repeats(image_codes(images))
     numbers = labels.numbers
     if repeated.any():
@@ -252,15 +252,22 @@ def _first_rows(labels: _Labels) -> dict[str, int]:
 
 
 def _note_packed(
-    rows: Rows, labels: _Labels, first_rows: Mapping[str, int], root: Path, settings: TableSettings
+    rows: Rows,
+    images: pa.ChunkedArray,
+    labels: _Labels,
+    first_rows: Mapping[str, int],
+    root: Path,
+    settings: TableSettings,
 ) -> list[str]:
     """Note labels that may be several, with another separator than that of the settings."""
     if labels.flags or settings.vocabulary is not None:
         return []
-    packed = packed_labels(labels.vocabulary)
-    if packed is None:
+    mark, names = packed_labels(labels.vocabulary) or (",", [])
+    # Where no image has two labels, the separator of the settings may be the wrong one.
+    if not names and not repeats(image_codes(images)).any() and _lengths(labels.numbers).max() < 2:
+        names = [name for name in labels.vocabulary if re.search(r"[^\s,],\s*[^\s,]", name)]
+    if not names:
         return []
-    mark, names = packed
     row = first_rows[names[0]]
     if labels.listed is None or labels.listed[row]:
         remedy = "make each label an entry of its own in the list."

@@ -309,6 +309,37 @@ def test_entry_of_a_list_that_is_several_labels(root: Path) -> None:
         read_cells(root, "['cat']", "cat | dog", vocabulary=["cat", "dog"])
 
 
+@pytest.mark.parametrize(
+    ("cells", "mark"),
+    [
+        (["16 0", "7 1 2 0", "5", "18", "0 25"], " "),
+        (["3, 17", "12,4", "5"], ","),
+        (["0,5", "0,7"], ","),
+        (["cat,sofa", "dog", "tree, person"], ","),
+    ],
+)
+def test_separators_that_other_programs_write(root: Path, cells: list[str], mark: str) -> None:
+    *_, note = read_cells(root, *cells).notes
+    for part in ("labels.csv, line ", f'`prepare.pets.separator: "{mark}"`'):
+        assert part in note
+    listing = read_cells(root, *cells, separator=mark)
+    assert labels_of(listing)[0] == sorted(part.strip() for part in cells[0].split(mark))
+    assert not any("separator" in note for note in listing.notes)
+
+
+def test_names_with_a_comma_beside_several_labels_are_not_noted(root: Path) -> None:
+    assert read_cells(root, "salt, pepper", "cat;dog").notes == ()
+
+
+@pytest.mark.parametrize("cells", [["3", "12", ""], ["3.0", "12.0"], ["0;1", "1"]])
+def test_numbers_as_labels_are_noted(root: Path, cells: list[str]) -> None:
+    listing = read_cells(root, *cells)
+    [note] = listing.notes
+    for name in listing.vocabulary:
+        assert repr(name) in note
+    assert "`" not in note  # no setting changes this
+
+
 # --- words for nothing ---------------------------------------------------------------------------
 
 

@@ -256,6 +256,13 @@ def test_rows_with_columns_of_0_and_1_are_not_joined(root: Path) -> None:
         "\n" + PETS.replace(",", "\t"),
         PETS.replace("\n", "\r"),
         "sep=\t\r\n" + PETS.replace(",", "\t"),
+        PETS.replace("\n", ",,\n") + ",,,,\n,,,,\n",
+        PETS.replace(";", "|")
+        .replace(",", ";")
+        .replace("split\n", 'split;"a, b"\n')
+        .replace("train\n", "train;x\n")
+        .replace("test\n", "test;y\n")
+        .replace("cat|dog", '"cat;dog"'),
     ],
 )
 def test_equivalent_headers_and_marks(root: Path, text: str) -> None:
