@@ -66,6 +66,7 @@ from pipeline.datasets.manifest import COLUMNS
 from pipeline.datasets.readers.found import find_photographs
 from pipeline.datasets.readers.json_arrays import JsonArrays
 from pipeline.errors import InputError
+from pipeline.formats.encodings import plain_text
 from pipeline.formats.text import composed
 from pipeline.settings import CocoSettings
 
@@ -367,7 +368,7 @@ def _read_instances(path: Path, folder: str, missing: str, broken: str) -> _Inst
 def _add_category(instances: _Instances, record: Any, where: str) -> None:
     number, name = _values(record, ("id", "name"), where)
     key = _key(number, "id", where)
-    name = _name(str(name) if type(name) is int else name, "name", where).strip()
+    name = _name(plain_text(str(name)) if type(name) in (int, str) else name, "name", where)
     if instances.categories.setdefault(key, name) != name:
         raise InputError(
             f"{where}: another category has the same id {key}: {name!r} and "

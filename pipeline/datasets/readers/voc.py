@@ -57,6 +57,7 @@ from pipeline.datasets.manifest import COLUMNS, Split
 from pipeline.datasets.missing import file_names
 from pipeline.datasets.readers.found import FoundFiles, is_inside, without_suffix
 from pipeline.errors import InputError
+from pipeline.formats.encodings import plain_text
 from pipeline.formats.text import composed
 from pipeline.settings import VocSettings
 
@@ -128,7 +129,7 @@ def read_voc(root: Path, settings: VocSettings) -> Listing:
         InputError: a file breaks the format; names the file and the line or object.
     """
     devkit = _Devkit(root, settings)
-    vocabulary = tuple(map(composed, settings.vocabulary or VOCABULARY))
+    vocabulary = tuple(map(plain_text, settings.vocabulary or VOCABULARY))
     numbers = {name: number for number, name in enumerate(vocabulary)}
     sources = [f"{devkit.lists}/{name}.txt" for name in settings.splits.values()]
     ids: dict[str, Split] = {}
@@ -430,7 +431,7 @@ def _read_annotation(path: Path, image: _Image, numbers: dict[str, int], devkit:
     size = tree.find("size")
     image.width, image.height = _side(size, "width"), _side(size, "height")
     for index, item in enumerate(tree.findall("object"), start=1):
-        name = composed((item.findtext("name") or "").strip())
+        name = plain_text(item.findtext("name") or "")
         where = f"{path}: object {index} ({name!r})"
         if name not in numbers:
             raise InputError(

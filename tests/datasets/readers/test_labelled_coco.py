@@ -245,7 +245,7 @@ def test_file_names_and_labels_in_another_unicode_form(tmp_path: Path) -> None:
 
     def change(content: dict[str, Any]) -> None:
         each("images", file_name=lambda name: next(names))(content)
-        content["categories"][0]["name"] = unicodedata.normalize("NFD", "fée")
+        content["categories"][0]["name"] = unicodedata.normalize("NFD", "\u200bfée\u00a0")
 
     def test(content: dict[str, Any]) -> None:
         content["categories"][0]["name"] = "fée"
