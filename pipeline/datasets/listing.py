@@ -192,11 +192,13 @@ def as_on_disk(root: Path, listing: Listing) -> Listing:
 
     Raises:
         AccessError: a folder can't be read.
+        InputError: two images have the same file.
     """
     paths = listing.table.column("path").to_pylist()
     found = paths_on_disk(root, paths)
     changed = [(path, file) for path, file in zip(paths, found, strict=True) if path != file]
     if not changed:
+        _check_once(listing.table, root)
         return listing
     _log.warning(
         "%s: %d of %d listed paths are those of files but for the suffix or the Unicode form, as "
@@ -209,7 +211,28 @@ def as_on_disk(root: Path, listing: Listing) -> Listing:
     column = listing.table.schema.get_field_index("path")
     field = listing.table.schema.field(column)
     table = listing.table.set_column(column, field, pa.array(found, field.type))
+    _check_once(table, root)
     return replace(listing, table=table)
+
+
+def _check_once(table: pa.Table, root: Path) -> None:
+    """Refuse a file that two images have: its labels would differ, or it would train and test."""
+    paths = pc.replace_substring_regex(table.column("path"), r"(^|/)(?:\.?/)+", r"\1")
+    codes = np.asarray(pc.dictionary_encode(paths).combine_chunks().indices)
+    # Codes count up from 0 in order of appearance: only a new path is a new maximum.
+    again = np.flatnonzero(codes[1:] <= np.maximum.accumulate(codes)[:-1]) + 1
+    if not len(again):
+        return
+    second = int(again[0])
+    rows = table.take([int((codes == codes[second]).argmax()), second]).to_pylist()
+    first, other = (f"{row['image_id']!r} ({row['split']})" for row in rows)
+    more = f", and so have {len(again) - 1} more" if len(again) > 1 else ""
+    raise InputError(
+        f"{root.name}: the images {first} and {other} have the same file, "
+        f"{root / paths[second].as_py()}{more}. Expected a photograph of its own for each image.",
+        "Remove one of the two from the files that list them. If they are two photographs, put "
+        "each in the folder that its listed path names.",
+    )
 
 
 def listed_manifest(listing: Listing, dataset: str, settings: ListedSettings) -> Manifest:

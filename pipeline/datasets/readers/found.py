@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from pipeline.datasets.missing import file_names
-from pipeline.errors import InputError
 from pipeline.formats.text import composed
 from pipeline.images import suffixes
 
@@ -100,9 +99,6 @@ def find_photographs(root: Path, folder: str, names: Mapping[str, str], source: 
 
     Returns:
         a path for each image; where there is no file, the place in ``folder`` to put it at.
-
-    Raises:
-        InputError: only a part of a path exists, and another image has the same file.
     """
     files = FoundFiles(root)
     paths, shortened = [], []
@@ -116,15 +112,6 @@ def find_photographs(root: Path, folder: str, names: Mapping[str, str], source: 
         foreign = inner != parts or re.match(r"/|[A-Za-z]:/", path)
         paths.append(found or f"{folder}/{'/'.join(parts[-1:] if foreign else parts)}")
     if shortened:
-        times = Counter(paths)
-        for image_id, found in shortened:
-            if times[found] > 1:
-                raise InputError(
-                    f"{source}: the image {image_id} is {names[image_id]!r}. Of this path only "
-                    f"{found} exists, which is also the file of another image.",
-                    f"Put the photographs in {root / folder}, in the folders that their paths "
-                    "name.",
-                )
         image_id, found = shortened[0]
         _log.warning(
             "%s: %d images have paths with other folders. The first, %r, is read from %s, and the "

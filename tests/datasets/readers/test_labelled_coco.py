@@ -21,6 +21,7 @@ from trees import (
     placed,
 )
 
+from pipeline.datasets.listing import as_on_disk
 from pipeline.datasets.readers.coco import read_coco
 from pipeline.errors import InputError, MissingError
 from pipeline.settings import CocoSettings
@@ -223,11 +224,27 @@ def test_path_that_does_not_exist_is_expected_in_the_folder_of_the_split(tmp_pat
     assert paths == ["train/passwd", "train/b.jpg", "val/c.jpg"]
 
 
-def test_part_of_a_path_that_two_images_share_is_refused(tmp_path: Path) -> None:
-    names = iter(["/x/a.jpg", "/y/a.jpg"])
-    write_farm(tmp_path, each("images", file_name=lambda name: next(names)))
-    with refused(InputError, "instances_train.json", "image 1", "'/x/a.jpg'", "train/a.jpg"):
-        read_coco(tmp_path, FARM)
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_file_that_two_images_share_is_refused(tmp_path: Path, split: str) -> None:
+    """With paths of another machine, or two records of a file; also in two splits."""
+    names = {1: "C:\\x\\a.jpg", 2: "C:\\y\\a.jpg", 101: "C:\\z\\a.jpg"}
+    if split == "val":
+        names[2] = "b.jpg"
+
+    def change(content: dict[str, Any]) -> None:
+        for record in content["images"]:
+            record["file_name"] = names[record["id"]]
+
+    images = ("a.jpg", "train/b.jpg") if split == "val" else ("train/a.jpg", "val/a.jpg")
+    write_farm(tmp_path / "farm", change, test=change, images=images)
+    second = "'2' (train)" if split == "train" else "'101' (test)"
+    with refused(InputError, "farm: ", "'1' (train)", second, images[0]):
+        as_on_disk(tmp_path / "farm", read_coco(tmp_path / "farm", FARM))
+    again = {1: "a.jpg", 2: "a.jpg", 101: "c.jpg"}
+    names.update(again)
+    write_farm(tmp_path / "farm", change, test=change)
+    with refused(InputError, "'1' (train)", "'2' (train)", "train/a.jpg"):
+        as_on_disk(tmp_path / "farm", read_coco(tmp_path / "farm", FARM))
 
 
 def test_name_from_the_address_of_an_image(tmp_path: Path) -> None:
