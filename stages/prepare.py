@@ -18,7 +18,7 @@ from pipeline.datasets.check import (
     ListedImage,
     check_files,
 )
-from pipeline.datasets.frames import place_boxes
+from pipeline.datasets.frames import place_boxes, same_headers
 from pipeline.datasets.label_counts import label_counts
 from pipeline.datasets.listing import (
     Listing,
@@ -26,6 +26,7 @@ from pipeline.datasets.listing import (
     is_current,
     listed_manifest,
     make_manifest,
+    with_boxes_of,
 )
 from pipeline.datasets.manifest import (
     BoxTable,
@@ -124,17 +125,14 @@ def prepare(request: Request) -> str:
         current = _current_manifest(dataset, source)
         if current is not None:
             line = f"{folder} ({_counts(current)}): unchanged"
-            listing = None
-            if isinstance(source, TableSettings):
-                listing = read_table(data_root(dataset), source)
-            return "\n".join([line, *_labels(request, current, listing)])
-        listing = None
+            return "\n".join([line, *_labels(request, current)])
+        places: Mapping[str, str] = {}
         if isinstance(source, ScenesSettings):
             manifest = _draw(dataset, source)
         else:
-            manifest, listing = _list(dataset, source)
+            manifest, places = _list(dataset, source)
     record_time(dataset, "prepare", began)
-    return "\n".join([f"{folder}: {_counts(manifest)}", *_labels(request, manifest, listing)])
+    return "\n".join([f"{folder}: {_counts(manifest)}", *_labels(request, manifest, places)])
 
 
 def check(request: Request) -> tuple[str, bool]:
@@ -154,20 +152,21 @@ def check(request: Request) -> tuple[str, bool]:
         manifest = _imported_manifest(dataset)
         line = f"{dataset}: {_counts(manifest)}. Its regions are imported, so it needs no images."
         return "\n".join([line, *_labels(request, manifest)]), True
-    listing = None
+    places: Mapping[str, str] = {}
     if isinstance(source, ScenesSettings):
         manifest = dataset_manifest(dataset)
     else:
         listing = _read(root, source)
-        manifest = listed_manifest(listing, dataset, source)
-        _place(listing, manifest, root, source)  # which notes what does not fit
+        manifest, places = listed_manifest(listing, dataset, source), listing.places
+        present = find_files(root, manifest.table.column("path").to_pylist())
+        manifest, _ = _place(with_boxes_of(listing, present), manifest, root, source)
     with progress_bar(total=len(manifest), desc="check", unit="image") as bar:
         findings = check_files(manifest, root, bar.update)
     lines = _sections(dataset, findings)
     refusals, allowed = _verdict(request, manifest, findings)
     if not refusals and not allowed:
         allowed = ["Every image exists and can be read."]
-    report = "\n".join([*lines, *_labels(request, manifest, listing), *allowed, *refusals])
+    report = "\n".join([*lines, *_labels(request, manifest, places), *allowed, *refusals])
     return report, not refusals
 
 
@@ -190,8 +189,12 @@ def _draw(dataset: str, source: ScenesSettings) -> Manifest:
     return manifest
 
 
-def _list(dataset: str, source: ListedSettings) -> tuple[Manifest, Listing]:
-    """Read the data set's files, and write the manifest, boxes and the missing images."""
+def _list(dataset: str, source: ListedSettings) -> tuple[Manifest, Mapping[str, str]]:
+    """Read the data set's files, and write the manifest, boxes and the missing images.
+
+    Returns:
+        the manifest; and the places of labels, as in `Listing`.
+    """
     root = data_root(dataset)
     listing = _read(root, source)
     manifest, missing = make_manifest(listing, dataset, root, source)
@@ -202,7 +205,7 @@ def _list(dataset: str, source: ListedSettings) -> tuple[Manifest, Listing]:
         if missing.num_rows:
             _write_missing(temporary / _MISSING, missing)
         write_manifest(temporary / manifest_file(dataset).name, manifest)
-    return manifest, listing
+    return manifest, listing.places
 
 
 def _read(root: Path, source: ListedSettings) -> Listing:
@@ -213,7 +216,7 @@ def _read(root: Path, source: ListedSettings) -> Listing:
 def _place(
     listing: Listing, manifest: Manifest, root: Path, source: ListedSettings
 ) -> tuple[Manifest, BoxTable | None]:
-    """The manifest with the pictures' sizes, and the boxes, if the data set can have any."""
+    """The manifest with the pictures' sizes and notes, and the boxes, if there can be any."""
     if listing.boxes is None or not isinstance(source, VocSettings | CocoSettings):
         return manifest, None
     with progress_bar(total=len(manifest), desc="sizes", unit="image") as bar:
@@ -234,7 +237,9 @@ def _current_manifest(dataset: str, source: ScenesSettings | ListedSettings) -> 
         manifest = read_manifest(manifest_file(dataset))
         has_boxes = exists(boxes_file(dataset))
         if has_boxes:
-            read_boxes(boxes_file(dataset), ())
+            left_out = read_boxes(boxes_file(dataset), ()).left_out
+            if not same_headers(root, left_out):
+                return None
     except (MissingError, DamagedError):
         return None
     if isinstance(source, ScenesSettings):
@@ -293,16 +298,17 @@ def _counts(manifest: Manifest) -> str:
     return f"{', '.join(parts)}, {len(manifest.vocabulary)} labels"
 
 
-def _labels(request: Request, manifest: Manifest, listing: Listing | None = None) -> list[str]:
-    """The number of images with each label, and notes on labels that may be wrong.
+def _labels(
+    request: Request, manifest: Manifest, places: Mapping[str, str] | None = None
+) -> list[str]:
+    """The number of images with each label, notes on labels that may be wrong, and the manifest's.
 
     Args:
         request: of the data set.
         manifest: its images.
-        listing: what was read from its files, with notes and the places of labels; None if nothing
-            was read.
+        places: label -> where it stands first, as far as that was read.
     """
-    places = {} if listing is None else listing.places
+    places = places or {}
     names, counts = manifest.vocabulary, label_counts(manifest)
     train, test = counts["train"].positive, counts["test"].positive
     shown, more = np.arange(len(names)), []
@@ -345,7 +351,7 @@ def _labels(request: Request, manifest: Manifest, listing: Listing | None = None
         ),
     ]
     lines = [f"Note: {title}: {_first_few(labels)}" for title, labels in notes if labels]
-    lines += [f"Note: {note}" for note in (() if listing is None else listing.notes)]
+    lines += [f"Note: {note}" for note in manifest.notes]
     return [*table.splitlines(), *more, *lines]
 
 

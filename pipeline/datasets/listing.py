@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import codecs
 import errno
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -32,8 +31,6 @@ from pipeline.errors import InputError, MissingError
 from pipeline.files import open_regular, sha256_file, sha256_json
 from pipeline.formats.encodings import not_utf8
 from pipeline.settings import ListedSettings
-
-_log = logging.getLogger(__name__)
 
 LISTING_VERSION = 2
 """Part of the settings' hash: raise it when the same files would give another listing."""
@@ -186,7 +183,7 @@ def check_lengths(table: pa.Table, vocabulary: Sequence[str], name: str) -> None
 
 
 def as_on_disk(root: Path, listing: Listing) -> Listing:
-    """Replace paths of a listing by those of the files that they mean, and log how many.
+    """Replace paths of a listing by those of the files that they mean, and note how many.
 
     `paths_on_disk` says which.
 
@@ -200,19 +197,17 @@ def as_on_disk(root: Path, listing: Listing) -> Listing:
     if not changed:
         _check_once(listing.table, root)
         return listing
-    _log.warning(
-        "%s: %d of %d listed paths are those of files but for the suffix or the Unicode form, as "
-        "%r for the file %r. These files are read.",
-        root.name,
-        len(changed),
-        len(paths),
-        *changed[0],
+    listed, file = changed[0]
+    note = (
+        f"{root.name}: {len(changed)} of {len(paths)} listed paths "
+        f"{'differs' if len(changed) == 1 else 'differ'} from a file's name only in a missing "
+        f"suffix or in Unicode form, for example {listed!r} from {file!r}. These files are read."
     )
     column = listing.table.schema.get_field_index("path")
     field = listing.table.schema.field(column)
     table = listing.table.set_column(column, field, pa.array(found, field.type))
     _check_once(table, root)
-    return replace(listing, table=table)
+    return replace(listing, table=table, notes=(*listing.notes, note))
 
 
 def _check_once(table: pa.Table, root: Path) -> None:
@@ -235,6 +230,17 @@ def _check_once(table: pa.Table, root: Path) -> None:
     )
 
 
+def with_boxes_of(listing: Listing, images: np.ndarray) -> Listing:
+    """The listing without the objects of other images; ``images`` is (N,) bool."""
+    boxes = listing.boxes
+    if boxes is None:
+        return listing
+    kept = images[boxes.rows]
+    return replace(
+        listing, boxes=ListedBoxes(boxes.rows[kept], boxes.classes[kept], boxes.pixels[kept])
+    )
+
+
 def listed_manifest(listing: Listing, dataset: str, settings: ListedSettings) -> Manifest:
     """Make a manifest of all N listed images, as if every one existed. Its rows are checked."""
     check_lengths(listing.table, listing.vocabulary, dataset)
@@ -245,6 +251,7 @@ def listed_manifest(listing: Listing, dataset: str, settings: ListedSettings) ->
         sources={**listing.sources, "settings": _settings_sha256(settings)},
         counts=full_counts(listing.table),
         table=listing.table,
+        notes=listing.notes,
     )
 
 
@@ -299,6 +306,7 @@ def make_manifest(
         sources=listed.sources,
         counts=counts,
         table=table.filter(pa.array(kept)),
+        notes=listed.notes,
     )
     return manifest, missing
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,8 +10,6 @@ from pathlib import Path, PurePosixPath
 from pipeline.datasets.missing import file_names
 from pipeline.formats.text import composed
 from pipeline.images import suffixes
-
-_log = logging.getLogger(__name__)
 
 
 class FoundFiles:
@@ -85,7 +82,9 @@ def is_inside(path: str) -> bool:
     return bool(path) and not path.startswith("/") and ".." not in path.split("/")
 
 
-def find_photographs(root: Path, folder: str, names: Mapping[str, str], source: Path) -> list[str]:
+def find_photographs(
+    root: Path, folder: str, names: Mapping[str, str], source: Path
+) -> tuple[list[str], list[str]]:
     """Find photographs by the names and paths that a tool wrote, perhaps on another machine.
 
     A path may have backslashes, and lead through folders that don't exist here. The longest end of
@@ -98,7 +97,8 @@ def find_photographs(root: Path, folder: str, names: Mapping[str, str], source: 
         source: the file that has the names, for messages.
 
     Returns:
-        a path for each image; where there is no file, the place in ``folder`` to put it at.
+        a path for each image; where there is no file, the place in ``folder`` to put it at. And
+        notes.
     """
     files = FoundFiles(root)
     paths, shortened = [], []
@@ -111,14 +111,15 @@ def find_photographs(root: Path, folder: str, names: Mapping[str, str], source: 
             shortened.append((image_id, found))
         foreign = inner != parts or re.match(r"/|[A-Za-z]:/", path)
         paths.append(found or f"{folder}/{'/'.join(parts[-1:] if foreign else parts)}")
-    if shortened:
-        image_id, found = shortened[0]
-        _log.warning(
-            "%s: %d images have paths with other folders. The first, %r, is read from %s, and the "
-            "others accordingly.",
-            *(source, len(shortened), names[image_id], found),
-        )
-    return paths
+    if not shortened:
+        return paths, []
+    image_id, found = shortened[0]
+    others = len(shortened) - 1
+    more = f", and {others} more in the same way" if others else ""
+    return paths, [
+        f"{source}: of the path {names[image_id]!r}, only the end is that of a file: {found} is "
+        f"read{more}."
+    ]
 
 
 def _ends(folder: str, parts: Sequence[str]) -> Iterator[str]:

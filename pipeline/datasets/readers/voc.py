@@ -34,7 +34,6 @@ Such data sets name their vocabulary in the settings.
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -91,8 +90,6 @@ _SHOWN = 5  # lists that an error names
 _NOT_DIFFICULT = ("", "unspecified", "false", "no", "none")
 _DIFFICULT = ("true", "yes")
 
-_log = logging.getLogger(__name__)
-
 
 @dataclass
 class _Image:
@@ -139,7 +136,6 @@ def read_voc(root: Path, settings: VocSettings) -> Listing:
         for image_id, image in images.items():
             _read_annotation(devkit.annotation(image_id), image, numbers, devkit)
         sources += devkit.annotation_folders(images)
-        _note_exchanged([image_id for image_id, image in images.items() if image.exchanged])
     else:
         for split, name in settings.splits.items():
             of_split = {key: image for key, image in images.items() if ids[key] == split}
@@ -164,6 +160,7 @@ def read_voc(root: Path, settings: VocSettings) -> Listing:
         sources=hash_sources(root, sources),
         table=pa.Table.from_pylist(rows, schema=COLUMNS),
         boxes=_listed_boxes(images) if settings.labels == "annotations" else None,
+        notes=_note_exchanged([image_id for image_id, image in images.items() if image.exchanged]),
     )
 
 
@@ -187,14 +184,16 @@ def _listed_boxes(images: dict[str, _Image]) -> ListedBoxes:
     )
 
 
-def _note_exchanged(image_ids: list[str]) -> None:
-    if image_ids:
-        _log.warning(
-            "In %d of the annotations, first in %s.xml, xmin is greater than xmax, or ymin than "
-            "ymax. These boxes are read as two opposite corners in another order.",
-            len(image_ids),
-            image_ids[0],
-        )
+def _note_exchanged(image_ids: list[str]) -> tuple[str, ...]:
+    """A note on images of which corners are in another order, if there are any."""
+    if not image_ids:
+        return ()
+    first = f"In {image_ids[0]}.xml"
+    where = first if len(image_ids) == 1 else f"{first} and {len(image_ids) - 1} more annotations"
+    return (
+        f"{where}, xmin is greater than xmax, or ymin than ymax. These boxes are read as two "
+        "opposite corners in another order.",
+    )
 
 
 # --- files and lists -----------------------------------------------------------------------------
