@@ -18,6 +18,7 @@ from pipeline.datasets.check import (
     ListedImage,
     check_files,
 )
+from pipeline.datasets.disk import find_files
 from pipeline.datasets.frames import place_boxes, same_headers
 from pipeline.datasets.label_counts import label_counts
 from pipeline.datasets.listing import (
@@ -26,7 +27,7 @@ from pipeline.datasets.listing import (
     is_current,
     listed_manifest,
     make_manifest,
-    with_boxes_of,
+    without_missing_boxes,
 )
 from pipeline.datasets.manifest import (
     BoxTable,
@@ -37,7 +38,7 @@ from pipeline.datasets.manifest import (
     write_boxes,
     write_manifest,
 )
-from pipeline.datasets.missing import find_files, locate_missing
+from pipeline.datasets.missing import locate_missing, missing_remedy
 from pipeline.datasets.readers.coco import read_coco
 from pipeline.datasets.readers.nuswide import read_nuswide
 from pipeline.datasets.readers.table import read_table
@@ -158,8 +159,7 @@ def check(request: Request) -> tuple[str, bool]:
     else:
         listing = _read(root, source)
         manifest, places = listed_manifest(listing, dataset, source), listing.places
-        present = find_files(root, manifest.table.column("path").to_pylist())
-        manifest, _ = _place(with_boxes_of(listing, present), manifest, root, source)
+        manifest, _ = _place(without_missing_boxes(listing, root), manifest, root, source)
     with progress_bar(total=len(manifest), desc="check", unit="image") as bar:
         findings = check_files(manifest, root, bar.update)
     lines = _sections(dataset, findings)
@@ -461,17 +461,13 @@ def _missing_step(
     missing = [(image.image_id, image.path) for image in findings.missing]
     lost = Counter(image.split for image in findings.missing)
     empty = [split for split in manifest.splits if lost[split] == manifest.counts[split]["images"]]
-    setting = f"`prepare.{dataset}.drop_missing: true`"
-    hint = locate_missing(root, missing, source) or ""
     if source.drop_missing and not empty:
         images = "1 missing image" if len(missing) == 1 else f"{len(missing)} missing images"
+        setting = f"`prepare.{dataset}.drop_missing: true`"
+        hint = locate_missing(root, missing, source) or ""
         return f"`prepare` leaves out {images}, as {setting} says. {hint}".rstrip(), True
-    step = f"put the missing images below {root}"
-    if not empty:
-        step += f", or set {setting} in params.yaml to leave them out"
-    elif len(missing) < findings.images:
-        step += f"; without them, the split {empty[0]!r} has no image"
-    return f"To do: {hint} Otherwise {step}." if hint else f"To do: {step}.", False
+    remedy = missing_remedy(dataset, root, missing, source, empty[0] if empty else None)
+    return f"To do: {remedy}", False
 
 
 def _section(title: str, images: int, entries: Sequence[str]) -> list[str]:

@@ -20,13 +20,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.datasets.disk import Disk, note_on_names
 from pipeline.datasets.manifest import (
     Manifest,
     full_counts,
     splits_of,
     unlabelled_rows,
 )
-from pipeline.datasets.missing import find_files, location_hint, missing_images, paths_on_disk
+from pipeline.datasets.missing import locate_missing, missing_remedy
 from pipeline.errors import InputError, MissingError
 from pipeline.files import open_regular, sha256_file, sha256_json
 from pipeline.formats.encodings import not_utf8
@@ -74,6 +75,7 @@ class Listing:
         notes: sentences on what was read in a way that could be wrong.
         places: label -> the position in its file of the first row that has it, such as `line 4`,
             where the data set is one table.
+        disk: the files below the root, as far as they were looked for.
     """
 
     vocabulary: tuple[str, ...]
@@ -83,6 +85,7 @@ class Listing:
     boxes: ListedBoxes | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
     places: Mapping[str, str] = field(default_factory=dict, repr=False)
+    disk: Disk | None = field(default=None, repr=False)
 
 
 # --- for adapters --------------------------------------------------------------------------------
@@ -185,29 +188,22 @@ def check_lengths(table: pa.Table, vocabulary: Sequence[str], name: str) -> None
 def as_on_disk(root: Path, listing: Listing) -> Listing:
     """Replace paths of a listing by those of the files that they mean, and note how many.
 
-    `paths_on_disk` says which.
+    `Disk.find` says which.
 
     Raises:
         AccessError: a folder can't be read.
-        InputError: two images have the same file.
+        InputError: two images have the same file, or a path can be that of two files.
     """
+    disk = listing.disk or Disk(root)
     paths = listing.table.column("path").to_pylist()
-    found = paths_on_disk(root, paths)
+    found = [disk.find(path) or path for path in paths]
     changed = [(path, file) for path, file in zip(paths, found, strict=True) if path != file]
-    if not changed:
-        _check_once(listing.table, root)
-        return listing
-    listed, file = changed[0]
-    note = (
-        f"{root.name}: {len(changed)} of {len(paths)} listed paths "
-        f"{'differs' if len(changed) == 1 else 'differ'} from a file's name only in a missing "
-        f"suffix or in Unicode form, for example {listed!r} from {file!r}. These files are read."
-    )
     column = listing.table.schema.get_field_index("path")
     field = listing.table.schema.field(column)
     table = listing.table.set_column(column, field, pa.array(found, field.type))
     _check_once(table, root)
-    return replace(listing, table=table, notes=(*listing.notes, note))
+    notes = (*listing.notes, *note_on_names(root.name, changed, len(paths)))
+    return replace(listing, table=table, notes=notes, disk=disk)
 
 
 def _check_once(table: pa.Table, root: Path) -> None:
@@ -230,12 +226,12 @@ def _check_once(table: pa.Table, root: Path) -> None:
     )
 
 
-def with_boxes_of(listing: Listing, images: np.ndarray) -> Listing:
-    """The listing without the objects of other images; ``images`` is (N,) bool."""
+def without_missing_boxes(listing: Listing, root: Path) -> Listing:
+    """The listing without the objects of images that are missing below ``root``."""
     boxes = listing.boxes
     if boxes is None:
         return listing
-    kept = images[boxes.rows]
+    kept = _exists(listing, root)[boxes.rows]
     return replace(
         listing, boxes=ListedBoxes(boxes.rows[kept], boxes.classes[kept], boxes.pixels[kept])
     )
@@ -275,10 +271,10 @@ def make_manifest(
     """
     listed = listed_manifest(listing, dataset, settings)
     table = listed.table
-    exists = find_files(root, table.column("path").to_pylist())
+    exists = _exists(listing, root)
     missing = table.filter(pa.array(~exists))
     if missing.num_rows and not settings.drop_missing:
-        raise missing_images(dataset, len(listed), missing, root, settings)
+        raise _missing_images(listed, exists, root, settings)
     unlabelled = exists & unlabelled_rows(table)
     kept = exists & ~unlabelled if settings.drop_unlabelled else exists
     counts: dict[str, dict[str, int]] = {}
@@ -297,7 +293,7 @@ def make_manifest(
                 f"{split!r} is left. {counts[split]['missing']} are missing below {root}, and "
                 f"{counts[split]['unlabelled']} have no label.",
                 f"Put the images there, or change `prepare.{dataset}` in params.yaml."
-                f" {location_hint(root, missing, settings)}".rstrip(),
+                f" {locate_missing(root, _names(missing), settings) or ''}".rstrip(),
             )
     manifest = Manifest(
         dataset=dataset,
@@ -309,6 +305,32 @@ def make_manifest(
         notes=listed.notes,
     )
     return manifest, missing
+
+
+def _exists(listing: Listing, root: Path) -> np.ndarray:
+    """(N,) bool: which images are files."""
+    return (listing.disk or Disk(root)).are_files(listing.table.column("path").to_pylist())
+
+
+def _missing_images(
+    listed: Manifest, exists: np.ndarray, root: Path, settings: ListedSettings
+) -> MissingError:
+    """The error about images that may not be left out; ``exists`` is (N,) bool."""
+    missing = _names(listed.table.filter(pa.array(~exists)))
+    splits = np.asarray(listed.table.column("split"))
+    empty = next((split for split in listed.splits if not exists[splits == split].any()), None)
+    image_id, path = missing[0]
+    return MissingError(
+        f"{len(missing)} of {len(listed)} images that {listed.dataset} lists are missing. The "
+        f"first is {image_id!r}, expected at {root / path}.",
+        missing_remedy(listed.dataset, root, missing, settings, empty),
+    )
+
+
+def _names(rows: pa.Table) -> list[tuple[str, str]]:
+    """The image id and the path of each row."""
+    columns = (rows.column(name).to_pylist() for name in ("image_id", "path"))
+    return list(zip(*columns, strict=True))
 
 
 def is_current(
@@ -328,10 +350,11 @@ def is_current(
             return False
     except OSError:  # reading the listing says what is wrong
         return False
+    disk = Disk(root)
     return (
         sum(counts["missing"] for counts in manifest.counts.values()) == len(missing)
-        and bool(find_files(root, manifest.table.column("path").to_pylist()).all())
-        and not find_files(root, paths_on_disk(root, missing)).any()
+        and bool(disk.are_files(manifest.table.column("path").to_pylist()).all())
+        and not any(map(disk.find, missing))
     )
 
 

@@ -60,6 +60,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.datasets.disk import Disk
 from pipeline.datasets.listing import ListedBoxes, Listing, hash_sources, open_source
 from pipeline.datasets.manifest import COLUMNS
 from pipeline.datasets.readers.found import find_photographs
@@ -142,12 +143,12 @@ def read_coco(root: Path, settings: CocoSettings) -> Listing:
     if prefixed:
         notes.append(prefixed)
     rows: list[dict[str, Any]] = []
-    parts = []
+    parts, disk = [], Disk(root)
     for split, instances in zip(settings.splits, files, strict=True):
         labels, objects = _objects(instances, vocabulary, len(rows))
         parts.append(objects)
         names_of = {image_id: picture.name for image_id, picture in instances.images.items()}
-        paths, found = find_photographs(root, instances.folder, names_of, instances.path)
+        paths, found = find_photographs(disk, instances.folder, names_of, instances.path)
         notes += [*instances.notes, *found]
         for number, ((image_id, picture), path) in enumerate(
             zip(instances.images.items(), paths, strict=True)
@@ -174,6 +175,7 @@ def read_coco(root: Path, settings: CocoSettings) -> Listing:
             pixels=np.concatenate([part.pixels for part in parts]),
         ),
         notes=tuple(notes),
+        disk=disk,
     )
 
 
@@ -200,7 +202,9 @@ def _remedies(root: Path, settings: CocoSettings, published: bool) -> tuple[str,
             f"annotations_*.zip, {archives} there."
         )
         return remedy, remedy
-    files = sorted([*root.glob("*.json"), *root.glob("*/*.json")])
+    files: list[Path] = []
+    if not all((root / annotations_of(root, name)).exists() for name in settings.splits.values()):
+        files = sorted([*root.glob("*.json"), *root.glob("*/*.json")])
     found = ", ".join(str(path.relative_to(root)) for path in files[:_SHOWN])
     return (
         f"Put the file there, or set `prepare.{root.name}.train` and `prepare.{root.name}.test` in "

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pyarrow as pa
 import pytest
@@ -21,7 +23,7 @@ from trees import (
     placed,
 )
 
-from pipeline.datasets.listing import as_on_disk
+from pipeline.datasets.listing import as_on_disk, make_manifest
 from pipeline.datasets.readers.coco import read_coco
 from pipeline.errors import InputError, MissingError
 from pipeline.settings import CocoSettings
@@ -269,6 +271,27 @@ def test_file_names_and_labels_in_another_unicode_form(tmp_path: Path) -> None:
     listing = read_coco(tmp_path, FARM)
     assert images_of(listing, tmp_path)["1"] == (f"train/{apart}", ["fée"])
     assert listing.vocabulary == ("fée", "barn")
+
+
+def test_folders_in_another_unicode_form_and_names_without_suffix(tmp_path: Path) -> None:
+    """The whole path is looked for before a part of it."""
+    apart = unicodedata.normalize("NFD", "é")
+    names = iter(["é/a.jpg", "images/b"])
+    images = (f"train/{apart}/a.jpg", "images/b.jpg", "val/c.jpg", "train/a.jpg")
+    write_farm(tmp_path, each("images", file_name=lambda name: next(names)), images=images)
+    listing = read_coco(tmp_path, FARM)
+    assert [path for path, _ in images_of(listing, tmp_path).values()] == [*images[:2]]
+    [note] = listing.notes
+    assert all(part in note for part in ("1 of 2", "'images/b'", "'images/b.jpg'"))
+
+
+def test_folders_are_listed_once(tmp_path: Path) -> None:
+    write_farm(tmp_path)
+    with mock.patch("os.scandir", wraps=os.scandir) as scandir:
+        listing = as_on_disk(tmp_path, read_coco(tmp_path, FARM))
+        make_manifest(listing, "farm", tmp_path, FARM)
+    folders = [str(call.args[0]) for call in scandir.call_args_list]
+    assert len(folders) == len(set(folders)), folders
 
 
 def test_files_that_count_from_the_same_number(tmp_path: Path) -> None:
