@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -27,7 +27,7 @@ def is_inside(path: str) -> bool:
 
 def without_suffix(path: str) -> str:
     """A path without the suffix of its file, which may have other dots in its name."""
-    return path.removesuffix(PurePosixPath(path).suffix)
+    return os.path.splitext(path)[0]  # noqa: PTH122
 
 
 def find_files(root: Path, paths: Sequence[str]) -> np.ndarray:
@@ -106,7 +106,7 @@ class Disk:
 
     def is_photograph(self, name: str) -> bool:
         """Whether a name has the suffix of a photograph."""
-        return PurePosixPath(name).suffix.lower() in self._suffixes
+        return os.path.splitext(name)[1].lower() in self._suffixes  # noqa: PTH122
 
     def _list(self, folder: str) -> tuple[set[str], set[str]]:
         """The names of files and of folders in a folder."""
@@ -137,8 +137,9 @@ class Disk:
     def _in(self, path: str, by_name: Callable[[str], Mapping[str, list[str]]]) -> list[str]:
         """The files of a name in the folder of a path, or else in those of its other forms."""
         folder, slash, name = path.rpartition("/")
+        form = composed(name)
         found = {
-            real: [f"{real}{slash}{file}" for file in by_name(real).get(composed(name), ())]
+            real: [f"{real}{slash}{file}" for file in by_name(real).get(form, ())]
             for real in self._folders(folder)
         }
         return found.get(folder) or [file for files in found.values() for file in files]
