@@ -18,7 +18,8 @@ from pipeline.datasets.check import (
     ListedImage,
     check_files,
 )
-from pipeline.datasets.frames import place_boxes
+from pipeline.datasets.disk import find_files
+from pipeline.datasets.frames import place_boxes, same_headers
 from pipeline.datasets.label_counts import label_counts
 from pipeline.datasets.listing import (
     Listing,
@@ -26,6 +27,7 @@ from pipeline.datasets.listing import (
     is_current,
     listed_manifest,
     make_manifest,
+    without_missing_boxes,
 )
 from pipeline.datasets.manifest import (
     BoxTable,
@@ -36,7 +38,7 @@ from pipeline.datasets.manifest import (
     write_boxes,
     write_manifest,
 )
-from pipeline.datasets.missing import find_files, locate_missing
+from pipeline.datasets.missing import locate_missing, missing_remedy
 from pipeline.datasets.readers.coco import read_coco
 from pipeline.datasets.readers.nuswide import read_nuswide
 from pipeline.datasets.readers.table import read_table
@@ -125,17 +127,14 @@ def prepare(request: Request) -> str:
         current = _current_manifest(dataset, source)
         if current is not None:
             line = f"{folder} ({_counts(current)}): unchanged"
-            listing = None
-            if isinstance(source, TableSettings):
-                listing = read_table(data_root(dataset), source)
-            return "\n".join([line, *_labels(request, current, listing)])
-        listing = None
+            return "\n".join([line, *_labels(request, current)])
+        places: Mapping[str, str] = {}
         if isinstance(source, ScenesSettings):
             manifest = _draw(dataset, source)
         else:
-            manifest, listing = _list(dataset, source)
+            manifest, places = _list(dataset, source)
     record_time(dataset, "prepare", began)
-    return "\n".join([f"{folder}: {_counts(manifest)}", *_labels(request, manifest, listing)])
+    return "\n".join([f"{folder}: {_counts(manifest)}", *_labels(request, manifest, places)])
 
 
 def check(request: Request) -> tuple[str, bool]:
@@ -155,20 +154,20 @@ def check(request: Request) -> tuple[str, bool]:
         manifest = _imported_manifest(dataset)
         line = f"{dataset}: {_counts(manifest)}. Its regions are imported, so it needs no images."
         return "\n".join([line, *_labels(request, manifest)]), True
-    listing = None
+    places: Mapping[str, str] = {}
     if isinstance(source, ScenesSettings):
         manifest = dataset_manifest(dataset)
     else:
         listing = _read(root, source)
-        manifest = listed_manifest(listing, dataset, source)
-        _place(listing, manifest, root, source)  # which notes what does not fit
+        manifest, places = listed_manifest(listing, dataset, source), listing.places
+        manifest, _ = _place(without_missing_boxes(listing, root), manifest, root, source)
     with progress_bar(total=len(manifest), desc="check", unit="image") as bar:
         findings = check_files(manifest, root, bar.update)
     lines = _sections(dataset, findings)
     refusals, allowed = _verdict(request, manifest, findings)
     if not refusals and not allowed:
         allowed = ["Every image exists and can be read."]
-    report = "\n".join([*lines, *_labels(request, manifest, listing), *allowed, *refusals])
+    report = "\n".join([*lines, *_labels(request, manifest, places), *allowed, *refusals])
     return report, not refusals
 
 
@@ -191,8 +190,12 @@ def _draw(dataset: str, source: ScenesSettings) -> Manifest:
     return manifest
 
 
-def _list(dataset: str, source: ListedSettings) -> tuple[Manifest, Listing]:
-    """Read the data set's files, and write the manifest, boxes and the missing images."""
+def _list(dataset: str, source: ListedSettings) -> tuple[Manifest, Mapping[str, str]]:
+    """Read the data set's files, and write the manifest, boxes and the missing images.
+
+    Returns:
+        the manifest; and the places of labels, as in `Listing`.
+    """
     root = data_root(dataset)
     listing = _read(root, source)
     manifest, missing = make_manifest(listing, dataset, root, source)
@@ -203,7 +206,7 @@ def _list(dataset: str, source: ListedSettings) -> tuple[Manifest, Listing]:
         if missing.num_rows:
             _write_missing(temporary / _MISSING, missing)
         write_manifest(temporary / manifest_file(dataset).name, manifest)
-    return manifest, listing
+    return manifest, listing.places
 
 
 def _read(root: Path, source: ListedSettings) -> Listing:
@@ -214,7 +217,7 @@ def _read(root: Path, source: ListedSettings) -> Listing:
 def _place(
     listing: Listing, manifest: Manifest, root: Path, source: ListedSettings
 ) -> tuple[Manifest, BoxTable | None]:
-    """The manifest with the pictures' sizes, and the boxes, if the data set can have any."""
+    """The manifest with the pictures' sizes and notes, and the boxes, if there can be any."""
     if listing.boxes is None or not isinstance(source, VocSettings | CocoSettings):
         return manifest, None
     with progress_bar(total=len(manifest), desc="sizes", unit="image") as bar:
@@ -235,7 +238,9 @@ def _current_manifest(dataset: str, source: ScenesSettings | ListedSettings) -> 
         manifest = read_manifest(manifest_file(dataset))
         has_boxes = exists(boxes_file(dataset))
         if has_boxes:
-            read_boxes(boxes_file(dataset), ())
+            left_out = read_boxes(boxes_file(dataset), ()).left_out
+            if not same_headers(root, left_out):
+                return None
     except (MissingError, DamagedError):
         return None
     if isinstance(source, ScenesSettings):
@@ -295,16 +300,17 @@ def _counts(manifest: Manifest) -> str:
     return f"{', '.join(parts)}, {labels} {'label' if labels == 1 else 'labels'}"
 
 
-def _labels(request: Request, manifest: Manifest, listing: Listing | None = None) -> list[str]:
-    """The number of images with each label, and notes on labels that may be wrong.
+def _labels(
+    request: Request, manifest: Manifest, places: Mapping[str, str] | None = None
+) -> list[str]:
+    """The number of images with each label, notes on labels that may be wrong, and the manifest's.
 
     Args:
         request: of the data set.
         manifest: its images.
-        listing: what was read from its files, with notes and the places of labels; None if nothing
-            was read.
+        places: label -> where it stands first, as far as that was read.
     """
-    places = {} if listing is None else listing.places
+    places = places or {}
     names, counts = manifest.vocabulary, label_counts(manifest)
     train, test = counts["train"].positive, counts["test"].positive
     shown, more = np.arange(len(names)), []
@@ -353,7 +359,7 @@ def _labels(request: Request, manifest: Manifest, listing: Listing | None = None
         ),
     ]
     lines = [f"Note: {title}: {first_few(labels, ', ')}" for title, labels in notes if labels]
-    lines += [f"Note: {note}" for note in (() if listing is None else listing.notes)]
+    lines += [f"Note: {note}" for note in manifest.notes]
     return [*table.splitlines(), *more, *lines]
 
 
@@ -456,17 +462,13 @@ def _missing_step(
     missing = [(image.image_id, image.path) for image in findings.missing]
     lost = Counter(image.split for image in findings.missing)
     empty = [split for split in manifest.splits if lost[split] == manifest.counts[split]["images"]]
-    setting = f"`prepare.{dataset}.drop_missing: true`"
-    hint = locate_missing(root, missing, source) or ""
     if source.drop_missing and not empty:
         images = "1 missing image" if len(missing) == 1 else f"{len(missing)} missing images"
+        setting = f"`prepare.{dataset}.drop_missing: true`"
+        hint = locate_missing(root, missing, source) or ""
         return f"`prepare` leaves out {images}, as {setting} says. {hint}".rstrip(), True
-    step = f"put the missing images below {root}"
-    if not empty:
-        step += f", or set {setting} in params.yaml to leave them out"
-    elif len(missing) < findings.images:
-        step += f"; without them, the split {empty[0]!r} has no image"
-    return f"To do: {hint} Otherwise {step}." if hint else f"To do: {step}.", False
+    remedy = missing_remedy(dataset, root, missing, source, empty[0] if empty else None)
+    return f"To do: {remedy}", False
 
 
 def _section(title: str, images: int, entries: Sequence[str]) -> list[str]:

@@ -1,8 +1,8 @@
 """Any data set from one table. This is how users bring their own.
 
 The file is CSV (UTF-8, with or without a byte order mark; with a header; commas, semicolons or tabs
-between the cells of all lines; quotes as in RFC 4180) or Parquet, by the suffix of its name. The settings name its
-columns, and others are ignored:
+between the cells of all lines; quotes as in RFC 4180) or Parquet, by the suffix of its name. The
+settings name its columns, and others are ignored:
 
 - the image's path, relative to the folder ``images`` of the settings or, without one, to
   data/<dataset>/, with forward slashes. Without a leading ``./``, it is also the image's id;

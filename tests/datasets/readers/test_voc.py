@@ -368,7 +368,10 @@ def test_declared_encoding_of_an_annotation_is_used(tmp_path: Path) -> None:
         ("<?xml version='1.0' encoding='latin-1'?><!-- Münster -->" + text).encode("latin-1")
     )
     assert names_of(read_voc(tmp_path, ANNOTATIONS)) == EXPECTED
-    path.write_text("<?xml version='1.0' encoding='klingon'?>" + text)
+    unknown = "<?xml version='1.0' encoding='klingon'?><!-- Münster -->" + text
+    path.write_text(unknown, encoding="utf-8")  # which nothing else looks like
+    assert names_of(read_voc(tmp_path, ANNOTATIONS)) == EXPECTED
+    path.write_text(unknown, encoding="latin-1")
     with refused(InputError, "000004.xml", "encoding"):
         read_voc(tmp_path, ANNOTATIONS)
 
