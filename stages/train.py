@@ -27,6 +27,8 @@ from pipeline.files import (
     replacing,
     tidy,
 )
+from pipeline.formats.text import counted
+from pipeline.interrupts import Interrupted
 from pipeline.labels.vectors import LabelVectors
 from pipeline.learning.checkpoint import Checkpoint, save_checkpoint
 from pipeline.learning.distributed import Processes, joined_processes
@@ -55,7 +57,7 @@ from stages.checkout.layout import (
 from stages.checkout.plans import RunPlan, check_run_regions, open_inputs
 from stages.checkout.resolved import write_run_settings
 from stages.checkout.times import record_time
-from stages.console.messages import note
+from stages.console.messages import note, stopped
 from stages.console.progress import progress_bar
 
 ENOUGH_STEPS = 500
@@ -129,10 +131,12 @@ def train(run: RunPlan, *, tensorboard: bool = False) -> str | None:
             training = _learn(run, inputs, processes, shown)
         except Diverged as error:
             raise _reported(error, run, inputs) from error
+        except Interrupted as interrupted:
+            raise stopped(interrupted, per_epoch * run.settings.epochs) from None
         _write(run, inputs, training)
     record_time(run.dataset, "train", began, run=run.folder.name)
     left_out = inputs.split.left_out
-    ending = f"; {left_out} images without regions left out" if left_out else ""
+    ending = f"; {counted(left_out, 'image')} without regions left out" if left_out else ""
     return f"{run.folder}: {_summary(training)}{ending}"
 
 
@@ -165,14 +169,14 @@ def _without_labels(run: RunPlan, validation: SplitData, *, of_split: bool) -> I
     """The error about images that can't validate a training, for which mAP is not defined."""
     if of_split:
         return InputError(
-            f"None of the {len(validation)} images of the split `val` in "
+            f"None of the {counted(len(validation), 'image')} of the split `val` in "
             f"{manifest_file(run.dataset)} has a label, so they can't validate a training.",
             "Give images of `val` their labels, or leave that split out of the data set.",
         )
     block = f"train.{run.dataset}"
     return InputError(
-        f"{block}.validation is {run.settings.validation}: none of the {len(validation)} images "
-        "that it keeps for validation has a label.",
+        f"{block}.validation is {run.settings.validation}: none of the "
+        f"{counted(len(validation), 'image')} that it keeps for validation has a label.",
         f"Raise `{block}.validation`, or take another seed.",
     )
 
@@ -191,7 +195,8 @@ def _parts(
         if settings.validation:
             raise InputError(
                 f"{block}.validation is {settings.validation}, but {run.dataset} has a split `val` "
-                f"of {manifest.counts['val']['images']} images, which validates each training.",
+                f"of {counted(manifest.counts['val']['images'], 'image')}, "
+                "which validates each training.",
                 f"Set `{block}.validation: 0`, or write `train` instead of `val` where the data "
                 "set lists its images.",
             )
@@ -295,9 +300,12 @@ def _checkpoint(
 
 def _summary(training: Training) -> str:
     loss = training.history[-1]["train_loss"]
-    text = f"{len(training.history)} epochs, loss {loss:.3f}"
+    text = f"{counted(len(training.history), 'epoch')}, loss {loss:.3f}"
     if training.epoch != len(training.history):
         text += f", weights of epoch {training.epoch}"
+    validation = training.history[training.epoch - 1].get("validation_mAP")
+    if validation is not None:
+        text += f", validation mAP {validation:.2f}"
     if not math.isnan(training.waited):
         text += f", waiting for data {100 * training.waited:.1f} %"
     return text

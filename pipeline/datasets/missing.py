@@ -309,7 +309,8 @@ def missing_images(
     if missing.num_rows < listed:
         steps.append(f"Or {drop}.")
     return MissingError(
-        f"{missing.num_rows} of {listed} images that {dataset} lists are missing. The first is "
+        f"{missing.num_rows} of {listed} images that {dataset} lists "
+        f"{'is' if missing.num_rows == 1 else 'are'} missing. The first is "
         f"{first['image_id']!r}, expected at {root / first['path']}.",
         " ".join(steps),
     )
