@@ -13,11 +13,7 @@ import numpy as np
 import pyarrow as pa
 from tabulate import tabulate
 
-from pipeline.datasets.check import (
-    Findings,
-    ListedImage,
-    check_files,
-)
+from pipeline.datasets.check import Findings, ListedImage, check_files
 from pipeline.datasets.disk import find_files
 from pipeline.datasets.frames import place_boxes, same_headers
 from pipeline.datasets.label_counts import label_counts
@@ -45,7 +41,7 @@ from pipeline.datasets.readers.table import read_table
 from pipeline.datasets.readers.voc import read_voc
 from pipeline.datasets.scenes import make_scenes, scenes_sources
 from pipeline.datasets.spelling import packed_labels, similar_labels
-from pipeline.errors import DamagedError, MissingError, advising
+from pipeline.errors import DamagedError, InputError, MissingError, advising
 from pipeline.files import (
     exists,
     folder_lock,
@@ -54,6 +50,8 @@ from pipeline.files import (
     replacing_folder,
     tidy,
 )
+from pipeline.formats.text import counted
+from pipeline.labels.vectors import check_label_names
 from pipeline.settings import (
     CocoSettings,
     ImportedSettings,
@@ -296,8 +294,7 @@ def _counts(manifest: Manifest) -> str:
             kept = counts["images"] == counts["listed"] - counts["missing"]
             notes.append(f"{counts['unlabelled']} unlabelled{'' if kept else ' and left out'}")
         parts.append(f"{counts['images']} {split}" + (f" ({', '.join(notes)})" if notes else ""))
-    labels = len(manifest.vocabulary)
-    return f"{', '.join(parts)}, {labels} {'label' if labels == 1 else 'labels'}"
+    return f"{', '.join(parts)}, {counted(len(manifest.vocabulary), 'label')}"
 
 
 def _labels(
@@ -360,7 +357,16 @@ def _labels(
     ]
     lines = [f"Note: {title}: {first_few(labels, ', ')}" for title, labels in notes if labels]
     lines += [f"Note: {note}" for note in manifest.notes]
-    return [*table.splitlines(), *more, *lines]
+    return [*table.splitlines(), *more, *lines, *_unusable(names)]
+
+
+def _unusable(names: Sequence[str]) -> list[str]:
+    """A note if no training can use these labels, whatever its label vectors are."""
+    try:
+        check_label_names(names)
+    except InputError as error:
+        return [f"Note: no training can use these labels. {error}"]
+    return []
 
 
 def _spellings(names: Sequence[str], counts: np.ndarray, places: Mapping[str, str]) -> list[str]:
@@ -403,7 +409,7 @@ def _sections(dataset: str, findings: Findings) -> list[str]:
         for images in (findings.missing, findings.unlabelled, findings.doubtful)
     )
     return [
-        f"{dataset}: {findings.images} images",
+        f"{dataset}: {counted(findings.images, 'image')}",
         *_section("missing", len(missing), missing),
         *_section("unreadable", len(unreadable), unreadable),
         *(_section("not readable for this user", len(refused), refused) if refused else []),
@@ -442,7 +448,7 @@ def _verdict(
         (allowed if may_be else refusals).append(step)
     most = request.extract.max_failures
     if number := len(findings.unreadable):
-        images = "1 unreadable image" if number == 1 else f"{number} unreadable images"
+        images = counted(number, "unreadable image")
         setting = f"extract.{dataset}.max_failures"
         if number <= most:
             allowed.append(f"Extraction leaves out {images}, as `{setting}: {most}` allows.")
@@ -463,7 +469,7 @@ def _missing_step(
     lost = Counter(image.split for image in findings.missing)
     empty = [split for split in manifest.splits if lost[split] == manifest.counts[split]["images"]]
     if source.drop_missing and not empty:
-        images = "1 missing image" if len(missing) == 1 else f"{len(missing)} missing images"
+        images = counted(len(missing), "missing image")
         setting = f"`prepare.{dataset}.drop_missing: true`"
         hint = locate_missing(root, missing, source) or ""
         return f"`prepare` leaves out {images}, as {setting} says. {hint}".rstrip(), True

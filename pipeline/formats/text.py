@@ -123,3 +123,8 @@ def printable_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [printable_json(inner) for inner in value]
     return value
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things as people read it, e.g. `1 shard` or `2 shards`; of what takes an s."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
