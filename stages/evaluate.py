@@ -16,7 +16,7 @@ from pipeline.evaluation.metrics import Evaluation, write_evaluation
 from pipeline.evaluation.metrics import evaluate as measure
 from pipeline.evaluation.predictions import write_predictions
 from pipeline.files import check_writable, exists, folder_lock, tidy, write_json
-from pipeline.formats.text import counted
+from pipeline.formats.text import counted, first_few
 from pipeline.labels.vectors import LabelVectors
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.prediction import NotFinite, Scorer
@@ -24,7 +24,6 @@ from pipeline.learning.splits import open_split
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import check_same_recipe
 from stages.checkout.caches import advising_on_cache
-from stages.checkout.keys import first_few
 from stages.checkout.layout import (
     CHECKPOINT_FILE,
     EVALUATION_FILES,

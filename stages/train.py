@@ -28,7 +28,7 @@ from pipeline.files import (
     replacing,
     tidy,
 )
-from pipeline.formats.text import counted
+from pipeline.formats.text import counted, first_few
 from pipeline.interrupts import Interrupted
 from pipeline.labels.vectors import LabelVectors
 from pipeline.learning.checkpoint import Checkpoint, save_checkpoint
@@ -45,7 +45,6 @@ from pipeline.learning.splits import SplitData, open_split, split_validation
 from pipeline.learning.training import train_network
 from pipeline.shards.reader import RegionCache
 from stages.checkout.caches import advising_on_cache
-from stages.checkout.keys import first_few
 from stages.checkout.layout import (
     CHECKPOINT_FILE,
     EVALUATION_FILES,

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from pipeline.errors import InputError
+from pipeline.formats.text import first_few
 from pipeline.settings import SECTIONS, Params
 
 _CUTOFF = 0.5  # of difflib: how alike a suggestion must be at least
@@ -213,9 +214,6 @@ def differing(
     }
 
 
-_MOST_SETTINGS = 4  # that a list of settings shows
-
-
 def shown_differences(differences: Mapping[str, tuple[object, object]]) -> str:
     """Say which settings differ, e.g. "`epochs` was 2, expected 3"; of many, the first ones."""
     words = [
@@ -223,13 +221,6 @@ def shown_differences(differences: Mapping[str, tuple[object, object]]) -> str:
         for key, (used, wanted) in differences.items()
     ]
     return first_few(words, "; ")
-
-
-def first_few(words: Sequence[str], separator: str) -> str:
-    """Join words; of more than four, the first four and the number of the others."""
-    more = len(words) - _MOST_SETTINGS
-    shown = [*words[:_MOST_SETTINGS], f"and {more} more"] if more > 0 else words
-    return separator.join(shown)
 
 
 def _classes(annotation: Any) -> list[type]:

@@ -17,7 +17,7 @@ from pipeline.errors import (
     MissingError,
     advising,
 )
-from pipeline.formats.text import counted
+from pipeline.formats.text import counted, first_few
 from pipeline.labels.vectors import LabelVectors, load_label_vectors
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
 from pipeline.learning.splits import check_regions, validation_size
@@ -27,7 +27,7 @@ from pipeline.shards.index import read_index
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import Recipe, fingerprint
 from stages.checkout.caches import fill_command, open_cache
-from stages.checkout.keys import differing, first_few, shown_differences
+from stages.checkout.keys import differing, shown_differences
 from stages.checkout.layout import CHECKPOINT_FILE, cache_folder, run_folder
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request, unreached, unread_by_runs

@@ -15,7 +15,8 @@ from tabulate import tabulate
 from pipeline.errors import AccessError, DamagedError, InputError, MissingError
 from pipeline.files import canonical_json, exists, sha256_file
 from pipeline.formats.sealed import read_sealed_json
-from stages.checkout.keys import differing, first_few, flat
+from pipeline.formats.text import first_few
+from stages.checkout.keys import differing, flat
 from stages.checkout.layout import (
     CHECKPOINT_FILE,
     METRICS_FILE,
