@@ -47,7 +47,8 @@ class GmpipeError(Exception):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        return f"{self.problem} {self.remedy}".rstrip()
+        separator = "" if self.problem.endswith("\n") else " "  # after a list, a line of its own
+        return f"{self.problem}{separator}{self.remedy}".rstrip()
 
 
 class MissingError(GmpipeError):
@@ -101,4 +102,18 @@ def advising(remedy: str, *kinds: type[GmpipeError]) -> Iterator[None]:
         yield
     except kinds as error:
         error.remedy = remedy
+        raise
+
+
+@contextmanager
+def naming(dataset: str) -> Iterator[None]:
+    """Put a data set's name where errors that are raised in the block say ``<dataset>``.
+
+    Code that reads a file or a setting does not know which data set it is for.
+    """
+    try:
+        yield
+    except GmpipeError as error:
+        error.problem = error.problem.replace("<dataset>", dataset)
+        error.remedy = error.remedy.replace("<dataset>", dataset)
         raise

@@ -18,18 +18,28 @@ from pipeline.files import (
     write_json,
 )
 from pipeline.formats.sealed import write_sealed_json
+from pipeline.formats.text import counted
+from pipeline.interrupts import Interrupted
 from pipeline.regions.detector import (
     DESCRIPTION_FILE,
     DETECTOR_VERSION,
     TORCHVISION_WEIGHTS,
     build_model,
+    check_described,
     class_count,
+    described_beside,
     fit_state,
     load_state,
     torchvision_weights_file,
     write_detector,
 )
-from pipeline.regions.fitting import FitImage, fit_detector, measure_detector, split_holdout
+from pipeline.regions.fitting import (
+    CONFIDENT,
+    FitImage,
+    fit_detector,
+    measure_detector,
+    split_holdout,
+)
 from pipeline.settings import DetectorSettings, FitSettings
 from stages.checkout.layout import (
     boxes_file,
@@ -41,7 +51,7 @@ from stages.checkout.layout import (
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request
 from stages.checkout.times import record_time
-from stages.console.messages import note, say
+from stages.console.messages import note, say, stopped
 from stages.console.progress import progress_bar, progress_phase, shows_bars
 
 _FEWEST = 2  # images of a fit: one to learn from, and one to measure on
@@ -84,6 +94,7 @@ def _record_imported(folder: Path, dataset: str) -> str:
 
 def _copy(folder: Path, request: Request, settings: DetectorSettings) -> str:
     """Check torchvision's weights or those of a file, and write them to ``folder``."""
+    origin = None
     if settings.source == "torchvision":
         path = torchvision_weights_file(say, progress=shows_bars())
         state = load_state(path)
@@ -92,6 +103,13 @@ def _copy(folder: Path, request: Request, settings: DetectorSettings) -> str:
         path = Path(settings.weights or "")
         state = load_state(path)
         classes = tuple(f"class {number}" for number in range(class_count(state, path)))
+        described = described_beside(path)
+        if described is not None:
+            # More or fewer proposals can be chosen for any weights, but must not be forgotten.
+            check_described(settings.architecture, described, path, {"proposals"})
+            classes = described.classes
+            if described.has_seen_coco:
+                origin = described.origin_sha256 or origin
     model = build_model(  # the sizes of views and regions do not affect the weights
         settings.architecture,
         len(classes),
@@ -108,7 +126,7 @@ def _copy(folder: Path, request: Request, settings: DetectorSettings) -> str:
             source=settings.source,
             architecture=settings.architecture,
             classes=classes,
-            origin_sha256=sha256_file(path),
+            origin_sha256=origin or sha256_file(path),
         )
         write_json(temporary / _METRICS_FILE, {})
     return f"{folder}: {path.name}, sha256 {description.weights_sha256}"
@@ -129,6 +147,10 @@ def _fit(folder: Path, request: Request, settings: DetectorSettings, fit: FitSet
     }
     if settings.weights is not None:
         initial = load_state(Path(settings.weights)), Path(settings.weights)
+        described = described_beside(initial[1])
+        if described is not None:
+            other = {"anchor_sizes", "proposals"}  # a fit can learn to use others
+            check_described(settings.architecture, described, initial[1], other)
         key["weights"] = sha256_file(initial[1])
     state = state_file("detector", request.dataset, key)
     remove_temporaries(state.parent, state.name)
@@ -138,16 +160,19 @@ def _fit(folder: Path, request: Request, settings: DetectorSettings, fit: FitSet
             bar.update(done - bar.n)
             bar.set_postfix(loss=f"{loss:.2f}", refresh=False)
 
-        model = fit_detector(
-            fitted,
-            len(classes) + 1,
-            settings.architecture,
-            fit,
-            state_file=state,
-            initial=initial,
-            on_start=bar.resume,
-            on_step=on_step,
-        )
+        try:
+            model = fit_detector(
+                fitted,
+                len(classes) + 1,
+                settings.architecture,
+                fit,
+                state_file=state,
+                initial=initial,
+                on_start=bar.resume,
+                on_step=on_step,
+            )
+        except Interrupted as interrupted:
+            raise stopped(interrupted, fit.steps) from None
     with progress_phase("measure detector", len(held_out), "image") as on_images:
         metrics = measure_detector(model, held_out, fit, on_images)
     with replacing_folder(folder) as temporary:
@@ -163,8 +188,8 @@ def _fit(folder: Path, request: Request, settings: DetectorSettings, fit: FitSet
     state.unlink(missing_ok=True)
     recalls = ", ".join(f"{value} at {m}" for m, value in metrics["recall_at"].items())
     return (
-        f"{folder}: on {metrics['images']} held-out images at IoU 0.5: recall {recalls} regions; "
-        f"precision {metrics['precision']}"
+        f"{folder}: on {counted(metrics['images'], 'held-out image')} at IoU 0.5: recall {recalls} "
+        f"regions; precision {metrics['precision']} of those with a score of {CONFIDENT} or more"
     )
 
 

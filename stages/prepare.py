@@ -9,40 +9,33 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from tabulate import tabulate
 
-from pipeline.datasets.check import (
-    Findings,
-    ListedImage,
-    check_files,
-)
-from pipeline.datasets.frames import place_boxes
-from pipeline.datasets.label_counts import label_counts
+from pipeline.datasets.check import Findings, ListedImage, check_files
+from pipeline.datasets.disk import find_files
+from pipeline.datasets.frames import place_boxes, same_headers
 from pipeline.datasets.listing import (
     Listing,
     as_on_disk,
     is_current,
     listed_manifest,
     make_manifest,
+    without_missing_boxes,
 )
 from pipeline.datasets.manifest import (
     BoxTable,
     Manifest,
-    Split,
     read_boxes,
     read_manifest,
     write_boxes,
     write_manifest,
 )
-from pipeline.datasets.missing import find_files, locate_missing
+from pipeline.datasets.missing import locate_missing, missing_remedy
 from pipeline.datasets.readers.coco import read_coco
 from pipeline.datasets.readers.nuswide import read_nuswide
 from pipeline.datasets.readers.table import read_table
 from pipeline.datasets.readers.voc import read_voc
 from pipeline.datasets.scenes import make_scenes, scenes_sources
-from pipeline.datasets.spelling import packed_labels, similar_labels
 from pipeline.errors import DamagedError, MissingError, advising
 from pipeline.files import (
     exists,
@@ -52,6 +45,7 @@ from pipeline.files import (
     replacing_folder,
     tidy,
 )
+from pipeline.formats.text import counted
 from pipeline.settings import (
     CocoSettings,
     ImportedSettings,
@@ -61,7 +55,6 @@ from pipeline.settings import (
     TableSettings,
     VocSettings,
 )
-from stages.checkout.keys import first_few
 from stages.checkout.layout import (
     boxes_file,
     data_root,
@@ -73,6 +66,7 @@ from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request
 from stages.checkout.resolved import write_variant_settings
 from stages.checkout.times import record_time
+from stages.console.labels import describe_labels
 from stages.console.progress import progress_bar, progress_phase
 
 _READERS: dict[type, Callable[[Path, Any], Listing]] = {
@@ -85,15 +79,6 @@ _READERS: dict[type, Callable[[Path, Any], Listing]] = {
 _MISSING = "missing.csv"  # beside the manifest: the images that were left out without a file
 _MISSING_COLUMNS = ("image_id", "path")
 _SHOWN = 5  # images that a list names
-_MOST_LABELS = 40  # labels of which all are shown; of more, only the rarest are
-_RAREST = 10
-
-_WITHOUT_NEGATIVE: dict[Split, str] = {
-    "train": "which can't be learned",
-    "val": "whose AP is 100 whatever the scores are",
-    "test": "whose AP is 100 whatever the scores are",
-}
-"""The consequence of a label without a known negative in a split."""
 
 
 def prepare(request: Request) -> str:
@@ -121,21 +106,18 @@ def prepare(request: Request) -> str:
         if isinstance(source, ImportedSettings):
             imported = _imported_manifest(dataset)
             line = f"{folder}: imported, {_counts(imported)}"
-            return "\n".join([line, *_labels(request, imported)])
+            return "\n".join([line, *describe_labels(imported)])
         current = _current_manifest(dataset, source)
         if current is not None:
             line = f"{folder} ({_counts(current)}): unchanged"
-            listing = None
-            if isinstance(source, TableSettings):
-                listing = read_table(data_root(dataset), source)
-            return "\n".join([line, *_labels(request, current, listing)])
-        listing = None
+            return "\n".join([line, *describe_labels(current)])
+        places: Mapping[str, str] = {}
         if isinstance(source, ScenesSettings):
             manifest = _draw(dataset, source)
         else:
-            manifest, listing = _list(dataset, source)
+            manifest, places = _list(dataset, source)
     record_time(dataset, "prepare", began)
-    return "\n".join([f"{folder}: {_counts(manifest)}", *_labels(request, manifest, listing)])
+    return "\n".join([f"{folder}: {_counts(manifest)}", *describe_labels(manifest, places)])
 
 
 def check(request: Request) -> tuple[str, bool]:
@@ -154,21 +136,21 @@ def check(request: Request) -> tuple[str, bool]:
     if isinstance(source, ImportedSettings):
         manifest = _imported_manifest(dataset)
         line = f"{dataset}: {_counts(manifest)}. Its regions are imported, so it needs no images."
-        return "\n".join([line, *_labels(request, manifest)]), True
-    listing = None
+        return "\n".join([line, *describe_labels(manifest)]), True
+    places: Mapping[str, str] = {}
     if isinstance(source, ScenesSettings):
         manifest = dataset_manifest(dataset)
     else:
         listing = _read(root, source)
-        manifest = listed_manifest(listing, dataset, source)
-        _place(listing, manifest, root, source)  # which notes what does not fit
+        manifest, places = listed_manifest(listing, dataset, source), listing.places
+        manifest, _ = _place(without_missing_boxes(listing, root), manifest, root, source)
     with progress_bar(total=len(manifest), desc="check", unit="image") as bar:
         findings = check_files(manifest, root, bar.update)
     lines = _sections(dataset, findings)
     refusals, allowed = _verdict(request, manifest, findings)
     if not refusals and not allowed:
         allowed = ["Every image exists and can be read."]
-    report = "\n".join([*lines, *_labels(request, manifest, listing), *allowed, *refusals])
+    report = "\n".join([*lines, *describe_labels(manifest, places), *allowed, *refusals])
     return report, not refusals
 
 
@@ -191,8 +173,12 @@ def _draw(dataset: str, source: ScenesSettings) -> Manifest:
     return manifest
 
 
-def _list(dataset: str, source: ListedSettings) -> tuple[Manifest, Listing]:
-    """Read the data set's files, and write the manifest, boxes and the missing images."""
+def _list(dataset: str, source: ListedSettings) -> tuple[Manifest, Mapping[str, str]]:
+    """Read the data set's files, and write the manifest, boxes and the missing images.
+
+    Returns:
+        the manifest; and the places of labels, as in `Listing`.
+    """
     root = data_root(dataset)
     listing = _read(root, source)
     manifest, missing = make_manifest(listing, dataset, root, source)
@@ -203,7 +189,7 @@ def _list(dataset: str, source: ListedSettings) -> tuple[Manifest, Listing]:
         if missing.num_rows:
             _write_missing(temporary / _MISSING, missing)
         write_manifest(temporary / manifest_file(dataset).name, manifest)
-    return manifest, listing
+    return manifest, listing.places
 
 
 def _read(root: Path, source: ListedSettings) -> Listing:
@@ -214,7 +200,7 @@ def _read(root: Path, source: ListedSettings) -> Listing:
 def _place(
     listing: Listing, manifest: Manifest, root: Path, source: ListedSettings
 ) -> tuple[Manifest, BoxTable | None]:
-    """The manifest with the pictures' sizes, and the boxes, if the data set can have any."""
+    """The manifest with the pictures' sizes and notes, and the boxes, if there can be any."""
     if listing.boxes is None or not isinstance(source, VocSettings | CocoSettings):
         return manifest, None
     with progress_bar(total=len(manifest), desc="sizes", unit="image") as bar:
@@ -235,7 +221,9 @@ def _current_manifest(dataset: str, source: ScenesSettings | ListedSettings) -> 
         manifest = read_manifest(manifest_file(dataset))
         has_boxes = exists(boxes_file(dataset))
         if has_boxes:
-            read_boxes(boxes_file(dataset), ())
+            left_out = read_boxes(boxes_file(dataset), ()).left_out
+            if not same_headers(root, left_out):
+                return None
     except (MissingError, DamagedError):
         return None
     if isinstance(source, ScenesSettings):
@@ -291,95 +279,7 @@ def _counts(manifest: Manifest) -> str:
             kept = counts["images"] == counts["listed"] - counts["missing"]
             notes.append(f"{counts['unlabelled']} unlabelled{'' if kept else ' and left out'}")
         parts.append(f"{counts['images']} {split}" + (f" ({', '.join(notes)})" if notes else ""))
-    labels = len(manifest.vocabulary)
-    return f"{', '.join(parts)}, {labels} {'label' if labels == 1 else 'labels'}"
-
-
-def _labels(request: Request, manifest: Manifest, listing: Listing | None = None) -> list[str]:
-    """The number of images with each label, and notes on labels that may be wrong.
-
-    Args:
-        request: of the data set.
-        manifest: its images.
-        listing: what was read from its files, with notes and the places of labels; None if nothing
-            was read.
-    """
-    places = {} if listing is None else listing.places
-    names, counts = manifest.vocabulary, label_counts(manifest)
-    train, test = counts["train"].positive, counts["test"].positive
-    shown, more = np.arange(len(names)), []
-    if len(names) > _MOST_LABELS:
-        rarest = np.argsort(train + test, kind="stable")
-        shown = rarest[:_RAREST]
-        least = int((train + test)[rarest[_RAREST]])
-        most = f" ({least} or more images each)" if least else ""
-        more = [f"and {len(names) - _RAREST} more labels{most}"]
-    rows = [
-        [names[label], *(of_split.positive[label] for of_split in counts.values())]
-        for label in shown
-    ]
-    table = tabulate(rows, ["label", *counts], tablefmt="plain", disable_numparse=[0])
-    notes = [
-        (
-            "Labels without a test image, which get no score",
-            [names[label] for label in np.flatnonzero(test == 0)],
-        ),
-        (
-            "Labels without a validation image, which the validation mAP leaves out",
-            [names[label] for label in np.flatnonzero(counts["val"].positive == 0)]
-            if "val" in counts
-            else [],
-        ),
-        (
-            "Labels with fewer than 2 training images, which can hardly be learned",
-            [
-                f"{names[label]} ({places[names[label]]})"
-                if names[label] in places
-                else names[label]
-                for label in np.flatnonzero(train < 2)
-            ],
-        ),
-        *(
-            (
-                f"Labels that every {split} image has or ignores, {_WITHOUT_NEGATIVE[split]}",
-                [names[label] for label in np.flatnonzero(of_split.without_negative)],
-            )
-            for split, of_split in counts.items()
-            if manifest.counts[split]["images"] > 1
-        ),
-        (
-            "Labels that may be two spellings of one label",
-            _spellings(names, train + test, places),
-        ),
-    ]
-    lines = [f"Note: {title}: {first_few(labels, ', ')}" for title, labels in notes if labels]
-    lines += [f"Note: {note}" for note in (() if listing is None else listing.notes)]
-    return [*table.splitlines(), *more, *lines]
-
-
-def _spellings(names: Sequence[str], counts: np.ndarray, places: Mapping[str, str]) -> list[str]:
-    """Pairs of labels that may be one, the rarer with its place.
-
-    Labels that may be several with another separator are left out: most of them look alike.
-
-    Args:
-        names: the C labels.
-        counts: (C,) the number of images that have each.
-        places: label -> where it stands first.
-    """
-    _, separated = packed_labels(names) or ("", ())
-    alone = set(names).difference(separated)
-    having = dict(zip(names, counts, strict=True))
-    pairs = []
-    for pair in similar_labels([name for name in names if name in alone]):
-        rarer = min(pair, key=lambda name: int(having[name]))
-        pairs.append(
-            " and ".join(
-                f"{name!r} ({places[name]})" if name == rarer and name in places else repr(name)
-                for name in pair
-            )
-        )
-    return pairs
+    return f"{', '.join(parts)}, {counted(len(manifest.vocabulary), 'label')}"
 
 
 def _sections(dataset: str, findings: Findings) -> list[str]:
@@ -397,7 +297,7 @@ def _sections(dataset: str, findings: Findings) -> list[str]:
         for images in (findings.missing, findings.unlabelled, findings.doubtful)
     )
     return [
-        f"{dataset}: {findings.images} images",
+        f"{dataset}: {counted(findings.images, 'image')}",
         *_section("missing", len(missing), missing),
         *_section("unreadable", len(unreadable), unreadable),
         *(_section("not readable for this user", len(refused), refused) if refused else []),
@@ -436,7 +336,7 @@ def _verdict(
         (allowed if may_be else refusals).append(step)
     most = request.extract.max_failures
     if number := len(findings.unreadable):
-        images = "1 unreadable image" if number == 1 else f"{number} unreadable images"
+        images = counted(number, "unreadable image")
         setting = f"extract.{dataset}.max_failures"
         if number <= most:
             allowed.append(f"Extraction leaves out {images}, as `{setting}: {most}` allows.")
@@ -456,17 +356,13 @@ def _missing_step(
     missing = [(image.image_id, image.path) for image in findings.missing]
     lost = Counter(image.split for image in findings.missing)
     empty = [split for split in manifest.splits if lost[split] == manifest.counts[split]["images"]]
-    setting = f"`prepare.{dataset}.drop_missing: true`"
-    hint = locate_missing(root, missing, source) or ""
     if source.drop_missing and not empty:
-        images = "1 missing image" if len(missing) == 1 else f"{len(missing)} missing images"
+        images = counted(len(missing), "missing image")
+        setting = f"`prepare.{dataset}.drop_missing: true`"
+        hint = locate_missing(root, missing, source) or ""
         return f"`prepare` leaves out {images}, as {setting} says. {hint}".rstrip(), True
-    step = f"put the missing images below {root}"
-    if not empty:
-        step += f", or set {setting} in params.yaml to leave them out"
-    elif len(missing) < findings.images:
-        step += f"; without them, the split {empty[0]!r} has no image"
-    return f"To do: {hint} Otherwise {step}." if hint else f"To do: {step}.", False
+    remedy = missing_remedy(dataset, root, missing, source, empty[0] if empty else None)
+    return f"To do: {remedy}", False
 
 
 def _section(title: str, images: int, entries: Sequence[str]) -> list[str]:

@@ -20,8 +20,8 @@ from typing import BinaryIO, TypeVar
 import numpy as np
 from PIL import Image
 
+from pipeline.datasets.disk import find_files
 from pipeline.datasets.manifest import Manifest, unlabelled_rows
-from pipeline.datasets.missing import find_files
 from pipeline.errors import GmpipeError
 from pipeline.files import open_regular, sha256_file
 from pipeline.images import examine, reason

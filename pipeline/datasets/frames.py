@@ -13,16 +13,16 @@ tool writes beside its boxes tells which, if turning exchanges width and height:
 - It is another: the file is not the one that was annotated.
 
 Boxes whose frame is unknown are left out and their images marked as incomplete. Each of these
-cases is noted, except for sizes of the upright picture.
+cases is noted, except for sizes of the upright picture. What the headers of files whose boxes are
+left out say is kept with the boxes, so that another file in their place is noticed.
 
 Letters: N images of the manifest, n annotated objects.
 """
 
 from __future__ import annotations
 
-import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +34,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from pipeline.datasets.listing import Listing
-from pipeline.datasets.manifest import BoxTable, ImageBoxes, Manifest
+from pipeline.datasets.manifest import BoxTable, ImageBoxes, Manifest, SeenHeader
 from pipeline.files import open_regular
 from pipeline.images import read_header
 from pipeline.settings import BoxFrame
@@ -44,8 +44,6 @@ Size = tuple[int, int]  # width and height in pixels
 
 _SIDES = ("width", "height")
 _SHOWN = 3  # files that a note names
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def place_boxes(
 ) -> tuple[Manifest, BoxTable]:
     """Place boxes in the upright pictures, whose sizes are read from the files' headers.
 
-    What is placed in a way that could be wrong, and what is left out, is logged as a note.
+    What is placed in a way that could be wrong, and what is left out, is noted.
 
     Args:
         listing: the images of the data set's files, and their boxes.
@@ -85,7 +83,7 @@ def place_boxes(
         on_images: called with the number of headers that were read since the last call.
 
     Returns:
-        the manifest with the sizes of the upright pictures; and the boxes.
+        the manifest with the sizes of the upright pictures, and with notes; and the boxes.
     """
     objects = listing.boxes
     assert objects is not None
@@ -105,16 +103,34 @@ def place_boxes(
 
     common = _common_frame(images)
     placements = _place(images, frame, common[0])
-    _note_cases(images, placements, np.unique(rows[drawn]).tolist(), manifest.dataset, common)
-    _note(rows[~drawn].tolist(), paths, "Some objects of {} have no box, and count as labels only")
-    boxes, placed = _unit_boxes(rows, pixels, placements, paths)
+    with_boxes = np.unique(rows[drawn]).tolist()
+    boxes, placed, notes = _unit_boxes(rows, pixels, placements, paths)
+    notes = [
+        *_note_cases(images, placements, with_boxes, manifest.dataset, common),
+        *_note(rows[~drawn], paths, "Some objects of {} have no box, and count as labels only"),
+        *notes,
+    ]
     names = image_ids.to_pylist()
     table = BoxTable(
         classes=listing.vocabulary,
         images=_grouped(names, rows[placed], classes[placed], boxes[placed]),
         incomplete=frozenset(names[row] for row in np.unique(rows[~placed])),
+        left_out={
+            paths[row]: _seen(headers[row]) for row in with_boxes if placements[row].size is None
+        },
     )
-    return _with_sizes(manifest, headers), table
+    manifest = replace(_with_sizes(manifest, headers), notes=(*manifest.notes, *notes))
+    return manifest, table
+
+
+def same_headers(root: Path, left_out: Mapping[str, SeenHeader]) -> bool:
+    """Whether the files below ``root`` are those that `BoxTable.left_out` was made from."""
+    headers = _headers([root / path for path in left_out], lambda number: None)
+    return [*map(_seen, headers)] == [*left_out.values()]
+
+
+def _seen(header: Header | None) -> SeenHeader:
+    return None if header is None else (*header.stored, header.orientation)
 
 
 def turn_boxes(boxes: np.ndarray, orientations: np.ndarray) -> np.ndarray:
@@ -268,7 +284,7 @@ def _note_cases(
     drawn: Sequence[int],
     dataset: str,
     common: tuple[Frame | None, int],
-) -> None:
+) -> list[str]:
     """Note which boxes are placed in a way that could be wrong, or are left out.
 
     Args:
@@ -280,12 +296,13 @@ def _note_cases(
         f"Set {key} in params.yaml to `upright` if boxes were drawn on the photographs as viewers "
         "show them, or to `stored` if they were drawn before turning"
     )
+    others = f"{common[1]} other photograph{'' if common[1] == 1 else 's'}"
     notes = {
         "stored": "The boxes of {} are turned, because an EXIF orientation turns the photographs, "
         "and the listed size is the one before turning. If the boxes are right without it, set "
         f"{key} in params.yaml to `upright`",
-        "followed": f"The boxes of {{}} are read as `{common[0]}`, as those of {common[1]} others "
-        "are: an EXIF orientation turns the photographs, and the listed size does not tell whether "
+        "followed": f"The boxes of {{}} are read as `{common[0]}`, like those of {others}: an "
+        "EXIF orientation turns the photographs, and the listed size does not tell whether "
         f"boxes were drawn before or after turning. {choice}",
         "undecided": "The boxes of {} are left out, because an EXIF orientation turns the "
         "photographs, and nothing tells whether boxes were drawn before or after turning. "
@@ -299,6 +316,7 @@ def _note_cases(
         "can't be read. Fix the files, then prepare the data set again",
     }
     paths = [image.path for image in images]
+    found: list[str] = []
     for case, text in notes.items():
         rows = [row for row in drawn if placements[row].case == case]
         if case == "misfit" and rows:
@@ -306,17 +324,19 @@ def _note_cases(
             assert first.header  # otherwise it would be another case
             sizes = *(first.listed or ()), *first.header.size("upright")
             text += ": {} x {} listed, {} x {} in the file".format(*sizes)
-        _note(rows, paths, text)
+        found += _note(rows, paths, text)
+    return found
 
 
-def _note(rows: Sequence[int], paths: Sequence[str], text: str) -> None:
-    """Log a note about images, if there are any; ``{}`` stands for their number and names."""
-    images = sorted(set(rows))
-    if images:
-        names = ", ".join(paths[row] for row in images[:_SHOWN])
-        more = f" and {len(images) - _SHOWN} more" if len(images) > _SHOWN else ""
-        noun = "photograph" if len(images) == 1 else "photographs"
-        _log.warning("%s.", text.replace("{}", f"{len(images)} {noun} ({names}{more})", 1))
+def _note(rows: Sequence[int] | np.ndarray, paths: Sequence[str], text: str) -> list[str]:
+    """A note about images, if there are any; ``{}`` stands for their number and names."""
+    images = np.unique(rows).tolist()
+    if not images:
+        return []
+    names = ", ".join(paths[row] for row in images[:_SHOWN])
+    more = f" and {len(images) - _SHOWN} more" if len(images) > _SHOWN else ""
+    noun = "photograph" if len(images) == 1 else "photographs"
+    return [text.replace("{}", f"{len(images)} {noun} ({names}{more})", 1) + "."]
 
 
 # --- boxes ---------------------------------------------------------------------------------------
@@ -327,7 +347,7 @@ def _unit_boxes(
     pixels: np.ndarray,
     placements: Sequence[_Placement],
     paths: Sequence[str],
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Boxes in [0,1] of their upright picture, clipped to it.
 
     Args:
@@ -335,7 +355,8 @@ def _unit_boxes(
         pixels: (n, 4), as in `ListedBoxes`.
 
     Returns:
-        (n, 4) float32, xyxy; and (n,) bool, which of them are known and cover a part of the image.
+        (n, 4) float32, xyxy; (n,) bool, which of them are known and cover a part of the image; and
+        notes on the others.
     """
     known = np.array([one.size is not None for one in placements], dtype=bool)
     sizes = np.array([one.size or (1, 1) for one in placements], dtype=np.int64).reshape(-1, 2)
@@ -345,17 +366,19 @@ def _unit_boxes(
     drawn = known[rows] & ~np.isnan(pixels).any(axis=1)
     covers = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
     beyond = drawn & covers & ((pixels < -1) | (pixels > scales + 1)).any(axis=1)
-    _note(
-        rows[beyond].tolist(),
-        paths,
-        "Some boxes of {} reach more than a pixel beyond the picture, and are cut off there",
-    )
-    _note(
-        rows[drawn & ~covers].tolist(),
-        paths,
-        "Some boxes of {} cover nothing of the picture. Their objects count as labels only",
-    )
-    return boxes, drawn & covers
+    notes = [
+        *_note(
+            rows[beyond],
+            paths,
+            "Some boxes of {} reach more than a pixel beyond the picture, and are cut off there",
+        ),
+        *_note(
+            rows[drawn & ~covers],
+            paths,
+            "Some boxes of {} cover nothing of the picture. Their objects count as labels only",
+        ),
+    ]
+    return boxes, drawn & covers, notes
 
 
 def _grouped(

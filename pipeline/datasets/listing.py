@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import codecs
 import errno
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,19 +20,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.datasets.disk import Disk, note_on_names
 from pipeline.datasets.manifest import (
     Manifest,
     full_counts,
     splits_of,
     unlabelled_rows,
 )
-from pipeline.datasets.missing import find_files, location_hint, missing_images, paths_on_disk
+from pipeline.datasets.missing import locate_missing, missing_remedy
 from pipeline.errors import InputError, MissingError
 from pipeline.files import open_regular, sha256_file, sha256_json
 from pipeline.formats.encodings import not_utf8
 from pipeline.settings import ListedSettings
-
-_log = logging.getLogger(__name__)
 
 LISTING_VERSION = 2
 """Part of the settings' hash: raise it when the same files would give another listing."""
@@ -77,6 +75,7 @@ class Listing:
         notes: sentences on what was read in a way that could be wrong.
         places: label -> the position in its file of the first row that has it, such as `line 4`,
             where the data set is one table.
+        disk: the files below the root, as far as they were looked for.
     """
 
     vocabulary: tuple[str, ...]
@@ -86,6 +85,7 @@ class Listing:
     boxes: ListedBoxes | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
     places: Mapping[str, str] = field(default_factory=dict, repr=False)
+    disk: Disk | None = field(default=None, repr=False)
 
 
 # --- for adapters --------------------------------------------------------------------------------
@@ -186,30 +186,55 @@ def check_lengths(table: pa.Table, vocabulary: Sequence[str], name: str) -> None
 
 
 def as_on_disk(root: Path, listing: Listing) -> Listing:
-    """Replace paths of a listing by those of the files that they mean, and log how many.
+    """Replace paths of a listing by those of the files that they mean, and note how many.
 
-    `paths_on_disk` says which.
+    `Disk.find` says which.
 
     Raises:
         AccessError: a folder can't be read.
+        InputError: two images have the same file, or a path can be that of two files.
     """
+    disk = listing.disk or Disk(root)
     paths = listing.table.column("path").to_pylist()
-    found = paths_on_disk(root, paths)
+    found = [disk.find(path) or path for path in paths]
     changed = [(path, file) for path, file in zip(paths, found, strict=True) if path != file]
-    if not changed:
-        return listing
-    _log.warning(
-        "%s: %d of %d listed paths are those of files but for the suffix or the Unicode form, as "
-        "%r for the file %r. These files are read.",
-        root.name,
-        len(changed),
-        len(paths),
-        *changed[0],
-    )
     column = listing.table.schema.get_field_index("path")
     field = listing.table.schema.field(column)
     table = listing.table.set_column(column, field, pa.array(found, field.type))
-    return replace(listing, table=table)
+    _check_once(table, root)
+    notes = (*listing.notes, *note_on_names(root.name, changed, len(paths)))
+    return replace(listing, table=table, notes=notes, disk=disk)
+
+
+def _check_once(table: pa.Table, root: Path) -> None:
+    """Refuse a file that two images have: its labels would differ, or it would train and test."""
+    paths = pc.replace_substring_regex(table.column("path"), r"(^|/)(?:\.?/)+", r"\1")
+    codes = np.asarray(pc.dictionary_encode(paths).combine_chunks().indices)
+    # Codes count up from 0 in order of appearance: only a new path is a new maximum.
+    again = np.flatnonzero(codes[1:] <= np.maximum.accumulate(codes)[:-1]) + 1
+    if not len(again):
+        return
+    second = int(again[0])
+    rows = table.take([int((codes == codes[second]).argmax()), second]).to_pylist()
+    first, other = (f"{row['image_id']!r} ({row['split']})" for row in rows)
+    more = f", and so have {len(again) - 1} more" if len(again) > 1 else ""
+    raise InputError(
+        f"{root.name}: the images {first} and {other} have the same file, "
+        f"{root / paths[second].as_py()}{more}. Expected a photograph of its own for each image.",
+        "Remove one of the two from the files that list them. If they are two photographs, put "
+        "each in the folder that its listed path names.",
+    )
+
+
+def without_missing_boxes(listing: Listing, root: Path) -> Listing:
+    """The listing without the objects of images that are missing below ``root``."""
+    boxes = listing.boxes
+    if boxes is None:
+        return listing
+    kept = _exists(listing, root)[boxes.rows]
+    return replace(
+        listing, boxes=ListedBoxes(boxes.rows[kept], boxes.classes[kept], boxes.pixels[kept])
+    )
 
 
 def listed_manifest(listing: Listing, dataset: str, settings: ListedSettings) -> Manifest:
@@ -222,6 +247,7 @@ def listed_manifest(listing: Listing, dataset: str, settings: ListedSettings) ->
         sources={**listing.sources, "settings": _settings_sha256(settings)},
         counts=full_counts(listing.table),
         table=listing.table,
+        notes=listing.notes,
     )
 
 
@@ -245,10 +271,10 @@ def make_manifest(
     """
     listed = listed_manifest(listing, dataset, settings)
     table = listed.table
-    exists = find_files(root, table.column("path").to_pylist())
+    exists = _exists(listing, root)
     missing = table.filter(pa.array(~exists))
     if missing.num_rows and not settings.drop_missing:
-        raise missing_images(dataset, len(listed), missing, root, settings)
+        raise _missing_images(listed, exists, root, settings)
     unlabelled = exists & unlabelled_rows(table)
     kept = exists & ~unlabelled if settings.drop_unlabelled else exists
     counts: dict[str, dict[str, int]] = {}
@@ -267,7 +293,7 @@ def make_manifest(
                 f"{split!r} is left. {counts[split]['missing']} are missing below {root}, and "
                 f"{counts[split]['unlabelled']} have no label.",
                 f"Put the images there, or change `prepare.{dataset}` in params.yaml."
-                f" {location_hint(root, missing, settings)}".rstrip(),
+                f" {locate_missing(root, _names(missing), settings) or ''}".rstrip(),
             )
     manifest = Manifest(
         dataset=dataset,
@@ -276,8 +302,35 @@ def make_manifest(
         sources=listed.sources,
         counts=counts,
         table=table.filter(pa.array(kept)),
+        notes=listed.notes,
     )
     return manifest, missing
+
+
+def _exists(listing: Listing, root: Path) -> np.ndarray:
+    """(N,) bool: which images are files."""
+    return (listing.disk or Disk(root)).are_files(listing.table.column("path").to_pylist())
+
+
+def _missing_images(
+    listed: Manifest, exists: np.ndarray, root: Path, settings: ListedSettings
+) -> MissingError:
+    """The error about images that may not be left out; ``exists`` is (N,) bool."""
+    missing = _names(listed.table.filter(pa.array(~exists)))
+    splits = np.asarray(listed.table.column("split"))
+    empty = next((split for split in listed.splits if not exists[splits == split].any()), None)
+    image_id, path = missing[0]
+    return MissingError(
+        f"{len(missing)} of {len(listed)} images that {listed.dataset} lists are missing. The "
+        f"first is {image_id!r}, expected at {root / path}.",
+        missing_remedy(listed.dataset, root, missing, settings, empty),
+    )
+
+
+def _names(rows: pa.Table) -> list[tuple[str, str]]:
+    """The image id and the path of each row."""
+    columns = (rows.column(name).to_pylist() for name in ("image_id", "path"))
+    return list(zip(*columns, strict=True))
 
 
 def is_current(
@@ -297,10 +350,11 @@ def is_current(
             return False
     except OSError:  # reading the listing says what is wrong
         return False
+    disk = Disk(root)
     return (
         sum(counts["missing"] for counts in manifest.counts.values()) == len(missing)
-        and bool(find_files(root, manifest.table.column("path").to_pylist()).all())
-        and not find_files(root, paths_on_disk(root, missing)).any()
+        and bool(disk.are_files(manifest.table.column("path").to_pylist()).all())
+        and not any(map(disk.find, missing))
     )
 
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +74,7 @@ class Manifest:
             the numbers of the positive labels; ``ignored`` the numbers of the labels that are
             neither positive nor negative; ``width`` and ``height`` in pixels of the upright
             picture, null where they are not known.
+        notes: sentences on what was read in a way that could be wrong.
 
     Raises:
         InputError: something contradicts the above; names the first row with its image id.
@@ -85,6 +86,7 @@ class Manifest:
     sources: dict[str, str]
     counts: dict[str, dict[str, int]]
     table: pa.Table = field(repr=False)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.vocabulary or len(set(self.vocabulary)) != len(self.vocabulary):
@@ -289,6 +291,7 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
         "vocabulary": manifest.vocabulary,
         "sources": manifest.sources,
         "counts": manifest.counts,
+        **({"notes": manifest.notes} if manifest.notes else {}),
     }
     write_sealed_table(path, manifest.table, about)
 
@@ -315,6 +318,7 @@ def read_manifest(path: Path) -> Manifest:
                 sources=described["sources"],
                 counts=described["counts"],
                 table=table,
+                notes=tuple(described.get("notes", ())),
             )
     except InputError as error:  # what is an error of the user's files elsewhere is damage here
         raise DamagedError(f"{path} is damaged. {error.problem}") from error
@@ -339,6 +343,11 @@ class ImageBoxes:
     boxes: np.ndarray
 
 
+SeenHeader = tuple[int, int, int] | None
+"""The stored width and height of a photograph and its EXIF orientation; None if its header can't be
+read."""
+
+
 @dataclass(frozen=True)
 class BoxTable:
     """The annotated objects of a data set.
@@ -348,17 +357,21 @@ class BoxTable:
         images: image id -> its objects.
         incomplete: ids of images some of whose objects have no box, or a box whose place in the
             picture is unknown. A detector that is fitted on them learns that there is nothing.
+        left_out: path -> what the header of a photograph said whose boxes have no known place in
+            it. Another file there may be the one that the boxes were drawn on.
     """
 
     classes: tuple[str, ...]
     images: dict[str, ImageBoxes]
     incomplete: frozenset[str] = frozenset()
+    left_out: Mapping[str, SeenHeader] = field(default_factory=dict)
 
 
 def write_boxes(path: Path, table: BoxTable) -> None:
     """Write boxes as sealed Parquet, one row per object (``image_id``, ``class``, ``box``).
 
-    The metadata hold the names of the classes and, if there are any, the incomplete images.
+    The metadata hold the names of the classes and, if there are any, the incomplete images and the
+    headers of those whose boxes are left out.
     """
     image_ids: list[str] = []
     for image_id, image in table.images.items():
@@ -375,8 +388,12 @@ def write_boxes(path: Path, table: BoxTable) -> None:
         },
         schema=_BOX_COLUMNS,
     )
-    incomplete = {"incomplete": sorted(table.incomplete)} if table.incomplete else {}
-    write_sealed_table(path, columns, {"classes": table.classes, **incomplete})
+    about: dict[str, Any] = {"classes": table.classes}
+    if table.incomplete:
+        about["incomplete"] = sorted(table.incomplete)
+    if table.left_out:
+        about["left_out"] = dict(table.left_out)
+    write_sealed_table(path, columns, about)
 
 
 def read_boxes(path: Path, image_ids: Sequence[str]) -> BoxTable:
@@ -423,4 +440,8 @@ def read_boxes(path: Path, image_ids: Sequence[str]) -> BoxTable:
         classes=tuple(names),
         images={key: ImageBoxes(classes[index], boxes[index]) for key, index in rows.items()},
         incomplete=frozenset(about.get("incomplete", ())),
+        left_out={
+            key: None if header is None else tuple(header)
+            for key, header in about.get("left_out", {}).items()
+        },
     )

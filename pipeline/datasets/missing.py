@@ -1,147 +1,19 @@
-"""Which listed images are files, and what lies there where one is missing.
-
-A path is found under another Unicode form of its name (some systems write an accent on its own)
-and, if it has no suffix, with the only suffix of photographs that lies there. Everything else that
-resembles a missing image is only named, with what to change.
-
-Letters: N listed images.
-"""
+"""What lies there where listed images are missing, and what to do about them."""
 
 from __future__ import annotations
 
 import os
-import unicodedata
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-
-from pipeline.errors import MissingError
-from pipeline.files import access_error
+from pipeline.formats.text import composed
 from pipeline.images import UNSUPPORTED, suffixes
 from pipeline.settings import ListedSettings, NuswideSettings, TableSettings
 
 _MOST_LOOKED_AT = 200_000
 """Files among which a missing image is searched: more would take minutes on a network disk."""
-
-
-def find_files(root: Path, paths: Sequence[str]) -> np.ndarray:
-    """(N,) bool: which of the paths below ``root`` are files.
-
-    Every folder is listed once. Asking the file system about each of 270,000 images would take
-    minutes on a network disk.
-
-    Raises:
-        AccessError: a folder can't be read.
-    """
-    disk = _Disk(root)
-    return np.array([disk.is_file(path) for path in paths], dtype=bool)
-
-
-def paths_on_disk(root: Path, paths: Sequence[str]) -> list[str]:
-    """The paths of the files that ``paths`` mean: see the module; as they are where there is none.
-
-    Args:
-        root: the folder that they are relative to.
-        paths: with forward slashes. Those that lead out of ``root`` stay as they are.
-
-    Raises:
-        AccessError: a folder can't be read.
-    """
-    disk = _Disk(root)
-    return [
-        path if _leads_out(path) or disk.is_file(path) else disk.meant_by(path) or path
-        for path in paths
-    ]
-
-
-def _leads_out(path: str) -> bool:
-    return path.startswith("/") or ".." in path.split("/")
-
-
-class _Disk:
-    """What is in folders below a root; each is listed once."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._names: dict[str, tuple[set[str], set[str]]] = {}
-        self._meant: dict[str, dict[str, list[str]]] = {}
-
-    def _list(self, folder: str) -> tuple[set[str], set[str]]:
-        """The names of files and of folders in a folder."""
-        if folder not in self._names:
-            self._names[folder] = _scan(self._root / folder)
-        return self._names[folder]
-
-    def is_file(self, path: str) -> bool:
-        folder, _, name = path.rpartition("/")
-        return name in self._list(folder)[0]
-
-    def meant_by(self, path: str) -> str | None:
-        """The only file whose path differs in Unicode form, or in a suffix that ``path`` lacks."""
-        folder, slash, name = path.rpartition("/")
-        real = self._folder_meant_by(folder)
-        if real is None:
-            return None
-        if real not in self._meant:
-            self._meant[real] = self._keyed(real)
-        files = self._meant[real].get(_form(name), [])
-        return f"{real}{slash}{files[0]}" if len(files) == 1 else None
-
-    def _keyed(self, folder: str) -> dict[str, list[str]]:
-        """The files of a folder by the names that may mean them."""
-        keyed = defaultdict(list)
-        whole = {_form(name): name for name in self._list(folder)[0]}
-        for name in sorted(self._list(folder)[0]):
-            keyed[_form(name)].append(name)
-            stem, suffix = os.path.splitext(_form(name))  # noqa: PTH122
-            if suffix.lower() in suffixes() and stem not in whole:
-                keyed[stem].append(name)
-        return keyed
-
-    def _folder_meant_by(self, folder: str) -> str | None:
-        if not folder or any(self._list(folder)):
-            return folder
-        above, slash, name = folder.rpartition("/")
-        real = self._folder_meant_by(above)
-        if real is None:
-            return None
-        found = [other for other in self._list(real)[1] if _form(other) == _form(name)]
-        return f"{real}{slash}{found[0]}" if len(found) == 1 else None
-
-
-def _scan(folder: Path) -> tuple[set[str], set[str]]:
-    files: set[str] = set()
-    folders: set[str] = set()
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                (files if entry.is_file() else folders).add(entry.name)
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        pass  # ValueError: a null byte, which no folder's name has
-    except OSError as error:
-        raise access_error(error, folder) from error
-    return files, folders
-
-
-def file_names(folder: Path) -> set[str]:
-    """The names of the files in a folder; empty if there is no such folder.
-
-    Raises:
-        AccessError: the folder can't be read.
-    """
-    return _scan(folder)[0]
-
-
-def _form(name: str) -> str:
-    """A name in one Unicode form: equal for names that look the same."""
-    return unicodedata.normalize("NFC", name)
-
-
-# --- what lies there -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -222,7 +94,7 @@ def _difference(
         )
     if not where:
         return _Difference(
-            f"with more than one suffix, {other} among them", "Add the right suffix in the list."
+            "with other upper and lower case, and with a suffix", "Correct the paths in the list."
         )
     return _Difference("in another folder", "Correct the paths in the list, or move the files.")
 
@@ -246,7 +118,7 @@ def _folder(path: str) -> str:
 
 def _key(path: str, *, whole: bool = False) -> str:
     """A path or, by default, its last name, in one case and Unicode form."""
-    return _form(path if whole else path.rpartition("/")[2]).casefold()
+    return composed(path if whole else path.rpartition("/")[2]).casefold()
 
 
 class _Similar:
@@ -287,35 +159,31 @@ def _files_below(root: Path) -> Iterator[str]:
             return
 
 
-def missing_images(
-    dataset: str, listed: int, missing: pa.Table, root: Path, settings: ListedSettings
-) -> MissingError:
-    """Make the error about images that may not be left out.
+def missing_remedy(
+    dataset: str,
+    root: Path,
+    missing: Sequence[tuple[str, str]],
+    settings: ListedSettings,
+    empty: str | None,
+) -> str:
+    """What to do about images that may not be left out, in whole sentences.
 
     Args:
         dataset: its name in params.yaml.
-        listed: number of listed images.
-        missing: rows of `Listing.table`.
         root: the folder that paths are relative to.
+        missing: image id and path of each missing image, in order.
+        settings: of the data set.
+        empty: a split that has no image without them, if there is one.
     """
-    first = missing.slice(0, 1).to_pylist()[0]
-    hint = location_hint(root, missing, settings)
-    put = f"Put it at {root / first['path']}, and the others accordingly"
-    drop = (
-        f"set `prepare.{dataset}.drop_missing: true` in params.yaml to leave them out; they are "
-        "then counted, and listed in missing.csv beside the manifest"
-    )
-    steps = [hint] if hint else [f"{put}."]
-    if missing.num_rows < listed:
-        steps.append(f"Or {drop}.")
-    return MissingError(
-        f"{missing.num_rows} of {listed} images that {dataset} lists are missing. The first is "
-        f"{first['image_id']!r}, expected at {root / first['path']}.",
-        " ".join(steps),
-    )
-
-
-def location_hint(root: Path, missing: pa.Table, settings: ListedSettings) -> str:
-    """`locate_missing` for rows of `Listing.table`; empty if there is no file."""
-    images = (missing.column(name).to_pylist() for name in ("image_id", "path"))
-    return locate_missing(root, list(zip(*images, strict=True)), settings) or ""
+    image_id, path = missing[0]
+    more = f", and {len(missing) - 1} more at their paths" if len(missing) > 1 else ""
+    put = f"Put {image_id!r} at {root / path}{more}."
+    hint = locate_missing(root, missing, settings)
+    if empty is None:
+        drop = (
+            f"Or set `prepare.{dataset}.drop_missing: true` in params.yaml to leave out what is "
+            "missing: it is then counted, and listed in missing.csv beside the manifest."
+        )
+    else:
+        drop = f"Without the missing images, the split {empty!r} has none."
+    return f"{hint or put} {drop}"

@@ -19,9 +19,9 @@ def packed_labels(vocabulary: Sequence[str]) -> tuple[str, list[str]] | None:
     A name may have a comma, a slash or a blank of its own (`traffic light`). So a mark counts as a
     separator only if the names with it are made of the parts of other names. Most of them must have
     no other part and, where the mark is a blank, one part that is a name itself. Of names with a
-    comma, most must share a part with another name, and most parts must be shared. Names rarely
-    have a `|`, a `;`, a tab or a line break of their own, so these also count if most names have
-    one.
+    comma, most must share a part with another name, and most parts must be shared. Names whose
+    parts all are numbers count in any case. Names rarely have a `|`, a `;`, a tab or a line break
+    of their own, so these also count if most names have one.
 
     Returns:
         the separator, and the names that have it, in the vocabulary's order; None if there are
@@ -49,6 +49,9 @@ def packed_labels(vocabulary: Sequence[str]) -> tuple[str, list[str]] | None:
                 for inside in packed.values()
             )
             likely = True
+        numeric = sum(all(part.isdecimal() for part in inside) for inside in packed.values())
+        if 2 * numeric > len(packed):
+            return mark, list(packed)
         many = mark in _NEVER_IN_NAMES and 2 * len(packed) > len(vocabulary)
         if many or (likely and 2 * found > len(packed)):
             return mark, list(packed)

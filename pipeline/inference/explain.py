@@ -8,13 +8,17 @@ Letters: M instances, C labels, n real regions of the image.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from pipeline.errors import InputError
 from pipeline.evaluation.metrics import THRESHOLD
+from pipeline.formats.text import composed, legible
 from pipeline.inference.trained import Picture, Prediction, TrainedRun, as_picture
 from pipeline.matching.graphs import InstanceBatch
 from pipeline.matching.network import MatchingNetwork, image_logits
@@ -56,31 +60,39 @@ class LabelExplanation:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """An image's predicted labels, explained.
+    """Labels of an image, explained.
 
     Attributes:
         prediction: scores of all labels.
-        labels: the predicted labels, best first; if none is predicted, the best label.
+        labels: those that were asked for, or else the predicted ones, best first; if none is
+            predicted, the best label.
         predicted: False if no label is predicted.
+        asked: whether labels were asked for.
     """
 
     prediction: Prediction
     labels: tuple[LabelExplanation, ...]
     predicted: bool
+    asked: bool = False
 
 
-def explain(run: TrainedRun, image: Picture, name: str = "0") -> Explanation:
+def explain(
+    run: TrainedRun, image: Picture, name: str = "0", labels: Sequence[str] = ()
+) -> Explanation:
     """Explain which regions and graphs produced an image's predicted labels (score above 0.5).
 
     Args:
         run: a trained run of any variant.
-        image: a Pillow image or an (H, W, 3) uint8 array of RGB.
+        image: as `TrainedRun.predict` takes it.
         name: of the image, for errors.
+        labels: the labels to explain instead of the predicted ones, whatever their scores.
 
     Raises:
         TypeError, ValueError: the image is something else.
+        InputError: the run has no label of such a name.
         NotFinite: as `TrainedRun.predict`.
     """
+    asked = _numbers_of(labels, run)
     picture = as_picture(image)
     batch = run.instances([picture], [name])
     [prediction] = run.read(batch, [picture.size], [name])
@@ -103,7 +115,8 @@ def explain(run: TrainedRun, image: Picture, name: str = "0") -> Explanation:
         changes = scores(_without_each(batch, regions)) - prediction.scores
 
     order = np.argsort(-prediction.logits, kind="stable").tolist()
-    chosen = [label for label in order if prediction.scores[label] > THRESHOLD]
+    predicted = [label for label in order if prediction.scores[label] > THRESHOLD]
+    chosen = [label for label in order if label in asked] or predicted
     return Explanation(
         prediction,
         tuple(
@@ -117,8 +130,24 @@ def explain(run: TrainedRun, image: Picture, name: str = "0") -> Explanation:
             )
             for label in chosen or order[:1]
         ),
-        bool(chosen),
+        bool(predicted),
+        bool(asked),
     )
+
+
+def _numbers_of(labels: Sequence[str], run: TrainedRun) -> set[int]:
+    """Look up labels by their names, in any Unicode form."""
+    numbers = {composed(name): number for number, name in enumerate(run.vocabulary)}
+    for name in labels:
+        if composed(name) not in numbers:
+            like = get_close_matches(name, run.vocabulary, n=1, cutoff=0.5)
+            raise InputError(
+                f"{run.name} has no label {name!r}.",
+                f"Did you mean {like[0]!r}?"
+                if like
+                else f"Its labels are {', '.join(map(legible, run.vocabulary))}.",
+            )
+    return {numbers[composed(name)] for name in labels}
 
 
 def _without_each(batch: InstanceBatch, regions: int) -> InstanceBatch:

@@ -139,7 +139,8 @@ def _draw_photograph(
     axes.imshow(small, extent=(0, width, height, 0), interpolation="lanczos")
     axes.set_axis_off()
     axes.set_anchor("N")
-    note = "" if explanation.predicted else "\nno label is above 0.5; this is the best one"
+    best = not explanation.predicted and not explanation.asked
+    note = "\nno label is above 0.5; this is the best one" if best else ""
     if len(explanation.labels) > len(labels):
         note = f"\nthe {len(labels)} best of {len(explanation.labels)} labels"
     # matplotlib's own wrapping takes texts for formulas.

@@ -56,7 +56,9 @@ from pipeline.shards.schema import check_same_recipe, without_images
 from pipeline.tensors import best_device
 
 Picture = Image.Image | npt.NDArray[np.uint8]
-"""A Pillow image of any mode, or an (H, W, 3) array of RGB."""
+"""A Pillow image of any mode, or an upright (H, W, 3) array of RGB.
+
+Pillow images are turned upright by their EXIF orientation, which an array does not have."""
 
 _BATCH_SIZE = 8
 _REPLACE = "Replace the file, or leave it out."
@@ -147,7 +149,8 @@ class TrainedRun:
         """Predict the labels of images in memory.
 
         Args:
-            images: Pillow images or (H, W, 3) uint8 arrays of RGB.
+            images: Pillow images, which are turned upright by their EXIF orientation; or upright
+                (H, W, 3) uint8 arrays of RGB.
             batch_size: images that the detector processes at once.
 
         Raises:
@@ -166,7 +169,7 @@ class TrainedRun:
         return predictions + self._predict(waiting)
 
     def predict_files(
-        self, paths: Iterable[Path], *, batch_size: int = _BATCH_SIZE
+        self, paths: Iterable[str | Path], *, batch_size: int = _BATCH_SIZE
     ) -> Generator[tuple[Path, Prediction | GmpipeError]]:
         """Predict the labels of photographs on disk, in order.
 
@@ -181,9 +184,12 @@ class TrainedRun:
             each path with its prediction, or with the error that says why it has none.
 
         Raises:
+            TypeError: ``paths`` is a single path.
             ValueError: ``batch_size`` is below 1.
             NotFinite: as `predict`; the error gives the path.
         """
+        if isinstance(paths, str | Path):
+            raise TypeError(f"expected a list of paths, not the single path {str(paths)!r}")
         _check_batch_size(batch_size)
 
         def view(path: Path) -> tuple[Path, _View | GmpipeError]:
@@ -196,7 +202,9 @@ class TrainedRun:
             except OSError as error:
                 return path, access_error(error, path)
 
-        with closing(ahead(view, paths, threads=cores(), most=2 * batch_size)) as outcomes:
+        with closing(
+            ahead(view, map(Path, paths), threads=cores(), most=2 * batch_size)
+        ) as outcomes:
             waiting: list[tuple[Path, _View | GmpipeError]] = []
             for one in outcomes:
                 waiting.append(one)

@@ -5,9 +5,9 @@ Letters: C labels, W size of a vector.
 The rule, for every source:
 
 1. A name is *normalised*: it is lower-cased, and `_`, `-` and runs of blanks become one space, so
-   that `Traffic_Light`, `traffic-light` and `traffic light` are one name. So are the Unicode forms
-   of a name, composed (NFC) and decomposed (NFD). A name in `SPELLINGS` is
-   then replaced by the spelling there, so that `diningtable` becomes `dining table`.
+   that `Traffic_Light`, `traffic-light` and `traffic light` are one name. So are names that look
+   alike (`plain_text`). A name in `SPELLINGS` is then replaced by the spelling there, so that
+   `diningtable` becomes `dining table`.
 2. Its words are separated by the spaces. GloVe has one vector per word, and a name of several words
    gets their plain mean. wordllama has one vector per token, and a name gets the plain mean of its
    tokens. An npz has one vector per name.
@@ -22,7 +22,6 @@ import hashlib
 import io
 import logging
 import re
-import unicodedata
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError, MissingError
 from pipeline.files import canonical_json, home_advice, read_bytes
+from pipeline.formats.encodings import plain_text
 from pipeline.formats.npz import decoded_texts, naming_damage, npy_array, npy_header
 from pipeline.labels.glove import archive_of, read_words
 
@@ -110,6 +110,25 @@ def load_label_vectors(labels: Sequence[str], source: str) -> LabelVectors:
     """
     if not labels:
         raise InputError("There are no labels to look up vectors for.", "Give at least one label.")
+    check_label_names(labels)
+    vectors, resolution = _lookup(source)(labels)
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    invalid = ~np.isfinite(lengths) | (lengths == 0)
+    if invalid.any():
+        raise InputError(
+            f"{source} has vectors that are zero or not finite in float32, for these labels: "
+            f"{_quoted(label for label, bad in zip(labels, invalid, strict=True) if bad)}.",
+            "Put other vectors there, or set `label_vectors: wordllama`.",
+        )
+    return LabelVectors(tuple(labels), vectors, source, tuple(resolution))
+
+
+def check_label_names(labels: Sequence[str]) -> None:
+    """Check that each label can have a vector of its own, whatever its source.
+
+    Raises:
+        InputError: two labels have the same name, one has no word, or one has half a character.
+    """
     names: dict[str, str] = {}
     for label in labels:
         name = _normalised(label)
@@ -130,16 +149,6 @@ def load_label_vectors(labels: Sequence[str], source: str) -> LabelVectors:
                 "Rename or merge them in the data set.",
             )
         names[name] = label
-    vectors, resolution = _lookup(source)(labels)
-    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
-    invalid = ~np.isfinite(lengths) | (lengths == 0)
-    if invalid.any():
-        raise InputError(
-            f"{source} has vectors that are zero or not finite in float32, for these labels: "
-            f"{_quoted(label for label, bad in zip(labels, invalid, strict=True) if bad)}.",
-            "Put other vectors there, or set `label_vectors: wordllama`.",
-        )
-    return LabelVectors(tuple(labels), vectors, source, tuple(resolution))
 
 
 def source_file(source: str) -> Path | None:
@@ -150,7 +159,7 @@ def source_file(source: str) -> Path | None:
 
 def _normalised(name: str) -> str:
     """A name by step 1 of the rule in the module's docstring."""
-    lower = unicodedata.normalize("NFC", name.lower())
+    lower = plain_text(name.lower())
     plain = " ".join(lower.replace("_", " ").replace("-", " ").split())
     return SPELLINGS.get(plain, plain)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,12 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from pipeline.errors import DamagedError, InputError, MismatchError, MissingError, advising
 from pipeline.files import exists, home_advice, read_bytes, sha256_file
 from pipeline.formats.sealed import read_sealed_json, write_sealed_json
-from pipeline.regions.weights import CLASSIFIER, check_network, state_in, unreadable
+from pipeline.regions.weights import CLASSIFIER, USE_OTHERS, check_network, state_in, unreadable
 from pipeline.settings import ArchitectureSettings
 from pipeline.shards.schema import Recipe
 from pipeline.tensors import save_tensors, tensors_in
+
+_log = logging.getLogger(__name__)
 
 DETECTOR_VERSION = 1
 WEIGHTS_FILE = "weights.pt"
@@ -128,6 +131,24 @@ _MATCH_ARCHITECTURE = (
     "Set `detector.<dataset>.architecture` in params.yaml to the architecture of the weights."
 )
 
+_SIZES = {
+    "width_per_group": ("backbone.body.layer1.0.conv2.weight", 0),
+    "fpn_channels": ("rpn.head.cls_logits.weight", 1),
+    "feature_size": ("roi_heads.box_head.fc6.weight", 0),
+}
+"""Weights whose shape tells a key of the architecture, and the place in the shape."""
+
+
+def _told_by(state: Mapping[str, Tensor]) -> dict[str, int | str]:
+    """Read from the names and shapes of weights what they tell about their architecture."""
+    told: dict[str, int | str] = {
+        key: state[name].shape[place]
+        for key, (name, place) in _SIZES.items()
+        if name in state and state[name].dim() > place
+    }
+    counted = any(key.endswith("num_batches_tracked") for key in state)
+    return told | {"norm": "batch" if counted else "frozen"}
+
 
 def fit_state(model: FasterRCNN, state: dict[str, Tensor], origin: Path) -> None:
     """Load weights into a model, or say why they do not fit.
@@ -140,18 +161,30 @@ def fit_state(model: FasterRCNN, state: dict[str, Tensor], origin: Path) -> None
     Raises:
         InputError: the weights are not those of a Faster R-CNN; or one of them is missing,
             unknown or of another shape; or they were made with the other kind of batch norm,
-            which torch would load without an error.
+            which torch would load without an error. All keys of the architecture whose values
+            the weights contradict are named.
     """
     class_count(state, origin)
-    counted = any(key.endswith("num_batches_tracked") for key in state)
-    batch_norm = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-    if counted != batch_norm:
-        stored, expected = ("batch", "frozen") if counted else ("frozen", "batch")
-        raise InputError(
-            f"{origin} holds weights with norm `{stored}`, but the architecture has `{expected}`.",
-            f"Set `detector.<dataset>.architecture.norm: {stored}` in params.yaml.",
-        )
     own = model.state_dict()
+    told, expected = _told_by(state), _told_by(own)
+    wrong = [key for key, value in told.items() if value != expected[key]]
+    if wrong:
+        found = "; ".join(f"`{key}` is {told[key]}, not {expected[key]}" for key in wrong)
+        block = ", ".join(f"{key}: {value}" for key, value in told.items())
+        raise InputError(
+            f"{origin} holds weights of another architecture than params.yaml describes: {found}.",
+            f"Set `detector.<dataset>.architecture` in params.yaml to `{{{block}}}`, and add the "
+            "`anchor_sizes` and `proposals` of the training that made the weights, which their "
+            "shapes don't tell.",
+        )
+    anchors = "rpn.head.cls_logits.weight"
+    if anchors in state and len(state[anchors]) != len(own[anchors]):
+        most = len(own[anchors])
+        raise InputError(
+            f"{origin} has {len(state[anchors])} anchors at each place of a pyramid level, "
+            f"expected {most}: one side of `anchor_sizes` in {most} ratios.",
+            USE_OTHERS,
+        )
     for key, value in state.items():
         if key in own and own[key].shape != value.shape:
             raise InputError(
@@ -286,6 +319,62 @@ def recorded_detector(folder: Path) -> DetectorDescription:
             _MAKE_AGAIN,
         )
     return description
+
+
+def described_beside(weights: Path) -> DetectorDescription | None:
+    """Read the description of a file of weights that gmpipe wrote, from the same folder.
+
+    Returns:
+        None if no description lies there; or it is of other weights, which is noted.
+
+    Raises:
+        DamagedError: as `recorded_detector`.
+    """
+    path = weights.with_name(DESCRIPTION_FILE)
+    with (
+        suppress(MissingError, MismatchError),
+        advising("Restore it, or copy the weights to a folder without it.", DamagedError),
+    ):
+        description = recorded_detector(weights.parent)
+        if description.weights_sha256 == sha256_file(weights):
+            return description
+        _log.warning(
+            "%s describes weights with the sha256 %s, which %s does not have; it is not used.",
+            path,
+            description.weights_sha256,
+            weights,
+        )
+    return None
+
+
+def check_described(
+    architecture: ArchitectureSettings,
+    described: DetectorDescription,
+    weights: Path,
+    chosen: Set[str] = frozenset(),
+) -> None:
+    """Check that an architecture is that of weights whose description lies beside them.
+
+    Args:
+        architecture: of the settings.
+        described: of `described_beside`.
+        weights: the file.
+        chosen: keys that may differ if the settings give them.
+
+    Raises:
+        InputError: they differ; has the whole block to copy.
+    """
+    given = chosen & architecture.model_fields_set
+    own, right = (each.model_dump(mode="json") for each in (architecture, described.architecture))
+    wrong = [key for key in right if own[key] != right[key] and key not in given]
+    if wrong:
+        found = "; ".join(f"`{key}` is {right[key]}, not {own[key]}" for key in wrong)
+        block = ", ".join(f"{key}: {value}" for key, value in right.items())
+        raise InputError(
+            f"{weights} holds weights of another architecture than params.yaml describes. "
+            f"{DESCRIPTION_FILE} beside it says: {found}.",
+            f"Set `detector.<dataset>.architecture` in params.yaml to `{{{block}}}`.",
+        )
 
 
 def detector_of_regions(folder: Path, recipe: Recipe) -> DetectorDescription | None:

@@ -160,18 +160,18 @@ def check_network(state: Mapping[str, Tensor], origin: Path) -> None:
             raise InputError(
                 f"{origin} holds the weights of {network}, since it has `{name}`; expected those "
                 "of torchvision's `fasterrcnn_resnet50_fpn`.",
-                _USE_OTHERS,
+                USE_OTHERS,
             )
     if CLASSIFIER not in state:
         first = next(iter(state), "no name at all")
         raise InputError(
             f"{origin} does not hold the weights of a Faster R-CNN: it has no `{CLASSIFIER}`; its "
             f"first name is `{first}`.",
-            _USE_OTHERS,
+            USE_OTHERS,
         )
 
 
-_USE_OTHERS = (
+USE_OTHERS = (
     "Set `detector.<dataset>.source: torchvision` in params.yaml, which needs no file; or name "
     "weights of `fasterrcnn_resnet50_fpn` in `detector.<dataset>.weights`. Regions that another "
     "detector found can be imported (docs/cache-format.md)."
@@ -191,13 +191,13 @@ def unreadable(path: Path, stored: bytes, error: Exception) -> InputError:
     """
     problem = f"{path} is not a state dict of tensors saved by torch.save"
     name_it = ", and name weights.pt in `detector.<dataset>.weights` of params.yaml."
-    what, advice = foreign_format(path, stored, _USE_OTHERS, name_it)
+    what, advice = foreign_format(path, stored, USE_OTHERS, name_it)
     if what:
         problem += f": {what}"
         remedy = advice
     elif stored[:1] == b"\x80" and not stored.startswith(_LEGACY):
         problem += ": it is a plain pickle, as Detectron2 and Caffe2 models are published"
-        remedy = _USE_OTHERS
+        remedy = USE_OTHERS
     elif found := re.search(r"GLOBAL (\S+)", str(error)):
         problem += f" alone: it also holds {found[1]}, and loading that could run code of the file"
         remedy = (

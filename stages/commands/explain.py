@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.drawing import missing_letters
@@ -18,27 +19,34 @@ from stages.console.progress import progress_phase
 _MOST_REGIONS = 3
 
 
-def explain(image: Path, run_folder: Path, detector: Path | None, output: Path) -> str:
+def explain(
+    image: Path,
+    run_folder: Path,
+    detector: Path | None,
+    output: Path,
+    labels: Sequence[str] = (),
+) -> str:
     """Draw the explanation of a photograph.
 
     Args:
         image: the photograph.
         run_folder, detector: as `open_run` takes them.
         output: PNG to write.
+        labels: the labels to explain; empty for the predicted ones.
 
     Returns:
         a table of the labels, and one of the regions that it names.
 
     Raises:
-        GmpipeError: the run can't be loaded, the photograph can't be decoded, or what is computed
-            for it is not finite.
+        GmpipeError: the run can't be loaded or lacks a label, the photograph can't be decoded, or
+            what is computed for it is not finite.
     """
     if output.exists() and output.samefile(image):
         raise InputError(f"{output} is the photograph itself.", "Choose another name for `-o`.")
     photograph = load_image(image, "Name another photograph.")
     run = open_run(run_folder, detector)
     with advising_on_scores(run.checkpoint.dataset), progress_phase("explain"):
-        explanation = explain_image(run, photograph, str(image))
+        explanation = explain_image(run, photograph, str(image), labels)
     checkpoint = run.checkpoint
     missing_letters([image.name, *(label.label for label in explanation.labels[:MOST_LABELS])])
     made_by = f"{checkpoint.dataset}, {checkpoint.variant}, seed {checkpoint.seed}"
@@ -48,7 +56,7 @@ def explain(image: Path, run_folder: Path, detector: Path | None, output: Path) 
 
 def _tables(explanation: Explanation, run: TrainedRun) -> str:
     lines = []
-    if not explanation.predicted:
+    if not explanation.predicted and not explanation.asked:
         lines += ["No label has a score above 0.5. This is the best one.", ""]
     regions = []
     rows = []

@@ -5,7 +5,6 @@ The oracle is a picture with a white rectangle, turned by the code that decodes 
 
 from __future__ import annotations
 
-import logging
 import struct
 import zlib
 from pathlib import Path
@@ -16,7 +15,7 @@ import pyarrow as pa
 import pytest
 from PIL import ExifTags, Image
 
-from pipeline.datasets.frames import place_boxes, turn_boxes
+from pipeline.datasets.frames import place_boxes, same_headers, turn_boxes
 from pipeline.datasets.listing import ListedBoxes, Listing, listed_manifest
 from pipeline.datasets.manifest import COLUMNS, BoxTable, Manifest, read_boxes, write_boxes
 from pipeline.regions.transforms import load_image
@@ -55,8 +54,8 @@ Shown = tuple[str, tuple[int, int] | None, Any]
 
 def place(
     root: Path, images: list[Shown], frame: BoxFrame = "auto"
-) -> tuple[dict[str, tuple[int | None, int | None]], BoxTable]:
-    """Image id -> size in the manifest; and the boxes."""
+) -> tuple[dict[str, tuple[int | None, int | None]], BoxTable, str]:
+    """Image id -> size in the manifest; the boxes; and the notes, one a line."""
     table = pa.Table.from_pylist(
         [
             {
@@ -81,7 +80,8 @@ def place(
     manifest: Manifest = listed_manifest(listing, "garden", VocSettings(source="voc"))
     manifest, boxes_table = place_boxes(listing, manifest, root, frame)
     rows = manifest.table.to_pylist()
-    return {row["image_id"]: (row["width"], row["height"]) for row in rows}, boxes_table
+    sizes = {row["image_id"]: (row["width"], row["height"]) for row in rows}
+    return sizes, boxes_table, "\n".join(manifest.notes)
 
 
 def box_of(table: BoxTable, name: str) -> list[list[float]]:
@@ -111,7 +111,7 @@ def test_manifest_has_the_size_of_the_decoded_picture(
     tmp_path: Path, name: str, orientation: int
 ) -> None:
     draw(tmp_path / name, orientation)
-    sizes, table = place(tmp_path, [(name, SIZE, BOX)], "stored")
+    sizes, table, _ = place(tmp_path, [(name, SIZE, BOX)], "stored")
     assert sizes[name] == load_image(tmp_path / name).size
     np.testing.assert_allclose(box_of(table, name), [white(tmp_path / name)], atol=0.06)
 
@@ -126,7 +126,7 @@ def test_orientation_after_the_pixels_of_a_png(tmp_path: Path) -> None:
     chunk = struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
     end = content.index(b"IEND") - 4
     path.write_bytes(content[:end] + chunk + content[end:])
-    sizes, table = place(tmp_path, [("a.png", SIZE, BOX)])
+    sizes, table, _ = place(tmp_path, [("a.png", SIZE, BOX)])
     assert sizes["a.png"] == SIZE[::-1] == load_image(path).size
     np.testing.assert_allclose(box_of(table, "a.png"), [white(path)], atol=1e-6)
 
@@ -139,33 +139,31 @@ def turned(box: Any) -> list[float]:
 
 @pytest.mark.parametrize("scale", [1, 0.5, 3])
 @pytest.mark.parametrize("frame", ["stored", "upright"])
-def test_listed_size_tells_the_frame(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, frame: str, scale: float
-) -> None:
+def test_listed_size_tells_the_frame(tmp_path: Path, frame: str, scale: float) -> None:
     draw(tmp_path / "a.png", 6)
     size, box = (SIZE, BOX) if frame == "stored" else (SIZE[::-1], turned(BOX))
     listed = (round(size[0] * scale), round(size[1] * scale))
-    sizes, table = place(tmp_path, [("a.png", listed, [side * scale for side in box])])
+    sizes, table, notes = place(tmp_path, [("a.png", listed, [side * scale for side in box])])
     np.testing.assert_allclose(box_of(table, "a.png"), [white(tmp_path / "a.png")], atol=1e-6)
     assert sizes["a.png"] == SIZE[::-1]
     assert not table.incomplete
     if frame == "stored":
-        assert all(part in caplog.text for part in ("a.png", KEY, "`upright`"))
+        assert all(part in notes for part in ("a.png", KEY, "`upright`"))
     else:
-        assert ("a.png" in caplog.text) == (scale != 1)  # resized pictures are noted
+        assert ("a.png" in notes) == (scale != 1)  # resized pictures are noted
 
 
-def test_upright_pictures_are_not_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_upright_pictures_are_not_noted(tmp_path: Path) -> None:
     draw(tmp_path / "a.png")
-    _, table = place(tmp_path, [("a.png", SIZE, BOX)])
+    _, table, notes = place(tmp_path, [("a.png", SIZE, BOX)])
     np.testing.assert_allclose(box_of(table, "a.png"), [white(tmp_path / "a.png")], atol=1e-6)
-    assert not caplog.records
+    assert not notes
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_size_that_is_not_listed_is_the_files(tmp_path: Path, orientation: int) -> None:
     draw(tmp_path / "a.png", orientation)
-    sizes, table = place(tmp_path, [("a.png", None, BOX)], "stored")
+    sizes, table, _ = place(tmp_path, [("a.png", None, BOX)], "stored")
     np.testing.assert_allclose(box_of(table, "a.png"), [white(tmp_path / "a.png")], atol=1e-6)
     assert sizes["a.png"] == load_image(tmp_path / "a.png").size
 
@@ -181,34 +179,31 @@ UNDECIDED = [
 @pytest.mark.parametrize(("name", "orientation", "size", "listed"), UNDECIDED)
 def test_boxes_whose_frame_nothing_tells_are_left_out(
     tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
     name: str,
     orientation: int,
     size: tuple[int, int],
     listed: tuple[int, int] | None,
 ) -> None:
     draw(tmp_path / name, orientation, size)
-    sizes, table = place(tmp_path, [(name, listed, BOX)])
+    sizes, table, notes = place(tmp_path, [(name, listed, BOX)])
     assert box_of(table, name) == []
     assert table.incomplete == {name}
     assert sizes[name] == load_image(tmp_path / name).size
-    assert all(part in caplog.text for part in (name, KEY, "`upright`", "`stored`"))
-    caplog.clear()
+    assert all(part in notes for part in (name, KEY, "`upright`", "`stored`"))
     for frame in ("stored", "upright"):
-        _, table = place(tmp_path, [(name, listed, BOX)], frame)
+        _, table, notes = place(tmp_path, [(name, listed, BOX)], frame)
         assert not table.incomplete
         expected = white(tmp_path / name)
         if frame == "upright":
             width, height = load_image(tmp_path / name).size
             expected = [BOX[0] / width, BOX[1] / height, BOX[2] / width, BOX[3] / height]
         np.testing.assert_allclose(box_of(table, name), [expected], atol=1e-6)
-    assert not caplog.records
+    assert not notes
 
 
 @pytest.mark.parametrize(("name", "orientation", "size", "listed"), UNDECIDED)
 def test_other_turned_pictures_tell_the_frame(
     tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
     name: str,
     orientation: int,
     size: tuple[int, int],
@@ -217,13 +212,13 @@ def test_other_turned_pictures_tell_the_frame(
     draw(tmp_path / name, orientation, size)
     draw(tmp_path / "telling.png", 6)
     images: list[Shown] = [(name, listed, BOX), ("telling.png", SIZE, BOX)]
-    _, table = place(tmp_path, images)
+    _, table, notes = place(tmp_path, images)
     for image in (name, "telling.png"):
         np.testing.assert_allclose(box_of(table, image), [white(tmp_path / image)], atol=1e-6)
-    assert all(part in caplog.text for part in (name, KEY, "`stored`"))
+    assert all(part in notes for part in (name, KEY, "`stored`"))
     # Two that contradict each other tell nothing.
     draw(tmp_path / "other.png", 6)
-    _, table = place(tmp_path, [*images, ("other.png", SIZE[::-1], turned(BOX))])
+    _, table, notes = place(tmp_path, [*images, ("other.png", SIZE[::-1], turned(BOX))])
     assert table.incomplete == {name}
     np.testing.assert_allclose(box_of(table, "other.png"), [white(tmp_path / "other.png")])
 
@@ -231,51 +226,49 @@ def test_other_turned_pictures_tell_the_frame(
 def test_setting_overrides_sizes_of_the_other_picture(tmp_path: Path) -> None:
     """A tool that draws on the upright picture, but lists the size of the stored one."""
     draw(tmp_path / "a.png", 6)
-    _, table = place(tmp_path, [("a.png", SIZE, turned(BOX))], "upright")
+    _, table, _ = place(tmp_path, [("a.png", SIZE, turned(BOX))], "upright")
     np.testing.assert_allclose(box_of(table, "a.png"), [white(tmp_path / "a.png")], atol=1e-6)
     draw(tmp_path / "b.png")  # width and height exchanged in the list
-    _, table = place(tmp_path, [("b.png", SIZE[::-1], BOX)], "upright")
+    _, table, _ = place(tmp_path, [("b.png", SIZE[::-1], BOX)], "upright")
     np.testing.assert_allclose(box_of(table, "b.png"), [white(tmp_path / "b.png")], atol=1e-6)
 
 
 @pytest.mark.parametrize("frame", ["auto", "upright", "stored"])
-def test_file_that_was_not_annotated_has_no_boxes(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, frame: BoxFrame
-) -> None:
+def test_file_that_was_not_annotated_has_no_boxes(tmp_path: Path, frame: BoxFrame) -> None:
     for number in range(5):
         draw(tmp_path / f"{number}.png")
     images: list[Shown] = [(f"{number}.png", (40, 40), BOX) for number in range(5)]
-    sizes, table = place(tmp_path, images, frame)
+    sizes, table, notes = place(tmp_path, images, frame)
     assert table.incomplete == {f"{number}.png" for number in range(5)}
     assert sizes["0.png"] == SIZE
     parts = ("5 photographs", "0.png", "2.png and 2 more", "40 x 40", "40 x 24")
-    assert all(part in caplog.text for part in parts)
+    assert all(part in notes for part in parts)
 
 
 def test_a_pixel_of_rounding_is_the_same_shape(tmp_path: Path) -> None:
     draw(tmp_path / "a.png", size=(41, 25))
-    _, table = place(tmp_path, [("a.png", (20, 12), [2, 1.5, 8, 4.5])])
+    _, table, _ = place(tmp_path, [("a.png", (20, 12), [2, 1.5, 8, 4.5])])
     np.testing.assert_allclose(box_of(table, "a.png"), [[0.1, 0.125, 0.4, 0.375]])
     assert not table.incomplete
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xd8\xff\xe0broken"])
 def test_file_that_cant_be_read_keeps_its_listed_size(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes | None
+    tmp_path: Path, content: bytes | None
 ) -> None:
     if content is not None:
         (tmp_path / "a.jpg").write_bytes(content)
-    sizes, table = place(tmp_path, [("a.jpg", SIZE, BOX)])
+    sizes, table, notes = place(tmp_path, [("a.jpg", SIZE, BOX)])
     assert sizes["a.jpg"] == SIZE
     assert not table.incomplete
-    assert not caplog.records
-    sizes, table = place(tmp_path, [("a.jpg", None, BOX)])
+    assert not notes
+    sizes, table, notes = place(tmp_path, [("a.jpg", None, BOX)])
     assert sizes["a.jpg"] == (None, None)
     assert table.incomplete == {"a.jpg"}
-    assert "a.jpg" in caplog.text
+    assert "a.jpg" in notes
 
 
-def test_odd_boxes_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_odd_boxes_are_noted(tmp_path: Path) -> None:
     nan = float("nan")
     boxes = {
         "none.png": [nan] * 4,
@@ -286,19 +279,28 @@ def test_odd_boxes_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     }
     for name in boxes:
         draw(tmp_path / name)
-    _, table = place(tmp_path, [(name, SIZE, box) for name, box in boxes.items()])
+    _, table, notes = place(tmp_path, [(name, SIZE, box) for name, box in boxes.items()])
     assert table.incomplete == {"none.png", "empty.png", "outside.png"}
     assert box_of(table, "edge.png") == [[0, 0, 1, 1]]
     assert box_of(table, "beyond.png")[0][2] == 1
-    notes = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert len(notes) == 3
-    assert ["none.png" in note for note in notes].count(True) == 1
-    assert any("empty.png, outside.png" in note for note in notes)
-    assert any("beyond.png" in note and "edge.png" not in note for note in notes)
+    lines = notes.splitlines()
+    assert len(lines) == 3
+    assert ["none.png" in note for note in lines].count(True) == 1
+    assert any("empty.png, outside.png" in note for note in lines)
+    assert any("beyond.png" in note and "edge.png" not in note for note in lines)
 
 
 def test_incomplete_images_are_kept_in_the_file(tmp_path: Path) -> None:
     draw(tmp_path / "half.png", 3)
-    _, table = place(tmp_path, [("half.png", SIZE, BOX)])
+    draw(tmp_path / "none.png")
+    nan = float("nan")
+    (tmp_path / "broken.png").write_text("not a picture")
+    images: list[Shown] = [("half.png", SIZE, BOX), ("none.png", SIZE, [nan] * 4)]
+    _, table, _ = place(tmp_path, [*images, ("broken.png", None, BOX)])
     write_boxes(tmp_path / "boxes.parquet", table)
-    assert read_boxes(tmp_path / "boxes.parquet", ["half.png"]).incomplete == {"half.png"}
+    read = read_boxes(tmp_path / "boxes.parquet", ["half.png"])
+    assert read.incomplete == {"half.png", "none.png", "broken.png"}
+    assert read.left_out == {"half.png": (*SIZE, 3), "broken.png": None}
+    assert same_headers(tmp_path, read.left_out)
+    draw(tmp_path / "broken.png")
+    assert not same_headers(tmp_path, read.left_out)

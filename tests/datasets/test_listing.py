@@ -10,6 +10,7 @@ from refusals import refused
 from trees import draw_image, make_listing
 
 from pipeline.datasets.listing import (
+    as_on_disk,
     hash_sources,
     is_current,
     make_manifest,
@@ -47,6 +48,16 @@ def test_rows_that_are_left_out_are_checked_too(tmp_path: Path) -> None:
     assert is_current(manifest, ["c.jpg"], tmp_path, settings)
     assert not is_current(manifest, [], tmp_path, settings)
     assert not is_current(manifest, ["c.jpg"], tmp_path, TableSettings(source="table"))
+
+
+@pytest.mark.parametrize("again", ["photos/00", "./photos/00.jpg", "photos//00.jpg"])
+def test_file_of_two_images_is_refused(tmp_path: Path, again: str) -> None:
+    """Listed with and without its suffix, or in another spelling of its path."""
+    draw_image(tmp_path / "photos/00.jpg")
+    listed = {"a": "photos/01.jpg", "b": "photos/00.jpg", "c": again}
+    rows = [{"image_id": image_id, "path": path} for image_id, path in listed.items()]
+    with refused(InputError, "'b' (test)", "'c' (train)", "photos/00.jpg"):
+        as_on_disk(tmp_path, make_listing(rows))
 
 
 # --- files and folders ---------------------------------------------------------------------------

@@ -1,8 +1,9 @@
-"""pipeline.api: a cache as a torch dataset, its statistics, and the metrics of own scores."""
+"""pipeline.api: files by name, a cache as a torch dataset, and the metrics of own scores."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import torch
 from flows import Flow
 from torch.utils.data import DataLoader
 
-from pipeline.api import RegionDataset, evaluate, open_cache
+from pipeline.api import Prediction, RegionDataset, evaluate, load_run, open_cache
 from pipeline.datasets.manifest import read_manifest
-from pipeline.errors import GmpipeError
+from pipeline.errors import GmpipeError, InputError
 from pipeline.shards.reader import RegionCache
 
 M = 4
@@ -188,3 +189,22 @@ def test_a_view_that_no_image_has_names_those_there_are(
 
 def test_a_view_that_only_some_images_have_is_those_images(made: Flow) -> None:
     assert len(opened(made, view=1)) == len(opened(made, manifest_of(made), view=1)) == 24
+
+
+def test_paths_may_be_text(made: Flow, tmp_path: Path) -> None:
+    run = load_run(str(made / "runs/tiny/full-s0"), str(made / "data/tiny/detector"))
+    photograph = made / "data/tiny/prepared/images/test-00000.png"
+    absent = tmp_path / "absent.jpg"
+    outcomes = list(run.predict_files([str(photograph), photograph, str(absent)]))
+    assert [path for path, _ in outcomes] == [photograph, photograph, absent]
+    text, path, missing = (outcome for _, outcome in outcomes)
+    assert isinstance(text, Prediction)
+    assert isinstance(path, Prediction)
+    np.testing.assert_allclose(text.scores, path.scores, atol=1e-6)
+    assert isinstance(missing, InputError)
+    assert str(absent) in str(missing)
+    for single in (str(photograph), photograph):
+        with pytest.raises(TypeError, match=re.escape(repr(str(photograph)))):
+            list(run.predict_files(single))  # type: ignore[arg-type]
+    dataset = open_cache(str(made / "cache/tiny"), str(manifest_of(made)), "test")
+    assert len(dataset) == 12

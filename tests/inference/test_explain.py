@@ -16,9 +16,11 @@ from flows import Flow
 from matplotlib.axes import Axes
 from PIL import Image
 from reference import build_graph, convolve, decode, encode
+from refusals import refused
 from torch import Tensor
 
 from pipeline.api import Explanation, TrainedRun, explain, load_run
+from pipeline.errors import InputError
 from pipeline.formats.text import legible
 from pipeline.inference.picture import draw
 from pipeline.learning.checkpoint import Checkpoint
@@ -144,6 +146,36 @@ def test_without_a_predicted_label_the_best_is_explained(run: TrainedRun) -> Non
     assert label.score == scores.max() < 0.5
 
 
+def test_labels_that_are_asked_for_are_explained_whatever_their_scores(
+    run: TrainedRun, tmp_path: Path
+) -> None:
+    low, middle = (changed(run, shift=shift) for shift in (-9, 0.3))
+    every = {one.label: one for one in explain(changed(run, shift=9), photograph()).labels}
+    assert len(every) == len(run.vocabulary)
+    worst = explain(low, photograph()).prediction.logits.argmin()
+    names = [run.vocabulary[worst], run.vocabulary[0], run.vocabulary[0]]
+    explanation = explain(low, photograph(), labels=names)
+    assert explanation.asked
+    assert not explanation.predicted
+    scores = explanation.prediction.scores
+    assert {one.label: one.score for one in explanation.labels} == {
+        name: scores[run.vocabulary.index(name)] for name in names
+    }
+    assert [one.score for one in explanation.labels] == sorted(
+        (one.score for one in explanation.labels), reverse=True
+    )
+    by_default = {one.label: one for one in explain(middle, photograph()).labels}
+    name = next(iter(by_default))
+    [one] = explain(middle, photograph(), labels=[name]).labels
+    assert (one.score, one.label_graph) == (by_default[name].score, by_default[name].label_graph)
+    with mock.patch.object(Axes, "set_title", autospec=True) as title:
+        draw(explanation, photograph(), "title", tmp_path / "out.png")
+    assert not any("best" in call.args[1] for call in title.call_args_list)
+    for wrong, named in (("pyramide", ("'pyramid'",)), ("q9", run.vocabulary)):
+        with refused(InputError, run.name, repr(wrong), *named):
+            explain(run, photograph(), labels=["dog", wrong])
+
+
 # The picture -------------------------------------------------------------------------------------
 
 
@@ -195,6 +227,15 @@ def test_command(made: Flow, tmp_path: Path) -> None:
     assert rows[0][3] == f"{explanation.labels[0].label_graph:+.3f}"
     assert len(regions.splitlines()) > 2
     assert ("0.5" in printed.split("|")[0]) != explanation.predicted
+    worst = load_run(made / "runs/tiny/full-s0").vocabulary[explanation.prediction.logits.argmin()]
+    asked = ("--label", worst, "--label", rows[0][0])
+    named = made.ok("explain", str(photo), "--run", "runs/tiny/full-s0", "-o", str(output), *asked)
+    lines = named.split("\n\n")[-3].splitlines()[3:]
+    assert [line.split("|")[1].strip() for line in lines] == [rows[0][0], worst]
+    assert "0.5" not in named.split("|")[0]
+    wrong = ("-o", str(output), "--label", "pyramide")
+    outcome = made.gmpipe("explain", str(photo), "--run", "runs/tiny/full-s0", *wrong)
+    assert outcome.refused("runs/tiny/full-s0.*'pyramide'.*'pyramid'")
     printed = made.ok("explain", str(photo), "--run", "runs/tiny/max-pool-s0", "-o", str(output))
     assert "max-pool-s0 has no label graph and no instance graph" in printed
     assert "| none in this run | none in this run |" in printed

@@ -165,6 +165,12 @@ def test_unicode_forms_are_one_name(tmp_path: Path, label: str, stored: str) -> 
         load_label_vectors([COMPOSED, DECOMPOSED], npz)
 
 
+def test_names_that_look_alike_are_one_name(tmp_path: Path) -> None:
+    source = write_npz(tmp_path / "v.npz", **{"hot\u200b dog\u200e": [1, 2], "sun": [3, 4]})
+    for label in ("hot dog", "\u2060Hot\u00a0dog"):
+        np.testing.assert_array_equal(load_label_vectors([label], source).vectors, [[1, 2]])
+
+
 def test_the_composed_form_goes_first(tmp_path: Path) -> None:
     source = write_glove(tmp_path / "g.txt", {DECOMPOSED: [3, 4], COMPOSED: [1, 2]})
     for label in (COMPOSED, DECOMPOSED):

@@ -120,13 +120,41 @@ def test_weights_that_do_not_fit(
     assert len(str(caught.value)) < 400
 
 
+def test_all_keys_that_the_shapes_tell_are_named_at_once(detector: FasterRCNN) -> None:
+    other = build_model(
+        TINY.model_copy(
+            update={"width_per_group": 2, "fpn_channels": 8, "feature_size": 16, "norm": "frozen"}
+        ),
+        CLASSES, size=S, regions=1, score_threshold=0, nms_threshold=0.5,
+    )  # fmt: skip
+    with refused(
+        InputError,
+        "w.pt",
+        *("`width_per_group` is 1, not 2", "`fpn_channels` is 4, not 8"),
+        *("`feature_size` is 8, not 16", "`norm` is batch, not frozen"),
+        "`{width_per_group: 1, fpn_channels: 4, feature_size: 8, norm: batch}`",
+        *("`anchor_sizes`", "`proposals`"),
+    ):
+        fit_state(other, detector.state_dict(), Path("w.pt"))
+
+
+def test_another_number_of_anchors_is_named(detector: FasterRCNN) -> None:
+    state = detector.state_dict()
+    for name, sides in (("cls_logits", 1), ("bbox_pred", 4)):
+        for kind in ("weight", "bias"):
+            key = f"rpn.head.{name}.{kind}"
+            state[key] = state[key][:sides].repeat(15, *[1] * (state[key].dim() - 1))
+    with refused(InputError, "w.pt", "15 anchors", "3", "`anchor_sizes`"):
+        fit_state(tiny_model(), state, Path("w.pt"))
+
+
 @pytest.mark.parametrize(("weights", "architecture"), [("batch", "frozen"), ("frozen", "batch")])
 def test_the_other_kind_of_batch_norm_is_refused(weights: str, architecture: str) -> None:
     state = tiny_model(norm=weights).state_dict()
     fit_state(tiny_model(norm=weights), state, Path("w.pt"))
     with pytest.raises(
         InputError,
-        match=rf"^w\.pt.*`{weights}`.*`{architecture}`.*detector\.<dataset>\.architecture",
+        match=rf"`norm` is {weights}, not {architecture}.*detector\.<dataset>\.architecture",
     ):
         fit_state(tiny_model(norm=architecture), state, Path("w.pt"))
 

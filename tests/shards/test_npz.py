@@ -136,6 +136,19 @@ def test_a_mark_of_byte_order_is_no_part_of_a_text(tmp_path: Path) -> None:
     assert NpzFile.open(write_npz(tmp_path, label_names=names)).label_names == ("cat", "dog", "sun")
 
 
+def test_labels_that_look_alike_are_the_same(tmp_path: Path) -> None:
+    names = np.array(["cafe\u0301 ", "dog\u200b", "\u00a0sun"])
+    listed = NpzFile.open(write_npz(tmp_path, label_names=names)).label_names
+    assert listed == ("caf\u00e9", "dog", "sun")
+    names = np.array(["cafe\u0301", "dog", "caf\u00e9 "])
+    with refused(
+        InputError, "`label_names`", "entry 2", repr(str(names[2])), "entry 0", repr(str(names[0]))
+    ):
+        NpzFile.open(write_npz(tmp_path, label_names=names))
+    with refused(InputError, "`label_names`", "entry 1", "empty"):
+        NpzFile.open(write_npz(tmp_path, label_names=np.array(["cat", " \u200b", "dog"])))
+
+
 def test_what_lies_beyond_the_count_is_ignored(tmp_path: Path) -> None:
     arrays = make_arrays()
     arrays["features"][0, 1:] = np.nan

@@ -225,9 +225,18 @@ def test_manifest_is_written_only_after_a_change(
 
 
 def test_unchanged_sources_are_not_parsed_again(checkout: Checkout) -> None:
-    checkout.prepare()
-    with mock.patch.dict("stages.prepare._READERS", clear=True):
-        assert "unchanged" in checkout.prepare()
+    """Nor is a table, although notes on it are printed each time."""
+    root = checkout / "data/brought"
+    draw_image(root / "a.jpg")
+    draw_image(root / "b.jpg", 1)
+    (root / "labels.csv").write_text("image,split,cat,dog\na.jpg,train,1,0\nb.jpg,test,0,1\n")
+    checkout.params(brought={"source": "table"})
+    for dataset, note in (("voc", ""), ("brought", "`prepare.brought.labels`")):
+        assert note in checkout.run("--dataset", dataset)[1]
+        with mock.patch.dict("stages.prepare._READERS", clear=True):
+            _, out, _ = checkout.run("--dataset", dataset)
+        assert "unchanged" in out
+        assert note in out
 
 
 def test_failure_keeps_the_last_manifest(checkout: Checkout) -> None:
@@ -291,8 +300,12 @@ def test_photographs_are_found_under_another_form_of_their_names(
     (root / "labels.csv").write_text(table)
     checkout.params(coco={"source": "table"})
     assert checkout.check("coco")[0] == 0
-    _, _, err = checkout.run("--dataset", "coco")
-    assert "2 of 2 listed paths" in err
+    notes = []
+    for options in ((), (), ("--check",)):
+        _, out, _ = checkout.run("--dataset", "coco", *options)
+        notes.append([line for line in out.splitlines() if "2 of 2 listed paths" in line])
+    assert len(notes[0]) == 1
+    assert notes == [notes[0]] * 3
     rows = checkout.manifest("coco").table.to_pylist()
     assert [row["path"] for row in rows] == [f"photos/{name}", "photos/00.jpg"]
     assert [row["image_id"] for row in rows] == [f"photos/{other}", "photos/00"]

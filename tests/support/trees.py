@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline.datasets.check import Findings, check_files
+from pipeline.datasets.disk import find_files
 from pipeline.datasets.frames import place_boxes
 from pipeline.datasets.listing import Listing, listed_manifest
 from pipeline.datasets.manifest import COLUMNS, BoxTable, Manifest, full_counts
-from pipeline.datasets.missing import find_files
 from pipeline.datasets.readers.nuswide import CONCEPTS
 from pipeline.datasets.readers.table import read_table
 from pipeline.datasets.readers.voc import VOCABULARY

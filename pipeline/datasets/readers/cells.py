@@ -5,63 +5,50 @@ Programs write several labels into one cell in many ways. These are read, each f
 - a list, set or tuple in Python's notation, `['cat', 'sofa']`, also as numpy prints an array,
   `['cat' 'sofa']`, or within `array(...)`, `frozenset(...)` and the like;
 - JSON: a list of names, or what labelling tools write. That is an object, or a list of objects,
-  with the names under one of `LABEL_KEYS` or a key that ends with `labels`
-  (`{"choices": ["cat", "sofa"]}`), or an object with a truth value for each name;
+  with the names under certain keys (`values`: `{"choices": ["cat", "sofa"]}`), or an object
+  with a truth value for each name;
 - anything else: names with the separator of the settings between them.
 
-Where most cells are in brackets, but without quotes (`[cat, sofa]`), they are lists too; of few,
-the brackets belong to the name.
+If most cells are in brackets, but without quotes, they are lists too (`[cat, sofa]`). If only few
+cells are, the brackets belong to the name.
 
 Letters: N rows, C labels.
 """
 
 from __future__ import annotations
 
-import ast
-import io
 import json
 import re
-import tokenize
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from tokenize import TokenError
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.datasets.readers.rows import Where, did_you_mean, label_lists, repeats
 from pipeline.datasets.readers.text import FIX_FILE
+from pipeline.datasets.readers.values import BRACKETED, UnclearError, is_number, names_in, parsed
 from pipeline.datasets.spelling import separator_of
 from pipeline.errors import InputError
 from pipeline.formats.encodings import plain_text
 
-LABEL_KEYS = ("choices", "label", "class", "class_name", "category", "tag", "tags", "name", "title")
-"""Keys of an object that hold its label or labels; the first that it has counts."""
+_EMPTY_WORDS = frozenset({"nan", "<na>", "nat", "null", "#n/a"})
+"""What programs write for an empty cell, in lower case; upper and lower case don't matter."""
 
-EMPTY_WORDS = frozenset({"nan", "<na>", "nat", "null", "#n/a"}) | {"None"}
-"""What programs write for an empty cell; those in lower case in any case."""
+_PYTHONS_NONE = "None"
+"""Also an empty cell, but only in this case: `none` may be a label."""
 
-_UNCLEAR_WORDS = EMPTY_WORDS | {"none", "n/a", "na", "-", "--", "?", "nil", "unlabelled"}
+_UNCLEAR_WORDS = _EMPTY_WORDS | {"none", "n/a", "na", "-", "--", "?", "nil", "unlabelled"}
 """What people write for no label, in lower case."""
 
 _MOST_LABELS = np.iinfo(np.int16).max + 1
 
-_QUOTED = r"""(?:'[^'\\]*'|"[^"\\]*")"""
-_PLAIN_LIST = re.compile(rf"\[\s*{_QUOTED}(?:\s*,\s*{_QUOTED})*\s*\]")
-_PRINTED_ARRAY = re.compile(rf"\[\s*{_QUOTED}(?:\s+{_QUOTED})*\s*\]")
-_WRAPPED = re.compile(
-    r"(?:frozenset|set|array|Index|list|tuple)\((.*?)(?:,\s*dtype=[\w.<>'\"]+)?\)", re.DOTALL
-)
-_BRACKETED = re.compile(rf"\[.*\]|\{{.*\}}|\(.*\)|{_WRAPPED.pattern}", re.DOTALL)
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
 _BEGINS_LIST = re.compile(r"""[\[({]\s*['"{\[]""")
 _BARE = re.compile(r"\[([^\[\]{}'\"]*)\]")
-
-
-class _UnclearError(ValueError):
-    """A value is not a list of names; says what it is."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +57,29 @@ class _Cell:
 
     Attributes:
         names: its labels, if the text is a list or JSON, or blank; else None.
+        numeric: whether the text is a list of numbers.
     """
 
     text: str
     row: int
     rows: int
     names: list[str] | None
+    numeric: bool
+
+
+@dataclass(frozen=True)
+class CellLabels:
+    """The labels in N cells.
+
+    Attributes:
+        lists: N lists of names, null where the cell is.
+        listed: (N,) bool: the cell is a list or JSON, so that a separator means nothing in it.
+        notes: on what was read in a special way.
+    """
+
+    lists: pa.ChunkedArray
+    listed: npt.NDArray[np.bool_]
+    notes: list[str]
 
 
 def split_cells(
@@ -84,7 +88,7 @@ def split_cells(
     vocabulary: Sequence[str] | None,
     where: Where,
     block: str,
-) -> tuple[pa.ChunkedArray, list[str]]:
+) -> CellLabels:
     """Read the labels of N cells; a null has none.
 
     Args:
@@ -93,41 +97,50 @@ def split_cells(
         vocabulary: the labels, where the user named them; `nan` can be one.
         block: the block of params.yaml with the settings, for messages.
 
-    Returns:
-        N lists of names, null where the cell is; and notes on what was read in a special way.
-
     Raises:
-        InputError: a cell begins like a list and is none, or is of another form than the others;
-            names its row.
+        InputError: a cell begins like a list and is none, or is of another form than the others, or
+            its meaning is not plain; names its row.
     """
     encoded = cells.combine_chunks().dictionary_encode()
     found = _different_cells(encoded, where)
     listed = [cell for cell in found if cell.names]
-    bare: set[str] = set()
+    bare: dict[str, list[str]] = {}
     notes = []
     if listed:
         _check_forms(found, max(listed, key=lambda cell: cell.rows), where)
+        _check_numbers(listed, where, block)
         notes.append(_note_lists(found, listed, where))
     elif in_brackets := _bare_lists(found):
-        bare = {cell.text for cell in in_brackets}
+        mark = _mark_in(in_brackets, separator)
+        bare = {cell.text: _bare_names(cell.text, mark) for cell in in_brackets}
+        example = max(in_brackets, key=lambda cell: len(bare[cell.text]))
         notes.append(
             f"Brackets in the column of labels ({_number(in_brackets)}) are read as lists with "
-            f"commas: {_example(in_brackets[0], _bare_names(in_brackets[0].text), where)}."
+            f"{mark!r} between the labels: {_example(example, bare[example.text], where)}."
         )
     names: list[list[str]] = []
     for cell in found:
         if cell.names is not None:
             names.append(cell.names)
         elif cell.text in bare:
-            names.append(_bare_names(cell.text))
+            names.append(bare[cell.text])
         elif _is_empty_word(cell.text) and cell.text not in (vocabulary or ()):
             names.append([])
             notes.append(_note_word(cell, where, block))
         else:
-            parts = cell.text.split(separator)
-            names.append([part for part in parts if part] if separator.isspace() else parts)
+            names.append(_split(cell.text, separator))
     lists = pa.array(names, pa.list_(pa.string()))
-    return pa.chunked_array([pc.take(lists, encoded.indices)]), notes
+    of_lists = pa.array([bool(cell.names) for cell in found], pa.bool_())
+    return CellLabels(
+        lists=pa.chunked_array([pc.take(lists, encoded.indices)]),
+        listed=np.asarray(pc.fill_null(pc.take(of_lists, encoded.indices), False)),
+        notes=notes,
+    )
+
+
+def _split(text: str, separator: str) -> list[str]:
+    parts = text.split(separator)
+    return [part for part in parts if part] if separator.isspace() else parts
 
 
 def _different_cells(encoded: pa.DictionaryArray, where: Where) -> list[_Cell]:
@@ -138,7 +151,7 @@ def _different_cells(encoded: pa.DictionaryArray, where: Where) -> list[_Cell]:
     counts = np.bincount(codes[filled])
     texts = (plain_text(text) for text in encoded.dictionary.to_pylist())
     return [
-        _Cell(text, int(row), int(count), _listed(text, int(row), where))
+        _Cell(text, int(row), int(count), *_listed(text, int(row), where))
         for text, row, count in zip(texts, rows, counts, strict=True)
     ]
 
@@ -160,21 +173,25 @@ def _note_word(cell: _Cell, where: Where, block: str) -> str:
 
 
 def _is_empty_word(text: str) -> bool:
-    return text in EMPTY_WORDS or text.lower() in EMPTY_WORDS
+    return text == _PYTHONS_NONE or text.lower() in _EMPTY_WORDS
 
 
-def _listed(text: str, row: int, where: Where) -> list[str] | None:
-    """The names in a list or JSON, none in a blank text; None if the text is something else.
+def _listed(text: str, row: int, where: Where) -> tuple[list[str] | None, bool]:
+    """The names in a list or JSON, none in a blank text; and whether it is a list of numbers.
+
+    The names are None if the text is something else.
 
     Raises:
         InputError: it begins like one, but can't be read.
     """
     if not text:
-        return []
+        return [], False
     try:
-        if _BRACKETED.fullmatch(text):
-            return _names(_value(text))
-    except _UnclearError as error:
+        if BRACKETED.fullmatch(text):
+            value = parsed(text)
+            numeric = isinstance(value, list | tuple | set) and any(map(is_number, value))
+            return names_in(value), numeric
+    except UnclearError as error:
         raise InputError(
             f"{where(row)}: the labels are {text!r}: {error}. Expected a list of names, such as "
             '["cat", "sofa"].',
@@ -189,81 +206,46 @@ def _listed(text: str, row: int, where: Where) -> list[str] | None:
             'Expected quotes around each name and commas between them, such as ["cat", "sofa"].',
             FIX_FILE,
         )
-    return None
+    return None, False
 
 
-def _value(text: str) -> object:
-    """The value of a list or object in the notation of JSON, Python or numpy.
-
-    Raises:
-        ValueError, SyntaxError, TypeError, RecursionError, MemoryError, TokenError: it is none.
-    """
-    if _PLAIN_LIST.fullmatch(text) or _PRINTED_ARRAY.fullmatch(text):
-        return [quoted[1:-1] for quoted in re.findall(_QUOTED, text)]
-    try:
-        return json.loads(text)
-    except ValueError:
-        pass
-    if wrapped := _WRAPPED.fullmatch(text):
-        return _value(wrapped[1]) if wrapped[1].strip() else []
-    kinds = [
-        token.type
-        for token in tokenize.generate_tokens(io.StringIO(text).readline)
-        if token.type not in (tokenize.NL, tokenize.NEWLINE)
-    ]
-    strings = (tokenize.STRING, tokenize.STRING)
-    if strings in pairwise(kinds):  # Python would make one text of the two
-        raise ValueError(text)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)  # about backslashes
-        value = ast.literal_eval(text)
-    if not isinstance(value, str | list | tuple | set | dict):
-        raise ValueError(text)  # a number in brackets
-    return value
+def _mark_in(in_brackets: Iterable[_Cell], separator: str) -> str:
+    """What separates labels in brackets: the separator of the settings if it occurs, or a comma."""
+    texts = [cell.text[1:-1].strip() for cell in in_brackets]
+    if separator.isspace() and any("," in text for text in texts):
+        return ","
+    return separator if any(separator in text for text in texts) else ","
 
 
-def _names(value: object) -> list[str]:
-    """The names in a value that was read from a cell.
-
-    Raises:
-        _UnclearError: it has something else.
-    """
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, dict):
-        return _names_of_object(value)
-    if isinstance(value, list | tuple | set):
-        items = sorted(value, key=str) if isinstance(value, set) else list(value)
-        if len(items) > 1 and all(item in (0, 1) for item in items):
-            raise _UnclearError(
-                "it has 0 and 1 in place of names. Write one column per label instead, with its "
-                "name in the header"
-            )
-        if nested := [item for item in items if isinstance(item, list | tuple | set)]:
-            raise _UnclearError(f"the list has the list {nested[0]!r} in it")
-        return [name for item in items for name in _names(item)]
-    if isinstance(value, int) and not isinstance(value, bool):
-        return [str(value)]
-    raise _UnclearError(f"{value!r} is not a name")
-
-
-def _names_of_object(value: dict[object, object]) -> list[str]:
-    keys = [str(key) for key in value]
-    key = next((key for key in LABEL_KEYS if key in value), None)
-    if key is None:
-        key = next((key for key in keys if key.endswith("labels")), None)
-    if key is not None:
-        return _names(value[key])
-    if all(flag in (0, 1) for flag in value.values()):
-        return [str(name) for name, flag in value.items() if flag]
-    if "value" in value:  # Label Studio's JSON
-        return _names(value["value"])
-    raise _UnclearError(f"the object has the keys {keys}, and none of {', '.join(LABEL_KEYS)}")
-
-
-def _bare_names(text: str) -> list[str]:
+def _bare_names(text: str, mark: str) -> list[str]:
     inner = text[1:-1].strip()
-    return inner.split(",") if inner else []
+    return _split(inner, mark) if inner else []
+
+
+def _check_numbers(listed: Sequence[_Cell], where: Where, block: str) -> None:
+    """Refuse lists of numbers that are not the numbers of classes.
+
+    They are 0 and 1 for each label if that is all they hold, and all have the same length.
+    """
+    numeric = [cell for cell in listed if cell.numeric]
+    if not numeric:
+        return
+    first, names = numeric[0], next((cell for cell in listed if not cell.numeric), None)
+    if names:
+        raise InputError(
+            f"{where(first.row)}: the labels are {first.text!r}, expected a list of names such as "
+            f"{names.text!r} in {where(names.row)}.",
+            f"Write names in each row, or numbers in each row. {FIX_FILE}",
+        )
+    lengths = {len(cell.names or ()) for cell in numeric}
+    values = {name for cell in numeric for name in cell.names or ()}
+    if len(lengths) == 1 and max(lengths) > 1 and values <= {"0", "1"}:
+        raise InputError(
+            f"{where(first.row)}: the labels are {first.text!r}: as in all rows, 0 and 1 in place "
+            "of names. Expected a list of names, or of the numbers of the labels.",
+            "Write one column per label instead, with its name in the header, and set "
+            f"`{block}.labels` to the list of these columns.",
+        )
 
 
 def _check_forms(found: Iterable[_Cell], listed: _Cell, where: Where) -> None:
@@ -309,7 +291,11 @@ def _example(cell: _Cell, names: Sequence[str], where: Where) -> str:
 
 
 def encode_labels(
-    labels: pa.ChunkedArray, vocabulary: Sequence[str] | None, where: Where, source: str
+    labels: pa.ChunkedArray,
+    vocabulary: Sequence[str] | None,
+    where: Where,
+    source: str,
+    listed: npt.NDArray[np.bool_] | None = None,
 ) -> tuple[tuple[str, ...], pa.ListArray]:
     """Encode label names as numbers. Names that look alike are one (`plain_text`).
 
@@ -318,6 +304,7 @@ def encode_labels(
         vocabulary: all names in their order; None for the names in ``labels``, sorted by code
             point.
         source: where the vocabulary is from, for the message.
+        listed: as in `CellLabels`, for the message; None if no row is a text with a separator.
 
     Returns:
         the vocabulary; and the label numbers of each row, ascending and without repetition.
@@ -345,10 +332,11 @@ def encode_labels(
         name = spellings[codes[entry]]
         remedy = f"Fix the file, or add the label there.{did_you_mean(name, known)}"
         if mark := separator_of(name, known):
-            remedy = (
-                f"It has several labels of it. If {mark!r} separates them, set `separator: "
-                f"{json.dumps(mark)}` in the same block of params.yaml."
-            )
+            remedy = f"It is made of labels that are. If {mark!r} separates them, "
+            if listed is None or listed[rows[entry]]:
+                remedy += f"make each an entry of the list. {FIX_FILE}"
+            else:
+                remedy += f"set `separator: {json.dumps(mark)}` in the same block of params.yaml."
         raise InputError(
             f"{where(int(rows[entry]))}: the label {name!r} is not in {source}.", remedy
         )
@@ -365,7 +353,7 @@ def encode_labels(
 def notes_on_names(
     vocabulary: Sequence[str], labels: pa.ListArray, where: Where, setting: str
 ) -> list[str]:
-    """Note labels that may mean that there is none, and labels that are 0 and 1.
+    """Note labels that may mean that there is none, and labels that are numbers.
 
     Args:
         vocabulary: their names.
@@ -373,13 +361,20 @@ def notes_on_names(
         where: the position of a row.
         setting: what to set if the column holds 0 and 1.
     """
-    if set(vocabulary) <= {"0", "1", "0.0", "1.0"}:
+    lengths = np.asarray(pc.list_value_length(labels))
+    if set(vocabulary) <= {"0", "1", "0.0", "1.0"} and lengths.max() <= 1:
         return [
             f"The labels are {' and '.join(map(repr, vocabulary))}. If 1 says that an image has "
             "the label that the column is named after, and 0 that it does not, set "
             f"`{setting}`."
         ]
-    rows = np.repeat(np.arange(len(labels)), np.asarray(pc.list_value_length(labels)))
+    if all(_NUMBER.fullmatch(name) for name in vocabulary):
+        shown = ", ".join(map(repr, vocabulary[:3])) + (", ..." if len(vocabulary) > 3 else "")
+        return [
+            f"All labels are numbers ({shown}), which are used as their names. If they stand for "
+            "names, write the names: the labels' vectors are made of them."
+        ]
+    rows = np.repeat(np.arange(len(labels)), lengths)
     numbers = np.asarray(labels.flatten())
     notes = []
     for number, name in enumerate(vocabulary):

@@ -46,7 +46,6 @@ itself must have the same categories, and no image in common.
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from array import array
@@ -61,11 +60,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.datasets.disk import Disk
 from pipeline.datasets.listing import ListedBoxes, Listing, hash_sources, open_source
 from pipeline.datasets.manifest import COLUMNS
 from pipeline.datasets.readers.found import find_photographs
 from pipeline.datasets.readers.json_arrays import JsonArrays
 from pipeline.errors import InputError
+from pipeline.formats.encodings import plain_text
 from pipeline.formats.text import composed
 from pipeline.settings import CocoSettings
 
@@ -75,8 +76,6 @@ _PUBLISHED = r"(train|val|test)20\d\d"  # names of COCO's own splits
 _FIX = "Correct the record, or export the file again."
 _SHOWN = 5  # files that an error names
 _NO_BOX = (math.nan,) * 4
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -102,6 +101,7 @@ class _Instances:
         corners: x0, y0, x1, y1 of each annotation, one after another; nan without a box.
         crowds: 1 for an annotation that is a crowd.
         exchanged: index of the first annotation with a negative size.
+        notes: sentences on what was read in a way that could be wrong.
     """
 
     path: Path
@@ -115,6 +115,7 @@ class _Instances:
     corners: array[float] = field(default_factory=lambda: array("d"))
     crowds: array[int] = field(default_factory=lambda: array("b"))
     exchanged: int | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 def read_coco(root: Path, settings: CocoSettings) -> Listing:
@@ -138,15 +139,18 @@ def read_coco(root: Path, settings: CocoSettings) -> Listing:
     if published:
         for first, second in combinations(files, 2):
             _check_published(first, second)
-    vocabulary = _vocabulary(files)
+    vocabulary, notes = _vocabulary(files)
     prefixed = _share_ids(files)
+    if prefixed:
+        notes.append(prefixed)
     rows: list[dict[str, Any]] = []
-    parts = []
+    parts, disk = [], Disk(root)
     for split, instances in zip(settings.splits, files, strict=True):
         labels, objects = _objects(instances, vocabulary, len(rows))
         parts.append(objects)
         names_of = {image_id: picture.name for image_id, picture in instances.images.items()}
-        paths = find_photographs(root, instances.folder, names_of, instances.path)
+        paths, found = find_photographs(disk, instances.folder, names_of, instances.path)
+        notes += [*instances.notes, *found]
         for number, ((image_id, picture), path) in enumerate(
             zip(instances.images.items(), paths, strict=True)
         ):
@@ -171,6 +175,8 @@ def read_coco(root: Path, settings: CocoSettings) -> Listing:
             classes=np.concatenate([part.classes for part in parts]),
             pixels=np.concatenate([part.pixels for part in parts]),
         ),
+        notes=tuple(notes),
+        disk=disk,
     )
 
 
@@ -197,7 +203,9 @@ def _remedies(root: Path, settings: CocoSettings, published: bool) -> tuple[str,
             f"annotations_*.zip, {archives} there."
         )
         return remedy, remedy
-    files = sorted([*root.glob("*.json"), *root.glob("*/*.json")])
+    files: list[Path] = []
+    if not all((root / annotations_of(root, name)).exists() for name in settings.splits.values()):
+        files = sorted([*root.glob("*.json"), *root.glob("*/*.json")])
     found = ", ".join(str(path.relative_to(root)) for path in files[:_SHOWN])
     return (
         f"Put the file there, or set `prepare.{root.name}.train` and `prepare.{root.name}.test` in "
@@ -225,31 +233,34 @@ def _check_published(first: _Instances, second: _Instances) -> None:
         )
 
 
-def _share_ids(files: Sequence[_Instances]) -> bool:
-    """Whether images of two files have the same id, which is noted."""
+def _share_ids(files: Sequence[_Instances]) -> str:
+    """A note if images of two files have the same id, else an empty text."""
     for first, second in combinations(files, 2):
         if first.images.keys() & second.images.keys():
-            _log.warning(
-                "%s and %s have images of the same id. The image ids are therefore %s.",
-                *(first.path, second.path),
-                " and ".join(f"{instances.folder}/<id>" for instances in files),
+            ids = " and ".join(f"{instances.folder}/<id>" for instances in files)
+            return (
+                f"{first.path} and {second.path} have images of the same id. The image ids are "
+                f"therefore {ids}."
             )
-            return True
-    return False
+    return ""
 
 
-def _vocabulary(files: Sequence[_Instances]) -> dict[str, int]:
-    """The number of each category's name: in the order of the ids, those of training first."""
+def _vocabulary(files: Sequence[_Instances]) -> tuple[dict[str, int], list[str]]:
+    """The number of each category's name: in the order of the ids, those of training first.
+
+    Returns:
+        name -> number; and notes.
+    """
     names: dict[str, int] = {}
+    notes = []
     for instances in files:
         ordered = sorted(instances.categories.items(), key=lambda item: _id_order(item[0]))
         own = [name for _, name in ordered]
         if len(set(own)) < len(own):
             twice = next(name for name, times in Counter(own).items() if times > 1)
-            _log.warning(
-                "%s has categories of the same name, the first is %r. They are one label.",
-                instances.path,
-                twice,
+            notes.append(
+                f"{instances.path} has categories of the same name, the first is {twice!r}. They "
+                "are one label."
             )
         for name in own:
             names.setdefault(name, len(names))
@@ -257,15 +268,15 @@ def _vocabulary(files: Sequence[_Instances]) -> dict[str, int]:
     for other in others:
         if different := set(first.categories.values()) ^ set(other.categories.values()):
             shown = ", ".join(sorted(different)[:_SHOWN])
-            _log.warning(
-                "%s and %s have different categories: only one of them has %s.",
-                *(first.path, other.path, shown),
+            notes.append(
+                f"{first.path} and {other.path} have different categories: only one of them has "
+                f"{shown}."
             )
     if not 1 <= len(names) <= _MOST_LABELS:
         raise InputError(
             f"{first.path} has {len(names)} categories, expected 1 to {_MOST_LABELS}.", _FIX
         )
-    return names
+    return names, notes
 
 
 def _id_order(key: str) -> tuple[bool, int, str]:
@@ -326,10 +337,9 @@ def _check_references(instances: _Instances, rows: np.ndarray, numbers: np.ndarr
             f"{path}: no annotation is of an image that `images` lists. The first is {first}.",
             "Correct `image_id` of the annotations, or `id` of the images.",
         )
-    _log.warning(
-        "%s: %d of %d annotations are of images that it does not list, and are left out. The "
-        "first is %s.",
-        *(path, len(unknown), len(rows), first),
+    instances.notes.append(
+        f"{path}: {len(unknown)} of {len(rows)} annotations are of images that it does not list, "
+        f"and are left out. The first is {first}."
     )
 
 
@@ -356,10 +366,9 @@ def _read_instances(path: Path, folder: str, missing: str, broken: str) -> _Inst
     if lacking:
         raise InputError(f"{path} has no array `{lacking[0]}`.", broken)
     if instances.exchanged is not None:
-        _log.warning(
-            "%s has boxes of negative width or height, the first at annotations[%d]. Their x and y "
-            "are read as another corner.",
-            *(path, instances.exchanged),
+        instances.notes.append(
+            f"{path} has boxes of negative width or height, the first at "
+            f"annotations[{instances.exchanged}]. Their x and y are read as another corner."
         )
     return instances
 
@@ -367,7 +376,7 @@ def _read_instances(path: Path, folder: str, missing: str, broken: str) -> _Inst
 def _add_category(instances: _Instances, record: Any, where: str) -> None:
     number, name = _values(record, ("id", "name"), where)
     key = _key(number, "id", where)
-    name = _name(str(name) if type(name) is int else name, "name", where).strip()
+    name = _name(plain_text(str(name)) if type(name) in (int, str) else name, "name", where)
     if instances.categories.setdefault(key, name) != name:
         raise InputError(
             f"{where}: another category has the same id {key}: {name!r} and "

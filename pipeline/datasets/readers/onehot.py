@@ -8,18 +8,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.datasets.readers.rows import Where
+from pipeline.datasets.readers.rows import Rows, Where
 from pipeline.errors import InputError
 
 _FLAGS = {
     **dict.fromkeys(("1", "1.0", "true", "yes"), 1),
     **dict.fromkeys(("0", "0.0", "false", "no"), 0),
 }
+_SHOWN = 8  # columns that a message names
 _CODING = (
     "Write 1 where the image has the label, and 0 where it has not. (`true` and `false`, and `yes` "
     "and `no`, are read too.)"
@@ -68,51 +70,91 @@ def flags_of(column: pa.ChunkedArray) -> np.ndarray:
     return flags
 
 
+def columns_of_flags(columns: Mapping[str, pa.ChunkedArray]) -> tuple[str, ...]:
+    """The columns that hold only 0 and 1."""
+    return tuple(name for name, column in columns.items() if (flags_of(column) >= 0).all())
+
+
 def guess_columns(
-    columns: Mapping[str, pa.ChunkedArray], where: Where, key: str
+    rows: Rows, columns: Mapping[str, pa.ChunkedArray], unlike: Sequence[str], label: str, key: str
 ) -> tuple[str, ...]:
     """Decide whether a table without a column of labels has one column per label.
 
     Args:
-        columns: all columns but those with the path and the split.
-        key: the setting that names the columns, for the message.
+        rows: of the table, for their positions.
+        columns: all columns but those with the path and the split, and but ``unlike``.
+        unlike: columns that can't hold 0 and 1.
+        label: the column of labels that is missing.
+        key: the setting that names it.
 
     Returns:
         the columns, if all of them hold only 0 and 1, and there are two or more; none if no column
         does.
 
     Raises:
-        InputError: some do and others don't; names the first cell that does not.
+        InputError: some do and others don't, or only one does; or all are in another coding.
     """
-    flags = {name: flags_of(column) for name, column in columns.items()}
-    good = tuple(name for name, found in flags.items() if (found >= 0).all())
-    alike = [name for name, column in columns.items() if name in good or _is_alike(column)]
-    if len(columns) > 1 and len(good) == len(columns):
+    good = columns_of_flags(columns)
+    others = [name for name in columns if name not in good]
+    alike = [name for name in others if _is_alike(columns[name])]
+    if len(good) > 1 and not others and not unlike:
         return good
-    if not good and (len(alike) < len(columns) or len(columns) == 1):
-        return ()
-    shown = yaml_list(good or alike)
-    missing = f"there is no column `{key.rpartition('.')[2]}`"
-    if len(columns) == 1:
-        name = good[0]
+    if good:
+        _refuse_mixed(rows, columns, (good, [*others, *unlike], alike), label, key)
+    if len(alike) == len(columns) > 1 and not unlike:
+        row, found = _first_other(columns[alike[0]])
         raise InputError(
-            f"{where(0)}: {missing}, and the only other column {name!r} holds 0 and 1.",
-            f"If it says whether an image has the label {name!r}, set `{key}: {shown}`. If 0 and 1 "
-            f"are names of labels, set `{key}: {shown[1:-1]}`.",
+            f"{rows.where(row)}: the column {alike[0]!r} is {found!r}. Since the column {label!r} "
+            "is missing, expected 0 or 1, in one column per label.",
+            f"{_CODING} If only some of the columns are labels, set `{key}` to a list of them. If "
+            f"one column holds the names of labels, set `{key}` to its name.",
         )
-    bad = next(name for name in flags if name not in (alike if len(alike) < len(columns) else good))
-    row = int((flags[bad] < 0).argmax())
-    problem = f"{where(row)}: the column {bad!r} is {columns[bad][row].as_py()!r}, but {missing}"
-    if len(alike) == len(columns):
-        raise InputError(
-            f"{problem}, so all other columns are read as one column per label. Expected 0 or 1.",
-            f"{_CODING} If only some of the columns are labels, set `{key}` to a list of them.",
-        )
-    raise InputError(
-        f"{problem}, and others hold 0 and 1, as one column per label does.",
-        f"If these are the labels, set `{key}: {shown}`. If {bad!r} is a label too, write 0 or 1 "
-        f"in each row. If one column holds the names of labels, set `{key}` to its name.",
-    )
+    return ()
+
+
+def _refuse_mixed(
+    rows: Rows,
+    columns: Mapping[str, pa.ChunkedArray],
+    kinds: tuple[Sequence[str], Sequence[str], Sequence[str]],
+    label: str,
+    key: str,
+) -> NoReturn:
+    """Say which columns hold only 0 and 1, as the setting that reads these.
+
+    Args:
+        kinds: the columns that do, those that don't, and those of the latter that are closest.
+    """
+    good, others, alike = kinds
+    setting = f"set `{key}: {yaml_list(good)}`"
+    if len(good) == 1:
+        problem = f"{_shown(good)} holds only 0 and 1"
+        remedy = f"If {good[0]!r} says whether an image has this label, {setting}."
+    else:
+        problem = f"{_shown(good)} hold only 0 and 1"
+        remedy = f"If these are the labels, {setting}. Leave out what is not a label."
+    if others:
+        problem += f", and {_shown(others)} {'do' if len(others) > 1 else 'does'} not"
+    if bad := next((name for name in (*alike, *others) if name in columns), None):
+        row, found = _first_other(columns[bad])
+        problem += f" ({rows.where(row)}: {bad!r} is {found!r})"
+        remedy += f" If {bad!r} is a label too, write 0 or 1 in each row."
+    if others:
+        remedy += f" If one column holds the names of labels, set `{key}` to its name."
+    else:
+        remedy += f" If 0 and 1 are names of labels, set `{key}: {yaml_list(good)[1:-1]}`."
+    raise InputError(f"{rows.file}: the column {label!r} is missing. {problem}.", remedy)
+
+
+def _first_other(column: pa.ChunkedArray) -> tuple[int, str]:
+    """The first cell that is neither 0 nor 1, with its row."""
+    row = int((flags_of(column) < 0).argmax())
+    return row, column[row].as_py() or ""
+
+
+def _shown(names: Sequence[str]) -> str:
+    """Names for a message, of which no more than some are shown."""
+    listed = ", ".join(map(repr, names[:_SHOWN]))
+    return f"{listed} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else listed
 
 
 def _is_alike(column: pa.ChunkedArray) -> bool:

@@ -36,10 +36,9 @@ _LINES = re.compile(r"[^\r]*\r(?!\n)|.+", re.DOTALL)
 _CSV_BATCH = 1 << 16
 """Rows that are Python objects at the same time."""
 
+_STRINGS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 _TEXTS = (
-    pa.types.is_string,
-    pa.types.is_large_string,
-    pa.types.is_string_view,
+    *_STRINGS,
     pa.types.is_binary,
     pa.types.is_large_binary,
     pa.types.is_binary_view,
@@ -81,15 +80,32 @@ class Rows:
 
     def where(self, row: int) -> str:
         """The file and the position of a row."""
-        return f"{self.file}, {self.unit} {self.table.column('position')[row].as_py()}"
+        return f"{self.file}, {self._position(row)}"
+
+    def place(self, row: int) -> str:
+        """The name of the file, and the position of a row."""
+        return f"{self.file.name}, {self._position(row)}"
+
+    def _position(self, row: int) -> str:
+        return f"{self.unit} {self.table.column('position')[row].as_py()}"
 
 
-def read_header(file: Path, remedy: str) -> list[str]:
-    """Read the names of a table's columns; arguments and errors as for `read_csv`."""
+def read_header(file: Path, remedy: str) -> tuple[list[str], set[str]]:
+    """Read the names of a table's columns; and which of them have texts, numbers or truth values.
+
+    Arguments and errors as for `read_csv`.
+    """
     if file.suffix.lower() == ".parquet":
         with _open_parquet(file, remedy) as parquet:
-            return [plain_text(name) for name in parquet.schema_arrow.names]
-    return _header(file, _csv_records(file, remedy))
+            fields = [(plain_text(field.name), field.type) for field in parquet.schema_arrow]
+            return [name for name, _ in fields], {name for name, kind in fields if _is_plain(kind)}
+    header = _header(file, _csv_records(file, remedy))
+    return header, set(header)
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return _is_one((*_STRINGS, *_NUMBERS), kind)
 
 
 def read_csv(
@@ -99,7 +115,7 @@ def read_csv(
     hints: Mapping[str, str] | None = None,
     block: str | None = None,
 ) -> Rows:
-    """Read columns of a CSV file with a header; empty lines are skipped.
+    """Read columns of a CSV file with a header; empty lines and rows of empty cells are skipped.
 
     Cells are separated by commas or, where the header has none, by semicolons or tabs. Where each
     cell of the header but the first begins with a blank, so do the cells of the rows. The parser is
@@ -120,17 +136,25 @@ def read_csv(
     """
     records = _csv_records(file, remedy)
     header = _header(file, records)
-    _check_header(file, header, columns, hints or {}, block)
+    check_header(file, header, columns, hints or {}, block)
     indices = [header.index(name) for name in columns.values()]
     tables = []
     while batch := list(islice(records, _CSV_BATCH)):
         for line, cells in batch:
             if len(cells) != len(header):
+                remedy = (
+                    "Put double quotes around a cell that contains the mark between cells, such "
+                    f"as a comma. {FIX_FILE}"
+                )
+                if len(cells) == len(header) + 1 and cells[0] == "1":  # R numbers rows from 1
+                    remedy += (
+                        " If R wrote it with the names of its rows, write it again with "
+                        "`row.names = FALSE`."
+                    )
                 raise InputError(
                     f"{file}, line {line}: the row has {len(cells)} cells, expected {len(header)} "
                     "as in the header.",
-                    "Put double quotes around a cell that contains the mark between cells, such "
-                    f"as a comma. {FIX_FILE}",
+                    remedy,
                 )
         lines = {"position": [line for line, _ in batch]}
         texts = {
@@ -151,7 +175,7 @@ def _header(file: Path, records: Iterator[tuple[int, list[str]]]) -> list[str]:
 
 
 def _csv_records(file: Path, remedy: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the first line and the cells of each record that is not an empty line."""
+    """Yield the first line and the cells of each record that is not empty."""
     # A carriage return alone ends a line, too, in files of an old Mac.
     lines = (part for line in text_lines(file, remedy) for part in _LINES.findall(line))
     start: list[str] = []
@@ -163,7 +187,8 @@ def _csv_records(file: Path, remedy: str) -> Iterator[tuple[int, list[str]]]:
         if text.strip():
             break
     header = start[-1] if start else ""
-    mark = said or next((mark for mark in ",;\t" if mark in header), ",")
+    unquoted = re.sub('"[^"]*"', "", header)
+    mark = said or next((mark for mark in ",;\t" if mark in unquoted), ",")
     _, *others = header.split(mark)
     reader = csv.reader(
         chain(start, lines),
@@ -174,7 +199,7 @@ def _csv_records(file: Path, remedy: str) -> Iterator[tuple[int, list[str]]]:
     line = 1
     try:
         for cells in reader:
-            if cells:
+            if any(cells):  # a spreadsheet writes only marks for an empty row
                 yield line, cells
             line = reader.line_num + 1
     except csv.Error as error:
@@ -183,7 +208,7 @@ def _csv_records(file: Path, remedy: str) -> Iterator[tuple[int, list[str]]]:
         ) from error
 
 
-def _check_header(
+def check_header(
     file: Path,
     header: Sequence[str],
     columns: Mapping[str, str],
@@ -196,16 +221,18 @@ def _check_header(
         return
     absent = [name for name in wrong.values() if name not in header]
     problems = []
-    for name in wrong.values():
+    for name in dict.fromkeys(wrong.values()):
         if name not in absent:
-            problems.append(f"the column {name!r} appears more than once")
+            problems.append(f"the column {name!r} appears {header.count(name)} times")
             continue
         close = _closest(name, header)
         problems.append(
             f"the column {name!r} is missing" + (f" (perhaps it is {close!r})" if close else "")
         )
     remedy = "Rename it" if len(wrong) == 1 else "Rename them"
-    if block is None:
+    if not absent:
+        remedy = "Rename or remove one of them in the file."
+    elif block is None:
         remedy += " in the file."
     else:
         keys = list(dict.fromkeys(f"`{block}.{key.partition('.')[0]}`" for key in wrong))
@@ -226,7 +253,7 @@ def read_parquet(
     with _open_parquet(file, remedy) as parquet:
         names = parquet.schema_arrow.names
         header = [plain_text(name) for name in names]
-        _check_header(file, header, columns, hints, block)
+        check_header(file, header, columns, hints, block)
         stored = {key: names[header.index(name)] for key, name in columns.items()}
         table = parquet.read(columns=list(stored.values()))
         table.validate(full=True)  # texts may not be UTF-8
@@ -282,6 +309,8 @@ def _as_text(file: Path, name: str, column: pa.ChunkedArray, key: str) -> pa.Chu
         return column.cast(target)
     expected = "text or lists of text" if lists else "text"
     remedy = "Write the column again, or name another column in params.yaml."
+    if lists:
+        remedy = "Write the names of the labels, as text, or name another column in params.yaml."
     if lists and numeric:
         remedy += f" If it says whether an image has the label {name!r}, set `labels: [{name}]`."
     raise InputError(

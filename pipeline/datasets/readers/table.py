@@ -1,8 +1,8 @@
 """Any data set from one table. This is how users bring their own.
 
 The file is CSV (UTF-8, with or without a byte order mark; with a header; commas, semicolons or tabs
-between cells; quotes as in RFC 4180) or Parquet, by the suffix of its name. The settings name its
-columns, and others are ignored:
+between the cells of all lines; quotes as in RFC 4180) or Parquet, by the suffix of its name. The
+settings name its columns, and others are ignored:
 
 - the image's path, relative to the folder ``images`` of the settings or, without one, to
   data/<dataset>/, with forward slashes. Without a leading ``./``, it is also the image's id;
@@ -29,20 +29,23 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.datasets.listing import Listing, hash_sources
 from pipeline.datasets.manifest import Split
 from pipeline.datasets.readers.cells import encode_labels, notes_on_names, split_cells
-from pipeline.datasets.readers.onehot import guess_columns, read_flags, yaml_list
+from pipeline.datasets.readers.onehot import columns_of_flags, guess_columns, read_flags, yaml_list
 from pipeline.datasets.readers.rows import (
     Rows,
+    check_header,
     check_paths,
     image_codes,
     join_folder,
@@ -57,11 +60,15 @@ from pipeline.datasets.readers.rows import (
 from pipeline.datasets.spelling import packed_labels
 from pipeline.errors import InputError
 from pipeline.formats.encodings import plain_text
+from pipeline.formats.text import composed
 from pipeline.settings import TableSettings
 
 _SPLIT_WORDS: dict[str, Split] = {"train": "train", "val": "val", "test": "test"}
 _SUFFIXES = (".csv", ".tsv", ".parquet")
 _SHOWN = 5  # columns that a note names
+
+_UNNAMED = re.compile(r"|Unnamed: \d+(\.\d+)*|(__index_)?level_\d+(__)?|index", re.IGNORECASE)
+"""Columns without a name, as pandas calls them: they hold the number of a row, or nothing."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,7 @@ class _Labels:
         vocabulary: their names.
         numbers: N lists of label numbers.
         flags: whether each label has a column of its own.
+        listed: as in `CellLabels`; None where no cell was split.
         notes: on how they were read.
     """
 
@@ -79,6 +87,7 @@ class _Labels:
     numbers: pa.ListArray = field(repr=False)
     flags: bool
     notes: list[str]
+    listed: npt.NDArray[np.bool_] | None = field(default=None, repr=False)
 
 
 def read_table(root: Path, settings: TableSettings) -> Listing:
@@ -94,8 +103,8 @@ def read_table(root: Path, settings: TableSettings) -> Listing:
     check_paths(images, rows.where)
     labels = _read_labels(rows, columns, root, settings)
     splits = _splits(images, rows, settings)
-    places = _places(rows, labels)
-    notes = [*labels.notes, *_note_packed(rows, labels, places, root, settings)]
+    first_rows = _first_rows(labels)
+    notes = [*labels.notes, *_note_packed(rows, images, labels, first_rows, root, settings)]
     repeated = repeats(image_codes(images))
     numbers = labels.numbers
     if repeated.any():
@@ -108,7 +117,7 @@ def read_table(root: Path, settings: TableSettings) -> Listing:
         sources=hash_sources(root, [settings.file]),
         table=listing_table(images, join_folder(settings.images, images), splits, numbers),
         notes=tuple(notes),
-        places=places,
+        places={name: rows.place(row) for name, row in first_rows.items()},
     )
 
 
@@ -132,7 +141,7 @@ def _read_rows(root: Path, settings: TableSettings) -> tuple[Rows, tuple[str, ..
             "the test split."
         )
     remedy = f"Put the table there, or set `{block}.file` in params.yaml to its path below {root}."
-    header = read_header(file, remedy)
+    header, plain = read_header(file, remedy)
     if settings.test_share is not None and plain_text(settings.split) in header:
         raise InputError(
             f"{file} has a column {settings.split!r}, but `{block}.test_share` in params.yaml asks "
@@ -142,6 +151,7 @@ def _read_rows(root: Path, settings: TableSettings) -> tuple[Rows, tuple[str, ..
 
     def read(labels: Mapping[str, str]) -> Rows:
         columns = {**names, **labels}
+        check_header(file, header, columns, hints, block)
         _check_uses(columns, block)
         if file.suffix.lower() == ".parquet":
             return read_parquet(file, columns, remedy, hints, block)
@@ -156,9 +166,15 @@ def _read_rows(root: Path, settings: TableSettings) -> tuple[Rows, tuple[str, ..
         f"`{block}.labels` to the list of these columns."
     )
     others = _others(header, (*names.values(), plain_text(settings.split)), label)
-    if others and all(header.count(name) == 1 for name in names.values()):
-        rows = read(_keys(others))
-        guessed = guess_columns(_columns(rows, others), rows.where, f"{block}.labels")
+    once = tuple(name for name in others if name in plain and header.count(name) == 1)
+    if once and all(header.count(name) == 1 for name in names.values()):
+        rows = read(_keys(once))
+        flags = _columns(rows, once)
+        twice = [name for name in others if header.count(name) > 1]
+        if twice and columns_of_flags(flags):
+            read(_keys(twice))  # which says so
+        unlike = list(dict.fromkeys(name for name in others if name not in once))
+        guessed = guess_columns(rows, flags, unlike, label, f"{block}.labels")
         if guessed:
             return rows, guessed
     return read({"labels": label}), ()
@@ -177,9 +193,7 @@ def _others(header: Sequence[str], used: Sequence[str], label: str) -> tuple[str
     """The columns that may be labels, where the column of labels is missing and not misspelt."""
     if label in header or len(difflib.get_close_matches(label, header, n=2)) == 1:
         return ()
-    # pandas writes the number of a row in a column without a name.
-    unnamed = ("", "Unnamed: 0", "__index_level_0__", "index")
-    return tuple(name for name in header if name not in (*used, *unnamed))
+    return tuple(name for name in header if name not in used and not _UNNAMED.fullmatch(name))
 
 
 def _check_uses(columns: Mapping[str, str], block: str) -> None:
@@ -188,10 +202,10 @@ def _check_uses(columns: Mapping[str, str], block: str) -> None:
     for key, name in columns.items():
         setting = f"`{block}.{key.partition('.')[0]}`"
         if name in keys:
-            raise InputError(
-                f"{keys[name]} and {setting} both name the column {name!r}.",
-                "Set each to a column of its own in params.yaml.",
-            )
+            both = f"{keys[name]} and {setting} both name the column {name!r}."
+            if keys[name] == setting:
+                both = f"{setting} names the column {name!r} twice."
+            raise InputError(both, "Name each column once in params.yaml.")
         keys[name] = setting
 
 
@@ -216,44 +230,52 @@ def _read_labels(
             lists, settings.vocabulary or columns, rows.where, source
         )
         return _Labels(vocabulary, numbers, True, notes)
-    cells, notes = rows.table.column("labels"), []
+    cells, listed, notes = rows.table.column("labels"), None, []
     if pa.types.is_string(cells.type):
         block = f"prepare.{root.name}"
-        cells, notes = split_cells(
-            cells, settings.separator, settings.vocabulary, rows.where, block
-        )
-    vocabulary, numbers = encode_labels(cells, settings.vocabulary, rows.where, source)
+        split = split_cells(cells, settings.separator, settings.vocabulary, rows.where, block)
+        cells, listed, notes = split.lists, split.listed, split.notes
+    vocabulary, numbers = encode_labels(cells, settings.vocabulary, rows.where, source, listed)
     setting = f"prepare.{root.name}.labels: {yaml_list([settings.labels])}"
     notes += notes_on_names(vocabulary, numbers, rows.where, setting)
-    return _Labels(vocabulary, numbers, False, notes)
+    return _Labels(vocabulary, numbers, False, notes, listed)
 
 
-def _places(rows: Rows, labels: _Labels) -> dict[str, str]:
-    """The position of the first row with each label."""
+def _first_rows(labels: _Labels) -> dict[str, int]:
+    """The first row with each label."""
     entries = np.repeat(np.arange(len(labels.numbers)), _lengths(labels.numbers))
     numbers, firsts = np.unique(np.asarray(labels.numbers.flatten()), return_index=True)
-    positions = rows.table.column("position")
     return {
-        labels.vocabulary[
-            number
-        ]: f"{rows.file.name}, {rows.unit} {positions[int(entries[first])].as_py()}"
+        labels.vocabulary[number]: int(entries[first])
         for number, first in zip(numbers, firsts, strict=True)
     }
 
 
 def _note_packed(
-    rows: Rows, labels: _Labels, places: Mapping[str, str], root: Path, settings: TableSettings
+    rows: Rows,
+    images: pa.ChunkedArray,
+    labels: _Labels,
+    first_rows: Mapping[str, int],
+    root: Path,
+    settings: TableSettings,
 ) -> list[str]:
     """Note labels that may be several, with another separator than that of the settings."""
-    packed = packed_labels(labels.vocabulary)
-    of_names = rows.table.column_names.count("labels") and settings.vocabulary is None
-    if packed is None or not of_names:
+    if labels.flags or settings.vocabulary is not None:
         return []
-    mark, names = packed
+    mark, names = packed_labels(labels.vocabulary) or (",", [])
+    # Where no image has two labels, the separator of the settings may be the wrong one.
+    if not names and not repeats(image_codes(images)).any() and _lengths(labels.numbers).max() < 2:
+        names = [name for name in labels.vocabulary if re.search(r"[^\s,],\s*[^\s,]", name)]
+    if not names:
+        return []
+    row = first_rows[names[0]]
+    if labels.listed is None or labels.listed[row]:
+        remedy = "make each label an entry of its own in the list."
+    else:
+        remedy = f"set `prepare.{root.name}.separator: {json.dumps(mark)}` in params.yaml."
     return [
         f"{len(names)} of {len(labels.vocabulary)} labels contain {mark!r}, and each may be "
-        f"several labels: {names[0]!r} ({places[names[0]]}). If {mark!r} separates labels, set "
-        f"`prepare.{root.name}.separator: {json.dumps(mark)}` in params.yaml."
+        f"several labels: {names[0]!r} ({rows.place(row)}). If {mark!r} separates labels, {remedy}"
     ]
 
 
@@ -326,13 +348,17 @@ def _splits(images: pa.ChunkedArray, rows: Rows, settings: TableSettings) -> pa.
         raise InputError(
             f"{rows.file}: with `test_share: {settings.test_share}`, {sum(tests)} of {len(tests)} "
             "images are in the test split. Expected some in each split.",
-            f"Change it, or add a column {settings.split!r} with `train` or `test` in each row.",
+            f"Change it, or remove it and add a column {settings.split!r} with `train` or `test` "
+            "in each row.",
         )
     return pa.chunked_array([["test" if test else "train" for test in tests]])
 
 
 def hash_fraction(path: str) -> float:
-    """A number in [0,1), uniform over paths: the first 8 bytes of sha256 as a fraction."""
-    digest = hashlib.sha256(path.encode()).digest()
+    """A number in [0,1), uniform over paths: the first 8 bytes of sha256 as a fraction.
+
+    Paths that differ only in their Unicode form have one number, since they are one image.
+    """
+    digest = hashlib.sha256(composed(path).encode()).digest()
     # A float has 53 bits: with all 64, the largest fraction would be rounded to 1.
     return (int.from_bytes(digest[:8], "big") >> 11) / (1 << 53)

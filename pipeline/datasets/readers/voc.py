@@ -34,7 +34,6 @@ Such data sets name their vocabulary in the settings.
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -46,6 +45,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pyarrow as pa
 
+from pipeline.datasets.disk import Disk, is_inside, without_suffix
 from pipeline.datasets.listing import (
     ListedBoxes,
     Listing,
@@ -54,9 +54,8 @@ from pipeline.datasets.listing import (
     read_source,
 )
 from pipeline.datasets.manifest import COLUMNS, Split
-from pipeline.datasets.missing import file_names
-from pipeline.datasets.readers.found import FoundFiles, is_inside, without_suffix
 from pipeline.errors import InputError
+from pipeline.formats.encodings import plain_text
 from pipeline.formats.text import composed
 from pipeline.settings import VocSettings
 
@@ -90,8 +89,6 @@ _SHOWN = 5  # lists that an error names
 
 _NOT_DIFFICULT = ("", "unspecified", "false", "no", "none")
 _DIFFICULT = ("true", "yes")
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -128,7 +125,7 @@ def read_voc(root: Path, settings: VocSettings) -> Listing:
         InputError: a file breaks the format; names the file and the line or object.
     """
     devkit = _Devkit(root, settings)
-    vocabulary = tuple(map(composed, settings.vocabulary or VOCABULARY))
+    vocabulary = tuple(map(plain_text, settings.vocabulary or VOCABULARY))
     numbers = {name: number for number, name in enumerate(vocabulary)}
     sources = [f"{devkit.lists}/{name}.txt" for name in settings.splits.values()]
     ids: dict[str, Split] = {}
@@ -139,7 +136,6 @@ def read_voc(root: Path, settings: VocSettings) -> Listing:
         for image_id, image in images.items():
             _read_annotation(devkit.annotation(image_id), image, numbers, devkit)
         sources += devkit.annotation_folders(images)
-        _note_exchanged([image_id for image_id, image in images.items() if image.exchanged])
     else:
         for split, name in settings.splits.items():
             of_split = {key: image for key, image in images.items() if ids[key] == split}
@@ -164,6 +160,8 @@ def read_voc(root: Path, settings: VocSettings) -> Listing:
         sources=hash_sources(root, sources),
         table=pa.Table.from_pylist(rows, schema=COLUMNS),
         boxes=_listed_boxes(images) if settings.labels == "annotations" else None,
+        notes=_note_exchanged([image_id for image_id, image in images.items() if image.exchanged]),
+        disk=devkit.disk,
     )
 
 
@@ -187,14 +185,16 @@ def _listed_boxes(images: dict[str, _Image]) -> ListedBoxes:
     )
 
 
-def _note_exchanged(image_ids: list[str]) -> None:
-    if image_ids:
-        _log.warning(
-            "In %d of the annotations, first in %s.xml, xmin is greater than xmax, or ymin than "
-            "ymax. These boxes are read as two opposite corners in another order.",
-            len(image_ids),
-            image_ids[0],
-        )
+def _note_exchanged(image_ids: list[str]) -> tuple[str, ...]:
+    """A note on images of which corners are in another order, if there are any."""
+    if not image_ids:
+        return ()
+    first = f"In {image_ids[0]}.xml"
+    where = first if len(image_ids) == 1 else f"{first} and {len(image_ids) - 1} more annotations"
+    return (
+        f"{where}, xmin is greater than xmax, or ymin than ymax. These boxes are read as two "
+        "opposite corners in another order.",
+    )
 
 
 # --- files and lists -----------------------------------------------------------------------------
@@ -204,6 +204,7 @@ class _Devkit:
     """The folders of the layout, and the images that its lists name.
 
     Attributes:
+        disk: the files of the data set.
         lists: the folder of the lists, relative to the data set's root.
         remedy: of errors about missing files: which folders must be where.
         broken: the remedy of errors about annotations that are not XML.
@@ -218,25 +219,33 @@ class _Devkit:
         self._root = root
         self._annotations = folder / "Annotations"
         self._photographs = folder / "JPEGImages"
-        self._files = FoundFiles(root)
+        self.disk = Disk(root)
 
     def annotation(self, image_id: str) -> Path:
         """The XML file of an image, whether it exists or not."""
         path = f"{self._annotations}/{image_id}.xml"
-        return self._root / (self._files.path(path) or path)
+        return self._root / (self.disk.file(path) or path)
 
     def annotation_remedy(self, name: str) -> str:
         """The remedy of errors about an image's XML file that is missing, by the file's name."""
         if self._own:
             return (
                 "Put the file there, or remove the line from the list. A photograph without "
-                f"labels needs a file without <object>.{self._files.hint(self._annotations, name)}"
+                f"labels needs a file without <object>.{self._other_case(name)}"
             )
         return self.remedy
 
+    def _other_case(self, name: str) -> str:
+        """A sentence about an XML file of the same name in other letters, after a blank."""
+        for other in self.disk.names(str(self._annotations)):
+            if other != name and other.casefold() == name.casefold():
+                return f" There is {self._annotations / other}: correct upper and lower case."
+        return ""
+
     def annotation_folders(self, image_ids: Iterable[str]) -> list[str]:
         """The folders of the XML files of some images, relative to the data set's root."""
-        folders = {str((self._annotations / image_id).parent) for image_id in image_ids}
+        files = (self.annotation(image_id).relative_to(self._root) for image_id in image_ids)
+        folders = {file.parent.as_posix() for file in files}
         return sorted(folders | {str(self._annotations)})
 
     def photograph(self, image_id: str) -> str:
@@ -246,17 +255,8 @@ class _Devkit:
             InputError: several files can be meant.
         """
         path = f"{self._photographs}/{image_id}"
-        found = self._files.path(f"{path}.jpg")
-        if found:
-            return found
-        photographs = self._files.photographs(path)
-        if len(photographs) > 1:
-            raise InputError(
-                f"{self._root}: the image {image_id} can be {photographs[0]} or {photographs[1]}, "
-                "expected one photograph of this name.",
-                "Move the other one to another folder.",
-            )
-        return photographs[0] if photographs else f"{path}.jpg"
+        usual = path if self.disk.is_photograph(path) else f"{path}.jpg"
+        return self.disk.file(f"{path}.jpg") or self.disk.find(path) or usual
 
     def read_ids(self, path: Path, split: Split, ids: dict[str, Split]) -> None:
         """Add the image ids of a split to ``ids``."""
@@ -318,14 +318,14 @@ class _Devkit:
         texts = [line, re.sub(r"\s+1$", "", line)] if columns else [line]
         readings = [reading for text in dict.fromkeys(texts) for reading in self._readings(text)]
         for reading in readings:
-            if self._files.path(f"{self._annotations}/{reading}.xml") or self._files.photographs(
+            if self.disk.file(f"{self._annotations}/{reading}.xml") or self.disk.photographs(
                 f"{self._photographs}/{reading}"
             ):
                 return composed(reading)
         if not is_inside(line):
             return None
         for reading in readings:
-            if re.fullmatch(r"[\w./-]+", reading) and not self._files.is_photograph(reading):
+            if re.fullmatch(r"[\w./-]+", reading) and not self.disk.is_photograph(reading):
                 return composed(reading)
         return None
 
@@ -336,12 +336,13 @@ class _Devkit:
         for name in dict.fromkeys([path, inner, path.rpartition("/")[2]]):
             if is_inside(name):
                 yield name
-                if self._files.is_photograph(name):
+                if self.disk.is_photograph(name):
                     yield without_suffix(name)
 
     def _list_remedy(self, path: Path) -> str:
         """The remedy of errors about a list; names the lists that there are in its place."""
-        lists = [name for name in sorted(file_names(path.parent)) if name.endswith(".txt")]
+        names = self.disk.names(path.parent.relative_to(self._root).as_posix())
+        lists = [name for name in names if name.endswith(".txt")]
         if not lists or path.name in lists:
             return self.remedy
         return (
@@ -391,7 +392,7 @@ def _parse(content: bytes) -> ElementTree.Element:
         root = ElementTree.fromstring(content, ElementTree.XMLParser(target=_TreeBuilder()))
     except _DocumentType:
         raise
-    except (ElementTree.ParseError, ValueError) as error:
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
         declared = re.match(rb"<\?xml[^>]*encoding\s*=\s*[\"']([\w.-]+)", content)
         if declared is None:
             raise
@@ -409,7 +410,7 @@ def _parse_text(content: bytes, declared: str, error: Exception) -> ElementTree.
             return ElementTree.fromstring(text, ElementTree.XMLParser(target=_TreeBuilder()))
         except _DocumentType:
             raise
-        except (ElementTree.ParseError, ValueError):
+        except (ElementTree.ParseError, ValueError, LookupError):  # of an unknown encoding
             continue
     raise error
 
@@ -430,7 +431,7 @@ def _read_annotation(path: Path, image: _Image, numbers: dict[str, int], devkit:
     size = tree.find("size")
     image.width, image.height = _side(size, "width"), _side(size, "height")
     for index, item in enumerate(tree.findall("object"), start=1):
-        name = composed((item.findtext("name") or "").strip())
+        name = plain_text(item.findtext("name") or "")
         where = f"{path}: object {index} ({name!r})"
         if name not in numbers:
             raise InputError(

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.files import sha256_json
+from pipeline.formats.encodings import plain_text
 from pipeline.formats.npz import NpyHeader, decoded_texts, naming_damage, npy_header
 from pipeline.shards.imports.box_forms import are_odd, form_of
 from pipeline.shards.imports.image_regions import (
@@ -75,7 +76,7 @@ class NpzFile:
         splits: N, ``train`` or ``test``, the array ``split``.
         labels: (N, C) int8: 1 positive, 0 neither (ignored), -1 negative. Those of a file of
             truth values, or without any -1, are multi-hot: 0 is negative there.
-        label_names: C.
+        label_names: C, in the form of `plain_text`, no two of which are equal.
         manifest_sources: hex sha256 of each array that the manifest is made of.
     """
 
@@ -133,7 +134,7 @@ class NpzFile:
             sizes=small["size_wh"].astype(np.int32),
             splits=texts["split"],
             labels=_coded_labels(path, small["labels"]),
-            label_names=tuple(_texts(path, "label_names", small["label_names"])),
+            label_names=_label_names(path, _texts(path, "label_names", small["label_names"])),
             manifest_sources={f"{path.name}/{name}": hashes[name] for name in of_manifest},
         )
 
@@ -263,6 +264,21 @@ def _coded_labels(path: Path, labels: npt.NDArray[Any]) -> npt.NDArray[np.int8]:
             negatives,
         )
     return labels.astype(np.int8)
+
+
+def _label_names(path: Path, stored: list[str]) -> tuple[str, ...]:
+    """The names of the C labels. Two that look alike would be two labels of one name."""
+    numbers: dict[str, int] = {}
+    for number, name in enumerate(map(plain_text, stored)):
+        where = f"{path}, `label_names`"
+        if not name:
+            refuse(where, f"entry {number}", f"{stored[number]!r}, which is empty", "a name")
+        first = numbers.setdefault(name, number)
+        if first != number:
+            found = f"{stored[number]!r}, the same name as {stored[first]!r} (entry {first})"
+            expected = "each label once"
+            refuse(where, f"entry {number}", found, expected, "Rename or join them. " + _SAVE_AGAIN)
+    return tuple(numbers)
 
 
 def _texts(path: Path, name: str, array: npt.NDArray[Any]) -> list[str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pyarrow as pa
 import pytest
@@ -21,6 +23,7 @@ from trees import (
     placed,
 )
 
+from pipeline.datasets.listing import as_on_disk, make_manifest
 from pipeline.datasets.readers.coco import read_coco
 from pipeline.errors import InputError, MissingError
 from pipeline.settings import CocoSettings
@@ -180,14 +183,13 @@ def test_annotation_without_a_box_is_a_label(tmp_path: Path, box: Any) -> None:
     assert boxes.images["2"].classes.tolist() == [2]
 
 
-def test_negative_sizes_are_of_another_corner(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_negative_sizes_are_of_another_corner(tmp_path: Path) -> None:
     write_farm(tmp_path, each("annotations", bbox=[14, 7, -10, -5]))
-    boxes = placed(read_coco(tmp_path, FARM), tmp_path)
+    listing = read_coco(tmp_path, FARM)
+    boxes = placed(listing, tmp_path)
     expected = pa.array([[0.2, 0.2, 0.7, 0.7]], pa.list_(pa.float32())).to_pylist()
     assert boxes.images["1"].boxes.tolist() == expected
-    assert "annotations[0]" in caplog.text
+    assert "annotations[0]" in "".join(listing.notes)
 
 
 @pytest.mark.parametrize(
@@ -206,14 +208,13 @@ def test_negative_sizes_are_of_another_corner(
         ("farm/sub/", "train/sub/", True),
     ],
 )
-def test_paths_in_file_name(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, prefix: str, folder: str, noted: bool
-) -> None:
+def test_paths_in_file_name(tmp_path: Path, prefix: str, folder: str, noted: bool) -> None:
     images = (f"{folder}a.jpg", f"{folder}b.jpg", "val/c.jpg")
     write_farm(tmp_path, each("images", file_name=lambda name: prefix + name), images=images)
-    found = images_of(read_coco(tmp_path, FARM), tmp_path)
+    listing = read_coco(tmp_path, FARM)
+    found = images_of(listing, tmp_path)
     assert [path for path, _ in found.values()] == list(images[:2])
-    assert (str(images[0]) in caplog.text) == noted
+    assert (str(images[0]) in "".join(listing.notes)) == noted
 
 
 def test_path_that_does_not_exist_is_expected_in_the_folder_of_the_split(tmp_path: Path) -> None:
@@ -223,11 +224,27 @@ def test_path_that_does_not_exist_is_expected_in_the_folder_of_the_split(tmp_pat
     assert paths == ["train/passwd", "train/b.jpg", "val/c.jpg"]
 
 
-def test_part_of_a_path_that_two_images_share_is_refused(tmp_path: Path) -> None:
-    names = iter(["/x/a.jpg", "/y/a.jpg"])
-    write_farm(tmp_path, each("images", file_name=lambda name: next(names)))
-    with refused(InputError, "instances_train.json", "image 1", "'/x/a.jpg'", "train/a.jpg"):
-        read_coco(tmp_path, FARM)
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_file_that_two_images_share_is_refused(tmp_path: Path, split: str) -> None:
+    """With paths of another machine, or two records of a file; also in two splits."""
+    names = {1: "C:\\x\\a.jpg", 2: "C:\\y\\a.jpg", 101: "C:\\z\\a.jpg"}
+    if split == "val":
+        names[2] = "b.jpg"
+
+    def change(content: dict[str, Any]) -> None:
+        for record in content["images"]:
+            record["file_name"] = names[record["id"]]
+
+    images = ("a.jpg", "train/b.jpg") if split == "val" else ("train/a.jpg", "val/a.jpg")
+    write_farm(tmp_path / "farm", change, test=change, images=images)
+    second = "'2' (train)" if split == "train" else "'101' (test)"
+    with refused(InputError, "farm: ", "'1' (train)", second, images[0]):
+        as_on_disk(tmp_path / "farm", read_coco(tmp_path / "farm", FARM))
+    again = {1: "a.jpg", 2: "a.jpg", 101: "c.jpg"}
+    names.update(again)
+    write_farm(tmp_path / "farm", change, test=change)
+    with refused(InputError, "'1' (train)", "'2' (train)", "train/a.jpg"):
+        as_on_disk(tmp_path / "farm", read_coco(tmp_path / "farm", FARM))
 
 
 def test_name_from_the_address_of_an_image(tmp_path: Path) -> None:
@@ -245,7 +262,7 @@ def test_file_names_and_labels_in_another_unicode_form(tmp_path: Path) -> None:
 
     def change(content: dict[str, Any]) -> None:
         each("images", file_name=lambda name: next(names))(content)
-        content["categories"][0]["name"] = unicodedata.normalize("NFD", "fée")
+        content["categories"][0]["name"] = unicodedata.normalize("NFD", "\u200bfée\u00a0")
 
     def test(content: dict[str, Any]) -> None:
         content["categories"][0]["name"] = "fée"
@@ -256,14 +273,33 @@ def test_file_names_and_labels_in_another_unicode_form(tmp_path: Path) -> None:
     assert listing.vocabulary == ("fée", "barn")
 
 
-def test_files_that_count_from_the_same_number(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_folders_in_another_unicode_form_and_names_without_suffix(tmp_path: Path) -> None:
+    """The whole path is looked for before a part of it."""
+    apart = unicodedata.normalize("NFD", "é")
+    names = iter(["é/a.jpg", "images/b"])
+    images = (f"train/{apart}/a.jpg", "images/b.jpg", "val/c.jpg", "train/a.jpg")
+    write_farm(tmp_path, each("images", file_name=lambda name: next(names)), images=images)
+    listing = read_coco(tmp_path, FARM)
+    assert [path for path, _ in images_of(listing, tmp_path).values()] == [*images[:2]]
+    [note] = listing.notes
+    assert all(part in note for part in ("1 of 2", "'images/b'", "'images/b.jpg'"))
+
+
+def test_folders_are_listed_once(tmp_path: Path) -> None:
+    write_farm(tmp_path)
+    with mock.patch("os.scandir", wraps=os.scandir) as scandir:
+        listing = as_on_disk(tmp_path, read_coco(tmp_path, FARM))
+        make_manifest(listing, "farm", tmp_path, FARM)
+    folders = [str(call.args[0]) for call in scandir.call_args_list]
+    assert len(folders) == len(set(folders)), folders
+
+
+def test_files_that_count_from_the_same_number(tmp_path: Path) -> None:
     write_farm(tmp_path, test=each("images", id=1))
     listing = read_coco(tmp_path, FARM)
     assert listing.table.column("image_id").to_pylist() == ["train/1", "train/2", "val/1"]
     assert listing.table.column("labels").to_pylist() == [[0], [0, 1], []]
-    assert "val/<id>" in caplog.text
+    assert "val/<id>" in "".join(listing.notes)
 
 
 def test_annotations_beside_the_photographs(tmp_path: Path) -> None:
@@ -283,9 +319,7 @@ def test_missing_file_of_own_data_names_settings_and_files(tmp_path: Path) -> No
         read_coco(root, FARM)
 
 
-def test_categories_may_start_at_zero_repeat_or_be_unused(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_categories_may_start_at_zero_repeat_or_be_unused(tmp_path: Path) -> None:
     def change(content: dict[str, Any]) -> None:
         content["categories"] = [
             {"id": 0, "name": "animals"},
@@ -299,9 +333,9 @@ def test_categories_may_start_at_zero_repeat_or_be_unused(
     listing = read_coco(tmp_path, FARM)
     assert listing.vocabulary == ("animals", "cow", "barn", "goat")
     assert images_of(listing, tmp_path) == EXPECTED
-    assert "'cow'" in caplog.text
-    assert "animals" in caplog.text
-    assert "goat" in caplog.text
+    assert "'cow'" in "".join(listing.notes)
+    assert "animals" in "".join(listing.notes)
+    assert "goat" in "".join(listing.notes)
 
 
 def change_names(content: dict[str, Any]) -> None:
@@ -311,7 +345,7 @@ def change_names(content: dict[str, Any]) -> None:
     content["annotations"].append(coco_object(1, 101, 1))
 
 
-def test_annotations_of_unknown_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_annotations_of_unknown_images(tmp_path: Path) -> None:
     def change(content: dict[str, Any]) -> None:
         content["annotations"].insert(0, coco_object(9, 77, 2))
 
@@ -319,7 +353,7 @@ def test_annotations_of_unknown_images(tmp_path: Path, caplog: pytest.LogCapture
     listing = read_coco(tmp_path, FARM)
     assert images_of(listing, tmp_path) == EXPECTED
     assert not placed(listing, tmp_path).incomplete
-    assert all(part in caplog.text for part in ("1 of 4", "annotations[0]", "77"))
+    assert all(part in "".join(listing.notes) for part in ("1 of 4", "annotations[0]", "77"))
     write_farm(tmp_path, each("annotations", image_id=lambda value: value + 50))
     with refused(InputError, "instances_train.json", "annotations[0]", "51", "`image_id`"):
         read_coco(tmp_path, FARM)

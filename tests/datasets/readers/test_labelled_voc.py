@@ -64,6 +64,7 @@ def write_voc(root: Path, lines: list[str], files: dict[str, str | bytes]) -> No
         ("bee 1", "bee", "bee.jpg"),
         ("bee.png  1", "bee", "bee.png"),
         ("bee.jpg", "bee.jpg", "bee.jpg.jpg"),
+        ("bee.jpg", "bee.jpg", "bee.jpg"),
         ("sub/bee", "sub/bee", "sub/bee.jpg"),
         ("sub\\bee.jpg", "sub/bee", "sub/bee.jpg"),
         ("./bee.jpg", "bee", "bee.jpg"),
@@ -94,14 +95,30 @@ def test_names_in_another_unicode_form_are_the_same(tmp_path: Path) -> None:
     name = "Grüße été"
     apart = unicodedata.normalize("NFD", name)
     assert apart != name
-    xml = voc_xml([VocObject(unicodedata.normalize("NFD", "fée"))])
+    xml = voc_xml([VocObject(unicodedata.normalize("NFD", "\u200bfée\u00a0"))])
     write_voc(
         tmp_path, [name], {f"Annotations/{apart}.xml": xml, f"JPEGImages/{apart}.jpg": "image"}
     )
-    settings = OWN.model_copy(update={"vocabulary": ["fée"]})
+    settings = OWN.model_copy(update={"vocabulary": ["fée\u200b"]})
     assert images_of(read_voc(tmp_path, settings), tmp_path) == {
         name: (f"JPEGImages/{apart}.jpg", ["fée"])
     }
+
+
+def test_folders_in_another_unicode_form(tmp_path: Path) -> None:
+    """And of two folders, that of the listed one."""
+    name, apart = (unicodedata.normalize(form, "été/bee") for form in ("NFC", "NFD"))
+    files = {f"Annotations/{apart}.xml": BEE, f"JPEGImages/{apart}.png": "image"}
+    write_voc(tmp_path, [name], {**files, "JPEGImages/bee.jpg": "image"})
+    listing = read_voc(tmp_path, OWN)
+    assert images_of(listing, tmp_path) == {name: (f"JPEGImages/{apart}.png", ["bee"])}
+
+
+def test_unknown_encoding_of_what_is_no_xml_is_refused(tmp_path: Path) -> None:
+    files = {"Annotations/bee.xml": "<?xml version='1.0' encoding='unicode'?><annotation>"}
+    write_voc(tmp_path, ["bee"], files)
+    with refused(InputError, "bee.xml", "VOC"):
+        read_voc(tmp_path, OWN)
 
 
 def test_the_devkits_suffix_comes_first_and_two_others_are_refused(tmp_path: Path) -> None:
@@ -113,7 +130,7 @@ def test_the_devkits_suffix_comes_first_and_two_others_are_refused(tmp_path: Pat
     write_voc(tmp_path, ["bee"], files)
     assert images_of(read_voc(tmp_path, OWN), tmp_path)["bee"][0] == "JPEGImages/bee.jpg"
     (tmp_path / "JPEGImages/bee.jpg").rename(tmp_path / "JPEGImages/bee.jpeg")
-    with refused(InputError, "image bee", "JPEGImages/bee.jpeg", "JPEGImages/bee.png"):
+    with refused(InputError, "'JPEGImages/bee'", "JPEGImages/bee.jpeg", "JPEGImages/bee.png"):
         read_voc(tmp_path, OWN)
 
 
@@ -153,6 +170,7 @@ BOX = [0.1, 0.1, 0.6, 0.6]
         lambda xml: xml.replace("<annotation>", '<annotation xmlns="http://example.org/voc">'),
         lambda xml: "\ufeff" + xml,
         lambda xml: xml.encode("utf-16"),
+        lambda xml: '<?xml version="1.0" encoding="unicode"?>' + xml,
         lambda xml: "<?xml version='1.0' encoding='utf-16'?>" + xml,
         lambda xml: ("<?xml version='1.0' encoding='GBK'?><!-- 蜂 -->" + xml).encode("gbk"),
     ],
@@ -167,14 +185,13 @@ def test_sizes_corners_and_encodings(tmp_path: Path, change: Callable[[str], Any
     assert not boxes.incomplete
 
 
-def test_corners_in_another_order_are_noted(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_corners_in_another_order_are_noted(tmp_path: Path) -> None:
     xml = voc_xml([VocObject("bee", (12, 6, 3, 2))])
     write_voc(tmp_path, ["bee"], {"Annotations/bee.xml": xml, "JPEGImages/bee.jpg": "image"})
-    boxes = placed(read_voc(tmp_path, OWN), tmp_path)
+    listing = read_voc(tmp_path, OWN)
+    boxes = placed(listing, tmp_path)
     assert boxes.images["bee"].boxes.tolist() == pa.array([BOX], pa.list_(pa.float32())).to_pylist()
-    assert "bee.xml" in caplog.text
+    assert "bee.xml" in "".join(listing.notes)
 
 
 @pytest.mark.parametrize("box", ["", "<bndbox/>", "<polygon><x1>3</x1></polygon>"])

@@ -129,7 +129,8 @@ def test_lists_and_plain_text_in_one_column(root: Path) -> None:
         ("[['cat'], ['sofa']]", ["['cat']"]),
         ("[1.5]", ["1.5 is not a name"]),
         ('[{"id": 7}]', ["'id'", "choices"]),
-        ("[0, 1, 1]", ["0 and 1", "column per label"]),
+        ("[0, 1, 1]", ["[0, 1, 1]", "['cat']"]),
+        ("['cat', 3]", ["numbers and names"]),
         ("[__import__('os').getcwd()]", ["__import__"]),
         ("[" * 2000 + "'cat'" + "]" * 2000, ["[[["]),
         ("['cat', '']", ["empty"]),
@@ -140,6 +141,80 @@ def test_damaged_list_among_lists_is_named_with_its_row(
 ) -> None:
     with refused(InputError, "labels.csv, line 4: ", *parts):
         read_cells(root, "['cat']", "['dog', 'sofa']", cell, "['dog']")
+
+
+@pytest.mark.parametrize(
+    ("cell", "labels"),
+    [
+        ('{"name": "box 1", "labels": ["cat", "sofa"]}', ["cat", "sofa"]),
+        ('{"title": "x", "labels": ["a"]}', ["a"]),
+        ('{"name": "box 1", "label": "cat"}', ["cat"]),
+        ('{"class": "cat", "label": ""}', ["cat"]),
+        ('{"label": " ", "tag": null, "title": "cat"}', ["cat"]),
+        ('{"tags": [], "category": "cat"}', ["cat"]),
+        ('{"label": "cat", "labels": ["cat", "sofa"]}', ["cat", "sofa"]),
+        ('{"tags": ["cat"], "category": "cat"}', ["cat"]),
+        ('{"class": 3, "class_name": "cat"}', ["cat"]),
+        ('{"name": "q", "value": {"choices": ["cat"]}}', ["cat"]),
+        ('{"category": {"id": 1, "name": "cat"}}', ["cat"]),
+        ('[{"category": "cat", "id": 1}, {"category": "sofa", "id": 0}]', ["cat", "sofa"]),
+        ('{"labels": {"cat": 1, "dog": 0}}', ["cat"]),
+        ('{"tag": true, "cat": false}', ["tag"]),
+        ('{"cat": true}', ["cat"]),
+        ('{"cat": 1, "dog": 0, "sofa": 1.0}', ["cat", "sofa"]),
+        ('{"choices": []}', []),
+        ('{"label": null}', []),
+        ('{"value": {"choices": []}}', []),
+    ],
+)
+def test_keys_of_objects(root: Path, cell: str, labels: list[str]) -> None:
+    assert labels_of(read_cells(root, "other", cell)) == [["other"], labels]
+
+
+@pytest.mark.parametrize(
+    ("cell", "parts"),
+    [
+        ('[{"id": 1}]', ["'id'", "choices"]),
+        ('{"id": 1, "x": 0}', ["0 and 1"]),
+        ('{"cat": 1}', ["'cat'", "choices"]),
+        ('{"tag": 1, "cat": 0}', ["0 and 1", "truth values"]),
+        ('{"label": true}', ["True is not a name"]),
+        ('[{"cat": true, "dog": false}]', ["'cat'", "'dog'", "choices"]),
+        ('{"cat": 0.9, "dog": 0.1}', ["'cat'", "'dog'", "choices"]),
+        ('{"class": "cat", "category": "animal"}', ["cat", "'class'", "animal", "'category'"]),
+        ('{"label": "cat", "tags": ["night"]}', ["cat", "'label'", "night", "'tags'"]),
+        ('{"name": "box 1", "title": "cat"}', ["box 1", "'name'", "cat", "'title'"]),
+    ],
+)
+def test_object_whose_meaning_is_not_plain(root: Path, cell: str, parts: list[str]) -> None:
+    with refused(InputError, "labels.csv, line 3: ", *parts):
+        read_cells(root, "other", cell)
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["[0, 3]", "[2]", "[0, 1]"],
+        ["[0, 1]", "[1]"],
+        ["[0, 1]", "[2, 0]"],
+        ["[]", "[1]", "[0]"],
+        ["[0 3]", "[2.]", "[0. 1.]"],
+    ],
+)
+def test_numbers_of_classes(root: Path, cells: list[str]) -> None:
+    numbers = [[n for n in "0123" if n in cell] for cell in cells]
+    assert labels_of(read_cells(root, *cells)) == numbers
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [["[0, 1, 1]", "[1, 0, 0]"], ["[0 1 1]", "[1 0 0]"], ["[0. 1. 1.]", "[1. 0. 0.]"], ["[1,1]"]],
+)
+def test_lists_of_0_and_1_are_refused(root: Path, cells: list[str]) -> None:
+    with refused(
+        InputError, "labels.csv, line 2: ", cells[0], "column per label", "`prepare.pets.labels`"
+    ):
+        read_cells(root, *cells)
 
 
 pieces = st.sampled_from(
@@ -167,7 +242,7 @@ pieces = st.sampled_from(
 
 
 @given(cells=st.lists(st.lists(pieces, max_size=9).map("".join), min_size=1, max_size=4))
-@hypothesis_settings(max_examples=100, deadline=None)
+@hypothesis_settings(max_examples=100)
 def test_any_cell_is_read_or_refused(folder: Path, cells: list[str]) -> None:
     with contextlib.suppress(InputError):
         assert len(read_cells(folder, *cells).table) == len(cells)
@@ -185,6 +260,84 @@ def test_brackets_without_quotes_are_lists_if_most_cells_have_them(root: Path) -
     [note] = listing.notes
     for part in ("labels.csv, line 2", "'cat', 'sofa'"):
         assert part in note
+
+
+@pytest.mark.parametrize(
+    ("separator", "cells", "mark"),
+    [
+        (";", ["[cat;sofa]", "[dog]", "[a, b; dog]"], ";"),
+        ("|", ["[cat|sofa]", "[dog]", "[a, b |dog]"], "|"),
+        (" ", ["[cat sofa]", "[dog]", "[a,b  dog]"], ","),
+    ],
+)
+def test_brackets_are_split_by_the_separator_of_the_settings(
+    root: Path, separator: str, cells: list[str], mark: str
+) -> None:
+    listing = read_cells(root, *cells[:2], separator=separator)
+    assert labels_of(listing) == [["cat", "sofa"], ["dog"]]
+    [note] = listing.notes
+    assert repr(separator) in note
+    listing = read_cells(root, *cells, separator=separator)
+    expected = [["cat sofa"], ["dog"], ["a", "b  dog"]]
+    if mark != ",":
+        expected = [["cat", "sofa"], ["dog"], ["a, b", "dog"]]
+    assert labels_of(listing) == expected
+
+
+@pytest.mark.parametrize(
+    ("cells", "settings", "wanted"),
+    [
+        (["[cat|sofa]", "[dog|sofa]"], {}, '`prepare.pets.separator: "|"`'),
+        (["cat|sofa", "dog|sofa"], {}, '`prepare.pets.separator: "|"`'),
+        (["['cat|sofa']", "dog|sofa", "['dog']"], {}, "entry"),
+        (["['cat;sofa']", "['dog;sofa']", "['dog']"], {}, "entry"),
+        (["['cat;sofa']", "['dog;sofa']", "['dog']"], {"separator": ","}, "entry"),
+    ],
+)
+def test_a_note_advises_what_helps(
+    root: Path, cells: list[str], settings: dict[str, str], wanted: str
+) -> None:
+    *_, note = read_cells(root, *cells, **settings).notes
+    assert wanted in note
+    assert ("separator:" in note) == ("separator:" in wanted)
+
+
+def test_entry_of_a_list_that_is_several_labels(root: Path) -> None:
+    with refused(InputError, "labels.csv, line 3", "'cat | dog'", "entry of the list"):
+        read_cells(root, "cat", "['cat | dog']", vocabulary=["cat", "dog"])
+    with refused(InputError, "labels.csv, line 3", "'cat | dog'", '`separator: "|"`'):
+        read_cells(root, "['cat']", "cat | dog", vocabulary=["cat", "dog"])
+
+
+@pytest.mark.parametrize(
+    ("cells", "mark"),
+    [
+        (["16 0", "7 1 2 0", "5", "18", "0 25"], " "),
+        (["3, 17", "12,4", "5"], ","),
+        (["0,5", "0,7"], ","),
+        (["cat,sofa", "dog", "tree, person"], ","),
+    ],
+)
+def test_separators_that_other_programs_write(root: Path, cells: list[str], mark: str) -> None:
+    *_, note = read_cells(root, *cells).notes
+    for part in ("labels.csv, line ", f'`prepare.pets.separator: "{mark}"`'):
+        assert part in note
+    listing = read_cells(root, *cells, separator=mark)
+    assert labels_of(listing)[0] == sorted(part.strip() for part in cells[0].split(mark))
+    assert not any("separator" in note for note in listing.notes)
+
+
+def test_names_with_a_comma_beside_several_labels_are_not_noted(root: Path) -> None:
+    assert read_cells(root, "salt, pepper", "cat;dog").notes == ()
+
+
+@pytest.mark.parametrize("cells", [["3", "12", ""], ["3.0", "12.0"], ["0;1", "1"]])
+def test_numbers_as_labels_are_noted(root: Path, cells: list[str]) -> None:
+    listing = read_cells(root, *cells)
+    [note] = listing.notes
+    for name in listing.vocabulary:
+        assert repr(name) in note
+    assert "`" not in note  # no setting changes this
 
 
 # --- words for nothing ---------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,63 @@ def test_misspelt_column_of_labels_is_no_column_of_0_and_1(root: Path) -> None:
         read_pets_text(root, "image,label,big,split\na.jpg,1,0,train\nb.jpg,0,1,test\n")
 
 
+@pytest.mark.parametrize(
+    ("other", "values"),
+    [
+        ("taken", [datetime(2024, 1, 1), None]),
+        ("embedding", [[0.1, 0.2], [0.3, 0.4]]),
+        ("bytes", [b"\xff", b"\xfe"]),
+        ("box", [{"x": 1}, {"x": 2}]),
+    ],
+)
+def test_other_types_of_parquet_are_no_labels(root: Path, other: str, values: list[Any]) -> None:
+    columns: dict[str, Any] = {"image": ["a.jpg", "b.jpg"], "split": ["train", "test"]}
+    columns[other] = values
+    write_pets_parquet(root, {**columns, "category": ["cat", "dog"]})
+    missing = ["labels.parquet", "'labels' is missing", repr(other), "`prepare.pets.labels`"]
+    with refused(InputError, *missing, "'category'"):
+        read_pets(root, "labels.parquet")
+    write_pets_parquet(root, {**columns, "cat": [1, 0], "dog": [True, False]})
+    with refused(InputError, *missing, "`prepare.pets.labels: [cat, dog]`"):
+        read_pets(root, "labels.parquet")
+    listing = read_pets(root, "labels.parquet", labels=["cat", "dog"])
+    assert labels_of(listing) == [["cat", "dog"], []]
+
+
+def test_columns_of_numbers_beside_columns_of_0_and_1(root: Path) -> None:
+    text = (
+        "Unnamed: 0.1,Unnamed: 0,id,image,width,fold,confidence,cat,hot dog,split,\n"
+        "0,0,7,a.jpg,640,0,0.7,1,0,train,\n1,1,8,b.jpg,640,2,0.9,0,1,test,\n"
+    )
+    others = ("'id'", "'width'", "'fold'", "'confidence'")
+    with refused(
+        InputError, "'labels' is missing", *others, "`prepare.pets.labels: [cat, hot dog]`"
+    ):
+        read_pets_text(root, text)
+    assert labels_of(read_pets_text(root, text, labels=["cat", "hot dog"])) == [
+        ["cat"],
+        ["hot dog"],
+    ]
+    for name in ("id", "width", "fold", "confidence"):
+        text = text.replace(f"{name},", f"Unnamed: {len(name)},")
+    assert labels_of(read_pets_text(root, text)) == [["cat"], ["hot dog"]]
+
+
+@pytest.mark.parametrize("settings", [{}, {"labels": ["cat", "sofa"]}])
+def test_column_that_appears_twice(root: Path, settings: dict[str, Any]) -> None:
+    text = "image,cat,cat,sofa,split\na.jpg,1,0,1,train\nb.jpg,0,1,1,test\n"
+    with pytest.raises(InputError, match="'cat' appears 2 times") as caught:
+        read_pets_text(root, text, **settings)
+    assert "params.yaml" not in str(caught.value)  # no setting helps
+
+
+def test_other_column_that_appears_twice_is_not_blamed(root: Path) -> None:
+    text = "image,note,note,category,split\na.jpg,x,y,cat,train\n"
+    with refused(InputError, "'labels' is missing", "'category'"):
+        read_pets_text(root, text)
+    assert labels_of(read_pets_text(root, text, labels="category")) == [["cat"]]
+
+
 # --- rows of one image ---------------------------------------------------------------------------
 
 
@@ -160,6 +219,24 @@ def test_names_that_differ_in_unicode_form_are_one_image(root: Path) -> None:
         read_pets_text(root, text % ("dog", "test"))
 
 
+def test_share_for_the_test_split_of_names_that_differ_in_unicode_form(root: Path) -> None:
+    stems = [f"{row}\u00e9" for row in range(50)]
+    rows = [
+        f"{unicodedata.normalize(form, stem)}.jpg,{form}"
+        for stem in stems
+        for form in ("NFC", "NFD")
+    ]
+    listing = read_pets_text(root, "\n".join(["image,labels", *rows]), test_share=0.5)
+    assert labels_of(listing) == [["NFC", "NFD"]] * 50
+    alone = read_pets_text(root, "\n".join(["image,labels", *rows[::2]]), test_share=0.5)
+    assert listing.table["split"] == alone.table["split"]
+
+
+def test_split_instead_of_a_share_that_leaves_nothing(root: Path) -> None:
+    with refused(InputError, "`test_share: 0.001`", "remove it", "'split'"):
+        read_pets_text(root, "image,labels\na.jpg,cat\n", test_share=0.001)
+
+
 def test_rows_with_columns_of_0_and_1_are_not_joined(root: Path) -> None:
     with refused(InputError, "labels.csv, line 5", "'a.jpg'", "labels.csv, line 2", "1 for each"):
         read_pets_text(root, FLAGS + "a.jpg,0,1,train\n")
@@ -179,6 +256,13 @@ def test_rows_with_columns_of_0_and_1_are_not_joined(root: Path) -> None:
         "\n" + PETS.replace(",", "\t"),
         PETS.replace("\n", "\r"),
         "sep=\t\r\n" + PETS.replace(",", "\t"),
+        PETS.replace("\n", ",,\n") + ",,,,\n,,,,\n",
+        PETS.replace(";", "|")
+        .replace(",", ";")
+        .replace("split\n", 'split;"a, b"\n')
+        .replace("train\n", "train;x\n")
+        .replace("test\n", "test;y\n")
+        .replace("cat|dog", '"cat;dog"'),
     ],
 )
 def test_equivalent_headers_and_marks(root: Path, text: str) -> None:

@@ -175,6 +175,7 @@ def test_invalid_row_or_column_of_parquet_is_named(
         ("photos/a.jpg,cat\n", ["'image'", "first line", "'photos/a.jpg'"]),
         ("file,cat,dog\na.jpg,0,1\n", ["'image'", "`prepare.pets.labels`", "0 and 1"]),
         (PETS.replace(",", ";"), ["line 2", "4 cells", "expected 3", "quotes"]),
+        ("image labels split\n1 a.jpg cat train\n".replace(" ", "\t"), ["`row.names = FALSE`"]),
         (
             "file,tags\na.jpg,cat\n",
             [
