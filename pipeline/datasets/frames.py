@@ -33,7 +33,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from pipeline.datasets.listing import Listing
+from pipeline.datasets.listing import ListedBoxes, Listing
 from pipeline.datasets.manifest import BoxTable, ImageBoxes, Manifest, SeenHeader
 from pipeline.files import open_regular
 from pipeline.images import read_header
@@ -98,13 +98,14 @@ def place_boxes(
     kept = pc.index_in(listing.table.column("image_id"), value_set=image_ids.combine_chunks())
     rows = np.asarray(pc.fill_null(kept, -1), dtype=np.int64)[objects.rows]
     numbers = np.flatnonzero(rows >= 0)  # of the objects whose image is in the manifest
-    rows, classes, pixels = rows[numbers], objects.classes[numbers], objects.pixels[numbers]
+    objects, rows = objects.take(numbers), rows[numbers]
+    classes, pixels = objects.classes, objects.pixels
     drawn = ~np.isnan(pixels).any(axis=1)
 
     common = _common_frame(images)
     placements = _place(images, frame, common[0])
     with_boxes = np.unique(rows[drawn]).tolist()
-    boxes, placed, notes = _unit_boxes(rows, pixels, placements, paths)
+    boxes, placed, notes = _unit_boxes(rows, objects, placements, paths)
     notes = [
         *_note_cases(images, placements, with_boxes, manifest.dataset, common),
         *_note(rows[~drawn], paths, "Some objects of {} have no box, and count as labels only"),
@@ -344,15 +345,15 @@ def _note(rows: Sequence[int] | np.ndarray, paths: Sequence[str], text: str) -> 
 
 def _unit_boxes(
     rows: np.ndarray,
-    pixels: np.ndarray,
+    objects: ListedBoxes,
     placements: Sequence[_Placement],
     paths: Sequence[str],
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Boxes in [0,1] of their upright picture, clipped to it.
 
     Args:
-        rows: (n,), the image of each object.
-        pixels: (n, 4), as in `ListedBoxes`.
+        rows: (n,), the image of each object in the manifest.
+        objects: the n objects.
 
     Returns:
         (n, 4) float32, xyxy; (n,) bool, which of them are known and cover a part of the image; and
@@ -361,7 +362,9 @@ def _unit_boxes(
     known = np.array([one.size is not None for one in placements], dtype=bool)
     sizes = np.array([one.size or (1, 1) for one in placements], dtype=np.int64).reshape(-1, 2)
     turns = np.array([one.turn for one in placements], dtype=np.int64)
-    scales = np.tile(sizes[rows], 2)
+    pixels, scales = objects.pixels, np.tile(sizes[rows], 2)
+    if objects.relative is not None:
+        scales[objects.relative] = 1
     boxes = turn_boxes(np.clip(pixels / scales, 0, 1), turns[rows]).astype(np.float32)
     drawn = known[rows] & ~np.isnan(pixels).any(axis=1)
     covers = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)

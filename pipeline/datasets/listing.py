@@ -33,7 +33,7 @@ from pipeline.files import open_regular, sha256_file, sha256_json
 from pipeline.formats.encodings import not_utf8
 from pipeline.settings import ListedSettings
 
-LISTING_VERSION = 2
+LISTING_VERSION = 3
 """Part of the settings' hash: raise it when the same files would give another listing."""
 
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
@@ -53,11 +53,19 @@ class ListedBoxes:
         rows: (n,) int64, the row of each object's image in `Listing.table`.
         classes: (n,) int64, class numbers from 1.
         pixels: (n, 4) float64, xyxy from the upper left corner; nan for an object without a box.
+        relative: (n,) bool, which boxes are in [0,1] of the picture instead of pixels; None for
+            none of them.
     """
 
     rows: np.ndarray
     classes: np.ndarray
     pixels: np.ndarray
+    relative: np.ndarray | None = None
+
+    def take(self, kept: np.ndarray) -> ListedBoxes:
+        """The objects of some rows: (n,) bool, or their numbers."""
+        relative = None if self.relative is None else self.relative[kept]
+        return ListedBoxes(self.rows[kept], self.classes[kept], self.pixels[kept], relative)
 
 
 @dataclass(frozen=True)
@@ -128,6 +136,7 @@ def read_lines(path: Path, remedy: str) -> list[tuple[int, str]]:
         MissingError, InputError, OSError: as `read_source`, or the file is not UTF-8.
     """
     content = read_source(path, remedy).removeprefix(codecs.BOM_UTF8)
+    content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     try:
         lines = content.decode().split("\n")
     except UnicodeDecodeError as error:
@@ -136,6 +145,22 @@ def read_lines(path: Path, remedy: str) -> list[tuple[int, str]]:
         raise InputError(wrong.problem, f"{wrong.remedy} {remedy}") if wrong else error from None
     stripped = ((number, line.strip()) for number, line in enumerate(lines, start=1))
     return [(number, line) for number, line in stripped if line]
+
+
+def are_relative(corners: np.ndarray) -> bool:
+    """Whether (n, 4) coordinates, as a file has them, must be in [0,1] of the picture.
+
+    They are if none is greater than 1: as pixels, every box would be a speck in the corner.
+    """
+    return bool((corners[~np.isnan(corners)] <= 1).all() and not np.isnan(corners).all())
+
+
+def note_relative(where: Path | str) -> str:
+    """The note on a file or split whose boxes are relative."""
+    return (
+        f"{where}: no coordinate of a box is greater than 1. The boxes are therefore read as "
+        "shares of the picture's width and height, not as pixels. If they are pixels, correct them."
+    )
 
 
 def hash_sources(root: Path, names: Iterable[str]) -> dict[str, str]:
@@ -231,10 +256,7 @@ def without_missing_boxes(listing: Listing, root: Path) -> Listing:
     boxes = listing.boxes
     if boxes is None:
         return listing
-    kept = _exists(listing, root)[boxes.rows]
-    return replace(
-        listing, boxes=ListedBoxes(boxes.rows[kept], boxes.classes[kept], boxes.pixels[kept])
-    )
+    return replace(listing, boxes=boxes.take(_exists(listing, root)[boxes.rows]))
 
 
 def listed_manifest(listing: Listing, dataset: str, settings: ListedSettings) -> Manifest:

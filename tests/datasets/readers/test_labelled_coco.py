@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from refusals import refused
@@ -365,3 +366,47 @@ def test_listed_sizes_of_other_frames_reach_the_boxes(tmp_path: Path) -> None:
     write_farm(tmp_path, each("images", width=double[0], height=double[1]))
     boxes = placed(read_coco(tmp_path, FARM), tmp_path).images["1"].boxes
     assert boxes.tolist() == pa.array([[0.1, 0.1, 0.35, 0.35]], pa.list_(pa.float32())).to_pylist()
+
+
+# --- relative boxes and crowds -------------------------------------------------------------------
+
+
+def test_boxes_between_0_and_1_are_relative(tmp_path: Path) -> None:
+    write_farm(tmp_path, each("annotations", bbox=[0.1, 0.2, 0.5, 0.8]))
+    listing = read_coco(tmp_path, FARM)
+    boxes = placed(listing, tmp_path)
+    np.testing.assert_allclose(boxes.images["1"].boxes, [[0.1, 0.2, 0.6, 1]], rtol=1e-6)
+    (note,) = listing.notes
+    assert "instances_train.json" in note
+
+
+def test_one_split_with_relative_boxes_leaves_pixels_in_the_other(tmp_path: Path) -> None:
+    box = coco_object(9, 101, 1, bbox=[0, 0, 0.5, 1])
+    write_farm(tmp_path, test=lambda content: content["annotations"].append(box))
+    listing = read_coco(tmp_path, FARM)
+    boxes = placed(listing, tmp_path)
+    np.testing.assert_allclose(boxes.images["1"].boxes, [[0.2, 0.2, 0.7, 0.7]], rtol=1e-6)
+    np.testing.assert_allclose(boxes.images["101"].boxes, [[0, 0, 0.5, 1]], rtol=1e-6)
+    (note,) = listing.notes
+    assert "instances_val.json" in note
+
+
+def test_images_of_nothing_but_crowds_are_incomplete(tmp_path: Path) -> None:
+    write_farm(tmp_path, each("annotations", iscrowd=1))
+    listing = read_coco(tmp_path, FARM)
+    boxes = placed(listing, tmp_path)
+    assert boxes.incomplete == {"1", "2"}
+    assert images_of(listing, tmp_path) == EXPECTED
+    (note,) = listing.notes
+    for part in ("instances_train.json", "2 of 2", "'a.jpg'", "`iscrowd: 1`", "`iscrowd` to 0"):
+        assert part in note
+
+
+def test_crowd_beside_another_object_of_its_class_leaves_an_image_complete(tmp_path: Path) -> None:
+    crowd = coco_object(9, 1, 1, iscrowd=1)
+    write_farm(tmp_path, lambda content: content["annotations"].append(crowd))
+    listing = read_coco(tmp_path, FARM)
+    boxes = placed(listing, tmp_path)
+    assert boxes.incomplete == frozenset()
+    assert len(boxes.images["1"].classes) == 1
+    assert listing.notes == ()

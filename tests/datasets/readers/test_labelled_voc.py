@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from refusals import refused
@@ -257,3 +258,36 @@ def test_annotations_in_subfolders_are_sources(tmp_path: Path) -> None:
     before = read_voc(tmp_path, OWN).sources
     (tmp_path / "Annotations/sub/bee.xml").write_text(voc_xml([]))
     assert hash_sources(tmp_path, before) != before
+
+
+def test_boxes_between_0_and_1_are_relative(tmp_path: Path) -> None:
+    relative = voc_xml([VocObject("bee", (0.1, 0.2, 0.6, 1.0))])
+    files: dict[str, str | bytes] = {"Annotations/a.xml": relative, "JPEGImages/a.jpg": "image"}
+    write_voc(tmp_path, ["a"], files)
+    listing = read_voc(tmp_path, OWN)
+    boxes = placed(listing, tmp_path)
+    np.testing.assert_allclose(boxes.images["a"].boxes, [[0.1, 0.2, 0.6, 1]], rtol=1e-6)
+    (note,) = listing.notes
+    assert "'train'" in note
+
+
+def test_deleted_objects_are_left_out(tmp_path: Path) -> None:
+    deleted = VocObject("gone").xml().replace("<object>", "<object><deleted>1</deleted>")
+    kept = VocObject("bee").xml().replace("<object>", "<object><deleted>0</deleted>")
+    text = voc_xml([]).replace("</annotation>", f"{deleted}{kept}</annotation>")
+    write_voc(tmp_path, ["a"], {"Annotations/a.xml": text, "JPEGImages/a.jpg": "image"})
+    assert images_of(read_voc(tmp_path, OWN), tmp_path) == {"a": ("JPEGImages/a.jpg", ["bee"])}
+
+
+def test_class_in_other_letters_is_named_beside_the_vocabulary(tmp_path: Path) -> None:
+    text = voc_xml([VocObject("BEE")])
+    write_voc(tmp_path, ["a"], {"Annotations/a.xml": text, "JPEGImages/a.jpg": "image"})
+    with refused(InputError, "a.xml", "'BEE'", "Did you mean 'bee'?"):
+        read_voc(tmp_path, OWN)
+
+
+def test_document_type_is_to_be_removed(tmp_path: Path) -> None:
+    files: dict[str, str | bytes] = {"Annotations/a.xml": f"<!DOCTYPE annotation>{BEE}"}
+    write_voc(tmp_path, ["a"], {**files, "JPEGImages/a.jpg": "image"})
+    with refused(InputError, "a.xml", "<!DOCTYPE", "Remove it"):
+        read_voc(tmp_path, OWN)
