@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import codecs
 import errno
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ import pyarrow.compute as pc
 from pipeline.datasets.disk import Disk, note_on_names
 from pipeline.datasets.manifest import (
     Manifest,
+    Split,
     full_counts,
     splits_of,
     unlabelled_rows,
@@ -31,6 +33,7 @@ from pipeline.datasets.missing import locate_missing, missing_remedy
 from pipeline.errors import InputError, MissingError
 from pipeline.files import open_regular, sha256_file, sha256_json
 from pipeline.formats.encodings import not_utf8
+from pipeline.formats.text import composed
 from pipeline.settings import ListedSettings
 
 LISTING_VERSION = 3
@@ -175,6 +178,40 @@ def hash_sources(root: Path, names: Iterable[str]) -> dict[str, str]:
         else:
             digests[name] = sha256_file(path)
     return digests
+
+
+def split_by_share(
+    paths: Sequence[str], share: float, source: Path | str, otherwise: str
+) -> list[Split]:
+    """The split of each of N paths, of which about ``share`` are for testing.
+
+    A hash of the path decides, so that an image stays in its split when others are added.
+
+    Args:
+        source: what lists the images, for messages.
+        otherwise: what to do instead of a share.
+
+    Raises:
+        InputError: a split has no image.
+    """
+    tests = [hash_fraction(path) < share for path in paths]
+    if all(tests) or not any(tests):
+        raise InputError(
+            f"{source}: with `test_share: {share}`, {sum(tests)} of {len(tests)} images are in "
+            "the test split. Expected some in each split.",
+            f"Change it, or remove it and {otherwise}",
+        )
+    return ["test" if test else "train" for test in tests]
+
+
+def hash_fraction(path: str) -> float:
+    """A number in [0,1), uniform over paths: the first 8 bytes of sha256 as a fraction.
+
+    Paths that differ only in their Unicode form have one number, since they are one image.
+    """
+    digest = hashlib.sha256(composed(path).encode()).digest()
+    # A float has 53 bits: with all 64, the largest fraction would be rounded to 1.
+    return (int.from_bytes(digest[:8], "big") >> 11) / (1 << 53)
 
 
 # --- what all listed data sets share -------------------------------------------------------------

@@ -52,7 +52,7 @@ import math
 import re
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import TextIOWrapper
 from itertools import combinations
@@ -70,8 +70,9 @@ from pipeline.datasets.listing import (
     hash_sources,
     note_relative,
     open_source,
+    split_by_share,
 )
-from pipeline.datasets.manifest import COLUMNS
+from pipeline.datasets.manifest import COLUMNS, Split
 from pipeline.datasets.readers.found import find_photographs
 from pipeline.datasets.readers.records import FIX, box_of, key_of, name_of, side_of, values_of
 from pipeline.errors import InputError
@@ -158,20 +159,12 @@ def read_coco(root: Path, settings: CocoSettings) -> Listing:
         names_of = {image_id: picture.name for image_id, picture in instances.images.items()}
         paths, found = find_photographs(disk, instances.folder, names_of, instances.path)
         notes += [*instances.notes, *found]
-        for number, ((image_id, picture), path) in enumerate(
-            zip(instances.images.items(), paths, strict=True)
-        ):
-            rows.append(
-                {
-                    "image_id": f"{instances.folder}/{image_id}" if prefixed else image_id,
-                    "path": path,
-                    "split": split,
-                    "labels": labels.get(number, []),
-                    "ignored": [],
-                    "width": picture.width,
-                    "height": picture.height,
-                }
-            )
+        splits: list[Split] = [split] * len(paths)
+        if settings.test_share is not None:
+            otherwise = "set `test` to the name of another split."
+            splits = split_by_share(paths, settings.test_share, instances.path, otherwise)
+        prefix = f"{instances.folder}/" if prefixed else ""
+        rows += _rows(instances, prefix, paths, splits, labels)
     return Listing(
         vocabulary=tuple(vocabulary),
         split_name="/".join(settings.splits.values()),
@@ -186,6 +179,36 @@ def read_coco(root: Path, settings: CocoSettings) -> Listing:
         notes=tuple(notes),
         disk=disk,
     )
+
+
+def _rows(
+    instances: _Instances,
+    prefix: str,
+    paths: Sequence[str],
+    splits: Sequence[Split],
+    labels: Mapping[int, list[int]],
+) -> list[dict[str, Any]]:
+    """The rows of a file's images.
+
+    Args:
+        prefix: of the image ids.
+        paths, splits: of each image.
+        labels: of images that have any, by their index.
+    """
+    return [
+        {
+            "image_id": f"{prefix}{image_id}",
+            "path": path,
+            "split": split,
+            "labels": labels.get(number, []),
+            "ignored": [],
+            "width": picture.width,
+            "height": picture.height,
+        }
+        for number, ((image_id, picture), path, split) in enumerate(
+            zip(instances.images.items(), paths, splits, strict=True)
+        )
+    ]
 
 
 def is_published(settings: CocoSettings) -> bool:

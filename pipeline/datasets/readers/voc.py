@@ -20,8 +20,9 @@ covers xmin-1 to xmax of the image's width. Difficult objects are left out of th
 
 Labelling tools write variations of this, which are read where their meaning is plain:
 
-- An id may have dots, blanks and slashes. A line of a list may be an image's file name or path, may
-  be in quotes, and may have a second column with a 1. The files that exist decide what is meant.
+- An id may have dots, blanks and slashes. A line of a list may be the file name or path of a
+  photograph or annotation, or of both, may be in quotes, and may have a second column with a 1. The
+  files that exist decide what is meant.
 - The photograph is `<id>.jpg`, or else the only file in JPEGImages with the name `<id>` and the
   suffix of another format, in upper or lower case. The element `filename` is not read.
 - No `difficult`, an empty one and `Unspecified` mean 0.
@@ -55,6 +56,7 @@ from pipeline.datasets.listing import (
     note_relative,
     read_lines,
     read_source,
+    split_by_share,
 )
 from pipeline.datasets.manifest import COLUMNS, Split
 from pipeline.datasets.readers.rows import did_you_mean
@@ -148,17 +150,22 @@ def read_voc(root: Path, settings: VocSettings) -> Listing:
             for label, number in numbers.items():
                 sources.append(f"{devkit.lists}/{label}_{name}.txt")
                 devkit.read_class_list(root / sources[-1], number, of_split)
+    paths = [devkit.photograph(image_id) for image_id in images]
+    if settings.test_share is not None:
+        otherwise = "set `test` to the name of another list."
+        shared = split_by_share(paths, settings.test_share, root / sources[0], otherwise)
+        ids = dict(zip(ids, shared, strict=True))
     rows = [
         {
             "image_id": image_id,
-            "path": devkit.photograph(image_id),
+            "path": path,
             "split": ids[image_id],
             "labels": sorted(image.positive),
             "ignored": sorted(image.difficult - image.positive),
             "width": image.width,
             "height": image.height,
         }
-        for image_id, image in images.items()
+        for (image_id, image), path in zip(images.items(), paths, strict=True)
     ]
     boxes, notes = _listed_boxes(images, ids, root)
     exchanged = [image_id for image_id, image in images.items() if image.exchanged]
@@ -339,6 +346,11 @@ class _Devkit:
             columns: whether the line may have a second column.
         """
         texts = [line, re.sub(r"\s+1$", "", line)] if columns else [line]
+        pair = re.fullmatch(r"(.+?\.\w+)[\s,]+(.+\.xml)", line, re.IGNORECASE)
+        if columns and pair and self.disk.is_photograph(pair[1]):
+            texts = [pair[1]]  # a photograph and its annotation
+            if len({PurePosixPath(path.replace("\\", "/")).stem for path in pair.groups()}) > 1:
+                return None
         readings = [reading for text in dict.fromkeys(texts) for reading in self._readings(text)]
         for reading in readings:
             if self.disk.file(f"{self._annotations}/{reading}.xml") or self.disk.photographs(
@@ -348,19 +360,26 @@ class _Devkit:
         if not is_inside(line):
             return None
         for reading in readings:
-            if re.fullmatch(r"[\w./-]+", reading) and not self.disk.is_photograph(reading):
+            if re.fullmatch(r"[\w./-]+", reading) and not self._has_suffix(reading):
                 return composed(reading)
         return None
 
     def _readings(self, text: str) -> Iterator[str]:
         """The ids that a name or path can stand for, as it is written first."""
         path = text.strip("\"'").replace("\\", "/").removeprefix("./")
-        inner = path.rpartition(f"{self._photographs.name}/")[2]
-        for name in dict.fromkeys([path, inner, path.rpartition("/")[2]]):
+        inner = [
+            path.rpartition(f"{folder.name}/")[2]
+            for folder in (self._photographs, self._annotations)
+        ]
+        for name in dict.fromkeys([path, *inner, path.rpartition("/")[2]]):
             if is_inside(name):
                 yield name
-                if self.disk.is_photograph(name):
+                if self._has_suffix(name):
                     yield without_suffix(name)
+
+    def _has_suffix(self, name: str) -> bool:
+        """Whether a name is that of a photograph or an annotation."""
+        return self.disk.is_photograph(name) or name.lower().endswith(".xml")
 
     def _list_remedy(self, path: Path) -> str:
         """The remedy of errors about a list; names the lists that there are in its place."""

@@ -24,7 +24,7 @@ from trees import (
     placed,
 )
 
-from pipeline.datasets.listing import as_on_disk, make_manifest
+from pipeline.datasets.listing import as_on_disk, hash_fraction, make_manifest
 from pipeline.datasets.readers.coco import read_coco
 from pipeline.errors import InputError, MissingError
 from pipeline.settings import CocoSettings
@@ -410,3 +410,36 @@ def test_crowd_beside_another_object_of_its_class_leaves_an_image_complete(tmp_p
     assert boxes.incomplete == frozenset()
     assert len(boxes.images["1"].classes) == 1
     assert listing.notes == ()
+
+
+# --- one file ------------------------------------------------------------------------------------
+
+
+def test_one_file_is_split_by_a_share(tmp_path: Path) -> None:
+    images = [coco_image(number, file_name=f"{number}.jpg") for number in range(1, 41)]
+    content = coco_file(images, [coco_object(number, number, 1) for number in range(1, 41)])
+    path = tmp_path / "annotations/instances_default.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(content))
+    settings = CocoSettings(source="coco", train="default", test_share=0.3)
+    listing = read_coco(tmp_path, settings)
+    rows = listing.table.to_pylist()
+    tests = {row["path"] for row in rows if row["split"] == "test"}
+    assert tests == {row["path"] for row in rows if hash_fraction(row["path"]) < 0.3}
+    assert 0 < len(tests) < 40
+    assert list(listing.sources) == ["annotations/instances_default.json"]
+    with refused(InputError, "instances_default.json", "`test_share: 1e-09`", "`test`"):
+        read_coco(tmp_path, settings.model_copy(update={"test_share": 1e-9}))
+
+
+@pytest.mark.parametrize(
+    ("splits", "part"),
+    [
+        ({"train": "default", "test": "default"}, "test_share: 0.2"),
+        ({"train": "a", "val": "a", "test": "b"}, "named twice"),
+        ({"train": "a", "test": "b", "test_share": 0.2}, "remove `test`"),
+    ],
+)
+def test_splits_that_would_share_images_are_refused(splits: dict[str, Any], part: str) -> None:
+    with pytest.raises(ValueError, match=part):
+        CocoSettings(source="coco", **splits)

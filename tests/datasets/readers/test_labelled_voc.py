@@ -19,7 +19,7 @@ from trees import (
     voc_xml,
 )
 
-from pipeline.datasets.listing import hash_sources
+from pipeline.datasets.listing import hash_fraction, hash_sources
 from pipeline.datasets.readers.voc import read_voc
 from pipeline.errors import InputError, MissingError
 from pipeline.settings import VocSettings
@@ -290,4 +290,37 @@ def test_document_type_is_to_be_removed(tmp_path: Path) -> None:
     files: dict[str, str | bytes] = {"Annotations/a.xml": f"<!DOCTYPE annotation>{BEE}"}
     write_voc(tmp_path, ["a"], {**files, "JPEGImages/a.jpg": "image"})
     with refused(InputError, "a.xml", "<!DOCTYPE", "Remove it"):
+        read_voc(tmp_path, OWN)
+
+
+def test_one_list_is_split_by_a_share(tmp_path: Path) -> None:
+    files: dict[str, str | bytes] = {f"Annotations/{number}.xml": BEE for number in range(40)}
+    write_voc(tmp_path, [str(number) for number in range(40)], files)
+    settings = OWN.model_copy(update={"test_share": 0.3})
+    rows = read_voc(tmp_path, settings).table.to_pylist()
+    assert len(rows) == 40
+    tests = {row["path"] for row in rows if row["split"] == "test"}
+    assert tests == {row["path"] for row in rows if hash_fraction(row["path"]) < 0.3}
+    assert 0 < len(tests) < 40
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "bee.xml",
+        "Annotations/bee.xml",
+        "./JPEGImages/bee.jpg ./Annotations/bee.xml",
+        "VOC/JPEGImages/bee.jpg\tVOC/Annotations/bee.xml",
+    ],
+)
+def test_line_may_name_the_annotation(tmp_path: Path, line: str) -> None:
+    write_voc(tmp_path, [line], {"Annotations/bee.xml": BEE, "JPEGImages/bee.jpg": "image"})
+    images = images_of(read_voc(tmp_path, OWN), tmp_path)
+    assert images == {"bee": ("JPEGImages/bee.jpg", ["bee"])}
+
+
+def test_pair_of_different_names_is_refused(tmp_path: Path) -> None:
+    files: dict[str, str | bytes] = {"Annotations/a.xml": BEE, "JPEGImages/b.jpg": "image"}
+    write_voc(tmp_path, ["./JPEGImages/b.jpg ./Annotations/a.xml"], files)
+    with refused(InputError, "trainval.txt, line 1", "'./JPEGImages/b.jpg ./Annotations/a.xml'"):
         read_voc(tmp_path, OWN)
