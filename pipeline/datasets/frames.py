@@ -10,6 +10,7 @@ tool writes beside its boxes tells which, if turning exchanges width and height:
 - There is none, or it is the same for both (turned by 180 degrees, mirrored, square): the boxes
   were drawn as those of the data set's other turned photographs. If these don't tell either, or
   contradict each other, the setting `box_frame` has to.
+- The boxes reach beyond it, but fit it with width and height exchanged: so it is exchanged.
 - It is another: the file is not the one that was annotated.
 
 Boxes whose frame is unknown are left out and their images marked as incomplete. Each of these
@@ -102,12 +103,19 @@ def place_boxes(
     classes, pixels = objects.classes, objects.pixels
     drawn = ~np.isnan(pixels).any(axis=1)
 
+    images, exchanged = _exchange_sizes(images, rows[drawn], pixels[drawn])
     common = _common_frame(images)
     placements = _place(images, frame, common[0])
     with_boxes = np.unique(rows[drawn]).tolist()
     boxes, placed, notes = _unit_boxes(rows, objects, placements, paths)
     notes = [
         *_note_cases(images, placements, with_boxes, manifest.dataset, common),
+        *_note(
+            exchanged,
+            paths,
+            "The boxes of {} reach beyond the listed size, but not beyond it with width and height "
+            "exchanged, which is the size that is used: an EXIF orientation turns the photographs",
+        ),
         *_note(rows[~drawn], paths, "Some objects of {} have no box, and count as labels only"),
         *notes,
     ]
@@ -267,6 +275,31 @@ def _same_shape(listed: Size, size: Size) -> bool:
     across = abs(listed[0] - size[0] * listed[1] / size[1])
     down = abs(listed[1] - size[1] * listed[0] / size[0])
     return min(across, down) <= 1
+
+
+def _exchange_sizes(
+    images: Sequence[_Image], rows: np.ndarray, pixels: np.ndarray
+) -> tuple[list[_Image], list[int]]:
+    """Exchange the sides of listed sizes that only then hold the boxes of a turned photograph.
+
+    Args:
+        rows: (n,), the image of each box.
+        pixels: (n, 4), as in `ListedBoxes`.
+
+    Returns:
+        the images; and which of them were changed.
+    """
+    reach = np.zeros((len(images), 2))
+    np.maximum.at(reach, rows, pixels[:, 2:])
+    result, changed = list(images), []
+    for row, (image, (right, bottom)) in enumerate(zip(images, reach.tolist(), strict=True)):
+        if image.listed is None or image.header is None or image.header.orientation < 5:
+            continue
+        width, height = (side + 1 for side in image.listed)  # a pixel more is rounding
+        if (right > width or bottom > height) and right <= height and bottom <= width:
+            result[row] = replace(image, listed=image.listed[::-1])
+            changed.append(row)
+    return result, changed
 
 
 def _common_frame(images: Sequence[_Image]) -> tuple[Frame | None, int]:
