@@ -23,7 +23,7 @@ Letters: N images of the manifest, n annotated objects.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,9 +104,9 @@ def place_boxes(
     drawn = ~np.isnan(pixels).any(axis=1)
 
     images, exchanged = _exchange_sizes(images, rows[drawn], pixels[drawn])
-    common = _common_frame(images)
-    placements = _place(images, frame, common[0])
     with_boxes = np.unique(rows[drawn]).tolist()
+    common = _common_frame(images, set(with_boxes))
+    placements = _place(images, frame, common[0])
     boxes, placed, notes = _unit_boxes(rows, objects, placements, paths)
     notes = [
         *_note_cases(images, placements, with_boxes, manifest.dataset, common),
@@ -302,14 +302,18 @@ def _exchange_sizes(
     return result, changed
 
 
-def _common_frame(images: Sequence[_Image]) -> tuple[Frame | None, int]:
-    """The frame of all turned images whose sizes tell, None if they differ; and their number."""
-    frames = [
-        image.fits()[0]
-        for image in images
+def _common_frame(images: Sequence[_Image], drawn: Set[int]) -> tuple[Frame | None, int]:
+    """The frame of all turned images whose sizes tell, None if they differ; and their number.
+
+    The number counts those of the images ``drawn``, which have boxes, if there are any.
+    """
+    frames = {
+        row: image.fits()[0]
+        for row, image in enumerate(images)
         if image.listed and image.header and image.header.orientation > 1 and len(image.fits()) == 1
-    ]
-    return (frames[0] if len(set(frames)) == 1 else None), len(frames)
+    }
+    frame = next(iter(frames.values())) if len(set(frames.values())) == 1 else None
+    return frame, len(frames.keys() & drawn) or len(frames)
 
 
 def _note_cases(

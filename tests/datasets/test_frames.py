@@ -323,3 +323,21 @@ def test_boxes_that_fit_only_the_other_picture_are_of_it(tmp_path: Path, orienta
     assert "a.png" in note
     assert "b.png" not in note
     assert "cut off" not in notes
+
+
+def test_photographs_that_decide_for_others_are_counted_among_those_with_boxes(
+    tmp_path: Path,
+) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        draw(tmp_path / name, 6)
+    draw(tmp_path / "d.png", 3)
+    nothing = (float("nan"),) * 4
+    shown: list[Shown] = [
+        ("a.png", SIZE, BOX),
+        ("b.png", SIZE, nothing),
+        ("c.png", SIZE, nothing),
+        ("d.png", SIZE, BOX),
+    ]
+    _, _, notes = place(tmp_path, shown)
+    assert "1 photograph (a.png)" in notes
+    assert "1 photograph (d.png) are read as `stored`, like those of 1 other photograph:" in notes

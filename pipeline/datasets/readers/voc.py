@@ -66,27 +66,9 @@ from pipeline.formats.text import composed
 from pipeline.formats.xml import DocumentTypeError, parse_xml
 from pipeline.settings import VocSettings
 
-VOCABULARY = (
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
+VOCABULARY = tuple(
+    "aeroplane bicycle bird boat bottle bus car cat chair cow "
+    "diningtable dog horse motorbike person pottedplant sheep sofa train tvmonitor".split()
 )
 """The devkit's classes, in its (alphabetical) order."""
 
@@ -401,7 +383,14 @@ def _layout(root: Path, folder: PurePosixPath, settings: VocSettings) -> str:
             f"VOC 2007 needs {folders} in {root / folder}: unpack VOCtrainval_06-Nov-2007.tar and "
             f"VOCtest_06-Nov-2007.tar in {root}."
         )
+    others = []
+    if not (root / folder / "ImageSets").is_dir():
+        others = sorted(
+            path.parent for path in [*root.glob("*/ImageSets"), *root.glob("*/*/ImageSets")]
+        )
+    found = f"`prepare.{root.name}.folder: {others[0].relative_to(root)}`" if others else ""
     return (
+        f"{f'There is {others[0]}: set {found} in params.yaml. ' if found else ''}"
         f"This layout needs {folders} in {root / folder}. Put the file there, as "
         "UTF-8 text. docs/own-data.md says how to make this layout from other folders."
     )

@@ -324,3 +324,11 @@ def test_pair_of_different_names_is_refused(tmp_path: Path) -> None:
     write_voc(tmp_path, ["./JPEGImages/b.jpg ./Annotations/a.xml"], files)
     with refused(InputError, "trainval.txt, line 1", "'./JPEGImages/b.jpg ./Annotations/a.xml'"):
         read_voc(tmp_path, OWN)
+
+
+def test_layout_in_another_folder_is_named(tmp_path: Path) -> None:
+    write_voc(tmp_path / "VOCdevkit/VOC2012", [], {})
+    settings = OWN.model_copy(update={"folder": "VOCdevkit/VOC2007"})
+    setting = f"`prepare.{tmp_path.name}.folder: VOCdevkit/VOC2012`"
+    with refused(MissingError, "VOC2007/ImageSets/Main/trainval.txt", setting):
+        read_voc(tmp_path, settings)
