@@ -47,7 +47,8 @@ class GmpipeError(Exception):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        return f"{self.problem} {self.remedy}".rstrip()
+        separator = "" if self.problem.endswith("\n") else " "  # after a list, a line of its own
+        return f"{self.problem}{separator}{self.remedy}".rstrip()
 
 
 class MissingError(GmpipeError):

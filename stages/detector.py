@@ -18,6 +18,8 @@ from pipeline.files import (
     write_json,
 )
 from pipeline.formats.sealed import write_sealed_json
+from pipeline.formats.text import counted
+from pipeline.interrupts import Interrupted
 from pipeline.regions.detector import (
     DESCRIPTION_FILE,
     DETECTOR_VERSION,
@@ -49,7 +51,7 @@ from stages.checkout.layout import (
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request
 from stages.checkout.times import record_time
-from stages.console.messages import note, say
+from stages.console.messages import note, say, stopped
 from stages.console.progress import progress_bar, progress_phase, shows_bars
 
 _FEWEST = 2  # images of a fit: one to learn from, and one to measure on
@@ -158,16 +160,19 @@ def _fit(folder: Path, request: Request, settings: DetectorSettings, fit: FitSet
             bar.update(done - bar.n)
             bar.set_postfix(loss=f"{loss:.2f}", refresh=False)
 
-        model = fit_detector(
-            fitted,
-            len(classes) + 1,
-            settings.architecture,
-            fit,
-            state_file=state,
-            initial=initial,
-            on_start=bar.resume,
-            on_step=on_step,
-        )
+        try:
+            model = fit_detector(
+                fitted,
+                len(classes) + 1,
+                settings.architecture,
+                fit,
+                state_file=state,
+                initial=initial,
+                on_start=bar.resume,
+                on_step=on_step,
+            )
+        except Interrupted as interrupted:
+            raise stopped(interrupted, fit.steps) from None
     with progress_phase("measure detector", len(held_out), "image") as on_images:
         metrics = measure_detector(model, held_out, fit, on_images)
     with replacing_folder(folder) as temporary:
@@ -183,8 +188,8 @@ def _fit(folder: Path, request: Request, settings: DetectorSettings, fit: FitSet
     state.unlink(missing_ok=True)
     recalls = ", ".join(f"{value} at {m}" for m, value in metrics["recall_at"].items())
     return (
-        f"{folder}: on {metrics['images']} held-out images at IoU 0.5: recall {recalls} regions; "
-        f"precision {metrics['precision']} of those with a score of {CONFIDENT} or more"
+        f"{folder}: on {counted(metrics['images'], 'held-out image')} at IoU 0.5: recall {recalls} "
+        f"regions; precision {metrics['precision']} of those with a score of {CONFIDENT} or more"
     )
 
 

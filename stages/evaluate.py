@@ -16,6 +16,7 @@ from pipeline.evaluation.metrics import Evaluation, write_evaluation
 from pipeline.evaluation.metrics import evaluate as measure
 from pipeline.evaluation.predictions import write_predictions
 from pipeline.files import check_writable, exists, folder_lock, tidy, write_json
+from pipeline.formats.text import counted, first_few
 from pipeline.labels.vectors import LabelVectors
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.prediction import NotFinite, Scorer
@@ -23,7 +24,6 @@ from pipeline.learning.splits import open_split
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import check_same_recipe
 from stages.checkout.caches import advising_on_cache
-from stages.checkout.keys import first_few
 from stages.checkout.layout import (
     CHECKPOINT_FILE,
     EVALUATION_FILES,
@@ -120,7 +120,9 @@ def _evaluate(run: RunPlan) -> str:
     write_json(run.folder / SUMMARY_FILE, metrics.summary())
     # Last: a run with metrics of its checkpoint counts as evaluated.
     write_evaluation(run.folder / METRICS_FILE, evaluation)
-    left_out = f"; {split.left_out} images without regions left out" if split.left_out else ""
+    left_out = (
+        f"; {counted(split.left_out, 'image')} without regions left out" if split.left_out else ""
+    )
     return f"{run.folder}: mAP {metrics.mAP:.2f}, OF1 {metrics.all.OF1:.2f}{left_out}"
 
 
@@ -128,11 +130,12 @@ def _note_without_negative(truth: np.ndarray, manifest: Manifest) -> None:
     """Print a note if labels have an AP of 100 because no test image is known to lack them."""
     labels = np.array(manifest.vocabulary)[LabelCounts.of_truth(truth).without_negative]
     if len(labels):
+        have, them = ("has", "it") if len(labels) == 1 else ("have", "them")
         shown = ", ".join(labels[:3]) + (" and others" if len(labels) > 3 else "")
         note(
-            f"{len(labels)} of {len(manifest.vocabulary)} labels have an AP of 100 whatever the "
-            f"scores are, since no image of the test split is known to lack them: {shown}. They "
-            "raise the mAP."
+            f"{len(labels)} of {counted(len(manifest.vocabulary), 'label')} {have} an AP of 100 "
+            f"whatever the scores are, since no image of the test split is known to lack {them}: "
+            f"{shown}. That raises the mAP."
         )
 
 
@@ -152,7 +155,7 @@ def _check_same_inputs(
             f"{_other_labels(checkpoint.vocabulary, manifest.vocabulary)}.",
             train,
         )
-    check_training_rows(checkpoint, manifest, path, train)
+    check_training_rows(checkpoint, manifest, cache, path, train)
     if checkpoint.label_vectors_sha256 != vectors.sha256:
         raise MismatchError(
             f"{path} was trained with the label vectors {checkpoint.label_vectors_sha256}, but "

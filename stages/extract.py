@@ -21,19 +21,20 @@ from pipeline.errors import (
     Stopped,
     advising,
 )
+from pipeline.formats.text import counted
 from pipeline.learning.splits import open_split
 from pipeline.machine import cores
 from pipeline.regions.detector import DetectorDescription
 from pipeline.regions.extraction import ShardOutcome, extraction_recipe
 from pipeline.regions.plan import PlannedImages, ViewPlan, check_readable, image_digests
-from pipeline.shards.failures import FAILURES_NAME, Failure
-from pipeline.shards.index import Index
+from pipeline.shards.failures import FAILURES_NAME, Failure, read_failures
+from pipeline.shards.index import Index, read_index
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.repair import plan_repair
 from pipeline.shards.schema import check_same_recipe, without_images
 from pipeline.shards.store import ShardStore, StaleShard, Survey, open_store
 from pipeline.shards.verification import Damage
-from stages.checkout.caches import amount_of, drop_message, reasons_of
+from stages.checkout.caches import amount_of, drop_message, reasons_of, shown_failures
 from stages.checkout.layout import cache_folder, data_root, detector_folder
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.models import dataset_detector
@@ -188,7 +189,7 @@ def _complete(
     failures = store.finish(recipe, survey, results.failures, trust_index=trust_index)
     if results.rows:
         record_time(request.dataset, "extract", began, rows=results.rows)
-    return _summary(request, survey, results, failures)
+    return _summary(request, survey, results, failures, tried=len(rows) > 0)
 
 
 def _check_imported(folder: Path, manifest: Manifest) -> str:
@@ -227,12 +228,43 @@ def _check_stale(
         return
     folder = cache_folder(request.dataset)
     if not replace:
+        remedy = _restore_or_replace(request)
+        if _suffices(folder, stale, images):
+            remedy += (
+                " Or leave the cache as it is: it has the regions of all images that the data set "
+                "has now, so `gmpipe train` and `gmpipe evaluate` can read it."
+            )
         raise MismatchError(
             f"{folder}: the extraction would have to drop {amount_of(stale)}:\n{reasons_of(stale)}",
-            _restore_or_replace(request),
+            remedy,
         )
     numbers = np.unique(np.concatenate([shard.numbers for shard in stale]))
     check_readable(images.plan, numbers, data_root(request.dataset), threads=cores())
+
+
+def _suffices(folder: Path, stale: Sequence[StaleShard], images: PlannedImages) -> bool:
+    """Whether a cache only holds more images than it should, so that runs can read it."""
+    if any(shard.kind != "removed" for shard in stale):
+        return False
+    try:
+        index = read_index(folder)
+    except GmpipeError:
+        return False
+    numbers = images.numbers([stored.decode() for stored in index.image_ids.tolist()])
+    known = numbers >= 0
+    missing = images.missing_rows(numbers[known], index.views[known])
+    return not len(_not_failed(folder, images, missing))
+
+
+def _not_failed(
+    folder: Path, images: PlannedImages, rows: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Those of some planned rows whose image is not listed in the cache's failures."""
+    try:
+        failed = images.numbers(list(read_failures(folder)))
+    except DamagedError:  # which is written again
+        return rows
+    return rows[~np.isin(images.plan.image[rows], failed)]
 
 
 def _drop(store: ShardStore, stale: Sequence[StaleShard]) -> None:
@@ -299,14 +331,17 @@ def _run(
                 return
             yield task
 
-    total = len(images.plan)
+    # A row of an image that failed before is not what an earlier extraction left undone.
+    is_resumed = len(rows) < len(images.plan) and len(_not_failed(job.folder, images, rows)) > 0
+    total = len(images.plan) if is_resumed else len(rows)
     unit = "image" if job.settings.views == 1 else "view"
     try:
         with (
             progress_bar(total=total, desc="extract", unit=unit) as bar,
             open_cluster(workers.scheduler, workers.resources) as client,
         ):
-            bar.resume(total - len(rows))
+            if is_resumed:
+                bar.resume(total - len(rows))
             on_every_worker(client, problem_of_worker, job)
             _drop(store, stale)
             for task, outcome in run_tasks(
@@ -340,7 +375,12 @@ def _note(results: _Results, task: ShardTask, outcome: ShardOutcome | GmpipeErro
 
 
 def _summary(
-    request: Request, survey: Survey, results: _Results, failures: Sequence[Failure]
+    request: Request,
+    survey: Survey,
+    results: _Results,
+    failures: Sequence[Failure],
+    *,
+    tried: bool,
 ) -> str:
     """Lines that say what was done.
 
@@ -348,19 +388,21 @@ def _summary(
         InputError: there are more failures than `max_failures`. What was done is printed before.
     """
     dataset, folder = request.dataset, cache_folder(request.dataset)
-    lines = [f"{folder}: {len(survey.numbers)} rows, {results.rows} of them extracted now"]
+    nothing = "" if tried else "; nothing to extract"
+    rows = counted(len(survey.numbers), "row")
+    lines = [f"{folder}: {rows}, {results.rows} of them extracted now{nothing}"]
     seconds = results.busy + results.waiting
     if results.rows and seconds >= _TELLING_SECONDS:
         share = results.waiting / seconds
         lines.append(f"The detector waited for images {share:.1%} of its time.")
     undecodable = (
-        f"{len(failures)} {'image' if len(failures) == 1 else 'images'} can't be decoded, see "
-        f"{folder / FAILURES_NAME}."
+        f"{counted(len(failures), 'image')} can't be decoded, see {folder / FAILURES_NAME}:\n"
+        f"{shown_failures(failures)}"
     )
     if len(failures) > request.extract.max_failures:
         say("\n".join(lines))
         raise InputError(
-            f"{undecodable} The first one: {failures[0].reason}\nAll other images are extracted.",
+            f"{undecodable}\nAll other images are extracted.",
             "Fix or replace these images and run the same command again, which tries only them. Or "
             f"tolerate them: `--max-failures {len(failures)}`, or `max_failures: {len(failures)}` "
             f"in `extract.{dataset}` of params.yaml, which `dvc repro` reads.",

@@ -9,18 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from tabulate import tabulate
 
-from pipeline.datasets.check import (
-    Findings,
-    ListedImage,
-    check_files,
-)
+from pipeline.datasets.check import Findings, ListedImage, check_files
 from pipeline.datasets.disk import find_files
 from pipeline.datasets.frames import place_boxes, same_headers
-from pipeline.datasets.label_counts import label_counts
 from pipeline.datasets.listing import (
     Listing,
     as_on_disk,
@@ -32,7 +25,6 @@ from pipeline.datasets.listing import (
 from pipeline.datasets.manifest import (
     BoxTable,
     Manifest,
-    Split,
     read_boxes,
     read_manifest,
     write_boxes,
@@ -44,7 +36,6 @@ from pipeline.datasets.readers.nuswide import read_nuswide
 from pipeline.datasets.readers.table import read_table
 from pipeline.datasets.readers.voc import read_voc
 from pipeline.datasets.scenes import make_scenes, scenes_sources
-from pipeline.datasets.spelling import packed_labels, similar_labels
 from pipeline.errors import DamagedError, MissingError, advising
 from pipeline.files import (
     exists,
@@ -54,6 +45,7 @@ from pipeline.files import (
     replacing_folder,
     tidy,
 )
+from pipeline.formats.text import counted
 from pipeline.settings import (
     CocoSettings,
     ImportedSettings,
@@ -63,7 +55,6 @@ from pipeline.settings import (
     TableSettings,
     VocSettings,
 )
-from stages.checkout.keys import first_few
 from stages.checkout.layout import (
     boxes_file,
     data_root,
@@ -75,6 +66,7 @@ from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request
 from stages.checkout.resolved import write_variant_settings
 from stages.checkout.times import record_time
+from stages.console.labels import describe_labels
 from stages.console.progress import progress_bar, progress_phase
 
 _READERS: dict[type, Callable[[Path, Any], Listing]] = {
@@ -87,15 +79,6 @@ _READERS: dict[type, Callable[[Path, Any], Listing]] = {
 _MISSING = "missing.csv"  # beside the manifest: the images that were left out without a file
 _MISSING_COLUMNS = ("image_id", "path")
 _SHOWN = 5  # images that a list names
-_MOST_LABELS = 40  # labels of which all are shown; of more, only the rarest are
-_RAREST = 10
-
-_WITHOUT_NEGATIVE: dict[Split, str] = {
-    "train": "which can't be learned",
-    "val": "whose AP is 100 whatever the scores are",
-    "test": "whose AP is 100 whatever the scores are",
-}
-"""The consequence of a label without a known negative in a split."""
 
 
 def prepare(request: Request) -> str:
@@ -123,18 +106,18 @@ def prepare(request: Request) -> str:
         if isinstance(source, ImportedSettings):
             imported = _imported_manifest(dataset)
             line = f"{folder}: imported, {_counts(imported)}"
-            return "\n".join([line, *_labels(request, imported)])
+            return "\n".join([line, *describe_labels(imported)])
         current = _current_manifest(dataset, source)
         if current is not None:
             line = f"{folder} ({_counts(current)}): unchanged"
-            return "\n".join([line, *_labels(request, current)])
+            return "\n".join([line, *describe_labels(current)])
         places: Mapping[str, str] = {}
         if isinstance(source, ScenesSettings):
             manifest = _draw(dataset, source)
         else:
             manifest, places = _list(dataset, source)
     record_time(dataset, "prepare", began)
-    return "\n".join([f"{folder}: {_counts(manifest)}", *_labels(request, manifest, places)])
+    return "\n".join([f"{folder}: {_counts(manifest)}", *describe_labels(manifest, places)])
 
 
 def check(request: Request) -> tuple[str, bool]:
@@ -153,7 +136,7 @@ def check(request: Request) -> tuple[str, bool]:
     if isinstance(source, ImportedSettings):
         manifest = _imported_manifest(dataset)
         line = f"{dataset}: {_counts(manifest)}. Its regions are imported, so it needs no images."
-        return "\n".join([line, *_labels(request, manifest)]), True
+        return "\n".join([line, *describe_labels(manifest)]), True
     places: Mapping[str, str] = {}
     if isinstance(source, ScenesSettings):
         manifest = dataset_manifest(dataset)
@@ -167,7 +150,7 @@ def check(request: Request) -> tuple[str, bool]:
     refusals, allowed = _verdict(request, manifest, findings)
     if not refusals and not allowed:
         allowed = ["Every image exists and can be read."]
-    report = "\n".join([*lines, *_labels(request, manifest, places), *allowed, *refusals])
+    report = "\n".join([*lines, *describe_labels(manifest, places), *allowed, *refusals])
     return report, not refusals
 
 
@@ -296,96 +279,7 @@ def _counts(manifest: Manifest) -> str:
             kept = counts["images"] == counts["listed"] - counts["missing"]
             notes.append(f"{counts['unlabelled']} unlabelled{'' if kept else ' and left out'}")
         parts.append(f"{counts['images']} {split}" + (f" ({', '.join(notes)})" if notes else ""))
-    labels = len(manifest.vocabulary)
-    return f"{', '.join(parts)}, {labels} {'label' if labels == 1 else 'labels'}"
-
-
-def _labels(
-    request: Request, manifest: Manifest, places: Mapping[str, str] | None = None
-) -> list[str]:
-    """The number of images with each label, notes on labels that may be wrong, and the manifest's.
-
-    Args:
-        request: of the data set.
-        manifest: its images.
-        places: label -> where it stands first, as far as that was read.
-    """
-    places = places or {}
-    names, counts = manifest.vocabulary, label_counts(manifest)
-    train, test = counts["train"].positive, counts["test"].positive
-    shown, more = np.arange(len(names)), []
-    if len(names) > _MOST_LABELS:
-        rarest = np.argsort(train + test, kind="stable")
-        shown = rarest[:_RAREST]
-        least = int((train + test)[rarest[_RAREST]])
-        most = f" ({least} or more images each)" if least else ""
-        more = [f"and {len(names) - _RAREST} more labels{most}"]
-    rows = [
-        [names[label], *(of_split.positive[label] for of_split in counts.values())]
-        for label in shown
-    ]
-    table = tabulate(rows, ["label", *counts], tablefmt="plain", disable_numparse=[0])
-    notes = [
-        (
-            "Labels without a test image, which get no score",
-            [names[label] for label in np.flatnonzero(test == 0)],
-        ),
-        (
-            "Labels without a validation image, which the validation mAP leaves out",
-            [names[label] for label in np.flatnonzero(counts["val"].positive == 0)]
-            if "val" in counts
-            else [],
-        ),
-        (
-            "Labels with fewer than 2 training images, which can hardly be learned",
-            [
-                f"{names[label]} ({places[names[label]]})"
-                if names[label] in places
-                else names[label]
-                for label in np.flatnonzero(train < 2)
-            ],
-        ),
-        *(
-            (
-                f"Labels that every {split} image has or ignores, {_WITHOUT_NEGATIVE[split]}",
-                [names[label] for label in np.flatnonzero(of_split.without_negative)],
-            )
-            for split, of_split in counts.items()
-            if manifest.counts[split]["images"] > 1
-        ),
-        (
-            "Labels that may be two spellings of one label",
-            _spellings(names, train + test, places),
-        ),
-    ]
-    lines = [f"Note: {title}: {first_few(labels, ', ')}" for title, labels in notes if labels]
-    lines += [f"Note: {note}" for note in manifest.notes]
-    return [*table.splitlines(), *more, *lines]
-
-
-def _spellings(names: Sequence[str], counts: np.ndarray, places: Mapping[str, str]) -> list[str]:
-    """Pairs of labels that may be one, the rarer with its place.
-
-    Labels that may be several with another separator are left out: most of them look alike.
-
-    Args:
-        names: the C labels.
-        counts: (C,) the number of images that have each.
-        places: label -> where it stands first.
-    """
-    _, separated = packed_labels(names) or ("", ())
-    alone = set(names).difference(separated)
-    having = dict(zip(names, counts, strict=True))
-    pairs = []
-    for pair in similar_labels([name for name in names if name in alone]):
-        rarer = min(pair, key=lambda name: int(having[name]))
-        pairs.append(
-            " and ".join(
-                f"{name!r} ({places[name]})" if name == rarer and name in places else repr(name)
-                for name in pair
-            )
-        )
-    return pairs
+    return f"{', '.join(parts)}, {counted(len(manifest.vocabulary), 'label')}"
 
 
 def _sections(dataset: str, findings: Findings) -> list[str]:
@@ -403,7 +297,7 @@ def _sections(dataset: str, findings: Findings) -> list[str]:
         for images in (findings.missing, findings.unlabelled, findings.doubtful)
     )
     return [
-        f"{dataset}: {findings.images} images",
+        f"{dataset}: {counted(findings.images, 'image')}",
         *_section("missing", len(missing), missing),
         *_section("unreadable", len(unreadable), unreadable),
         *(_section("not readable for this user", len(refused), refused) if refused else []),
@@ -442,7 +336,7 @@ def _verdict(
         (allowed if may_be else refusals).append(step)
     most = request.extract.max_failures
     if number := len(findings.unreadable):
-        images = "1 unreadable image" if number == 1 else f"{number} unreadable images"
+        images = counted(number, "unreadable image")
         setting = f"extract.{dataset}.max_failures"
         if number <= most:
             allowed.append(f"Extraction leaves out {images}, as `{setting}: {most}` allows.")
@@ -463,7 +357,7 @@ def _missing_step(
     lost = Counter(image.split for image in findings.missing)
     empty = [split for split in manifest.splits if lost[split] == manifest.counts[split]["images"]]
     if source.drop_missing and not empty:
-        images = "1 missing image" if len(missing) == 1 else f"{len(missing)} missing images"
+        images = counted(len(missing), "missing image")
         setting = f"`prepare.{dataset}.drop_missing: true`"
         hint = locate_missing(root, missing, source) or ""
         return f"`prepare` leaves out {images}, as {setting} says. {hint}".rstrip(), True

@@ -28,6 +28,8 @@ from pipeline.files import (
     replacing,
     tidy,
 )
+from pipeline.formats.text import counted, first_few
+from pipeline.interrupts import Interrupted
 from pipeline.labels.vectors import LabelVectors
 from pipeline.learning.checkpoint import Checkpoint, save_checkpoint
 from pipeline.learning.distributed import Processes, joined_processes
@@ -43,7 +45,6 @@ from pipeline.learning.splits import SplitData, open_split, split_validation
 from pipeline.learning.training import train_network
 from pipeline.shards.reader import RegionCache
 from stages.checkout.caches import advising_on_cache
-from stages.checkout.keys import first_few
 from stages.checkout.layout import (
     CHECKPOINT_FILE,
     EVALUATION_FILES,
@@ -57,7 +58,7 @@ from stages.checkout.layout import (
 from stages.checkout.plans import RunPlan, check_run_regions, open_inputs
 from stages.checkout.resolved import write_run_settings
 from stages.checkout.times import record_time
-from stages.console.messages import counted, note
+from stages.console.messages import note, stopped
 from stages.console.progress import progress_bar
 
 ENOUGH_STEPS = 500
@@ -131,10 +132,12 @@ def train(run: RunPlan, *, tensorboard: bool = False) -> str | None:
             training = _learn(run, inputs, processes, shown)
         except Diverged as error:
             raise _reported(error, run, inputs) from error
+        except Interrupted as interrupted:
+            raise stopped(interrupted, per_epoch * run.settings.epochs) from None
         _write(run, inputs, training)
     record_time(run.dataset, "train", began, run=run.folder.name)
     left_out = inputs.split.left_out
-    ending = f"; {left_out} images without regions left out" if left_out else ""
+    ending = f"; {counted(left_out, 'image')} without regions left out" if left_out else ""
     return f"{run.folder}: {_summary(training)}{ending}"
 
 
@@ -173,14 +176,14 @@ def _can_not_validate(run: RunPlan, validation: SplitData, *, of_split: bool) ->
     problem = "no label has both a positive and a negative image, so that their mAP says nothing."
     if of_split:
         return InputError(
-            f"{len(validation)} images of the split `val` in {manifest_file(run.dataset)}: "
-            f"{problem}",
+            f"{counted(len(validation), 'image')} of the split `val` in "
+            f"{manifest_file(run.dataset)}: {problem}",
             "Check their labels, or leave that split out of the data set.",
         )
     block = f"train.{run.dataset}"
     return InputError(
-        f"{block}.validation is {run.settings.validation}, which keeps {len(validation)} images "
-        f"for validation: {problem}",
+        f"{block}.validation is {run.settings.validation}, which keeps "
+        f"{counted(len(validation), 'image')} for validation: {problem}",
         f"Raise `{block}.validation`, or take another seed.",
     )
 
@@ -199,7 +202,8 @@ def _parts(
         if settings.validation:
             raise InputError(
                 f"{block}.validation is {settings.validation}, but {run.dataset} has a split `val` "
-                f"of {manifest.counts['val']['images']} images, which validates each training.",
+                f"of {counted(manifest.counts['val']['images'], 'image')}, "
+                "which validates each training.",
                 f"Set `{block}.validation: 0`, or write `train` instead of `val` where the data "
                 "set lists its images.",
             )
@@ -304,9 +308,12 @@ def _checkpoint(
 
 def _summary(training: Training) -> str:
     loss = training.history[-1]["train_loss"]
-    text = f"{len(training.history)} epochs, loss {loss:.3f}"
+    text = f"{counted(len(training.history), 'epoch')}, loss {loss:.3f}"
     if training.epoch != len(training.history):
         text += f", weights of epoch {training.epoch}"
+    validation = training.history[training.epoch - 1].get("validation_mAP")
+    if validation is not None:
+        text += f", validation mAP {validation:.2f}"
     if not math.isnan(training.waited):
         text += f", waiting for data {100 * training.waited:.1f} %"
     return text

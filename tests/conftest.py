@@ -14,6 +14,7 @@ import pytest
 # process runs.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import torch
 from clusters import worker_in_this_process
 from filelock import FileLock
@@ -22,6 +23,10 @@ from small import make_small
 from toys import Toy, make_toy
 
 from pipeline.evaluation import bootstrap
+
+# How long an example takes says nothing where other processes run beside the tests.
+hypothesis.settings.register_profile("untimed")
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -123,3 +123,17 @@ def printable_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [printable_json(inner) for inner in value]
     return value
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things as people read it, e.g. `1 shard` or `2 shards`; of what takes an s."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+_MOST_WORDS = 4  # of a list
+
+
+def first_few(words: Sequence[str], separator: str) -> str:
+    """Join words; of more than four, the first four and the number of the others."""
+    more = len(words) - _MOST_WORDS
+    return separator.join([*words[:_MOST_WORDS], f"and {more} more"] if more > 0 else words)

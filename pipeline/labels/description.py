@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.formats.text import markdown_table
+from pipeline.formats.text import counted, markdown_table
 from pipeline.labels.vectors import LabelVectors
 
 _NEAREST = 3  # labels that are named for each label
@@ -38,7 +38,7 @@ def describe_vectors(vectors: LabelVectors) -> str:
             f"in twenty above {high:.2f}, which is near for these labels."
         )
     parts.append(
-        f"{count} {'label' if count == 1 else 'labels'}, vectors of size "
+        f"{counted(count, 'label')}, vectors of size "
         f"{vectors.vectors.shape[1]} from {vectors.source}, sha256 {vectors.sha256}"
     )
     return "\n\n".join(parts)

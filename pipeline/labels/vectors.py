@@ -110,6 +110,25 @@ def load_label_vectors(labels: Sequence[str], source: str) -> LabelVectors:
     """
     if not labels:
         raise InputError("There are no labels to look up vectors for.", "Give at least one label.")
+    check_label_names(labels)
+    vectors, resolution = _lookup(source)(labels)
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    invalid = ~np.isfinite(lengths) | (lengths == 0)
+    if invalid.any():
+        raise InputError(
+            f"{source} has vectors that are zero or not finite in float32, for these labels: "
+            f"{_quoted(label for label, bad in zip(labels, invalid, strict=True) if bad)}.",
+            "Put other vectors there, or set `label_vectors: wordllama`.",
+        )
+    return LabelVectors(tuple(labels), vectors, source, tuple(resolution))
+
+
+def check_label_names(labels: Sequence[str]) -> None:
+    """Check that each label can have a vector of its own, whatever its source.
+
+    Raises:
+        InputError: two labels have the same name, one has no word, or one has half a character.
+    """
     names: dict[str, str] = {}
     for label in labels:
         name = _normalised(label)
@@ -130,16 +149,6 @@ def load_label_vectors(labels: Sequence[str], source: str) -> LabelVectors:
                 "Rename or merge them in the data set.",
             )
         names[name] = label
-    vectors, resolution = _lookup(source)(labels)
-    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
-    invalid = ~np.isfinite(lengths) | (lengths == 0)
-    if invalid.any():
-        raise InputError(
-            f"{source} has vectors that are zero or not finite in float32, for these labels: "
-            f"{_quoted(label for label, bad in zip(labels, invalid, strict=True) if bad)}.",
-            "Put other vectors there, or set `label_vectors: wordllama`.",
-        )
-    return LabelVectors(tuple(labels), vectors, source, tuple(resolution))
 
 
 def source_file(source: str) -> Path | None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import InputError, MismatchError
 from pipeline.files import exists
+from pipeline.interrupts import Interrupted
 from pipeline.learning.batches import Batch, Feed
 from pipeline.learning.distributed import Processes
 from pipeline.learning.optimization import make_average, make_optimizer, make_schedule
@@ -116,6 +117,9 @@ class TrainingLoop:
         feed: of the training split.
         settings, seed, processes, name, state_file, save_every: as in `train_network`.
         validated: whether each epoch's row of the history has a validation mAP.
+
+    Attributes:
+        interrupted: is asked between steps whether the training should save its state and stop.
     """
 
     def __init__(
@@ -142,6 +146,7 @@ class TrainingLoop:
         self.state_file = state_file
         self.save_every = save_every
         self.validated = validated
+        self.interrupted: Callable[[], bool] = lambda: False
         self.position = Position()
         self._optimizer = make_optimizer(network, settings)
         self._schedule = make_schedule(self._optimizer, settings)
@@ -294,8 +299,13 @@ class TrainingLoop:
         self.position = Position(history, weights=weights, chosen=chosen, epoch=epoch)
 
     def save_if_due(self) -> None:
-        """Save what a killed training resumes from, if ``save_every`` seconds have passed."""
-        if not self._save_due:
+        """Save what a killed training resumes from, if ``save_every`` seconds have passed.
+
+        Raises:
+            Interrupted: `interrupted` asked for it, and the state is saved.
+        """
+        is_interrupted = self.interrupted()
+        if not self._save_due and not is_interrupted:
             return
         random_states = self.processes.gathered(random_state())
         if self.processes.rank == 0:
@@ -308,6 +318,8 @@ class TrainingLoop:
             save_tensors(self.state_file, state)
         self._saved = time.monotonic()
         self._save_due = False
+        if is_interrupted:
+            raise Interrupted(self.steps)
 
     def resume(self) -> None:
         """Continue where a killed training stopped, if one left its state.

@@ -125,9 +125,14 @@ def split_validation(split: SplitData, share: float, seed: int) -> tuple[SplitDa
         the split's order.
     """
     order = np.random.default_rng([seed, 2]).permutation(len(split))
-    size = min(max(1, round(share * len(split))), len(split) - 1)
+    size = validation_size(len(split), share)
     trained = replace(split.take(np.sort(order[size:])), left_out=split.left_out)
     return trained, split.take(np.sort(order[:size]))
+
+
+def validation_size(images: int, share: float) -> int:
+    """How many of the training split's images `split_validation` validates on."""
+    return min(max(1, round(share * images)), images - 1)
 
 
 def check_regions(cache: RegionCache, dataset: str, regions: int | None) -> None:

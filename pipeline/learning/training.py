@@ -6,11 +6,13 @@ Letters: C labels, W size of a label vector.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
 from pipeline.evaluation.metrics import evaluate
+from pipeline.interrupts import deferred_interrupt
 from pipeline.labels.vectors import LabelVectors
 from pipeline.learning.batches import Feed, region_statistics
 from pipeline.learning.distributed import Processes, alone
@@ -45,7 +47,7 @@ def train_network(
     Every 30 s, within an epoch or after it, the training writes to ``state_file`` what it needs to
     resume. A training that was killed continues from there, and ends with the same weights as one
     that was not. W processes with ``batch_size`` images per step make the steps of one process
-    with W times as many.
+    with W times as many. In one process, Ctrl-C saves the state and raises `Interrupted`.
 
     Args:
         split: the training split.
@@ -120,15 +122,18 @@ def _run(
         feed = Feed(validation, processes.device, sharers=processes.on_machine)
     loop.resume()
     on_step(loop.steps)
-    while len(loop.position.history) < loop.settings.epochs:
-        row = loop.run_epoch(on_step)
-        if feed is not None:
-            predictions = _validate(loop, feed, labels)
-            row["validation_mAP"] = evaluate(predictions.logits, feed.split.truth, labels).mAP
-        loop.end_epoch(row)
-        if processes.rank == 0:
-            on_epoch(row)
-        loop.save_if_due()
+    # Several processes would have to agree on the step after which they save and stop.
+    deferring = deferred_interrupt() if processes.count == 1 else nullcontext(loop.interrupted)
+    with deferring as loop.interrupted:
+        while len(loop.position.history) < loop.settings.epochs:
+            row = loop.run_epoch(on_step)
+            if feed is not None:
+                predictions = _validate(loop, feed, labels)
+                row["validation_mAP"] = evaluate(predictions.logits, feed.split.truth, labels).mAP
+            loop.end_epoch(row)
+            if processes.rank == 0:
+                on_epoch(row)
+            loop.save_if_due()
     return loop.result()
 
 

@@ -18,6 +18,7 @@ from torchvision.ops import box_iou
 from pipeline.datasets.manifest import ImageBoxes
 from pipeline.errors import InputError, MismatchError
 from pipeline.files import exists
+from pipeline.interrupts import Interrupted, deferred_interrupt
 from pipeline.learning.seeds import seeded
 from pipeline.regions.detection import Detections, detect, trained_faster
 from pipeline.regions.detector import build_model, class_count, fit_state
@@ -94,8 +95,8 @@ def fit_detector(
     """Fit a Faster R-CNN with AdamW and a one-cycle schedule.
 
     The same images and settings give the same weights on the same machine, as far as `seeded` can
-    ask for it. The state is saved to ``state_file`` every 50 steps. A fit that was killed resumes
-    from there and ends with the same weights as one that ran through.
+    ask for it. The state is saved to ``state_file`` every 50 steps, and on Ctrl-C. A fit that was
+    stopped resumes from there and ends with the same weights as one that ran through.
 
     Args:
         images: annotated images; every batch is drawn from a seeded shuffle of them.
@@ -113,18 +114,16 @@ def fit_detector(
 
     Raises:
         InputError: the loss of a step or a weight at the end is nan or infinite.
+        Interrupted: Ctrl-C was pressed, and the state is saved.
         MismatchError: a file has another size than the boxes were placed in.
         GmpipeError: ``state_file`` can't be used, see `_Learner.resume`.
     """
     device = best_device()
     with seeded(settings.seed):
         model = _new_model(classes, architecture, settings)
-        if initial is None:
-            _start_from_scratch(model)
-        else:
-            _start_from(model, *initial, classes)
+        _start(model, initial, classes)
         model.to(device).train()
-        with trained_faster(model):
+        with trained_faster(model), deferred_interrupt() as interrupted:
             learner = _Learner(model, settings)
             done = learner.resume(state_file)
             on_start(done)
@@ -135,11 +134,19 @@ def fit_detector(
                 if not math.isfinite(loss):
                     raise _diverged(f"the loss of step {step + 1} is {loss}")
                 on_step(step + 1, loss)
-                if (step + 1) % _SAVE_EVERY == 0 and step + 1 < settings.steps:
-                    learner.save(state_file, step + 1)
+                if step + 1 < settings.steps:
+                    learner.save_if_due(state_file, step + 1, interrupted=interrupted())
         if broken := non_finite(model.state_dict()):
             raise _diverged(f"after the last step {broken[0]} is not finite")
         return model.eval()
+
+
+def _start(model: FasterRCNN, initial: tuple[dict[str, Tensor], Path] | None, classes: int) -> None:
+    """Give a model its first weights, as `fit_detector` describes them."""
+    if initial is None:
+        _start_from_scratch(model)
+    else:
+        _start_from(model, *initial, classes)
 
 
 def _diverged(problem: str) -> InputError:
@@ -195,6 +202,17 @@ class _Learner:
         """Write what `resume` reads, after ``done`` steps."""
         state = learning_state(self.model, self.optimizer, self.schedule)
         save_tensors(path, {**state, "random": random_state(), "done": done})
+
+    def save_if_due(self, path: Path, done: int, *, interrupted: bool) -> None:
+        """Save the state every 50 steps, and if Ctrl-C was pressed.
+
+        Raises:
+            Interrupted: it was, and the state is saved.
+        """
+        if interrupted or done % _SAVE_EVERY == 0:
+            self.save(path, done)
+        if interrupted:
+            raise Interrupted(done)
 
     def resume(self, path: Path) -> int:
         """Continue from a saved state if there is one, and return the number of steps done.

@@ -157,7 +157,8 @@ def check_images(manifest: Manifest, root: Path, *, threads: int) -> None:
             first = first or next(iter(lacking), {})
     if missing:
         raise MissingError(
-            f"{missing} of {len(manifest)} images of {manifest.dataset} are missing; the first is "
+            f"{missing} of {len(manifest)} images of {manifest.dataset} "
+            f"{'is' if missing == 1 else 'are'} missing; the first is "
             f"{first['image_id']!r} at {root / first['path']}.",
             "Restore them.",
         )

@@ -48,13 +48,13 @@ _log = logging.getLogger(__name__)
 Numbers = npt.NDArray[np.int64]
 Views = npt.NDArray[np.int16]
 
-StaleKind = Literal["unreadable", "settings", "images"]
+StaleKind = Literal["unreadable", "settings", "images", "removed"]
 """Why a shard is stale:
 
 - `unreadable`: it is damaged, or a newer version of gmpipe wrote it;
 - `settings`: it was made with other settings, or for another data set;
-- `images`: it holds an image that is not wanted, one that changed since, or rows that another shard
-  holds as well.
+- `images`: it holds an image that changed since, or rows that another shard holds as well;
+- `removed`: it holds an image that is not wanted. Its other images may have changed, too.
 """
 
 
@@ -341,7 +341,7 @@ def _verdict_on_images(
     """
     if (numbers < 0).any():
         unknown = image_ids[int(np.argmin(numbers))]
-        return "images", f"holds image {unknown!r}, which the data set does not have"
+        return "removed", f"holds image {unknown!r}, which the data set does not have"
     if wanted.digest(numbers, views) != header.recipe.get(IMAGES):
         return "images", "holds images that changed after their regions were written"
     for view in np.unique(views).tolist():

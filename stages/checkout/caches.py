@@ -7,6 +7,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.errors import DamagedError, GmpipeError, MismatchError, MissingError, advising
+from pipeline.formats.text import counted
+from pipeline.shards.failures import Failure
 from pipeline.shards.index import read_index
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.store import StaleShard
@@ -15,6 +17,7 @@ from stages.checkout.layout import cache_folder
 from stages.checkout.params import read_request
 
 _LINES = 10  # of a list of stale shards
+_FAILURES = 5  # images that a list of those without regions names
 
 
 def open_cache(dataset: str) -> RegionCache:
@@ -78,9 +81,9 @@ def _repair(dataset: str) -> str:
 
 def amount_of(shards: Sequence[StaleShard]) -> str:
     """E.g. `2 shards (20 rows, 14.3 kB)`."""
-    number = "1 shard" if len(shards) == 1 else f"{len(shards)} shards"
-    rows = sum(shard.rows for shard in shards)
-    return f"{number} ({rows} rows, {shown_bytes(sum(shard.bytes for shard in shards))})"
+    rows = counted(sum(shard.rows for shard in shards), "row")
+    size = shown_bytes(sum(shard.bytes for shard in shards))
+    return f"{counted(len(shards), 'shard')} ({rows}, {size})"
 
 
 def reasons_of(shards: Sequence[StaleShard]) -> str:
@@ -93,10 +96,21 @@ def reasons_of(shards: Sequence[StaleShard]) -> str:
         others = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
         lines.append(f"  {alike[0].path.name}{others}: {reason}\n")
     if len(lines) > _LINES:
-        lines[_LINES:] = [f"  and {len(lines) - _LINES} more reasons\n"]
+        lines[_LINES:] = [f"  and {counted(len(lines) - _LINES, 'more reason')}\n"]
     return "".join(lines)
 
 
 def drop_message(folder: Path, shards: Sequence[StaleShard]) -> str:
     """Say which shards are dropped from a cache's folder, and why."""
     return f"{folder}: dropping {amount_of(shards)}\n{reasons_of(shards).rstrip()}"
+
+
+def shown_failures(failures: Sequence[Failure]) -> str:
+    """Say which images have no regions and why: a line for each, at most five."""
+    lines = [
+        f"  {one.reason if one.path in one.reason else f'{one.image_id}: {one.reason}'}"
+        for one in failures[:_FAILURES]
+    ]
+    if len(failures) > _FAILURES:
+        lines.append(f"  and {len(failures) - _FAILURES} more")
+    return "\n".join(lines)

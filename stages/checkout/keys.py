@@ -12,8 +12,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from pipeline.errors import InputError
+from pipeline.formats.text import first_few
 from pipeline.settings import SECTIONS, Params
 
+_CUTOFF = 0.5  # of difflib: how alike a suggestion must be at least
 _CHANGE = "Change the value."
 _ADD = "Add it."
 _SEE_ALL = "Remove it. `gmpipe settings` lists all settings."
@@ -42,7 +44,7 @@ def settings_error(
     key = ".".join(str(part) for part in location)
 
     if kind == "extra_forbidden":
-        hint = nearest(str(location[-1]), _keys(root, location[:-1], source))
+        hint = _nearest_key(root, location, source)
         return InputError(f"{where}: unknown setting `{key}`.", hint or _SEE_ALL)
     if kind == "missing":
         return InputError(f"{where}: the setting `{key}` is missing.", _ADD)
@@ -63,6 +65,8 @@ def settings_error(
     hint = ""
     if kind == "literal_error" and isinstance(value, str):
         hint = nearest(value, re.findall("'([^']+)'", finding["ctx"]["expected"]))
+    if kind in ("list_type", "tuple_type") and isinstance(value, str | int | float):
+        hint = f"Write a list: `[{value}]`."
     shown = f"`{key}`" if key else "the whole file"
     if isinstance(value, Mapping):
         return InputError(f"{where}: {shown}: {_expected(finding)}.", "Correct the block.")
@@ -105,8 +109,38 @@ def _expected(finding: ErrorDetails) -> str:
     return re.sub("^(Input|String) should ", "expected to ", message).replace("to be ", "", 1)
 
 
-def _keys(root: type[BaseModel], location: Sequence[int | str], source: str) -> Iterable[str]:
-    """Return the settings that a block of params.yaml may hold.
+def _nearest_key(root: type[BaseModel], location: Sequence[int | str], source: str) -> str:
+    """Suggest the setting that an unknown one may stand for; an empty string if none is like it.
+
+    A setting of the block or of a block in it is suggested as it is written there, and one of the
+    same name in the data set's block as it is written in params.yaml.
+
+    Args:
+        root, source: as in `_class_at`.
+        location: keys and indices down to the unknown setting.
+    """
+    *block, word = map(str, location)
+    here = _class_at(root, block, source)
+    own = list(here.model_fields) if here else []
+    inner = [key for key in _dotted(here) if "." in key] if block or root is not Params else []
+    named: dict[str, list[str]] = {name: [name] for name in own}
+    for key in inner:
+        name = key.rpartition(".")[2]
+        if name not in own:
+            named.setdefault(name, []).append(key)
+    top = block[: 2 if root is Params else 0]
+    if word not in named and block != top:
+        above = [key for key in _dotted(_class_at(root, top, source)) if key.split(".")[-1] == word]
+        if above:
+            return f"Did you mean `{'.'.join([*top, above[0]])}`?"
+    matches = difflib.get_close_matches(word, named, n=1, cutoff=_CUTOFF)
+    return f"Did you mean `{'` or `'.join(named[matches[0]])}`?" if matches else ""
+
+
+def _class_at(
+    root: type[BaseModel], location: Sequence[int | str], source: str
+) -> type[BaseModel] | None:
+    """Return the class of a block of params.yaml; None if there is none.
 
     Args:
         root: the class that ``location`` begins in.
@@ -116,12 +150,12 @@ def _keys(root: type[BaseModel], location: Sequence[int | str], source: str) -> 
     model: Any = root
     for part in location:
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
-            return ()
+            return None
         field = model.model_fields.get(str(part))
         if field is None:
             continue  # the data set's name, below a section
         model = _block(field.annotation, source)
-    return model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else ()
+    return model if isinstance(model, type) and issubclass(model, BaseModel) else None
 
 
 def _block(annotation: Any, source: str) -> type[BaseModel] | None:
@@ -180,9 +214,6 @@ def differing(
     }
 
 
-_MOST_SETTINGS = 4  # that a list of settings shows
-
-
 def shown_differences(differences: Mapping[str, tuple[object, object]]) -> str:
     """Say which settings differ, e.g. "`epochs` was 2, expected 3"; of many, the first ones."""
     words = [
@@ -190,13 +221,6 @@ def shown_differences(differences: Mapping[str, tuple[object, object]]) -> str:
         for key, (used, wanted) in differences.items()
     ]
     return first_few(words, "; ")
-
-
-def first_few(words: Sequence[str], separator: str) -> str:
-    """Join words; of more than four, the first four and the number of the others."""
-    more = len(words) - _MOST_SETTINGS
-    shown = [*words[:_MOST_SETTINGS], f"and {more} more"] if more > 0 else words
-    return separator.join(shown)
 
 
 def _classes(annotation: Any) -> list[type]:
@@ -208,5 +232,5 @@ def _classes(annotation: Any) -> list[type]:
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Suggest the choice that is most like ``word``; an empty string if none is."""
-    matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=_CUTOFF)
     return f"Did you mean `{matches[0]}`?" if matches else ""

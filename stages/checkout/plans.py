@@ -17,13 +17,15 @@ from pipeline.errors import (
     MissingError,
     advising,
 )
+from pipeline.formats.text import counted, first_few
 from pipeline.labels.vectors import LabelVectors, load_label_vectors
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
-from pipeline.learning.splits import check_regions
+from pipeline.learning.splits import check_regions, validation_size
 from pipeline.settings import TrainSettings
+from pipeline.shards.failures import read_failures
 from pipeline.shards.index import read_index
 from pipeline.shards.reader import RegionCache
-from pipeline.shards.schema import Recipe
+from pipeline.shards.schema import Recipe, fingerprint
 from stages.checkout.caches import fill_command, open_cache
 from stages.checkout.keys import differing, shown_differences
 from stages.checkout.layout import CHECKPOINT_FILE, cache_folder, run_folder
@@ -132,9 +134,15 @@ def differing_settings(
 
 
 def check_training_rows(
-    checkpoint: Checkpoint, manifest: Manifest, path: Path, remedy: str
+    checkpoint: Checkpoint, manifest: Manifest, cache: RegionCache, path: Path, remedy: str
 ) -> None:
     """Check that a run was trained on the training split of today, so on none of its test images.
+
+    Args:
+        checkpoint: of the run.
+        manifest, cache: of its data set, as they are today.
+        path: of the checkpoint.
+        remedy: the next step if it was not.
 
     Raises:
         MismatchError: it was trained on other images, or on other labels of them.
@@ -142,12 +150,40 @@ def check_training_rows(
     today = manifest.train_sha256
     if checkpoint.train_sha256 != today:
         raise MismatchError(
-            f"{path} was trained on another training split: {checkpoint.trained_images} images "
-            f"with the sha256 {checkpoint.train_sha256}. The manifest now has "
-            f"{manifest.rows('train').num_rows} training images with {today}, so that images of "
-            "the test split may be among those that it was trained on.",
+            f"{path} was trained on another training split: "
+            f"{counted(checkpoint.trained_images, 'image')} with the sha256 "
+            f"{checkpoint.train_sha256}. A training would now use "
+            f"{counted(_trainable(checkpoint.settings, manifest, cache), 'image')}, and the sha256 "
+            f"is {today}.{_other_images(checkpoint, manifest, cache)} Images of the test split may "
+            "be among those that it was trained on.",
             remedy,
         )
+
+
+def _trainable(settings: TrainSettings, manifest: Manifest, cache: RegionCache) -> int:
+    """How many images a training would use now, counted as `Checkpoint.trained_images`."""
+    failures = read_failures(cache.folder)
+    images = sum(image_id not in failures for image_id in manifest.image_ids("train"))
+    if settings.validation and "val" not in manifest.splits and images:
+        images -= validation_size(images, settings.validation)
+    return images
+
+
+def _other_images(checkpoint: Checkpoint, manifest: Manifest, cache: RegionCache) -> str:
+    """Sentences, after a blank, on how the images differ from those that a run was made of.
+
+    Nothing holds the images of a run, but its cache does; empty if the cache is another one now.
+    """
+    if fingerprint(checkpoint.recipe) != cache.fingerprint:
+        return ""
+    before = dict.fromkeys([*read_failures(cache.folder), *cache.ids])
+    now = dict.fromkeys(manifest.table.column("image_id").to_pylist())
+    gone = [repr(image_id) for image_id in before if image_id not in now]
+    new = [repr(image_id) for image_id in now if image_id not in before]
+    said = f" The data set no longer has {first_few(gone, ', ')}." if gone else ""
+    if new:
+        said += f" New in it: {first_few(new, ', ')}."
+    return said or " It has the same images, so their labels or splits differ."
 
 
 def run_commands(plan: RunPlan, *names: str) -> str:

@@ -71,7 +71,10 @@ def _show_made(request: Request, variants: Sequence[str], seeds: Sequence[int]) 
     if not made:
         of_all = [str(seed) for seed in seeds if all(is_made(name, seed) for name in variants)]
         made, fewer = of_all, f"seeds=[{','.join(of_all)}]"
-    options = ["--dataset", request.dataset, *request.set_options, "--set", fewer]
+    key = fewer.partition("=")[0]
+    kept = [one for one in request.overrides if one.partition("=")[0] != key]
+    sets = [word for override in (*kept, fewer) for word in ("--set", override)]
+    options = ["--dataset", request.dataset, *sets]
     command = f"gmpipe report {shlex.join(options)}"
     return f" Or show only those that are there: `{command}`." if made else ""
 

@@ -52,7 +52,7 @@ def doctor(context: click.Context) -> None:
     from stages.commands import doctor as command
     from stages.console.progress import progress_phase
 
-    with progress_phase("check"):
+    with progress_phase("look at the checkout"):
         table, sound = command.doctor()
     click.echo(table)
     if not sound:

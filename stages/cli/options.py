@@ -6,6 +6,7 @@ own name; a decorator `..._options` adds several, or turns what was typed into a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -116,7 +117,24 @@ def _with_request(command: Command) -> Command:
 
 # --- runs ----------------------------------------------------------------------------------------
 
-_SEED = click.IntRange(0, 2**63 - 1)  # as in params.yaml
+
+class _Seed(click.IntRange):
+    """A seed, as in params.yaml.
+
+    Args:
+        remedy: what to do about several seeds in one value.
+    """
+
+    def __init__(self, remedy: str) -> None:
+        super().__init__(0, 2**63 - 1)
+        self.remedy = remedy
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read a seed; say how to give several."""
+        if isinstance(value, str) and re.fullmatch(r"\[?\d+([,;\s-]+\d+)+\]?", value.strip()):
+            self.fail(f"{value!r} is not one seed. {self.remedy}", param, ctx)
+        return super().convert(value, param, ctx)
+
 
 variant_option = click.option(
     "--variant",
@@ -131,7 +149,7 @@ def run_options(command: Command) -> Command:
     """Add `--variant` and `--seed` of a single run."""
     command = click.option(
         "--seed",
-        type=_SEED,
+        type=_Seed("A run has one; `gmpipe compare` makes the runs of several."),
         metavar="N",
         help="Seed of the run.  [default: the first of `seeds`]",
     )(command)
@@ -145,7 +163,7 @@ def seeds_option(default: str) -> Callable[[Command], Command]:
         "seeds",
         metavar="N",
         multiple=True,
-        type=_SEED,
+        type=_Seed("Repeat the option for each seed: `--seed 0 --seed 1`."),
         help=f"Seed of a run. Repeatable.  [default: {default}]",
     )
 
@@ -179,15 +197,34 @@ def check_variants(request: Request, variants: Sequence[str]) -> None:
 
 # --- trained networks and what is written of them ------------------------------------------------
 
-run_folder_option = click.option(
-    "--run",
-    "run_folder",
-    metavar="RUN",
-    required=True,
-    type=click.Path(path_type=Path),
-    shell_complete=complete_run,
-    help="Folder of a trained run, e.g. runs/demo/full-s0.",
+dataset_of_run_option = click.option(
+    "--dataset",
+    metavar="NAME",
+    shell_complete=complete_dataset,
+    help="Data set of a run that is given by its name.  [default: the first of `datasets`]",
 )
+
+
+def trained_run_options(command: Command) -> Command:
+    """Add `--run` and `--dataset`; the command takes the folder of a trained run in their place."""
+
+    @wraps(command)
+    def find_then_call(run: str, dataset: str | None, **options: Any) -> None:
+        from stages.commands.runs.listing import check_run, find_run
+
+        folder = find_run(run, dataset)
+        check_run(folder)
+        command(run_folder=folder, **options)
+
+    run_option = click.option(
+        "--run",
+        metavar="RUN",
+        required=True,
+        shell_complete=complete_run,
+        help="Folder of a trained run, e.g. runs/demo/full-s0, or the name of one, e.g. full-s0.",
+    )
+    return run_option(dataset_of_run_option(find_then_call))
+
 
 detector_option = click.option(
     "--detector",

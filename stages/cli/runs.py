@@ -15,6 +15,7 @@ from stages.cli.completion import (
 from stages.cli.options import (
     CommandGroup,
     check_variants,
+    dataset_of_run_option,
     dataset_options,
     jobs_option,
     request_options,
@@ -74,8 +75,9 @@ def sweep(
     `full`. Existing runs are reused. While runs are made, the progress shows the epoch and the loss
     of each.
 
-    If the runs have a validation part (train.<dataset>.validation), the table marks the value with
-    the best mAP on it, or each of several that tie. The test split never decides.
+    If the runs have a validation part (train.<dataset>.validation), or the data set has a split
+    `val`, the table marks the value with the best mAP on it, or each of several that tie. The test
+    split never decides.
     """
     check_variants(request, [variant])
     from stages.commands import sweep as command
@@ -108,18 +110,21 @@ def list_runs(request: Request, times: bool) -> None:
 
 @runs.command()
 @click.argument("run", metavar="RUN", shell_complete=complete_run)
-def show(run: str) -> None:
+@dataset_of_run_option
+def show(run: str, dataset: str | None) -> None:
     """Show what a run was made with and what it reached.
 
-    RUN is the folder of a run, such as runs/demo/full-s0, or its name. Every setting is listed, and
-    those that differ from params.yaml are marked. What is out of date comes last.
+    RUN is the folder of a run, such as runs/demo/full-s0, or the name of a run of --dataset, such
+    as full-s0. Every setting is listed, and those that differ from params.yaml are marked. What is
+    out of date comes last.
     """
     from stages.checkout.params import load_params
 
     load_params()
     from stages.commands.runs import show as command
+    from stages.commands.runs.listing import find_run
 
-    click.echo(command.show(run))
+    click.echo(command.show(find_run(run, dataset)))
 
 
 _yes_option = click.option("--yes", is_flag=True, help="Remove it. By default, it is only listed.")

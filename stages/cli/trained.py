@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from stages.cli.options import detector_option, output_option, run_folder_option
+from stages.cli.options import detector_option, output_option, trained_run_options
 from stages.console.messages import say
 
 
 @click.command()
 @click.argument("images", metavar="IMAGE|FOLDER|GLOB...", nargs=-1, required=True)
-@run_folder_option
+@trained_run_options
 @detector_option
 @click.option(
     "--threshold",
@@ -62,9 +62,7 @@ def predict(
     code is 1.
     """
     from stages.commands import predict as command
-    from stages.commands.runs.listing import check_run
 
-    check_run(run_folder)
     labelled, failures = command.predict(
         images,
         run_folder,
@@ -81,7 +79,7 @@ def predict(
 
 @click.command()
 @click.argument("image", metavar="IMAGE", type=click.Path(path_type=Path))
-@run_folder_option
+@trained_run_options
 @detector_option
 @click.option(
     "--label",
@@ -110,15 +108,13 @@ def explain(
     instance a label that you expected and that is not predicted.
     """
     from stages.commands import explain as command
-    from stages.commands.runs.listing import check_run
 
-    check_run(run_folder)
     click.echo(command.explain(image, run_folder, detector, output, labels))
     say(f"\n{output}")
 
 
 @click.command()
-@run_folder_option
+@trained_run_options
 @output_option(
     ".onnx",
     help_text="File to write: .onnx.  [default: <dataset>-<run>.onnx in the current folder]",
@@ -130,7 +126,5 @@ def export(run_folder: Path, output: Path | None) -> None:
     cache holds them. The label vectors are part of the file.
     """
     from stages.commands import export as command
-    from stages.commands.runs.listing import check_run
 
-    check_run(run_folder)
     say(command.export(run_folder, output))

@@ -14,6 +14,7 @@ from tabulate import tabulate
 from pipeline.datasets.manifest import Manifest
 from pipeline.errors import AccessError, DamagedError, InputError, MismatchError, MissingError
 from pipeline.files import exists
+from pipeline.formats.text import counted
 from pipeline.machine import cores
 from pipeline.regions.detector import DESCRIPTION_FILE
 from pipeline.regions.extraction import ShardExtractor, load_detector
@@ -43,7 +44,10 @@ def cache_info(dataset: str) -> str:
         failures = read_failures(cache.folder)
     size = sum(entry.bytes for entry in cache.shards)
     rows: list[tuple[str, object]] = [
-        ("rows", f"{len(cache)}, in {len(cache.shards)} shards, {shown_bytes(size)} in total"),
+        (
+            "rows",
+            f"{len(cache)}, in {counted(len(cache.shards), 'shard')}, {shown_bytes(size)} in total",
+        ),
         ("regions of a row", cache.regions),
         ("feature", f"{cache.feature_size} x {cache.feature_dtype}"),
         ("images without regions", len(failures)),
@@ -128,7 +132,8 @@ def _listed(damages: Sequence[Damage | str]) -> str:
 
 
 def _sound(folder: Path, index: Index) -> str:
-    return f"{folder}: {len(index.row)} rows in {len(index.shards)} shards, all sound"
+    rows, shards = counted(len(index.row), "row"), counted(len(index.shards), "shard")
+    return f"{folder}: {rows} in {shards}, all sound"
 
 
 def _keep_imported(
@@ -171,9 +176,9 @@ def _keep_imported(
     lacking = len(images) - len({*survey.numbers.tolist(), *images.numbers(list(failures))})
     if lacking:
         raise MissingError(
-            f"{folder}: {len(survey.numbers)} sound rows are kept, and {lacking} images lack their "
-            "regions. These were imported, so they can't be extracted again.",
-            f"Run `{command}` again, which writes only those.",
+            f"{folder}: {counted(len(survey.numbers), 'sound row')} kept, but without regions: "
+            f"{counted(lacking, 'image')}. Imported regions can't be extracted again.",
+            f"Run `{command}` again, which writes only those that are missing.",
         )
     store.finish(recipe, survey, failures.values(), trust_index=False)
     return f"{folder}: {len(survey.numbers)} imported rows, all sound"
@@ -241,7 +246,7 @@ def estimate(request: Request, *, probe: int) -> str:
     )
     free = free_bytes(folder)
     rows: list[tuple[str, str]] = [
-        ("rows", f"{len(plan)} (views of {len(manifest)} images)"),
+        ("rows", f"{len(plan)} (views of {counted(len(manifest), 'image')})"),
         ("size of the cache", f"{shown_bytes(row * len(plan))}, {row} bytes per row"),
         ("free on its disk", shown_bytes(free)),
     ]
@@ -273,7 +278,7 @@ def _probe(
     device = next(model.parameters()).device
     slower = "decoding" if decoding < 1.2 * together else "the detector"
     return [
-        ("probe", f"{len(jobs)} images on {device}, {cores()} cores"),
+        ("probe", f"{counted(len(jobs), 'image')} on {device}, {counted(cores(), 'core')}"),
         ("decoding alone", f"{decoding:.1f} images/s"),
         ("decoding and detector", f"{together:.1f} images/s; the bottleneck is {slower}"),
         ("time on this machine", f"{_duration(len(plan) / together)}, and some seconds to start"),

@@ -12,11 +12,19 @@ from pathlib import Path
 
 import torch
 
-from pipeline.errors import DamagedError, GmpipeError, MismatchError, MissingError, advising
+from pipeline.errors import (
+    DamagedError,
+    GmpipeError,
+    MismatchError,
+    MissingError,
+    Stopped,
+    advising,
+)
 from pipeline.evaluation import bootstrap
 from pipeline.evaluation.metrics import read_evaluation
 from pipeline.evaluation.tables import BASE, results_markdown
 from pipeline.files import access_error
+from pipeline.formats.text import counted
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.machine import cores
 from pipeline.regions.detector import detector_of_regions
@@ -96,8 +104,8 @@ def make_runs(runs: Sequence[RunPlan], jobs: int | None) -> None:
     if jobs is None:
         jobs = 1 if torch.cuda.is_available() else cores()
     if 0 < len(missing) < len(runs):
-        finished = f"{len(runs) - len(missing)} of {len(runs)}"
-        say(f"{finished} runs are finished already; {len(missing)} are made now")
+        finished = f"{len(runs) - len(missing)} of {len(runs)} runs"
+        say(f"finished already: {finished}; made now: {len(missing)}")
     if not missing:
         return
     make = _make_in_processes if min(jobs, len(missing)) > 1 else _make_here
@@ -110,7 +118,7 @@ def make_runs(runs: Sequence[RunPlan], jobs: int | None) -> None:
     if problems:
         listed = "\n".join(f"{folder}: {problem}" for folder, problem in problems.items())
         raise MissingError(
-            f"{len(problems)} of {len(missing)} runs failed.\n{listed}\n",
+            f"{len(problems)} of {counted(len(missing), 'run')} failed.\n{listed}\n",
             "All other runs are finished and kept. Fix the problems above, and run the same "
             "command again.",
         )
@@ -134,6 +142,8 @@ def _make_here(missing: _Missing, _: int) -> Iterator[tuple[Path, Outcome]]:
         for folder, (run, stages) in missing.items():
             try:
                 outcome = Outcome("\n".join(str(_STAGES[stage](run)) for stage in stages))
+            except Stopped:
+                raise
             except (GmpipeError, OSError) as error:
                 _log.info("%s failed", folder, exc_info=True)
                 known = access_error(error) if isinstance(error, OSError) else error

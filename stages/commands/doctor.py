@@ -23,6 +23,7 @@ from tabulate import tabulate
 
 from pipeline.errors import GmpipeError
 from pipeline.files import access_error, exists, matching
+from pipeline.formats.text import counted
 from pipeline.settings import (
     CocoSettings,
     ImportedSettings,
@@ -359,7 +360,7 @@ def _prepared(request: Request) -> Iterator[Finding]:
         counts = ", ".join(
             f"{manifest.counts[split]['images']} {split}" for split in manifest.splits
         )
-        yield Finding("ok", "prepared", f"{counts}, {len(manifest.vocabulary)} labels")
+        yield Finding("ok", "prepared", f"{counts}, {counted(len(manifest.vocabulary), 'label')}")
     elif isinstance(request.prepare, ImportedSettings):
         fix = f"`gmpipe import-regions FILE --dataset {name}`"
         yield Finding("missing", "prepared", "no regions are imported yet", fix)
@@ -436,7 +437,8 @@ def _cache(request: Request) -> Iterator[Finding]:
         cache = open_cache(name)
         with advising_on_cache(name):
             failures = len(read_failures(folder))
-        state = f"{len(cache)} rows of {cache.regions} regions in {len(cache.shards)} shards"
+        rows, regions = counted(len(cache), "row"), counted(cache.regions, "region")
+        state = f"{rows} of {regions} in {counted(len(cache.shards), 'shard')}"
         if failures:
             state += f"; images without regions: {failures}, see {folder / FAILURES_NAME}"
         yield Finding("ok", "cache", state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.formats.text import counted
 from pipeline.inference.export import export_onnx
 from stages.checkout.models import open_checkpoint
 from stages.console.progress import progress_phase
@@ -28,6 +29,7 @@ def export(run_folder: Path, output: Path | None) -> str:
     path = output or Path(f"{checkpoint.dataset}-{run_folder.absolute().name}.onnx")
     export_onnx(checkpoint, path, lambda name: progress_phase(f"export, {name}"))
     return (
-        f"{path}: {path.stat().st_size / 1e6:.1f} MB, {len(checkpoint.vocabulary)} labels, "
+        f"{path}: {path.stat().st_size / 1e6:.1f} MB, "
+        f"{counted(len(checkpoint.vocabulary), 'label')}, "
         f"regions with {checkpoint.feature_size} features"
     )

@@ -28,6 +28,7 @@ from pipeline.datasets.manifest import (
 )
 from pipeline.errors import GmpipeError, InputError, MismatchError
 from pipeline.files import folder_lock, replacing_folder, tidy
+from pipeline.formats.text import counted
 from pipeline.settings import ExtractSettings, ImportedSettings
 from pipeline.shards.failures import FAILURES_NAME, Failure
 from pipeline.shards.imports import (
@@ -39,7 +40,7 @@ from pipeline.shards.imports import (
 )
 from pipeline.shards.schema import FORMAT_VERSION, IMAGES, Recipe, RegionRows
 from pipeline.shards.store import ImagesById, ShardStore, Survey, open_store
-from stages.checkout.caches import amount_of, drop_message, reasons_of
+from stages.checkout.caches import amount_of, drop_message, reasons_of, shown_failures
 from stages.checkout.layout import cache_folder, manifest_file, prepared_folder
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request, check_dataset_name, load_params
@@ -217,14 +218,14 @@ def _read_through(request: Request, files: Sequence[Path], form: Form) -> _Impor
             job = _from_bottom_up(BottomUpFiles.open(files, on_bytes), manifest, request, names)
     if len(job.failures) > request.extract.max_failures:
         others = (
-            f" {len(job.left_out)} images there are not in the manifest; the first is "
+            f" Not in the manifest: {counted(len(job.left_out), 'image')} there; the first is "
             f"{job.left_out[0]}."
             if job.left_out
             else ""
         )
         raise InputError(
-            f"{names}: {len(job.failures)} of {len(job.manifest)} images of {request.dataset} "
-            f"have no region there; the first is {job.failures[0].image_id!r}.{others}",
+            f"{names}: no region of {len(job.failures)} of {len(job.manifest)} images of "
+            f"{request.dataset} is there; the first is {job.failures[0].image_id!r}.{others}",
             "Import a file that has them (several TSVs can be named at once), or tolerate that: "
             f"`--set extract.{request.dataset}.max_failures={len(job.failures)}`.",
         )
@@ -245,7 +246,7 @@ def _agree_to_drop(
     if not survey.stale:
         return
     folder = cache_folder(request.dataset)
-    others = [shard for shard in survey.stale if shard.kind != "images"]
+    others = [shard for shard in survey.stale if shard.kind not in ("images", "removed")]
     if others and not replace:
         arguments = [*map(str, files), "--dataset", request.dataset, *request.set_options]
         raise MismatchError(
@@ -266,6 +267,8 @@ def _write_missing(
     done = np.zeros(len(images), dtype=np.bool_)
     done[survey.numbers] = True
     missing = np.flatnonzero(~done)
+    if not len(missing):
+        return 0
     names = store.free_names()
     with progress_bar(total=len(images), desc="import", unit="image") as bar:
         bar.resume(len(images) - len(missing))
@@ -280,8 +283,9 @@ def _write_missing(
 def _summary(folder: Path, job: _Import, written: int) -> str:
     """A line that says what was done."""
     line = (
-        f"{folder}: {len(job.images)} rows of {job.regions} x {job.source.feature_size} "
+        f"{folder}: {counted(len(job.images), 'row')} of {job.regions} x {job.source.feature_size} "
         f"{job.settings.feature_dtype}, {written} of them imported now"
+        f"{'' if written else '; nothing to import'}"
     )
     most = int(job.source.counts.max())
     if job.regions < most:
@@ -290,9 +294,11 @@ def _summary(folder: Path, job: _Import, written: int) -> str:
             f"`extract.{job.manifest.dataset}.regions: {most}` keeps all"
         )
     if job.left_out:
-        line += f"; {len(job.left_out)} images of {job.names} are not in the manifest"
+        line += f"; {counted(len(job.left_out), 'image')} of {job.names} not in the manifest"
     if job.failures:
-        line += f"; {len(job.failures)} images have no region, see {folder / FAILURES_NAME}"
+        without = counted(len(job.failures), "image")
+        line += f"; {without} without a region, see {folder / FAILURES_NAME}:\n"
+        line += shown_failures(job.failures)
     return line
 
 

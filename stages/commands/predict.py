@@ -13,7 +13,7 @@ from typing import TextIO
 from tqdm import tqdm
 
 from pipeline.errors import GmpipeError, InputError
-from pipeline.formats.text import markdown_table, printable_lines
+from pipeline.formats.text import counted, markdown_table, printable_lines
 from pipeline.images import describe_passed_over, files_below, suffixes
 from pipeline.inference.formats import TEXT_WRITERS, Row, Write, file_writer, label_rows
 from stages.checkout.models import advising_on_scores, open_run
@@ -79,13 +79,13 @@ def predict(
         if failures and not labelled and output is not None:
             raise unread(failures, labelled)  # so that a former file stays
     if output is not None and stdout is None:  # with both, the line would mix with the results
-        say(f"{output}: {labelled} {'image' if labelled == 1 else 'images'}")
+        say(f"{output}: {counted(labelled, 'image')}")
     return labelled, failures
 
 
 def unread(failures: int, labelled: int) -> InputError:
     """Make the error for photographs that can't be read."""
-    photographs = "1 photograph" if failures == 1 else f"{failures} photographs"
+    photographs = counted(failures, "photograph")
     rest = "all others are labelled" if labelled else "none is labelled"
     return InputError(f"{photographs} can't be read, for the reasons above; {rest}.")
 

@@ -17,6 +17,7 @@ from pipeline.errors import DamagedError, MismatchError, MissingError, advising
 from pipeline.evaluation.tables import as_csv
 from pipeline.files import read_bytes
 from pipeline.formats.sealed import read_sealed_json
+from pipeline.formats.text import counted
 from pipeline.regions.detector import DESCRIPTION_FILE
 from pipeline.regions.plan import PlannedImages
 from pipeline.report.sweeps import read_sweep
@@ -75,7 +76,7 @@ def verify(request: Request, *, images: bool) -> tuple[str, bool]:
         a line for each thing and one for all of them; and whether nothing is damaged.
     """
     findings: list[Finding] = []
-    with progress_bar(desc="verify", unit="thing") as bar:
+    with progress_bar(desc="verify", unit="item") as bar:
         for finding in _findings(request, images=images):
             findings.append(finding)
             bar.update()
@@ -127,7 +128,7 @@ def _prepared(request: Request) -> Iterator[Finding]:
 
     def manifest() -> str:
         found = dataset_manifest(dataset)
-        return f"{len(found)} images, {len(found.vocabulary)} labels"
+        return f"{counted(len(found), 'image')}, {counted(len(found.vocabulary), 'label')}"
 
     yield look(manifest_file(dataset), manifest)
     prepare = f"Run `gmpipe prepare --dataset {dataset}`."
@@ -145,7 +146,7 @@ def _prepared(request: Request) -> Iterator[Finding]:
         def settings() -> str:
             if paths := outdated_variant_settings(request):
                 raise MismatchError(
-                    f"{len(paths)} files are not what params.yaml describes, the first is "
+                    f"Not what params.yaml describes: {counted(len(paths), 'file')}, the first is "
                     f"{paths[0].name}.",
                     prepare,
                 )
@@ -162,7 +163,7 @@ def _cached(request: Request, today: Today, *, images: bool) -> Iterator[Finding
 
         def failures() -> str:
             with advising_on_cache(dataset):
-                return f"{len(read_failures(folder))} images without regions"
+                return f"{counted(len(read_failures(folder)), 'image')} without regions"
 
         yield look(folder / FAILURES_NAME, failures)
     manifest, index = today.manifest, today.index
@@ -181,12 +182,12 @@ def _photographs(request: Request, manifest: Manifest, index: Index) -> str:
     ]
     if changed:
         raise MismatchError(
-            f"{len(changed)} of {len(index.shards)} shards are of other photographs, the first is "
-            f"{changed[0]}.",
+            f"Of other photographs: {len(changed)} of {counted(len(index.shards), 'shard')}, the "
+            f"first is {changed[0]}.",
             "Restore the photographs, or extract their regions again: "
             f"`gmpipe extract --dataset {dataset} --replace`.",
         )
-    return f"{len(manifest)} photographs, those of the cache"
+    return f"{counted(len(manifest), 'photograph')}, those of the cache"
 
 
 def _of_these_images(path: Path, index: Index, number: int, wanted: PlannedImages) -> bool:
@@ -220,7 +221,7 @@ def _of_state(path: Path) -> Iterator[Finding]:
 def _times(dataset: str) -> str:
     if lines := damaged_lines(dataset):
         raise DamagedError(
-            f"{len(lines)} lines do not have their crc32, the first is line {lines[0]}.",
+            f"Without the right crc32: {counted(len(lines), 'line')}, first line {lines[0]}.",
             "Delete them, or the file: nothing but the page's table of times is made from it.",
         )
     return f"{len(read_times(dataset))} stages and runs"
@@ -259,4 +260,4 @@ def _readable(folder: Path) -> str:
     ]
     for path in files:
         read_bytes(path)
-    return f"{len(files)} files can be read"
+    return f"{counted(len(files), 'file')} can be read"

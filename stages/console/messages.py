@@ -13,7 +13,9 @@ from contextlib import contextmanager, nullcontext
 
 import click
 
+from pipeline.errors import Stopped
 from pipeline.formats.text import printable_lines
+from pipeline.interrupts import Interrupted
 
 QUIET, NORMAL, VERBOSE = logging.ERROR, logging.WARNING, logging.INFO
 """How much is printed, as levels of the loggers."""
@@ -103,6 +105,9 @@ def echo(text: str, *, err: bool = False) -> None:
         click.echo(printable_lines(text), err=err)
 
 
-def counted(number: int, noun: str) -> str:
-    """A number of things in words, as in `1 step` and `2 steps`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def stopped(interrupted: Interrupted, total: int) -> Stopped:
+    """The error that says where a training or fit of ``total`` steps continues after Ctrl-C."""
+    return Stopped(
+        f"stopped at step {interrupted.steps} of {total}, which is saved.",
+        "Run the same command again to continue there.",
+    )

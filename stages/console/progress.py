@@ -17,7 +17,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from stages.console.messages import counted, is_quiet, say
+from pipeline.formats.text import counted
+from stages.console.messages import is_quiet, say
 
 AS_MESSAGES = "GMPIPE_PROGRESS_AS_MESSAGES"
 """A variable of the environment: if it is set, progress is written as messages."""
@@ -29,6 +30,8 @@ _BAR_SECONDS, _LINE_SECONDS, _MESSAGE_SECONDS = 0.2, 30, 1
 _PHASE_DELAY = 1.0
 """Seconds after which a phase is shown; most phases are over before."""
 _MESSAGE = "gmpipe progress: "
+_COUNT = "{desc}: {n_fmt} {unit}s [{elapsed}]"
+"""A bar of which the total is not known."""
 
 
 def shows_bars() -> bool:
@@ -107,7 +110,10 @@ def read_message(line: str) -> State | None:
 
 def say_resumed(desc: str, unit: str, done: int, total: int | None) -> None:
     """Say that a part of some work had been done before."""
-    say(f"{desc}: resumed at {unit} {done:,}{'' if total is None else f' of {total:,}'}")
+    if done == total:
+        say(f"{desc}: all {counted(done, unit)} had been done before")
+    else:
+        say(f"{desc}: resumed at {unit} {done:,}{'' if total is None else f' of {total:,}'}")
 
 
 class _Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
@@ -148,6 +154,8 @@ class _Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
         if isinstance(self.n, float) and values["elapsed"]:
             values["rate"] = (self.n - self.initial) / values["elapsed"]
             values["n"] = round(self.n, 2)
+        if self.total is None and not values["bar_format"]:
+            values["bar_format"] = _COUNT  # tqdm's own has no blank: `63item`
         return values
 
     def resume(self, done: int) -> None:

@@ -91,6 +91,8 @@ def test_an_unknown_key_suggests_the_nearest(
     ("changes", "parts"),
     [
         # Names of data sets and variants
+        ({"datasets": "demo"}, ["`datasets` is 'demo'", "`[demo]`"]),
+        ({"seeds": 3}, ["`seeds` is 3", "`[3]`"]),
         ({"datasets": ["dmeo"]}, ["datasets", "'dmeo'", "coco, coco2017, demo,", "`demo`"]),
         ({"variants": ["full", "max_pool"]}, ["variants", "'max_pool'", "`max-pool`"]),
         ({"train.demo.variants.ful": {}}, ["train.demo.variants.ful", "`full`"]),

@@ -81,7 +81,7 @@ def test_a_run_that_is_trained_is_only_evaluated(small: Flow, jobs: str) -> None
     before = times.read_text()
     said = small.ok("compare", "--seed", "0", "--jobs", jobs)
     assert " epochs, loss " not in said
-    assert "are finished already" not in said  # neither is evaluated
+    assert "finished already" not in said  # neither is evaluated
     assert sorted(re.findall(r"(\S+): mAP \d", said)) == [
         "runs/voc2007/full-s0",
         "runs/voc2007/max-pool-s0",
@@ -371,6 +371,12 @@ def test_a_report_without_all_runs_says_how_to_make_them(small: Flow) -> None:
         r"runs/voc2007/full-s7/metrics\.json.*`gmpipe compare --dataset voc2007 "
         r"--seed 4 --seed 7`.*`gmpipe train .*--seed 7`"
     )
+    # What is there can be shown; a list that was given takes the other one's place.
+    failed = small.gmpipe("report", "--set", "seeds=[4,7]", "--set", "train.voc2007.epochs=2")
+    [shown] = re.findall("`(gmpipe report [^`]*)`", failed.err)
+    assert "seeds=[4,7]" not in shown
+    assert "--set train.voc2007.epochs=2 --set 'seeds=[4]'" in shown
+    failed = small.gmpipe("report")
     [remedy] = re.findall("`gmpipe (compare [^`]*)`", failed.err)
     small.ok(*remedy.split(), *ALONE)
     assert run_names(small) == {f"{name}-s{seed}" for name in ("full", "max-pool") for seed in "47"}

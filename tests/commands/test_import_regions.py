@@ -170,7 +170,7 @@ def test_tsvs_become_a_cache_and_a_run(checkout: Checkout, tmp_path: Path) -> No
     said = checkout.ok("import-regions", *paths, "--dataset", "listed")
     assert "cache/listed: 8 rows of 3 x 6 float16, 8 of them imported now" in said
     assert "extract.listed.regions: 4" in said
-    assert "1 images of 0.tsv, 5.tsv" in said
+    assert "1 image of 0.tsv, 5.tsv" in said
     expected = tsv_images_of(
         write_tsv(tmp_path / "all.tsv", lines), lambda text: str(int(text[-12:]))
     )
@@ -197,7 +197,9 @@ def test_the_same_import_again_changes_nothing(checkout: Checkout, tmp_path: Pat
     checkout.ok("import-regions", path)
     every = [p for top in ("data", "cache") for p in (checkout / top).rglob("*") if p.is_file()]
     before = {p: p.stat().st_mtime_ns for p in every if p.suffix != ".lock"}
-    assert "9 rows of 3 x 6 float16, 0 of them imported now" in checkout.ok("import-regions", path)
+    said = checkout.ok("import-regions", path)
+    assert "9 rows of 3 x 6 float16, 0 of them imported now; nothing to import" in said
+    assert "resumed" not in said
     checkout.ok("import-regions", path, "--replace", "--set", "extract.tiny.rows_per_shard=4")
     assert {p: p.stat().st_mtime_ns for p in before} == before
 

@@ -156,6 +156,13 @@ def test_a_negative_seed_is_refused(
     assert code == 2
     assert "--seed" in err
     assert [path.name for path in checkout.rglob("*")] == ["params.yaml"]
+    for several in ("0,1", "[0, 1]", "0 1"):
+        code, _, err = run_command(monkeypatch, capsys, name, "--seed", several)
+        assert code == 2
+        assert f"'{several}' is not one seed" in err
+        assert (
+            "gmpipe compare" in err if name in ("train", "evaluate") else "--seed 0 --seed 1" in err
+        )
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])

@@ -101,7 +101,7 @@ def test_damaged_failures_of_imports_end_in_an_import(
     for command in (("cache", "verify"), ("cache", "info"), ("train",)):
         assert checkout.gmpipe(*command).refused(r"failures\.parquet.*cache verify .*--repair")
     if without_regions:
-        refused = r"1 images lack .*`gmpipe import-regions FILE --dataset tiny`"
+        refused = r"without regions: 1 image\..*`gmpipe import-regions FILE --dataset tiny`"
         assert checkout.gmpipe(*REPAIR).refused(refused)
         checkout.ok("import-regions", path, *tolerated)
     else:

@@ -396,7 +396,7 @@ def test_all_that_was_made_for_a_data_set_is_removed_and_nothing_else(made_for: 
         assert f"\n{path}: " in f"\n{listed}"
     assert made_for.bytes(".") == before
     assert not (made_for / "runs/tiny").exists()
-    assert made_for.gmpipe("clean", "tiny").refused("'tiny'.*other")
+    assert made_for.gmpipe("clean", "tiny").refused("'tiny', so there is nothing to remove.*other")
 
 
 FOREIGN = (

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from flows import Flow
+from flows import Flow, Outcome
 from small import write_params
 
 from pipeline.formats.sealed import read_sealed_json, write_sealed_json
@@ -62,6 +62,23 @@ def test_a_run_is_named_by_its_folder_or_its_name(run: Flow, named: str) -> None
     assert run.ok("runs", "show", path).startswith(f"{RUN}\n")
 
 
+@pytest.mark.parametrize("command", ["show", "predict"])
+def test_a_name_means_the_run_of_one_data_set(run: Flow, command: str) -> None:
+    """That of `--dataset`, or else of the first in params.yaml, for every command."""
+    shutil.copytree(run / "runs/voc2007", run / "runs/other")
+
+    def run_of(named: str, *options: str) -> Outcome:
+        if command == "show":
+            return run.gmpipe("runs", "show", named, *options)
+        return run.gmpipe("predict", "none.jpg", "--run", named, *options)
+
+    of_first, of_path = run_of("full-s0"), run_of(RUN)
+    assert (of_first.code, of_first.out, of_first.err) == (of_path.code, of_path.out, of_path.err)
+    assert run_of("full-s0", "--dataset", "voc2007").out == of_path.out
+    assert run_of("full-s0", "--dataset", "coco").refused("coco|data set")
+    assert run_of(RUN, "--dataset", "voc2007").refused(f"voc2007.*{RUN} is a folder")
+
+
 def test_settings_that_differ_from_params_yaml_are_marked(run: Flow) -> None:
     write_params(run.folder, {"network": {"latent_size": 8, "neighbors": 1}})
     said = run.ok("runs", "show", "full-s0")
@@ -83,6 +100,7 @@ def test_a_run_with_a_validation_part_and_its_own_settings(small: Flow) -> None:
     assert row(said, "validation") == ["0.3", "0.0"]
     assert row(said, "metrics") == ["not evaluated"]
     assert row(said, "training images") == ["21"]
+    assert row(said, "validation images") == ["9 of the training split, by `validation: 0.3`"]
 
 
 def test_uncommitted_changes_are_said(run: Flow) -> None:
@@ -102,12 +120,13 @@ def test_a_run_that_is_not_there_is_named(run: Flow, tmp_path: Path) -> None:
     def refused(named: str, pattern: str) -> None:
         assert run.gmpipe("runs", "show", named).refused(pattern)
 
-    refused("full-s7", "'full-s7'.*`gmpipe runs list")
+    refused("full-s7", "voc2007 .*'full-s7'.*`gmpipe runs list --dataset voc2007`")
     refused("runs/voc207/full-s0", f"runs/voc207/full-s0.*{RUN}")
     refused("params.yaml", "params.yaml")
     refused(str(tmp_path), re.escape(str(tmp_path)))
     shutil.copytree(run / "runs/voc2007", run / "runs/other")
-    refused("full-s0", "runs/other/full-s0 or runs/voc2007/full-s0")
+    (run / "runs/other/full-s0").rename(run / "runs/other/full-s8")
+    refused("full-s8", r"voc2007 .*'full-s8'.*Did you mean runs/other/full-s8\?")
     (run / RUN / "checkpoint.pt").write_bytes(b"damaged")
     refused(RUN, f"{RUN}/checkpoint.pt.*gmpipe train")
 

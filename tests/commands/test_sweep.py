@@ -118,6 +118,11 @@ def test_a_variant_and_further_settings(small: Flow) -> None:
         ("epochs=1,[", "KEY=VALUE,VALUE"),
         ("epochs=1,1", "epochs=1,1: .*value"),
         ("epocs=1,2", r"`train\.voc2007\.epocs`.*`epochs`"),
+        (
+            "modules=1,2",
+            r"unknown setting `train\.voc2007\.modules`\. Did you mean `network\.modules`",
+        ),
+        ("network.epochs=1,2", r"`train\.voc2007\.network\.epochs`.*`train\.voc2007\.epochs`"),
         ("epochs=1,0", r"`train\.voc2007\.epochs` is 0"),
         ("train.voc2007.epochs=1,2", r"train\.voc2007\.train"),
         ("regions=2,50", r"train\.voc2007\.regions is 50\b.*\b3\b"),

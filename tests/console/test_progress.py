@@ -134,6 +134,14 @@ def test_a_resumed_bar_says_so_and_counts_from_there(
     assert capsys.readouterr().out == ""
 
 
+def test_without_a_total_the_number_and_the_unit_are_apart(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with progress_bar(desc="verify", unit="item") as bar:
+        bar.update(63)
+    assert capsys.readouterr().err.splitlines()[-1].startswith("verify: 63 items [00:0")
+
+
 def test_a_part_of_a_thing_is_rounded_and_its_rate_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1e6
     monkeypatch.setattr("tqdm.std.time", lambda: now)

@@ -21,7 +21,7 @@ paths = st.builds("/".join, st.tuples(st.sampled_from(["x", "x/y", "z", "."]), n
 
 
 @given(existing=st.sets(paths), wanted=st.lists(paths))
-@hypothesis_settings(max_examples=40, deadline=None)
+@hypothesis_settings(max_examples=40)
 def test_find_files_agrees_with_the_file_system(
     tmp_path_factory: pytest.TempPathFactory, existing: set[str], wanted: list[str]
 ) -> None:

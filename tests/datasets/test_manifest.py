@@ -113,7 +113,7 @@ label_kinds = st.lists(st.sampled_from([1, 0, -1]), min_size=3, max_size=3)
 
 
 @given(truths=st.lists(label_kinds, min_size=2, max_size=6), name=st.text("a /ö漢", min_size=1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_truth_round_trip(folder: Path, truths: list[list[int]], name: str) -> None:
     path = folder / "manifest.parquet"
     rows = [

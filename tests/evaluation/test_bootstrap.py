@@ -40,7 +40,7 @@ def names(count: int) -> list[str]:
     return [str(label) for label in range(count)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     images=st.integers(1, 25),
     labels=st.integers(1, 5),

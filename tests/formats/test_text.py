@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from pipeline.formats.text import (
+    counted,
     csv_cell,
     legible,
     markdown,
@@ -118,3 +119,7 @@ def test_json_is_printable_inside_too() -> None:
     value = {"a\n": ["\x1b", 1, None, ("\udcff", {"b": "c\t"})]}
     expected = {r"a\x0a": [r"\x1b", 1, None, [r"\xff", {"b": r"c\x09"}]]}
     assert printable_json(value) == expected
+
+
+def test_one_thing_has_no_s() -> None:
+    assert [counted(number, "shard") for number in (0, 1, 2)] == ["0 shards", "1 shard", "2 shards"]

@@ -179,7 +179,8 @@ def test_a_run_that_was_moved_needs_its_detector_named(made: Flow, tmp_path: Pat
 
 def test_a_run_of_the_same_name_is_suggested(flow: Flow) -> None:
     for words in (("predict", "."), ("explain", "a.png", "-o", "b.png"), ("export",)):
-        assert flow.gmpipe(*words, "--run", "full-s0").refused("full-s0.* runs/tiny/full-s0")
+        path = "runs/tni/full-s0"
+        assert flow.gmpipe(*words, "--run", path).refused(f"{path}.* runs/tiny/full-s0")
     shutil.copytree(flow / "runs/tiny/full-s0", flow / "runs/other/full-s0")
     assert flow.gmpipe("export", "--run", "runs/tni/full-s0").refused(
         "runs/other/full-s0.*runs/tiny/full-s0"

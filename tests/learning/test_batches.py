@@ -71,7 +71,7 @@ def equal(one: Batch, other: Batch) -> bool:
     return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_batches_from_memory_and_from_shards_are_the_same(toy: Toy, data: st.DataObject) -> None:
     indices = st.lists(st.integers(0, N_TRAIN - 1), min_size=1, max_size=5)

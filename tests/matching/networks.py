@@ -25,7 +25,7 @@ VARIANTS: tuple[str, ...] = tuple(CHANGES)
 GRAPHS: tuple[str, ...] = tuple(v for v in VARIANTS if v != "max-pool")
 """The variants that the reference computes."""
 
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=25)
 seeds = st.integers(0, 10_000)
 
 

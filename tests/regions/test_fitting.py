@@ -5,6 +5,7 @@ The detector is the real architecture made very narrow.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torchvision.models.resnet import Bottleneck
 
 from pipeline.datasets.manifest import ImageBoxes
 from pipeline.errors import DamagedError, InputError
+from pipeline.interrupts import Interrupted
 from pipeline.regions import fitting
 from pipeline.regions.detection import Detections
 from pipeline.regions.fitting import (
@@ -89,6 +91,20 @@ def test_a_killed_fit_ends_with_the_weights_of_an_undisturbed_one(
         assert torch.equal(resumed.state_dict()[key], value), key
     start = tiny_model().state_dict()
     assert not torch.equal(start[CLASSIFIER], whole.state_dict()[CLASSIFIER])
+
+
+def test_ctrl_c_saves_the_step_that_is_being_done(scenes: Scenes, tmp_path: Path) -> None:
+    learn = fitting._Learner.learn
+
+    def pressed(*inputs: Any) -> float:
+        signal.raise_signal(signal.SIGINT)
+        return learn(*inputs)
+
+    with mock.patch.object(fitting._Learner, "learn", pressed), pytest.raises(Interrupted) as end:
+        fit(scenes, tmp_path / "state.pt")
+    assert end.value.steps == 1
+    _, steps = fit(scenes, tmp_path / "state.pt")
+    assert steps == [2, 3, 4]
 
 
 @pytest.fixture(scope="module")

@@ -320,7 +320,7 @@ def test_the_progress_names_each_part_and_counts_what_it_has(changed: Flow) -> N
     }
     figures = {figure["name"] for figure in data(changed / "reports/tiny", "overview")["figures"]}
     # The one of average precision is not among those of the page.
-    assert f"report, figures: {len(figures - {'label-map'}) + 1}figure [" in text
+    assert f"report, figures: {len(figures - {'label-map'}) + 1} figures [" in text
 
 
 def test_a_photograph_that_is_gone_leaves_its_boxes(changed: Flow) -> None:

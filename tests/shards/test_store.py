@@ -174,7 +174,7 @@ def write_newer(path: Path) -> None:
         (lambda path: rewrite(path, m=4), "settings", "m is 4, expected 3", 4, [4, 5, 6, 7]),
         (lambda path: rewrite(path, dataset="other"), "settings", "'other'", 4, [4, 5, 6, 7]),
         (lambda path: rewrite(path, images="of old"), "images", "changed", 4, [4, 5, 6, 7]),
-        (write_unknown, "images", "'image-70'", 1, []),
+        (write_unknown, "removed", "'image-70'", 1, []),
         (write_again, "images", "'image-0', view 0", 4, [0, 1, 2, 3]),
     ],
 )

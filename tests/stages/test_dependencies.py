@@ -25,6 +25,7 @@ EXEMPT = {
     "formats": "writes and reads values that others decide, and checks them",
     "image_metadata": "finds the orientation of photographs, as `images`",
     "images": "decodes photographs; what it decides of the regions is in the cache's fingerprint",
+    "interrupts": "saves what is done when Ctrl-C is pressed, which changes no number",
     "machine": "decides how much is kept in memory, which changes no number",
     "names": "says what data sets and variants may be called",
     "regions": "the fingerprint of the cache holds what decides the regions",

@@ -136,6 +136,7 @@ def test_another_training_split_is_refused(
     assert flow.gmpipe("evaluate").refused(
         rf"{RUN}/checkpoint\.pt .*\b{trained_on} .*\b{has} .*`gmpipe train --dataset toy "
     )
+    assert flow.gmpipe("evaluate").refused("has the same images, so their labels or splits differ")
     assert flow.bytes("runs") == before
     assert flow.gmpipe("report").refused(rf"{RUN}.*`gmpipe train --dataset toy ")
     flow.ok("train")
@@ -220,6 +221,11 @@ def test_the_images_that_were_really_trained_on_are_counted(
     assert counted["trained_images"] == trained_on
     assert (counted["images"], counted["left_out"]) == (8, 1)
     assert counted["counts"]["train"]["images"] == N_TRAIN
+    # One of them is dropped: the same number of others is left, counted in the same way.
+    change_manifest(flow, lambda rows: rows.pop(3))
+    assert flow.gmpipe("evaluate").refused(
+        rf"\b{trained_on} images with .*\b{trained_on} images, .* no longer has 'image-3'\."
+    )
 
 
 # One network's numbers only ----------------------------------------------------------------------

@@ -56,8 +56,9 @@ def test_a_broken_photograph_is_listed_and_the_others_are_extracted(flow: Flow) 
     failed = flow.gmpipe("extract")
     assert "cache/tiny: 55 rows, 55 of them extracted now\n" in failed.out
     assert failed.refused(
-        r"^Error: 3 images .* cache/tiny/failures\.parquet"
-        r".*test-00011\.png.*--max-failures 3.*max_failures: 3"
+        r"^Error: 3 images .* cache/tiny/failures\.parquet:\n"
+        r"  \S*test-00011\.png.*\n  .*train-00003\.png.*\n  .*train-00007\.png.*\n"
+        r"All other.*--max-failures 3.*max_failures: 3"
     )
     listed = pq.read_table(flow / "cache/tiny/failures.parquet").to_pylist()
     assert [row["image_id"] for row in listed] == ["test-00011", "train-00003", "train-00007"]
@@ -73,6 +74,7 @@ def test_a_broken_photograph_is_listed_and_the_others_are_extracted(flow: Flow) 
     refused = flow.gmpipe("extract", "--max-failures", "2")
     assert refused.refused(r"3 images .* cache/tiny/failures\.parquet")
     assert "0 of them extracted" in refused.out
+    assert "resumed" not in refused.out  # it tried only these, and nothing had been stopped
     said = flow.ok("extract", "--max-failures", "3")
     assert "55 rows, 0 of them extracted now" in said
     assert re.search(r"^3 images .* cache/tiny/failures\.parquet", said, re.MULTILINE)
@@ -82,7 +84,7 @@ def test_a_broken_photograph_is_listed_and_the_others_are_extracted(flow: Flow) 
 
     # Training and evaluation leave them out and say so.
     assert "2 images without regions" in flow.ok("train")
-    assert "1 images without regions" in flow.ok("evaluate")
+    assert "1 image without regions left out" in flow.ok("evaluate")
     assert (flow.metrics()["images"], flow.metrics()["left_out"]) == (11, 1)
     scored = pq.read_table(flow / "runs/tiny/full-s0/predictions.parquet")["image_id"].to_pylist()
     assert sorted(scored) == [f"test-{n:05d}" for n in range(11)]
@@ -100,6 +102,7 @@ def test_a_broken_photograph_is_listed_and_the_others_are_extracted(flow: Flow) 
     image(flow, "train-00007").write_bytes(whole)
     image(flow, "test-00011").write_bytes(whole)
     assert "60 rows, 3 of them extracted now" in flow.ok("extract")
+    assert "60 rows, 0 of them extracted now; nothing to extract\n" in flow.ok("extract")
     assert not (flow / "cache/tiny/failures.parquet").exists()
 
 
@@ -180,10 +183,20 @@ def test_an_added_photograph_costs_its_own_rows(flow: Flow, made: Flow) -> None:
     assert "64 rows, 4 of them extracted now" in flow.ok("extract")
     now, then = rows_of(flow / "cache/tiny"), rows_of(made / "cache/tiny")
     assert {key: now[key] for key in then} == then
-    # An image that the data set no longer has makes its shard stale.
+    # An image that the data set no longer has makes its shard stale, but runs can read the cache.
     flow.params()
     flow.ok("prepare")
-    assert flow.gmpipe("extract").refused(r"1 shard \(4 rows.*regions-00006\.h5.*'train-00024'")
+    removed = flow.gmpipe("extract")
+    assert removed.refused(r"1 shard \(4 rows.*regions-00006\.h5.*'train-00024'.*\nTo drop them ")
+    assert removed.refused("`gmpipe train` and `gmpipe evaluate` can")
+    flow.ok("train")
+    flow.ok("evaluate")
+    # They can't without an index.
+    index = flow / "cache/tiny/index.parquet"
+    whole = index.read_bytes()
+    index.unlink()
+    assert "gmpipe train" not in flow.gmpipe("extract").err
+    index.write_bytes(whole)
     assert "60 rows, 0 of them extracted now" in flow.ok("extract", "--replace")
 
 

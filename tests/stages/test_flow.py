@@ -320,7 +320,7 @@ def test_compare_trains_only_what_is_missing(flow: Flow) -> None:
         assert "± " in flow.ok(*chosen)
     assert flow.bytes("runs/tiny/max-pool-s0") == before
     flow.params(train__tiny__epochs=1)
-    assert "max-pool-s0: 1 epochs" in flow.ok(*chosen)
+    assert "max-pool-s0: 1 epoch, loss" in flow.ok(*chosen)
 
 
 # Failures ----------------------------------------------------------------------------------------

@@ -54,13 +54,14 @@ def test_labels_are_counted_and_oddities_noted(tmp_path: Path) -> None:
         ["dog", "2", "0"],
         ["sofa", "0", "1"],
     ]
-    untested, rare, similar = notes_of(rest)
+    untested, rare, similar, unusable = notes_of(rest)
     assert untested.endswith(": Dog, dog")
     assert "test" in untested
     assert rare.endswith(": Dog (labels.csv, line 3), sofa (labels.csv, line 4)")
     assert "2 " in rare
     assert "train" in rare
     assert similar.endswith(": 'Dog' (labels.csv, line 3) and 'dog'")
+    assert re.search("training .*'Dog' and 'dog'.* same vector.*Rename or merge", unusable)
     code, out, _ = Checkout(tmp_path / "a").run("--dataset", "coco")
     without_places = [re.sub(r" \(labels.csv, line \d+\)", "", line) for line in rest]
     assert (code, out.splitlines()[1:]) == (0, without_places)  # the table is not read again

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,10 +103,57 @@ def test_a_killed_training_continues_where_it_was(checkout: Flow, tmp_path: Path
     with eager, cut_off("save_checkpoint", mock.Mock(side_effect=Killed)), pytest.raises(Killed):
         flow.gmpipe("train")
     assert not (flow / "runs/toy/full-s0/checkpoint.pt").exists()
-    assert flow.ok("train").startswith("full-s0: resumed at step 8 of 8\nruns/toy/full-s0: ")
+    assert flow.ok("train").startswith(
+        "full-s0: all 8 steps had been done before\nruns/toy/full-s0: "
+    )
     assert {path.name for path in (flow / ".state").iterdir()} == {"times"}
     flow.ok("evaluate")
     assert changed(checkout.bytes("runs"), flow.bytes("runs")) == []
+
+
+def test_ctrl_c_saves_the_step_that_is_being_done(checkout: Flow, tmp_path: Path) -> None:
+    """Here in the third of 8 steps, and a second time in the sixth."""
+    flow = copied(checkout, tmp_path)
+    for step, done in ((3, 3), (3, 6)):
+        with mock.patch("pipeline.learning.loop.matching_loss", pressing_ctrl_c_in(step)):
+            stopped = flow.gmpipe("train")
+        assert stopped.code == 130
+        assert f"stopped at step {done} of 8, which is saved" in stopped.err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert flow.ok("train").startswith("full-s0: resumed at step 6 of 8\n")
+    flow.ok("evaluate")
+    assert changed(checkout.bytes("runs"), flow.bytes("runs")) == []
+
+
+def pressing_ctrl_c_in(step: int, times: int = 1) -> Callable[..., torch.Tensor]:
+    """A loss in whose nth step Ctrl-C is pressed."""
+    steps = itertools.count(1)
+
+    def loss(*inputs: Any) -> torch.Tensor:
+        if next(steps) == step:
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+        return matching_loss(*inputs)
+
+    return loss
+
+
+def test_a_second_ctrl_c_does_not_wait(checkout: Flow, tmp_path: Path) -> None:
+    flow = copied(checkout, tmp_path)
+    with mock.patch("pipeline.learning.loop.matching_loss", pressing_ctrl_c_in(3, times=2)):
+        stopped = flow.gmpipe("train")
+    assert stopped.code == 130
+    assert "step" not in stopped.err.splitlines()[-1]
+    assert list((flow / ".state").glob("*.pt")) == []
+
+
+def test_ctrl_c_ends_a_comparison_and_not_only_its_run(checkout: Flow, tmp_path: Path) -> None:
+    flow = copied(checkout, tmp_path)
+    with mock.patch("pipeline.learning.loop.matching_loss", pressing_ctrl_c_in(3)):
+        stopped = flow.gmpipe("compare", "--seed", "1", "--seed", "2", "--jobs", "1")
+    assert stopped.code == 130
+    assert "stopped at step 3 of 8" in stopped.err
+    assert not (flow / "runs/toy/full-s2").exists()
 
 
 def test_too_few_steps_are_noted_before_the_first_epoch(checkout: Flow, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,17 @@ def test_nobody_trains_or_tests_on_the_split(validated: Flow) -> None:
     assert (found["trained_images"], found["images"]) == (TRAIN - HELD_OUT, TEST)
     assert set(found["counts"]) == {"train", "val", "test"}
     assert "20 train, 10 val, 18 test" in validated.ok("prepare")
+
+
+def test_the_result_says_how_the_split_was_scored(validated: Flow) -> None:
+    shutil.rmtree(validated / "runs/voc2007/full-s0")
+    said = validated.ok("train")
+    score = float(history(validated)[-1]["validation_mAP"])
+    assert f", validation mAP {score:.2f}" in said
+    validated.ok("evaluate")
+    shown = validated.ok("runs", "show", "full-s0")
+    assert re.search(r"^validation images +10 of the split `val`; the setting", shown, re.MULTILINE)
+    assert re.search(rf"^validation mAP +{score:.2f}$", shown, re.MULTILINE)
 
 
 def test_the_best_epoch_is_chosen_on_the_split(validated: Flow) -> None:

@@ -15,7 +15,8 @@ from tabulate import tabulate
 from pipeline.errors import AccessError, DamagedError, InputError, MissingError
 from pipeline.files import canonical_json, exists, sha256_file
 from pipeline.formats.sealed import read_sealed_json
-from stages.checkout.keys import differing, first_few, flat
+from pipeline.formats.text import first_few
+from stages.checkout.keys import differing, flat
 from stages.checkout.layout import (
     CHECKPOINT_FILE,
     METRICS_FILE,
@@ -23,7 +24,7 @@ from stages.checkout.layout import (
     run_of_folder,
     runs_folder,
 )
-from stages.checkout.params import Request, has_variant, variant_settings
+from stages.checkout.params import Request, has_variant, read_request, variant_settings
 from stages.checkout.resolved import read_run_settings
 from stages.checkout.times import read_times
 from stages.commands.runs.entries import entries, is_run
@@ -32,6 +33,35 @@ from stages.console.progress import progress_bar
 _OUT_OF_DATE = "out of date"  # of another checkpoint, which a killed training has replaced
 _UNREADABLE = "unreadable"  # by this user
 _RUN_STAGES = ("train", "evaluate")
+
+
+def find_run(named: str, dataset: str | None) -> Path:
+    """Find the folder of a run.
+
+    Args:
+        named: a folder, or the name of a run.
+        dataset: whose run is meant by a name; None for the first of ``datasets`` in params.yaml.
+
+    Raises:
+        MissingError: the data set has no run of this name.
+        InputError: the data set is unknown, or is given beside a folder.
+    """
+    path = Path(named)
+    if len(path.parts) != 1 or path.exists():
+        if dataset is not None:
+            raise InputError(
+                f"--dataset {dataset} says whose run a name means, but {named} is a folder.",
+                "Leave the option out, or give the run's name.",
+            )
+        return path
+    dataset = read_request(dataset).dataset
+    folder = runs_folder(dataset) / named
+    if not exists(folder):
+        raise MissingError(
+            f"The data set {dataset} has no run {named!r}.",
+            _same_name(folder) or f"`gmpipe runs list --dataset {dataset}` lists its runs.",
+        )
+    return folder
 
 
 def check_run(folder: Path) -> None:
@@ -43,15 +73,18 @@ def check_run(folder: Path) -> None:
     checkpoint = folder / CHECKPOINT_FILE
     if exists(checkpoint):
         return
+    remedy = "Run `gmpipe train` for its data set, variant, seed and `--set` options."
+    raise MissingError(f"There is no checkpoint at {checkpoint}.", _same_name(folder) or remedy)
+
+
+def _same_name(folder: Path) -> str:
+    """Suggest the trained runs in folders of the same name; an empty string if there are none."""
     same_name = sorted(
         str(path)
         for path in Path("runs").glob("*/*")
         if path.name == folder.name and (path / CHECKPOINT_FILE).is_file()
     )
-    remedy = "Run `gmpipe train` for its data set, variant, seed and `--set` options."
-    if same_name:
-        remedy = f"Did you mean {' or '.join(same_name)}?"
-    raise MissingError(f"There is no checkpoint at {checkpoint}.", remedy)
+    return f"Did you mean {' or '.join(same_name)}?" if same_name else ""
 
 
 def list_runs(request: Request, *, times: bool = False) -> str:

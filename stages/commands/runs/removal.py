@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pipeline.errors import BusyError, MissingError
 from pipeline.files import access_error, exists, folder_lock
+from pipeline.formats.text import counted
 from pipeline.report.folder import PAGE_FILE
 from stages.checkout.disk import shown_bytes
 from stages.checkout.layout import (
@@ -100,8 +101,8 @@ def prune(request: Request, *, unlisted: bool = False, remove: bool = False) -> 
     others = [folder for folder in entries(top) if is_run(folder) and is_kept(folder.name)]
     if more := sum(not is_listed(folder.name) for folder in others):
         lines.append(
-            f"{more} runs of variants or seeds that params.yaml does not list stay. `--unlisted` "
-            "removes them, too."
+            f"Kept: {counted(more, 'run')} of variants or seeds that params.yaml does not list. "
+            "`--unlisted` removes them, too."
         )
     return "\n".join(lines)
 
@@ -126,8 +127,8 @@ def clean(dataset: str, *, remove: bool = False) -> str:
     files = _there(*state_files(dataset), times_file(dataset))
     if not files and not any(part.paths for part in parts):
         raise MissingError(
-            f"Nothing was made for a data set {dataset!r}.",
-            _made_for(dataset) or "Correct the name.",
+            f"Nothing was made for a data set {dataset!r}, so there is nothing to remove.",
+            _made_for(dataset),
         )
     lines, total, is_busy = _take_away(parts, remove=remove)
     if not is_busy:  # nobody writes these files then: a training or fit holds its folder's lock

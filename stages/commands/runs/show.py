@@ -25,58 +25,52 @@ from stages.commands.verification.runs import RunFiles, Today
 _Rows = Sequence[tuple[str, object]]
 
 
-def show(named: str) -> str:
+def show(path: Path) -> str:
     """Show a run.
 
     Args:
-        named: its folder, or the folder's name if only one data set has a run of that name.
+        path: of its folder.
 
     Returns:
         tables of facts, of settings and of the recipe of its regions, and what is out of date.
 
     Raises:
-        MissingError, InputError: there is no such run, or several.
+        MissingError: there is no such run.
+        InputError: it is in another checkout.
         DamagedError: its checkpoint is damaged.
     """
-    folder = _find(named)
+    folder = _in_checkout(path)
     check_run(folder)
     request = read_request(folder.parent.name)
     checkpoint = open_checkpoint(folder)
     evaluation, problem = _evaluation(folder, checkpoint)
+    today = Today(request.dataset)
     parts = [
         str(folder),
-        _table(_facts(request, folder, checkpoint, evaluation, problem)),
+        _table(_facts(request, folder, checkpoint, today, evaluation, problem)),
         _settings(request, checkpoint),
         _table([("regions made with", "value"), *sorted(checkpoint.recipe.items())]),
-        _out_of_date(request, folder),
+        _out_of_date(request, today, folder),
     ]
     return "\n\n".join(parts)
 
 
-def _find(named: str) -> Path:
-    """Find the folder of a run.
+def _in_checkout(path: Path) -> Path:
+    """The path of a run's folder from the checkout.
 
     Raises:
-        MissingError, InputError: there is none, it is in another checkout, or there are several.
+        InputError: it is in another checkout.
     """
-    path = Path(named)
-    if len(path.parts) > 1:
-        folder = runs_folder(path.parent.name) / path.name
-        if path.exists() and not (folder.exists() and folder.samefile(path)):
-            raise InputError(
-                f"{path} is not in the folder runs/ of this checkout.",
-                "Name a folder such as runs/<dataset>/full-s0, or change to the run's checkout.",
-            )
-        return folder if path.exists() else path
-    found = sorted(str(one) for one in Path("runs").glob("*/*") if one.name == named)
-    if not found:
-        raise MissingError(
-            f"There is no run {named!r} in runs/.",
-            "`gmpipe runs list --dataset NAME` lists the runs of a data set.",
+    if not path.exists():
+        return path
+    whole = path.absolute()
+    folder = runs_folder(whole.parent.name) / whole.name
+    if not (folder.exists() and folder.samefile(path)):
+        raise InputError(
+            f"{path} is not in the folder runs/ of this checkout.",
+            "Name a folder such as runs/<dataset>/full-s0, or change to the run's checkout.",
         )
-    if len(found) > 1:
-        raise InputError(f"Several data sets have a run {named!r}.", f"Name {' or '.join(found)}.")
-    return Path(found[0])
+    return folder
 
 
 def _evaluation(folder: Path, checkpoint: Checkpoint) -> tuple[Evaluation | None, str]:
@@ -96,6 +90,7 @@ def _facts(
     request: Request,
     folder: Path,
     checkpoint: Checkpoint,
+    today: Today,
     evaluation: Evaluation | None,
     problem: str,
 ) -> _Rows:
@@ -110,7 +105,10 @@ def _facts(
     ]
     validation = checkpoint.history[checkpoint.epoch - 1].get("validation_mAP")
     if validation is not None:
-        rows.append(("validation mAP", f"{validation:.2f}"))
+        rows += [
+            ("validation images", _validated(checkpoint, today)),
+            ("validation mAP", f"{validation:.2f}"),
+        ]
     if evaluation is None:
         rows.append(("metrics", problem))
     else:
@@ -124,6 +122,30 @@ def _facts(
         ),
         ("checkpoint", checkpoint.sha256),
     ]
+
+
+def _validated(checkpoint: Checkpoint, today: Today) -> str:
+    """On which images a run was validated, and on how many if that can be known.
+
+    The checkpoint does not hold the number. It is known while manifest and cache are those that the
+    run was trained on.
+    """
+    share = checkpoint.settings.validation
+    of = f"of the training split, by `validation: {share:g}`"
+    if not share:
+        of = "of the split `val`; the setting `validation` is for data sets without one"
+    manifest, index = today.manifest, today.index
+    if (
+        manifest is None
+        or index is None
+        or manifest.train_sha256 != checkpoint.train_sha256
+        or index.fingerprint != fingerprint(checkpoint.recipe)
+    ):
+        return of
+    held = {image_id.decode() for image_id in index.image_ids.tolist()}
+    images = manifest.image_ids("train" if share else "val")
+    number = sum(image_id in held for image_id in images)
+    return f"{number - checkpoint.trained_images if share else number} {of}"
 
 
 def _times(dataset: str, run: str) -> Iterator[tuple[str, object]]:
@@ -163,9 +185,9 @@ def _settings(request: Request, checkpoint: Checkpoint) -> str:
     return _table([("setting", "value", header), *rows])
 
 
-def _out_of_date(request: Request, folder: Path) -> str:
+def _out_of_date(request: Request, today: Today, folder: Path) -> str:
     """What `verify` finds about the run's files."""
-    findings = RunFiles(request, Today(request.dataset), folder).findings()
+    findings = RunFiles(request, today, folder).findings()
     lines = [str(finding) for finding in findings if finding.status != "sound"]
     return "\n".join(lines) or "Every file of the run is sound and up to date."
 

@@ -17,6 +17,7 @@ from pipeline.errors import DamagedError, InputError, MismatchError, MissingErro
 from pipeline.evaluation.metrics import Evaluation, read_evaluation
 from pipeline.evaluation.predictions import read_logits
 from pipeline.files import read_bytes
+from pipeline.formats.text import counted
 from pipeline.labels.vectors import load_label_vectors
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
 from pipeline.shards.index import Index, read_index
@@ -137,7 +138,7 @@ class RunFiles:
                 f"{found.dataset}."
             )
         self._check_inputs(found)
-        return f"{len(found.history)} epochs, {found.trained_images} images"
+        return f"{counted(len(found.history), 'epoch')}, {counted(found.trained_images, 'image')}"
 
     def _check_inputs(self, found: Checkpoint) -> None:
         """Compare what a checkpoint was trained on with what the checkout has now, if it has it."""
@@ -177,7 +178,7 @@ class RunFiles:
                 f"it is not the history of {CHECKPOINT_FILE}. A training that diverged or was "
                 "killed leaves such a file."
             )
-        return f"{len(rows)} epochs"
+        return counted(len(rows), "epoch")
 
     def _metrics(self) -> str:
         found = self._read_evaluation()
@@ -213,8 +214,8 @@ class RunFiles:
         manifest = self.today.manifest
         if manifest is not None and not set(image_ids) <= set(manifest.image_ids("test")):
             raise MismatchError("the test split had other images.")
-        return f"{len(image_ids)} images"
+        return counted(len(image_ids), "image")
 
     def _last_good(self) -> str:
         found = load_checkpoint(self.folder / LAST_GOOD_FILE)
-        return f"what a diverged training kept, {len(found.history)} epochs"
+        return f"what a diverged training kept, {counted(len(found.history), 'epoch')}"

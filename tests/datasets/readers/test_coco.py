@@ -121,7 +121,7 @@ annotation = st.tuples(st.integers(1, 6), st.sampled_from([1, 7, 90]), st.boolea
 
 
 @given(train=st.lists(annotation, max_size=20), order=st.permutations(range(6)))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_labels_and_boxes_follow_the_annotations(
     tmp_path_factory: pytest.TempPathFactory,
     train: list[tuple[int, int, bool]],

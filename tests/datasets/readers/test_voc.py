@@ -176,7 +176,7 @@ split = st.lists(st.lists(objects, max_size=5), min_size=1, max_size=4)
 
 
 @given(train=split, test=split)
-@hypothesis_settings(max_examples=15, deadline=None)
+@hypothesis_settings(max_examples=15)
 def test_annotations_and_lists_agree_on_any_devkit(
     tmp_path_factory: pytest.TempPathFactory,
     train: list[list[VocObject]],

@@ -242,7 +242,7 @@ pieces = st.sampled_from(
 
 
 @given(cells=st.lists(st.lists(pieces, max_size=9).map("".join), min_size=1, max_size=4))
-@hypothesis_settings(max_examples=100, deadline=None)
+@hypothesis_settings(max_examples=100)
 def test_any_cell_is_read_or_refused(folder: Path, cells: list[str]) -> None:
     with contextlib.suppress(InputError):
         assert len(read_cells(folder, *cells).table) == len(cells)

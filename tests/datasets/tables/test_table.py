@@ -170,7 +170,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(rows=rows_of_tables, crlf=st.booleans(), bom=st.booleans(), quoting=st.sampled_from([0, 1]))
-@hypothesis_settings(max_examples=40, deadline=None)
+@hypothesis_settings(max_examples=40)
 def test_csv_round_trip(folder: Path, rows: list[Row], crlf: bool, bom: bool, quoting: int) -> None:
     encoding = "utf-8-sig" if bom else "utf-8"
     with (folder / "labels.csv").open("w", encoding=encoding, newline="") as stream:
@@ -185,7 +185,7 @@ def test_csv_round_trip(folder: Path, rows: list[Row], crlf: bool, bom: bool, qu
 
 
 @given(rows=rows_of_tables, form=st.sampled_from(["text", "lists", "large", "dictionary"]))
-@hypothesis_settings(max_examples=40, deadline=None)
+@hypothesis_settings(max_examples=40)
 def test_parquet_round_trip(folder: Path, rows: list[Row], form: str) -> None:
     paths, labels, splits = zip(*rows, strict=True)
     joined = [";".join(row) if row else None for row in labels]
