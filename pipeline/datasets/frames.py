@@ -45,6 +45,10 @@ Size = tuple[int, int]  # width and height in pixels
 
 _SIDES = ("width", "height")
 _SHOWN = 3  # files that a note names
+_EXCHANGED = (
+    "The boxes of {} reach beyond the listed size, but not beyond it with width and height "
+    "exchanged, which is the size that is used: an EXIF orientation turns the photographs"
+)
 
 
 @dataclass(frozen=True)
@@ -110,12 +114,7 @@ def place_boxes(
     boxes, placed, notes = _unit_boxes(rows, objects, placements, paths)
     notes = [
         *_note_cases(images, placements, with_boxes, manifest.dataset, common),
-        *_note(
-            exchanged,
-            paths,
-            "The boxes of {} reach beyond the listed size, but not beyond it with width and height "
-            "exchanged, which is the size that is used: an EXIF orientation turns the photographs",
-        ),
+        *_note(exchanged, paths, _EXCHANGED),
         *_note(rows[~drawn], paths, "Some objects of {} have no box, and count as labels only"),
         *notes,
     ]

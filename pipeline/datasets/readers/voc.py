@@ -66,9 +66,10 @@ from pipeline.formats.text import composed
 from pipeline.formats.xml import DocumentTypeError, parse_xml
 from pipeline.settings import VocSettings
 
-VOCABULARY = tuple(
-    "aeroplane bicycle bird boat bottle bus car cat chair cow "
-    "diningtable dog horse motorbike person pottedplant sheep sofa train tvmonitor".split()
+VOCABULARY = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car"),
+    *("cat", "chair", "cow", "diningtable", "dog", "horse", "motorbike"),
+    *("person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 """The devkit's classes, in its (alphabetical) order."""
 
