@@ -83,7 +83,7 @@ def read_orientation(exif: bytes | None, xmp: bytes | None) -> tuple[int, bool]:
                 return value, False
             # 0 is what many programs write for "unknown".
             doubtful = value != 0
-    if found := re.search(rb'tiff:Orientation(?:="|>)\s*([1-8])\b', xmp or b""):
+    if found := re.search(rb"tiff:Orientation(?:\s*=\s*[\"']|>)\s*([1-8])\b", xmp or b""):
         return int(found[1]), False
     return 1, doubtful
 
@@ -116,7 +116,7 @@ def _strip_jpeg(content: bytes) -> Stripped:
         if marker == 0xE1 and body.startswith(b"Exif\0\0"):
             exif += body[6:]  # one that is longer than a segment goes on in the next
         elif marker == 0xE1 and body.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
-            xmp = body
+            xmp = (xmp or b"") + body  # there may be several packets
         if _decides_pixels(marker, body):
             segments[marker] = len(kept)
             kept += segment

@@ -1,4 +1,4 @@
-"""What data sets and variants may be called."""
+"""What data sets, variants, columns and splits may be called."""
 
 from __future__ import annotations
 
@@ -41,3 +41,41 @@ Name = Annotated[str, BeforeValidator(check_name)]
 """What a data set or a variant may be called: a letter or digit, then letters, digits, `-` and `_`,
 at most 64 in all. Names become folders, files, words of commands, parts of DVC's stage names, and
 parts of the dotted keys of its parameters. So dots, blanks and slashes are impossible."""
+
+
+def check_splits(train: str, val: str | None, test: str, shared: bool, test_named: bool) -> None:
+    """Check the names of splits in a data set's files.
+
+    Args:
+        shared: whether the test images are a share of those of ``train``.
+        test_named: whether ``test`` is more than a default.
+
+    Raises:
+        ValueError: a split appears twice, or another one is named beside a share.
+    """
+    names = [name for name in (train, val, test) if name is not None]
+    if shared and (val is not None or test_named):
+        raise ValueError(
+            "`test_share` takes the test images from those of `train`, but another split is "
+            "named: remove `test` and `val`, or remove `test_share`"
+        )
+    if not shared and len(set(names)) < len(names):
+        raise ValueError(
+            f"expected different splits for `train`, `val` and `test`, but one is named twice "
+            f"({', '.join(names)}): to divide the images of one split, set `train: {train}` and "
+            "`test_share: 0.2`, and remove `test`"
+        )
+
+
+def check_columns(value: Any) -> Any:
+    """Check that a setting names one column, or several in a list.
+
+    Raises:
+        ValueError: it does not.
+    """
+    names = value if isinstance(value, list) else [value]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError("expected the name of a column, or a list of names, in quotes if needed")
+    if len(set(names)) < len(names):
+        raise ValueError("expected each column once")
+    return value

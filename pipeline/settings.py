@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.names import Name
+from pipeline.names import Name, check_columns, check_splits
 
 VARIANTS: dict[str, dict[str, object]] = {
     "full": {},
@@ -32,21 +32,6 @@ VARIANTS: dict[str, dict[str, object]] = {
 """The variants that every data set has, and which train settings each changes. `full` is the
 paper's network, and the three `without-` are its ablations (Table 4). `max-pool` is the baseline
 without any graph: an MLP on each region's feature and box, then the maximum over the regions."""
-
-
-def check_columns(value: Any) -> Any:
-    """Check that a setting names one column, or several in a list.
-
-    Raises:
-        ValueError: it does not.
-    """
-    names = value if isinstance(value, list) else [value]
-    if not names or not all(isinstance(name, str) for name in names):
-        raise ValueError("expected the name of a column, or a list of names, in quotes if needed")
-    if len(set(names)) < len(names):
-        raise ValueError("expected each column once")
-    return value
-
 
 Side = Annotated[int, Field(ge=1)]
 
@@ -99,9 +84,25 @@ class _BoxedSettings(_ListedSettings):
         "sizes decide, and boxes for which they can't are left out with a note.",
     )
 
+    test_share: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="If only `train` is a split of the files: share of its images to test on, "
+        "approximately. A hash of the path decides, as for tables.",
+    )
+
+    @model_validator(mode="after")
+    def _check_splits(self) -> _BoxedSettings:
+        named = self.test not in (type(self).model_fields["test"].default, self.train)
+        check_splits(self.train, self.val, self.test, self.test_share is not None, named)
+        return self
+
     @property
     def splits(self) -> dict[Literal["train", "val", "test"], str]:
         """Each split -> its name in the data set's files, in the manifest's order."""
+        if self.test_share is not None:
+            return {"train": self.train}
         if self.val is None:
             return {"train": self.train, "test": self.test}
         return {"train": self.train, "val": self.val, "test": self.test}

@@ -120,8 +120,12 @@ def prepare(request: Request) -> str:
     return "\n".join([f"{folder}: {_counts(manifest)}", *describe_labels(manifest, places)])
 
 
-def check(request: Request) -> tuple[str, bool]:
-    """Look whether every image exists and can be read. Nothing is written.
+def check(request: Request, list_file: Path | None = None) -> tuple[str, bool]:
+    """Look whether every image exists and can be read. Nothing else than ``list_file`` is written.
+
+    Args:
+        request: of the data set.
+        list_file: a CSV to write of every image that is missing, unreadable or unlabelled.
 
     Returns:
         which images are missing, unreadable, duplicates or unlabelled, and the labels, line by
@@ -146,6 +150,8 @@ def check(request: Request) -> tuple[str, bool]:
         manifest, _ = _place(without_missing_boxes(listing, root), manifest, root, source)
     with progress_bar(total=len(manifest), desc="check", unit="image") as bar:
         findings = check_files(manifest, root, bar.update)
+    if list_file is not None:
+        _write_findings(list_file, findings)
     lines = _sections(dataset, findings)
     refusals, allowed = _verdict(request, manifest, findings)
     if not refusals and not allowed:
@@ -363,6 +369,22 @@ def _missing_step(
         return f"`prepare` leaves out {images}, as {setting} says. {hint}".rstrip(), True
     remedy = missing_remedy(dataset, root, missing, source, empty[0] if empty else None)
     return f"To do: {remedy}", False
+
+
+def _write_findings(path: Path, findings: Findings) -> None:
+    """Write the images of a check that the report only counts."""
+    rows: list[tuple[str, ListedImage, str]] = [
+        *(("missing", image, "") for image in findings.missing),
+        *(("unreadable", image, reason) for image, reason in findings.unreadable),
+        *(("not readable for this user", image, reason) for image, reason in findings.refused),
+        *(("unlabelled", image, "") for image in findings.unlabelled),
+    ]
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(("kind", "image_id", "path", "split", "reason"))
+        writer.writerows(
+            (kind, image.image_id, image.path, image.split, reason) for kind, image, reason in rows
+        )
 
 
 def _section(title: str, images: int, entries: Sequence[str]) -> list[str]:

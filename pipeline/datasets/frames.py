@@ -10,6 +10,7 @@ tool writes beside its boxes tells which, if turning exchanges width and height:
 - There is none, or it is the same for both (turned by 180 degrees, mirrored, square): the boxes
   were drawn as those of the data set's other turned photographs. If these don't tell either, or
   contradict each other, the setting `box_frame` has to.
+- The boxes reach beyond it, but fit it with width and height exchanged: so it is exchanged.
 - It is another: the file is not the one that was annotated.
 
 Boxes whose frame is unknown are left out and their images marked as incomplete. Each of these
@@ -22,7 +23,7 @@ Letters: N images of the manifest, n annotated objects.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +34,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from pipeline.datasets.listing import Listing
+from pipeline.datasets.listing import ListedBoxes, Listing
 from pipeline.datasets.manifest import BoxTable, ImageBoxes, Manifest, SeenHeader
 from pipeline.files import open_regular
 from pipeline.images import read_header
@@ -44,6 +45,10 @@ Size = tuple[int, int]  # width and height in pixels
 
 _SIDES = ("width", "height")
 _SHOWN = 3  # files that a note names
+_EXCHANGED = (
+    "The boxes of {} reach beyond the listed size, but not beyond it with width and height "
+    "exchanged, which is the size that is used: an EXIF orientation turns the photographs"
+)
 
 
 @dataclass(frozen=True)
@@ -98,15 +103,18 @@ def place_boxes(
     kept = pc.index_in(listing.table.column("image_id"), value_set=image_ids.combine_chunks())
     rows = np.asarray(pc.fill_null(kept, -1), dtype=np.int64)[objects.rows]
     numbers = np.flatnonzero(rows >= 0)  # of the objects whose image is in the manifest
-    rows, classes, pixels = rows[numbers], objects.classes[numbers], objects.pixels[numbers]
+    objects, rows = objects.take(numbers), rows[numbers]
+    classes, pixels = objects.classes, objects.pixels
     drawn = ~np.isnan(pixels).any(axis=1)
 
-    common = _common_frame(images)
-    placements = _place(images, frame, common[0])
+    images, exchanged = _exchange_sizes(images, rows[drawn], pixels[drawn])
     with_boxes = np.unique(rows[drawn]).tolist()
-    boxes, placed, notes = _unit_boxes(rows, pixels, placements, paths)
+    common = _common_frame(images, set(with_boxes))
+    placements = _place(images, frame, common[0])
+    boxes, placed, notes = _unit_boxes(rows, objects, placements, paths)
     notes = [
         *_note_cases(images, placements, with_boxes, manifest.dataset, common),
+        *_note(exchanged, paths, _EXCHANGED),
         *_note(rows[~drawn], paths, "Some objects of {} have no box, and count as labels only"),
         *notes,
     ]
@@ -268,14 +276,43 @@ def _same_shape(listed: Size, size: Size) -> bool:
     return min(across, down) <= 1
 
 
-def _common_frame(images: Sequence[_Image]) -> tuple[Frame | None, int]:
-    """The frame of all turned images whose sizes tell, None if they differ; and their number."""
-    frames = [
-        image.fits()[0]
-        for image in images
+def _exchange_sizes(
+    images: Sequence[_Image], rows: np.ndarray, pixels: np.ndarray
+) -> tuple[list[_Image], list[int]]:
+    """Exchange the sides of listed sizes that only then hold the boxes of a turned photograph.
+
+    Args:
+        rows: (n,), the image of each box.
+        pixels: (n, 4), as in `ListedBoxes`.
+
+    Returns:
+        the images; and which of them were changed.
+    """
+    reach = np.zeros((len(images), 2))
+    np.maximum.at(reach, rows, pixels[:, 2:])
+    result, changed = list(images), []
+    for row, (image, (right, bottom)) in enumerate(zip(images, reach.tolist(), strict=True)):
+        if image.listed is None or image.header is None or image.header.orientation < 5:
+            continue
+        width, height = (side + 1 for side in image.listed)  # a pixel more is rounding
+        if (right > width or bottom > height) and right <= height and bottom <= width:
+            result[row] = replace(image, listed=image.listed[::-1])
+            changed.append(row)
+    return result, changed
+
+
+def _common_frame(images: Sequence[_Image], drawn: Set[int]) -> tuple[Frame | None, int]:
+    """The frame of all turned images whose sizes tell, None if they differ; and their number.
+
+    The number counts those of the images ``drawn``, which have boxes, if there are any.
+    """
+    frames = {
+        row: image.fits()[0]
+        for row, image in enumerate(images)
         if image.listed and image.header and image.header.orientation > 1 and len(image.fits()) == 1
-    ]
-    return (frames[0] if len(set(frames)) == 1 else None), len(frames)
+    }
+    frame = next(iter(frames.values())) if len(set(frames.values())) == 1 else None
+    return frame, len(frames.keys() & drawn) or len(frames)
 
 
 def _note_cases(
@@ -344,15 +381,15 @@ def _note(rows: Sequence[int] | np.ndarray, paths: Sequence[str], text: str) -> 
 
 def _unit_boxes(
     rows: np.ndarray,
-    pixels: np.ndarray,
+    objects: ListedBoxes,
     placements: Sequence[_Placement],
     paths: Sequence[str],
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Boxes in [0,1] of their upright picture, clipped to it.
 
     Args:
-        rows: (n,), the image of each object.
-        pixels: (n, 4), as in `ListedBoxes`.
+        rows: (n,), the image of each object in the manifest.
+        objects: the n objects.
 
     Returns:
         (n, 4) float32, xyxy; (n,) bool, which of them are known and cover a part of the image; and
@@ -361,7 +398,9 @@ def _unit_boxes(
     known = np.array([one.size is not None for one in placements], dtype=bool)
     sizes = np.array([one.size or (1, 1) for one in placements], dtype=np.int64).reshape(-1, 2)
     turns = np.array([one.turn for one in placements], dtype=np.int64)
-    scales = np.tile(sizes[rows], 2)
+    pixels, scales = objects.pixels, np.tile(sizes[rows], 2)
+    if objects.relative is not None:
+        scales[objects.relative] = 1
     boxes = turn_boxes(np.clip(pixels / scales, 0, 1), turns[rows]).astype(np.float32)
     drawn = known[rows] & ~np.isnan(pixels).any(axis=1)
     covers = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)

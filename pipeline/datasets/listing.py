@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import codecs
 import errno
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ import pyarrow.compute as pc
 from pipeline.datasets.disk import Disk, note_on_names
 from pipeline.datasets.manifest import (
     Manifest,
+    Split,
     full_counts,
     splits_of,
     unlabelled_rows,
@@ -31,9 +33,10 @@ from pipeline.datasets.missing import locate_missing, missing_remedy
 from pipeline.errors import InputError, MissingError
 from pipeline.files import open_regular, sha256_file, sha256_json
 from pipeline.formats.encodings import not_utf8
+from pipeline.formats.text import composed
 from pipeline.settings import ListedSettings
 
-LISTING_VERSION = 2
+LISTING_VERSION = 3
 """Part of the settings' hash: raise it when the same files would give another listing."""
 
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
@@ -53,11 +56,19 @@ class ListedBoxes:
         rows: (n,) int64, the row of each object's image in `Listing.table`.
         classes: (n,) int64, class numbers from 1.
         pixels: (n, 4) float64, xyxy from the upper left corner; nan for an object without a box.
+        relative: (n,) bool, which boxes are in [0,1] of the picture instead of pixels; None for
+            none of them.
     """
 
     rows: np.ndarray
     classes: np.ndarray
     pixels: np.ndarray
+    relative: np.ndarray | None = None
+
+    def take(self, kept: np.ndarray) -> ListedBoxes:
+        """The objects of some rows: (n,) bool, or their numbers."""
+        relative = None if self.relative is None else self.relative[kept]
+        return ListedBoxes(self.rows[kept], self.classes[kept], self.pixels[kept], relative)
 
 
 @dataclass(frozen=True)
@@ -128,6 +139,7 @@ def read_lines(path: Path, remedy: str) -> list[tuple[int, str]]:
         MissingError, InputError, OSError: as `read_source`, or the file is not UTF-8.
     """
     content = read_source(path, remedy).removeprefix(codecs.BOM_UTF8)
+    content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     try:
         lines = content.decode().split("\n")
     except UnicodeDecodeError as error:
@@ -136,6 +148,22 @@ def read_lines(path: Path, remedy: str) -> list[tuple[int, str]]:
         raise InputError(wrong.problem, f"{wrong.remedy} {remedy}") if wrong else error from None
     stripped = ((number, line.strip()) for number, line in enumerate(lines, start=1))
     return [(number, line) for number, line in stripped if line]
+
+
+def are_relative(corners: np.ndarray) -> bool:
+    """Whether (n, 4) coordinates, as a file has them, must be in [0,1] of the picture.
+
+    They are if none is greater than 1: as pixels, every box would be a speck in the corner.
+    """
+    return bool((corners[~np.isnan(corners)] <= 1).all() and not np.isnan(corners).all())
+
+
+def note_relative(where: Path | str) -> str:
+    """The note on a file or split whose boxes are relative."""
+    return (
+        f"{where}: no coordinate of a box is greater than 1. The boxes are therefore read as "
+        "shares of the picture's width and height, not as pixels. If they are pixels, correct them."
+    )
 
 
 def hash_sources(root: Path, names: Iterable[str]) -> dict[str, str]:
@@ -150,6 +178,40 @@ def hash_sources(root: Path, names: Iterable[str]) -> dict[str, str]:
         else:
             digests[name] = sha256_file(path)
     return digests
+
+
+def split_by_share(
+    paths: Sequence[str], share: float, source: Path | str, otherwise: str
+) -> list[Split]:
+    """The split of each of N paths, of which about ``share`` are for testing.
+
+    A hash of the path decides, so that an image stays in its split when others are added.
+
+    Args:
+        source: what lists the images, for messages.
+        otherwise: what to do instead of a share.
+
+    Raises:
+        InputError: a split has no image.
+    """
+    tests = [hash_fraction(path) < share for path in paths]
+    if all(tests) or not any(tests):
+        raise InputError(
+            f"{source}: with `test_share: {share}`, {sum(tests)} of {len(tests)} images are in "
+            "the test split. Expected some in each split.",
+            f"Change it, or remove it and {otherwise}",
+        )
+    return ["test" if test else "train" for test in tests]
+
+
+def hash_fraction(path: str) -> float:
+    """A number in [0,1), uniform over paths: the first 8 bytes of sha256 as a fraction.
+
+    Paths that differ only in their Unicode form have one number, since they are one image.
+    """
+    digest = hashlib.sha256(composed(path).encode()).digest()
+    # A float has 53 bits: with all 64, the largest fraction would be rounded to 1.
+    return (int.from_bytes(digest[:8], "big") >> 11) / (1 << 53)
 
 
 # --- what all listed data sets share -------------------------------------------------------------
@@ -231,10 +293,7 @@ def without_missing_boxes(listing: Listing, root: Path) -> Listing:
     boxes = listing.boxes
     if boxes is None:
         return listing
-    kept = _exists(listing, root)[boxes.rows]
-    return replace(
-        listing, boxes=ListedBoxes(boxes.rows[kept], boxes.classes[kept], boxes.pixels[kept])
-    )
+    return replace(listing, boxes=boxes.take(_exists(listing, root)[boxes.rows]))
 
 
 def listed_manifest(listing: Listing, dataset: str, settings: ListedSettings) -> Manifest:

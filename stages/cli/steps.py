@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -24,15 +25,24 @@ if TYPE_CHECKING:
     "and count the labels. Fails if more images are missing or unreadable than `drop_missing` and "
     "`max_failures` in params.yaml allow.",
 )
+@click.option(
+    "--list",
+    "list_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="With --check: write a CSV of all images that are missing, unreadable or unlabelled.",
+)
 @click.pass_context
-def prepare(context: click.Context, request: Request, check: bool) -> None:
+def prepare(context: click.Context, request: Request, check: bool, list_file: Path | None) -> None:
     """Write the manifest: images, splits and labels."""
     from stages import prepare as stage
 
+    if list_file and not check:
+        raise click.UsageError("`--list` needs `--check`: add it to the command.")
     if not check:
         say(stage.prepare(request))
         return
-    findings, sound = stage.check(request)
+    findings, sound = stage.check(request, list_file)
     click.echo(findings)
     if not sound:
         context.exit(FAILED)

@@ -304,3 +304,40 @@ def test_incomplete_images_are_kept_in_the_file(tmp_path: Path) -> None:
     assert same_headers(tmp_path, read.left_out)
     draw(tmp_path / "broken.png")
     assert not same_headers(tmp_path, read.left_out)
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_boxes_that_fit_only_the_other_picture_are_of_it(tmp_path: Path, orientation: int) -> None:
+    draw(tmp_path / "a.png", orientation)
+    width, height = SIZE[::-1]  # upright; the stored size is listed
+    upright = [
+        round(s * n) for s, n in zip(white(tmp_path / "a.png"), (width, height) * 2, strict=True)
+    ]
+    upright[3] = height
+    shown: list[Shown] = [("a.png", SIZE, upright), ("b.png", SIZE, (4, 3, 16, 9))]
+    draw(tmp_path / "b.png", orientation)
+    _, table, notes = place(tmp_path, shown)
+    expected = np.array(upright) / [width, height, width, height]
+    np.testing.assert_allclose(box_of(table, "a.png"), [expected], rtol=1e-6)
+    (note,) = (line for line in notes.splitlines() if "exchanged" in line)
+    assert "a.png" in note
+    assert "b.png" not in note
+    assert "cut off" not in notes
+
+
+def test_photographs_that_decide_for_others_are_counted_among_those_with_boxes(
+    tmp_path: Path,
+) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        draw(tmp_path / name, 6)
+    draw(tmp_path / "d.png", 3)
+    nothing = (float("nan"),) * 4
+    shown: list[Shown] = [
+        ("a.png", SIZE, BOX),
+        ("b.png", SIZE, nothing),
+        ("c.png", SIZE, nothing),
+        ("d.png", SIZE, BOX),
+    ]
+    _, _, notes = place(tmp_path, shown)
+    assert "1 photograph (a.png)" in notes
+    assert "1 photograph (d.png) are read as `stored`, like those of 1 other photograph:" in notes

@@ -88,6 +88,8 @@ def test_read_lines_keeps_line_numbers(tmp_path: Path) -> None:
     assert read_lines(path, "") == [(2, "a b"), (4, "c")]
     path.write_bytes(b"\xef\xbb\xbfa\nb\n")
     assert read_lines(path, "") == [(1, "a"), (2, "b")]
+    path.write_bytes(b"a\rb\r\rc")
+    assert read_lines(path, "") == [(1, "a"), (2, "b"), (4, "c")]
     path.write_bytes(b"a\nb\nc\xff\n")
     with refused(InputError, "list.txt, line 3: ", "UTF-8", "'cÿ'", "`iconv ", "Do that."):
         read_lines(path, "Do that.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -143,3 +144,80 @@ def test_nothing_that_resembles_an_image_is_not_named(tmp_path: Path) -> None:
     touch(tmp_path, "a.xml", "aa.jpg", "b/c.jpg", ".jpg")
     for missing in ([], [("a", "Annotations/a.jpg")]):
         assert locate_missing(tmp_path, missing, VocSettings(source="voc")) is None
+
+
+# --- links, several folders, changed names -------------------------------------------------------
+
+
+def hint_of(root: Path, *listed: str) -> str:
+    missing = [(name, name) for name in listed]
+    return locate_missing(root, missing, TableSettings(source="table")) or ""
+
+
+def test_link_that_leads_nowhere_is_named_as_one(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").symlink_to("cache/0a1b")
+    hint = hint_of(tmp_path, "a.jpg")
+    assert f"{tmp_path}/a.jpg is a link to cache/0a1b" in hint
+    assert "case" not in hint
+
+
+def test_pipe_and_folder_in_the_place_of_a_photograph(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jpg")
+    (tmp_path / "b.jpg").mkdir()
+    assert f"{tmp_path}/a.jpg is not a regular file" in hint_of(tmp_path, "a.jpg")
+    assert f"{tmp_path}/b.jpg is a folder" in hint_of(tmp_path, "b.jpg")
+
+
+def test_dangling_link_does_not_lie_in_another_folder(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/a.jpg").symlink_to("nowhere")
+    assert hint_of(tmp_path, "a.jpg") == ""
+
+
+def test_photographs_in_several_folders_need_them_in_the_list(tmp_path: Path) -> None:
+    touch(tmp_path, "train/a.jpg", "train/b.jpg", "test/c.jpg")
+    hint = hint_of(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    for part in ("All 3 ", "'train/a.jpg'", "'a.jpg'", "`images: .`"):
+        assert part in hint
+    assert "images: train" not in hint
+
+
+def test_photographs_of_which_one_folder_has_only_some(tmp_path: Path) -> None:
+    root = tmp_path / "pets"
+    touch(root, "test/c.jpg")
+    message = missing_error(root, ["a.jpg", "c.jpg"], ["train/a.jpg"], images="train")
+    assert "'test/c.jpg'" in message
+    assert "`images: .`" in message
+
+
+@pytest.mark.parametrize(
+    ("listed", "existing"),
+    [
+        ("Bild 1 PM.jpg", "Bild 1\u202fPM.jpg"),
+        ("a b.jpg", "a\u00a0b.jpg"),
+        ("a%20b.jpg", "a b.jpg"),
+        ("a b.jpg", "a%20b.jpg"),
+        ("a.jpg", "a .jpg"),
+        ("7.jpg", "007.jpg"),
+        ("7", "007.jpg"),
+        ("bee.jpg", "ab12cd34-bee.jpg"),
+        ("ab12cd34-bee.jpg", "bee.jpg"),
+        ("IMG_1.jpg", ".IMG_1.jpg.icloud"),
+    ],
+)
+def test_name_that_a_tool_changed_is_named_if_one_file_has_it(
+    tmp_path: Path, listed: str, existing: str
+) -> None:
+    touch(tmp_path, existing)
+    hint = hint_of(tmp_path, listed)
+    assert f"{tmp_path / existing}" in hint
+    assert f"{listed!r}" in hint
+    touch(tmp_path, f"other/{existing}")
+    assert hint_of(tmp_path, listed) == ""
+
+
+def test_image_that_really_is_missing_is_named(tmp_path: Path) -> None:
+    touch(tmp_path, "a.JPG", "b.JPG")
+    hint = hint_of(tmp_path, "a.jpg", "c.jpg", "b.jpg")
+    assert "2 of the 3 " in hint
+    assert "'c.jpg' has no similar file" in hint

@@ -405,3 +405,27 @@ def test_text_that_pillow_refuses_is_here(tmp_path: Path) -> None:
 )
 def test_the_preview_of_a_raw_file_is_not_taken_for_it(tmp_path: Path, content: bytes) -> None:
     assert agreement(tmp_path, {"a.dng": content})["a.dng"] is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"<x tiff:Orientation='6'/>", b'<x tiff:Orientation = "6"/>', b"<tiff:Orientation>6</x>"],
+)
+def test_orientation_in_xmp_is_read_as_xml_may_spell_it(text: bytes) -> None:
+    assert read_orientation(None, text) == (6, False)
+
+
+def test_orientation_in_a_second_packet_of_xmp_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (4, 2)).save(path)
+    packets = [b"http://ns.adobe.com/xap/1.0/\0" + text for text in (b"<x:xmpmeta/>", XMP)]
+    segments = b"".join(b"\xff\xe1" + (len(p) + 2).to_bytes(2, "big") + p for p in packets)
+    content = path.read_bytes()
+    path.write_bytes(content[:2] + segments + content[2:])
+    with path.open("rb") as stream:
+        assert read_header(stream) == ((4, 2), 3)
+    packets.reverse()
+    segments = b"".join(b"\xff\xe1" + (len(p) + 2).to_bytes(2, "big") + p for p in packets)
+    path.write_bytes(content[:2] + segments + content[2:])
+    with path.open("rb") as stream:
+        assert read_header(stream) == ((4, 2), 3)

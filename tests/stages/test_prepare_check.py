@@ -217,3 +217,17 @@ def test_a_photograph_that_the_system_refuses_costs_no_work(flow: Flow) -> None:
     assert "unreadable: 0" in outcome.out
     assert "delete" not in outcome.out
     assert "gmpipe" not in outcome.out.splitlines()[-1]
+
+
+def test_all_findings_can_be_written_to_a_file(checkout: Checkout, tmp_path: Path) -> None:
+    (checkout / IMAGES / "000001.jpg").unlink()
+    (checkout / IMAGES / "000004.jpg").write_bytes(b"")
+    file = tmp_path / "findings.csv"
+    checkout.run("--dataset", "voc", "--check", "--list", str(file))
+    folder = "VOCdevkit/VOC2007/JPEGImages"
+    assert file.read_text().splitlines() == [
+        "kind,image_id,path,split,reason",
+        f"missing,000001,{folder}/000001.jpg,train,",
+        f"unreadable,000004,{folder}/000004.jpg,test,the file is empty",
+        f"unlabelled,2008_000003,{folder}/2008_000003.jpg,train,",
+    ]

@@ -20,7 +20,8 @@ COCO_train2014_000000000009.jpg). They are unique over both splits, and equal in
 in features that others publish, while file names changed in 2017.
 
 Boxes are in pixels: x and y of a corner, width and height. Crowds are left out of the boxes, since
-one box stands for many objects.
+one box stands for many objects. In own data, where some tools mark every object as a crowd, a crowd
+that is the only object of its class in an image counts as an object without a box.
 
 The files have hundreds of megabytes, most of them outlines that are not used here. They are read
 one record at a time.
@@ -38,6 +39,7 @@ Labelling tools write variations of this, which are read where their meaning is 
   with the photograph.
 - `file_name` may have backslashes, and lead through folders of another machine: the longest end of
   it that is a file below the split's folder, or the data set's, is the photograph.
+- If no coordinate of a file's boxes is greater than 1, they are shares of width and height.
 - Categories of the same name are one label. Annotations of images that are not listed are left out.
 
 Except for a mark at the beginning, ids and `iscrowd`, each of these is noted. Two files of COCO
@@ -50,7 +52,7 @@ import math
 import re
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import TextIOWrapper
 from itertools import combinations
@@ -61,21 +63,27 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.datasets.disk import Disk
-from pipeline.datasets.listing import ListedBoxes, Listing, hash_sources, open_source
-from pipeline.datasets.manifest import COLUMNS
+from pipeline.datasets.listing import (
+    ListedBoxes,
+    Listing,
+    are_relative,
+    hash_sources,
+    note_relative,
+    open_source,
+    split_by_share,
+)
+from pipeline.datasets.manifest import COLUMNS, Split
 from pipeline.datasets.readers.found import find_photographs
-from pipeline.datasets.readers.json_arrays import JsonArrays
+from pipeline.datasets.readers.records import FIX, box_of, key_of, name_of, side_of, values_of
 from pipeline.errors import InputError
 from pipeline.formats.encodings import plain_text
-from pipeline.formats.text import composed
+from pipeline.formats.json_arrays import JsonArrays
 from pipeline.settings import CocoSettings
 
 _MOST_LABELS = np.iinfo(np.int16).max + 1  # of a manifest
 _ARRAYS = ("categories", "images", "annotations")
 _PUBLISHED = r"(train|val|test)20\d\d"  # names of COCO's own splits
-_FIX = "Correct the record, or export the file again."
 _SHOWN = 5  # files that an error names
-_NO_BOX = (math.nan,) * 4
 
 
 @dataclass(frozen=True)
@@ -146,25 +154,17 @@ def read_coco(root: Path, settings: CocoSettings) -> Listing:
     rows: list[dict[str, Any]] = []
     parts, disk = [], Disk(root)
     for split, instances in zip(settings.splits, files, strict=True):
-        labels, objects = _objects(instances, vocabulary, len(rows))
+        labels, objects = _objects(instances, vocabulary, len(rows), published)
         parts.append(objects)
         names_of = {image_id: picture.name for image_id, picture in instances.images.items()}
         paths, found = find_photographs(disk, instances.folder, names_of, instances.path)
         notes += [*instances.notes, *found]
-        for number, ((image_id, picture), path) in enumerate(
-            zip(instances.images.items(), paths, strict=True)
-        ):
-            rows.append(
-                {
-                    "image_id": f"{instances.folder}/{image_id}" if prefixed else image_id,
-                    "path": path,
-                    "split": split,
-                    "labels": labels.get(number, []),
-                    "ignored": [],
-                    "width": picture.width,
-                    "height": picture.height,
-                }
-            )
+        splits: list[Split] = [split] * len(paths)
+        if settings.test_share is not None:
+            otherwise = "set `test` to the name of another split."
+            splits = split_by_share(paths, settings.test_share, instances.path, otherwise)
+        prefix = f"{instances.folder}/" if prefixed else ""
+        rows += _rows(instances, prefix, paths, splits, labels)
     return Listing(
         vocabulary=tuple(vocabulary),
         split_name="/".join(settings.splits.values()),
@@ -174,10 +174,41 @@ def read_coco(root: Path, settings: CocoSettings) -> Listing:
             rows=np.concatenate([part.rows for part in parts]),
             classes=np.concatenate([part.classes for part in parts]),
             pixels=np.concatenate([part.pixels for part in parts]),
+            relative=np.concatenate([part.relative for part in parts if part.relative is not None]),
         ),
         notes=tuple(notes),
         disk=disk,
     )
+
+
+def _rows(
+    instances: _Instances,
+    prefix: str,
+    paths: Sequence[str],
+    splits: Sequence[Split],
+    labels: Mapping[int, list[int]],
+) -> list[dict[str, Any]]:
+    """The rows of a file's images.
+
+    Args:
+        prefix: of the image ids.
+        paths, splits: of each image.
+        labels: of images that have any, by their index.
+    """
+    return [
+        {
+            "image_id": f"{prefix}{image_id}",
+            "path": path,
+            "split": split,
+            "labels": labels.get(number, []),
+            "ignored": [],
+            "width": picture.width,
+            "height": picture.height,
+        }
+        for number, ((image_id, picture), path, split) in enumerate(
+            zip(instances.images.items(), paths, splits, strict=True)
+        )
+    ]
 
 
 def is_published(settings: CocoSettings) -> bool:
@@ -274,7 +305,7 @@ def _vocabulary(files: Sequence[_Instances]) -> tuple[dict[str, int], list[str]]
             )
     if not 1 <= len(names) <= _MOST_LABELS:
         raise InputError(
-            f"{first.path} has {len(names)} categories, expected 1 to {_MOST_LABELS}.", _FIX
+            f"{first.path} has {len(names)} categories, expected 1 to {_MOST_LABELS}.", FIX
         )
     return names, notes
 
@@ -286,13 +317,14 @@ def _id_order(key: str) -> tuple[bool, int, str]:
 
 
 def _objects(
-    instances: _Instances, vocabulary: dict[str, int], start: int
+    instances: _Instances, vocabulary: dict[str, int], start: int, published: bool
 ) -> tuple[dict[int, list[int]], ListedBoxes]:
     """The labels of each image of a file by its index there, and its objects.
 
     Args:
         vocabulary: name -> label.
         start: the row of the file's first image.
+        published: whether the file is COCO's own.
     """
     row_of = np.full(len(instances.image_numbers), -1, dtype=np.int64)
     for row, image_id in enumerate(instances.images):
@@ -308,9 +340,36 @@ def _objects(
     labels: dict[int, list[int]] = {}
     for row, number in pairs.tolist():
         labels.setdefault(row, []).append(number)
-    kept = listed & (np.array(instances.crowds, dtype=np.int64) == 0)
+    crowds = np.array(instances.crowds, dtype=np.int64) == 1
     corners = np.array(instances.corners, dtype=np.float64).reshape(-1, 4)
-    return labels, ListedBoxes(rows[kept] + start, numbers[kept] + 1, corners[kept])
+    kept = listed & ~crowds
+    if not published:
+        # Without any other object of its class, a crowd would leave its image without that class.
+        keys = rows * len(vocabulary) + numbers
+        alone = listed & crowds & ~np.isin(keys, keys[kept])
+        corners[alone] = math.nan
+        kept |= alone
+        _note_crowds(instances, rows[alone])
+    relative = are_relative(corners[kept])
+    if relative:
+        instances.notes.append(note_relative(instances.path))
+    return labels, ListedBoxes(
+        rows[kept] + start, numbers[kept] + 1, corners[kept], np.full(int(kept.sum()), relative)
+    )
+
+
+def _note_crowds(instances: _Instances, rows: np.ndarray) -> None:
+    """Note images in which all objects of a class are crowds; ``rows`` may name one repeatedly."""
+    images = np.unique(rows)
+    if not len(images):
+        return
+    first = list(instances.images.values())[images[0]].name
+    instances.notes.append(
+        f"{instances.path}: in {len(images)} of {len(instances.images)} images, the first is "
+        f"{first!r}, every object of a class is marked as a crowd (`iscrowd: 1`), whose box stands "
+        "for many objects. These objects count as labels without boxes, and the images are left "
+        "out when a detector is fitted. If each is one object, set its `iscrowd` to 0."
+    )
 
 
 def _check_references(instances: _Instances, rows: np.ndarray, numbers: np.ndarray) -> None:
@@ -374,9 +433,9 @@ def _read_instances(path: Path, folder: str, missing: str, broken: str) -> _Inst
 
 
 def _add_category(instances: _Instances, record: Any, where: str) -> None:
-    number, name = _values(record, ("id", "name"), where)
-    key = _key(number, "id", where)
-    name = _name(plain_text(str(name)) if type(name) in (int, str) else name, "name", where)
+    number, name = values_of(record, ("id", "name"), where)
+    key = key_of(number, "id", where)
+    name = name_of(plain_text(str(name)) if type(name) in (int, str) else name, "name", where)
     if instances.categories.setdefault(key, name) != name:
         raise InputError(
             f"{where}: another category has the same id {key}: {name!r} and "
@@ -387,14 +446,14 @@ def _add_category(instances: _Instances, record: Any, where: str) -> None:
 
 
 def _add_image(instances: _Instances, record: Any, where: str) -> None:
-    (number,) = _values(record, ("id",), where)
-    key = _key(number, "id", where)
+    (number,) = values_of(record, ("id",), where)
+    key = key_of(number, "id", where)
     if record.get("file_name") is None and isinstance(record.get("coco_url"), str):
         name = record["coco_url"].rpartition("/")[2]
     else:
-        name = _values(record, ("file_name",), where)[0]
-    sides = (_side(record.get(side)) for side in ("width", "height"))
-    picture = _Picture(_name(name, "file_name", where), *sides)
+        name = values_of(record, ("file_name",), where)[0]
+    sides = (side_of(record.get(side)) for side in ("width", "height"))
+    picture = _Picture(name_of(name, "file_name", where), *sides)
     if instances.images.setdefault(key, picture) != picture:
         raise InputError(
             f"{where}: the image {key} appears twice in this file.",
@@ -404,13 +463,13 @@ def _add_image(instances: _Instances, record: Any, where: str) -> None:
 
 
 def _add_annotation(instances: _Instances, record: Any, where: str) -> None:
-    image_id, category_id = _values(record, ("image_id", "category_id"), where)
-    image = _key(image_id, "image_id", where)
-    category = _key(category_id, "category_id", where)
+    image_id, category_id = values_of(record, ("image_id", "category_id"), where)
+    image = key_of(image_id, "image_id", where)
+    category = key_of(category_id, "category_id", where)
     crowd = record.get("iscrowd")
     if crowd not in (None, 0, 1, "0", "1"):
-        raise InputError(f"{where}: `iscrowd` is {crowd!r}, expected 0 or 1.", _FIX)
-    x, y, width, height = box = _box(record.get("bbox"), where)
+        raise InputError(f"{where}: `iscrowd` is {crowd!r}, expected 0 or 1.", FIX)
+    x, y, width, height = box = box_of(record.get("bbox"), where)
     if (width < 0 or height < 0) and instances.exchanged is None:
         instances.exchanged = len(instances.crowds)
     if width < 0 or height < 0:
@@ -421,62 +480,3 @@ def _add_annotation(instances: _Instances, record: Any, where: str) -> None:
     instances.category_column.append(numbers.setdefault(category, len(numbers)))
     instances.corners.extend((box[0], box[1], box[0] + box[2], box[1] + box[3]))
     instances.crowds.append(int(crowd or 0))
-
-
-def _box(box: Any, where: str) -> tuple[float, float, float, float]:
-    """x, y, width and height of a `bbox`; nan if there is none."""
-    if box in (None, []) or box == [None] * 4:
-        return _NO_BOX
-    try:
-        x, y, width, height = map(_pixels, box if isinstance(box, list) else ())
-    except (TypeError, ValueError, OverflowError):
-        raise InputError(
-            f"{where}: `bbox` is {box!r}, expected four numbers: x, y, width, height.",
-            "Correct it, or remove it to keep the annotation as a label without a box.",
-        ) from None
-    return (x, y, width, height)
-
-
-def _pixels(side: Any) -> float:
-    value = math.nan if isinstance(side, bool) else float(side)
-    if not abs(value) < 2**31:
-        raise ValueError
-    return value
-
-
-def _side(value: Any) -> int | None:
-    """A width or height; None if it can't be one."""
-    valid = type(value) in (int, float) and 1 <= value < 2**31 and value == int(value)
-    return int(value) if valid else None
-
-
-def _values(record: Any, keys: tuple[str, ...], where: str) -> list[Any]:
-    if not isinstance(record, dict):
-        raise InputError(f"{where} is {record!r}, expected an object.", _FIX)
-    lacking = [key for key in keys if key not in record]
-    if lacking:
-        raise InputError(f"{where} has no `{lacking[0]}`.", _FIX)
-    return [record[key] for key in keys]
-
-
-def _name(value: Any, key: str, where: str) -> str:
-    # JSON can spell half a character, which no other format can hold.
-    whole = isinstance(value, str) and value == value.encode(errors="replace").decode()
-    if not whole or not value.strip():
-        raise InputError(
-            f"{where}: `{key}` is {value!r}, expected a name, as a text in quotes.", _FIX
-        )
-    return composed(value)
-
-
-def _key(value: Any, name: str, where: str) -> str:
-    """An id as a text: the decimal form of a number, also of one that is written as a text."""
-    if type(value) is int:
-        return str(value)
-    if type(value) is float and value.is_integer():
-        return str(int(value))
-    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,100}", value.strip()):
-        return str(int(value))
-    if isinstance(value, str) and value.strip():
-        return _name(value, name, where).strip()
-    raise InputError(f"{where}: `{name}` is {value!r}, expected a number or a text.", _FIX)

@@ -435,7 +435,9 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 
 
 def _closest(word: str, choices: Iterable[str]) -> str | None:
-    return next(iter(difflib.get_close_matches(word, list(choices), n=1)), None)
+    listed = list(choices)
+    same = [choice for choice in listed if choice.casefold() == word.casefold()]
+    return next(iter(same or difflib.get_close_matches(word, listed, n=1)), None)
 
 
 def first_true(flags: pa.BooleanArray | pa.ChunkedArray) -> int | None:

@@ -27,7 +27,6 @@ Letters: N rows, C labels.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -39,7 +38,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.datasets.listing import Listing, hash_sources
+from pipeline.datasets.listing import Listing, hash_sources, split_by_share
 from pipeline.datasets.manifest import Split
 from pipeline.datasets.readers.cells import encode_labels, notes_on_names, split_cells
 from pipeline.datasets.readers.onehot import columns_of_flags, guess_columns, read_flags, yaml_list
@@ -60,7 +59,6 @@ from pipeline.datasets.readers.rows import (
 from pipeline.datasets.spelling import packed_labels
 from pipeline.errors import InputError
 from pipeline.formats.encodings import plain_text
-from pipeline.formats.text import composed
 from pipeline.settings import TableSettings
 
 _SPLIT_WORDS: dict[str, Split] = {"train": "train", "val": "val", "test": "test"}
@@ -340,25 +338,10 @@ def _joined(
 
 
 def _splits(images: pa.ChunkedArray, rows: Rows, settings: TableSettings) -> pa.ChunkedArray:
-    """The split of each of N images: the table's, or by `hash_fraction`."""
+    """The split of each of N images: the table's, or by `split_by_share`."""
     if settings.test_share is None:
         return parse_splits(rows.table.column("split"), _SPLIT_WORDS, rows.where)
-    tests = [hash_fraction(path) < settings.test_share for path in images.to_pylist()]
-    if all(tests) or not any(tests):
-        raise InputError(
-            f"{rows.file}: with `test_share: {settings.test_share}`, {sum(tests)} of {len(tests)} "
-            "images are in the test split. Expected some in each split.",
-            f"Change it, or remove it and add a column {settings.split!r} with `train` or `test` "
-            "in each row.",
-        )
-    return pa.chunked_array([["test" if test else "train" for test in tests]])
-
-
-def hash_fraction(path: str) -> float:
-    """A number in [0,1), uniform over paths: the first 8 bytes of sha256 as a fraction.
-
-    Paths that differ only in their Unicode form have one number, since they are one image.
-    """
-    digest = hashlib.sha256(composed(path).encode()).digest()
-    # A float has 53 bits: with all 64, the largest fraction would be rounded to 1.
-    return (int.from_bytes(digest[:8], "big") >> 11) / (1 << 53)
+    remedy = f"add a column {settings.split!r} with `train` or `test` in each row."
+    return pa.chunked_array(
+        [split_by_share(images.to_pylist(), settings.test_share, rows.file, remedy)]
+    )

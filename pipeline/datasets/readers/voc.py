@@ -20,11 +20,14 @@ covers xmin-1 to xmax of the image's width. Difficult objects are left out of th
 
 Labelling tools write variations of this, which are read where their meaning is plain:
 
-- An id may have dots, blanks and slashes. A line of a list may be an image's file name or path, may
-  be in quotes, and may have a second column with a 1. The files that exist decide what is meant.
+- An id may have dots, blanks and slashes. A line of a list may be the file name or path of a
+  photograph or annotation, or of both, may be in quotes, and may have a second column with a 1. The
+  files that exist decide what is meant.
 - The photograph is `<id>.jpg`, or else the only file in JPEGImages with the name `<id>` and the
   suffix of another format, in upper or lower case. The element `filename` is not read.
 - No `difficult`, an empty one and `Unspecified` mean 0.
+- An object with `<deleted>1</deleted>` is left out.
+- If no coordinate of a split's boxes is greater than 1, they are shares of width and height.
 - An object without `bndbox` counts as a label. Corners may be in any order.
 - `size` may be absent or wrong: `pipeline.datasets.frames` compares it with the photograph.
 - An annotation may have a namespace, a byte order mark, and any encoding that Python knows.
@@ -36,10 +39,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import NoReturn
 from xml.etree import ElementTree
 
 import numpy as np
@@ -49,37 +51,25 @@ from pipeline.datasets.disk import Disk, is_inside, without_suffix
 from pipeline.datasets.listing import (
     ListedBoxes,
     Listing,
+    are_relative,
     hash_sources,
+    note_relative,
     read_lines,
     read_source,
+    split_by_share,
 )
 from pipeline.datasets.manifest import COLUMNS, Split
+from pipeline.datasets.readers.rows import did_you_mean
 from pipeline.errors import InputError
 from pipeline.formats.encodings import plain_text
 from pipeline.formats.text import composed
+from pipeline.formats.xml import DocumentTypeError, parse_xml
 from pipeline.settings import VocSettings
 
 VOCABULARY = (
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car"),
+    *("cat", "chair", "cow", "diningtable", "dog", "horse", "motorbike"),
+    *("person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 """The devkit's classes, in its (alphabetical) order."""
 
@@ -89,6 +79,7 @@ _SHOWN = 5  # lists that an error names
 
 _NOT_DIFFICULT = ("", "unspecified", "false", "no", "none")
 _DIFFICULT = ("true", "yes")
+_DELETED = ("1", "true")
 
 
 @dataclass
@@ -99,8 +90,8 @@ class _Image:
         positive: classes with an object that is not difficult.
         difficult: classes with a difficult object.
         width, height: in pixels, where the source gives them.
-        objects: class number from 1, and corners in pixels from the upper left, of each object
-            that is not difficult; nan where it has no box.
+        objects: class number from 1, and corners as they are written, the smaller first, of each
+            object that is not difficult; nan where it has no box.
         exchanged: whether corners of an object are in another order.
     """
 
@@ -142,25 +133,32 @@ def read_voc(root: Path, settings: VocSettings) -> Listing:
             for label, number in numbers.items():
                 sources.append(f"{devkit.lists}/{label}_{name}.txt")
                 devkit.read_class_list(root / sources[-1], number, of_split)
+    paths = [devkit.photograph(image_id) for image_id in images]
+    if settings.test_share is not None:
+        otherwise = "set `test` to the name of another list."
+        shared = split_by_share(paths, settings.test_share, root / sources[0], otherwise)
+        ids = dict(zip(ids, shared, strict=True))
     rows = [
         {
             "image_id": image_id,
-            "path": devkit.photograph(image_id),
+            "path": path,
             "split": ids[image_id],
             "labels": sorted(image.positive),
             "ignored": sorted(image.difficult - image.positive),
             "width": image.width,
             "height": image.height,
         }
-        for image_id, image in images.items()
+        for (image_id, image), path in zip(images.items(), paths, strict=True)
     ]
+    boxes, notes = _listed_boxes(images, ids, root)
+    exchanged = [image_id for image_id, image in images.items() if image.exchanged]
     return Listing(
         vocabulary=vocabulary,
         split_name=_split_name(settings),
         sources=hash_sources(root, sources),
         table=pa.Table.from_pylist(rows, schema=COLUMNS),
-        boxes=_listed_boxes(images) if settings.labels == "annotations" else None,
-        notes=_note_exchanged([image_id for image_id, image in images.items() if image.exchanged]),
+        boxes=boxes if settings.labels == "annotations" else None,
+        notes=(*_note_exchanged(exchanged), *notes),
         disk=devkit.disk,
     )
 
@@ -172,17 +170,32 @@ def _split_name(settings: VocSettings) -> str:
     return "official" if names == "trainval/test" else names
 
 
-def _listed_boxes(images: dict[str, _Image]) -> ListedBoxes:
+def _listed_boxes(
+    images: dict[str, _Image], splits: Mapping[str, Split], root: Path
+) -> tuple[ListedBoxes, list[str]]:
+    """The objects of all images; and notes on splits whose boxes are relative."""
     objects = [
         (row, number, corners)
         for row, image in enumerate(images.values())
         for number, corners in image.objects
     ]
-    return ListedBoxes(
-        rows=np.array([row for row, _, _ in objects], dtype=np.int64),
+    rows = np.array([row for row, _, _ in objects], dtype=np.int64)
+    written = np.array([corners for *_, corners in objects], dtype=np.float64).reshape(-1, 4)
+    split_of = np.array([splits[image_id] for image_id in images])[rows]
+    relative, notes = np.zeros(len(rows), dtype=bool), []
+    for split in dict.fromkeys(splits.values()):
+        of_split = split_of == split
+        if are_relative(written[of_split]):
+            relative |= of_split
+            notes.append(note_relative(f"{root.name}, split {split!r}"))
+    first = np.where(relative[:, None], 0, [[1, 1, 0, 0]])  # pixels count from 1
+    boxes = ListedBoxes(
+        rows=rows,
         classes=np.array([number for _, number, _ in objects], dtype=np.int64),
-        pixels=np.array([corners for *_, corners in objects], dtype=np.float64).reshape(-1, 4),
+        pixels=written - first,
+        relative=relative,
     )
+    return boxes, notes
 
 
 def _note_exchanged(image_ids: list[str]) -> tuple[str, ...]:
@@ -316,6 +329,11 @@ class _Devkit:
             columns: whether the line may have a second column.
         """
         texts = [line, re.sub(r"\s+1$", "", line)] if columns else [line]
+        pair = re.fullmatch(r"(.+?\.\w+)[\s,]+(.+\.xml)", line, re.IGNORECASE)
+        if columns and pair and self.disk.is_photograph(pair[1]):
+            texts = [pair[1]]  # a photograph and its annotation
+            if len({PurePosixPath(path.replace("\\", "/")).stem for path in pair.groups()}) > 1:
+                return None
         readings = [reading for text in dict.fromkeys(texts) for reading in self._readings(text)]
         for reading in readings:
             if self.disk.file(f"{self._annotations}/{reading}.xml") or self.disk.photographs(
@@ -325,19 +343,26 @@ class _Devkit:
         if not is_inside(line):
             return None
         for reading in readings:
-            if re.fullmatch(r"[\w./-]+", reading) and not self.disk.is_photograph(reading):
+            if re.fullmatch(r"[\w./-]+", reading) and not self._has_suffix(reading):
                 return composed(reading)
         return None
 
     def _readings(self, text: str) -> Iterator[str]:
         """The ids that a name or path can stand for, as it is written first."""
         path = text.strip("\"'").replace("\\", "/").removeprefix("./")
-        inner = path.rpartition(f"{self._photographs.name}/")[2]
-        for name in dict.fromkeys([path, inner, path.rpartition("/")[2]]):
+        inner = [
+            path.rpartition(f"{folder.name}/")[2]
+            for folder in (self._photographs, self._annotations)
+        ]
+        for name in dict.fromkeys([path, *inner, path.rpartition("/")[2]]):
             if is_inside(name):
                 yield name
-                if self.disk.is_photograph(name):
+                if self._has_suffix(name):
                     yield without_suffix(name)
+
+    def _has_suffix(self, name: str) -> bool:
+        """Whether a name is that of a photograph or an annotation."""
+        return self.disk.is_photograph(name) or name.lower().endswith(".xml")
 
     def _list_remedy(self, path: Path) -> str:
         """The remedy of errors about a list; names the lists that there are in its place."""
@@ -359,7 +384,14 @@ def _layout(root: Path, folder: PurePosixPath, settings: VocSettings) -> str:
             f"VOC 2007 needs {folders} in {root / folder}: unpack VOCtrainval_06-Nov-2007.tar and "
             f"VOCtest_06-Nov-2007.tar in {root}."
         )
+    others = []
+    if not (root / folder / "ImageSets").is_dir():
+        others = sorted(
+            path.parent for path in [*root.glob("*/ImageSets"), *root.glob("*/*/ImageSets")]
+        )
+    found = f"`prepare.{root.name}.folder: {others[0].relative_to(root)}`" if others else ""
     return (
+        f"{f'There is {others[0]}: set {found} in params.yaml. ' if found else ''}"
         f"This layout needs {folders} in {root / folder}. Put the file there, as "
         "UTF-8 text. docs/own-data.md says how to make this layout from other folders."
     )
@@ -368,58 +400,17 @@ def _layout(root: Path, folder: PurePosixPath, settings: VocSettings) -> str:
 # --- annotations ---------------------------------------------------------------------------------
 
 
-class _DocumentType(ValueError):
-    """A document has a type, and with it perhaps entities that could be expanded."""
-
-
-class _TreeBuilder(ElementTree.TreeBuilder):
-    """Refuse a document type, and with it every entity that could be expanded."""
-
-    def doctype(self, *_: object) -> NoReturn:
-        raise _DocumentType("it has a document type (<!DOCTYPE>), which no annotation needs")
-
-
-def _parse(content: bytes) -> ElementTree.Element:
-    """The root of an XML document, without namespaces.
-
-    Expat knows few encodings, and some programs declare another one than they write. So a document
-    that it refuses is also tried as text, in the declared encoding and in UTF-8.
-
-    Raises:
-        ElementTree.ParseError, ValueError, LookupError: it is not XML, or has a document type.
-    """
-    try:
-        root = ElementTree.fromstring(content, ElementTree.XMLParser(target=_TreeBuilder()))
-    except _DocumentType:
-        raise
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
-        declared = re.match(rb"<\?xml[^>]*encoding\s*=\s*[\"']([\w.-]+)", content)
-        if declared is None:
-            raise
-        root = _parse_text(content, declared[1].decode(), error)
-    for element in root.iter():
-        element.tag = element.tag.rpartition("}")[2]
-    return root
-
-
-def _parse_text(content: bytes, declared: str, error: Exception) -> ElementTree.Element:
-    """Parse a document that expat refuses with ``error``, in its declared encoding or UTF-8."""
-    for encoding in (declared, "utf-8"):
-        try:
-            text = content.decode(encoding)
-            return ElementTree.fromstring(text, ElementTree.XMLParser(target=_TreeBuilder()))
-        except _DocumentType:
-            raise
-        except (ElementTree.ParseError, ValueError, LookupError):  # of an unknown encoding
-            continue
-    raise error
-
-
 def _read_annotation(path: Path, image: _Image, numbers: dict[str, int], devkit: _Devkit) -> None:
     """Fill in ``image`` from its XML file; ``numbers`` maps class names to their numbers."""
     content = read_source(path, devkit.annotation_remedy(path.name))
     try:
-        tree = _parse(content)
+        tree = parse_xml(content)
+    except DocumentTypeError:
+        raise InputError(
+            f"{path} has a document type (<!DOCTYPE>), which no annotation needs and which "
+            "could name other files.",
+            "Remove it from the file: what begins with `<!DOCTYPE`, up to its closing `>`.",
+        ) from None
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise InputError(f"{path} is not a VOC annotation: {error}.", devkit.broken) from None
     if tree.tag != "annotation":
@@ -431,13 +422,15 @@ def _read_annotation(path: Path, image: _Image, numbers: dict[str, int], devkit:
     size = tree.find("size")
     image.width, image.height = _side(size, "width"), _side(size, "height")
     for index, item in enumerate(tree.findall("object"), start=1):
+        if (item.findtext("deleted") or "").strip() in _DELETED:
+            continue
         name = plain_text(item.findtext("name") or "")
         where = f"{path}: object {index} ({name!r})"
         if name not in numbers:
             raise InputError(
                 f"{where}: unknown class, expected one of {', '.join(numbers)}.",
                 "Fix the file, or list the classes of your own photographs in "
-                "`prepare.<dataset>.vocabulary` of params.yaml.",
+                f"`prepare.<dataset>.vocabulary` of params.yaml.{did_you_mean(name, numbers)}",
             )
         if _is_difficult(item, where):
             image.difficult.add(numbers[name])
@@ -446,7 +439,7 @@ def _read_annotation(path: Path, image: _Image, numbers: dict[str, int], devkit:
         corners = item.find("bndbox")
         x0, y0, x1, y1 = (_pixel(corners, tag, where) for tag in ("xmin", "ymin", "xmax", "ymax"))
         image.exchanged |= x0 > x1 or y0 > y1
-        box = (min(x0, x1) - 1, min(y0, y1) - 1, max(x0, x1), max(y0, y1))
+        box = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
         image.objects.append((numbers[name] + 1, box))
 
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from refusals import refused
 from trees import SIZE, coco_file, coco_files, coco_image, coco_object, make_coco, placed
 
-from pipeline.datasets.readers import json_arrays
 from pipeline.datasets.readers.coco import read_coco
 from pipeline.errors import InputError, MissingError
+from pipeline.formats import json_arrays
 from pipeline.settings import CocoSettings
 
 SETTINGS = CocoSettings(source="coco")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from refusals import refused
@@ -23,7 +24,7 @@ from trees import (
     placed,
 )
 
-from pipeline.datasets.listing import as_on_disk, make_manifest
+from pipeline.datasets.listing import as_on_disk, hash_fraction, make_manifest
 from pipeline.datasets.readers.coco import read_coco
 from pipeline.errors import InputError, MissingError
 from pipeline.settings import CocoSettings
@@ -365,3 +366,80 @@ def test_listed_sizes_of_other_frames_reach_the_boxes(tmp_path: Path) -> None:
     write_farm(tmp_path, each("images", width=double[0], height=double[1]))
     boxes = placed(read_coco(tmp_path, FARM), tmp_path).images["1"].boxes
     assert boxes.tolist() == pa.array([[0.1, 0.1, 0.35, 0.35]], pa.list_(pa.float32())).to_pylist()
+
+
+# --- relative boxes and crowds -------------------------------------------------------------------
+
+
+def test_boxes_between_0_and_1_are_relative(tmp_path: Path) -> None:
+    write_farm(tmp_path, each("annotations", bbox=[0.1, 0.2, 0.5, 0.8]))
+    listing = read_coco(tmp_path, FARM)
+    boxes = placed(listing, tmp_path)
+    np.testing.assert_allclose(boxes.images["1"].boxes, [[0.1, 0.2, 0.6, 1]], rtol=1e-6)
+    (note,) = listing.notes
+    assert "instances_train.json" in note
+
+
+def test_one_split_with_relative_boxes_leaves_pixels_in_the_other(tmp_path: Path) -> None:
+    box = coco_object(9, 101, 1, bbox=[0, 0, 0.5, 1])
+    write_farm(tmp_path, test=lambda content: content["annotations"].append(box))
+    listing = read_coco(tmp_path, FARM)
+    boxes = placed(listing, tmp_path)
+    np.testing.assert_allclose(boxes.images["1"].boxes, [[0.2, 0.2, 0.7, 0.7]], rtol=1e-6)
+    np.testing.assert_allclose(boxes.images["101"].boxes, [[0, 0, 0.5, 1]], rtol=1e-6)
+    (note,) = listing.notes
+    assert "instances_val.json" in note
+
+
+def test_images_of_nothing_but_crowds_are_incomplete(tmp_path: Path) -> None:
+    write_farm(tmp_path, each("annotations", iscrowd=1))
+    listing = read_coco(tmp_path, FARM)
+    boxes = placed(listing, tmp_path)
+    assert boxes.incomplete == {"1", "2"}
+    assert images_of(listing, tmp_path) == EXPECTED
+    (note,) = listing.notes
+    for part in ("instances_train.json", "2 of 2", "'a.jpg'", "`iscrowd: 1`", "`iscrowd` to 0"):
+        assert part in note
+
+
+def test_crowd_beside_another_object_of_its_class_leaves_an_image_complete(tmp_path: Path) -> None:
+    crowd = coco_object(9, 1, 1, iscrowd=1)
+    write_farm(tmp_path, lambda content: content["annotations"].append(crowd))
+    listing = read_coco(tmp_path, FARM)
+    boxes = placed(listing, tmp_path)
+    assert boxes.incomplete == frozenset()
+    assert len(boxes.images["1"].classes) == 1
+    assert listing.notes == ()
+
+
+# --- one file ------------------------------------------------------------------------------------
+
+
+def test_one_file_is_split_by_a_share(tmp_path: Path) -> None:
+    images = [coco_image(number, file_name=f"{number}.jpg") for number in range(1, 41)]
+    content = coco_file(images, [coco_object(number, number, 1) for number in range(1, 41)])
+    path = tmp_path / "annotations/instances_default.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(content))
+    settings = CocoSettings(source="coco", train="default", test_share=0.3)
+    listing = read_coco(tmp_path, settings)
+    rows = listing.table.to_pylist()
+    tests = {row["path"] for row in rows if row["split"] == "test"}
+    assert tests == {row["path"] for row in rows if hash_fraction(row["path"]) < 0.3}
+    assert 0 < len(tests) < 40
+    assert list(listing.sources) == ["annotations/instances_default.json"]
+    with refused(InputError, "instances_default.json", "`test_share: 1e-09`", "`test`"):
+        read_coco(tmp_path, settings.model_copy(update={"test_share": 1e-9}))
+
+
+@pytest.mark.parametrize(
+    ("splits", "part"),
+    [
+        ({"train": "default", "test": "default"}, "test_share: 0.2"),
+        ({"train": "a", "val": "a", "test": "b"}, "named twice"),
+        ({"train": "a", "test": "b", "test_share": 0.2}, "remove `test`"),
+    ],
+)
+def test_splits_that_would_share_images_are_refused(splits: dict[str, Any], part: str) -> None:
+    with pytest.raises(ValueError, match=part):
+        CocoSettings(source="coco", **splits)

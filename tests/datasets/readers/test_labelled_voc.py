@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from refusals import refused
@@ -18,7 +19,7 @@ from trees import (
     voc_xml,
 )
 
-from pipeline.datasets.listing import hash_sources
+from pipeline.datasets.listing import hash_fraction, hash_sources
 from pipeline.datasets.readers.voc import read_voc
 from pipeline.errors import InputError, MissingError
 from pipeline.settings import VocSettings
@@ -257,3 +258,77 @@ def test_annotations_in_subfolders_are_sources(tmp_path: Path) -> None:
     before = read_voc(tmp_path, OWN).sources
     (tmp_path / "Annotations/sub/bee.xml").write_text(voc_xml([]))
     assert hash_sources(tmp_path, before) != before
+
+
+def test_boxes_between_0_and_1_are_relative(tmp_path: Path) -> None:
+    relative = voc_xml([VocObject("bee", (0.1, 0.2, 0.6, 1.0))])
+    files: dict[str, str | bytes] = {"Annotations/a.xml": relative, "JPEGImages/a.jpg": "image"}
+    write_voc(tmp_path, ["a"], files)
+    listing = read_voc(tmp_path, OWN)
+    boxes = placed(listing, tmp_path)
+    np.testing.assert_allclose(boxes.images["a"].boxes, [[0.1, 0.2, 0.6, 1]], rtol=1e-6)
+    (note,) = listing.notes
+    assert "'train'" in note
+
+
+def test_deleted_objects_are_left_out(tmp_path: Path) -> None:
+    deleted = VocObject("gone").xml().replace("<object>", "<object><deleted>1</deleted>")
+    kept = VocObject("bee").xml().replace("<object>", "<object><deleted>0</deleted>")
+    text = voc_xml([]).replace("</annotation>", f"{deleted}{kept}</annotation>")
+    write_voc(tmp_path, ["a"], {"Annotations/a.xml": text, "JPEGImages/a.jpg": "image"})
+    assert images_of(read_voc(tmp_path, OWN), tmp_path) == {"a": ("JPEGImages/a.jpg", ["bee"])}
+
+
+def test_class_in_other_letters_is_named_beside_the_vocabulary(tmp_path: Path) -> None:
+    text = voc_xml([VocObject("BEE")])
+    write_voc(tmp_path, ["a"], {"Annotations/a.xml": text, "JPEGImages/a.jpg": "image"})
+    with refused(InputError, "a.xml", "'BEE'", "Did you mean 'bee'?"):
+        read_voc(tmp_path, OWN)
+
+
+def test_document_type_is_to_be_removed(tmp_path: Path) -> None:
+    files: dict[str, str | bytes] = {"Annotations/a.xml": f"<!DOCTYPE annotation>{BEE}"}
+    write_voc(tmp_path, ["a"], {**files, "JPEGImages/a.jpg": "image"})
+    with refused(InputError, "a.xml", "<!DOCTYPE", "Remove it"):
+        read_voc(tmp_path, OWN)
+
+
+def test_one_list_is_split_by_a_share(tmp_path: Path) -> None:
+    files: dict[str, str | bytes] = {f"Annotations/{number}.xml": BEE for number in range(40)}
+    write_voc(tmp_path, [str(number) for number in range(40)], files)
+    settings = OWN.model_copy(update={"test_share": 0.3})
+    rows = read_voc(tmp_path, settings).table.to_pylist()
+    assert len(rows) == 40
+    tests = {row["path"] for row in rows if row["split"] == "test"}
+    assert tests == {row["path"] for row in rows if hash_fraction(row["path"]) < 0.3}
+    assert 0 < len(tests) < 40
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "bee.xml",
+        "Annotations/bee.xml",
+        "./JPEGImages/bee.jpg ./Annotations/bee.xml",
+        "VOC/JPEGImages/bee.jpg\tVOC/Annotations/bee.xml",
+    ],
+)
+def test_line_may_name_the_annotation(tmp_path: Path, line: str) -> None:
+    write_voc(tmp_path, [line], {"Annotations/bee.xml": BEE, "JPEGImages/bee.jpg": "image"})
+    images = images_of(read_voc(tmp_path, OWN), tmp_path)
+    assert images == {"bee": ("JPEGImages/bee.jpg", ["bee"])}
+
+
+def test_pair_of_different_names_is_refused(tmp_path: Path) -> None:
+    files: dict[str, str | bytes] = {"Annotations/a.xml": BEE, "JPEGImages/b.jpg": "image"}
+    write_voc(tmp_path, ["./JPEGImages/b.jpg ./Annotations/a.xml"], files)
+    with refused(InputError, "trainval.txt, line 1", "'./JPEGImages/b.jpg ./Annotations/a.xml'"):
+        read_voc(tmp_path, OWN)
+
+
+def test_layout_in_another_folder_is_named(tmp_path: Path) -> None:
+    write_voc(tmp_path / "VOCdevkit/VOC2012", [], {})
+    settings = OWN.model_copy(update={"folder": "VOCdevkit/VOC2007"})
+    setting = f"`prepare.{tmp_path.name}.folder: VOCdevkit/VOC2012`"
+    with refused(MissingError, "VOC2007/ImageSets/Main/trainval.txt", setting):
+        read_voc(tmp_path, settings)
