@@ -57,7 +57,12 @@ from pipeline.datasets.readers.rows import (
     read_parquet,
     repeats,
 )
-from pipeline.datasets.spelling import packed_labels
+from pipeline.datasets.spelling import (
+    is_list_like,
+    names_with_entities,
+    names_with_scores,
+    packed_labels,
+)
 from pipeline.errors import InputError
 from pipeline.formats.encodings import plain_text
 from pipeline.formats.text import composed
@@ -262,17 +267,36 @@ def _note_packed(
     """Note labels that may be several, with another separator than that of the settings."""
     if labels.flags or settings.vocabulary is not None:
         return []
-    mark, names = packed_labels(labels.vocabulary) or (",", [])
+    if names := names_with_entities(labels.vocabulary):
+        return [
+            f"{len(names)} of {len(labels.vocabulary)} labels have an HTML entity: {names[0]!r} "
+            f"({rows.place(first_rows[names[0]])}). Write the characters instead, such as `&` for "
+            "`&amp;`: the `;` of an entity may also separate labels."
+        ]
+    if names := names_with_scores(labels.vocabulary):
+        return [
+            f"{len(names)} of {len(labels.vocabulary)} labels end with a number: {names[0]!r} "
+            f"({rows.place(first_rows[names[0]])}). If it is a score, remove it from the cells."
+        ]
+    one_each = not repeats(image_codes(images)).any() and bool(_lengths(labels.numbers).max() < 2)
+    mark, names = packed_labels(labels.vocabulary, one_each=one_each) or (",", [])
     # Where no image has two labels, the separator of the settings may be the wrong one.
-    if not names and not repeats(image_codes(images)).any() and _lengths(labels.numbers).max() < 2:
+    if not names and one_each:
         names = [name for name in labels.vocabulary if re.search(r"[^\s,],\s*[^\s,]", name)]
     if not names:
         return []
+    if lists := [name for name in names if is_list_like(name, mark)]:
+        return [
+            f"{len(lists)} of {len(labels.vocabulary)} labels have {mark!r} and brackets or quotes "
+            f"as lists have them, but are no list that can be read: {lists[0]!r} "
+            f"({rows.place(first_rows[lists[0]])}). If such a label is several, write their names "
+            f"with {settings.separator!r} between them."
+        ]
     row = first_rows[names[0]]
     if labels.listed is None or labels.listed[row]:
         remedy = "make each label an entry of its own in the list."
     else:
-        remedy = f"set `prepare.{root.name}.separator: {json.dumps(mark)}` in params.yaml."
+        remedy = f"set `prepare.{root.name}.separator: {json.dumps(mark, ensure_ascii=False)}` in params.yaml."
     return [
         f"{len(names)} of {len(labels.vocabulary)} labels contain {mark!r}, and each may be "
         f"several labels: {names[0]!r} ({rows.place(row)}). If {mark!r} separates labels, {remedy}"
