@@ -32,7 +32,14 @@ import pyarrow.compute as pc
 
 from pipeline.datasets.readers.rows import Where, did_you_mean, label_lists, repeats
 from pipeline.datasets.readers.text import FIX_FILE
-from pipeline.datasets.readers.values import BRACKETED, UnclearError, is_number, names_in, parsed
+from pipeline.datasets.readers.values import (
+    BRACKETED,
+    UnclearError,
+    is_number,
+    names_in,
+    names_under_one_key,
+    parsed,
+)
 from pipeline.datasets.spelling import separator_of
 from pipeline.errors import InputError
 from pipeline.formats.encodings import plain_text
@@ -184,13 +191,19 @@ def _different_cells(
     counts = np.bincount(codes[filled])
     texts = [plain_text(text) for text in encoded.dictionary.to_pylist()]
     blank = {text for text in texts if _is_blank(text, vocabulary)}
-    all_bare = _all_bare([text for text in texts if text and text not in blank])
+    written = [text for text in texts if text and text not in blank]
+    all_bare = _all_bare(written)
+    known = names_under_one_key(written)
     return [
         _Cell(
             text,
             int(row),
             int(count),
-            *((None, False) if all_bare or text in blank else _listed(text, int(row), where)),
+            *(
+                (known.get(text), False)
+                if all_bare or known or text in blank
+                else _listed(text, int(row), where)
+            ),
             blank=text in blank,
         )
         if text
@@ -415,7 +428,8 @@ def encode_labels(
             if listed is None or listed[rows[entry]]:
                 remedy += f"make each an entry of the list. {FIX_FILE}"
             else:
-                remedy += f"set `separator: {json.dumps(mark, ensure_ascii=False)}` in the same block of params.yaml."
+                shown = json.dumps(mark, ensure_ascii=False)
+                remedy += f"set `separator: {shown}` in the same block of params.yaml."
         raise InputError(
             f"{where(int(rows[entry]))}: the label {name!r} is not in {source}.", remedy
         )

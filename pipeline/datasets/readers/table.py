@@ -146,7 +146,9 @@ def _read_rows(root: Path, settings: TableSettings) -> tuple[Rows, tuple[str, ..
             "the test split."
         )
     remedy = f"Put the table there, or set `{block}.file` in params.yaml to its path below {root}."
-    header, plain = read_header(file, remedy)
+    single = [settings.labels] if isinstance(settings.labels, str) else settings.labels
+    wanted = {*names.values(), plain_text(settings.split), *map(plain_text, single)}
+    header, plain = read_header(file, wanted, remedy)
     if settings.test_share is not None and plain_text(settings.split) in header:
         raise InputError(
             f"{file} has a column {settings.split!r}, but `{block}.test_share` in params.yaml asks "
@@ -179,10 +181,18 @@ def _read_rows(root: Path, settings: TableSettings) -> tuple[Rows, tuple[str, ..
         if twice and columns_of_flags(flags):
             read(_keys(twice))  # which says so
         unlike = list(dict.fromkeys(name for name in others if name not in once))
-        guessed = guess_columns(rows, flags, unlike, label, f"{block}.labels")
+        close = difflib.get_close_matches(label, others, n=2)
+        misspelt = len(close) == 1 and (
+            _stem(close[0]) == _stem(label) or close[0] not in columns_of_flags(flags)
+        )
+        guessed = () if misspelt else guess_columns(rows, flags, unlike, label, f"{block}.labels")
         if guessed:
             return rows, guessed
     return read({"labels": label}), ()
+
+
+def _stem(name: str) -> str:
+    return name.casefold().removesuffix("s")
 
 
 def _keys(columns: Sequence[str]) -> dict[str, str]:
@@ -195,8 +205,8 @@ def _columns(rows: Rows, names: Sequence[str]) -> dict[str, pa.ChunkedArray]:
 
 
 def _others(header: Sequence[str], used: Sequence[str], label: str) -> tuple[str, ...]:
-    """The columns that may be labels, where the column of labels is missing and not misspelt."""
-    if label in header or len(difflib.get_close_matches(label, header, n=2)) == 1:
+    """The columns that may be labels, where the column of labels is missing."""
+    if label in header:
         return ()
     return tuple(name for name in header if name not in used and not _UNNAMED.fullmatch(name))
 
@@ -296,7 +306,8 @@ def _note_packed(
     if labels.listed is None or labels.listed[row]:
         remedy = "make each label an entry of its own in the list."
     else:
-        remedy = f"set `prepare.{root.name}.separator: {json.dumps(mark, ensure_ascii=False)}` in params.yaml."
+        shown = json.dumps(mark, ensure_ascii=False)
+        remedy = f"set `prepare.{root.name}.separator: {shown}` in params.yaml."
     return [
         f"{len(names)} of {len(labels.vocabulary)} labels contain {mark!r}, and each may be "
         f"several labels: {names[0]!r} ({rows.place(row)}). If {mark!r} separates labels, {remedy}"

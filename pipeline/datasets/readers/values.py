@@ -128,6 +128,34 @@ def names_in(value: object) -> list[str]:
     raise UnclearError(f"{value!r} is not a name")
 
 
+def names_under_one_key(texts: Iterable[str]) -> dict[str, list[str]]:
+    """The labels in objects that all have one and the same key, of any name, as VIA writes them.
+
+    Under it is a truth value for each name (`{"animals": {"cat": true}}`), or a name.
+
+    Returns:
+        text -> its labels; nothing if a text is something else.
+    """
+    found: dict[str, list[str]] = {}
+    keys: set[str] = set()
+    for text in texts:
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            return {}
+        if not isinstance(value, dict) or len(value) > 1:
+            return {}
+        keys.update(value)
+        [inner] = value.values() or [""]
+        if isinstance(inner, str):
+            found[text] = [inner] if inner.strip() else []
+        elif isinstance(inner, dict) and all(isinstance(flag, bool) for flag in inner.values()):
+            found[text] = [name for name, flag in inner.items() if flag]
+        else:
+            return {}
+    return found if len(keys) == 1 else {}
+
+
 def _has_names(value: Mapping[object, object]) -> bool:
     """Whether an object has keys that say what is in it, and is no list of truth values.
 

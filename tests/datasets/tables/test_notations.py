@@ -85,6 +85,28 @@ def test_yes_and_no_as_labels_are_noted(root: Path, cells: list[str], parts: lis
         assert part in note
 
 
+@pytest.mark.parametrize(
+    ("cells", "labels"),
+    [
+        (
+            ['{"animals": {"cat": true, "dog": true}}', '{"animals": {"cat": false}}', "{}", ""],
+            [["cat", "dog"], [], [], []],
+        ),
+        (['{"type": "cat"}', '{"type": "dog"}', '{"type": ""}'], [["cat"], ["dog"], []]),
+    ],
+)
+def test_attributes_of_via(root: Path, cells: list[str], labels: list[list[str]]) -> None:
+    listing = read_cells(root, *cells)
+    assert labels_of(listing) == labels
+    [note] = listing.notes
+    assert "labels.csv, line 2" in note
+
+
+def test_objects_with_several_keys_are_refused(root: Path) -> None:
+    with refused(InputError, "labels.csv, line 2: ", "'type'"):
+        read_cells(root, '{"type": "cat"}', '{"kind": "dog"}')
+
+
 @pytest.mark.parametrize("cell", ["[nan]", "[None]", "['']", '[""]', '""', "(null)"])
 @pytest.mark.parametrize("other", ["cat;dog", "['cat', 'dog']"])
 def test_list_of_nothing_is_no_label(root: Path, cell: str, other: str) -> None:
