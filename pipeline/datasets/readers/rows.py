@@ -11,7 +11,7 @@ import csv
 import difflib
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
@@ -322,7 +322,7 @@ def _as_text(file: Path, name: str, column: pa.ChunkedArray, key: str) -> pa.Chu
     """Cast a column of any text type to strings.
 
     With the key ``labels``, also lists of text and a column of nulls; with a key below it, also
-    numbers and truth values.
+    numbers and truth values. Labels and images may also be whole numbers.
     """
     lists = key == "labels"
     kind, target = column.type, pa.string()
@@ -336,10 +336,15 @@ def _as_text(file: Path, name: str, column: pa.ChunkedArray, key: str) -> pa.Chu
         if pa.types.is_dictionary(kind):
             kind = kind.value_type
     numeric = _is_one(_NUMBERS, kind)
+    if key in ("labels", "image") and pa.types.is_floating(kind):  # pandas's, beside a null
+        whole = pa.list_(pa.int64()) if pa.types.is_list(target) else pa.int64()
+        with suppress(pa.ArrowInvalid):
+            column, kind = column.cast(whole), pa.int64()
     if (
         _is_one(_TEXTS, kind)
         or (lists and pa.types.is_null(kind))
         or (numeric and key.startswith("labels."))
+        or (pa.types.is_integer(kind) and key in ("labels", "image"))
     ):
         return column.cast(target)
     expected = "text or lists of text" if lists else "text"
@@ -360,7 +365,7 @@ def _is_one(kinds: Sequence[Callable[[pa.DataType], bool]], kind: pa.DataType) -
 # --- columns -> a listing ------------------------------------------------------------------------
 
 
-def check_paths(images: pa.ChunkedArray, where: Where) -> None:
+def check_paths(images: pa.ChunkedArray, where: Where, folder: Path | None = None) -> None:
     """Check that N paths lie below the folder that they are relative to.
 
     Raises:
@@ -371,8 +376,19 @@ def check_paths(images: pa.ChunkedArray, where: Where) -> None:
         raise InputError(
             f"{where(row)}: the image is {images[row].as_py()!r}, expected a path below its folder "
             "with forward slashes, and no part that is empty, `.` or `..`.",
-            FIX_FILE,
+            f"{_path_remedy(images[row].as_py(), folder) if folder else ''}{FIX_FILE}",
         )
+
+
+def _path_remedy(image: str, folder: Path) -> str:
+    """What to change in a path with backslashes, or of a whole disk; empty for another."""
+    path = image.replace("\\", "/")
+    if not re.match(r"/|[A-Za-z]:/", path):
+        return f"Write {path!r} in place of {image!r}. " if path != image else ""
+    for cut in re.finditer("/+", path):
+        if (folder / path[cut.end() :]).is_file():
+            return f"Remove {image[: cut.end()]!r} from the start of each such path. "
+    return f"Write each path as it is below {folder}, without the folders above. "
 
 
 def check_once(images: pa.ChunkedArray, where: Where) -> None:

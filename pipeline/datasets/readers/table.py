@@ -12,7 +12,8 @@ settings name its columns, and others are ignored:
   cell, or null, is an image without labels. An empty part, as in ``cat;;dog``, is an error, because
   a label may have been lost there. A label that a cell repeats, as in exports with one label per
   object, counts once;
-- its split: ``train``, ``test`` or, for images that validate each training, ``val``. A table
+- its split: ``train``, ``test`` or, for images that validate each training, ``val``, or a plain
+  form of these (`Training`, `valid`). A table
   without this column is split by the setting ``test_share``.
 
 An image has one row, or one row for each of its labels.
@@ -31,6 +32,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,7 +70,14 @@ from pipeline.formats.encodings import plain_text
 from pipeline.formats.text import composed
 from pipeline.settings import TableSettings
 
-_SPLIT_WORDS: dict[str, Split] = {"train": "train", "val": "val", "test": "test"}
+_SPLITS: dict[str, Split] = {"train": "train", "val": "val", "test": "test"}
+_SPLIT_WORDS: dict[str, Split] = {
+    **_SPLITS,
+    "training": "train",
+    "valid": "val",
+    "validation": "val",
+    "testing": "test",
+}
 _SUFFIXES = (".csv", ".tsv", ".parquet")
 _SHOWN = 5  # columns that a note names
 
@@ -103,13 +112,19 @@ def read_table(root: Path, settings: TableSettings) -> Listing:
         InputError: it can't be read, lacks a column, or breaks a rule of the module's docstring;
             names the file, and the line (CSV) or the row counted from 0 (Parquet).
     """
+    _check_settings(root, settings)
     rows, columns = _read_rows(root, settings)
-    images = pc.replace_substring_regex(rows.table.column("image"), r"^(\./)+", "")
-    check_paths(images, rows.where)
+    images = pc.utf8_trim_whitespace(rows.table.column("image"))
+    images = pc.replace_substring_regex(images, r"^(\./)+", "")
+    check_paths(images, rows.where, root / settings.images)
     labels = _read_labels(rows, columns, root, settings)
-    splits = _splits(images, rows, settings)
+    splits, split_notes = _splits(images, rows, settings)
     first_rows = _first_rows(labels)
-    notes = [*labels.notes, *_note_packed(rows, images, labels, first_rows, root, settings)]
+    notes = [
+        *split_notes,
+        *labels.notes,
+        *_note_packed(rows, images, labels, first_rows, root, settings),
+    ]
     repeated = repeats(image_codes(images))
     numbers = labels.numbers
     if repeated.any():
@@ -129,14 +144,35 @@ def read_table(root: Path, settings: TableSettings) -> Listing:
 # --- columns -------------------------------------------------------------------------------------
 
 
-def _read_rows(root: Path, settings: TableSettings) -> tuple[Rows, tuple[str, ...]]:
-    """Read the file; and the columns of 0 and 1, none if one column has the labels."""
-    file, block = root / settings.file, f"prepare.{root.name}"
+def _check_settings(root: Path, settings: TableSettings) -> None:
+    """Check the settings, of which mistakes would otherwise be taken for the table's."""
+    block, images = f"prepare.{root.name}", settings.images
+    if re.match(r"/|[A-Za-z]:", images) or "\\" in images or ".." in Path(images).parts:
+        raise InputError(
+            f"`{block}.images` in params.yaml is {images!r}, expected a folder below {root}, with "
+            "forward slashes.",
+            f"Move the photographs there, or link their folder (`ln -s FOLDER {root}/photos`), and "
+            f"set `{block}.images: photos`.",
+        )
+    file = root / settings.file
     if file.suffix.lower() not in _SUFFIXES:
         raise InputError(
             f"{file}: the suffix is {file.suffix!r}, expected {', '.join(_SUFFIXES)}.",
             "Save the table in one of these formats, with its suffix.",
         )
+    names = [plain_text(name) for name in settings.vocabulary or ()]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise InputError(
+            f"`{block}.vocabulary` in params.yaml has the label {twice[0]!r} "
+            f"{names.count(twice[0])} times.",
+            "Write it once.",
+        )
+
+
+def _read_rows(root: Path, settings: TableSettings) -> tuple[Rows, tuple[str, ...]]:
+    """Read the file; and the columns of 0 and 1, none if one column has the labels."""
+    file, block = root / settings.file, f"prepare.{root.name}"
     hints: dict[str, str] = {}
     names = {"image": plain_text(settings.image)}
     if settings.test_share is None:
@@ -146,8 +182,8 @@ def _read_rows(root: Path, settings: TableSettings) -> tuple[Rows, tuple[str, ..
             "the test split."
         )
     remedy = f"Put the table there, or set `{block}.file` in params.yaml to its path below {root}."
-    single = [settings.labels] if isinstance(settings.labels, str) else settings.labels
-    wanted = {*names.values(), plain_text(settings.split), *map(plain_text, single)}
+    labels = [settings.labels] if isinstance(settings.labels, str) else settings.labels
+    wanted = {*names.values(), plain_text(settings.split), *map(plain_text, labels)}
     header, plain = read_header(file, wanted, remedy)
     if settings.test_share is not None and plain_text(settings.split) in header:
         raise InputError(
@@ -160,35 +196,69 @@ def _read_rows(root: Path, settings: TableSettings) -> tuple[Rows, tuple[str, ..
         columns = {**names, **labels}
         check_header(file, header, columns, hints, block)
         _check_uses(columns, block)
+        return read_columns(columns)
+
+    def read_columns(columns: Mapping[str, str]) -> Rows:
         if file.suffix.lower() == ".parquet":
             return read_parquet(file, columns, remedy, hints, block)
         return read_csv(file, columns, remedy, hints, block)
 
+    if settings.test_share is None and names["split"] not in header:
+        single = [name for name in header if name in plain and header.count(name) == 1]
+        with suppress(InputError):  # of the file: the missing columns may explain it
+            rows = read_columns(_keys(single))
+            hints[names["split"]] = _hint_at_split(rows, single, block) or hints[names["split"]]
     if isinstance(settings.labels, list):
         several = tuple(map(plain_text, settings.labels))
         return read(_keys(several)), several
     label = plain_text(settings.labels)
-    hints[label] = (
-        " If the table has a column with 0 and 1 for each label instead, set "
-        f"`{block}.labels` to the list of these columns."
-    )
+    hints[label] = " If the table has a column with 0 and 1 for each label instead, "
+    if set(names.values()) <= set(header):
+        hints[label] += f"set `{block}.labels` to the list of these columns."
+    else:
+        hints[label] += "these are read by themselves once the other columns are found."
     others = _others(header, (*names.values(), plain_text(settings.split)), label)
     once = tuple(name for name in others if name in plain and header.count(name) == 1)
     if once and all(header.count(name) == 1 for name in names.values()):
         rows = read(_keys(once))
-        flags = _columns(rows, once)
         twice = [name for name in others if header.count(name) > 1]
-        if twice and columns_of_flags(flags):
+        if twice and columns_of_flags(_columns(rows, once)):
             read(_keys(twice))  # which says so
-        unlike = list(dict.fromkeys(name for name in others if name not in once))
-        close = difflib.get_close_matches(label, others, n=2)
-        misspelt = len(close) == 1 and (
-            _stem(close[0]) == _stem(label) or close[0] not in columns_of_flags(flags)
-        )
-        guessed = () if misspelt else guess_columns(rows, flags, unlike, label, f"{block}.labels")
+        guessed = _guess(rows, once, others, label, f"{block}.labels")
         if guessed:
             return rows, guessed
     return read({"labels": label}), ()
+
+
+def _guess(
+    rows: Rows, once: Sequence[str], others: Sequence[str], label: str, key: str
+) -> tuple[str, ...]:
+    """The columns of 0 and 1, as `guess_columns`; none if one column has the misspelt name."""
+    flags = _columns(rows, once)
+    close = difflib.get_close_matches(label, others, n=2)
+    if len(close) == 1 and (
+        _stem(close[0]) == _stem(label) or close[0] not in columns_of_flags(flags)
+    ):
+        return ()
+    unlike = list(dict.fromkeys(name for name in others if name not in once))
+    return guess_columns(rows, flags, unlike, label, key)
+
+
+def _hint_at_split(rows: Rows, columns: Sequence[str], block: str) -> str | None:
+    """A sentence on the column that has the splits, if one of the columns is like that."""
+    for name, column in _columns(rows, columns).items():
+        words = {_split_word(word) for word in pc.unique(column).to_pylist()}
+        if words <= set(_SPLITS) and {"train", "test"} <= words:
+            return (
+                f" The column {name!r} holds only {', '.join(sorted(words))}: set "
+                f"`{block}.split: {yaml_list([name])[1:-1]}`."
+            )
+    return None
+
+
+def _split_word(word: str | None) -> str:
+    """The split that a word means; the word itself if it means none."""
+    return _SPLIT_WORDS.get(plain_text(word or "").lower(), word or "")
 
 
 def _stem(name: str) -> str:
@@ -374,10 +444,21 @@ def _joined(
     return label_lists(keys // count, keys % count, len(firsts)), note
 
 
-def _splits(images: pa.ChunkedArray, rows: Rows, settings: TableSettings) -> pa.ChunkedArray:
-    """The split of each of N images: the table's, or by `hash_fraction`."""
+def _splits(
+    images: pa.ChunkedArray, rows: Rows, settings: TableSettings
+) -> tuple[pa.ChunkedArray, list[str]]:
+    """The split of each of N images: the table's, or by `hash_fraction`; and notes."""
     if settings.test_share is None:
-        return parse_splits(rows.table.column("split"), _SPLIT_WORDS, rows.where)
+        column = rows.table.column("split")
+        encoded = column.combine_chunks().dictionary_encode()
+        words = encoded.dictionary.to_pylist()
+        meant = [_split_word(word) for word in words]
+        other = [f"{a!r} as {b!r}" for a, b in zip(words, meant, strict=True) if a != b]
+        notes = []
+        if other and set(meant) <= set(_SPLITS):
+            notes = [f"In the column {settings.split!r}, {', '.join(other)} is read."]
+            column = pa.chunked_array([pc.take(pa.array(meant, pa.string()), encoded.indices)])
+        return parse_splits(column, _SPLITS, rows.where), notes
     tests = [hash_fraction(path) < settings.test_share for path in images.to_pylist()]
     if all(tests) or not any(tests):
         raise InputError(
@@ -386,7 +467,7 @@ def _splits(images: pa.ChunkedArray, rows: Rows, settings: TableSettings) -> pa.
             f"Change it, or remove it and add a column {settings.split!r} with `train` or `test` "
             "in each row.",
         )
-    return pa.chunked_array([["test" if test else "train" for test in tests]])
+    return pa.chunked_array([["test" if test else "train" for test in tests]]), []
 
 
 def hash_fraction(path: str) -> float:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from refusals import refused
-from trees import labels_of, read_pets, read_pets_text
+from trees import labels_of, read_pets, read_pets_text, write_pets_parquet
 
+from pipeline.datasets.listing import listed_manifest
 from pipeline.errors import InputError
+from pipeline.settings import TableSettings
 
 
 @pytest.fixture
@@ -74,6 +76,80 @@ def test_text_named_parquet(root: Path) -> None:
 def test_rows_of_another_length(root: Path, rows: list[str], parts: list[str]) -> None:
     with refused(InputError, "labels.csv, line 2", "expected 3", *parts):
         read_pets_text(root, "\n".join(["image,split,labels", *rows, ""]))
+
+
+@pytest.mark.parametrize(
+    ("labels", "read"),
+    [
+        ([1, 20], [["1"], ["20"]]),
+        ([[1, 3], []], [["1", "3"], []]),
+        ([1.0, None], [["1"], []]),
+        ([[1.0, 3.0], None], [["1", "3"], []]),
+    ],
+)
+def test_numbers_of_classes_in_parquet(
+    root: Path, labels: list[object], read: list[list[str]]
+) -> None:
+    write_pets_parquet(root, {"image": [7, 8], "split": ["train", "test"], "labels": labels})
+    listing = read_pets(root, "labels.parquet")
+    assert labels_of(listing) == read
+    assert listing.table["path"].to_pylist() == ["7", "8"]
+    assert any("'1'" in note for note in listing.notes)
+
+
+def test_plain_forms_of_splits_are_read_and_noted(root: Path) -> None:
+    words = ["Train", "training", " train", "TEST", "testing", "Validation", "valid", "val"]
+    rows = "".join(f"{row}.jpg,cat,{word}\n" for row, word in enumerate(words))
+    listing = read_pets_text(root, f"image,labels,split\n{rows}")
+    expected = ["train"] * 3 + ["test"] * 2 + ["val"] * 3
+    assert listing.table["split"].to_pylist() == expected
+    [note] = listing.notes
+    for part in ("'split'", "'TEST' as 'test'", "'valid' as 'val'"):
+        assert part in note
+
+
+def test_split_under_another_name_is_suggested(root: Path) -> None:
+    with refused(InputError, "`prepare.pets.split: subset`", "by themselves"):
+        read_pets_text(root, "image,cat,dog,subset\na.jpg,1,0,Train\nb.jpg,0,1,test\n")
+
+
+def test_table_without_a_test_image(root: Path) -> None:
+    listing = read_pets_text(root, "image,labels,split\na.jpg,cat,train\nb.jpg,cat,val\n")
+    settings = TableSettings.model_validate({"source": "table"})
+    with refused(InputError, "'test'", "'train', 'val'", "`prepare.pets.test_share: 0.2`"):
+        listed_manifest(listing, "pets", settings)
+
+
+def test_blanks_around_a_path_are_removed(root: Path) -> None:
+    text = 'image,labels,split\n a.jpg ,cat,train\n"b.jpg\n",cat,test\n'
+    assert read_pets_text(root, text).table["path"].to_pylist() == ["a.jpg", "b.jpg"]
+
+
+def test_path_of_the_whole_disk(root: Path) -> None:
+    (root / "photos").mkdir()
+    (root / "photos" / "a.jpg").touch()
+    text = f"image,labels,split\n{root}/photos/a.jpg,cat,train\nb.jpg,cat,test\n"
+    with refused(InputError, "line 2", f"Remove '{root}/photos/'"):
+        read_pets_text(root, text, images="photos")
+    with refused(InputError, "line 2", f"Remove '{root}/'"):
+        read_pets_text(root, text)
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"images": "/home/x"}, "`prepare.pets.images: photos`"),
+        ({"images": "C:\\photos"}, "`prepare.pets.images: photos`"),
+        ({"images": ".\\"}, "`prepare.pets.images: photos`"),
+        ({"images": "../x"}, "`prepare.pets.images: photos`"),
+        ({"vocabulary": ["cat", "dog", "cat "]}, "`prepare.pets.vocabulary`"),
+    ],
+)
+def test_settings_are_not_taken_for_mistakes_in_the_table(
+    root: Path, settings: dict[str, object], part: str
+) -> None:
+    with refused(InputError, "params.yaml", part):
+        read_pets_text(root, "image,labels,split\na.jpg,cat,train\n", **settings)
 
 
 def test_rows_of_blanks_are_skipped(root: Path) -> None:
