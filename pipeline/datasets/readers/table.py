@@ -121,6 +121,7 @@ def read_table(root: Path, settings: TableSettings) -> Listing:
     splits, split_notes = _splits(images, rows, settings)
     first_rows = _first_rows(labels)
     notes = [
+        *_note_blanks(rows),
         *split_notes,
         *labels.notes,
         *_note_packed(rows, images, labels, first_rows, root, settings),
@@ -389,6 +390,19 @@ def _lengths(lists: pa.ListArray) -> np.ndarray:
 
 
 # --- images --------------------------------------------------------------------------------------
+
+
+def _note_blanks(rows: Rows) -> list[str]:
+    """Note blanks around paths, which are not taken for a part of them."""
+    paths = rows.table.column("image")
+    blanks = np.flatnonzero(np.asarray(pc.not_equal(paths, pc.utf8_trim_whitespace(paths))))
+    if not len(blanks):
+        return []
+    row = int(blanks[0])
+    return [
+        f"Blanks around paths are left out (rows: {len(blanks)}, first in {rows.where(row)}): "
+        f"{paths[row].as_py()!r}."
+    ]
 
 
 def _joined(

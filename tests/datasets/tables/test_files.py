@@ -122,7 +122,11 @@ def test_table_without_a_test_image(root: Path) -> None:
 
 def test_blanks_around_a_path_are_removed(root: Path) -> None:
     text = 'image,labels,split\n a.jpg ,cat,train\n"b.jpg\n",cat,test\n'
-    assert read_pets_text(root, text).table["path"].to_pylist() == ["a.jpg", "b.jpg"]
+    listing = read_pets_text(root, text)
+    assert listing.table["path"].to_pylist() == ["a.jpg", "b.jpg"]
+    [note] = listing.notes
+    for part in ("rows: 2", "labels.csv, line 2", "' a.jpg '"):
+        assert part in note
 
 
 def test_path_of_the_whole_disk(root: Path) -> None:
