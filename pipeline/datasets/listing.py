@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 
 from pipeline.datasets.disk import Disk, note_on_names
 from pipeline.datasets.manifest import (
+    REQUIRED_SPLITS,
     Manifest,
     Split,
     full_counts,
@@ -34,7 +35,7 @@ from pipeline.errors import InputError, MissingError
 from pipeline.files import open_regular, sha256_file, sha256_json
 from pipeline.formats.encodings import not_utf8
 from pipeline.formats.text import composed
-from pipeline.settings import ListedSettings
+from pipeline.settings import ListedSettings, TableSettings
 
 LISTING_VERSION = 3
 """Part of the settings' hash: raise it when the same files would give another listing."""
@@ -299,6 +300,8 @@ def without_missing_boxes(listing: Listing, root: Path) -> Listing:
 def listed_manifest(listing: Listing, dataset: str, settings: ListedSettings) -> Manifest:
     """Make a manifest of all N listed images, as if every one existed. Its rows are checked."""
     check_lengths(listing.table, listing.vocabulary, dataset)
+    if isinstance(settings, TableSettings):
+        _check_splits(listing.table, dataset, settings)
     return Manifest(
         dataset=dataset,
         split_name=listing.split_name,
@@ -308,6 +311,20 @@ def listed_manifest(listing: Listing, dataset: str, settings: ListedSettings) ->
         table=listing.table,
         notes=listing.notes,
     )
+
+
+def _check_splits(table: pa.Table, dataset: str, settings: TableSettings) -> None:
+    found = set(pc.unique(table.column("split")).to_pylist())
+    for split in REQUIRED_SPLITS:
+        if split not in found:
+            others = ", ".join(map(repr, sorted(found)))
+            raise InputError(
+                f"{dataset}: no row of {settings.file} is in the split {split!r}. The column "
+                f"{settings.split!r} has only {others}.",
+                f"Write {split!r} in some rows (if images for validation are those to test on, in "
+                f"place of 'val'). Or remove the column and set `prepare.{dataset}.test_share: "
+                "0.2` in params.yaml, which makes a fifth of the images the test split.",
+            )
 
 
 def make_manifest(

@@ -29,6 +29,35 @@ def plain_text(text: str) -> str:
     return _ENDS.sub("", unicodedata.normalize("NFC", text.translate(_UNSEEN | _BLANKS)))
 
 
+_FORMATS = {
+    b"PK\x03\x04": (
+        "is a zip archive, as spreadsheets (.xlsx, .ods) are",
+        "Open it in a spreadsheet and save it as `CSV UTF-8`, or unpack it.",
+    ),
+    b"\xd0\xcf\x11\xe0": (
+        "is a document of an old Microsoft Office, as .xls files are",
+        "Open it in a spreadsheet and save it as `CSV UTF-8`.",
+    ),
+    b"\x1f\x8b": (
+        "is compressed with gzip",
+        "Run `gunzip -c {name} > {stem}-plain{suffix}` in its folder and use the new file.",
+    ),
+    b"PAR1": (
+        "is a Parquet file",
+        "Rename it to {stem}.parquet, and name it so in params.yaml.",
+    ),
+}
+"""The first bytes of a format -> what a file of it is, and what to do."""
+
+
+def _other_format(file: Path, start: bytes) -> InputError | None:
+    for magic, (what, remedy) in _FORMATS.items():
+        if start.startswith(magic):
+            names = {"name": file.name, "stem": file.stem, "suffix": file.suffix}
+            return InputError(f"{file} {what}, expected text.", remedy.format(**names))
+    return None
+
+
 def not_utf8(file: Path, number: int, line: bytes) -> InputError | None:
     """Say what encoding a line has that is not UTF-8.
 
@@ -40,6 +69,8 @@ def not_utf8(file: Path, number: int, line: bytes) -> InputError | None:
     Returns:
         the error to raise; None if the line is UTF-8.
     """
+    if number == 1 and (other := _other_format(file, line)):
+        return other
     if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         found, name = f"the byte {line[0]:#04x} is not UTF-8. The file is UTF-16", "UTF-16"
     elif number == 1 and b"\0" in line:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -199,6 +201,21 @@ def read_pets_text(root: Path, text: str, **settings: object) -> Listing:
     """The listing of a CSV file with this text."""
     (root / "labels.csv").write_text(text, newline="")
     return read_pets(root, **settings)
+
+
+def read_cells(root: Path, *cells: str, **settings: object) -> Listing:
+    """Read a table with these cells of labels, from line 2 on."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "labels", "split"])
+    writer.writerows([f"{row}.jpg", cell, "train"] for row, cell in enumerate(cells))
+    return read_pets_text(root, text.getvalue(), **settings)
+
+
+def labels_of(listing: Listing) -> list[list[str]]:
+    """The names of the labels of each image."""
+    names = listing.vocabulary
+    return [[names[number] for number in row] for row in listing.table["labels"].to_pylist()]
 
 
 def write_pets_parquet(root: Path, columns: dict[str, Any]) -> None:

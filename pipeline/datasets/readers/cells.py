@@ -7,10 +7,12 @@ Programs write several labels into one cell in many ways. These are read, each f
 - JSON: a list of names, or what labelling tools write. That is an object, or a list of objects,
   with the names under certain keys (`values`: `{"choices": ["cat", "sofa"]}`), or an object
   with a truth value for each name;
+- R's `c("cat", "sofa")`;
 - anything else: names with the separator of the settings between them.
 
 If most cells are in brackets, but without quotes, they are lists too (`[cat, sofa]`). If only few
-cells are, the brackets belong to the name.
+cells are, the brackets belong to the name. The same holds for a column in which all cells are in
+braces, as PostgreSQL writes arrays (`{cat,"traffic light"}`), in parentheses, or quoted names.
 
 Letters: N rows, C labels.
 """
@@ -19,7 +21,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from tokenize import TokenError
 
@@ -30,7 +32,14 @@ import pyarrow.compute as pc
 
 from pipeline.datasets.readers.rows import Where, did_you_mean, label_lists, repeats
 from pipeline.datasets.readers.text import FIX_FILE
-from pipeline.datasets.readers.values import BRACKETED, UnclearError, is_number, names_in, parsed
+from pipeline.datasets.readers.values import (
+    BRACKETED,
+    UnclearError,
+    is_number,
+    names_in,
+    names_under_one_key,
+    parsed,
+)
 from pipeline.datasets.spelling import separator_of
 from pipeline.errors import InputError
 from pipeline.formats.encodings import plain_text
@@ -44,11 +53,35 @@ _PYTHONS_NONE = "None"
 _UNCLEAR_WORDS = _EMPTY_WORDS | {"none", "n/a", "na", "-", "--", "?", "nil", "unlabelled"}
 """What people write for no label, in lower case."""
 
+_PAIRS = (
+    ("1", "0", "1.0", "0.0"),
+    ("true", "false"),
+    ("yes", "no"),
+    ("1", "-1", "1.0", "-1.0"),
+    ("y", "n"),
+    ("t", "f"),
+)
+"""What says in one column whether an image has a label: yes, and no."""
+
+_READ_AS_ONE = frozenset({"1", "true", "yes"})
 _MOST_LABELS = np.iinfo(np.int16).max + 1
 
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
 _BEGINS_LIST = re.compile(r"""[\[({]\s*['"{\[]""")
-_BARE = re.compile(r"\[([^\[\]{}'\"]*)\]")
+_BARE = re.compile(r"\[[^\[\]{}'\"]*\]")
+_QUOTED = r"""(?:"[^"]*"|'[^']*')"""
+_ALL_BARE = (
+    re.compile(r"""\{(?:"[^"]*"|[^{}\[\]"':])*\}"""),
+    re.compile(r"""\([^()\[\]{}'"]*\)"""),
+    re.compile(rf"{_QUOTED}(?:\s*[,;|]\s*{_QUOTED})*"),
+)
+"""Lists in a notation that only a whole column shows."""
+
+_UNQUOTED = re.compile(r"""[{(,]\s*[^\s"{},)]|^['"]""")
+_VECTOR = re.compile(r"[\[({]?\s*[01](?:\.0*)?(?:[\s,;|]+[01](?:\.0*)?)+\s*[\])}]?")
+_HOLDS_NOTHING = re.compile(
+    r"""[\[({]\s*(['"]?)(?P<word>[^'"\[\](){}]*)\1\s*[\])}]|(?P<none>""|'')""", re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +91,7 @@ class _Cell:
     Attributes:
         names: its labels, if the text is a list or JSON, or blank; else None.
         numeric: whether the text is a list of numbers.
+        blank: whether the text stands for an empty cell, as `nan` does.
     """
 
     text: str
@@ -65,6 +99,7 @@ class _Cell:
     rows: int
     names: list[str] | None
     numeric: bool
+    blank: bool
 
 
 @dataclass(frozen=True)
@@ -102,7 +137,7 @@ def split_cells(
             its meaning is not plain; names its row.
     """
     encoded = cells.combine_chunks().dictionary_encode()
-    found = _different_cells(encoded, where)
+    found = _different_cells(encoded, frozenset(vocabulary or ()), where)
     listed = [cell for cell in found if cell.names]
     bare: dict[str, list[str]] = {}
     notes = []
@@ -110,12 +145,15 @@ def split_cells(
         _check_forms(found, max(listed, key=lambda cell: cell.rows), where)
         _check_numbers(listed, where, block)
         notes.append(_note_lists(found, listed, where))
-    elif in_brackets := _bare_lists(found):
+    else:
+        _check_vectors(found, where, block)
+    if in_brackets := [] if listed else _bare_lists(found):
         mark = _mark_in(in_brackets, separator)
         bare = {cell.text: _bare_names(cell.text, mark) for cell in in_brackets}
         example = max(in_brackets, key=lambda cell: len(bare[cell.text]))
+        kind = "Quotes" if example.text[0] in "'\"" else "Brackets"
         notes.append(
-            f"Brackets in the column of labels ({_number(in_brackets)}) are read as lists with "
+            f"{kind} in the column of labels ({_number(in_brackets)}) are read as lists with "
             f"{mark!r} between the labels: {_example(example, bare[example.text], where)}."
         )
     names: list[list[str]] = []
@@ -124,7 +162,7 @@ def split_cells(
             names.append(cell.names)
         elif cell.text in bare:
             names.append(bare[cell.text])
-        elif _is_empty_word(cell.text) and cell.text not in (vocabulary or ()):
+        elif cell.blank:
             names.append([])
             notes.append(_note_word(cell, where, block))
         else:
@@ -143,22 +181,52 @@ def _split(text: str, separator: str) -> list[str]:
     return [part for part in parts if part] if separator.isspace() else parts
 
 
-def _different_cells(encoded: pa.DictionaryArray, where: Where) -> list[_Cell]:
+def _different_cells(
+    encoded: pa.DictionaryArray, vocabulary: Set[str], where: Where
+) -> list[_Cell]:
     """The different texts in a column, in order of appearance."""
     codes = np.asarray(pc.fill_null(encoded.indices, -1))
     filled = np.flatnonzero(codes >= 0)
     rows = filled[~repeats(codes[filled])]
     counts = np.bincount(codes[filled])
-    texts = (plain_text(text) for text in encoded.dictionary.to_pylist())
+    texts = [plain_text(text) for text in encoded.dictionary.to_pylist()]
+    blank = {text for text in texts if _is_blank(text, vocabulary)}
+    written = [text for text in texts if text and text not in blank]
+    all_bare = _all_bare(written)
+    known = names_under_one_key(written)
     return [
-        _Cell(text, int(row), int(count), *_listed(text, int(row), where))
+        _Cell(
+            text,
+            int(row),
+            int(count),
+            *(
+                (known.get(text), False)
+                if all_bare or known or text in blank
+                else _listed(text, int(row), where)
+            ),
+            blank=text in blank,
+        )
+        if text
+        else _Cell(text, int(row), int(count), [], numeric=False, blank=False)
         for text, row, count in zip(texts, rows, counts, strict=True)
     ]
 
 
+def _all_bare(filled: Sequence[str]) -> bool:
+    """Whether all texts are lists in one of `_ALL_BARE`, and some in no other notation."""
+    return any(map(_UNQUOTED.search, filled)) and any(
+        all(map(kind.fullmatch, filled)) for kind in _ALL_BARE
+    )
+
+
 def _bare_lists(found: Iterable[_Cell]) -> list[_Cell]:
-    """The cells in brackets without quotes, if most cells that are not empty are like that."""
-    filled = [cell for cell in found if cell.names is None]
+    """The cells in brackets without quotes, if most cells that are not empty are like that.
+
+    All cells that are not empty, if they are lists in another notation.
+    """
+    filled = [cell for cell in found if cell.names is None and not cell.blank]
+    if _all_bare([cell.text for cell in filled]):
+        return filled
     bare = [cell for cell in filled if _BARE.fullmatch(cell.text)]
     many = 2 * sum(cell.rows for cell in bare) > sum(cell.rows for cell in filled)
     return bare if many else []
@@ -172,8 +240,15 @@ def _note_word(cell: _Cell, where: Where, block: str) -> str:
     )
 
 
-def _is_empty_word(text: str) -> bool:
-    return text == _PYTHONS_NONE or text.lower() in _EMPTY_WORDS
+def _is_blank(text: str, vocabulary: Set[str]) -> bool:
+    """Whether a text stands for an empty cell: a word, alone or as all that is in a list."""
+    word = text
+    if nothing := _HOLDS_NOTHING.fullmatch(text):
+        word = (nothing["word"] or "").strip()
+        if not word:
+            return bool(nothing["none"] or nothing[1])  # `[]` is an empty list
+    empty = word == _PYTHONS_NONE or word.lower() in _EMPTY_WORDS
+    return empty and word not in vocabulary
 
 
 def _listed(text: str, row: int, where: Where) -> tuple[list[str] | None, bool]:
@@ -184,8 +259,6 @@ def _listed(text: str, row: int, where: Where) -> tuple[list[str] | None, bool]:
     Raises:
         InputError: it begins like one, but can't be read.
     """
-    if not text:
-        return [], False
     try:
         if BRACKETED.fullmatch(text):
             value = parsed(text)
@@ -218,7 +291,11 @@ def _mark_in(in_brackets: Iterable[_Cell], separator: str) -> str:
 
 
 def _bare_names(text: str, mark: str) -> list[str]:
-    inner = text[1:-1].strip()
+    inner = (text if text[0] in "'\"" else text[1:-1]).strip()
+    if re.search(_QUOTED, inner):
+        other = rf"[^\s{re.escape(mark)}\"'][^{re.escape(mark)}]*"
+        parts = re.findall(rf"{_QUOTED}|{other}", inner)
+        return [part[1:-1] if part[0] in "'\"" else part for part in parts]
     return _split(inner, mark) if inner else []
 
 
@@ -240,19 +317,34 @@ def _check_numbers(listed: Sequence[_Cell], where: Where, block: str) -> None:
     lengths = {len(cell.names or ()) for cell in numeric}
     values = {name for cell in numeric for name in cell.names or ()}
     if len(lengths) == 1 and max(lengths) > 1 and values <= {"0", "1"}:
-        raise InputError(
-            f"{where(first.row)}: the labels are {first.text!r}: as in all rows, 0 and 1 in place "
-            "of names. Expected a list of names, or of the numbers of the labels.",
-            "Write one column per label instead, with its name in the header, and set "
-            f"`{block}.labels` to the list of these columns.",
-        )
+        raise _zeros_and_ones(first, where, block)
+
+
+def _check_vectors(found: Iterable[_Cell], where: Where, block: str) -> None:
+    """Refuse a column in which all cells have as many 0 and 1, with any mark between them."""
+    filled = [cell for cell in found if cell.names is None and not cell.blank]
+    lengths = {
+        len(re.findall(r"[01](?:\.0*)?", cell.text)) if _VECTOR.fullmatch(cell.text) else 0
+        for cell in filled
+    }
+    if len(lengths) == 1 and lengths != {0}:
+        raise _zeros_and_ones(filled[0], where, block)
+
+
+def _zeros_and_ones(cell: _Cell, where: Where, block: str) -> InputError:
+    return InputError(
+        f"{where(cell.row)}: the labels are {cell.text!r}: as in all rows, 0 and 1 in place "
+        "of names. Expected a list of names, or of the numbers of the labels.",
+        "Write one column per label instead, with its name in the header, and set "
+        f"`{block}.labels` to the list of these columns.",
+    )
 
 
 def _check_forms(found: Iterable[_Cell], listed: _Cell, where: Where) -> None:
     """Refuse a cell that looks like a damaged list, where others are lists."""
     for cell in found:
         text = cell.text
-        if cell.names is None and text and (text[0] in "[{'\"" or text[-1] in "]}"):
+        if cell.names is None and not cell.blank and (text[0] in "[{'\"" or text[-1] in "]}"):
             raise InputError(
                 f"{where(cell.row)}: the labels are {text!r}, expected a list such as "
                 f"{listed.text!r} in {where(listed.row)}, or one name.",
@@ -263,7 +355,7 @@ def _check_forms(found: Iterable[_Cell], listed: _Cell, where: Where) -> None:
 def _note_lists(found: Sequence[_Cell], listed: Sequence[_Cell], where: Where) -> str:
     """Say that cells are lists, with an example that has several names, if there is one."""
     example = next((cell for cell in listed if len(cell.names or ()) > 1), listed[0])
-    plain = [cell for cell in found if cell.names is None and cell.text]
+    plain = [cell for cell in found if cell.names is None and not cell.blank]
     others = (
         f" Other cells ({_number(plain)}, first in {where(min(cell.row for cell in plain))}) are "
         "plain text."
@@ -336,7 +428,8 @@ def encode_labels(
             if listed is None or listed[rows[entry]]:
                 remedy += f"make each an entry of the list. {FIX_FILE}"
             else:
-                remedy += f"set `separator: {json.dumps(mark)}` in the same block of params.yaml."
+                shown = json.dumps(mark, ensure_ascii=False)
+                remedy += f"set `separator: {shown}` in the same block of params.yaml."
         raise InputError(
             f"{where(int(rows[entry]))}: the label {name!r} is not in {source}.", remedy
         )
@@ -362,11 +455,14 @@ def notes_on_names(
         setting: what to set if the column holds 0 and 1.
     """
     lengths = np.asarray(pc.list_value_length(labels))
-    if set(vocabulary) <= {"0", "1", "0.0", "1.0"} and lengths.max() <= 1:
+    words = {name.lower() for name in vocabulary}
+    if lengths.max() <= 1 and (yes := next((p[0] for p in _PAIRS if words <= {*p}), None)):
+        readable = yes in _READ_AS_ONE and "-1" not in words and "-1.0" not in words
         return [
-            f"The labels are {' and '.join(map(repr, vocabulary))}. If 1 says that an image has "
-            "the label that the column is named after, and 0 that it does not, set "
-            f"`{setting}`."
+            f"The labels are {' and '.join(map(repr, vocabulary))}. If {yes} says that an image "
+            "has the label that the column is named after, "
+            + ("" if readable else "write 1 in place of it, and 0 in all other cells, and ")
+            + f"set `{setting}`."
         ]
     if all(_NUMBER.fullmatch(name) for name in vocabulary):
         shown = ", ".join(map(repr, vocabulary[:3])) + (", ..." if len(vocabulary) > 3 else "")

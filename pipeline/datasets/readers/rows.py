@@ -10,8 +10,8 @@ from __future__ import annotations
 import csv
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
@@ -90,16 +90,16 @@ class Rows:
         return f"{self.unit} {self.table.column('position')[row].as_py()}"
 
 
-def read_header(file: Path, remedy: str) -> tuple[list[str], set[str]]:
+def read_header(file: Path, wanted: Collection[str], remedy: str) -> tuple[list[str], set[str]]:
     """Read the names of a table's columns; and which of them have texts, numbers or truth values.
 
-    Arguments and errors as for `read_csv`.
+    ``wanted`` are columns that the table may have; other arguments and errors as for `read_csv`.
     """
     if file.suffix.lower() == ".parquet":
         with _open_parquet(file, remedy) as parquet:
             fields = [(plain_text(field.name), field.type) for field in parquet.schema_arrow]
             return [name for name, _ in fields], {name for name, kind in fields if _is_plain(kind)}
-    header = _header(file, _csv_records(file, remedy))
+    header = _header(file, _csv_records(file, wanted, remedy))
     return header, set(header)
 
 
@@ -117,7 +117,7 @@ def read_csv(
 ) -> Rows:
     """Read columns of a CSV file with a header; empty lines and rows of empty cells are skipped.
 
-    Cells are separated by commas or, where the header has none, by semicolons or tabs. Where each
+    Cells are separated by commas, semicolons or tabs (`_mark_between_cells`). Where each
     cell of the header but the first begins with a blank, so do the cells of the rows. The parser is
     Python's: pyarrow's does not know the line of a row, and reads everything after an unclosed
     quote as one cell.
@@ -134,28 +134,14 @@ def read_csv(
         InputError: as `text_lines`; or a column is missing or appears twice, a row has another
             number of cells than the header, the quotes are not as in RFC 4180, or there is no row.
     """
-    records = _csv_records(file, remedy)
+    records = _csv_records(file, columns.values(), remedy)
     header = _header(file, records)
     check_header(file, header, columns, hints or {}, block)
     indices = [header.index(name) for name in columns.values()]
     tables = []
     while batch := list(islice(records, _CSV_BATCH)):
-        for line, cells in batch:
-            if len(cells) != len(header):
-                remedy = (
-                    "Put double quotes around a cell that contains the mark between cells, such "
-                    f"as a comma. {FIX_FILE}"
-                )
-                if len(cells) == len(header) + 1 and cells[0] == "1":  # R numbers rows from 1
-                    remedy += (
-                        " If R wrote it with the names of its rows, write it again with "
-                        "`row.names = FALSE`."
-                    )
-                raise InputError(
-                    f"{file}, line {line}: the row has {len(cells)} cells, expected {len(header)} "
-                    "as in the header.",
-                    remedy,
-                )
+        if wrong := _wrong_length(file, batch, header):
+            raise wrong
         lines = {"position": [line for line, _ in batch]}
         texts = {
             key: pa.array([cells[index] for _, cells in batch], pa.string())
@@ -174,7 +160,9 @@ def _header(file: Path, records: Iterator[tuple[int, list[str]]]) -> list[str]:
     return [plain_text(name) for name in header]
 
 
-def _csv_records(file: Path, remedy: str) -> Iterator[tuple[int, list[str]]]:
+def _csv_records(
+    file: Path, wanted: Collection[str], remedy: str
+) -> Iterator[tuple[int, list[str]]]:
     """Yield the first line and the cells of each record that is not empty."""
     # A carriage return alone ends a line, too, in files of an old Mac.
     lines = (part for line in text_lines(file, remedy) for part in _LINES.findall(line))
@@ -187,8 +175,7 @@ def _csv_records(file: Path, remedy: str) -> Iterator[tuple[int, list[str]]]:
         if text.strip():
             break
     header = start[-1] if start else ""
-    unquoted = re.sub('"[^"]*"', "", header)
-    mark = said or next((mark for mark in ",;\t" if mark in unquoted), ",")
+    mark = said or _mark_between_cells(header, wanted, file.suffix)
     _, *others = header.split(mark)
     reader = csv.reader(
         chain(start, lines),
@@ -199,13 +186,52 @@ def _csv_records(file: Path, remedy: str) -> Iterator[tuple[int, list[str]]]:
     line = 1
     try:
         for cells in reader:
-            if any(cells):  # a spreadsheet writes only marks for an empty row
+            if any(map(str.strip, cells)):  # a spreadsheet writes only marks for an empty row
                 yield line, cells
             line = reader.line_num + 1
     except csv.Error as error:
         raise InputError(
             f"{file}, line {line}: {error}. A quote may not be closed, or not be doubled.", FIX_FILE
         ) from error
+
+
+def _mark_between_cells(header: str, wanted: Collection[str], suffix: str) -> str:
+    """The mark with which most wanted columns appear; else a .tsv's tab, or the most frequent."""
+    unquoted = re.sub('"[^"]*"', "", header)
+
+    def rank(mark: str) -> tuple[int, bool, int]:
+        names = {plain_text(name.strip().strip('"')) for name in header.split(mark)}
+        tab = mark == "\t" and suffix.lower() == ".tsv" and "\t" in unquoted
+        return len(names.intersection(wanted)), tab, unquoted.count(mark)
+
+    return max(",;\t", key=rank)
+
+
+def _wrong_length(
+    file: Path, batch: Sequence[tuple[int, list[str]]], header: Sequence[str]
+) -> InputError | None:
+    """Say what is wrong with the first row that has not as many cells as the header."""
+    width = len(header)
+    line, cells = next(((line, cells) for line, cells in batch if len(cells) != width), (0, []))
+    if not cells:
+        return None
+    if not any(map(str.strip, cells[width:])) and len(cells) > width:
+        remedy = "The last ones are empty: remove the marks at the ends of the lines."
+    elif len(cells) < width:
+        remedy = "Write all marks between cells, also around cells that are empty."
+    elif all(len(cells) == width + 1 for _, cells in batch):
+        remedy = (
+            "All rows have one cell more: the header may lack a name. If R wrote the table with "
+            "the names of its rows, write it again with `row.names = FALSE`."
+        )
+    else:
+        remedy = (
+            "Put double quotes around a cell that contains the mark between cells, such as a comma."
+        )
+    return InputError(
+        f"{file}, line {line}: the row has {len(cells)} cells, expected {width} as in the header.",
+        f"{remedy} {FIX_FILE}",
+    )
 
 
 def check_header(
@@ -238,6 +264,8 @@ def check_header(
         keys = list(dict.fromkeys(f"`{block}.{key.partition('.')[0]}`" for key in wrong))
         remedy += f" in the file, or set {' and '.join(keys)} in params.yaml to "
         remedy += "the column's name." if len(wrong) == 1 else "the columns' names."
+    if len(header) == 1 and "|" in header[0]:
+        remedy = f"Write a comma, a semicolon or a tab between cells in place of `|`. {remedy}"
     if any(re.search(r"\.(jpe?g|png|gif|webp|bmp|tiff?)$", name, re.I) for name in header):
         remedy = f"The first line looks like a row: put the names of the columns above it. {remedy}"
     raise InputError(
@@ -280,6 +308,13 @@ def _open_parquet(file: Path, remedy: str) -> Iterator[pq.ParquetFile]:
             yield parquet
     except (OSError, pa.ArrowException) as error:
         raise_if_refused(error, file)
+        with file.open("rb") as stream:
+            start = stream.read(4)
+        if start != b"PAR1" and start.isascii():
+            raise InputError(
+                f"{file} begins with {start.decode()!r}, which is text; expected Parquet.",
+                f"If it is CSV, rename it to {file.stem}.csv, and name it so in params.yaml.",
+            ) from error
         raise InputError(f"{file} is not a complete Parquet file: {error}.", FIX_FILE) from error
 
 
@@ -287,7 +322,7 @@ def _as_text(file: Path, name: str, column: pa.ChunkedArray, key: str) -> pa.Chu
     """Cast a column of any text type to strings.
 
     With the key ``labels``, also lists of text and a column of nulls; with a key below it, also
-    numbers and truth values.
+    numbers and truth values. Labels and images may also be whole numbers.
     """
     lists = key == "labels"
     kind, target = column.type, pa.string()
@@ -301,10 +336,15 @@ def _as_text(file: Path, name: str, column: pa.ChunkedArray, key: str) -> pa.Chu
         if pa.types.is_dictionary(kind):
             kind = kind.value_type
     numeric = _is_one(_NUMBERS, kind)
+    if key in ("labels", "image") and pa.types.is_floating(kind):  # pandas's, beside a null
+        whole = pa.list_(pa.int64()) if pa.types.is_list(target) else pa.int64()
+        with suppress(pa.ArrowInvalid):
+            column, kind = column.cast(whole), pa.int64()
     if (
         _is_one(_TEXTS, kind)
         or (lists and pa.types.is_null(kind))
         or (numeric and key.startswith("labels."))
+        or (pa.types.is_integer(kind) and key in ("labels", "image"))
     ):
         return column.cast(target)
     expected = "text or lists of text" if lists else "text"
@@ -325,7 +365,7 @@ def _is_one(kinds: Sequence[Callable[[pa.DataType], bool]], kind: pa.DataType) -
 # --- columns -> a listing ------------------------------------------------------------------------
 
 
-def check_paths(images: pa.ChunkedArray, where: Where) -> None:
+def check_paths(images: pa.ChunkedArray, where: Where, folder: Path | None = None) -> None:
     """Check that N paths lie below the folder that they are relative to.
 
     Raises:
@@ -336,8 +376,19 @@ def check_paths(images: pa.ChunkedArray, where: Where) -> None:
         raise InputError(
             f"{where(row)}: the image is {images[row].as_py()!r}, expected a path below its folder "
             "with forward slashes, and no part that is empty, `.` or `..`.",
-            FIX_FILE,
+            f"{_path_remedy(images[row].as_py(), folder) if folder else ''}{FIX_FILE}",
         )
+
+
+def _path_remedy(image: str, folder: Path) -> str:
+    """What to change in a path with backslashes, or of a whole disk; empty for another."""
+    path = image.replace("\\", "/")
+    if not re.match(r"/|[A-Za-z]:/", path):
+        return f"Write {path!r} in place of {image!r}. " if path != image else ""
+    for cut in re.finditer("/+", path):
+        if (folder / path[cut.end() :]).is_file():
+            return f"Remove {image[: cut.end()]!r} from the start of each such path. "
+    return f"Write each path as it is below {folder}, without the folders above. "
 
 
 def check_once(images: pa.ChunkedArray, where: Where) -> None:

@@ -12,7 +12,8 @@ settings name its columns, and others are ignored:
   cell, or null, is an image without labels. An empty part, as in ``cat;;dog``, is an error, because
   a label may have been lost there. A label that a cell repeats, as in exports with one label per
   object, counts once;
-- its split: ``train``, ``test`` or, for images that validate each training, ``val``. A table
+- its split: ``train``, ``test`` or, for images that validate each training, ``val``, or a plain
+  form of these (`Training`, `valid`). A table
   without this column is split by the setting ``test_share``.
 
 An image has one row, or one row for each of its labels.
@@ -30,6 +31,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,12 +58,24 @@ from pipeline.datasets.readers.rows import (
     read_parquet,
     repeats,
 )
-from pipeline.datasets.spelling import packed_labels
+from pipeline.datasets.spelling import (
+    is_list_like,
+    names_with_entities,
+    names_with_scores,
+    packed_labels,
+)
 from pipeline.errors import InputError
 from pipeline.formats.encodings import plain_text
 from pipeline.settings import TableSettings
 
-_SPLIT_WORDS: dict[str, Split] = {"train": "train", "val": "val", "test": "test"}
+_SPLITS: dict[str, Split] = {"train": "train", "val": "val", "test": "test"}
+_SPLIT_WORDS: dict[str, Split] = {
+    **_SPLITS,
+    "training": "train",
+    "valid": "val",
+    "validation": "val",
+    "testing": "test",
+}
 _SUFFIXES = (".csv", ".tsv", ".parquet")
 _SHOWN = 5  # columns that a note names
 
@@ -96,13 +110,20 @@ def read_table(root: Path, settings: TableSettings) -> Listing:
         InputError: it can't be read, lacks a column, or breaks a rule of the module's docstring;
             names the file, and the line (CSV) or the row counted from 0 (Parquet).
     """
+    _check_settings(root, settings)
     rows, columns = _read_rows(root, settings)
-    images = pc.replace_substring_regex(rows.table.column("image"), r"^(\./)+", "")
-    check_paths(images, rows.where)
+    images = pc.utf8_trim_whitespace(rows.table.column("image"))
+    images = pc.replace_substring_regex(images, r"^(\./)+", "")
+    check_paths(images, rows.where, root / settings.images)
     labels = _read_labels(rows, columns, root, settings)
-    splits = _splits(images, rows, settings)
+    splits, split_notes = _splits(images, rows, settings)
     first_rows = _first_rows(labels)
-    notes = [*labels.notes, *_note_packed(rows, images, labels, first_rows, root, settings)]
+    notes = [
+        *_note_blanks(rows),
+        *split_notes,
+        *labels.notes,
+        *_note_packed(rows, images, labels, first_rows, root, settings),
+    ]
     repeated = repeats(image_codes(images))
     numbers = labels.numbers
     if repeated.any():
@@ -122,14 +143,35 @@ def read_table(root: Path, settings: TableSettings) -> Listing:
 # --- columns -------------------------------------------------------------------------------------
 
 
-def _read_rows(root: Path, settings: TableSettings) -> tuple[Rows, tuple[str, ...]]:
-    """Read the file; and the columns of 0 and 1, none if one column has the labels."""
-    file, block = root / settings.file, f"prepare.{root.name}"
+def _check_settings(root: Path, settings: TableSettings) -> None:
+    """Check the settings, of which mistakes would otherwise be taken for the table's."""
+    block, images = f"prepare.{root.name}", settings.images
+    if re.match(r"/|[A-Za-z]:", images) or "\\" in images or ".." in Path(images).parts:
+        raise InputError(
+            f"`{block}.images` in params.yaml is {images!r}, expected a folder below {root}, with "
+            "forward slashes.",
+            f"Move the photographs there, or link their folder (`ln -s FOLDER {root}/photos`), and "
+            f"set `{block}.images: photos`.",
+        )
+    file = root / settings.file
     if file.suffix.lower() not in _SUFFIXES:
         raise InputError(
             f"{file}: the suffix is {file.suffix!r}, expected {', '.join(_SUFFIXES)}.",
             "Save the table in one of these formats, with its suffix.",
         )
+    names = [plain_text(name) for name in settings.vocabulary or ()]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise InputError(
+            f"`{block}.vocabulary` in params.yaml has the label {twice[0]!r} "
+            f"{names.count(twice[0])} times.",
+            "Write it once.",
+        )
+
+
+def _read_rows(root: Path, settings: TableSettings) -> tuple[Rows, tuple[str, ...]]:
+    """Read the file; and the columns of 0 and 1, none if one column has the labels."""
+    file, block = root / settings.file, f"prepare.{root.name}"
     hints: dict[str, str] = {}
     names = {"image": plain_text(settings.image)}
     if settings.test_share is None:
@@ -139,7 +181,9 @@ def _read_rows(root: Path, settings: TableSettings) -> tuple[Rows, tuple[str, ..
             "the test split."
         )
     remedy = f"Put the table there, or set `{block}.file` in params.yaml to its path below {root}."
-    header, plain = read_header(file, remedy)
+    labels = [settings.labels] if isinstance(settings.labels, str) else settings.labels
+    wanted = {*names.values(), plain_text(settings.split), *map(plain_text, labels)}
+    header, plain = read_header(file, wanted, remedy)
     if settings.test_share is not None and plain_text(settings.split) in header:
         raise InputError(
             f"{file} has a column {settings.split!r}, but `{block}.test_share` in params.yaml asks "
@@ -151,31 +195,73 @@ def _read_rows(root: Path, settings: TableSettings) -> tuple[Rows, tuple[str, ..
         columns = {**names, **labels}
         check_header(file, header, columns, hints, block)
         _check_uses(columns, block)
+        return read_columns(columns)
+
+    def read_columns(columns: Mapping[str, str]) -> Rows:
         if file.suffix.lower() == ".parquet":
             return read_parquet(file, columns, remedy, hints, block)
         return read_csv(file, columns, remedy, hints, block)
 
+    if settings.test_share is None and names["split"] not in header:
+        single = [name for name in header if name in plain and header.count(name) == 1]
+        with suppress(InputError):  # of the file: the missing columns may explain it
+            rows = read_columns(_keys(single))
+            hints[names["split"]] = _hint_at_split(rows, single, block) or hints[names["split"]]
     if isinstance(settings.labels, list):
         several = tuple(map(plain_text, settings.labels))
         return read(_keys(several)), several
     label = plain_text(settings.labels)
-    hints[label] = (
-        " If the table has a column with 0 and 1 for each label instead, set "
-        f"`{block}.labels` to the list of these columns."
-    )
+    hints[label] = " If the table has a column with 0 and 1 for each label instead, "
+    if set(names.values()) <= set(header):
+        hints[label] += f"set `{block}.labels` to the list of these columns."
+    else:
+        hints[label] += "these are read by themselves once the other columns are found."
     others = _others(header, (*names.values(), plain_text(settings.split)), label)
     once = tuple(name for name in others if name in plain and header.count(name) == 1)
     if once and all(header.count(name) == 1 for name in names.values()):
         rows = read(_keys(once))
-        flags = _columns(rows, once)
         twice = [name for name in others if header.count(name) > 1]
-        if twice and columns_of_flags(flags):
+        if twice and columns_of_flags(_columns(rows, once)):
             read(_keys(twice))  # which says so
-        unlike = list(dict.fromkeys(name for name in others if name not in once))
-        guessed = guess_columns(rows, flags, unlike, label, f"{block}.labels")
+        guessed = _guess(rows, once, others, label, f"{block}.labels")
         if guessed:
             return rows, guessed
     return read({"labels": label}), ()
+
+
+def _guess(
+    rows: Rows, once: Sequence[str], others: Sequence[str], label: str, key: str
+) -> tuple[str, ...]:
+    """The columns of 0 and 1, as `guess_columns`; none if one column has the misspelt name."""
+    flags = _columns(rows, once)
+    close = difflib.get_close_matches(label, others, n=2)
+    if len(close) == 1 and (
+        _stem(close[0]) == _stem(label) or close[0] not in columns_of_flags(flags)
+    ):
+        return ()
+    unlike = list(dict.fromkeys(name for name in others if name not in once))
+    return guess_columns(rows, flags, unlike, label, key)
+
+
+def _hint_at_split(rows: Rows, columns: Sequence[str], block: str) -> str | None:
+    """A sentence on the column that has the splits, if one of the columns is like that."""
+    for name, column in _columns(rows, columns).items():
+        words = {_split_word(word) for word in pc.unique(column).to_pylist()}
+        if words <= set(_SPLITS) and {"train", "test"} <= words:
+            return (
+                f" The column {name!r} holds only {', '.join(sorted(words))}: set "
+                f"`{block}.split: {yaml_list([name])[1:-1]}`."
+            )
+    return None
+
+
+def _split_word(word: str | None) -> str:
+    """The split that a word means; the word itself if it means none."""
+    return _SPLIT_WORDS.get(plain_text(word or "").lower(), word or "")
+
+
+def _stem(name: str) -> str:
+    return name.casefold().removesuffix("s")
 
 
 def _keys(columns: Sequence[str]) -> dict[str, str]:
@@ -188,8 +274,8 @@ def _columns(rows: Rows, names: Sequence[str]) -> dict[str, pa.ChunkedArray]:
 
 
 def _others(header: Sequence[str], used: Sequence[str], label: str) -> tuple[str, ...]:
-    """The columns that may be labels, where the column of labels is missing and not misspelt."""
-    if label in header or len(difflib.get_close_matches(label, header, n=2)) == 1:
+    """The columns that may be labels, where the column of labels is missing."""
+    if label in header:
         return ()
     return tuple(name for name in header if name not in used and not _UNNAMED.fullmatch(name))
 
@@ -260,17 +346,37 @@ def _note_packed(
     """Note labels that may be several, with another separator than that of the settings."""
     if labels.flags or settings.vocabulary is not None:
         return []
-    mark, names = packed_labels(labels.vocabulary) or (",", [])
+    if names := names_with_entities(labels.vocabulary):
+        return [
+            f"{len(names)} of {len(labels.vocabulary)} labels have an HTML entity: {names[0]!r} "
+            f"({rows.place(first_rows[names[0]])}). Write the characters instead, such as `&` for "
+            "`&amp;`: the `;` of an entity may also separate labels."
+        ]
+    if names := names_with_scores(labels.vocabulary):
+        return [
+            f"{len(names)} of {len(labels.vocabulary)} labels end with a number: {names[0]!r} "
+            f"({rows.place(first_rows[names[0]])}). If it is a score, remove it from the cells."
+        ]
+    one_each = not repeats(image_codes(images)).any() and bool(_lengths(labels.numbers).max() < 2)
+    mark, names = packed_labels(labels.vocabulary, one_each=one_each) or (",", [])
     # Where no image has two labels, the separator of the settings may be the wrong one.
-    if not names and not repeats(image_codes(images)).any() and _lengths(labels.numbers).max() < 2:
+    if not names and one_each:
         names = [name for name in labels.vocabulary if re.search(r"[^\s,],\s*[^\s,]", name)]
     if not names:
         return []
+    if lists := [name for name in names if is_list_like(name, mark)]:
+        return [
+            f"{len(lists)} of {len(labels.vocabulary)} labels have {mark!r} and brackets or quotes "
+            f"as lists have them, but are no list that can be read: {lists[0]!r} "
+            f"({rows.place(first_rows[lists[0]])}). If such a label is several, write their names "
+            f"with {settings.separator!r} between them."
+        ]
     row = first_rows[names[0]]
     if labels.listed is None or labels.listed[row]:
         remedy = "make each label an entry of its own in the list."
     else:
-        remedy = f"set `prepare.{root.name}.separator: {json.dumps(mark)}` in params.yaml."
+        shown = json.dumps(mark, ensure_ascii=False)
+        remedy = f"set `prepare.{root.name}.separator: {shown}` in params.yaml."
     return [
         f"{len(names)} of {len(labels.vocabulary)} labels contain {mark!r}, and each may be "
         f"several labels: {names[0]!r} ({rows.place(row)}). If {mark!r} separates labels, {remedy}"
@@ -282,6 +388,19 @@ def _lengths(lists: pa.ListArray) -> np.ndarray:
 
 
 # --- images --------------------------------------------------------------------------------------
+
+
+def _note_blanks(rows: Rows) -> list[str]:
+    """Note blanks around paths, which are not taken for a part of them."""
+    paths = rows.table.column("image")
+    blanks = np.flatnonzero(np.asarray(pc.not_equal(paths, pc.utf8_trim_whitespace(paths))))
+    if not len(blanks):
+        return []
+    row = int(blanks[0])
+    return [
+        f"Blanks around paths are left out (rows: {len(blanks)}, first in {rows.where(row)}): "
+        f"{paths[row].as_py()!r}."
+    ]
 
 
 def _joined(
@@ -337,11 +456,21 @@ def _joined(
     return label_lists(keys // count, keys % count, len(firsts)), note
 
 
-def _splits(images: pa.ChunkedArray, rows: Rows, settings: TableSettings) -> pa.ChunkedArray:
-    """The split of each of N images: the table's, or by `split_by_share`."""
+def _splits(
+    images: pa.ChunkedArray, rows: Rows, settings: TableSettings
+) -> tuple[pa.ChunkedArray, list[str]]:
+    """The split of each of N images: the table's, or by `split_by_share`; and notes."""
     if settings.test_share is None:
-        return parse_splits(rows.table.column("split"), _SPLIT_WORDS, rows.where)
+        column = rows.table.column("split")
+        encoded = column.combine_chunks().dictionary_encode()
+        words = encoded.dictionary.to_pylist()
+        meant = [_split_word(word) for word in words]
+        other = [f"{a!r} as {b!r}" for a, b in zip(words, meant, strict=True) if a != b]
+        notes = []
+        if other and set(meant) <= set(_SPLITS):
+            notes = [f"In the column {settings.split!r}, {', '.join(other)} is read."]
+            column = pa.chunked_array([pc.take(pa.array(meant, pa.string()), encoded.indices)])
+        return parse_splits(column, _SPLITS, rows.where), notes
     remedy = f"add a column {settings.split!r} with `train` or `test` in each row."
-    return pa.chunked_array(
-        [split_by_share(images.to_pylist(), settings.test_share, rows.file, remedy)]
-    )
+    splits = split_by_share(images.to_pylist(), settings.test_share, rows.file, remedy)
+    return pa.chunked_array([splits]), []

@@ -1,4 +1,4 @@
-"""The labels in a list or object, in the notation of JSON, Python or numpy.
+"""The labels in a list or object, in the notation of JSON, Python, numpy or R.
 
 An object is read only if its meaning is plain. Labelling tools write one for a photograph, or a
 list with one for each box:
@@ -48,8 +48,12 @@ _PRINTED_ARRAY = re.compile(rf"\[\s*{_QUOTED}(?:\s+{_QUOTED})*\s*\]")
 _NUMBER = r"-?(?:\d+\.?\d*|\.\d+)"
 _PRINTED_NUMBERS = re.compile(rf"\[\s*{_NUMBER}(?:\s+{_NUMBER})+\s*\]")
 _WRAPPED = re.compile(
-    r"(?:frozenset|set|array|Index|list|tuple)\((.*?)(?:,\s*dtype=[\w.<>'\"]+)?\)", re.DOTALL
+    r"(?:frozenset|set|array|Index|list|tuple|c|character)\((.*?)(?:,\s*dtype=[\w.<>'\"]+)?\)",
+    re.DOTALL,
 )
+_SCALAR = re.compile(rf"\bnp\.\w+\(({_QUOTED}|{_NUMBER})\)")
+"""As numpy 2 prints what is in a list: `np.str_('cat')`."""
+
 BRACKETED = re.compile(rf"\[.*\]|\{{.*\}}|\(.*\)|{_WRAPPED.pattern}", re.DOTALL)
 """Texts that may be a list or JSON."""
 
@@ -59,7 +63,7 @@ class UnclearError(ValueError):
 
 
 def parsed(text: str) -> object:
-    """The value of a list or object in the notation of JSON, Python or numpy.
+    """The value of a list or object in the notation of JSON, Python, numpy or R.
 
     Raises:
         ValueError, SyntaxError, TypeError, RecursionError, MemoryError, TokenError: it is none.
@@ -68,6 +72,9 @@ def parsed(text: str) -> object:
         return [quoted[1:-1] for quoted in re.findall(_QUOTED, text)]
     if _PRINTED_NUMBERS.fullmatch(text):
         return [float(number) for number in text[1:-1].split()]
+    if text == "character(0)":  # R's empty list
+        return []
+    text = _SCALAR.sub(r"\1", text)
     try:
         return json.loads(text)
     except ValueError:
@@ -119,6 +126,34 @@ def names_in(value: object) -> list[str]:
     if is_number(value) and float(value).is_integer():
         return [str(int(value))]
     raise UnclearError(f"{value!r} is not a name")
+
+
+def names_under_one_key(texts: Iterable[str]) -> dict[str, list[str]]:
+    """The labels in objects that all have one and the same key, of any name, as VIA writes them.
+
+    Under it is a truth value for each name (`{"animals": {"cat": true}}`), or a name.
+
+    Returns:
+        text -> its labels; nothing if a text is something else.
+    """
+    found: dict[str, list[str]] = {}
+    keys: set[str] = set()
+    for text in texts:
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            return {}
+        if not isinstance(value, dict) or len(value) > 1:
+            return {}
+        keys.update(value)
+        [inner] = value.values() or [""]
+        if isinstance(inner, str):
+            found[text] = [inner] if inner.strip() else []
+        elif isinstance(inner, dict) and all(isinstance(flag, bool) for flag in inner.values()):
+            found[text] = [name for name, flag in inner.items() if flag]
+        else:
+            return {}
+    return found if len(keys) == 1 else {}
 
 
 def _has_names(value: Mapping[object, object]) -> bool:

@@ -10,9 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from refusals import refused
-from trees import PETS, read_pets, read_pets_text, write_pets_parquet
+from trees import PETS, labels_of, read_pets, read_pets_text, write_pets_parquet
 
-from pipeline.datasets.listing import Listing
 from pipeline.errors import InputError
 
 
@@ -22,11 +21,6 @@ def root(tmp_path: Path) -> Path:
     root = tmp_path / "pets"
     root.mkdir()
     return root
-
-
-def labels_of(listing: Listing) -> list[list[str]]:
-    names = listing.vocabulary
-    return [[names[number] for number in row] for row in listing.table["labels"].to_pylist()]
 
 
 # --- columns of 0 and 1 --------------------------------------------------------------------------
