@@ -63,6 +63,8 @@ from stages.console.progress import progress_bar
 
 ENOUGH_STEPS = 500
 """With far fewer steps than these, a network learns little (docs/own-data.md)."""
+FEW_STEPS = 400
+"""A training of fewer steps than these is noted."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +246,7 @@ def _learn(
 def _note_few_steps(run: RunPlan, per_epoch: int) -> None:
     """Note that a training has too few steps to learn much."""
     epochs = run.settings.epochs
-    if epochs * per_epoch >= ENOUGH_STEPS:
+    if epochs * per_epoch >= FEW_STEPS:
         return
     wanted = -(-ENOUGH_STEPS // per_epoch)
     note(  # without the name of the run, so that it is said once of many runs

@@ -166,7 +166,7 @@ def test_too_few_steps_are_noted_before_the_first_epoch(checkout: Flow, tmp_path
     assert said.index(hint) < next(n for n, line in enumerate(said) if "100%" in line)
     one = flow.gmpipe("train", "--set", "train.toy.epochs=1", "--set", "train.toy.batch_size=32")
     assert "1 epoch of 1 step is 1 step," in one.err
-    with mock.patch("stages.train.ENOUGH_STEPS", 8):
+    with mock.patch("stages.train.FEW_STEPS", 8):
         assert "Note" not in flow.gmpipe("train").err
 
 
