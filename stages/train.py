@@ -153,7 +153,7 @@ def _open(run: RunPlan) -> _Inputs:
     check_learnable(counts, manifest.vocabulary, images)
     without = np.flatnonzero(counts.without_negative)
     if len(without):
-        labels = first_few([manifest.vocabulary[label] for label in without], ", ")
+        labels = first_few([manifest.vocabulary[label] for label in without])
         note(
             f"labels that can't be learned, since each of the {images} has or ignores them: "
             f"{labels}."

@@ -27,6 +27,7 @@ from pipeline.datasets.manifest import (
     Manifest,
     Split,
     full_counts,
+    repeats,
     splits_of,
     unlabelled_rows,
 )
@@ -273,8 +274,7 @@ def _check_once(table: pa.Table, root: Path) -> None:
     """Refuse a file that two images have: its labels would differ, or it would train and test."""
     paths = pc.replace_substring_regex(table.column("path"), r"(^|/)(?:\.?/)+", r"\1")
     codes = np.asarray(pc.dictionary_encode(paths).combine_chunks().indices)
-    # Codes count up from 0 in order of appearance: only a new path is a new maximum.
-    again = np.flatnonzero(codes[1:] <= np.maximum.accumulate(codes)[:-1]) + 1
+    again = np.flatnonzero(repeats(codes))
     if not len(again):
         return
     second = int(again[0])

@@ -127,11 +127,10 @@ class Manifest:
         inside = pc.invert(pc.fill_null(pc.match_substring_regex(paths, _OUTSIDE), True))
         split = pc.is_in(splits, value_set=pa.array(SPLITS))
         valid: npt.NDArray[np.bool_] = np.logical_and.reduce([named, inside, split, lists])
-        # Dictionary codes count up from 0 in order of appearance: only a new id is a new maximum.
         codes = np.asarray(
             pc.fill_null(pc.dictionary_encode(image_ids).combine_chunks().indices, -1)
         )
-        valid[codes <= np.maximum.accumulate(np.concatenate([[-1], codes]))[:-1]] = False
+        valid[repeats(codes)] = False
         keys = []
         for column in (labels, ignored):
             rows, numbers = _entries(column)
@@ -241,6 +240,23 @@ class Manifest:
         for name, value in (("labels", 1), ("ignored", -1)):
             truth[_entries(rows.column(name))] = value
         return truth
+
+
+def repeats(codes: np.ndarray) -> npt.NDArray[np.bool_]:
+    """Find the rows that repeat an earlier one.
+
+    Args:
+        codes: (N,) integers, of a dictionary encoding of the rows: they count up from 0 in order of
+            appearance. Null is -1, and repeats.
+
+    Returns:
+        (N,) bool.
+    """
+    # Only a new value is a new maximum.
+    found: npt.NDArray[np.bool_] = (
+        codes <= np.maximum.accumulate(np.concatenate([[-1], codes]))[:-1]
+    )
+    return found
 
 
 def unlabelled_rows(table: pa.Table) -> np.ndarray:

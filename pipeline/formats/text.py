@@ -130,10 +130,7 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-_MOST_WORDS = 4  # of a list
-
-
-def first_few(words: Sequence[str], separator: str) -> str:
-    """Join words; of more than four, the first four and the number of the others."""
-    more = len(words) - _MOST_WORDS
-    return separator.join([*words[:_MOST_WORDS], f"and {more} more"] if more > 0 else words)
+def first_few(words: Sequence[str], separator: str = ", ", most: int = 4) -> str:
+    """Join words; of more than ``most``, the first of them and the number of the others."""
+    more = len(words) - most
+    return separator.join([*words[:most], f"and {more} more"] if more > 0 else words)

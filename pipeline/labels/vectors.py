@@ -35,6 +35,7 @@ from pipeline.errors import InputError, MissingError
 from pipeline.files import canonical_json, home_advice, read_bytes
 from pipeline.formats.encodings import plain_text
 from pipeline.formats.npz import decoded_texts, naming_damage, npy_array, npy_header
+from pipeline.formats.text import first_few
 from pipeline.labels.glove import archive_of, read_words
 
 WORDLLAMA = "wordllama"
@@ -199,7 +200,7 @@ def _from_glove(labels: Sequence[str], path: Path) -> _Vectors:
     ]
     if missing:
         raise InputError(
-            f"{path} has no vector for these labels: {_listed(missing)}.",
+            f"{path} has no vector for these labels: {first_few(missing, most=_MOST_NAMED)}.",
             "Rename them in the data set, set `label_vectors` to an npz, or set "
             "`label_vectors: wordllama`.",
         )
@@ -341,10 +342,4 @@ _MOST_NAMED = 20
 
 
 def _quoted(names: Iterable[str]) -> str:
-    return _listed([repr(name[:100]) for name in names])
-
-
-def _listed(names: Sequence[str]) -> str:
-    """The first `_MOST_NAMED` names, and how many there are besides."""
-    more = [f"and {len(names) - _MOST_NAMED} more"] if len(names) > _MOST_NAMED else []
-    return ", ".join([*names[:_MOST_NAMED], *more])
+    return first_few([repr(name[:100]) for name in names], most=_MOST_NAMED)

@@ -180,9 +180,9 @@ def _other_images(checkpoint: Checkpoint, manifest: Manifest, cache: RegionCache
     now = dict.fromkeys(manifest.table.column("image_id").to_pylist())
     gone = [repr(image_id) for image_id in before if image_id not in now]
     new = [repr(image_id) for image_id in now if image_id not in before]
-    said = f" The data set no longer has {first_few(gone, ', ')}." if gone else ""
+    said = f" The data set no longer has {first_few(gone)}." if gone else ""
     if new:
-        said += f" New in it: {first_few(new, ', ')}."
+        said += f" New in it: {first_few(new)}."
     return said or " It has the same images, so their labels or splits differ."
 
 

@@ -37,7 +37,7 @@ def describe_labels(manifest: Manifest, places: Mapping[str, str] | None = None)
     """
     counts = label_counts(manifest)
     notes = [
-        f"Note: {title}: {first_few(labels, ', ')}"
+        f"Note: {title}: {first_few(labels)}"
         for title, labels in _doubtful(manifest, counts, places or {})
         if labels
     ]

@@ -21,7 +21,7 @@ import click
 import pytest
 from click.shell_completion import BashComplete
 from click.testing import CliRunner
-from flows import ROOT, Flow, write_params
+from flows import ROOT, Flow, script, write_params
 from small import write_params as write_small_params
 
 from pipeline.settings import SECTIONS
@@ -38,18 +38,6 @@ def commands(group: click.Group = cli, path: tuple[str, ...] = ()) -> Iterator[t
         yield (*path, name)
         if isinstance(command, click.Group):
             yield from commands(command, (*path, name))
-
-
-def script(folder: Path, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run Python code in its own process."""
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
 
 
 # --- how much is printed -------------------------------------------------------------------------

@@ -15,23 +15,10 @@ import time
 from pathlib import Path
 
 import pytest
-from flows import ROOT
+from flows import ROOT, script
 
 from stages.console.messages import QUIET, speaking
 from stages.console.progress import State, progress_bar, progress_phase
-
-
-def script(folder: Path, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run Python code in its own process."""
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-
 
 BARS = """
 from stages.console.messages import QUIET, speaking

@@ -181,3 +181,15 @@ def started_commands(pid: int | None = None) -> list[psutil.Process]:
             if "stages.cli" in child.cmdline():
                 commands.append(child)
     return commands
+
+
+def script(folder: Path, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code in its own process."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )

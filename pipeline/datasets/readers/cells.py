@@ -30,7 +30,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.datasets.readers.rows import Where, did_you_mean, label_lists, repeats
+from pipeline.datasets.manifest import repeats
+from pipeline.datasets.readers.rows import Where, did_you_mean, label_lists
 from pipeline.datasets.readers.text import FIX_FILE
 from pipeline.datasets.readers.values import (
     BRACKETED,

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.datasets.listing import open_source
-from pipeline.datasets.manifest import COLUMNS, Split
+from pipeline.datasets.manifest import COLUMNS, Split, repeats
 from pipeline.datasets.readers.text import FIX_FILE, text_lines
 from pipeline.errors import InputError
 from pipeline.files import raise_if_refused
@@ -416,13 +416,6 @@ def image_codes(images: pa.ChunkedArray) -> np.ndarray:
     """
     paths = pc.utf8_normalize(images, form="NFC").combine_chunks()
     return np.asarray(paths.dictionary_encode().indices)
-
-
-def repeats(codes: np.ndarray) -> np.ndarray:
-    """(N,) bool: which rows have the code of an earlier row; codes as of `image_codes`."""
-    # Codes count up from 0 in order of appearance: only a new path is a new maximum.
-    known = np.maximum.accumulate(np.concatenate([[-1], codes[:-1]]))
-    return codes <= known
 
 
 def parse_splits(

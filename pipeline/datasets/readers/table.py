@@ -41,7 +41,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.datasets.listing import Listing, hash_sources, split_by_share
-from pipeline.datasets.manifest import Split
+from pipeline.datasets.manifest import Split, repeats
 from pipeline.datasets.readers.cells import encode_labels, notes_on_names, split_cells
 from pipeline.datasets.readers.onehot import columns_of_flags, guess_columns, read_flags, yaml_list
 from pipeline.datasets.readers.rows import (
@@ -56,7 +56,6 @@ from pipeline.datasets.readers.rows import (
     read_csv,
     read_header,
     read_parquet,
-    repeats,
 )
 from pipeline.datasets.spelling import (
     is_list_like,
