@@ -353,14 +353,11 @@ def _needed(dataset: str, source: PrepareSettings) -> tuple[list[str], str]:
 
 def _prepared(request: Request) -> Iterator[Finding]:
     from stages.checkout.manifests import dataset_manifest
+    from stages.console.labels import shown_counts
 
     name = request.dataset
     if exists(manifest_file(name)):
-        manifest = dataset_manifest(name)
-        counts = ", ".join(
-            f"{manifest.counts[split]['images']} {split}" for split in manifest.splits
-        )
-        yield Finding("ok", "prepared", f"{counts}, {counted(len(manifest.vocabulary), 'label')}")
+        yield Finding("ok", "prepared", shown_counts(dataset_manifest(name)))
     elif isinstance(request.prepare, ImportedSettings):
         fix = f"`gmpipe import-regions FILE --dataset {name}`"
         yield Finding("missing", "prepared", "no regions are imported yet", fix)

@@ -44,6 +44,7 @@ from stages.checkout.caches import amount_of, drop_message, reasons_of, shown_fa
 from stages.checkout.layout import cache_folder, manifest_file, prepared_folder
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request, check_dataset_name, load_params
+from stages.console.labels import shown_counts
 from stages.console.messages import say
 from stages.console.progress import progress_bar
 
@@ -300,12 +301,10 @@ def _summary(folder: Path, job: _Import, written: int) -> str:
         line += f"; {without} without a region, see {folder / FAILURES_NAME}:\n"
         line += shown_failures(job.failures)
     if isinstance(job.source, NpzFile):
-        manifest = job.manifest
-        counts = [f"{manifest.counts[split]['images']} {split}" for split in manifest.splits]
+        dataset = job.manifest.dataset
         line += (
-            f"\n{prepared_folder(manifest.dataset)}: {', '.join(counts)}, "
-            f"{counted(len(manifest.vocabulary), 'label')}; `gmpipe prepare --dataset "
-            f"{manifest.dataset}` lists them, with what is odd about them"
+            f"\n{prepared_folder(dataset)}: {shown_counts(job.manifest)}; `gmpipe prepare "
+            f"--dataset {dataset}` lists them, with what is odd about them"
         )
     return line
 

@@ -14,7 +14,7 @@ from pipeline.datasets.label_counts import LabelCounts, label_counts
 from pipeline.datasets.manifest import Manifest, Split
 from pipeline.datasets.spelling import packed_labels, similar_labels
 from pipeline.errors import InputError
-from pipeline.formats.text import first_few
+from pipeline.formats.text import counted, first_few
 from pipeline.labels.vectors import check_label_names
 
 _MOST_LABELS = 40  # labels of which all are shown; of more, only the rarest are
@@ -43,6 +43,12 @@ def describe_labels(manifest: Manifest, places: Mapping[str, str] | None = None)
     ]
     notes += [f"Note: {note}" for note in manifest.notes]
     return [*_table(manifest.vocabulary, counts), *notes, *_unusable(manifest.vocabulary)]
+
+
+def shown_counts(manifest: Manifest) -> str:
+    """The number of images in each split and of labels, e.g. `240 train, 157 test, 20 labels`."""
+    splits = [f"{manifest.counts[split]['images']} {split}" for split in manifest.splits]
+    return ", ".join([*splits, counted(len(manifest.vocabulary), "label")])
 
 
 def _table(names: Sequence[str], counts: Mapping[Split, LabelCounts]) -> list[str]:

@@ -30,8 +30,6 @@ _BAR_SECONDS, _LINE_SECONDS, _MESSAGE_SECONDS = 0.2, 30, 1
 _PHASE_DELAY = 1.0
 """Seconds after which a phase is shown; most phases are over before."""
 _MESSAGE = "gmpipe progress: "
-_COUNT = "{desc}: {n_fmt} {unit}s [{elapsed}]"
-"""A bar of which the total is not known."""
 
 
 def shows_bars() -> bool:
@@ -145,7 +143,7 @@ class _Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
     def format_dict(self) -> dict[str, Any]:
         """What is shown: of a part of a thing two decimals, though the rate is that of all.
 
-        Without a total it is only the number of things, in words.
+        Without a total it is only the number of things, in words; of bytes, tqdm's own.
         """
         values: dict[str, Any] = super().format_dict
         if self.total is None and not (self.unit_scale or values["bar_format"]):
@@ -154,8 +152,6 @@ class _Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
         if isinstance(self.n, float) and values["elapsed"]:
             values["rate"] = (self.n - self.initial) / values["elapsed"]
             values["n"] = round(self.n, 2)
-        if self.total is None and not values["bar_format"]:
-            values["bar_format"] = _COUNT  # tqdm's own has no blank: `63item`
         return values
 
     def resume(self, done: int) -> None:

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import logging
 import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import InputError
+from pipeline.formats.text import composed
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class _Name:
 
     @classmethod
     def of(cls, text: str) -> _Name:
-        plain = unicodedata.normalize("NFC", text.replace("\\", "/"))
+        plain = composed(text.replace("\\", "/"))
         *folders, file = [part for part in plain.split("/") if part not in ("", ".")] or [""]
         return cls(tuple(folders), file, _SUFFIX.sub("", file))
 
