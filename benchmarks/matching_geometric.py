@@ -1,7 +1,7 @@
 """The matching network as PyTorch Geometric wants it, for `benchmarks.matching`.
 
 A batch is one heterogeneous graph with lists of edges. `MessagePassing` averages messages, and
-every MLP runs on what equations (4)-(13) concatenate. As in `pipeline.matching`, the last module's
+every MLP runs on what equations (4)-(13) concatenate. As in `pipeline.heads.matching`, the last module's
 unread edges are not computed, and parameters have the same names.
 
 Letters: B images, C labels, K neighbours of an instance, L neighbours of a label, D feature size,
@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.matching.graphs import InstanceBatch, instance_neighbors, label_neighbors
-from pipeline.matching.network import module_sizes
-from pipeline.settings import NetworkSettings
+from pipeline.heads.contract import RegionBatch
+from pipeline.heads.matching.graphs import instance_neighbors, label_neighbors
+from pipeline.heads.matching.network import module_sizes
+from pipeline.settings import GmMlicSettings
 
 with warnings.catch_warnings():
     # PyTorch Geometric scripts some of its classes while it is imported.
@@ -73,7 +74,7 @@ def _ends(read: Tensor, reader: Tensor, edge_index: Tensor) -> tuple[Tensor, Ten
 class GraphConvolution(nn.Module):
     """Equations (5)-(12); parameters have the names of `Convolution`'s."""
 
-    def __init__(self, inputs: int, outputs: int, settings: NetworkSettings, last: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, settings: GmMlicSettings, last: bool) -> None:
         super().__init__()
         near, labels, matching = (
             settings.instance_graph,
@@ -135,7 +136,7 @@ class GraphConvolution(nn.Module):
 
 
 class Statistics(nn.Module):
-    """The buffers of `MatchingNetwork.inputs`."""
+    """The buffers of `GmMlic.inputs`."""
 
     def __init__(self, feature_size: int) -> None:
         super().__init__()
@@ -148,7 +149,7 @@ class Statistics(nn.Module):
 class GraphEncoder(nn.Module):
     """Equation (4); parameters have the names of `Encoder`'s."""
 
-    def __init__(self, feature_size: int, vector_size: int, settings: NetworkSettings) -> None:
+    def __init__(self, feature_size: int, vector_size: int, settings: GmMlicSettings) -> None:
         super().__init__()
         latent = settings.latent_size
 
@@ -181,7 +182,7 @@ class GraphEncoder(nn.Module):
 class GraphDecoder(nn.Module):
     """Equation (13); parameters have the names of `Decoder`'s."""
 
-    def __init__(self, size: int, settings: NetworkSettings) -> None:
+    def __init__(self, size: int, settings: GmMlicSettings) -> None:
         super().__init__()
         read = size * (1 if settings.matching_edges else 2)
         self.mlp = TwoLayers(read, 1, hidden=read)
@@ -196,9 +197,9 @@ class GraphDecoder(nn.Module):
 
 
 class GraphNetwork(nn.Module):
-    """`MatchingNetwork` on lists of edges: the same parameters, by the same names."""
+    """`GmMlic` on lists of edges: the same parameters, by the same names."""
 
-    def __init__(self, feature_size: int, vector_size: int, settings: NetworkSettings) -> None:
+    def __init__(self, feature_size: int, vector_size: int, settings: GmMlicSettings) -> None:
         super().__init__()
         self.inputs = Statistics(feature_size)
         self.encoder = GraphEncoder(feature_size, vector_size, settings)
@@ -222,7 +223,7 @@ class GraphNetwork(nn.Module):
         return self.decoder(instances, labels, matching, graph)
 
 
-def _norm(size: int, settings: NetworkSettings) -> nn.Module:
+def _norm(size: int, settings: GmMlicSettings) -> nn.Module:
     return nn.LayerNorm(size) if settings.node_norm else nn.Identity()
 
 
@@ -233,7 +234,7 @@ def graph_image_logits(logits: Tensor, graph: HeteroData) -> Tensor:
     return best.view(graph.num_graphs, -1)
 
 
-def make_graph(batch: InstanceBatch, label_vectors: Tensor, settings: NetworkSettings) -> Batch:
+def make_graph(batch: RegionBatch, label_vectors: Tensor, settings: GmMlicSettings) -> Batch:
     """Make lists of edges (1)-(3) of each image, and join them to one graph.
 
     Every image has label nodes of its own.

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.matching_geometric import GraphNetwork, graph_image_logits, make_graph
-from pipeline.matching.graphs import InstanceBatch
-from pipeline.matching.loss import matching_loss
-from pipeline.matching.network import MatchingNetwork, image_logits
-from pipeline.settings import NetworkSettings
+from pipeline.heads.contract import RegionBatch
+from pipeline.learning.losses import matching_loss
+from pipeline.heads.matching.network import GmMlic, image_logits
+from pipeline.settings import GmMlicSettings
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Size:
     vector_size: int = 300
     latent_size: int = 512
 
-    def settings(self) -> NetworkSettings:
-        return NetworkSettings(latent_size=self.latent_size, label_neighbors=self.label_neighbors)
+    def settings(self) -> GmMlicSettings:
+        return GmMlicSettings(latent_size=self.latent_size, label_neighbors=self.label_neighbors)
 
 
 TINY = Size(2, 3, 4, feature_size=8, vector_size=8, latent_size=16)
@@ -41,7 +41,7 @@ TINY = Size(2, 3, 4, feature_size=8, vector_size=8, latent_size=16)
 class Inputs:
     """A batch, label vectors (C, W), truth (B, C), and the labels' ratios (C,)."""
 
-    batch: InstanceBatch
+    batch: RegionBatch
     vectors: Tensor
     truth: Tensor
     ratio: Tensor
@@ -59,7 +59,7 @@ def make_inputs(size: Size, dtype: torch.dtype = torch.float32, padding: int = 0
     mask[-1, instances - padding :] = False
     corners = rand(images, instances, 2, 2).sort(dim=2).values
     features = torch.randn((images, instances, size.feature_size), generator=generator, dtype=dtype)
-    batch = InstanceBatch(
+    batch = RegionBatch(
         features * mask[..., None],
         corners.reshape(images, instances, 4) * mask[..., None],
         rand(images, instances) * mask,
@@ -95,10 +95,10 @@ class Side:
         self.optimizer.step()
 
 
-def our_side(size: Size, inputs: Inputs, settings: NetworkSettings | None = None) -> Side:
-    """Make `MatchingNetwork`, with the statistics of the inputs."""
+def our_side(size: Size, inputs: Inputs, settings: GmMlicSettings | None = None) -> Side:
+    """Make `GmMlic`, with the statistics of the inputs."""
     torch.manual_seed(0)
-    network = MatchingNetwork(size.feature_size, size.vector_size, settings or size.settings())
+    network = GmMlic(size.feature_size, size.vector_size, settings or size.settings())
     network.to(inputs.vectors.dtype)
     features = inputs.batch.features[inputs.batch.mask]
     boxes = inputs.batch.boxes[inputs.batch.mask]
@@ -108,7 +108,7 @@ def our_side(size: Size, inputs: Inputs, settings: NetworkSettings | None = None
     return Side(network, lambda: image_logits(network(inputs.batch, inputs.vectors))[0], inputs)
 
 
-def their_side(size: Size, inputs: Inputs, settings: NetworkSettings | None = None) -> Side:
+def their_side(size: Size, inputs: Inputs, settings: GmMlicSettings | None = None) -> Side:
     """Make PyTorch Geometric's network, with parameters of its own."""
     settings = settings or size.settings()
     network = GraphNetwork(size.feature_size, size.vector_size, settings)
@@ -118,7 +118,7 @@ def their_side(size: Size, inputs: Inputs, settings: NetworkSettings | None = No
 
 
 def largest_differences(
-    size: Size, dtype: torch.dtype, settings: NetworkSettings | None = None, padding: int = 0
+    size: Size, dtype: torch.dtype, settings: GmMlicSettings | None = None, padding: int = 0
 ) -> tuple[float, float]:
     """Measure the largest difference of the networks' scores, and of any parameter's gradients.
 

@@ -21,7 +21,6 @@ from pipeline.report.assemble import write_page
 from pipeline.report.folder import PAGE
 from pipeline.report.inputs import PageInputs, check_same_regions
 from pipeline.report.sweeps import SweepResults, read_sweep
-from pipeline.settings import VARIANTS
 from pipeline.shards.failures import Failure, read_failures
 from pipeline.shards.index import read_index
 from pipeline.shards.reader import RegionCache
@@ -39,7 +38,7 @@ from stages.checkout.layout import (
     sweep_folder,
 )
 from stages.checkout.manifests import dataset_manifest
-from stages.checkout.params import Request
+from stages.checkout.params import Request, changes_of_variant
 from stages.checkout.plans import refill_command
 from stages.checkout.results import load_runs, load_scores
 from stages.checkout.times import read_times
@@ -210,8 +209,8 @@ def _settings(request: Request, variants: Sequence[str]) -> str:
         "train": request.train,
     }
     shown = {name: block.model_dump(mode="json") for name, block in blocks.items()}
-    own = shown["train"].pop("variants")
-    shown["variants"] = {name: {**VARIANTS.get(name, {}), **own.get(name, {})} for name in variants}
+    del shown["train"]["variants"]
+    shown["variants"] = {name: changes_of_variant(request.train, name) for name in variants}
     yaml = YAML()
     yaml.default_flow_style = False
     stream = io.StringIO()

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from pipeline.datasets.label_counts import LabelCounts, check_learnable
 from pipeline.datasets.manifest import Manifest
@@ -42,7 +41,7 @@ from pipeline.learning.loop import (
     steps_per_epoch,
 )
 from pipeline.learning.splits import SplitData, open_split, split_validation
-from pipeline.learning.training import train_network
+from pipeline.learning.training import known_labels, train_network
 from pipeline.shards.reader import RegionCache
 from stages.checkout.caches import advising_on_cache
 from stages.checkout.layout import (
@@ -289,6 +288,7 @@ def _reported(error: Diverged, run: RunPlan, inputs: _Inputs) -> InputError:
 def _checkpoint(
     run: RunPlan, inputs: _Inputs, weights: Weights, epoch: int, history: History
 ) -> Checkpoint:
+    labels = known_labels(inputs.split, inputs.vectors, run.settings)
     return Checkpoint(
         dataset=run.dataset,
         variant=run.variant,
@@ -300,7 +300,9 @@ def _checkpoint(
         vocabulary=inputs.manifest.vocabulary,
         train_sha256=inputs.manifest.train_sha256,
         trained_images=len(inputs.split),
-        label_vectors=torch.from_numpy(inputs.vectors.vectors),
+        label_vectors=labels.vectors,
+        ratio=labels.ratio,
+        conditional=labels.conditional,
         label_vectors_sha256=inputs.vectors.sha256,
         recipe=dict(inputs.cache.recipe),
         feature_size=inputs.cache.feature_size,

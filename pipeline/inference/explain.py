@@ -19,9 +19,9 @@ import torch
 from pipeline.errors import InputError
 from pipeline.evaluation.metrics import THRESHOLD
 from pipeline.formats.text import composed, legible
+from pipeline.heads.contract import RegionBatch
+from pipeline.heads.matching.network import GmMlic
 from pipeline.inference.trained import Picture, Prediction, TrainedRun, as_picture
-from pipeline.matching.graphs import InstanceBatch
-from pipeline.matching.network import MatchingNetwork, image_logits
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,14 +98,14 @@ def explain(
     [prediction] = run.read(batch, [picture.size], [name])
     network = run.network
 
-    def scores(batch: InstanceBatch, **graphs: bool) -> npt.NDArray[np.float32]:
+    def scores(batch: RegionBatch, **graphs: bool) -> npt.NDArray[np.float32]:
         """Scores (B, C)."""
-        best, _ = image_logits(run.logits(batch, [name] * len(batch.mask), **graphs))
-        array: npt.NDArray[np.float32] = best.sigmoid().cpu().numpy()
+        output = run.outputs(batch, [name] * len(batch.mask), **graphs)
+        array: npt.NDArray[np.float32] = output.image.sigmoid().cpu().numpy()
         return array
 
     without: dict[str, npt.NDArray[np.float32]] = {}  # (C,)
-    if isinstance(network, MatchingNetwork):
+    if isinstance(network, GmMlic):
         for graph in ("label_graph", "instance_graph"):
             if getattr(network.settings, graph):
                 without[graph] = scores(batch, **{graph: False})[0] - prediction.scores
@@ -150,14 +150,9 @@ def _numbers_of(labels: Sequence[str], run: TrainedRun) -> set[int]:
     return {numbers[composed(name)] for name in labels}
 
 
-def _without_each(batch: InstanceBatch, regions: int) -> InstanceBatch:
+def _without_each(batch: RegionBatch, regions: int) -> RegionBatch:
     """Turn a batch of one image into one copy per region, each without that region."""
-    many = InstanceBatch(
-        *(
-            tensor.expand(regions, *tensor.shape[1:]).contiguous()
-            for tensor in (batch.features, batch.boxes, batch.scores, batch.classes, batch.mask)
-        )
-    )
+    many = batch.each(lambda x: x.expand(regions, *x.shape[1:]).contiguous())
     removed = torch.eye(regions, many.mask.shape[1], dtype=torch.bool, device=many.mask.device)
     return replace(many, mask=many.mask & ~removed)
 

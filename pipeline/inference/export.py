@@ -29,9 +29,9 @@ from torch.nn.functional import pad
 
 from pipeline.errors import MissingError
 from pipeline.files import replacing
+from pipeline.heads.contract import Head, LabelSet, RegionBatch
+from pipeline.heads.matching.network import GmMlic
 from pipeline.learning.checkpoint import Checkpoint
-from pipeline.matching.graphs import InstanceBatch
-from pipeline.matching.network import MatchingNetwork, Network, image_logits
 from pipeline.shards.schema import fingerprint
 
 INPUTS = ("features", "boxes", "scores", "classes", "count")
@@ -44,13 +44,14 @@ Phase = Callable[[str], AbstractContextManager[object]]
 class CacheToScores(nn.Module):
     """The network on the arrays of a cache. Its arguments and results are the model's."""
 
-    def __init__(self, network: Network, label_vectors: Tensor) -> None:
+    def __init__(self, network: Head, labels: LabelSet) -> None:
         super().__init__()
         self.network = network
-        self.label_vectors = nn.Buffer(label_vectors)
+        self.label_vectors = nn.Buffer(labels.vectors)
+        self.ratio = nn.Buffer(labels.ratio)
         # With K instances of padding there are always K others, so the number of neighbours that
         # the network looks for is the same for any M.
-        self.padding = network.settings.neighbors if isinstance(network, MatchingNetwork) else 0
+        self.padding = network.settings.neighbors if isinstance(network, GmMlic) else 0
 
     def forward(
         self, features: Tensor, boxes: Tensor, scores: Tensor, classes: Tensor, count: Tensor
@@ -59,7 +60,7 @@ class CacheToScores(nn.Module):
         instances, added = features.shape[1], self.padding
         real = count.clamp(min=1).minimum(torch.full_like(count, instances))
         mask = torch.arange(instances + added, device=count.device) < real[:, None]
-        batch = InstanceBatch(
+        batch = RegionBatch(
             # Whatever padding holds: nan times 0 would be nan.
             pad(features, (0, 0, 0, added)).masked_fill(~mask[..., None], 0),
             pad(boxes, (0, 0, 0, added)).masked_fill(~mask[..., None], 0),
@@ -67,9 +68,9 @@ class CacheToScores(nn.Module):
             pad(classes, (0, added)),
             mask,
         )
-        logits = self.network(batch, self.label_vectors)[:, :instances]
-        best, winners = image_logits(logits)
-        return best.sigmoid(), winners, logits.sigmoid()
+        output = self.network(batch, LabelSet(self.label_vectors, self.ratio))
+        output = output._replace(regions=output.regions[:, :instances])
+        return output.image.sigmoid(), output.winners(), output.regions.sigmoid()
 
 
 def export_onnx(checkpoint: Checkpoint, path: Path, phase: Phase = nullcontext) -> None:
@@ -89,7 +90,7 @@ def export_onnx(checkpoint: Checkpoint, path: Path, phase: Phase = nullcontext) 
             f"Writing ONNX needs the packages `onnx` and `onnxscript`: {error}.",
             "Run `pip install --editable '.[onnx]'` in the checkout.",
         ) from error
-    network = CacheToScores(checkpoint.network(), checkpoint.label_vectors).eval()
+    network = CacheToScores(checkpoint.network(), checkpoint.labels).eval()
     with quiet():
         program = _translate(network, checkpoint.feature_size, phase)
     recipe = dict(checkpoint.recipe)

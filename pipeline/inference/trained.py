@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
 from pipeline.ahead import ahead
@@ -32,14 +31,18 @@ from pipeline.errors import (
     briefly,
 )
 from pipeline.files import access_error, exists
+from pipeline.heads.contract import Head, HeadOutput, LabelSet, RegionBatch
 from pipeline.images import upright
 from pipeline.learning import CHECKPOINT_FILE
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
-from pipeline.learning.prediction import NotFinite, check_finite, finite_logits
+from pipeline.learning.prediction import (
+    NotFinite,
+    check_finite,
+    finite_output,
+    shown_attribution,
+)
 from pipeline.learning.splits import instance_batch
 from pipeline.machine import cores
-from pipeline.matching.graphs import InstanceBatch
-from pipeline.matching.network import Network, image_logits
 from pipeline.regions.detection import detect
 from pipeline.regions.detector import DESCRIPTION_FILE, read_description
 from pipeline.regions.extraction import (
@@ -71,8 +74,11 @@ class Prediction:
     Attributes:
         logits: (C,) float32. Labels are ranked by them: probabilities near 1 may be equal.
         scores: (C,) float32, probability of each label, the sigmoid of its logit.
-        regions: (C,) int64, index of the region that won the max for each label.
-        region_scores: (n, C) float32, probability of each label by each region.
+        regions: (C,) int64, index of the region that says most for each label; -1 where that is
+            the image as a whole.
+        region_scores: (n, C) float32, what each region says for each label: its probability, or
+            the weight by which the head reads it (`Head.attribution`); None for a head that looks
+            at the image as a whole.
         boxes: (n, 4) float32, xyxy in [0, 1] of the image.
         detector_scores: (n,) float32, descending.
         detector_classes: (n,) int64, numbers in `TrainedRun.detector_classes`; 0 if the detector
@@ -83,7 +89,7 @@ class Prediction:
     logits: npt.NDArray[np.float32]
     scores: npt.NDArray[np.float32]
     regions: npt.NDArray[np.int64]
-    region_scores: npt.NDArray[np.float32]
+    region_scores: npt.NDArray[np.float32] | None
     boxes: npt.NDArray[np.float32]
     detector_scores: npt.NDArray[np.float32]
     detector_classes: npt.NDArray[np.int64]
@@ -124,8 +130,8 @@ class TrainedRun:
         self.detector = detector
         self.detector_classes = tuple(detector_classes)
         self.device = best_device()
-        self.network: Network = checkpoint.network().to(self.device)
-        self.label_vectors: Tensor = checkpoint.label_vectors.to(self.device)
+        self.network: Head = checkpoint.network().to(self.device)
+        self.labels: LabelSet = checkpoint.labels.to(self.device)
         self.name = name
         self._extract = extract
 
@@ -215,7 +221,7 @@ class TrainedRun:
 
     def instances(
         self, images: Sequence[Image.Image], names: Sequence[str] | None = None
-    ) -> InstanceBatch:
+    ) -> RegionBatch:
         """Find the regions of B images in RGB, as the network reads them.
 
         Args:
@@ -229,42 +235,42 @@ class TrainedRun:
         return self._instances([self._view(*named) for named in zip(images, names, strict=True)])
 
     @torch.inference_mode()
-    def logits(
-        self, batch: InstanceBatch, names: Sequence[str] | None = None, **graphs: bool
-    ) -> Tensor:
-        """Compute (B, M, C) logits, -inf for padding.
+    def outputs(
+        self, batch: RegionBatch, names: Sequence[str] | None = None, **parts: bool
+    ) -> HeadOutput:
+        """Compute what the head says about a batch.
 
         Args:
             batch: the regions of B images.
             names: of the images, for errors; None for their positions.
-            graphs: as keywords of `MatchingNetwork.forward`.
+            parts: keywords of the head's own `score`.
 
         Raises:
-            NotFinite: a logit of a real region is nan or infinite.
+            NotFinite: a logit of an image, or what is said of a real region, is nan or infinite.
         """
-        logits: Tensor = self.network(batch, self.label_vectors, **graphs)
-        names = names or [str(number) for number in range(len(logits))]
-        finite = finite_logits(logits, batch.mask)
+        output: HeadOutput = self.network(batch, self.labels, **parts)
+        names = names or [str(number) for number in range(len(output.image))]
+        finite = finite_output(output, batch.mask)
         check_finite(finite, self.name, names, self.vocabulary, self.network)
-        return logits
+        return output
 
     def read(
         self,
-        batch: InstanceBatch,
+        batch: RegionBatch,
         sizes: Sequence[tuple[int, int]],
         names: Sequence[str] | None = None,
     ) -> list[Prediction]:
         """Predict the labels of B images from their regions.
 
         Args:
-            batch, names: as `logits` takes them.
+            batch, names: as `outputs` takes them.
             sizes: width and height of each image.
         """
-        logits = self.logits(batch, names)
-        best, winners = image_logits(logits)
-        scores, regions = best.sigmoid().cpu().numpy(), winners.cpu().numpy()
+        output = self.outputs(batch, names)
+        best = output.image
+        scores, regions = best.sigmoid().cpu().numpy(), output.winners().cpu().numpy()
+        said = shown_attribution(self.network, output)
         of_regions = {
-            "region_scores": logits.sigmoid(),
             "boxes": batch.boxes,
             "detector_scores": batch.scores,
             "detector_classes": batch.classes.long(),
@@ -276,6 +282,7 @@ class TrainedRun:
                 logits=best[image].cpu().numpy(),
                 scores=scores[image],
                 regions=regions[image],
+                region_scores=None if said is None else said[image, :count].cpu().numpy(),
                 size=size,
                 **{name: array[image, :count] for name, array in arrays.items()},
             )
@@ -300,7 +307,7 @@ class TrainedRun:
         sizes, names = [view.size for view in views], [view.name for view in views]
         return self.read(self._instances(views), sizes, names)
 
-    def _instances(self, views: Sequence[_View]) -> InstanceBatch:
+    def _instances(self, views: Sequence[_View]) -> RegionBatch:
         rows = blank_rows(len(views), self.detector, self._extract)
         pixels = to_floats([view.pixels for view in views], self.device)
         with np.errstate(over="ignore"):  # a number too large for the type becomes infinite

@@ -6,22 +6,24 @@ D feature size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Generator, Iterable
+from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.ahead import ahead
+from pipeline.heads.contract import RegionBatch
+from pipeline.heads.inputs import InputStatistics
 from pipeline.learning.splits import SplitData
 from pipeline.machine import available_memory
-from pipeline.matching.graphs import InstanceBatch
 
 Chosen = tuple[np.ndarray, np.ndarray | int]
 """Indices of B images in the split, and the view to take of each (or one view for all)."""
 
-Batch = tuple[InstanceBatch, Tensor]
+Batch = tuple[RegionBatch, Tensor]
 """Instances with float32 features, and (B, C) int8 truth, both on the computing device."""
 
 _LARGEST_SHARE = 0.5  # of the free memory, for regions that are kept in it
@@ -50,7 +52,7 @@ class Feed:
         self.split = split
         self.device = device
         self._truth = torch.from_numpy(split.truth)
-        self._in_memory: InstanceBatch | None = None
+        self._in_memory: RegionBatch | None = None
         if once:
             return
         size = split.rows.size * _row_bytes(split)
@@ -92,7 +94,7 @@ class Feed:
         rows = torch.from_numpy(images * self.split.rows.shape[1] + views).to(device)
         truth = self._truth[torch.from_numpy(images).to(device)]
         # Not index_select, which takes several hundred times as long for float16 on the CPU.
-        return _each(self._in_memory, lambda x: x[rows]), truth
+        return self._in_memory.each(lambda x: x[rows]), truth
 
     def _prepare(self, images: np.ndarray, views: np.ndarray | int) -> Batch:
         if self._in_memory is not None:
@@ -102,26 +104,27 @@ class Feed:
             truth = self._truth[torch.from_numpy(images)]
         if self.device.type == "cpu":
             return self._ready(instances, truth)
-        return _each(instances, Tensor.pin_memory), truth.pin_memory()
+        return instances.each(Tensor.pin_memory), truth.pin_memory()
 
-    def _ready(self, instances: InstanceBatch, truth: Tensor) -> Batch:
+    def _ready(self, instances: RegionBatch, truth: Tensor) -> Batch:
         # Converted to float32 after the move, so that half as many bytes are moved.
-        moved = _each(instances, lambda x: x.to(self.device, non_blocking=True))
+        moved = instances.each(lambda x: x.to(self.device, non_blocking=True))
         return (
             moved.to(self.device, torch.float32),
             truth.to(self.device, non_blocking=True),
         )
 
 
-def _each(batch: InstanceBatch, change: Callable[[Tensor], Tensor]) -> InstanceBatch:
-    """Apply a function to every tensor of a batch."""
-    return InstanceBatch(*(change(getattr(batch, field.name)) for field in fields(InstanceBatch)))
-
-
 def _row_bytes(split: SplitData) -> int:
     """Bytes that `_read_all` uses per row."""
     row = split.instances(np.zeros(1, dtype=np.int64))
-    return sum(getattr(row, field.name).nbytes for field in fields(InstanceBatch))
+    return sum(tensor.nbytes for tensor in _tensors(row).values())
+
+
+def _tensors(batch: RegionBatch) -> dict[str, Tensor]:
+    """The tensors of a batch by name."""
+    named = {field.name: getattr(batch, field.name) for field in fields(RegionBatch)}
+    return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
 def _chunk(split: SplitData) -> int:
@@ -129,53 +132,60 @@ def _chunk(split: SplitData) -> int:
     return max(1, _CHUNK_BYTES // (8 * split.regions * split.cache.feature_size))
 
 
-def _read_all(split: SplitData, device: torch.device) -> InstanceBatch:
+def _read_all(split: SplitData, device: torch.device) -> RegionBatch:
     """Read all views of all images: row n * V + v is view v of image n."""
     images, views = (indices.ravel() for indices in np.indices(split.rows.shape))
-    in_memory: InstanceBatch | None = None
+    in_memory: RegionBatch | None = None
     size = _chunk(split)
     for start in range(0, len(images), size):
         chunk = slice(start, start + size)
         part = split.instances(images[chunk], views[chunk])
         if in_memory is None:
-            in_memory = _each(part, lambda x: x.new_empty(len(images), *x.shape[1:], device=device))
-        for field in fields(InstanceBatch):
-            getattr(in_memory, field.name)[chunk] = getattr(part, field.name).to(device)
+            in_memory = part.each(lambda x: x.new_empty(len(images), *x.shape[1:], device=device))
+        for name, tensor in _tensors(part).items():
+            getattr(in_memory, name)[chunk] = tensor.to(device)
     assert in_memory is not None  # a split has at least one image
     return in_memory
 
 
-@dataclass(frozen=True)
-class RegionStatistics:
-    """Mean and standard deviation of each component, over the real regions of view 0.
-
-    Attributes:
-        feature_mean, feature_std: (D,) float32.
-        box_mean, box_std: (4,) float32.
-    """
-
-    feature_mean: Tensor
-    feature_std: Tensor
-    box_mean: Tensor
-    box_std: Tensor
-
-
-def region_statistics(feed: Feed) -> RegionStatistics:
+def input_statistics(feed: Feed) -> InputStatistics:
     """Compute statistics in one pass over a split, in float64; the results are on the CPU.
 
     The images that are read at once are bounded by their size in memory.
     """
-    total = 0
-    sums: list[Tensor] = []
+    moments = {name: _Moments() for name in ("features", "boxes", "whole")}
+    classes = 0
     for batch, _ in feed.in_order(_chunk(feed.split)):
-        total += int(batch.mask.sum())
-        real = (batch.features[batch.mask].double(), batch.boxes[batch.mask].double())
-        moments = [moment for x in real for moment in (x.sum(0), x.square().sum(0))]
-        sums = [a + b for a, b in zip(sums, moments, strict=True)] if sums else moments
-    features, features2, boxes, boxes2 = (value.cpu() / total for value in sums)
-    return RegionStatistics(
-        features.float(),
-        (features2 - features.square()).clamp(min=0).sqrt().float(),
-        boxes.float(),
-        (boxes2 - boxes.square()).clamp(min=0).sqrt().float(),
+        moments["features"].add(batch.features[batch.mask])
+        moments["boxes"].add(batch.boxes[batch.mask])
+        if batch.whole is not None:
+            moments["whole"].add(batch.whole)
+        classes = max(classes, int(batch.classes.max()) + 1)
+    feature_mean, feature_std = moments["features"].mean_and_deviation()
+    box_mean, box_std = moments["boxes"].mean_and_deviation()
+    whole_mean = whole_std = None
+    if moments["whole"].count:
+        whole_mean, whole_std = moments["whole"].mean_and_deviation()
+    return InputStatistics(
+        feature_mean, feature_std, box_mean, box_std, whole_mean, whole_std, classes
     )
+
+
+class _Moments:
+    """The first two moments of vectors that come in parts, in float64."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sums: list[Any] = []
+
+    def add(self, vectors: Tensor) -> None:
+        """Add (n, size) vectors."""
+        values = vectors.double()
+        parts = [values.sum(0), values.square().sum(0)]
+        self._sums = [a + b for a, b in zip(self._sums or [0, 0], parts, strict=True)]
+        self.count += len(values)
+
+    def mean_and_deviation(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (size,), float32 on the CPU."""
+        mean, square = (value.cpu() / self.count for value in self._sums)
+        return mean.float(), (square - mean.square()).clamp(min=0).sqrt().float()

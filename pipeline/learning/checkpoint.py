@@ -16,17 +16,18 @@ from torch import Tensor
 
 from pipeline.errors import DamagedError, MissingError, briefly
 from pipeline.files import canonical_json
+from pipeline.heads.building import build_head, head_class
+from pipeline.heads.contract import Head, HeadSizes, LabelSet
 from pipeline.labels.vectors import LabelVectors
-from pipeline.matching.network import Network, build_network
 from pipeline.names import check_name
 from pipeline.settings import TrainSettings
 from pipeline.shards.schema import Recipe, fingerprint
-from pipeline.tensors import load_tensors, save_tensors
+from pipeline.tensors import check_alike, check_equal, load_tensors, save_tensors
 
 _log = logging.getLogger(__name__)
 
-CHECKPOINT_VERSION = 4
-"""3 held neither the history, nor the number of views and images, and a hash of both splits."""
+CHECKPOINT_VERSION = 5
+"""4 knew two networks and no statistics of the labels."""
 
 _TRAIN = "Train this run again."
 
@@ -49,7 +50,7 @@ class Checkpoint:
         train_sha256: `Manifest.train_sha256`.
         trained_images: how many images it was trained on: those of the training split without those
             that have no regions, and without the validation part.
-        label_vectors: (C, W) float32.
+        label_vectors, ratio, conditional: what was known of the labels, as `LabelSet` has it.
         label_vectors_sha256: `LabelVectors.sha256`, over names and vectors.
         recipe: of the regions that it was trained on.
         feature_size: D.
@@ -68,13 +69,20 @@ class Checkpoint:
     train_sha256: str
     trained_images: int
     label_vectors: Tensor
+    ratio: Tensor
+    conditional: Tensor | None
     label_vectors_sha256: str
     recipe: Recipe
     feature_size: int
     state: dict[str, Tensor]
     sha256: str = ""
 
-    def network(self) -> Network:
+    @property
+    def labels(self) -> LabelSet:
+        """What was known of the labels."""
+        return LabelSet(self.label_vectors, self.ratio, self.conditional)
+
+    def network(self) -> Head:
         """Build the network with these weights, in eval mode."""
         network = self._untrained_network()
         network.load_state_dict(self.state)
@@ -90,13 +98,14 @@ class Checkpoint:
             network = self._untrained_network()
         network.load_state_dict(self.state, assign=True)
 
-    def _untrained_network(self) -> Network:
-        return build_network(
+    def _untrained_network(self) -> Head:
+        sizes = HeadSizes(
             self.feature_size,
             len(self.vocabulary),
             self.label_vectors.shape[1],
-            self.settings.network,
+            int(self.state["inputs.classes"]),
         )
+        return build_head(sizes, self.settings.network)
 
 
 _STORED = [field.name for field in fields(Checkpoint) if field.name != "sha256"]
@@ -157,6 +166,7 @@ _TYPES: dict[str, type] = {
     "train_sha256": str,
     "trained_images": int,
     "label_vectors": Tensor,
+    "ratio": Tensor,
     "label_vectors_sha256": str,
     "recipe": dict,
     "feature_size": int,
@@ -184,6 +194,7 @@ def _checked(content: dict[str, Any], sha256: str) -> Checkpoint:
         **{name: content[name] for name in _TYPES},
         settings=TrainSettings.model_validate(content["settings"]),
         vocabulary=vocabulary,
+        conditional=content["conditional"],
         history=history,
         sha256=sha256,
     )
@@ -197,12 +208,27 @@ def _checked(content: dict[str, Any], sha256: str) -> Checkpoint:
             f"the label vectors have the sha256 {vectors.sha256}, expected "
             f"{checkpoint.label_vectors_sha256}"
         )
+    _check_statistics(checkpoint)
     _check_numbers(checkpoint)
     for name, tensor in checkpoint.state.items():
         if not isinstance(tensor, Tensor) or not tensor.isfinite().all():
             raise ValueError(f"the weights `{name}` are not finite numbers")
     checkpoint.check_weights()
     return checkpoint
+
+
+def _check_statistics(checkpoint: Checkpoint) -> None:
+    """Check the shares of the labels."""
+    labels = len(checkpoint.vocabulary)
+    like = {"ratio": torch.empty(labels)}
+    if head_class(checkpoint.settings.network.head).reads_conditional:
+        like["conditional"] = torch.empty(labels, labels)
+    else:
+        check_equal(checkpoint.conditional, None, "conditional")
+    found = {name: getattr(checkpoint, name) for name in like}
+    check_alike(found, like, "labels")
+    if not all(((share >= 0) & (share <= 1)).all() for share in found.values()):
+        raise ValueError("the shares of the labels are not all between 0 and 1")
 
 
 def _check_numbers(checkpoint: Checkpoint) -> None:

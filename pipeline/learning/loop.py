@@ -1,6 +1,6 @@
 """The training loop of stage two: its steps, its epochs, and what a killed training resumes from.
 
-Letters: N images of a split, B images of a batch, C labels, W size of a label vector.
+Letters: N images of a split, B images of a batch, C labels.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from pipeline.errors import InputError, MismatchError
 from pipeline.files import exists
+from pipeline.heads.contract import Head, LabelSet
 from pipeline.interrupts import Interrupted
 from pipeline.learning.batches import Batch, Feed
 from pipeline.learning.distributed import Processes
+from pipeline.learning.losses import compute_loss
 from pipeline.learning.optimization import make_average, make_optimizer, make_schedule
-from pipeline.matching.loss import matching_loss
-from pipeline.matching.network import Network, image_logits
 from pipeline.settings import TrainSettings
 from pipeline.tensors import (
     ODD_STATE,
@@ -61,7 +61,7 @@ class Training:
             step's batch; nan if this attempt made no step.
     """
 
-    network: Network
+    network: Head
     epoch: int
     history: History
     waited: float
@@ -113,7 +113,7 @@ class TrainingLoop:
 
     Args:
         network: with its inputs' statistics, on the device of ``processes``.
-        label_vectors: (C, W) float32, on the same device.
+        labels: what is known of the labels, on the same device.
         feed: of the training split.
         settings, seed, processes, name, state_file, save_every: as in `train_network`.
         validated: whether each epoch's row of the history has a validation mAP.
@@ -124,8 +124,8 @@ class TrainingLoop:
 
     def __init__(
         self,
-        network: Network,
-        label_vectors: Tensor,
+        network: Head,
+        labels: LabelSet,
         feed: Feed,
         settings: TrainSettings,
         *,
@@ -137,7 +137,7 @@ class TrainingLoop:
         validated: bool = False,
     ) -> None:
         self.network = network
-        self.label_vectors = label_vectors
+        self.labels = labels
         self.feed = feed
         self.settings = settings
         self.seed = seed
@@ -152,8 +152,6 @@ class TrainingLoop:
         self._schedule = make_schedule(self._optimizer, settings)
         self._parallel = processes.parallel(network)
         self._average = make_average(network, settings)
-        ratio = (feed.split.truth == 1).mean(axis=0)
-        self._ratio = torch.from_numpy(ratio).float().to(processes.device)
         self._waited = self._spent = 0.0
         self._saved = time.monotonic()
         self._save_due = False
@@ -218,10 +216,9 @@ class TrainingLoop:
         instances, truth = batch
         half = self.settings.precision == "bfloat16"
         with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=half):
-            logits = self._parallel(instances, self.label_vectors)
-        best = image_logits(logits.float())[0]
+            output = self._parallel(instances, self.labels, truth)
         # This process's part of the mean over the step's images.
-        loss = matching_loss(best, truth, self._ratio, self.settings.beta) * share
+        loss = compute_loss(output, truth, self.labels.ratio, self.settings.loss) * share
         self._optimizer.zero_grad()
         # The gradients are averaged over the processes, but their sum is needed.
         (loss * self.processes.count).backward()
@@ -271,10 +268,10 @@ class TrainingLoop:
             f"{self.position.gradient:.4g}."
         )
 
-    def current_network(self) -> Network:
+    def current_network(self) -> Head:
         """The network whose weights would be the result now, in eval mode."""
         network = self.network if self._average is None else self._average.module
-        return cast(Network, network.eval())
+        return cast(Head, network.eval())
 
     def end_epoch(self, row: Row) -> None:
         """Finish an epoch, given its complete row of the history.

@@ -1,7 +1,6 @@
 """The scores of a trained network, wherever they are needed: evaluation, validation, the page.
 
-Letters: N images of a split, B images of a batch, M instances, C labels, W size of a label vector,
-H size of a label's node.
+Letters: N images of a split, B images of a batch, M regions, C labels, H size of a label's node.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import DamagedError
+from pipeline.heads.contract import Head, HeadOutput, LabelSet, RegionBatch
+from pipeline.heads.matching.network import GmMlic
 from pipeline.learning.batches import Feed
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.splits import SplitData
-from pipeline.matching.graphs import InstanceBatch
-from pipeline.matching.network import MatchingNetwork, Network, image_logits
 from pipeline.tensors import best_device, non_finite
+
+Result = TypeVar("Result")
 
 _RESTORE = "Restore the run's checkpoint, or train the run again."
 
@@ -32,7 +34,8 @@ class Predictions:
 
     Attributes:
         logits: (N, C) float32, finite.
-        regions: (N, C) int16, index of the region that won each label's max, equation (14).
+        regions: (N, C) int16, index of the region that says most for each label; -1 where that
+            is the image as a whole.
     """
 
     logits: npt.NDArray[np.float32]
@@ -48,8 +51,8 @@ class Scorer:
 
     Args:
         network: moved to the device and put in eval mode.
-        label_vectors: (C, W) float32.
-        labels: C names, for errors.
+        labels: what is known of the labels.
+        names: of the C labels, for errors.
         name: of the run, for errors.
         batch_size: B, images that are scored at once.
         device: None for the best one.
@@ -57,18 +60,18 @@ class Scorer:
 
     def __init__(
         self,
-        network: Network,
-        label_vectors: Tensor,
-        labels: Sequence[str],
+        network: Head,
+        labels: LabelSet,
+        names: Sequence[str],
         *,
         name: str,
         batch_size: int,
         device: torch.device | None = None,
     ) -> None:
         self.device = device or best_device()
-        self.network: Network = network.to(self.device).eval()
-        self.label_vectors = label_vectors.to(self.device)
-        self.labels = labels
+        self.network: Head = network.to(self.device).eval()
+        self.labels = labels.to(self.device)
+        self.names = names
         self.name = name
         self.batch_size = batch_size
 
@@ -77,7 +80,7 @@ class Scorer:
         """The scorer of a run, on the best device, with as many images at once as in training."""
         return cls(
             checkpoint.network(),
-            checkpoint.label_vectors,
+            checkpoint.labels,
             checkpoint.vocabulary,
             name=name,
             batch_size=checkpoint.settings.batch_size,
@@ -93,28 +96,27 @@ class Scorer:
             on_images: called with the number of images of each batch that is scored.
 
         Raises:
-            NotFinite, DamagedError: as `logits`.
+            NotFinite, DamagedError: as `outputs`.
         """
         best, winners = [], []
-        with closing(self.logits(images)) as batches:
-            for logits in batches:
-                of_images, regions = image_logits(logits)
-                best.append(of_images.cpu().numpy())
-                winners.append(regions.cpu().numpy().astype(np.int16))
-                on_images(len(logits))
+        with closing(self.outputs(images)) as batches:
+            for _, output in batches:
+                best.append(output.image.cpu().numpy())
+                winners.append(output.winners().cpu().numpy().astype(np.int16))
+                on_images(len(output.image))
         return Predictions(np.concatenate(best), np.concatenate(winners))
 
-    def logits(self, images: SplitData | Feed) -> Generator[Tensor]:
-        """Yield the (B, M, C) logits of one batch of images after another; -inf for padding.
+    def outputs(self, images: SplitData | Feed) -> Generator[tuple[RegionBatch, HeadOutput]]:
+        """Yield one batch of images after another, and what the network says about it.
 
         Raises:
-            NotFinite: a logit of a real region is nan or infinite.
+            NotFinite: a logit of an image, or what is said of a real region, is nan or infinite.
             DamagedError: as `RegionCache.gather`, also for regions that are not finite.
         """
 
-        def compute(batch: InstanceBatch) -> tuple[Tensor, Tensor]:
-            logits = self.network(batch, self.label_vectors)
-            return logits, finite_logits(logits, batch.mask)
+        def compute(batch: RegionBatch) -> tuple[tuple[RegionBatch, HeadOutput], Tensor]:
+            output = self.network(batch, self.labels)
+            return (batch, output), finite_output(output, batch.mask)
 
         return self._over(images, compute)
 
@@ -122,12 +124,12 @@ class Scorer:
         """Yield what one batch of images after another makes of the labels: (B, C, H).
 
         Raises:
-            NotFinite, DamagedError: as `logits`.
+            NotFinite, DamagedError: as `outputs`.
         """
 
-        def compute(batch: InstanceBatch) -> tuple[Tensor, Tensor]:
-            assert isinstance(self.network, MatchingNetwork)
-            nodes = self.network.label_nodes(batch, self.label_vectors)
+        def compute(batch: RegionBatch) -> tuple[Tensor, Tensor]:
+            assert isinstance(self.network, GmMlic)
+            nodes = self.network.label_nodes(batch, self.labels.vectors)
             return nodes, nodes.isfinite().all(dim=-1)
 
         return self._over(images, compute)
@@ -136,8 +138,8 @@ class Scorer:
     def _over(
         self,
         images: SplitData | Feed,
-        compute: Callable[[InstanceBatch], tuple[Tensor, Tensor]],
-    ) -> Generator[Tensor]:
+        compute: Callable[[RegionBatch], tuple[Result, Tensor]],
+    ) -> Generator[Result]:
         """Yield what ``compute`` makes of each batch, if all of it is finite.
 
         Args:
@@ -150,26 +152,41 @@ class Scorer:
                 result, finite = compute(batch)
                 first = number * self.batch_size
                 check_finite(
-                    finite, self.name, ids[first : first + len(finite)], self.labels, self.network
+                    finite, self.name, ids[first : first + len(finite)], self.names, self.network
                 )
                 yield result
 
 
-def finite_logits(logits: Tensor, mask: Tensor) -> Tensor:
-    """Tell whether the logits of all real regions are finite.
+def finite_output(output: HeadOutput, mask: Tensor) -> Tensor:
+    """Tell whether what a head says about images and their real regions is finite.
 
     Args:
-        logits: (B, M, C), of any value for padding.
+        output: of B images.
         mask: (B, M) bool, False for padding.
 
     Returns:
         (B, C) bool.
     """
-    return (logits.isfinite() | ~mask[..., None]).all(dim=1)
+    finite = output.image.isfinite()
+    if output.regions is not None:
+        finite &= (output.regions.isfinite() | ~mask[..., None]).all(dim=1)
+    return finite
+
+
+def shown_attribution(network: Head, output: HeadOutput) -> Tensor | None:
+    """What each region says for each label, as people read it.
+
+    Returns:
+        (B, M, C): probabilities where the head gives regions logits, else its weights; 0 for
+        padding. None for a head that tells regions not apart.
+    """
+    if output.regions is None or network.attribution == "weights":
+        return output.regions
+    return output.regions.sigmoid()
 
 
 def check_finite(
-    finite: Tensor, run: str, images: Sequence[str], labels: Sequence[str], network: Network
+    finite: Tensor, run: str, images: Sequence[str], labels: Sequence[str], network: Head
 ) -> None:
     """Check the scores of a batch.
 

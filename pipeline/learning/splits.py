@@ -14,7 +14,8 @@ import torch
 
 from pipeline.datasets.manifest import Manifest, Split
 from pipeline.errors import InputError, MismatchError
-from pipeline.matching.graphs import InstanceBatch
+from pipeline.heads.contract import LabelSet, RegionBatch
+from pipeline.labels.vectors import LabelVectors
 from pipeline.shards.failures import FAILURES_NAME, read_failures
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import OF_REGIONS, RegionRows
@@ -53,7 +54,7 @@ class SplitData:
             left_out=0,
         )
 
-    def instances(self, images: np.ndarray, views: np.ndarray | int = 0) -> InstanceBatch:
+    def instances(self, images: np.ndarray, views: np.ndarray | int = 0) -> RegionBatch:
         """Read one view of each of B images; the features keep the type they are stored in.
 
         Args:
@@ -150,7 +151,7 @@ def check_regions(cache: RegionCache, dataset: str, regions: int | None) -> None
         )
 
 
-def instance_batch(rows: RegionRows, regions: int | None = None) -> InstanceBatch:
+def instance_batch(rows: RegionRows, regions: int | None = None) -> RegionBatch:
     """Convert rows of the cache to tensors, in the types they are stored in.
 
     Args:
@@ -159,4 +160,25 @@ def instance_batch(rows: RegionRows, regions: int | None = None) -> InstanceBatc
     """
     best = {name: torch.from_numpy(getattr(rows, name)[:, :regions]) for name in OF_REGIONS}
     numbers = np.arange(best["boxes"].shape[1])
-    return InstanceBatch(**best, mask=torch.from_numpy(numbers < rows.count[:, None]))
+    mask = torch.from_numpy(numbers < rows.count[:, None])
+    whole = None if rows.whole is None else torch.from_numpy(rows.whole)
+    return RegionBatch(**best, mask=mask, whole=whole)
+
+
+def label_set(split: SplitData, vectors: LabelVectors, *, conditional: bool) -> LabelSet:
+    """What the images that are trained on tell about the labels, with the labels' vectors.
+
+    Args:
+        split: the images that are trained on, without those that validate.
+        vectors: of the C labels.
+        conditional: whether to count the co-occurrence, which takes C x C numbers.
+    """
+    positive = split.truth == 1
+    ratio = torch.from_numpy(positive.mean(axis=0)).float()
+    together = None
+    if conditional:
+        both = torch.from_numpy(positive).double()
+        counts = both.T @ both
+        images = counts.diagonal().clone()
+        together = (counts / images.clamp(min=1)[:, None]).fill_diagonal_(0).float()
+    return LabelSet(torch.from_numpy(vectors.vectors), ratio, together)

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pipeline.datasets.manifest import SPLITS, Split, read_manifest
-from pipeline.learning.batches import Feed, RegionStatistics, region_statistics
+from pipeline.heads.inputs import Inputs, InputStatistics
+from pipeline.learning.batches import Feed, input_statistics
 from pipeline.learning.splits import SplitData, instance_batch, open_split
-from pipeline.matching.inputs import Inputs
 from pipeline.shards.reader import RegionCache
 
 _FIELDS = ("features", "boxes", "scores", "classes", "mask")
@@ -101,7 +101,7 @@ class RegionDataset(Dataset[dict[str, Any]]):
             for item in range(len(rows))
         ]
 
-    def statistics(self) -> RegionStatistics:
+    def statistics(self) -> InputStatistics:
         """Compute mean and standard deviation of features and boxes, as gmpipe's training does.
 
         They are of the real regions in view 0 of the training images, never of test images. This
@@ -116,7 +116,7 @@ class RegionDataset(Dataset[dict[str, Any]]):
                 "statistics are of training images, and this dataset has none that it knows of: "
                 "open the cache with a manifest, and with split='train' or without a split"
             )
-        return region_statistics(Feed(self._train, torch.device("cpu"), once=True))
+        return input_statistics(Feed(self._train, torch.device("cpu"), once=True))
 
     def standardizer(self, least_deviation: float = 0.1) -> Inputs:
         """Make the module with which gmpipe's own networks standardise what they read.
@@ -134,12 +134,7 @@ class RegionDataset(Dataset[dict[str, Any]]):
         """
         statistics = self.statistics()
         inputs = Inputs(self.cache.feature_size, least_deviation)
-        inputs.set_statistics(
-            statistics.feature_mean,
-            statistics.feature_std,
-            statistics.box_mean,
-            statistics.box_std,
-        )
+        inputs.set_statistics(statistics)
         return inputs
 
 

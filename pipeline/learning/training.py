@@ -9,18 +9,17 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
-import torch
-
 from pipeline.evaluation.metrics import evaluate
+from pipeline.heads.building import build_head, head_class
+from pipeline.heads.contract import Head, HeadSizes, LabelSet
 from pipeline.interrupts import deferred_interrupt
 from pipeline.labels.vectors import LabelVectors
-from pipeline.learning.batches import Feed, region_statistics
+from pipeline.learning.batches import Feed, input_statistics
 from pipeline.learning.distributed import Processes, alone
 from pipeline.learning.loop import Row, Training, TrainingLoop
 from pipeline.learning.prediction import NotFinite, Predictions, Scorer
 from pipeline.learning.seeds import seed_process, seeded
-from pipeline.learning.splits import SplitData
-from pipeline.matching.network import Network, build_network
+from pipeline.learning.splits import SplitData, label_set
 from pipeline.settings import TrainSettings
 
 SAVE_SECONDS = 30.0
@@ -72,12 +71,12 @@ def train_network(
     processes = processes or alone()
     with seeded(seed):
         feed = Feed(split, processes.device, sharers=processes.on_machine)
-        label_vectors = torch.from_numpy(vectors.vectors)
-        network = _initial_network(feed, label_vectors, settings)
+        labels = known_labels(split, vectors, settings)
+        network = _initial_network(feed, labels, settings)
         seed_process(seed, processes.rank)
         loop = TrainingLoop(
             network.to(processes.device),
-            label_vectors.to(processes.device),
+            labels.to(processes.device),
             feed,
             settings,
             seed=seed,
@@ -90,22 +89,23 @@ def train_network(
         return _run(loop, validation, vectors.names, on_step, on_epoch)
 
 
-def _initial_network(feed: Feed, label_vectors: torch.Tensor, settings: TrainSettings) -> Network:
+def known_labels(split: SplitData, vectors: LabelVectors, settings: TrainSettings) -> LabelSet:
+    """What a training on these images knows of the labels."""
+    conditional = head_class(settings.network.head).reads_conditional
+    return label_set(split, vectors, conditional=conditional)
+
+
+def _initial_network(feed: Feed, labels: LabelSet, settings: TrainSettings) -> Head:
     """A network with random weights and the statistics of its inputs, on the CPU."""
-    network = build_network(
-        feed.split.cache.feature_size,
-        labels=label_vectors.shape[0],
-        vector_size=label_vectors.shape[1],
-        settings=settings.network,
+    statistics = input_statistics(feed)
+    sizes = HeadSizes(
+        features=feed.split.cache.feature_size,
+        labels=labels.vectors.shape[0],
+        vectors=labels.vectors.shape[1],
+        classes=statistics.classes,
     )
-    statistics = region_statistics(feed)
-    network.inputs.set_statistics(
-        statistics.feature_mean,
-        statistics.feature_std,
-        statistics.box_mean,
-        statistics.box_std,
-        label_vectors,
-    )
+    network = build_head(sizes, settings.network)
+    network.start(statistics, labels)
     return network
 
 
@@ -137,7 +137,7 @@ def _run(
     return loop.result()
 
 
-def _validate(loop: TrainingLoop, validation: Feed, labels: tuple[str, ...]) -> Predictions:
+def _validate(loop: TrainingLoop, validation: Feed, names: tuple[str, ...]) -> Predictions:
     """Score the validation part.
 
     Raises:
@@ -145,8 +145,8 @@ def _validate(loop: TrainingLoop, validation: Feed, labels: tuple[str, ...]) -> 
     """
     scorer = Scorer(
         loop.current_network(),
-        loop.label_vectors,
-        labels,
+        loop.labels,
+        names,
         name=loop.name,
         batch_size=loop.settings.batch_size,
         device=loop.processes.device,

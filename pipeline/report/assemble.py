@@ -27,9 +27,9 @@ from pipeline.evaluation.tables import (
     results_csv,
     results_markdown,
 )
+from pipeline.heads.matching.network import GmMlic
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.prediction import Scorer
-from pipeline.matching.network import MatchingNetwork
 from pipeline.report import illustrations as drawn
 from pipeline.report.facts import what_was_run
 from pipeline.report.figures import looks
@@ -133,7 +133,7 @@ def _draw_label_map(
 ) -> list[drawn.Illustration]:
     """Draw the map of the labels, unless the network has no label nodes or there are too few."""
     scorer = Scorer.of_checkpoint(checkpoint, inputs.shown.name)
-    if not isinstance(scorer.network, MatchingNetwork):
+    if not isinstance(scorer.network, GmMlic):
         return []
     split = shown_split(inputs, checkpoint.settings.regions)
     with phase("map of the labels", len(split), "image") as on_images:

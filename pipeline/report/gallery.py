@@ -20,10 +20,9 @@ from torch import Tensor
 
 from pipeline.errors import InputError, MissingError
 from pipeline.files import exists
-from pipeline.learning.prediction import Scorer
+from pipeline.learning.prediction import Scorer, shown_attribution
 from pipeline.learning.splits import SplitData, open_split
 from pipeline.machine import cores
-from pipeline.matching.network import image_logits
 from pipeline.regions.transforms import load_image
 from pipeline.report.folder import PICTURES, in_steps, packed, write_data
 from pipeline.report.inputs import PageInputs, Phase, load_evaluated
@@ -206,17 +205,18 @@ def region_scores(
         on_images: called after each batch with its number of images.
 
     Raises:
-        NotFinite, DamagedError: as `Scorer.logits`.
+        NotFinite, DamagedError: as `Scorer.outputs`.
     """
     batches_of_scores: list[tuple[Tensor, ...]] = []
-    best = min(BEST_LABELS, len(scorer.labels))
-    with closing(scorer.logits(split)) as batches:
-        for logits in batches:
-            of_image, winners = image_logits(logits)
-            top: Any = logits.topk(best, dim=-1)
-            parts = (of_image.sigmoid(), winners, top.indices, top.values.sigmoid())
+    best = min(BEST_LABELS, len(scorer.names))
+    with closing(scorer.outputs(split)) as batches:
+        for _, output in batches:
+            said = shown_attribution(scorer.network, output)
+            assert said is not None
+            top: Any = said.topk(best, dim=-1)
+            parts = (output.image.sigmoid(), output.winners(), top.indices, top.values)
             batches_of_scores.append(tuple(part.cpu() for part in parts))
-            on_images(len(logits))
+            on_images(len(output.image))
     scores, winning, labels, values = (
         torch.cat(column).numpy() for column in zip(*batches_of_scores, strict=True)
     )
@@ -229,7 +229,7 @@ def mean_label_nodes(
     """Average the label nodes after the last convolution module over the images.
 
     Args:
-        scorer: of a `MatchingNetwork`.
+        scorer: of a `GmMlic`.
         split: N images, taken in view 0.
         on_images: as in `region_scores`.
 

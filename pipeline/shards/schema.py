@@ -78,6 +78,9 @@ class RegionRows:
     """(R,) fixed-width bytes: UTF-8, padded with NUL; not empty."""
     view: npt.NDArray[np.int16]
     """(R,) int16: 0 is the whole image, 1 and up are its random crops."""
+    whole: npt.NDArray[np.floating[Any]] | None = None
+    """(R, d) of the features' type: the box head's vector of the whole view; None where a cache of
+    format version 1 or an import holds none."""
 
     def __len__(self) -> int:
         """R, the number of rows."""

@@ -21,13 +21,16 @@ from pipeline.files import read_bytes
 from pipeline.names import check_name
 from pipeline.settings import (
     SECTIONS,
-    VARIANTS,
     DetectorSettings,
     ExtractSettings,
     Params,
     PrepareSettings,
     TrainSettings,
+    head_of_variant,
+    variant_changes,
+    variant_names,
 )
+from pipeline.settings.heads import HEADS, head_changes
 from stages.checkout.keys import name_error, nearest, settings_error
 from stages.checkout.yaml_text import load_yaml
 
@@ -163,8 +166,8 @@ def _check(given: Mapping[str, Any], overrides: Sequence[str], file: Path) -> Pa
     for dataset, settings in params.train.items():
         for variant in settings.variants:
             where = f"{file}: train.{dataset}.variants.{variant}"
-            meant = difflib.get_close_matches(variant, VARIANTS, n=1, cutoff=0.85)
-            if meant and variant not in VARIANTS:
+            meant = difflib.get_close_matches(variant, variant_names(), n=1, cutoff=0.85)
+            if meant and variant not in variant_names():
                 raise InputError(
                     f"{where}: unknown variant {variant!r}. Its name is too similar to an existing "
                     "one to define a variant of your own.",
@@ -295,31 +298,36 @@ def unread_by_runs(request: Request) -> list[str]:
 
 def has_variant(settings: TrainSettings, variant: str) -> bool:
     """Whether every data set has the variant, or this one defines it."""
-    return variant in VARIANTS or variant in settings.variants
+    return head_of_variant(variant) is not None or variant in settings.variants
 
 
 def variant_settings(settings: TrainSettings, variant: str, where: str = "train") -> TrainSettings:
     """Return the train settings of a data set with the changes of one of its variants.
 
+    A variant of another head than the data set's starts from that head's own train settings.
+
     Args:
         settings: of the data set.
-        variant: one of `VARIANTS`, or one that the data set defines.
+        variant: a built-in one, or one that the data set defines.
         where: begins the message of an error.
 
     Raises:
         InputError: the variant is unknown, or what it changes is not a setting or not valid.
     """
     if not has_variant(settings, variant):
-        known = [*VARIANTS, *(name for name in settings.variants if name not in VARIANTS)]
+        known = list(dict.fromkeys([*variant_names(), *settings.variants]))
         raise InputError(
             f"{where}: unknown variant {variant!r}. The variants are {', '.join(known)}.",
             nearest(variant, known) or "Correct the name, or add it to the data set's `variants`.",
         )
-    changes = settings.variants.get(variant, {})
+    changes = changes_of_variant(settings, variant)
     if "variants" in changes:
         raise InputError(f"{where}: a variant can't define `variants` itself.", "Remove them.")
     merged = settings.model_dump(exclude={"variants"})
-    _merge(merged, VARIANTS.get(variant, {}))
+    network = changes.get("network")
+    head = network.get("head") if isinstance(network, Mapping) else None
+    if head in HEADS and head != merged["network"]["head"]:
+        _merge(merged, head_changes(head))
     _merge(merged, changes)
     try:
         return TrainSettings.model_validate(merged)
@@ -327,9 +335,28 @@ def variant_settings(settings: TrainSettings, variant: str, where: str = "train"
         raise settings_error(error, where, TrainSettings) from error
 
 
+def changes_of_variant(settings: TrainSettings, variant: str) -> dict[str, Any]:
+    """What a variant changes of the data set's train settings: built in, then by params.yaml."""
+    changes: dict[str, Any] = {}
+    if head_of_variant(variant) is not None:
+        _merge(changes, variant_changes(variant))
+    _merge(changes, settings.variants.get(variant, {}))
+    return changes
+
+
+_KINDS = {"network": "head", "loss": "name"}
+"""Block of one of several kinds -> the setting that tells which."""
+
+
 def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Change a block in place; a block of another kind takes the place of the one there."""
     for key, value in changes.items():
-        if isinstance(value, Mapping) and isinstance(base.get(key), dict):
-            _merge(base[key], value)
+        own, kind = base.get(key), _KINDS.get(key, "")
+        if (
+            isinstance(value, Mapping)
+            and isinstance(own, dict)
+            and value.get(kind, own.get(kind)) == own.get(kind)
+        ):
+            _merge(own, value)
         else:
             base[key] = copy.deepcopy(value)

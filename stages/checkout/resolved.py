@@ -4,7 +4,8 @@
     holds the settings of a variant as params.yaml describes it, with all defaults, and the number
     of views. Training depends on this file, so that a change of one variant's settings retrains
     that variant alone. (DVC can't merge a variant with the settings that it changes, nor depend on
-    keys that may be missing.)
+    keys that may be missing.) It also holds a digest of the code of the variant's head, so that
+    only those variants are trained again whose head was edited.
 `runs/<dataset>/<run>/settings.yaml`
     holds what a run was made with, including data set, variant and seed, and the sha256 of the
     checkpoint that was.
@@ -25,6 +26,7 @@ from ruamel.yaml.error import YAMLError
 from pipeline.errors import DamagedError, MissingError, briefly
 from pipeline.files import exists, matching, read_bytes, replacing, sha256_file, sha256_json
 from pipeline.settings import TrainSettings
+from pipeline.settings.heads import HEADS
 from stages.checkout.layout import CHECKPOINT_FILE, SETTINGS_FILE, settings_folder
 from stages.checkout.params import Request, has_variant, variant_settings
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from stages.checkout.plans import RunPlan  # imports torch, which `prepare` does without
 
 _SUFFIX = ".yaml"
+_CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def write_variant_settings(request: Request) -> None:
@@ -67,7 +70,7 @@ def _variant_files(request: Request) -> dict[Path, str]:
     # A data set that `datasets` does not list may lack some of the variants.
     return {
         settings_folder(dataset) / f"{name}{_SUFFIX}": _as_yaml(
-            _resolved(variant_settings(train, name), views)
+            _with_code(variant_settings(train, name), views)
         )
         for name in params.variants
         if has_variant(train, name)
@@ -107,6 +110,13 @@ def read_run_settings(folder: Path) -> Mapping[str, Any]:
     if not matches:
         raise DamagedError(f"{path} is damaged: its content does not match its sha256.", remedy)
     return dict(content)
+
+
+def _with_code(settings: TrainSettings, views: int) -> dict[str, Any]:
+    source = _CHECKOUT / HEADS[settings.network.head].source
+    files = sorted(source.rglob("*.py")) if source.is_dir() else [source]
+    code = sha256_json({file.name: sha256_file(file) for file in files})
+    return {**_resolved(settings, views), "head_sha256": code}
 
 
 def _resolved(settings: TrainSettings, views: int) -> dict[str, Any]:

@@ -68,10 +68,10 @@ def complete_dataset(_: click.Context) -> Iterable[str]:
 @_offering
 def complete_variant(context: click.Context) -> Iterable[str]:
     """Offer the variants that every data set has, and those that this one adds."""
-    from pipeline.settings import VARIANTS
+    from pipeline.settings import variant_names
 
     own = _params()["train"][_dataset(context)].get("variants", {})
-    return dict.fromkeys([*VARIANTS, *own])
+    return dict.fromkeys([*variant_names(), *own])
 
 
 @_offering

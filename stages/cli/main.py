@@ -90,10 +90,10 @@ class _Cli(CommandGroup):
                 formatter.write_dl(helps, col_spacing=2)
 
     def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        from pipeline.settings import VARIANTS
+        from pipeline.settings import variant_names
 
         with formatter.section("Variants"):
-            formatter.write_text(", ".join(VARIANTS))
+            formatter.write_text(", ".join(variant_names()))
 
 
 @level_options

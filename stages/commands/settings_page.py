@@ -18,7 +18,7 @@ from pipeline.settings import (
     DetectorSettings,
     ExtractSettings,
     FitSettings,
-    NetworkSettings,
+    GmMlicSettings,
     Params,
     PrepareSettings,
     TrainSettings,
@@ -46,7 +46,7 @@ BLOCKS: dict[str, dict[str, type[BaseModel]]] = {
         "detector.DATASET.fit": FitSettings,
     },
     "extract": {"extract.DATASET": ExtractSettings},
-    "train": {"train.DATASET": TrainSettings, "train.DATASET.network": NetworkSettings},
+    "train": {"train.DATASET": TrainSettings, "train.DATASET.network": GmMlicSettings},
 }
 """Section -> dotted key of each block in it -> the class that checks the block."""
 

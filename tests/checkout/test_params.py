@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from shipped import MISSING, SHIPPED, changed_params
 
 from pipeline.errors import InputError, MissingError
-from pipeline.settings import SECTIONS, NetworkSettings, Params, TrainSettings
+from pipeline.settings import SECTIONS, GmMlicSettings, Params, TrainSettings
 from stages.checkout.params import load_params, read_request, unreached, variant_settings
 from stages.checkout.plans import plan_run
 
@@ -324,14 +324,14 @@ def test_a_data_set_takes_its_own_blocks(checkout: Path) -> None:
 def test_a_variant_changes_what_it_names_and_keeps_the_rest() -> None:
     settings = TrainSettings(
         epochs=9,
-        network=NetworkSettings(latent_size=64, modules=3),
+        network=GmMlicSettings(latent_size=64, modules=3),
         variants={"max-pool": {"learning_rate": 0.5, "network": {"latent_size": 32}}},
     )
     changed = variant_settings(settings, "max-pool")
     assert changed == TrainSettings(
         epochs=9,
         learning_rate=0.5,
-        network=NetworkSettings(architecture="max-pool", latent_size=32, modules=3),
+        network=GmMlicSettings(architecture="max-pool", latent_size=32, modules=3),
     )
     assert variant_settings(settings, "full") == settings.model_copy(update={"variants": {}})
 

@@ -31,7 +31,7 @@ from pipeline.regions.extraction import extraction_recipe
 from pipeline.settings import (
     ArchitectureSettings,
     ExtractSettings,
-    NetworkSettings,
+    GmMlicSettings,
     TrainSettings,
 )
 
@@ -164,7 +164,7 @@ def test_in_how_many_epochs_gradients_were_clipped(clip_norm: float, clipped: in
 
 
 FIELDS = {
-    **{f"network.{name}": field for name, field in NetworkSettings.model_fields.items()},
+    **{f"network.{name}": field for name, field in GmMlicSettings.model_fields.items()},
     **{name: field for name, field in TrainSettings.model_fields.items() if name != "network"},
     **{f"extract.{name}": field for name, field in ExtractSettings.model_fields.items()},
 }

@@ -22,7 +22,7 @@ from pipeline.evaluation.paper import (
     Table,
     paper_results,
 )
-from pipeline.settings import VARIANTS, NetworkSettings, TrainSettings
+from pipeline.settings import VARIANTS, GmMlicSettings, TrainSettings
 from stages.checkout.params import load_params
 
 PRINTED_NAMES = {
@@ -139,7 +139,7 @@ def test_the_presets_are_the_papers(monkeypatch: pytest.MonkeyPatch) -> None:
         assert params.extract[dataset].size == 448
         train = params.train[dataset]
         assert train == TrainSettings(
-            network=NetworkSettings(latent_size=512, modules=2, node_norm=False),
+            network=GmMlicSettings(latent_size=512, modules=2, node_norm=False),
             label_vectors="data/glove/glove.6B.zip/glove.6B.300d.txt",
             beta=paper.beta,
             epochs=train.epochs,

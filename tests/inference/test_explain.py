@@ -24,9 +24,9 @@ from pipeline.errors import InputError
 from pipeline.formats.text import legible
 from pipeline.inference.picture import draw
 from pipeline.learning.checkpoint import Checkpoint
-from pipeline.matching.convolution import Convolution
-from pipeline.matching.graphs import InstanceBatch
-from pipeline.matching.network import MatchingNetwork, build_network, image_logits
+from pipeline.heads.matching.convolution import Convolution
+from pipeline.heads.contract import RegionBatch
+from pipeline.heads.matching.network import GmMlic, build_network, image_logits
 
 TOLERANCE = 2e-5  # of a probability: float32 against float64
 
@@ -53,10 +53,10 @@ def photograph(seed: int = 0) -> Image.Image:
     return Image.fromarray(pixels).resize((90, 70))
 
 
-def reference_scores(run: TrainedRun, batch: InstanceBatch, kinds: tuple[str, ...]) -> Tensor:
+def reference_scores(run: TrainedRun, batch: RegionBatch, kinds: tuple[str, ...]) -> Tensor:
     """Compute scores (C,) of one image, edge by edge in float64, without some kinds of edges."""
     network = run.checkpoint.network().double()
-    assert isinstance(network, MatchingNetwork)
+    assert isinstance(network, GmMlic)
     words = run.checkpoint.label_vectors.double()
     graph = build_graph(network, batch, 0, words)
     for kind in kinds:

@@ -26,9 +26,9 @@ from pipeline.inference.export import (
     quiet,
 )
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
-from pipeline.matching.graphs import InstanceBatch
-from pipeline.matching.network import build_network, image_logits
-from pipeline.settings import VARIANTS, NetworkSettings, TrainSettings
+from pipeline.heads.contract import RegionBatch
+from pipeline.heads.matching.network import build_network, image_logits
+from pipeline.settings import VARIANTS, GmMlicSettings, TrainSettings
 from pipeline.shards.schema import fingerprint
 
 C, D, W = 6, 5, 4
@@ -39,7 +39,7 @@ TOLERANCE = 1e-5
 def checkpoint(variant: str = "full", **changes: Any) -> Checkpoint:
     """Make a checkpoint of an untrained network in which no parameter is 0."""
     own: Any = VARIANTS[variant].get("network", {})
-    settings = NetworkSettings(**{"latent_size": 32, "neighbors": 2, **own, **changes})
+    settings = GmMlicSettings(**{"latent_size": 32, "neighbors": 2, **own, **changes})
     torch.manual_seed(0)
     vectors = torch.randn(C, W)
     network = build_network(D, C, W, settings)
@@ -78,7 +78,7 @@ SHAPES = (([1], 1), ([2], 2), ([3, 1, 2], 3), ([1, 4, 2, 3, 4], 4), ([2, 1], 7),
 """Real regions of each image, and M. K is 2, so some images have fewer than K neighbours."""
 
 
-def inputs(batch: InstanceBatch, counts: list[int]) -> dict[str, np.ndarray]:
+def inputs(batch: RegionBatch, counts: list[int]) -> dict[str, np.ndarray]:
     """What the model reads of a batch."""
     fields = {name: getattr(batch, name).numpy() for name in INPUTS[:-1]}
     return {**fields, "count": np.array(counts)}

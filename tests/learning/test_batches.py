@@ -21,7 +21,7 @@ from pipeline.learning import batches as batches_module
 from pipeline.learning.batches import Batch, Feed, region_statistics
 from pipeline.learning.splits import SplitData
 from pipeline.machine import available_memory
-from pipeline.matching.graphs import InstanceBatch
+from pipeline.heads.contract import RegionBatch
 
 CPU = torch.device("cpu")
 
@@ -65,7 +65,7 @@ def test_statistics_are_of_the_real_regions_of_view_0(
 def equal(one: Batch, other: Batch) -> bool:
     """Bit for bit, types included."""
     pairs = [
-        *((getattr(one[0], f.name), getattr(other[0], f.name)) for f in fields(InstanceBatch)),
+        *((getattr(one[0], f.name), getattr(other[0], f.name)) for f in fields(RegionBatch)),
         (one[1], other[1]),
     ]
     return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
@@ -100,7 +100,7 @@ def test_regions_are_kept_in_memory_only_where_they_fit(
     asked: list[int] = []
     original = SplitData.instances
 
-    def counted(split: SplitData, images: np.ndarray, views: Any = 0) -> InstanceBatch:
+    def counted(split: SplitData, images: np.ndarray, views: Any = 0) -> RegionBatch:
         asked.append(len(images))
         return original(split, images, views)
 

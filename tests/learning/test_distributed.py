@@ -27,8 +27,8 @@ from pipeline.learning.checkpoint import load_checkpoint
 from pipeline.learning.distributed import Processes, joined_processes
 from pipeline.learning.loop import TrainingLoop
 from pipeline.learning.splits import SplitData
-from pipeline.matching.network import build_network
-from pipeline.settings import NetworkSettings, TrainSettings
+from pipeline.heads.matching.network import build_network
+from pipeline.settings import GmMlicSettings, TrainSettings
 
 CPU = torch.device("cpu")
 
@@ -85,7 +85,7 @@ def gradients(split: SplitData, folder: Path, processes: Processes) -> list[torc
     torch.manual_seed(0)
     label_vectors = torch.from_numpy(VECTORS.vectors)
     chosen = TrainSettings(
-        network=NetworkSettings(latent_size=8, neighbors=2),
+        network=GmMlicSettings(latent_size=8, neighbors=2),
         batch_size=math.ceil(len(split) / processes.count),
         beta=0.4,
         clip_norm=1e9,

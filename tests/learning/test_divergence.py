@@ -19,9 +19,9 @@ from pipeline.errors import GmpipeError
 from pipeline.learning import batches as batches_module
 from pipeline.learning.loop import Diverged
 from pipeline.learning.prediction import Network
-from pipeline.matching.loss import matching_loss
-from pipeline.matching.network import build_network
-from pipeline.settings import NetworkSettings
+from pipeline.learning.losses import matching_loss
+from pipeline.heads.matching.network import build_network
+from pipeline.settings import GmMlicSettings
 
 
 def batch_threads() -> list[threading.Thread]:
@@ -87,7 +87,7 @@ def test_the_parameter_with_the_largest_gradient_is_named(
 
     monkeypatch.setattr("pipeline.learning.loop.matching_loss", loss)
     monkeypatch.setattr("pipeline.learning.training.build_network", hooked)
-    maxed = settings(network=NetworkSettings(architecture="max-pool", latent_size=8))
+    maxed = settings(network=GmMlicSettings(architecture="max-pool", latent_size=8))
     whole = train(toy, tmp_path / "whole.pt", chosen=maxed.model_copy(update={"epochs": 1}))
     steps = 0
     with pytest.raises(

@@ -30,9 +30,9 @@ from pipeline.evaluation.metrics import evaluate
 from pipeline.learning import batches as batches_module
 from pipeline.learning.batches import Feed
 from pipeline.learning.splits import SplitData, open_split, split_validation
-from pipeline.matching.loss import matching_loss
-from pipeline.matching.network import build_network, image_logits
-from pipeline.settings import VARIANTS, NetworkSettings, TrainSettings
+from pipeline.learning.losses import matching_loss
+from pipeline.heads.matching.network import build_network, image_logits
+from pipeline.settings import VARIANTS, GmMlicSettings, TrainSettings
 from pipeline.shards.schema import RegionRows
 
 BEST = settings(
@@ -106,7 +106,7 @@ def test_an_epoch_takes_every_image_once_in_a_view_drawn_for_it(
 def test_every_variant_learns_the_toy_problem(toy: Toy, tmp_path: Path, variant: str) -> None:
     changes: Any = VARIANTS[variant].get("network", {})
     easy = settings(
-        network=NetworkSettings(**{"latent_size": 32, "neighbors": 2, **changes}),
+        network=GmMlicSettings(**{"latent_size": 32, "neighbors": 2, **changes}),
         epochs=15,
         batch_size=8,
         optimizer="adamw",
@@ -128,7 +128,7 @@ def test_bfloat16_learns_the_toy_problem(toy: Toy, tmp_path: Path, variant: str)
     losses = set()
     for precision in ("float32", "bfloat16"):
         chosen = settings(
-            network=NetworkSettings(**{"latent_size": 32, "neighbors": 2, **changes}),
+            network=GmMlicSettings(**{"latent_size": 32, "neighbors": 2, **changes}),
             epochs=8,
             batch_size=8,
             optimizer="adamw",
@@ -161,7 +161,7 @@ def test_the_seed_decides_the_result(toy: Toy, tmp_path: Path) -> None:
 def test_the_loss_of_an_epoch_is_the_mean_over_its_images(toy: Toy, tmp_path: Path) -> None:
     """Batches of 16, 16 and 10 images count by their sizes; the network hardly moves."""
     still = settings(
-        network=NetworkSettings(latent_size=8, neighbors=2), epochs=1, learning_rate=1e-12
+        network=GmMlicSettings(latent_size=8, neighbors=2), epochs=1, learning_rate=1e-12
     )
     split = open_split(toy.cache, toy.manifest, "train")
     trained = train(toy, tmp_path / "a.pt", split=split, chosen=still)

@@ -13,12 +13,12 @@ from pipeline.learning.loop import Training
 from pipeline.learning.prediction import Predictions, Scorer
 from pipeline.learning.splits import SplitData
 from pipeline.learning.training import train_network
-from pipeline.matching.graphs import InstanceBatch
-from pipeline.matching.network import Network
-from pipeline.settings import NetworkSettings, TrainSettings
+from pipeline.heads.contract import RegionBatch
+from pipeline.heads.matching.network import Network
+from pipeline.settings import GmMlicSettings, TrainSettings
 
 SETTINGS = TrainSettings(
-    network=NetworkSettings(latent_size=8, neighbors=2, dropout=0.2, input_dropout=0.1),
+    network=GmMlicSettings(latent_size=8, neighbors=2, dropout=0.2, input_dropout=0.1),
     epochs=4,
     batch_size=16,
     learning_rate=0.02,
@@ -78,7 +78,7 @@ def same(one: Training, other: Training) -> bool:
     )
 
 
-def float_batch(split: SplitData, images: np.ndarray, views: Any = 0) -> InstanceBatch:
+def float_batch(split: SplitData, images: np.ndarray, views: Any = 0) -> RegionBatch:
     """The instances of some images in float32."""
     return split.instances(images, views).to(torch.device("cpu"), torch.float32)
 

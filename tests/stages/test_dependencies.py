@@ -123,7 +123,7 @@ def test_every_imported_room_is_known(imports: dict[str, set[str]]) -> None:
 
 def test_what_training_does_not_run_is_no_dependency_of_it(imports: dict[str, set[str]]) -> None:
     assert "pipeline/learning/loop.py" in imports["train"] - imports["evaluate"]
-    assert "pipeline/matching/network.py" in imports["train"] & imports["evaluate"]
+    assert "pipeline/heads/matching/network.py" in imports["train"] & imports["evaluate"]
     for stage in STAGES:
         assert "pipeline/learning/torch_dataset.py" not in imports[stage]
     assert not any(room(file) == "report" for file in imports["train"] | imports["evaluate"])

@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 from toys import LABELS, N_TEST, N_TRAIN, RECIPE, VECTORS, copied, make_checkout, make_toy
 
 from pipeline.datasets.manifest import COLUMNS, full_counts, read_manifest, write_manifest
-from pipeline.matching.loss import matching_loss
+from pipeline.learning.losses import matching_loss
 from pipeline.shards.failures import Failure, write_failures
 from pipeline.shards.index import write_index
 from pipeline.shards.reader import RegionCache

@@ -13,7 +13,7 @@ from torchvision.models.detection import FasterRCNN
 
 from pipeline.datasets.manifest import BoxTable, Manifest
 from pipeline.datasets.scenes import KINDS, make_scenes
-from pipeline.matching.graphs import InstanceBatch
+from pipeline.heads.contract import RegionBatch
 from pipeline.regions.detector import (
     WEIGHTS_FILE,
     build_model,
@@ -66,7 +66,7 @@ def make_instances(
     counts: Sequence[int] | None = None,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
-) -> InstanceBatch:
+) -> RegionBatch:
     """A batch of B = ``images`` images with M = ``instances`` instances; padding is zero and last.
 
     Without ``counts`` the images have M, 1, M - 1, then M, 1, M - 1, ... real instances.
@@ -96,7 +96,7 @@ def make_instances(
             features[image, index] = features[image, first]
     real = np.arange(instances) < np.array(counts)[:, None]  # (B, M)
     boxes = np.concatenate([centers - halves, centers + halves], axis=-1)
-    return InstanceBatch(
+    return RegionBatch(
         features=torch.tensor(features * real[..., None], dtype=dtype),
         boxes=torch.tensor(boxes * real[..., None], dtype=dtype),
         scores=torch.tensor(scores * real, dtype=dtype),

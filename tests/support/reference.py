@@ -1,6 +1,6 @@
 """The matching network edge by edge, as section 3 of the paper writes it: slow, and the judge.
 
-`pipeline.matching.network` computes the same numbers from the same parameters, fast. Nothing of
+`pipeline.heads.matching.network` computes the same numbers from the same parameters, fast. Nothing of
 its arithmetic is used here: only the modules that hold the parameters (MLP, norm, `Inputs`), each
 called on what its equation concatenates. Neighbours are found by sorting.
 
@@ -34,10 +34,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from pipeline.matching.convolution import Convolution
-from pipeline.matching.graphs import InstanceBatch
-from pipeline.matching.layers import MLP
-from pipeline.matching.network import MatchingNetwork
+from pipeline.heads.matching.convolution import Convolution
+from pipeline.heads.contract import RegionBatch
+from pipeline.heads.matching.layers import MLP
+from pipeline.heads.matching.network import GmMlic
 
 Nodes = dict[int, Tensor]
 """v_i by i."""
@@ -67,9 +67,7 @@ class Graph:
     matching_edges: Edges
 
 
-def reference_logits(
-    network: MatchingNetwork, batch: InstanceBatch, label_vectors: Tensor
-) -> Tensor:
+def reference_logits(network: GmMlic, batch: RegionBatch, label_vectors: Tensor) -> Tensor:
     """Compute equations (1)-(13), one image after the other.
 
     ``network(batch, label_vectors)`` must equal the result.
@@ -102,9 +100,7 @@ def reference_logits(
 # Assignment graph --------------------------------------------------------------------------------
 
 
-def build_graph(
-    network: MatchingNetwork, batch: InstanceBatch, image: int, label_vectors: Tensor
-) -> Graph:
+def build_graph(network: GmMlic, batch: RegionBatch, image: int, label_vectors: Tensor) -> Graph:
     """Build the graph before the encoder, (1)-(3), from standardised inputs."""
     settings = network.settings
     inputs = network.inputs
@@ -137,7 +133,7 @@ def build_graph(
     return Graph(f, w, instance_edges, label_edges, matching_edges)
 
 
-def nearest_instances(batch: InstanceBatch, image: int, i: int, neighbors: int) -> list[int]:
+def nearest_instances(batch: RegionBatch, image: int, i: int, neighbors: int) -> list[int]:
     """Find the K real instances, except i, whose box centres are nearest to that of instance i.
 
     Ties are broken by score (higher first), class, then box coordinates.
@@ -176,7 +172,7 @@ def nearest_labels(label_vectors: Tensor, i: int, neighbors: int | None) -> list
 # Encoder -----------------------------------------------------------------------------------------
 
 
-def encode(network: MatchingNetwork, graph: Graph) -> Graph:
+def encode(network: GmMlic, graph: Graph) -> Graph:
     """Apply the encoder (4): an MLP on every node and every edge, one for each kind."""
     encoder = network.encoder
 
@@ -276,7 +272,7 @@ def convolved_label(module: Convolution, graph: Graph, j: int) -> Tensor:
 # Decoder -----------------------------------------------------------------------------------------
 
 
-def decode(network: MatchingNetwork, graph: Graph) -> Edges:
+def decode(network: GmMlic, graph: Graph) -> Edges:
     """Apply the decoder (13): a scalar logit for every real instance i and label j, by (i, j).
 
     Without matching edges it reads ``[v_i^o, v_j^l]``.

@@ -10,8 +10,9 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from pipeline.matching.layers import MLP, apply
-from pipeline.matching.states import AssignmentGraph
+from pipeline.heads.layers import apply
+from pipeline.heads.matching.layers import MLP
+from pipeline.heads.matching.states import AssignmentGraph
 
 
 class Decoder(nn.Module):

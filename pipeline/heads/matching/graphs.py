@@ -1,6 +1,6 @@
 """The structure of the assignment graph: its instances, and which nodes read which others.
 
-Nothing here has parameters. `pipeline.matching.states` holds what the network computes on the
+Nothing here has parameters. `pipeline.heads.matching.states` holds what the network computes on the
 nodes and edges.
 
 Letters: B images, M instances (padding included), C labels, K neighbours of an instance,
@@ -15,40 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from pipeline.settings import NetworkSettings
+from pipeline.heads.contract import RegionBatch
+from pipeline.settings import GmMlicSettings
 
 _BLOCK_BYTES = 2**26
 """Size of the cosines that are held at once while a label's neighbours are found. Several arrays of
 this size exist at a time, and all cosines of 20,000 labels would be 3.2 GB each."""
-
-
-@dataclass(frozen=True)
-class InstanceBatch:
-    """The instances (regions) of a batch of images.
-
-    Attributes:
-        features: (B, M, D) float, as extracted.
-        boxes: (B, M, 4) float, xyxy in [0,1] of the view.
-        scores: (B, M) float, the detector's scores.
-        classes: (B, M) int, the detector's class numbers.
-        mask: (B, M) bool, False for padding. Every image has at least one instance.
-    """
-
-    features: Tensor
-    boxes: Tensor
-    scores: Tensor
-    classes: Tensor
-    mask: Tensor
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> InstanceBatch:
-        """Copy the batch to a device and convert its floats to a precision."""
-        return InstanceBatch(
-            self.features.to(device, dtype, non_blocking=True),
-            self.boxes.to(device, dtype, non_blocking=True),
-            self.scores.to(device, dtype, non_blocking=True),
-            self.classes.to(device, non_blocking=True),
-            self.mask.to(device, non_blocking=True),
-        )
 
 
 @dataclass(frozen=True)
@@ -94,12 +66,12 @@ class StructureBuilder:
         settings: K and L.
     """
 
-    def __init__(self, settings: NetworkSettings) -> None:
+    def __init__(self, settings: GmMlicSettings) -> None:
         self._settings = settings
         self._known: tuple[Tensor, Tensor | None, Tensor | None] | None = None
 
     def build(
-        self, batch: InstanceBatch, label_vectors: Tensor, instance_graph: bool, label_graph: bool
+        self, batch: RegionBatch, label_vectors: Tensor, instance_graph: bool, label_graph: bool
     ) -> Structure:
         """Find the neighbours of every node.
 
@@ -135,7 +107,7 @@ class StructureBuilder:
         return known[1:]
 
 
-def instance_neighbors(batch: InstanceBatch, neighbors: int) -> Neighbors:
+def instance_neighbors(batch: RegionBatch, neighbors: int) -> Neighbors:
     """Find each instance's K nearest others by Euclidean distance of box centres, equation (1).
 
     Boxes clipped at the border often have the very same centre. Ties are broken by score (higher
@@ -162,7 +134,7 @@ def instance_neighbors(batch: InstanceBatch, neighbors: int) -> Neighbors:
     return Neighbors(index, nearest.values[..., :kept].isfinite() & mask[..., None])
 
 
-def _canonical_order(batch: InstanceBatch) -> Tensor:
+def _canonical_order(batch: RegionBatch) -> Tensor:
     """Sort instance indices (B, M) int64 by score (descending), class, then box coordinates."""
     # From the least to the most significant key: each stable sort keeps the order of those before.
     keys = [*batch.boxes.flip(-1).unbind(-1), batch.classes, -batch.scores]

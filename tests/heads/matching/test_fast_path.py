@@ -24,9 +24,9 @@ from networks import (
 from reference import build_graph, convolve, decode, encode, reference_logits
 from torch import Tensor
 
-from pipeline.matching.convolution import Convolution
-from pipeline.matching.graphs import InstanceBatch
-from pipeline.matching.network import MatchingNetwork
+from pipeline.heads.matching.convolution import Convolution
+from pipeline.heads.contract import RegionBatch
+from pipeline.heads.matching.network import GmMlic
 
 SHAPES: dict[str, dict[str, Any]] = {
     "one image": {"counts": [4]},
@@ -54,7 +54,7 @@ def case(
     variant: str,
     seed: int = 0,
     **changes: Any,
-) -> tuple[MatchingNetwork, InstanceBatch, Tensor]:
+) -> tuple[GmMlic, RegionBatch, Tensor]:
     """Make a network, a batch and label vectors."""
     images = len(counts) if counts else images or 3
     network = matching_net(variant, labels=labels, seed=seed, **changes)
@@ -62,9 +62,7 @@ def case(
     return network, batch, vectors(labels, seed=seed)
 
 
-def check(
-    network: MatchingNetwork, batch: InstanceBatch, words: Tensor, unused: bool = False
-) -> None:
+def check(network: GmMlic, batch: RegionBatch, words: Tensor, unused: bool = False) -> None:
     """Compare scores, in float64 and float32, and the gradient of every parameter.
 
     ``unused`` allows parameters without a gradient, if no edge of the batch reaches them.
@@ -124,7 +122,7 @@ def test_network_equals_reference_in_every_shape(variant: str, shape: str) -> No
 
 
 def reference_without(
-    network: MatchingNetwork, batch: InstanceBatch, words: Tensor, *kinds: str
+    network: GmMlic, batch: RegionBatch, words: Tensor, *kinds: str
 ) -> tuple[Tensor, Tensor]:
     """Compute (B, M, C) logits and (B, C, H) label nodes, edge by edge, without kinds of edges."""
     logits = torch.full((*batch.mask.shape, len(words)), -math.inf, dtype=words.dtype)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from pipeline.matching.graphs import Structure
-from pipeline.matching.layers import MLP, listed
-from pipeline.matching.states import AssignmentGraph, Edges
-from pipeline.settings import NetworkSettings
+from pipeline.heads.matching.graphs import Structure
+from pipeline.heads.matching.layers import MLP, listed
+from pipeline.heads.matching.states import AssignmentGraph, Edges
+from pipeline.settings import GmMlicSettings
 
 
 class Encoder(nn.Module):
@@ -26,7 +26,7 @@ class Encoder(nn.Module):
         settings: latent size, graphs, normalisation and dropout.
     """
 
-    def __init__(self, feature_size: int, vector_size: int, settings: NetworkSettings) -> None:
+    def __init__(self, feature_size: int, vector_size: int, settings: GmMlicSettings) -> None:
         super().__init__()
         latent, norm = settings.latent_size, settings.node_norm
 

@@ -21,8 +21,8 @@ from networks import (
     vectors,
 )
 
-from pipeline.matching.graphs import instance_neighbors, label_neighbors
-from pipeline.matching.network import image_logits
+from pipeline.heads.matching.graphs import instance_neighbors, label_neighbors
+from pipeline.heads.matching.network import image_logits
 
 
 def parameter_names(variant: str) -> set[str]:

@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from pipeline.matching.graphs import Structure
-from pipeline.matching.grids import Hidden, Pair, Reading, read_grid, update_grid
-from pipeline.matching.layers import MLP, apply, listed, neighbor_rows
-from pipeline.matching.states import AssignmentGraph, Edges
-from pipeline.settings import NetworkSettings
+from pipeline.heads.layers import apply
+from pipeline.heads.matching.graphs import Structure
+from pipeline.heads.matching.grids import Hidden, Pair, Reading, read_grid, update_grid
+from pipeline.heads.matching.layers import MLP, listed, neighbor_rows
+from pipeline.heads.matching.states import AssignmentGraph, Edges
+from pipeline.settings import GmMlicSettings
 
 
 class Convolution(nn.Module):
@@ -37,7 +38,7 @@ class Convolution(nn.Module):
         last: whether it is the last module, of which only nodes and matching edges are read.
     """
 
-    def __init__(self, inputs: int, outputs: int, settings: NetworkSettings, last: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, settings: GmMlicSettings, last: bool) -> None:
         super().__init__()
         instance_graph, label_graph = settings.instance_graph, settings.label_graph
         matching, norm = settings.matching_edges, settings.node_norm

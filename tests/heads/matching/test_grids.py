@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.matching import grids
-from pipeline.matching.grids import Pair, read_grid, update_grid
+from pipeline.heads.matching import grids
+from pipeline.heads.matching.grids import Pair, read_grid, update_grid
 
 G, R, N, H, S = 3, 5, 4, 6, 2
 

@@ -9,23 +9,19 @@ H hidden size.
 
 from __future__ import annotations
 
-import math
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from pipeline.matching.grids import Pair
+from pipeline.heads.layers import apply, scaled_linear
+from pipeline.heads.matching.grids import Pair
 
 
 class MLP(nn.Module):
     """Linear, ReLU, linear.
 
-    At initialisation each layer preserves the second moment of its input: weights have variance
-    1/fan_in in the first layer, which reads a plain state, and 2/fan_in (He) in the second, which
-    reads a ReLU. Biases are 0. PyTorch's default shrinks a signal at every layer. Nine MLPs are
-    stacked here without a residual connection, so with the default the network would hardly train.
+    Nine MLPs are stacked here without a residual connection, so that with PyTorch's own
+    initialisation, which shrinks a signal at every layer, the network would hardly train.
 
     Args:
         inputs: sizes of the pieces whose concatenation is the input.
@@ -37,11 +33,8 @@ class MLP(nn.Module):
         super().__init__()
         hidden = outputs if hidden is None else hidden
         self.inputs = inputs
-        self.first = nn.Linear(sum(inputs), hidden)
-        self.second = nn.Linear(hidden, outputs)
-        for layer, gain in ((self.first, 1.0), (self.second, 2.0)):
-            nn.init.normal_(layer.weight, std=math.sqrt(gain / layer.in_features))
-            nn.init.zeros_(layer.bias)
+        self.first = scaled_linear(sum(inputs), hidden)
+        self.second = scaled_linear(hidden, outputs, gain=2.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., sum of inputs) -> (..., outputs)."""
@@ -70,11 +63,6 @@ class MLP(nn.Module):
         """
         left, right = self.pieces()
         return Pair(linear(own, left, self.first.bias), linear(other, right))
-
-
-def apply(layer: nn.Linear, x: Tensor) -> Tensor:
-    """``layer(x)``, typed."""
-    return cast(Tensor, layer(x))
 
 
 def neighbor_rows(nodes: Tensor, index: Tensor) -> Tensor:

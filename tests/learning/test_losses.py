@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from networks import few
 from torch import nn
 
-from pipeline.matching.loss import matching_loss
+from pipeline.learning.losses import matching_loss
 
 
 @st.composite

@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 from networks import batch64, few, matching_net, vectors
 from reference import nearest_instances, nearest_labels
 
-from pipeline.matching import graphs
-from pipeline.matching.graphs import InstanceBatch, instance_neighbors, label_neighbors
+from pipeline.heads.matching import graphs
+from pipeline.heads.contract import RegionBatch
+from pipeline.heads.matching.graphs import instance_neighbors, label_neighbors
 
 eighths = st.integers(0, 8)
 
 
 @st.composite
-def instance_batches(draw: st.DrawFn) -> InstanceBatch:
+def instance_batches(draw: st.DrawFn) -> RegionBatch:
     """Draw boxes on a coarse grid, two scores, two classes, padding anywhere: all kinds of ties."""
     images, instances = draw(st.integers(1, 3)), draw(st.integers(1, 6))
     total = images * instances
@@ -36,13 +37,13 @@ def instance_batches(draw: st.DrawFn) -> InstanceBatch:
     mask[:, draw(st.integers(0, instances - 1))] = True
     shape = (images, instances)
     features = torch.zeros(images, instances, 1)
-    return InstanceBatch(features, boxes, scores.reshape(shape), classes.reshape(shape), mask)
+    return RegionBatch(features, boxes, scores.reshape(shape), classes.reshape(shape), mask)
 
 
 Rank = tuple[Fraction, float, int, tuple[float, ...]]
 
 
-def ranks(batch: InstanceBatch, image: int, i: int) -> dict[int, Rank]:
+def ranks(batch: RegionBatch, image: int, i: int) -> dict[int, Rank]:
     """Compute the sort keys of the neighbours of i exactly: distance, -score, class, box."""
 
     def twice_center(j: int) -> tuple[Fraction, Fraction]:
@@ -64,7 +65,7 @@ def ranks(batch: InstanceBatch, image: int, i: int) -> dict[int, Rank]:
 
 @few
 @given(instance_batches(), st.integers(1, 7))
-def test_instance_neighbors_by_brute_force(batch: InstanceBatch, neighbors: int) -> None:
+def test_instance_neighbors_by_brute_force(batch: RegionBatch, neighbors: int) -> None:
     nearest = instance_neighbors(batch, neighbors)
     images, instances = batch.mask.shape
     kept = min(neighbors, instances - 1)
@@ -87,7 +88,7 @@ def test_distance_is_euclidean() -> None:
     """From (0, 0), (5, 0) is nearest in the city-block distance, (3, 3) in the Euclidean one, and
     (4, 4) is nearer than (5, 0) in the maximum distance only."""
     centers = torch.tensor([[0.0, 0], [5, 0], [4, 4], [3, 3]]) / 8
-    batch = InstanceBatch(
+    batch = RegionBatch(
         features=torch.zeros(1, 4, 1),
         boxes=torch.cat([centers, centers + 1 / 8], dim=1)[None],
         scores=torch.ones(1, 4),
@@ -102,7 +103,7 @@ def test_ties_are_broken_by_score_then_class_then_box() -> None:
     """Four instances with the centre of the first: each pair differs in one more key."""
     boxes = torch.tensor([[[0.25, 0.25, 0.75, 0.75]] * 5])
     boxes[0, 4] = torch.tensor([0.125, 0.25, 0.875, 0.75])
-    batch = InstanceBatch(
+    batch = RegionBatch(
         features=torch.zeros(1, 5, 1),
         boxes=boxes,
         scores=torch.tensor([[0.1, 0.2, 0.9, 0.2, 0.2]]),

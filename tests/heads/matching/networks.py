@@ -14,11 +14,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.matching.graphs import InstanceBatch
-from pipeline.matching.loss import matching_loss
-from pipeline.matching.network import MatchingNetwork, Network, build_network, image_logits
+from pipeline.heads.contract import RegionBatch
+from pipeline.learning.losses import matching_loss
+from pipeline.heads.matching.network import GmMlic, Network, build_network, image_logits
 from pipeline.settings import VARIANTS as CHANGES
-from pipeline.settings import NetworkSettings
+from pipeline.settings import GmMlicSettings
 
 D, W, H, M, C = 6, 5, 16, 4, 3  # with a smaller H whole layers die, and hide mistakes
 VARIANTS: tuple[str, ...] = tuple(CHANGES)
@@ -29,10 +29,10 @@ few = settings(max_examples=25)
 seeds = st.integers(0, 10_000)
 
 
-def network_settings(variant: str, **changes: Any) -> NetworkSettings:
+def network_settings(variant: str, **changes: Any) -> GmMlicSettings:
     """The settings of a variant, with changes."""
     own: Any = CHANGES[variant].get("network", {})
-    return NetworkSettings(**{**own, **changes})
+    return GmMlicSettings(**{**own, **changes})
 
 
 def net(
@@ -60,14 +60,14 @@ def net(
     return network
 
 
-def matching_net(variant: str = "full", **changes: Any) -> MatchingNetwork:
+def matching_net(variant: str = "full", **changes: Any) -> GmMlic:
     """Make a tiny network of any variant but `max-pool`."""
     network = net(variant, **changes)
-    assert isinstance(network, MatchingNetwork)
+    assert isinstance(network, GmMlic)
     return network
 
 
-def batch64(images: int = 3, **changes: Any) -> InstanceBatch:
+def batch64(images: int = 3, **changes: Any) -> RegionBatch:
     """Make a batch in float64; changes are arguments of `make_instances`."""
     return make_instances(
         images, feature_size=D, dtype=torch.float64, **{"instances": M, **changes}
@@ -80,9 +80,9 @@ def vectors(labels: int = C, *, seed: int = 0, dtype: torch.dtype = torch.float6
     return torch.randn(labels, W, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def select(batch: InstanceBatch, images: Any, instances: Any) -> InstanceBatch:
+def select(batch: RegionBatch, images: Any, instances: Any) -> RegionBatch:
     """Index a batch by images and, in each, by instances."""
-    return InstanceBatch(
+    return RegionBatch(
         batch.features[images][:, instances],
         batch.boxes[images][:, instances],
         batch.scores[images][:, instances],

@@ -8,12 +8,12 @@ from __future__ import annotations
 import torch
 from networks import M, assert_same, batch64, net, vectors
 
-from pipeline.matching.max_pool import MaxPoolNetwork
+from pipeline.heads.pooling.max_pool import MaxPool
 
 
 def test_max_pool_equals_a_plain_loop() -> None:
     network, batch, words = net("max-pool"), batch64(), vectors()
-    assert isinstance(network, MaxPoolNetwork)
+    assert isinstance(network, MaxPool)
     scores = network(batch, words)
     first, second = network.mlp.first, network.mlp.second
     for image in range(3):

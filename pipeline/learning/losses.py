@@ -1,4 +1,4 @@
-"""The weighted cross-entropy of equation (15), on logits.
+"""The losses that a head can be trained with, on the logits of images.
 
 Letters: B images, C labels.
 """
@@ -8,6 +8,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
+
+from pipeline.heads.contract import HeadOutput
+from pipeline.settings import Loss, WeightedLoss
+
+
+def compute_loss(output: HeadOutput, truth: Tensor, ratio: Tensor, loss: Loss) -> Tensor:
+    """Compute the loss of a batch in float32: summed over labels and averaged over images.
+
+    Args:
+        output: of the head.
+        truth: (B, C), 1 for positive, 0 for negative, -1 for ignored labels, which carry no loss.
+        ratio: (C,), the share of the training images that have the label.
+        loss: which, and with which settings.
+
+    Returns:
+        a scalar.
+    """
+    if output.loss is not None:
+        return output.loss.float()
+    logits = output.image.float()
+    assert isinstance(loss, WeightedLoss)
+    return matching_loss(logits, truth, ratio, loss.beta)
 
 
 def matching_loss(logits: Tensor, truth: Tensor, ratio: Tensor, beta: float) -> Tensor:

@@ -24,7 +24,7 @@ from networks import (
     vectors,
 )
 
-from pipeline.matching.network import image_logits
+from pipeline.heads.matching.network import image_logits
 
 variants = st.sampled_from(VARIANTS)
 sparsities = st.sampled_from([None, 1, 2])

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pipeline.matching.grids import Hidden
+from pipeline.heads.matching.grids import Hidden
 
 
 class Edges(NamedTuple):
@@ -24,7 +24,7 @@ class Edges(NamedTuple):
 
     Attributes:
         hidden: (G, R, K, H) of edges to each node's listed neighbours, or the hidden states of a
-            grid of edges from every row to every column (see `pipeline.matching.grids`).
+            grid of edges from every row to every column (see `pipeline.heads.matching.grids`).
         second: the last layer of the MLP that made the edges.
     """
 

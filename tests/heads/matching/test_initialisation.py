@@ -14,10 +14,10 @@ from networks import GRAPHS, W, vectors
 from reference import Graph, build_graph, convolve, decode, encode
 from torch import Tensor
 
-from pipeline.matching.convolution import Convolution
-from pipeline.matching.graphs import InstanceBatch
-from pipeline.matching.network import MatchingNetwork, build_network
-from pipeline.settings import NetworkSettings
+from pipeline.heads.matching.convolution import Convolution
+from pipeline.heads.contract import RegionBatch
+from pipeline.heads.matching.network import GmMlic, build_network
+from pipeline.settings import GmMlicSettings
 
 
 def mean_square(states: dict[Any, Tensor]) -> float:
@@ -30,10 +30,10 @@ def test_initial_states_keep_their_scale(variant: str, seed: int) -> None:
     """Without any norm, the mean square of nodes and edges stays near 1 after every layer."""
     torch.manual_seed(seed)
     size, instances, labels = 128, 6, 5
-    config = NetworkSettings(latent_size=size, modules=2, neighbors=2, node_norm=False)
+    config = GmMlicSettings(latent_size=size, modules=2, neighbors=2, node_norm=False)
     network = build_network(size, labels, size, config)
-    assert isinstance(network, MatchingNetwork)
-    batch = InstanceBatch(
+    assert isinstance(network, GmMlic)
+    batch = RegionBatch(
         features=torch.randn(1, instances, size),
         boxes=torch.randn(1, instances, 4),
         scores=torch.rand(1, instances),
@@ -57,7 +57,7 @@ def test_initial_states_keep_their_scale(variant: str, seed: int) -> None:
 
 def test_initial_biases_are_zero_and_weights_follow_fan_in() -> None:
     torch.manual_seed(0)
-    network = build_network(400, 3, 300, NetworkSettings(latent_size=256))
+    network = build_network(400, 3, 300, GmMlicSettings(latent_size=256))
     for name, parameter in network.named_parameters():
         if name.endswith("bias"):
             assert not parameter.any(), name
@@ -70,7 +70,7 @@ def test_initial_biases_are_zero_and_weights_follow_fan_in() -> None:
 
 
 def test_inputs_standardise_and_are_saved_with_the_network() -> None:
-    network = build_network(3, 2, W, NetworkSettings(latent_size=4))
+    network = build_network(3, 2, W, GmMlicSettings(latent_size=4))
     words = vectors(2, dtype=torch.float32) * 7
     network.inputs.set_statistics(
         feature_mean=torch.tensor([1.0, 2.0, 3.0]),
@@ -80,7 +80,7 @@ def test_inputs_standardise_and_are_saved_with_the_network() -> None:
         box_std=torch.tensor([0.25, 0.5, 0.5, 1.0]),
         label_vectors=words,
     )
-    copy = build_network(3, 2, W, NetworkSettings(latent_size=4))
+    copy = build_network(3, 2, W, GmMlicSettings(latent_size=4))
     copy.load_state_dict(network.state_dict())
     for inputs in (network.inputs, copy.inputs):
         standardised = inputs.features(torch.tensor([5.0, 9.0, 2.0])).tolist()

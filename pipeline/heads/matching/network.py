@@ -10,7 +10,7 @@
              |
         decoder (13)                a logit of every instance for every label
              |
-    max over instances (14)         `image_logits`
+    max over instances (14)         a logit of the image for every label
 
 It computes, from the same parameters, what the equations say edge by edge, but faster, by three
 identities:
@@ -44,71 +44,71 @@ H hidden size.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.matching.convolution import Convolution
-from pipeline.matching.decoder import Decoder
-from pipeline.matching.encoder import Encoder
-from pipeline.matching.graphs import InstanceBatch, StructureBuilder
-from pipeline.matching.inputs import Inputs
-from pipeline.matching.max_pool import MaxPoolNetwork
-from pipeline.matching.states import AssignmentGraph
-from pipeline.settings import NetworkSettings
+from pipeline.heads.contract import Head, HeadOutput, HeadSizes, LabelSet, RegionBatch
+from pipeline.heads.matching.convolution import Convolution
+from pipeline.heads.matching.decoder import Decoder
+from pipeline.heads.matching.encoder import Encoder
+from pipeline.heads.matching.graphs import StructureBuilder
+from pipeline.heads.matching.states import AssignmentGraph
+from pipeline.settings import GmMlicSettings
 
 
-class MatchingNetwork(nn.Module):
+class GmMlic(Head):
     """Score every instance for every label. Any number of labels goes through the same parameters.
 
     Args:
-        feature_size: D.
-        vector_size: W.
+        sizes: of the data.
         settings: sizes, graphs, neighbours, normalisation and dropout.
     """
 
-    def __init__(self, feature_size: int, vector_size: int, settings: NetworkSettings) -> None:
-        super().__init__()
+    attribution = "logits"
+
+    def __init__(self, sizes: HeadSizes, settings: GmMlicSettings) -> None:
+        super().__init__(sizes, settings)
         self.settings = settings
         self._structures = StructureBuilder(settings)
-        self.inputs = Inputs(feature_size, settings.least_deviation)
         self.input_dropout = nn.Dropout(settings.input_dropout)
-        self.encoder = Encoder(feature_size, vector_size, settings)
-        sizes = module_sizes(settings)
+        self.encoder = Encoder(sizes.features, sizes.vectors, settings)
+        states = module_sizes(settings)
         self.convolutions = nn.ModuleList(
             Convolution(before, after, settings, last=number == settings.modules)
-            for number, (before, after) in enumerate(pairwise(sizes), 1)
+            for number, (before, after) in enumerate(pairwise(states), 1)
         )
-        self.decoder = Decoder(sizes[-1], settings.matching_edges, settings.decoder_dropout)
+        self.decoder = Decoder(states[-1], settings.matching_edges, settings.decoder_dropout)
 
-    def forward(
+    def score(
         self,
-        batch: InstanceBatch,
-        label_vectors: Tensor,
+        batch: RegionBatch,
+        labels: LabelSet,
+        truth: Tensor | None = None,
         *,
         instance_graph: bool = True,
         label_graph: bool = True,
-    ) -> Tensor:
-        """Encode the assignment graph, convolve it, and decode its matching edges.
+    ) -> HeadOutput:
+        """Encode the assignment graph, convolve it, decode its matching edges, and take their max.
+
+        The max (14) is taken on logits, with which it commutes.
 
         Args:
             batch: B images with up to M instances.
-            label_vectors: (C, W), as they come from their source.
+            labels: of which only the vectors are read.
+            truth: not read.
             instance_graph, label_graph: False takes the edges of that graph away, so that its
                 nodes have no neighbours and their mean message is 0. It changes nothing where the
                 settings have no such graph.
-
-        Returns:
-            (B, M, C) logits; -inf for padding.
         """
-        graph = self.convolved(batch, label_vectors, instance_graph, label_graph)
-        logits = self.decoder(graph)
-        return cast(Tensor, logits.masked_fill(~batch.mask[..., None], -torch.inf))
+        graph = self.convolved(batch, labels.vectors, instance_graph, label_graph)
+        logits = self.decoder(graph).masked_fill(~batch.mask[..., None], -torch.inf)
+        return HeadOutput(logits.max(dim=1).values, logits)
 
     def convolved(
         self,
-        batch: InstanceBatch,
+        batch: RegionBatch,
         label_vectors: Tensor,
         instance_graph: bool = True,
         label_graph: bool = True,
@@ -116,7 +116,9 @@ class MatchingNetwork(nn.Module):
         """Compute the assignment graph after the last convolution module.
 
         Args:
-            batch, label_vectors, instance_graph, label_graph: as `forward` takes them.
+            batch: B images with up to M instances.
+            label_vectors: (C, W), as they come from their source.
+            instance_graph, label_graph: as `score` takes them.
         """
         structure = self._structures.build(batch, label_vectors, instance_graph, label_graph)
         features = self.input_dropout(self.inputs.features(batch.features))
@@ -126,46 +128,22 @@ class MatchingNetwork(nn.Module):
             graph = convolution(graph, structure)
         return cast(AssignmentGraph, graph)
 
-    def label_nodes(self, batch: InstanceBatch, label_vectors: Tensor) -> Tensor:
+    def label_nodes(self, batch: RegionBatch, label_vectors: Tensor) -> Tensor:
         """Compute what each image makes of the labels: v_j^l of (8) after the last module.
 
         Args:
-            batch, label_vectors: as `forward` takes them.
+            batch, label_vectors: as `convolved` takes them.
 
         Returns:
             (B, C, H); without matching edges a label reads no image, and all B are the same.
         """
+        if self.reads_whole_region:
+            batch = batch.with_whole_region()
         labels = self.convolved(batch, label_vectors).labels
         return labels.expand(batch.mask.shape[0], -1, -1)
 
 
-Network = MatchingNetwork | MaxPoolNetwork
-"""What the settings' `architecture` names."""
-
-
-def build_network(
-    feature_size: int, labels: int, vector_size: int, settings: NetworkSettings
-) -> Network:
-    """Build the network that the settings describe for data of sizes D, C and W."""
-    if settings.architecture == "max-pool":
-        return MaxPoolNetwork(feature_size, labels, settings)
-    return MatchingNetwork(feature_size, vector_size, settings)
-
-
-def module_sizes(settings: NetworkSettings) -> list[int]:
+def module_sizes(settings: GmMlicSettings) -> list[int]:
     """List the sizes of nodes and edges: encoded, then after each module; the last is halved."""
     latent = settings.latent_size
     return [latent] * settings.modules + [latent // 2]
-
-
-def image_logits(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Max over instances (14), on logits, since the max commutes with the sigmoid.
-
-    Args:
-        logits: (B, M, C), -inf for padding.
-
-    Returns:
-        (B, C) logits of the image, and (B, C) int64, the index of the instance that won each label.
-    """
-    best: Any = logits.max(dim=1)
-    return best.values, best.indices

@@ -10,11 +10,11 @@ from networks import D, W, batch64, matching_net
 from reference import build_graph, reference_logits
 from torch import nn
 
-from pipeline.matching.convolution import Convolution
-from pipeline.matching.graphs import InstanceBatch
-from pipeline.matching.inputs import Inputs
-from pipeline.matching.network import MatchingNetwork, image_logits
-from pipeline.settings import NetworkSettings
+from pipeline.heads.matching.convolution import Convolution
+from pipeline.heads.contract import RegionBatch
+from pipeline.heads.inputs import Inputs
+from pipeline.heads.matching.network import GmMlic, image_logits
+from pipeline.settings import GmMlicSettings
 
 
 def put(layer: nn.Linear, weight: list[list[int]], bias: float = 0.0) -> None:
@@ -23,10 +23,10 @@ def put(layer: nn.Linear, weight: list[list[int]], bias: float = 0.0) -> None:
 
 
 @torch.no_grad()
-def network_by_hand() -> MatchingNetwork:
+def network_by_hand() -> GmMlic:
     """One module from size 2 to size 1, with small whole numbers as parameters."""
-    config = NetworkSettings(latent_size=2, modules=1, neighbors=1, node_norm=False)
-    network = MatchingNetwork(1, 1, config).double()
+    config = GmMlicSettings(latent_size=2, modules=1, neighbors=1, node_norm=False)
+    network = GmMlic(1, 1, config).double()
     encoder, module = network.encoder, network.convolutions[0]
     assert isinstance(module, Convolution)
     for parameter in network.parameters():
@@ -67,7 +67,7 @@ def network_by_hand() -> MatchingNetwork:
 def test_two_instances_and_two_labels_by_hand() -> None:
     """Each number is worked out below."""
     network = network_by_hand()
-    batch = InstanceBatch(
+    batch = RegionBatch(
         features=torch.tensor([[[1.0], [3.0]]], dtype=torch.float64),
         boxes=torch.tensor([[[0.25, 0, 0.5, 1], [0.5, 0, 1, 1]]], dtype=torch.float64),
         scores=torch.tensor([[0.5, 0.5]], dtype=torch.float64),

@@ -1,0 +1,52 @@
+"""Layers that several heads are made of.
+
+Letters: B images, M regions, C labels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+
+def scaled_linear(inputs: int, outputs: int, gain: float = 1.0, *, bias: bool = True) -> nn.Linear:
+    """A linear layer that preserves the second moment of its input at initialisation.
+
+    Weights have the variance gain / inputs, and biases are 0. PyTorch's default shrinks a signal at
+    every layer.
+
+    Args:
+        inputs, outputs: sizes.
+        gain: 1 for an input with mean 0; 2 (He) for one that comes from a ReLU.
+        bias: whether the layer has one.
+    """
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    nn.init.normal_(layer.weight, std=math.sqrt(gain / inputs))
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def apply(layer: nn.Module, x: Tensor) -> Tensor:
+    """``layer(x)``, typed."""
+    return cast(Tensor, layer(x))
+
+
+def masked_max(values: Tensor, mask: Tensor) -> Tensor:
+    """Max over the real regions: (B, M, ...), (B, M) -> (B, ...)."""
+    shape = mask.shape + (1,) * (values.dim() - 2)
+    return values.masked_fill(~mask.view(shape), -torch.inf).amax(dim=1)
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the real regions: (B, M, N), (B, M) -> (B, N)."""
+    weights = mask.to(values.dtype) / mask.sum(dim=1, keepdim=True)
+    return (values * weights[..., None]).sum(dim=1)
+
+
+def masked_softmax(values: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over the real regions: (B, M, C), (B, M) -> (B, M, C); 0 for padding."""
+    return values.masked_fill(~mask[..., None], -torch.inf).softmax(dim=1)

@@ -1,0 +1,63 @@
+"""The settings of GM-MLIC, the paper's network."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from pipeline.settings.heads import RegionSettings
+
+
+class GmMlicSettings(RegionSettings):
+    """GM-MLIC, the paper's network (section 3.3)."""
+
+    head: Literal["gm-mlic"] = "gm-mlic"
+    instance_graph: bool = Field(True, description="Use edges between instances, equation (1).")
+    label_graph: bool = Field(True, description="Use edges between labels, equation (2).")
+    matching_edges: bool = Field(
+        True,
+        description="Use edges between instances and labels, equation (3). Without them, the "
+        "decoder reads the two nodes.",
+    )
+    latent_size: int = Field(
+        512,
+        ge=2,
+        multiple_of=2,
+        description="H: size of the encoded nodes and edges. The last convolution module halves "
+        "it, as in the paper's [512, 256].",
+    )
+    modules: int = Field(2, ge=1, description="k: number of graph convolution modules.")
+    neighbors: int = Field(
+        5, ge=1, description="K: number of nearest instances that an instance gathers from."
+    )
+    label_neighbors: int | None = Field(
+        None,
+        ge=1,
+        description="Number of labels that a label gathers from, nearest by cosine. null: all "
+        "others.",
+    )
+    node_norm: bool = Field(
+        True,
+        description="Apply LayerNorm to encoded and updated nodes. (Ours; the paper has none.)",
+    )
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Dropout on encoded and updated nodes of instances."
+    )
+    decoder_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Dropout on the decoder's hidden state."
+    )
+
+
+def _variant(**changes: bool) -> dict[str, Any]:
+    return {"network": {"head": "gm-mlic", **changes}}
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "full": _variant(),
+    "without-label-graph": _variant(label_graph=False),
+    "without-instance-graph": _variant(instance_graph=False),
+    "without-matching-edges": _variant(matching_edges=False),
+}
+"""`full` is the paper's network, the others are its ablations (Table 4). They train with the
+settings of the data set's block."""

@@ -1,0 +1,160 @@
+"""The section `train`: how stage two trains."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
+
+from pipeline.names import Name
+from pipeline.settings.blocks import Settings
+from pipeline.settings.gm_mlic import GmMlicSettings
+from pipeline.settings.heads import HeadSettings, head_settings
+
+
+class WeightedLoss(Settings):
+    """Cross-entropy, weighted by how frequent a label is: equation (15) of the paper."""
+
+    name: Literal["weighted"] = "weighted"
+    beta: float = Field(
+        0.0,
+        ge=0,
+        le=1000,
+        description="Class balance of equation (15). 0: plain cross-entropy.",
+    )
+
+
+class AsymmetricLoss(Settings):
+    """The asymmetric loss (Ridnik et al., ICCV 2021), which lowers the weight of easy negatives."""
+
+    name: Literal["asymmetric"]
+    negative_gamma: float = Field(
+        4.0, ge=0, le=100, description="Focusing of negatives: their loss is multiplied by p^gamma."
+    )
+    positive_gamma: float = Field(
+        1.0,
+        ge=0,
+        le=100,
+        description="Focusing of positives: their loss is multiplied by (1-p)^gamma.",
+    )
+    clip: float = Field(
+        0.05,
+        ge=0,
+        lt=1,
+        description="Probability that is subtracted from p of negatives; those below it carry no "
+        "loss.",
+    )
+
+
+class FocalLoss(Settings):
+    """The focal loss (Lin et al., ICCV 2017)."""
+
+    name: Literal["focal"]
+    gamma: float = Field(2.0, ge=0, le=100, description="Focusing: 0 gives the cross-entropy.")
+    alpha: float | None = Field(
+        None, gt=0, lt=1, description="Weight of positives; negatives get 1 - alpha. null: none."
+    )
+
+
+class SoftmaxSquaredLoss(Settings):
+    """The squared loss of HCP: softmax of the scores against the normalised labels.
+
+    Scores that are trained with it rank labels, but say nothing at a threshold.
+    """
+
+    name: Literal["softmax-squared"]
+
+
+class OwnLoss(Settings):
+    """The head's own loss, for heads that predict labels one after another."""
+
+    name: Literal["own"]
+
+
+Loss = WeightedLoss | AsymmetricLoss | FocalLoss | SoftmaxSquaredLoss | OwnLoss
+
+
+class TrainSettings(Settings):
+    """How stage two trains (section 4.2 of the paper)."""
+
+    network: SerializeAsAny[HeadSettings] = Field(default_factory=GmMlicSettings)
+    label_vectors: str = Field(
+        "wordllama",
+        description="`wordllama`: static embeddings that need no download. Otherwise a path: a "
+        "GloVe text file (*.txt), a zip that holds one (*.zip), a text file in a zip "
+        "(data/glove/glove.6B.zip/glove.6B.300d.txt), or an npz with the arrays `labels` and "
+        "`vectors`.",
+    )
+    epochs: int = Field(60, ge=1, description="Passes over the training split.")
+    batch_size: int = Field(32, ge=1, description="Images per step and process.")
+    regions: int | None = Field(
+        None,
+        ge=1,
+        description="Number of regions used per image, by descending score. null: all regions in "
+        "the cache.",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Precision of the forward pass in training. The loss and all scores are "
+        "computed in float32.",
+    )
+    optimizer: Literal["sgd", "adamw"] = Field(
+        "sgd", description="Optimiser. The paper uses `sgd`."
+    )
+    learning_rate: float = Field(0.01, gt=0, le=1e30, description="Initial learning rate.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
+    weight_decay: float = Field(1e-4, ge=0, description="Weight decay.")
+    schedule: Literal["step", "cosine", "constant"] = Field(
+        "step",
+        description="`step`: divide the learning rate by 10 every `step_epochs` (as the paper). "
+        "`cosine`: lower it to zero. `constant`: keep it.",
+    )
+    step_epochs: int = Field(30, ge=1, description="Epochs between two steps of schedule `step`.")
+    averaging: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Decay of an exponential moving average of the weights over the steps; the "
+        "average is then the result. 0: no averaging. 0.99 averages about the last 100 steps.",
+    )
+    clip_norm: float = Field(5.0, gt=0, description="Largest norm of the gradient of a step.")
+    loss: Annotated[Loss, Field(discriminator="name")] = WeightedLoss()
+    validation: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the training split that is not trained on. The mAP on it is written "
+        "to history.csv after each epoch, for tuning without the test split. A data set with a "
+        "`val` split is validated on that, and keeps 0 here.",
+    )
+    selection: Literal["last", "best"] = Field(
+        "last",
+        description="Epoch whose weights are the result: the `last` one, or the one with the "
+        "`best` mAP on the validation part or the `val` split.",
+    )
+    variants: dict[Name, dict[str, object]] = Field(
+        default_factory=dict,
+        description="Settings above that a variant changes, e.g. "
+        "`max-pool: {learning_rate: 0.003}`. A new name defines a new variant.",
+    )
+
+    @field_validator("network", mode="before")
+    @classmethod
+    def _check_network(cls, block: Any) -> Any:
+        return head_settings(block)
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _default_loss(cls, block: Any) -> Any:
+        return {"name": "weighted", **block} if isinstance(block, dict) else block
+
+    @model_validator(mode="after")
+    def _check_own_loss(self) -> TrainSettings:
+        own = isinstance(self.loss, OwnLoss)
+        if own != self.network.own_loss:
+            raise ValueError(
+                f"the head `{self.network.head}` computes its own loss: set `loss: {{name: own}}`"
+                if self.network.own_loss
+                else f"the head `{self.network.head}` has no loss of its own: set another `loss`"
+            )
+        return self
