@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -20,7 +21,7 @@ from pipeline.heads.building import build_head
 from pipeline.heads.contract import Head, HeadOutput, HeadSizes, LabelSet
 from pipeline.learning import prediction as prediction_module
 from pipeline.learning.loop import Diverged
-from pipeline.learning.prediction import NotFinite, Scorer, finite_output
+from pipeline.learning.prediction import NotFinite, Scorer, finite_output, shown_attribution
 from pipeline.learning.splits import split_validation
 from pipeline.report.gallery import mean_label_nodes, region_scores
 
@@ -82,6 +83,48 @@ def test_no_more_images_are_scored_at_once_than_the_batch_size(
     assert max(sizes) == min(batch_size, N_TRAIN)
 
 
+# What is said of regions -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attribution", [None, "whole"])
+def test_no_region_wins_where_the_image_as_a_whole_does(toy: Toy, attribution: str | None) -> None:
+    """The head looks at the image as a whole, or label 1 is seen best in the whole view."""
+    ours, split = scorer(toy), toy.train
+    expected = ours.predict(split)
+
+    def hook(module: Any, inputs: Any, output: HeadOutput) -> HeadOutput:
+        if attribution is None:
+            return output._replace(regions=None)
+        whole = torch.full_like(output.image, -torch.inf)
+        whole[:, 1] = torch.inf
+        return output._replace(whole=whole)
+
+    ours.network.register_forward_hook(hook)
+    predictions = ours.predict(split)
+    np.testing.assert_array_equal(predictions.logits, expected.logits)
+    assert predictions.regions.dtype == np.int16
+    labels = range(len(LABELS)) if attribution is None else [1]
+    assert (predictions.regions[:, labels] == -1).all()
+    if attribution == "whole":
+        np.testing.assert_array_equal(predictions.regions[:, ::2], expected.regions[:, ::2])
+        assert (expected.regions >= 0).all()
+
+
+def test_attribution_is_shown_as_probabilities_or_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = build_head(HeadSizes(D, *VECTORS.vectors.shape, classes=9), SETTINGS.network)
+    regions = torch.tensor([[[0.0], [-torch.inf]]])
+    output = HeadOutput(torch.zeros(1, 1), regions)
+    shown = shown_attribution(network, output)
+    assert shown is not None
+    assert shown.tolist() == [[[0.5], [0.0]]]
+    monkeypatch.setattr(type(network), "attribution", "weights")
+    weights = output._replace(regions=torch.tensor([[[1.0], [0.0]]]))
+    shown = shown_attribution(network, weights)
+    assert shown is not None
+    assert shown.tolist() == [[[1.0], [0.0]]]
+    assert shown_attribution(network, HeadOutput(torch.zeros(1, 1))) is None
+
+
 # Scores that are not finite ----------------------------------------------------------------------
 
 
@@ -117,6 +160,12 @@ def test_padding_may_have_any_logit(image: int, region: int, value: float) -> No
     assert finite.tolist() == [
         [True, not (n == image and bool(mask[image, region]))] for n in range(3)
     ]
+
+
+def test_a_head_without_attribution_is_judged_by_its_images() -> None:
+    image = torch.tensor([[0.0, torch.nan], [torch.inf, 1.0]])
+    finite = finite_output(HeadOutput(image), torch.ones(2, M, dtype=torch.bool))
+    assert finite.tolist() == [[True, False], [False, True]]
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

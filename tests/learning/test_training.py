@@ -10,6 +10,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from trainings import (
 from pipeline.evaluation.metrics import evaluate
 from pipeline.heads.building import build_head
 from pipeline.heads.contract import HeadSizes
+from pipeline.heads.matching.network import GmMlic
 from pipeline.learning import batches as batches_module
 from pipeline.learning.batches import Feed
 from pipeline.learning.losses import matching_loss
@@ -97,6 +99,42 @@ def test_an_epoch_takes_every_image_once_in_a_view_drawn_for_it(
     assert ((views.mean(1) > 0.2) & (views.mean(1) < 0.8)).all()
     assert len({tuple(epoch) for epoch in epochs.tolist()}) == 4
     assert len({tuple(epoch) for epoch in views.tolist()}) == 4
+
+
+def test_a_head_gets_the_truth_and_the_statistics_of_the_images_it_trains_on(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never those of the validation part, which is scored without its truth."""
+    kept, held_out = split_validation(toy.train, 0.4, seed=0)
+    trained_on, seen = known(kept), []
+
+    def noting(head: GmMlic, batch: Any, labels: Any, truth: Any = None, of: Any = GmMlic.score):
+        seen.append((head.training, labels, truth))
+        return of(head, batch, labels, truth)
+
+    for reads in (True, False):
+        seen.clear()
+        monkeypatch.setattr(GmMlic, "reads_conditional", reads)
+        with mock.patch.object(GmMlic, "score", noting):
+            train(
+                toy,
+                tmp_path / f"{reads}.pt",
+                split=kept,
+                validation=held_out,
+                chosen=settings(epochs=1),
+            )
+        for training, labels, truth in seen:
+            assert torch.equal(labels.vectors, trained_on.vectors)
+            assert torch.equal(labels.ratio, trained_on.ratio)
+            assert (labels.conditional is not None) == reads
+            if reads:
+                assert torch.equal(labels.conditional, trained_on.conditional)
+            assert (truth is not None) == training
+        truths = [truth for training, _, truth in seen if training]
+        rows = sorted(torch.cat(truths).tolist())
+        assert rows == sorted(kept.truth.tolist())
+        assert {training for training, *_ in seen} == {True, False}
+    assert not torch.equal(known(toy.train).ratio, trained_on.ratio)
 
 
 # What is learned ---------------------------------------------------------------------------------
