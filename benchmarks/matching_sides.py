@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from benchmarks.matching_geometric import GraphNetwork, graph_image_logits, make_graph
 from pipeline.heads.contract import RegionBatch
-from pipeline.learning.losses import matching_loss
 from pipeline.heads.matching.network import GmMlic, image_logits
+from pipeline.learning.losses import matching_loss
 from pipeline.settings import GmMlicSettings
 
 

@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import N_TRAIN, VIEWS, D, M, Toy
 
+from pipeline.heads.contract import RegionBatch
 from pipeline.learning import batches as batches_module
 from pipeline.learning.batches import Batch, Feed, region_statistics
 from pipeline.learning.splits import SplitData
 from pipeline.machine import available_memory
-from pipeline.heads.contract import RegionBatch
 
 CPU = torch.device("cpu")
 

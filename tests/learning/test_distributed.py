@@ -22,12 +22,12 @@ from torch import nn
 from toys import KILLED_AT, N_TRAIN, VECTORS, D, Toy, copied, make_checkout
 
 from pipeline.errors import InputError
+from pipeline.heads.matching.network import build_network
 from pipeline.learning.batches import Feed
 from pipeline.learning.checkpoint import load_checkpoint
 from pipeline.learning.distributed import Processes, joined_processes
 from pipeline.learning.loop import TrainingLoop
 from pipeline.learning.splits import SplitData
-from pipeline.heads.matching.network import build_network
 from pipeline.settings import GmMlicSettings, TrainSettings
 
 CPU = torch.device("cpu")

@@ -16,11 +16,11 @@ from toys import Toy, make_toy
 from trainings import settings, train, wild
 
 from pipeline.errors import GmpipeError
+from pipeline.heads.matching.network import build_network
 from pipeline.learning import batches as batches_module
 from pipeline.learning.loop import Diverged
-from pipeline.learning.prediction import Network
 from pipeline.learning.losses import matching_loss
-from pipeline.heads.matching.network import build_network
+from pipeline.learning.prediction import Network
 from pipeline.settings import GmMlicSettings
 
 

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from toys import LABELS, N_TRAIN, VECTORS, D, M, Toy
 from trainings import LABEL_VECTORS, SETTINGS, settings, train, wild
 
+from pipeline.heads.matching.network import Network, build_network
 from pipeline.learning import prediction as prediction_module
 from pipeline.learning.loop import Diverged
 from pipeline.learning.prediction import NotFinite, Scorer, finite_logits
 from pipeline.learning.splits import split_validation
-from pipeline.heads.matching.network import Network, build_network
 from pipeline.report.gallery import mean_label_nodes, region_scores
 
 USES: dict[str, Callable[..., Any]] = {

@@ -27,11 +27,11 @@ from trainings import (
 )
 
 from pipeline.evaluation.metrics import evaluate
+from pipeline.heads.matching.network import build_network, image_logits
 from pipeline.learning import batches as batches_module
 from pipeline.learning.batches import Feed
-from pipeline.learning.splits import SplitData, open_split, split_validation
 from pipeline.learning.losses import matching_loss
-from pipeline.heads.matching.network import build_network, image_logits
+from pipeline.learning.splits import SplitData, open_split, split_validation
 from pipeline.settings import VARIANTS, GmMlicSettings, TrainSettings
 from pipeline.shards.schema import RegionRows
 

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from toys import LABELS, VECTORS, Toy
 
+from pipeline.heads.contract import RegionBatch
+from pipeline.heads.matching.network import Network
 from pipeline.learning.loop import Training
 from pipeline.learning.prediction import Predictions, Scorer
 from pipeline.learning.splits import SplitData
 from pipeline.learning.training import train_network
-from pipeline.heads.contract import RegionBatch
-from pipeline.heads.matching.network import Network
 from pipeline.settings import GmMlicSettings, TrainSettings
 
 SETTINGS = TrainSettings(

@@ -34,8 +34,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from pipeline.heads.matching.convolution import Convolution
 from pipeline.heads.contract import RegionBatch
+from pipeline.heads.matching.convolution import Convolution
 from pipeline.heads.matching.layers import MLP
 from pipeline.heads.matching.network import GmMlic
 

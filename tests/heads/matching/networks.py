@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.heads.contract import RegionBatch
-from pipeline.learning.losses import matching_loss
 from pipeline.heads.matching.network import GmMlic, Network, build_network, image_logits
+from pipeline.learning.losses import matching_loss
 from pipeline.settings import VARIANTS as CHANGES
 from pipeline.settings import GmMlicSettings
 

@@ -10,9 +10,9 @@ from networks import D, W, batch64, matching_net
 from reference import build_graph, reference_logits
 from torch import nn
 
-from pipeline.heads.matching.convolution import Convolution
 from pipeline.heads.contract import RegionBatch
 from pipeline.heads.inputs import Inputs
+from pipeline.heads.matching.convolution import Convolution
 from pipeline.heads.matching.network import GmMlic, image_logits
 from pipeline.settings import GmMlicSettings
 

@@ -24,8 +24,8 @@ from networks import (
 from reference import build_graph, convolve, decode, encode, reference_logits
 from torch import Tensor
 
-from pipeline.heads.matching.convolution import Convolution
 from pipeline.heads.contract import RegionBatch
+from pipeline.heads.matching.convolution import Convolution
 from pipeline.heads.matching.network import GmMlic
 
 SHAPES: dict[str, dict[str, Any]] = {

@@ -14,8 +14,8 @@ from networks import GRAPHS, W, vectors
 from reference import Graph, build_graph, convolve, decode, encode
 from torch import Tensor
 
-from pipeline.heads.matching.convolution import Convolution
 from pipeline.heads.contract import RegionBatch
+from pipeline.heads.matching.convolution import Convolution
 from pipeline.heads.matching.network import GmMlic, build_network
 from pipeline.settings import GmMlicSettings
 

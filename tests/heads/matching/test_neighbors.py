@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from networks import batch64, few, matching_net, vectors
 from reference import nearest_instances, nearest_labels
 
-from pipeline.heads.matching import graphs
 from pipeline.heads.contract import RegionBatch
+from pipeline.heads.matching import graphs
 from pipeline.heads.matching.graphs import instance_neighbors, label_neighbors
 
 eighths = st.integers(0, 8)
