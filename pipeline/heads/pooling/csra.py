@@ -5,16 +5,17 @@ ICCV 2021 (arXiv 2108.02456); its equations were read in the authors' code (Kevi
 
 .. math::
 
-    s_{mc} = \frac{w_c}{\lVert w_c \rVert}\,x_m ,\qquad
-    s_c = \sum_h \Big( \bar s^h_c + \lambda \sum_m
+    s^h_{mc} = \frac{w^h_c}{\lVert w^h_c \rVert}\,x_m ,\qquad
+    s_c = u_c + \sum_h \Big( \bar s^h_c + \lambda \sum_m
           \frac{e^{T_h s^h_{mc}}}{\sum_n e^{T_h s^h_{nc}}}\,s^h_{mc} \Big)
 
 with H heads of their own classifiers w and temperatures T; a temperature of 99 stands for the max.
 
-On regions: positions of a feature map are regions. The base :math:`\bar s_c`, there the mean over
-all positions, is the score of the whole view, since a mean over regions would count false regions
-as much as true ones; without the vector of the whole view (`base: mean`) it is that mean. Lost: the
-grid of positions and the fine-tuning.
+On regions: positions of a feature map are regions. The bias u is ours: the features are centred
+here, while theirs come from a ReLU, whose mean can stand for a bias. The base :math:`\bar s_c`,
+there the mean over all positions, is the score of the whole view, since a mean over regions would
+count false regions as much as true ones; with `base: mean` it is that mean. Lost: the grid of
+positions and the fine-tuning.
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ class Csra(Head):
         self.base = settings.base
         self.temperatures = _TEMPERATURES[settings.heads]
         self.dropout = nn.Dropout(settings.input_dropout)
+        self.bias = nn.Parameter(torch.zeros(sizes.labels))
         self.classifiers = nn.Parameter(
             torch.randn(settings.heads, sizes.labels, sizes.features) / sizes.features**0.5
         )
@@ -107,7 +109,7 @@ class Csra(Head):
             total = logits if total is None else total + logits
             of_regions.append(scores.masked_fill(~batch.mask[..., None], -torch.inf))
         assert total is not None
-        return HeadOutput(total, torch.stack(of_regions).mean(dim=0))
+        return HeadOutput(total + self.bias, torch.stack(of_regions).mean(dim=0))
 
 
 def _attended(scores: Tensor, mask: Tensor, temperature: float) -> Tensor:

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.heads.contract import Head, HeadOutput, HeadSizes, LabelSet, RegionBatch
-from pipeline.heads.layers import apply, masked_max, masked_mean, scaled_linear
+from pipeline.heads.layers import apply, masked_max, masked_mean, zero_linear
 from pipeline.settings.heads import RECIPE, FeatureSettings
 
 
@@ -47,7 +47,7 @@ class Linear(Head):
         super().__init__(sizes, settings)
         self.of = settings.of
         self.dropout = nn.Dropout(settings.input_dropout)
-        self.classifier = scaled_linear(sizes.features, sizes.labels)
+        self.classifier = zero_linear(sizes.features, sizes.labels)
 
     def score(
         self, batch: RegionBatch, labels: LabelSet, truth: Tensor | None = None

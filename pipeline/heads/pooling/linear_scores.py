@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.heads.contract import Head, HeadOutput, HeadSizes, LabelSet, RegionBatch
-from pipeline.heads.layers import apply, scaled_linear
+from pipeline.heads.layers import apply, zero_linear
 from pipeline.settings.heads import RECIPE, HeadSettings
 
 
@@ -38,7 +38,7 @@ class LinearScores(Head):
     def __init__(self, sizes: HeadSizes, settings: LinearScoresSettings) -> None:
         super().__init__(sizes, settings)
         self.classes = sizes.classes
-        self.classifier = scaled_linear(sizes.classes, sizes.labels)
+        self.classifier = zero_linear(sizes.classes, sizes.labels)
 
     def score(
         self, batch: RegionBatch, labels: LabelSet, truth: Tensor | None = None
