@@ -22,6 +22,7 @@ from tiny import (
     padded,
     permuted,
 )
+from toy_fits import fit, kinds_problem, ranking
 
 from pipeline.heads.building import head_class
 from pipeline.settings import RegionSettings, head_of_variant, settings_class, variant_names
@@ -136,3 +137,11 @@ def test_the_state_is_all_that_a_head_knows(variant: str) -> None:
     other.load_state_dict(one.state_dict())
     batch, labels = make_batch(3), make_label_set()
     outputs_alike(one(batch, labels), other(batch, labels))
+
+
+@pytest.mark.parametrize("variant", ALL)
+def test_a_head_learns_what_regions_show(variant: str) -> None:
+    batch, truth, _ = kinds_problem()
+    labels, head = make_label_set(dtype=torch.float32), make_head(variant, dtype=torch.float32)
+    fit(head, batch, labels, truth, steps=100, rate=0.02)
+    assert ranking(head, batch, labels, truth) > 0.93
