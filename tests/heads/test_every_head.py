@@ -143,5 +143,5 @@ def test_the_state_is_all_that_a_head_knows(variant: str) -> None:
 def test_a_head_learns_what_regions_show(variant: str) -> None:
     batch, truth, _ = kinds_problem()
     labels, head = make_label_set(dtype=torch.float32), make_head(variant, dtype=torch.float32)
-    fit(head, batch, labels, truth, steps=100, rate=0.02)
-    assert ranking(head, batch, labels, truth) > 0.93
+    fit(head, batch, labels, truth, steps=150)
+    assert ranking(head, batch, labels, truth) > 0.9
