@@ -55,14 +55,18 @@ class RegionBatch:
             lambda x: x.to(device, dtype if x.is_floating_point() else x.dtype, non_blocking=True)
         )
 
+    def of_whole(self) -> Tensor:
+        """`whole`, for heads that need it; runs are refused before if the cache has none."""
+        assert self.whole is not None
+        return self.whole
+
     def with_whole_region(self) -> RegionBatch:
         """Append the whole view as one more region, the last one: score 0, class 0 (none)."""
-        assert self.whole is not None  # `check_whole` has seen to it
         images = len(self.mask)
         box = self.boxes.new_tensor([0.0, 0.0, 1.0, 1.0]).expand(images, 1, 4)
         return replace(
             self,
-            features=torch.cat([self.features, self.whole[:, None]], dim=1),
+            features=torch.cat([self.features, self.of_whole()[:, None]], dim=1),
             boxes=torch.cat([self.boxes, box], dim=1),
             scores=torch.cat([self.scores, self.scores.new_zeros(images, 1)], dim=1),
             classes=torch.cat([self.classes, self.classes.new_zeros(images, 1)], dim=1),

@@ -30,6 +30,18 @@ def scaled_linear(inputs: int, outputs: int, gain: float = 1.0, *, bias: bool = 
     return layer
 
 
+def zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer that starts with 0, for heads that are nothing but one.
+
+    Random weights would add noise to the logits, which weight decay takes long to remove from the
+    directions in which the features hardly vary.
+    """
+    layer = nn.Linear(inputs, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 def apply(layer: nn.Module, x: Tensor) -> Tensor:
     """``layer(x)``, typed."""
     return cast(Tensor, layer(x))

@@ -114,6 +114,13 @@ HEADS: dict[str, Entry] = {
         ("max-pool",),
         settings_module="pipeline.settings.max_pool",
     ),
+    "linear": Entry(
+        "pipeline.heads.pooling.linear", "Linear", ("linear-whole", "linear-mean", "linear-max")
+    ),
+    "linear-scores": Entry(
+        "pipeline.heads.pooling.linear_scores", "LinearScores", ("linear-scores",)
+    ),
+    "csra": Entry("pipeline.heads.pooling.csra", "Csra", ("csra",), ("csra-published",)),
 }
 """The registry: name of a head, as in `network.head` -> where it lives."""
 

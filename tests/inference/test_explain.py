@@ -22,11 +22,11 @@ from torch import Tensor
 from pipeline.api import Explanation, TrainedRun, explain, load_run
 from pipeline.errors import InputError
 from pipeline.formats.text import legible
+from pipeline.heads.contract import RegionBatch
+from pipeline.heads.matching.convolution import Convolution
+from pipeline.heads.matching.network import GmMlic, build_network, image_logits
 from pipeline.inference.picture import draw
 from pipeline.learning.checkpoint import Checkpoint
-from pipeline.heads.matching.convolution import Convolution
-from pipeline.heads.contract import RegionBatch
-from pipeline.heads.matching.network import GmMlic, build_network, image_logits
 
 TOLERANCE = 2e-5  # of a probability: float32 against float64
 

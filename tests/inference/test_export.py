@@ -17,6 +17,8 @@ from builders import make_instances
 from flows import Flow
 
 from pipeline.errors import MissingError
+from pipeline.heads.contract import RegionBatch
+from pipeline.heads.matching.network import build_network, image_logits
 from pipeline.inference.export import (
     INPUTS,
     OUTPUTS,
@@ -26,8 +28,6 @@ from pipeline.inference.export import (
     quiet,
 )
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
-from pipeline.heads.contract import RegionBatch
-from pipeline.heads.matching.network import build_network, image_logits
 from pipeline.settings import VARIANTS, GmMlicSettings, TrainSettings
 from pipeline.shards.schema import fingerprint
 

@@ -29,8 +29,8 @@ from toys import RECIPE, make_checkout, make_toy
 
 from pipeline.datasets.manifest import COLUMNS, full_counts, read_manifest, write_manifest
 from pipeline.evaluation import bootstrap
-from pipeline.learning.training import train_network
 from pipeline.learning.losses import matching_loss
+from pipeline.learning.training import train_network
 from pipeline.regions import fitting
 
 pytestmark = pytest.mark.slow

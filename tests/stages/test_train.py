@@ -27,8 +27,8 @@ from toys import KILLED_AT, RECIPE, Killed, copied, killed_after, make_checkout,
 
 from pipeline.files import sha256_file, sha256_json
 from pipeline.learning.checkpoint import load_checkpoint
-from pipeline.learning.training import train_network
 from pipeline.learning.losses import matching_loss
+from pipeline.learning.training import train_network
 
 TRAINED = {"checkpoint.pt", "history.csv", "settings.yaml"}
 EVALUATED = {"predictions.parquet", "metrics.json", "summary.json"}

@@ -1,0 +1,147 @@
+"""What every head in the registry must hold to, whatever it computes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import (
+    C,
+    M,
+    assert_close,
+    attribution_of,
+    head_settings,
+    images_of,
+    make_batch,
+    make_head,
+    make_label_set,
+    make_truth,
+    needs_whole,
+    outputs_alike,
+    padded,
+    permuted,
+)
+from toy_fits import fit, kinds_problem, ranking
+
+from pipeline.heads.building import head_class
+from pipeline.settings import RegionSettings, head_of_variant, settings_class, variant_names
+from pipeline.settings.heads import HEADS
+
+ALL = tuple(name for name in variant_names() if not name.endswith("-published"))
+OF_REGIONS = tuple(name for name in ALL if isinstance(head_settings(name), RegionSettings))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_is_where_the_registry_says(head: str) -> None:
+    entry = HEADS[head]
+    assert head_class(head).__name__ == entry.name
+    assert settings_class(head).model_fields["head"].default == head
+    assert entry.source.exists()
+    for variant in (*entry.variants, *entry.further):
+        assert head_of_variant(variant) == head
+
+
+@pytest.mark.parametrize("variant", ALL)
+def test_the_order_of_regions_does_not_matter(variant: str) -> None:
+    head, batch, labels = make_head(variant), make_batch(4), make_label_set()
+    order = torch.stack(
+        [torch.randperm(M, generator=torch.Generator().manual_seed(n)) for n in range(4)]
+    )
+    expected, actual = head(batch, labels), head(permuted(batch, order), labels)
+    assert_close(actual.image, expected.image)
+    if expected.regions is not None:
+        assert_close(actual.regions, expected.regions.gather(1, order[..., None].expand(-1, -1, C)))
+
+
+@pytest.mark.parametrize("variant", ALL)
+def test_padding_does_not_matter(variant: str) -> None:
+    head, batch, labels = make_head(variant), make_batch(4), make_label_set()
+    expected, actual = head(batch, labels), head(padded(batch, 3), labels)
+    assert_close(actual.image, expected.image)
+    if expected.regions is not None:
+        assert_close(actual.regions[:, :M], expected.regions)
+        empty = -torch.inf if attribution_of(variant) == "logits" else 0.0
+        assert (actual.regions[:, M:] == empty).all()
+        assert (expected.regions[~batch.mask] == empty).all()
+
+
+@pytest.mark.parametrize("variant", ALL)
+def test_images_do_not_see_each_other(variant: str) -> None:
+    head, batch, labels = make_head(variant), make_batch(4), make_label_set()
+    together = head(batch, labels)
+    for image in range(4):
+        alone = head(images_of(batch, slice(image, image + 1)), labels)
+        assert_close(alone.image, together.image[image : image + 1])
+
+
+@pytest.mark.parametrize("variant", ALL)
+@pytest.mark.parametrize("labels", [1, 2])
+@pytest.mark.parametrize("regions", [1, 2])
+def test_few_labels_and_regions(variant: str, labels: int, regions: int) -> None:
+    head = make_head(variant, labels=labels)
+    known, truth = make_label_set(labels), make_truth(2, labels)
+    output = head(make_batch(2, regions), known, truth)
+    assert output.image.shape == (2, labels)
+    assert output.image.isfinite().all()
+    assert output.winners().shape == (2, labels)
+    if output.regions is not None:
+        assert output.regions.shape == (2, regions, labels)
+
+
+@pytest.mark.parametrize("variant", ALL)
+def test_every_parameter_learns(variant: str) -> None:
+    # A parameter without a gradient is a mistake, and several processes can't train it.
+    head, batch = make_head(variant), make_batch(6, full=True)
+    output = head.train()(batch, make_label_set(), make_truth(6))
+    weights = torch.linspace(-1, 2, output.image.numel(), dtype=torch.float64).view_as(output.image)
+    loss = (output.image * weights).sum() if output.loss is None else output.loss
+    loss.backward()
+    without = [
+        name
+        for name, parameter in head.named_parameters()
+        if parameter.grad is None or not parameter.grad.isfinite().all() or not parameter.grad.any()
+    ]
+    assert without == []
+
+
+@pytest.mark.parametrize("variant", ALL)
+def test_a_head_reads_what_it_says(variant: str) -> None:
+    head, batch, labels = make_head(variant), make_batch(4, full=True), make_label_set()
+    expected = head(batch, labels)
+    if needs_whole(variant):
+        other = head(replace(batch, whole=batch.of_whole() + 1), labels)
+        assert (other.image - expected.image).abs().max() > 1e-6
+    else:
+        outputs_alike(head(replace(batch, whole=None), labels), expected)
+    if not head_class(head_settings(variant).head).reads_conditional:
+        outputs_alike(head(batch, replace(labels, conditional=None)), expected)
+
+
+@pytest.mark.parametrize("variant", OF_REGIONS)
+def test_the_whole_view_as_one_more_region(variant: str) -> None:
+    head = make_head(variant, whole_region=True)
+    batch, labels = make_batch(4), make_label_set()
+    output = head(batch, labels)
+    by_hand = head.score(batch.with_whole_region(), labels)
+    assert_close(output.image, by_hand.image)
+    if by_hand.regions is not None:
+        assert_close(torch.cat([output.regions, output.whole[:, None]], dim=1), by_hand.regions)
+        winners = by_hand.regions.argmax(dim=1)
+        assert torch.equal(output.winners(), winners.masked_fill(winners == M, -1))
+
+
+@pytest.mark.parametrize("variant", ALL)
+def test_the_state_is_all_that_a_head_knows(variant: str) -> None:
+    one, other = make_head(variant), make_head(variant, seed=5)
+    other.load_state_dict(one.state_dict())
+    batch, labels = make_batch(3), make_label_set()
+    outputs_alike(one(batch, labels), other(batch, labels))
+
+
+@pytest.mark.parametrize("variant", ALL)
+def test_a_head_learns_what_regions_show(variant: str) -> None:
+    batch, truth, _ = kinds_problem()
+    labels, head = make_label_set(dtype=torch.float32), make_head(variant, dtype=torch.float32)
+    fit(head, batch, labels, truth, steps=150)
+    assert ranking(head, batch, labels, truth) > 0.9
