@@ -15,7 +15,7 @@ import pytest
 from flows import ROOT
 from ruamel.yaml import YAML
 
-DECIDING = {"evaluation", "labels", "learning", "matching", "report"}
+DECIDING = {"evaluation", "labels", "learning", "heads", "report"}
 EXEMPT = {
     "ahead": "decides when something is computed, which changes no number",
     "datasets": "what they make is in the manifest, which the stages depend on",
