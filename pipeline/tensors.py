@@ -12,7 +12,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -105,10 +105,18 @@ def _intact_zip(stored: io.BytesIO) -> io.BytesIO:
     return copy
 
 
+class Schedule(Protocol):
+    """A schedule of the learning rate: one of torch's, or one like them."""
+
+    def step(self) -> None:
+        """Go on to the next rate."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The schedule's position, and what it was made with."""
+
+
 def learning_state(
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, schedule: Schedule
 ) -> dict[str, Any]:
     """Collect the state of a learner, for `restore_learning`. Its tensors are not copied."""
     return {
@@ -123,10 +131,9 @@ def restore_learning(
     origin: Path,
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
+    schedule: Schedule,
     *,
     steps: int,
-    rates: int,
 ) -> None:
     """Bring a new learner to the state that `learning_state` collected.
 
@@ -134,8 +141,7 @@ def restore_learning(
         state: read from the file ``origin``.
         origin: for the error.
         model, optimizer, schedule: the learner, changed in place.
-        steps: that the optimizer must have made.
-        rates: that the schedule must have left behind.
+        steps: that the optimizer and the schedule must have made.
 
     Raises:
         DamagedError: the state is that of a different learner, or of another time.
@@ -145,7 +151,7 @@ def restore_learning(
         with warnings.catch_warnings():
             # The optimizer makes no steps here.
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
-            for _ in range(rates):
+            for _ in range(steps):
                 schedule.step()
         check_equal(state["schedule"], schedule.state_dict(), "schedule")
         _check_optimizer(state["optimizer"], optimizer, steps)

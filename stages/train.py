@@ -42,6 +42,7 @@ from pipeline.learning.loop import (
 )
 from pipeline.learning.splits import SplitData, open_split, split_validation
 from pipeline.learning.training import known_labels, train_network
+from pipeline.settings import TrainSettings
 from pipeline.shards.reader import RegionCache
 from stages.checkout.caches import advising_on_cache
 from stages.checkout.layout import (
@@ -135,11 +136,12 @@ def train(run: RunPlan, *, tensorboard: bool = False) -> str | None:
             raise _reported(error, run, inputs) from error
         except Interrupted as interrupted:
             raise stopped(interrupted, per_epoch * run.settings.epochs) from None
+        shown.end()
         _write(run, inputs, training)
     record_time(run.dataset, "train", began, run=run.folder.name)
     left_out = inputs.split.left_out
     ending = f"; {counted(left_out, 'image')} without regions left out" if left_out else ""
-    return f"{run.folder}: {_summary(training)}{ending}"
+    return f"{run.folder}: {_summary(training, run.settings)}{ending}"
 
 
 def _open(run: RunPlan) -> _Inputs:
@@ -211,11 +213,16 @@ def _parts(
         return whole, open_split(cache, manifest, "val", regions=settings.regions)
     if settings.validation:
         return split_validation(whole, settings.validation, run.seed)
-    if settings.selection == "best":
+    asking = {"selection": ("best", "last")} if settings.selection == "best" else {}
+    if settings.patience is not None:
+        asking["patience"] = (str(settings.patience), "null")
+    if asking:
+        asked = " and ".join(f"{block}.{name} is `{value}`" for name, (value, _) in asking.items())
+        without = " and ".join(f"`{block}.{name}: {value}`" for name, (_, value) in asking.items())
         raise InputError(
-            f"{block}.selection is `best`, but nothing validates the training: {block}.validation "
-            f"is 0, and {run.dataset} has no split `val`.",
-            f"Set `{block}.validation: 0.2`, or `{block}.selection: last`.",
+            f"{asked}, but nothing validates the training: {block}.validation is 0, and "
+            f"{run.dataset} has no split `val`.",
+            f"Set `{block}.validation: 0.2`, or {without}.",
         )
     return whole, None
 
@@ -310,9 +317,14 @@ def _checkpoint(
     )
 
 
-def _summary(training: Training) -> str:
-    loss = training.history[-1]["train_loss"]
-    text = f"{counted(len(training.history), 'epoch')}, loss {loss:.3f}"
+def _summary(training: Training, settings: TrainSettings) -> str:
+    made, loss = len(training.history), training.history[-1]["train_loss"]
+    text = f"{counted(made, 'epoch')}, loss {loss:.3f}"
+    if made < settings.epochs:
+        text = (
+            f"stopped early after epoch {made} of {settings.epochs}, since the validation mAP had "
+            f"not risen for {counted(settings.patience or 0, 'epoch')}; loss {loss:.3f}"
+        )
     if training.epoch != len(training.history):
         text += f", weights of epoch {training.epoch}"
     validation = training.history[training.epoch - 1].get("validation_mAP")
@@ -346,6 +358,10 @@ class _Shown:
         else:
             self._bar.resume(done)
             self._has_begun = True
+
+    def end(self) -> None:
+        """Show that no step is left, also of a training that stopped early."""
+        self._bar.total = self._bar.n
 
     def epoch(self, row: Row) -> None:
         """Show a finished epoch."""

@@ -56,7 +56,8 @@ class Training:
         epoch: the chosen epoch, counted from 1.
         history: one row per epoch: ``epoch``, ``learning_rate``, ``train_loss`` (mean over the
             images), ``gradient_norm`` (largest before clipping) and, with a validation part,
-            ``validation_mAP`` (percent).
+            ``validation_mAP`` (percent). The learning rate is that of the epoch's last step. There
+            are fewer rows than ``settings.epochs`` if ``settings.patience`` ended the training.
         waited: share of the time of this attempt's training steps that was spent waiting for the
             step's batch; nan if this attempt made no step.
     """
@@ -149,7 +150,7 @@ class TrainingLoop:
         self.interrupted: Callable[[], bool] = lambda: False
         self.position = Position()
         self._optimizer = make_optimizer(network, settings)
-        self._schedule = make_schedule(self._optimizer, settings)
+        self._schedule = make_schedule(self._optimizer, settings, self._steps_per_epoch)
         self._parallel = processes.parallel(network)
         self._average = make_average(network, settings)
         self._waited = self._spent = 0.0
@@ -185,13 +186,14 @@ class TrainingLoop:
         steps = [order[start : start + size] for start in range(0, len(order), size)]
         parts = [self.processes.part(images) for images in steps]
         self.network.train()
-        began = time.perf_counter()
+        began, rate = time.perf_counter(), self._schedule.rate
         chosen = ((own, views[own]) for own, _ in parts[position.steps :])
         with closing(self.feed.batches(chosen)) as batches:
             for step in range(position.steps, len(steps)):
                 asked = time.perf_counter()
                 batch = next(batches)
                 self._waited += time.perf_counter() - asked
+                rate = self._schedule.rate
                 loss, norm = self._step(batch, parts[step][1], epoch * len(steps) + step + 1)
                 position.steps += 1
                 position.loss += loss * len(steps[step])
@@ -202,7 +204,7 @@ class TrainingLoop:
         self._spent += time.perf_counter() - began
         return {
             "epoch": epoch + 1,
-            "learning_rate": self._optimizer.param_groups[0]["lr"],
+            "learning_rate": rate,
             "train_loss": position.loss / len(order),
             "gradient_norm": position.gradient,
         }
@@ -234,6 +236,7 @@ class TrainingLoop:
             self.network.parameters(), self.settings.clip_norm, total_norm
         )
         self._optimizer.step()
+        self._schedule.step()
         if self._average is not None:
             self._average.update_parameters(self.network)
         return total_loss, norm
@@ -279,7 +282,6 @@ class TrainingLoop:
         Raises:
             Diverged: its last step made a weight that is not finite, which no later step has met.
         """
-        self._schedule.step()
         position = self.position
         history = [*position.history, row]
         weights = _copied(self.current_network().state_dict())
@@ -367,7 +369,6 @@ class TrainingLoop:
             self._optimizer,
             self._schedule,
             steps=steps,
-            rates=len(position.history),
         )
         self.position = position
 
@@ -384,6 +385,16 @@ class TrainingLoop:
 def steps_per_epoch(images: int, batch_size: int, processes: int = 1) -> int:
     """Number of steps in which so many processes, each with its batches, see all images once."""
     return -(-images // (batch_size * processes))
+
+
+def is_finished(history: History, settings: TrainSettings) -> bool:
+    """Whether a training with this history ends: after all epochs, or because of its patience."""
+    if len(history) >= settings.epochs:
+        return True
+    if settings.patience is None or not history:
+        return False
+    maps = [row["validation_mAP"] for row in history]
+    return len(maps) - (1 + maps.index(max(maps))) >= settings.patience
 
 
 def _check_position(
@@ -408,8 +419,9 @@ def _check_position(
     maps = [row["validation_mAP"] for row in history] if best else []
     check_equal(position.epoch, 1 + maps.index(max(maps)) if maps else len(history), "epoch")
     steps, sums = position.steps, (position.loss, position.gradient)
-    left = settings.epochs - len(history)
-    if type(steps) is not int or left < 0 or not 0 <= steps < (per_epoch if left else 1):
+    ends = [is_finished(history[:number], settings) for number in range(1, len(history) + 1)]
+    left = 1 if ends and ends[-1] else per_epoch
+    if type(steps) is not int or any(ends[:-1]) or not 0 <= steps < left:
         raise ValueError(f"{steps!r} of {per_epoch} steps after {len(history)} epochs")
     if not all(type(value) is float and 0 <= value < math.inf for value in sums) or (
         not steps and any(sums)

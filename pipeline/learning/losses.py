@@ -5,19 +5,27 @@ Letters: B images, C labels.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from pipeline.heads.contract import HeadOutput
-from pipeline.settings import Loss, WeightedLoss
+from pipeline.settings import (
+    AsymmetricLoss,
+    FocalLoss,
+    Loss,
+    SoftmaxSquaredLoss,
+    WeightedLoss,
+)
 
 
 def compute_loss(output: HeadOutput, truth: Tensor, ratio: Tensor, loss: Loss) -> Tensor:
     """Compute the loss of a batch in float32: summed over labels and averaged over images.
 
     Args:
-        output: of the head.
+        output: of the head. If it brings a loss of its own, that is returned.
         truth: (B, C), 1 for positive, 0 for negative, -1 for ignored labels, which carry no loss.
         ratio: (C,), the share of the training images that have the label.
         loss: which, and with which settings.
@@ -28,8 +36,16 @@ def compute_loss(output: HeadOutput, truth: Tensor, ratio: Tensor, loss: Loss) -
     if output.loss is not None:
         return output.loss.float()
     logits = output.image.float()
-    assert isinstance(loss, WeightedLoss)
-    return matching_loss(logits, truth, ratio, loss.beta)
+    match loss:
+        case WeightedLoss():
+            return matching_loss(logits, truth, ratio, loss.beta)
+        case AsymmetricLoss():
+            return asymmetric_loss(logits, truth, loss)
+        case FocalLoss():
+            return focal_loss(logits, truth, loss)
+        case SoftmaxSquaredLoss():
+            return softmax_squared_loss(logits, truth)
+    raise AssertionError(f"a head with the loss {loss.name!r} returns it")  # as its settings say
 
 
 def matching_loss(logits: Tensor, truth: Tensor, ratio: Tensor, beta: float) -> Tensor:
@@ -56,3 +72,85 @@ def matching_loss(logits: Tensor, truth: Tensor, ratio: Tensor, beta: float) -> 
         logits, positive.to(logits.dtype), weight=weight, reduction="sum"
     )
     return loss / len(logits)
+
+
+def asymmetric_loss(logits: Tensor, truth: Tensor, settings: AsymmetricLoss) -> Tensor:
+    r"""Compute the asymmetric loss, summed over labels and averaged over images.
+
+    .. math:: -\frac1B \sum_i \sum_c\, [y (1-p)^{\gamma_+} \log p
+              + (1-y)\, p_m^{\gamma_-} \log(1-p_m)],\quad p_m = \max(p - m, 0)
+
+    Equations (4) to (7) of Ridnik et al., "Asymmetric Loss For Multi-Label Classification", ICCV
+    2021, where m is ``clip``. As in the authors' training code, the factors
+    :math:`(1-p)^{\gamma_+}` and :math:`p_m^{\gamma_-}` are weights that carry no gradient.
+
+    Args:
+        logits: (B, C), before the sigmoid.
+        truth: (B, C), 1 for positive, 0 for negative, -1 for ignored labels, which carry no loss.
+        settings: the two gammas, and ``clip``.
+
+    Returns:
+        a scalar.
+    """
+    positive = truth == 1
+    log_clip = math.log(settings.clip) if settings.clip else -math.inf
+    # log(1 - p_m) = min(log(1 - p + m), 0), which is finite for every logit.
+    log_rest = torch.logaddexp(logsigmoid(-logits), logits.new_tensor(log_clip)).clamp(max=0)
+    entropy = -torch.where(positive, logsigmoid(logits), log_rest)
+    p = logits.detach().sigmoid()
+    weight = torch.where(
+        positive,
+        (1 - p) ** settings.positive_gamma,
+        (p - settings.clip).clamp(min=0) ** settings.negative_gamma,
+    )
+    return (weight * entropy).masked_fill(truth < 0, 0.0).sum() / len(logits)
+
+
+def focal_loss(logits: Tensor, truth: Tensor, settings: FocalLoss) -> Tensor:
+    r"""Compute the focal loss, summed over labels and averaged over images.
+
+    .. math:: -\frac1B \sum_i \sum_c\, \alpha_t (1-p_t)^\gamma \log p_t
+
+    Equation (5) of Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017: :math:`p_t` is p
+    for positives and 1 - p for negatives, and :math:`\alpha_t` likewise, or 1 without alpha.
+
+    Args:
+        logits: (B, C), before the sigmoid.
+        truth: (B, C), 1 for positive, 0 for negative, -1 for ignored labels, which carry no loss.
+        settings: gamma and alpha.
+
+    Returns:
+        a scalar.
+    """
+    positive = truth == 1
+    right = torch.where(positive, logits, -logits)  # p_t = sigmoid(right)
+    # A power of 1 - p_t would have an infinite gradient where p_t is 1 and gamma is below 1.
+    loss = -torch.exp(settings.gamma * logsigmoid(-right)) * logsigmoid(right)
+    if settings.alpha is not None:
+        loss = torch.where(positive, settings.alpha * loss, (1 - settings.alpha) * loss)
+    return loss.masked_fill(truth < 0, 0.0).sum() / len(logits)
+
+
+def softmax_squared_loss(logits: Tensor, truth: Tensor) -> Tensor:
+    r"""Compute the squared loss of HCP, summed over labels and averaged over images.
+
+    .. math:: \frac1B \sum_i \sum_c \left(p_c - \frac{y_c}{\sum_k y_k}\right)^2,\quad
+              p = \mathrm{softmax}(v)
+
+    From Wei et al., "HCP: A Flexible CNN Framework for Multi-Label Image Classification", TPAMI
+    2016; written from memory of the paper, whose text was not at hand. The softmax is over the
+    labels that are not ignored. An image without a positive label has no target, and carries no
+    loss.
+
+    Args:
+        logits: (B, C), v.
+        truth: (B, C), 1 for positive, 0 for negative, -1 for ignored labels, which carry no loss.
+
+    Returns:
+        a scalar.
+    """
+    learned = (truth == 1).any(dim=1)
+    target = (truth[learned] == 1).to(logits.dtype)
+    target = target / target.sum(dim=1, keepdim=True)
+    p = logits[learned].masked_fill(truth[learned] < 0, -math.inf).softmax(dim=1)
+    return ((p - target) ** 2).sum() / len(logits)

@@ -16,7 +16,7 @@ from pipeline.interrupts import deferred_interrupt
 from pipeline.labels.vectors import LabelVectors
 from pipeline.learning.batches import Feed, input_statistics
 from pipeline.learning.distributed import Processes, alone
-from pipeline.learning.loop import Row, Training, TrainingLoop
+from pipeline.learning.loop import Row, Training, TrainingLoop, is_finished
 from pipeline.learning.prediction import NotFinite, Predictions, Scorer
 from pipeline.learning.seeds import seed_process, seeded
 from pipeline.learning.splits import SplitData, label_set
@@ -56,8 +56,8 @@ def train_network(
         state_file: where the state is kept between two attempts.
         name: of the network, for messages.
         processes: that train it together; None for this one alone.
-        validation: images on which mAP is measured in each epoch. It decides which epoch's weights
-            are the result if ``settings.selection`` says so.
+        validation: images on which mAP is measured in each epoch, from which
+            ``settings.selection`` and ``settings.patience`` choose epochs.
         on_step: called before the first step and after each, with the number of steps done so far.
         on_epoch: called in process 0 after each epoch, with the epoch's row of the history.
         save_every: seconds between two writes of the state; 0 for one after every step.
@@ -125,11 +125,13 @@ def _run(
     # Several processes would have to agree on the step after which they save and stop.
     deferring = deferred_interrupt() if processes.count == 1 else nullcontext(loop.interrupted)
     with deferring as loop.interrupted:
-        while len(loop.position.history) < loop.settings.epochs:
+        while not is_finished(loop.position.history, loop.settings):
             row = loop.run_epoch(on_step)
             if feed is not None:
                 predictions = _validate(loop, feed, labels)
-                row["validation_mAP"] = evaluate(predictions.logits, feed.split.truth, labels).mAP
+                measured = evaluate(predictions.logits, feed.split.truth, labels).mAP
+                # All processes must agree on the epoch after which they stop.
+                row["validation_mAP"] = processes.of_first(measured)
             loop.end_epoch(row)
             if processes.rank == 0:
                 on_epoch(row)

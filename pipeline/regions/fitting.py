@@ -230,9 +230,7 @@ class _Learner:
                 raise ValueError(f"`done` is {done!r} of {self.schedule.total_steps} steps")
         except ODD_STATE as error:
             raise foreign_state(path, error) from error
-        restore_learning(
-            state, path, self.model, self.optimizer, self.schedule, steps=done, rates=done
-        )
+        restore_learning(state, path, self.model, self.optimizer, self.schedule, steps=done)
         restore_random(random_states, path)
         return done
 

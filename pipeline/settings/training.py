@@ -101,13 +101,23 @@ class TrainSettings(Settings):
     optimizer: Literal["sgd", "adamw"] = Field(
         "sgd", description="Optimiser. The paper uses `sgd`."
     )
-    learning_rate: float = Field(0.01, gt=0, le=1e30, description="Initial learning rate.")
+    learning_rate: float = Field(
+        0.01, gt=0, le=1e30, description="Learning rate, before the schedule lowers it."
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
     weight_decay: float = Field(1e-4, ge=0, description="Weight decay.")
-    schedule: Literal["step", "cosine", "constant"] = Field(
+    schedule: Literal["step", "cosine", "constant", "one-cycle"] = Field(
         "step",
         description="`step`: divide the learning rate by 10 every `step_epochs` (as the paper). "
-        "`cosine`: lower it to zero. `constant`: keep it.",
+        "`cosine`: lower it to zero, epoch by epoch. `constant`: keep it. `one-cycle`: raise it to "
+        "`learning_rate` during `warm_up`, then lower it to nearly zero, step by step.",
+    )
+    warm_up: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of all steps in which the learning rate rises: along a cosine from a "
+        "25th of `learning_rate` under `one-cycle`, in a line from zero under the others.",
     )
     step_epochs: int = Field(30, ge=1, description="Epochs between two steps of schedule `step`.")
     averaging: float = Field(
@@ -132,11 +142,27 @@ class TrainSettings(Settings):
         description="Epoch whose weights are the result: the `last` one, or the one with the "
         "`best` mAP on the validation part or the `val` split.",
     )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="Number of epochs without a better mAP on the validation part or the `val` "
+        "split after which the training stops. null: it makes all `epochs`.",
+    )
     variants: dict[Name, dict[str, object]] = Field(
         default_factory=dict,
         description="Settings above that a variant changes, e.g. "
         "`max-pool: {learning_rate: 0.003}`. A new name defines a new variant.",
     )
+
+    @property
+    def decides(self) -> bool:
+        """Whether the scores say which labels an image has (`HeadSettings.decides`)."""
+        return self.network.decides and not isinstance(self.loss, SoftmaxSquaredLoss)
+
+    @property
+    def ranks(self) -> bool:
+        """Whether the scores rank the images for a label (`HeadSettings.ranks`)."""
+        return self.network.ranks
 
     @field_validator("network", mode="before")
     @classmethod
