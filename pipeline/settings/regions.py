@@ -110,6 +110,11 @@ class ExtractSettings(Settings):
     feature_dtype: Literal["float16", "float32"] = Field(
         "float16", description="Type of the stored features."
     )
+    whole: bool = Field(
+        True,
+        description="Store the box head's vector of the whole view, too. Heads that look at the "
+        "image as a whole need it. An import stores it if its file has it.",
+    )
     hash_images: bool = Field(
         True,
         description="Identify images by their content in the cache's fingerprint. If false, by "
