@@ -112,8 +112,8 @@ class ExtractSettings(Settings):
     )
     whole: bool = Field(
         True,
-        description="Store the box head's vector of the whole view, too. Heads that look at the "
-        "image as a whole need it. An import stores it if its file has it.",
+        description="Store the vector of the whole view, too, which some heads need. An import "
+        "stores it where its file has it.",
     )
     hash_images: bool = Field(
         True,
