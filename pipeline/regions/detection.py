@@ -9,7 +9,7 @@ Boxes are xyxy: in pixels of the view inside this module, in [0,1] of the view i
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -48,12 +48,15 @@ class Detections:
         scores: (n,) float32, descending.
         classes: (n,) int64, the detector's class numbers; 0 only in the stand-in region.
         features: (n, d) float32, the box head's vector, pooled at these very boxes.
+        whole: (d,) float32, the box head's vector at the box of the whole view; None unless it was
+            asked for.
     """
 
     boxes: Tensor
     scores: Tensor
     classes: Tensor
     features: Tensor
+    whole: Tensor | None = None
 
 
 def prepare_for_extraction(model: FasterRCNN) -> FasterRCNN:
@@ -224,7 +227,7 @@ class _ChannelsLastHead(nn.Module):
 
 
 @torch.inference_mode()
-def detect(model: FasterRCNN, views: Tensor) -> list[Detections]:
+def detect(model: FasterRCNN, views: Tensor, *, whole: bool = False) -> list[Detections]:
     """Find the regions of a batch of views: the same ones as ``model`` itself.
 
     torchvision does not say which proposal a detection came from, and regresses its box
@@ -235,6 +238,8 @@ def detect(model: FasterRCNN, views: Tensor) -> list[Detections]:
         model: in eval mode, built for views of this size; faster after `prepare_for_extraction`.
         views: (B, 3, S, S) float32 in [0, 1], on the model's device. All of one size: torchvision
             pads mixed sizes, and padding changes boxes and features.
+        whole: also pool the vectors of the whole views, from the same feature maps. Whether this is
+            done does not change the regions.
 
     Returns:
         B detections with 1 to ``box_detections_per_img`` regions each, on the same device.
@@ -270,12 +275,22 @@ def detect(model: FasterRCNN, views: Tensor) -> list[Detections]:
         )
     ]
     features = _vectors(heads, maps, [boxes for boxes, _, _ in best], size)
+    wholes: Iterable[Tensor | None] = [None] * len(views)
+    if whole:
+        # Not pooled with the regions: their number decides how a product of matrices is rounded.
+        wholes = _vectors(heads, maps, [_whole_box(views)] * len(views), size)
     return [
-        Detections((boxes / size).clamp(0, 1), scores, classes, feature)
-        for (boxes, scores, classes), feature in zip(
-            best, features.split([len(scores) for _, scores, _ in best]), strict=True
+        Detections((boxes / size).clamp(0, 1), scores, classes, feature, of_whole)
+        for (boxes, scores, classes), feature, of_whole in zip(
+            best, features.split([len(scores) for _, scores, _ in best]), wholes, strict=True
         )
     ]
+
+
+def _whole_box(views: Tensor) -> Tensor:
+    """The box of a whole view in pixels: (1, 4)."""
+    side = views.shape[-1]
+    return views.new_tensor([[0, 0, side, side]])
 
 
 def _propose(rpn: Any, views: Tensor, maps: dict[str, Tensor]) -> list[Tensor]:
