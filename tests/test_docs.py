@@ -119,8 +119,8 @@ def make_tiny(file: Path) -> None:
             block["size"] = 64
         block.update(regions=min(block.get("regions", 10), 4), views=1)
     for block in raw["train"].values():
+        block.setdefault("network", {})["latent_size"] = 8
         for settings in (block, *block.get("variants", {}).values()):
-            settings.setdefault("network", {})["latent_size"] = 8
             settings.pop("regions", None)
             settings["epochs"] = 1
         if str(block.get("label_vectors", "")).startswith("data/glove"):

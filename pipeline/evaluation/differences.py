@@ -2,22 +2,22 @@
 
 Every setting is in one of the tables below, which say what the paper gives for it, so that none can
 be forgotten (tests/evaluation/test_differences.py). Settings of stage one have the prefix
-``extract.``, all others are those of `TrainSettings`. Sections are the paper's.
+``extract.``, all others are those of `TrainSettings` with GM-MLIC. Only GM-MLIC's are compared:
+the paper quotes its other methods from their own papers. Sections are the paper's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pipeline.evaluation.paper import VARIANT_NAMES, PaperResults
-from pipeline.evaluation.runs import Run
+from pipeline.evaluation.paper import ABLATIONS, PaperResults, method_of
+from pipeline.evaluation.runs import Run, Runs
 from pipeline.files import canonical_json
 from pipeline.regions.detector import DetectorDescription
-from pipeline.settings import ArchitectureSettings, TrainSettings
+from pipeline.settings import ArchitectureSettings, GmMlicSettings, TrainSettings
 from pipeline.shards.schema import Recipe
 
 STATED: Mapping[str, tuple[object, str]] = {
-    "network.architecture": ("matching", "3.3"),
     "network.instance_graph": (True, "3.2"),
     "network.label_graph": (True, "3.2"),
     "network.matching_edges": (True, "3.2"),
@@ -29,12 +29,13 @@ STATED: Mapping[str, tuple[object, str]] = {
     "weight_decay": (0.0001, "4.2"),
     "schedule": ("step", "4.2"),
     "step_epochs": (30, "4.2"),
+    "loss.name": ("weighted", "3.4"),
 }
 """Setting -> the value that the paper gives, and where. Each that differs is named."""
 
 BY_DATA_SET: Mapping[str, tuple[str, str]] = {
     "regions": ("regions", "4.4"),
-    "beta": ("beta", "4.2"),
+    "loss.beta": ("beta", "4.2"),
 }
 """Setting -> the field of `PaperResults` that has the paper's value, and where that is given."""
 
@@ -43,6 +44,7 @@ UNMENTIONED: Mapping[str, object] = {
     "network.input_dropout": 0.0,
     "network.dropout": 0.0,
     "network.decoder_dropout": 0.0,
+    "network.whole_region": False,
     "averaging": 0.0,
     "precision": "float32",
     "validation": 0.0,
@@ -50,6 +52,15 @@ UNMENTIONED: Mapping[str, object] = {
 }
 """Setting of something that the paper does not mention -> its value where we do without it, too.
 Each with another value is named."""
+
+OF_OTHER_LOSSES = (
+    "loss.negative_gamma",
+    "loss.positive_gamma",
+    "loss.clip",
+    "loss.gamma",
+    "loss.alpha",
+)
+"""Settings of losses that the paper does not use. Each is named with its loss."""
 
 OURS = (
     "network.neighbors",
@@ -63,6 +74,7 @@ OURS = (
 """Settings that need a value, while the paper gives none. Each is always named."""
 
 IN_WORDS = (
+    "network.head",
     "label_vectors",
     "epochs",
     "batch_size",
@@ -154,13 +166,18 @@ def seen_by_detector(run: Run, detector: DetectorDescription | None) -> str | No
 
 
 def paper_differences(
-    run: Run, paper: PaperResults, detector: DetectorDescription | None
+    runs: Runs, paper: PaperResults, detector: DetectorDescription | None
 ) -> list[str]:
-    """List what a reader must know who compares a run with the paper; one or two sentences each.
+    """List what a reader must know who compares runs with the paper; one or two sentences each.
+
+    They are about the first run of GM-MLIC, or else about the first run. Of every other head they
+    say which method it is.
 
     Args:
         detector: as in `describe_detector`.
     """
+    firsts = [seeds[0] for seeds in runs.values()]
+    run = next(filter(_is_gm_mlic, firsts), firsts[0])
     evaluation, settings = run.evaluation, run.settings
     train, test = paper.images
     origin = describe_detector(detector, run.recipe)
@@ -187,12 +204,46 @@ def paper_differences(
         f"Length of training: {settings.epochs} epochs in batches of {settings.batch_size}. The "
         "paper states neither, nor how it chose its epoch.",
     ]
-    ours = _values(settings, run.recipe)
-    other = _other_settings(ours, paper, evaluation.variant)
-    if other:
+    if _is_gm_mlic(run):
+        lines += _of_gm_mlic(run, paper)
+    lines += [_method(seeds[0]) for seeds in runs.values() if not _is_gm_mlic(seeds[0])]
+    if evaluation.metrics.mAP11 is not None:
         lines.append(
-            f"Settings of {evaluation.variant} that differ from the paper's: {'; '.join(other)}."
+            "mAP: ours is the mean area under the precision-recall curve; the devkit's 11-point "
+            f"mAP of {run.name} is {evaluation.metrics.mAP11:.1f}. The paper does not say which "
+            "one it reports, and its printed AP have a mean of 95.2, not 94.7."
         )
+    return lines
+
+
+def _is_gm_mlic(run: Run) -> bool:
+    return isinstance(run.settings.network, GmMlicSettings)
+
+
+def _method(run: Run) -> str:
+    """Say which method a run of another head than GM-MLIC's is, and where it is described."""
+    variant, head = run.evaluation.variant, run.settings.network.head
+    method = method_of(variant)
+    stands = "stands for no method of the paper's tables"
+    if method is not None:
+        stands = (
+            f"is {method} on cached regions. The paper quotes {method} from its own publication, "
+            "whose backbone, images and training are others"
+        )
+    return (
+        f"Method of {variant}: the head {head}, which {stands}. docs/heads.md has its equation, "
+        "its settings, and what the adaptation to regions loses."
+    )
+
+
+def _of_gm_mlic(run: Run, paper: PaperResults) -> list[str]:
+    """What differs between GM-MLIC as we have it and as the paper has it."""
+    lines = []
+    variant = run.evaluation.variant
+    ours = _values(run.settings, run.recipe)
+    other = _other_settings(ours, paper, variant)
+    if other:
+        lines.append(f"Settings of {variant} that differ from the paper's: {'; '.join(other)}.")
     more = {"clip_norm": _clipped(run)}
     own = [f"{name} {_shown(ours[name])}{more.get(name, '')}" for name in OURS if name in ours]
     lines += [
@@ -205,12 +256,6 @@ def paper_differences(
         "printed, and reads matching edges where the print has e^o and e^l. The loss (15) has the "
         "minus sign that its print lacks, and is averaged over the images of a batch, not summed.",
     ]
-    if evaluation.metrics.mAP11 is not None:
-        lines.append(
-            "mAP: ours is the mean area under the precision-recall curve; the devkit's 11-point "
-            f"mAP of {run.name} is {evaluation.metrics.mAP11:.1f}. The paper does not say which "
-            "one it reports, and its printed AP have a mean of 95.2, not 94.7."
-        )
     return lines
 
 
@@ -249,11 +294,15 @@ def _augmentation(run: Run) -> str:
 def _values(settings: TrainSettings, recipe: Recipe) -> dict[str, object]:
     """Setting, as the tables name it -> its value; an imported cache has few of stage one."""
     train = settings.model_dump(exclude={"variants"})
-    network = train.pop("network")
+    blocks = {block: train.pop(block) for block in ("network", "loss")}
     train["regions"] = settings.regions or recipe["regions"]
     return {
         **train,
-        **{f"network.{name}": value for name, value in network.items()},
+        **{
+            f"{block}.{name}": value
+            for block, content in blocks.items()
+            for name, value in content.items()
+        },
         **{f"extract.{name}": value for name, value in recipe.items()},
     }
 
@@ -269,8 +318,9 @@ def _other_settings(ours: Mapping[str, object], paper: PaperResults, variant: st
         f"{name} {_shown(ours[name])} (paper: {value})"
         for name, value in stated.items()
         # The paper has these ablations too.
-        if ours[name] != value and not (name in ablated and variant in VARIANT_NAMES)
+        if name in ours and ours[name] != value and not (name in ablated and variant in ABLATIONS)
     ]
+    lines += [f"{name} {_shown(ours[name])}" for name in OF_OTHER_LOSSES if name in ours]
     lines += [
         f"{name} {_shown(ours[name])} (the paper mentions none)"
         for name, without in UNMENTIONED.items()

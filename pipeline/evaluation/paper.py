@@ -105,12 +105,41 @@ GM-MLIC       94.7
 METHOD = "GM-MLIC"
 
 VARIANT_NAMES = {
+    "hcp": "HCP",
+    "cnn-rnn": "CNN-RNN",
+    "srn": "SRN",
+    "ml-gcn": "ML-GCN",
+    "ssgrl": "SSGRL",
+    "pla": "PLA",
+    "cma": "CMA",
     "full": METHOD,
     "without-label-graph": "w/o G^l",
     "without-instance-graph": "w/o G^o",
     "without-matching-edges": "w/o ILM edges",
 }
-"""Our variants -> the paper's rows."""
+"""Our variants -> the paper's rows. A variant stands for a row only if its method is the same."""
+
+ABLATIONS = ("without-label-graph", "without-instance-graph", "without-matching-edges")
+"""Our variants that the paper trains as well, to compare them with its own method."""
+
+NOT_REPRODUCED = {
+    "ResNet-101": "it is fine-tuned from end to end. `linear-mean` is the nearest to it: a linear "
+    "layer on features that are kept as they are",
+    "RNN-Attention": "it moves a window over the feature map without steps, and cached regions are "
+    "a fixed choice of windows. `rma-style` follows its idea",
+    "TSGCN": "its code is not public, and the sizes of its layers are not known to us",
+    "MLIC-KD-WSD": "its student is a network on photographs, which learns from a teacher with "
+    "regions. On a cache, both would read the same features. `wsddn` is the teacher alone",
+}
+"""Method in the paper's tables of which we have no variant -> why."""
+
+PUBLISHED = "-published"
+"""Ends the name of the variant with a method's published settings, where ours are others."""
+
+
+def method_of(variant: str) -> str | None:
+    """The paper's row that a variant stands for; None if there is none."""
+    return VARIANT_NAMES.get(variant.removesuffix(PUBLISHED))
 
 
 @dataclass(frozen=True)
@@ -160,7 +189,7 @@ class PaperResults:
 
     def row(self, variant: str) -> Row | None:
         """The numbers for one of our variants; None if the paper has none."""
-        return self._row(VARIANT_NAMES.get(variant, "")) or None
+        return self._row(method_of(variant) or "") or None
 
     def _row(self, method: str) -> Row:
         row: dict[str, float | None] = {}

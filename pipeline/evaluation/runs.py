@@ -24,6 +24,7 @@ class Run:
         views: how many cached views of each training image it drew from.
         recipe: of the regions that it was trained on.
         history: one row per epoch, as its checkpoint holds them.
+        parameters: how many numbers the network learns.
         evaluation: its metrics, and what they were measured on.
         checkpoint, predictions: its files.
     """
@@ -33,6 +34,7 @@ class Run:
     views: int
     recipe: Recipe
     history: Sequence[Mapping[str, float]]
+    parameters: int
     evaluation: Evaluation
     checkpoint: Path
     predictions: Path

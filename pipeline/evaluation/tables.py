@@ -15,14 +15,14 @@ from pipeline.datasets.groups import label_groups
 from pipeline.evaluation.bootstrap import COVERAGE, Intervals
 from pipeline.evaluation.differences import paper_differences, seen_by_detector
 from pipeline.evaluation.metrics import Evaluation
-from pipeline.evaluation.paper import VARIANT_NAMES, PaperResults, paper_results
+from pipeline.evaluation.paper import NOT_REPRODUCED, PaperResults, method_of, paper_results
 from pipeline.evaluation.runs import Evaluations, Runs, evaluations_of
 from pipeline.evaluation.spread import mean_of, spread_of
 from pipeline.formats.text import csv_cell, markdown, markdown_table, storable
 from pipeline.regions.detector import DetectorDescription
 
 BASE = "full"
-"""The variant that all others are compared with."""
+"""The variant that all others are compared with, where it is among them."""
 
 TOP3 = (
     "Top-3 counts the labels over 0.5 among the three best of an image, as the paper's Table 2 "
@@ -33,12 +33,20 @@ TOP3 = (
 HEADLINES = ("mAP", "CF1", "OF1", "top-3 CF1", "top-3 OF1")
 
 
+def default_base(variants: Iterable[str]) -> str:
+    """The variant that the others are compared with unless one is chosen: `BASE`, or the first."""
+    names = list(variants)
+    return BASE if BASE in names else names[0]
+
+
 def results_markdown(
     dataset: str,
     source: str,
     detector: DetectorDescription | None,
     runs: Runs,
     intervals: Intervals,
+    base: str,
+    seconds: Mapping[str, Sequence[float | None]] | None = None,
 ) -> str:
     """Write all tables of a data set's runs, each under a heading.
 
@@ -46,7 +54,10 @@ def results_markdown(
         dataset: its name in params.yaml.
         source: of the data set, as in its settings; decides how labels are grouped.
         detector: as in `differences.describe_detector`.
-        intervals: against `BASE`.
+        intervals: against ``base``.
+        base: the variant that the others are compared with.
+        seconds: variant -> how long the training of each seed took, None where it is not known;
+            None if the tables must not depend on it.
     """
     evaluations = evaluations_of(runs)
     first = next(iter(evaluations.values()))
@@ -54,27 +65,27 @@ def results_markdown(
     seen = seen_by_detector(shown, detector)
     about = markdown(caption(dataset, first))
     notes = f"\n\n{markdown(TOP3)}" + (f"\n\n{seen}." if seen else "")
-    sections = {"Results": f"{about}\n\n{results_table(evaluations)}{notes}"}
+    sections = {"Results": f"{about}\n\n{results_table(runs, seconds)}{notes}"}
     paper = paper_results(source, shown.evaluation)
     if paper is not None:
-        lines = paper_differences(shown, paper, detector)
+        lines = paper_differences(runs, paper, detector)
         sections["Comparison with the paper"] = (
             f"GM-MLIC (IJCAI 2021), {paper.title}, in percent.\n\n"
-            f"{paper_table(evaluations, paper)}\n\nWhat differs:\n\n"
+            f"{paper_table(evaluations, paper)}\n\n{_not_reproduced(paper)}What differs:\n\n"
             + "\n".join(f"- {markdown(line)}" for line in lines)
         )
     groups = label_groups(source, list(first[0].metrics.AP))
     printed = paper.ap if paper is not None else {}
     sections["Average precision by label"] = labels_table(evaluations, groups, printed)
     differences = {
-        variant: (mean_difference(evaluations, variant, BASE), *interval.difference)
+        variant: (mean_difference(evaluations, variant, base), *interval.difference)
         for variant, interval in intervals.of.items()
         if interval.difference is not None
     }
     if differences:
-        sections[f"Difference from {BASE}"] = (
+        sections[f"Difference from {base}"] = (
             f"In points of mAP, averaged over the seeds, with the {intervals.about}.\n\n"
-            f"{differences_table(differences)}"
+            f"{differences_table(differences, base)}"
         )
     return "\n".join(f"## {title}\n\n{text}\n" for title, text in sections.items())
 
@@ -95,23 +106,37 @@ def caption(dataset: str, seeds: Sequence[Evaluation]) -> str:
     return f"{dataset}, split {first.split}, {images}, in percent; {of_labels}{of_seeds}"
 
 
-def results_table(runs: Evaluations) -> str:
-    """Write one row per variant and one column per headline metric; Markdown."""
-    rows = [[variant, *_cells(seeds, HEADLINES)] for variant, seeds in runs.items()]
-    return markdown_table(["variant", *HEADLINES], rows)
+def results_table(runs: Runs, seconds: Mapping[str, Sequence[float | None]] | None = None) -> str:
+    """Write one row per variant: the headline metrics, and what the network costs; Markdown.
+
+    Args:
+        seconds: as in `results_markdown`.
+    """
+    header = ["variant", *HEADLINES, "parameters"]
+    rows = [
+        [variant, *_cells([run.evaluation for run in seeds], HEADLINES), f"{seeds[0].parameters:,}"]
+        for variant, seeds in runs.items()
+    ]
+    if seconds is not None:
+        header.append("training, s")
+        for row in rows:
+            mean = mean_of(seconds[row[0]])
+            row.append("-" if mean is None else f"{mean:.1f}")
+    return markdown_table(header, rows)
 
 
-def differences_table(rows: Mapping[str, tuple[float, float, float]]) -> str:
-    """Write one row per variant: its mAP minus that of `BASE`, in points, and the interval.
+def differences_table(rows: Mapping[str, tuple[float, float, float]], base: str) -> str:
+    """Write one row per variant: its mAP minus that of ``base``, in points, and the interval.
 
     Args:
         rows: variant -> difference, lower and upper end.
+        base: the variant that the others are compared with.
     """
     cells = [
         [variant, f"{difference:+.2f}", f"{low:+.2f} to {high:+.2f}"]
         for variant, (difference, low, high) in rows.items()
     ]
-    header = ["variant", f"mAP - {BASE}", f"{100 * COVERAGE:.0f} % interval"]
+    header = ["variant", f"mAP - {base}", f"{100 * COVERAGE:.0f} % interval"]
     return markdown_table(header, cells)
 
 
@@ -153,16 +178,29 @@ def sweep_table(
 
 
 def paper_table(runs: Evaluations, paper: PaperResults) -> str:
-    """Write our row above the paper's for each variant that the paper reports; Markdown."""
+    """Write a row for each method of the paper's tables, below those of our variants of it.
+
+    Variants that are none of these methods are not in the table; Markdown.
+    """
+    columns = paper.columns
     rows = []
-    for variant in VARIANT_NAMES:
-        printed = paper.row(variant)
-        if printed is None:
-            continue
-        if variant in runs:
-            rows.append([variant, "ours", *_cells(runs[variant], paper.columns)])
-        rows.append([variant, "paper", *(_cell([printed.get(name)]) for name in paper.columns)])
-    return markdown_table(["variant", "of", *paper.columns], rows)
+    for method, printed in paper.methods.items():
+        for variant, seeds in runs.items():
+            if method_of(variant) == method:
+                rows.append([method, f"ours: {variant}", *_cells(seeds, columns)])
+        if method in NOT_REPRODUCED:
+            rows.append([method, "not reproduced", *("-" for _ in columns)])
+        rows.append([method, "paper", *(_cell([printed.get(name)]) for name in columns)])
+    return markdown_table(["method", "of", *columns], rows)
+
+
+def _not_reproduced(paper: PaperResults) -> str:
+    """A list, before an empty line, of the paper's methods that have no variant of ours, and why;
+    empty if there are none."""
+    lines = [
+        f"- {method}: {why}." for method, why in NOT_REPRODUCED.items() if method in paper.methods
+    ]
+    return "Not reproduced:\n\n" + "\n".join(lines) + "\n\n" if lines else ""
 
 
 def labels_table(

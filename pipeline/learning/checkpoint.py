@@ -94,9 +94,16 @@ class Checkpoint:
         Raises:
             RuntimeError: they do not.
         """
+        self._network_of_shapes().load_state_dict(self.state, assign=True)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers of `state` are learned; the others are statistics."""
+        return sum(weights.numel() for weights in self._network_of_shapes().parameters())
+
+    def _network_of_shapes(self) -> Head:
         with torch.device("meta"):  # which takes neither memory nor random numbers
-            network = self._untrained_network()
-        network.load_state_dict(self.state, assign=True)
+            return self._untrained_network()
 
     def _untrained_network(self) -> Head:
         sizes = HeadSizes(

@@ -20,7 +20,6 @@ from pipeline.evaluation.differences import (
 from pipeline.evaluation.paper import paper_results
 from pipeline.evaluation.runs import evaluations_of
 from pipeline.evaluation.tables import (
-    BASE,
     TOP3,
     caption,
     labels_csv,
@@ -59,9 +58,14 @@ def write_page(folder: Path, inputs: PageInputs, phase: Phase) -> str:
     """
     scores, evaluations = inputs.scores, evaluations_of(inputs.runs)
     with phase("intervals", len(scores.logits) * bootstrap.RESAMPLES, "resample") as on_resamples:
-        intervals = bootstrap.intervals(scores.logits, scores.truth, BASE, on_resamples)
+        intervals = bootstrap.intervals(scores.logits, scores.truth, inputs.base, on_resamples)
     text = results_markdown(
-        inputs.manifest.dataset, inputs.source, inputs.detector, inputs.runs, intervals
+        inputs.manifest.dataset,
+        inputs.source,
+        inputs.detector,
+        inputs.runs,
+        intervals,
+        inputs.base,
     )
     write_frame(folder)
     (folder / TABLES / "results.md").write_text(text, encoding="utf-8")
@@ -200,18 +204,18 @@ def _numbers(inputs: PageInputs, intervals: bootstrap.Intervals) -> dict[str, An
     evaluations, labels = evaluations_of(inputs.runs), inputs.manifest.vocabulary
     first = next(iter(inputs.runs.values()))[0]
     paper = paper_results(inputs.source, first.evaluation)
-    rows = own_rows(evaluations, intervals.of, BASE)
+    rows = own_rows(evaluations, intervals.of, inputs.base)
     of_paper = None
     if paper is not None:
         rows += paper_rows(paper)
         of_paper = {
             "title": paper.title,
             "ap": [paper.ap.get(label) for label in labels] if paper.ap else None,
-            "differences": paper_differences(first, paper, inputs.detector),
+            "differences": paper_differences(inputs.runs, paper, inputs.detector),
         }
     return {
         "ap": label_cells(evaluations),
-        "columns": columns(evaluations, BASE),
+        "columns": columns(evaluations, inputs.base),
         "rows": rows,
         "interval": intervals.about,
         "interval_is_weak": intervals.weak,

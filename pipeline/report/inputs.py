@@ -11,7 +11,7 @@ from pipeline.datasets.manifest import Manifest
 from pipeline.errors import MismatchError
 from pipeline.evaluation.predictions import Scores
 from pipeline.evaluation.runs import Run, Runs
-from pipeline.evaluation.tables import BASE
+from pipeline.evaluation.tables import default_base
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
 from pipeline.regions.detector import DetectorDescription
 from pipeline.report.sweeps import SweepResults
@@ -63,7 +63,7 @@ class PageInputs:
     @property
     def base(self) -> str:
         """The variant that the others are compared with."""
-        return BASE if BASE in self.runs else next(iter(self.runs))
+        return default_base(self.runs)
 
     @property
     def shown(self) -> Run:

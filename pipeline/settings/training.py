@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from pipeline.names import Name
 from pipeline.settings.blocks import Settings
@@ -178,9 +179,9 @@ class TrainSettings(Settings):
     def _check_own_loss(self) -> TrainSettings:
         own = isinstance(self.loss, OwnLoss)
         if own != self.network.own_loss:
-            raise ValueError(
-                f"the head `{self.network.head}` computes its own loss: set `loss: {{name: own}}`"
-                if self.network.own_loss
-                else f"the head `{self.network.head}` has no loss of its own: set another `loss`"
+            raise PydanticCustomError(
+                "own_loss",
+                "the head {head!r} and the loss {loss!r} do not belong together",
+                {"head": self.network.head, "loss": self.loss.name},
             )
         return self

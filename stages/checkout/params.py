@@ -30,8 +30,8 @@ from pipeline.settings import (
     variant_changes,
     variant_names,
 )
-from pipeline.settings.heads import HEADS, head_changes
-from stages.checkout.keys import name_error, nearest, settings_error
+from pipeline.settings.heads import DEFAULT_HEAD, HEADS, head_changes
+from stages.checkout.keys import KINDS, flat, name_error, nearest, settings_error
 from stages.checkout.yaml_text import load_yaml
 
 _log = logging.getLogger(__name__)
@@ -155,13 +155,13 @@ def load_params(overrides: Sequence[str] = (), file: Path = PARAMS_FILE) -> Para
 
 def _check(given: Mapping[str, Any], overrides: Sequence[str], file: Path) -> Params:
     raw = dict(given)  # `_override` copies each block that it changes
-    for override in overrides:
+    for override in _kinds_first(overrides):
         _override(raw, override)
     try:
         params = Params.model_validate(raw)
     except ValidationError as error:
         where = f"{file} or --set" if overrides else str(file)
-        raise settings_error(error, where) from error
+        raise settings_error(error, where, raw) from error
     _check_datasets(params, file)
     for dataset, settings in params.train.items():
         for variant in settings.variants:
@@ -206,6 +206,25 @@ def read_params(file: Path = PARAMS_FILE) -> dict[str, Any]:
     return raw
 
 
+def _kinds_first(overrides: Sequence[str]) -> list[str]:
+    """Move an override that chooses a head or a loss before those of settings in its block.
+
+    It starts the block afresh, which must not undo what others set.
+    """
+    blocks = [override.partition("=")[0].rpartition(".")[0] for override in overrides]
+
+    def place(index: int) -> tuple[int, bool]:
+        first = _chooses_kind(overrides[index])
+        return blocks.index(blocks[index]) if first else index, not first
+
+    return [overrides[index] for index in sorted(range(len(overrides)), key=place)]
+
+
+def _chooses_kind(override: str) -> bool:
+    path = override.partition("=")[0].split(".")
+    return path[0] == "train" and len(path) > 3 and KINDS.get(path[-2]) == path[-1]
+
+
 def _override(raw: dict[str, Any], override: str) -> None:
     """Set one ``key=value`` in ``raw``, with copies of the blocks that it changes."""
     key, equals, value = override.partition("=")
@@ -228,7 +247,30 @@ def _override(raw: dict[str, Any], override: str) -> None:
             )
         block[part] = dict(block[part])  # a YAML alias may put it in several places
         block = block[part]
-    block[path[-1]] = load_yaml(value, f"--set {override}", "Quote it, or correct it.")
+    new = load_yaml(value, f"--set {override}", "Quote it, or correct it.")
+    if _chooses_kind(override) and new != _kind(raw, path[:-1]):
+        block.clear()
+    block[path[-1]] = new
+
+
+def _kind(raw: Mapping[str, Any], path: Sequence[str]) -> object:
+    """Which head or loss a block of train settings is for; ``path`` leads to the block.
+
+    Args:
+        raw: params.yaml, unchecked.
+        path: `train`, a data set, perhaps `variants` and a variant, and the block's own name.
+    """
+    name, own = path[-1], raw["train"][path[1]]
+    places: list[Any] = [own]
+    if len(path) > 3:
+        variant = path[3]
+        built_in = variant_changes(variant) if head_of_variant(variant) else {}
+        places = [own["variants"][variant], built_in, own]
+    for place in places:
+        block = place.get(name)
+        if isinstance(block, Mapping) and KINDS[name] in block:
+            return block[KINDS[name]]
+    return {"network": DEFAULT_HEAD, "loss": "weighted"}[name]
 
 
 def _check_datasets(params: Params, file: Path) -> None:
@@ -269,20 +311,24 @@ def check_dataset_name(dataset: str, where: str) -> None:
 
 
 def unreached(request: Request, variant: str) -> list[str]:
-    """Return the overridden train settings that the variant sets itself, and so does not take.
+    """Return the overridden train settings that a variant does not take.
 
+    It sets them itself, or has another head than the data set's block, whose settings it leaves.
     The keys are relative to ``train.<dataset>``.
     """
+    asked = flat(request.train.model_dump())
+    taken = flat(request.variant(variant).model_dump())
     keys: list[str] = []
-    unset = object()
     for override in request.overrides:
-        section, _, key = override.partition("=")[0].partition(f".{request.dataset}.")
-        own: Any = request.train.variants.get(variant, {})
-        for part in key.split("."):
-            own = own.get(part, unset) if isinstance(own, Mapping) else unset
-        if section == "train" and own is not unset:
-            keys.append(key)
-    return keys
+        name, _, value = override.partition("=")
+        section, _, key = name.partition(f".{request.dataset}.")
+        if section == "train":
+            given = load_yaml(value, f"--set {override}", "Correct it.")
+            keys += flat({key: given})
+    unset = object()
+    return [
+        key for key in dict.fromkeys(keys) if key in asked and taken.get(key, unset) != asked[key]
+    ]
 
 
 def unread_by_runs(request: Request) -> list[str]:
@@ -332,7 +378,7 @@ def variant_settings(settings: TrainSettings, variant: str, where: str = "train"
     try:
         return TrainSettings.model_validate(merged)
     except ValidationError as error:
-        raise settings_error(error, where, TrainSettings) from error
+        raise settings_error(error, where, merged, TrainSettings) from error
 
 
 def changes_of_variant(settings: TrainSettings, variant: str) -> dict[str, Any]:
@@ -344,14 +390,10 @@ def changes_of_variant(settings: TrainSettings, variant: str) -> dict[str, Any]:
     return changes
 
 
-_KINDS = {"network": "head", "loss": "name"}
-"""Block of one of several kinds -> the setting that tells which."""
-
-
 def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> None:
     """Change a block in place; a block of another kind takes the place of the one there."""
     for key, value in changes.items():
-        own, kind = base.get(key), _KINDS.get(key, "")
+        own, kind = base.get(key), KINDS.get(key, "")
         if (
             isinstance(value, Mapping)
             and isinstance(own, dict)

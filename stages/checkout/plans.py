@@ -27,7 +27,7 @@ from pipeline.shards.index import read_index
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import Recipe, fingerprint
 from stages.checkout.caches import fill_command, open_cache
-from stages.checkout.keys import differing, shown_differences
+from stages.checkout.keys import differing, flat, shown_differences
 from stages.checkout.layout import CHECKPOINT_FILE, cache_folder, run_folder
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request, unreached, unread_by_runs
@@ -261,8 +261,33 @@ def note_unused_overrides(request: Request, variants: Sequence[str]) -> None:
         note(f"runs on {request.dataset} do not read `{key}`, so this --set has no effect.")
     for variant in variants:
         for key in unreached(request, variant):
-            own = f"train.{request.dataset}.variants.{variant}.{key}"
+            why, remedy = why_unreached(request, variant, key)
+            own = f"--set train.{request.dataset}.variants.{variant}.{key}=..."
             note(
-                f"the variant {variant} sets `{key}` itself, so this --set has no effect on it. "
-                f"Use `--set {own}=...`."
+                f"the variant {variant} {why}, so this --set has no effect on it. "
+                f"{remedy or f'Use `{own}`.'}"
             )
+
+
+def why_unreached(request: Request, variant: str, key: str) -> tuple[str, str]:
+    """Why a variant does not take an overridden setting, as the rest of a sentence; and a remedy.
+
+    Args:
+        key: one of those that `unreached` gives.
+
+    Returns:
+        the reason, and what to do; empty if the variant has the setting and can change it.
+    """
+    settings = request.variant(variant)
+    head = settings.network.head
+    if key == "network.head":
+        return f"has the head `{head}`", "Choose a variant of the other head."
+    if key in flat(settings.model_dump()):
+        return f"sets `{key}` itself", ""
+    kind = (
+        f"the head `{head}`" if key.startswith("network.") else f"the loss `{settings.loss.name}`"
+    )
+    return (
+        f"has {kind}, which has no setting `{key}`",
+        "Leave the option out, or choose another variant.",
+    )

@@ -98,6 +98,7 @@ def _load_run(plan: RunPlan, missing: str) -> Run:
         views=plan.views,
         recipe=checkpoint.recipe,
         history=checkpoint.history,
+        parameters=checkpoint.parameters,
         evaluation=evaluation,
         checkpoint=path,
         predictions=plan.folder / PREDICTIONS_FILE,

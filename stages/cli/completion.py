@@ -6,7 +6,7 @@ params.yaml can't be read, nothing is offered.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any
 
@@ -46,13 +46,14 @@ def script(shell: str, command: click.Command) -> str:
     return f"{source.rstrip()}\n\n# To install it: {_INSTALL[shell]}"
 
 
-def _offering(values: Callable[[click.Context], Iterable[str]]) -> _Complete:
+def _offering(values: Callable[[click.Context, str], Iterable[str]]) -> _Complete:
     """Make a completion that offers the values that begin with what was typed."""
 
     @wraps(values)
     def complete(context: click.Context, _: click.Parameter, typed: str) -> list[CompletionItem]:
         try:
-            return [CompletionItem(one) for one in values(context) if one.startswith(typed)]
+            offered = values(context, typed)
+            return [CompletionItem(one) for one in offered if one.startswith(typed)]
         except Exception:  # of any kind: a traceback in the middle of a prompt helps nobody
             return []
 
@@ -60,13 +61,13 @@ def _offering(values: Callable[[click.Context], Iterable[str]]) -> _Complete:
 
 
 @_offering
-def complete_dataset(_: click.Context) -> Iterable[str]:
+def complete_dataset(*_: object) -> Iterable[str]:
     """Offer the data sets of params.yaml."""
     return list(_params()["prepare"])
 
 
 @_offering
-def complete_variant(context: click.Context) -> Iterable[str]:
+def complete_variant(context: click.Context, *_: object) -> Iterable[str]:
     """Offer the variants that every data set has, and those that this one adds."""
     from pipeline.settings import variant_names
 
@@ -75,7 +76,17 @@ def complete_variant(context: click.Context) -> Iterable[str]:
 
 
 @_offering
-def complete_run(context: click.Context) -> Iterable[str]:
+def complete_heads(_: click.Context, typed: str) -> Iterable[str]:
+    """Offer a head, after those that were typed already."""
+    from pipeline.settings import head_variants
+    from pipeline.settings.heads import HEADS
+
+    before, comma, _last = typed.rpartition(",")
+    return [f"{before}{comma}{name}" for name in dict.fromkeys(["all", *HEADS, *head_variants()])]
+
+
+@_offering
+def complete_run(context: click.Context, *_: object) -> Iterable[str]:
     """Offer the folders of runs: of the data set that is named, or else of all."""
     from stages.checkout.layout import CHECKPOINT_FILE, runs_folder
 
@@ -89,25 +100,25 @@ def complete_run(context: click.Context) -> Iterable[str]:
 
 
 @_offering
-def complete_setting(_: click.Context) -> Iterable[str]:
+def complete_setting(_: click.Context, typed: str) -> Iterable[str]:
     """Offer `KEY=` for every setting that `--set` takes."""
     from stages.checkout.keys import setting_keys
 
-    return [f"{key}=" for key in setting_keys(_params())]
+    return [f"{key}=" for key in setting_keys(_params(), typed)]
 
 
 @_offering
-def complete_train_setting(context: click.Context) -> Iterable[str]:
+def complete_train_setting(context: click.Context, typed: str) -> Iterable[str]:
     """Offer `KEY=` for every setting of train.<dataset>."""
     from stages.checkout.keys import setting_keys
 
     top = f"train.{_dataset(context)}."
-    keys: Iterator[str] = (key for key in setting_keys(_params()) if key.startswith(top))
-    return [f"{key.removeprefix(top)}=" for key in keys]
+    keys = setting_keys(_params(), f"{top}{typed}")
+    return [f"{key.removeprefix(top)}=" for key in keys if key.startswith(top)]
 
 
 @_offering
-def complete_section(_: click.Context) -> Iterable[str]:
+def complete_section(*_: object) -> Iterable[str]:
     """Offer the sections of params.yaml."""
     from pipeline.settings import SECTIONS
 

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pipeline.errors import naming
+from pipeline.errors import InputError, naming
 from stages.cli.completion import (
     complete_dataset,
     complete_run,
     complete_setting,
     complete_variant,
 )
-from stages.console.messages import QUIET, VERBOSE, set_level
+from stages.console.messages import QUIET, VERBOSE, note, set_level
 
 if TYPE_CHECKING:
     from stages.checkout.params import Request
@@ -176,6 +176,70 @@ jobs_option = click.option(
     "run uses all cores. The number of threads changes how sums are rounded, which can change a "
     "run's mAP by some tenths of a point.  [default: one per core, or 1 on a GPU]",
 )
+
+
+def chosen_variants(
+    request: Request, variants: Sequence[str], heads: str | None, *, published: bool
+) -> list[str]:
+    """Return the variants to compare: those that are named, then those of the heads, once each.
+
+    Args:
+        variants: of `--variant`.
+        heads: of `--heads`, names with commas between them; None without the option.
+        published: whether each variant brings the one with published settings.
+
+    Raises:
+        InputError: a name of ``heads`` is unknown.
+    """
+    from pipeline.settings import variant_names
+
+    named = variants if variants or heads is not None else request.params.variants
+    chosen = [*named, *(_variants_of(heads) if heads is not None else ())]
+    if published:
+        known = set(variant_names())
+        both = ((name, f"{name}-published") for name in chosen)
+        chosen = [one for pair in both for one in pair if one in chosen or one in known]
+        if not any(name.endswith("-published") for name in chosen):
+            note("none of these variants has other published settings: --published adds none.")
+    return list(dict.fromkeys(chosen))
+
+
+def _variants_of(heads: str) -> list[str]:
+    """The variants that `--heads` names."""
+    from pipeline.settings import head_variants, variant_names
+    from pipeline.settings.heads import HEADS
+    from stages.checkout.keys import nearest
+
+    variants: list[str] = []
+    for name in map(str.strip, heads.split(",")):
+        if name == "all":
+            variants += head_variants()
+        elif name in HEADS:
+            variants += HEADS[name].variants
+        elif name in variant_names():
+            variants.append(name)
+        else:
+            raise InputError(
+                f"--heads: unknown head {name!r}. The heads are {', '.join(HEADS)}.",
+                nearest(name, [*HEADS, *variant_names(), "all"])
+                or "Name heads with commas between them, or `all`.",
+            )
+    return variants
+
+
+def check_base(base: str | None, variants: Sequence[str]) -> None:
+    """Check that the variant that others are to be compared with is one of them.
+
+    Raises:
+        InputError: it is not.
+    """
+    if base is not None and base not in variants:
+        from stages.checkout.keys import nearest
+
+        raise InputError(
+            f"--base: {base!r} is not among the compared variants: {', '.join(variants)}.",
+            nearest(base, variants) or f"Add `--variant {base}`, or choose one of these.",
+        )
 
 
 def check_variants(request: Request, variants: Sequence[str]) -> None:

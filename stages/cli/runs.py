@@ -8,13 +8,16 @@ import click
 
 from stages.cli.completion import (
     complete_dataset,
+    complete_heads,
     complete_run,
     complete_train_setting,
     complete_variant,
 )
 from stages.cli.options import (
     CommandGroup,
+    check_base,
     check_variants,
+    chosen_variants,
     dataset_of_run_option,
     dataset_options,
     jobs_option,
@@ -40,22 +43,47 @@ _COMPARED_SEEDS = (0, 1, 2)
     shell_complete=complete_variant,
     help="Variant to compare. Repeatable.  [default: `variants` in params.yaml]",
 )
+@click.option(
+    "--heads",
+    metavar="NAME,NAME,...",
+    shell_complete=complete_heads,
+    help="Heads to compare, beside any --variant: `all`, or names of heads or of variants. A head "
+    "brings all variants that stand for it.",
+)
+@click.option(
+    "--published",
+    is_flag=True,
+    help="Also compare each variant with its method's published settings, where ours are others.",
+)
+@click.option(
+    "--base",
+    metavar="NAME",
+    shell_complete=complete_variant,
+    help="Variant that the others are compared with.  [default: `full`, or else the first]",
+)
 @seeds_option(", ".join(map(str, _COMPARED_SEEDS)))
 @jobs_option
 def compare(
-    request: Request, variants: tuple[str, ...], seeds: tuple[int, ...], jobs: int | None
+    request: Request,
+    variants: tuple[str, ...],
+    heads: str | None,
+    published: bool,
+    base: str | None,
+    seeds: tuple[int, ...],
+    jobs: int | None,
 ) -> None:
     """Train the missing variants and seeds, and print tables.
 
-    The tables give the mean and spread over the seeds, and the difference in mAP between each
-    variant and `full` with its 95 % interval over the test images. While runs are made, the
-    progress shows the epoch and the loss of each.
+    The tables give the mean and spread over the seeds, what each network costs, and the difference
+    in mAP between each variant and --base with its 95 % interval over the test images. While runs
+    are made, the progress shows the epoch and the loss of each.
     """
-    chosen = variants or tuple(request.params.variants)
+    chosen = chosen_variants(request, variants, heads, published=published)
     check_variants(request, chosen)
+    check_base(base, chosen)
     from stages.commands import compare as command
 
-    click.echo(command.compare(request, chosen, seeds or _COMPARED_SEEDS, jobs=jobs))
+    click.echo(command.compare(request, chosen, seeds or _COMPARED_SEEDS, base=base, jobs=jobs))
 
 
 @click.command()

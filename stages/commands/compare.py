@@ -22,7 +22,8 @@ from pipeline.errors import (
 )
 from pipeline.evaluation import bootstrap
 from pipeline.evaluation.metrics import read_evaluation
-from pipeline.evaluation.tables import BASE, results_markdown
+from pipeline.evaluation.runs import Runs
+from pipeline.evaluation.tables import default_base, results_markdown
 from pipeline.files import access_error
 from pipeline.formats.text import counted
 from pipeline.learning.checkpoint import Checkpoint
@@ -40,6 +41,7 @@ from stages.checkout.plans import (
     read_checkpoint,
 )
 from stages.checkout.results import load_runs, load_scores
+from stages.checkout.times import read_times
 from stages.console.messages import say
 from stages.console.progress import progress_bar, progress_phase
 from stages.evaluate import evaluate
@@ -57,6 +59,7 @@ def compare(
     variants: Sequence[str],
     seeds: Sequence[int],
     *,
+    base: str | None = None,
     jobs: int | None = None,
 ) -> str:
     """Train and evaluate the runs that are missing; reuse those that exist.
@@ -64,11 +67,13 @@ def compare(
     Args:
         request: for a data set.
         variants, seeds: of the runs.
+        base: the variant that the others are compared with; None for `default_base`.
         jobs: runs at a time, as in `make_runs`.
 
     Returns:
         The tables.
     """
+    base = base or default_base(variants)
     plans = [plan_run(request, variant, seed) for variant in variants for seed in seeds]
     make_runs(plans, jobs)
     runs = load_runs(request, variants, seeds)
@@ -77,8 +82,15 @@ def compare(
     with advising(f"Run `gmpipe detector --dataset {request.dataset}`.", DamagedError):
         detector = detector_of_regions(detector_folder(request.dataset), recipe)
     with progress_phase("intervals", len(runs) * bootstrap.RESAMPLES, "resample") as on_resamples:
-        of_runs = bootstrap.intervals(scores.logits, scores.truth, BASE, on_resamples)
-    return results_markdown(request.dataset, request.prepare.source, detector, runs, of_runs)
+        of_runs = bootstrap.intervals(scores.logits, scores.truth, base, on_resamples)
+    source, seconds = request.prepare.source, _training_seconds(request.dataset, runs)
+    return results_markdown(request.dataset, source, detector, runs, of_runs, base, seconds)
+
+
+def _training_seconds(dataset: str, runs: Runs) -> dict[str, list[float | None]]:
+    """Variant -> how long the training of each of its runs took; None where it is not known."""
+    taken = {entry.run: entry.seconds for entry in read_times(dataset) if entry.stage == "train"}
+    return {variant: [taken.get(run.name) for run in seeds] for variant, seeds in runs.items()}
 
 
 def make_runs(runs: Sequence[RunPlan], jobs: int | None) -> None:

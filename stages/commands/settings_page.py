@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from inspect import cleandoc
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -18,11 +19,14 @@ from pipeline.settings import (
     DetectorSettings,
     ExtractSettings,
     FitSettings,
-    GmMlicSettings,
+    Loss,
     Params,
     PrepareSettings,
+    RegionSettings,
     TrainSettings,
+    settings_class,
 )
+from pipeline.settings.heads import DEFAULT_HEAD, HEADS
 
 _HEAD = """\
 # Settings
@@ -35,20 +39,40 @@ required. For a single command, `--set SECTION.DATASET.KEY=VALUE` overrides any 
 
 This page is printed by `gmpipe settings`."""
 
-BLOCKS: dict[str, dict[str, type[BaseModel]]] = {
-    "prepare": {
-        f"prepare.DATASET with source: {get_args(kind.model_fields['source'].annotation)[0]}": kind
-        for kind in get_args(PrepareSettings)
-    },
-    "detector": {
-        "detector.DATASET": DetectorSettings,
-        "detector.DATASET.architecture": ArchitectureSettings,
-        "detector.DATASET.fit": FitSettings,
-    },
-    "extract": {"extract.DATASET": ExtractSettings},
-    "train": {"train.DATASET": TrainSettings, "train.DATASET.network": GmMlicSettings},
-}
-"""Section -> dotted key of each block in it -> the class that checks the block."""
+_NETWORK = "train.DATASET.network"
+
+_OF_HEADS = f"""\
+The head, which turns regions into scores for labels. `head` says which one it is, by default
+`{DEFAULT_HEAD}`, and the block has only the settings of that head. Nearly all heads have these:"""
+
+
+def blocks(section: str) -> dict[str, type[BaseModel]]:
+    """Dotted key of each block in a section -> the class that checks the block."""
+    if section == "prepare":
+        return {
+            f"prepare.DATASET with source: {_chosen_by(kind, 'source')}": kind
+            for kind in get_args(PrepareSettings)
+        }
+    if section == "detector":
+        return {
+            "detector.DATASET": DetectorSettings,
+            "detector.DATASET.architecture": ArchitectureSettings,
+            "detector.DATASET.fit": FitSettings,
+        }
+    if section == "extract":
+        return {"extract.DATASET": ExtractSettings}
+    losses = {f"train.DATASET.loss with name: {_chosen_by(kind, 'name')}": kind for kind in _LOSSES}
+    heads = {f"{_NETWORK} with head: {head}": settings_class(head) for head in HEADS}
+    return {"train.DATASET": TrainSettings, **losses, _NETWORK: RegionSettings, **heads}
+
+
+_LOSSES: tuple[type[BaseModel], ...] = get_args(Loss)
+
+
+def _chosen_by(kind: type[BaseModel], tag: str) -> str:
+    """The value of the setting that chooses this kind of block."""
+    value: str = get_args(kind.model_fields[tag].annotation)[0]
+    return value
 
 
 def settings_page(section: str | None = None) -> str:
@@ -63,21 +87,39 @@ def settings_page(section: str | None = None) -> str:
 
 
 def _tables(section: str) -> Iterator[str]:
-    for key, block in BLOCKS[section].items():
+    for key, block in blocks(section).items():
+        names = list(block.model_fields)
+        about, shared = cleandoc(block.__doc__ or ""), {}
+        if key == _NETWORK:
+            names.remove("head")  # each head's table has it
+            about = _OF_HEADS
+        elif key.startswith(_NETWORK):
+            shared = _descriptions(RegionSettings)
         yield f"### {key}"
-        yield _escaped((block.__doc__ or "").strip())
-        yield _table(block, block.model_fields)
+        yield _escaped(about)
+        yield _table(block, names, shared)
 
 
-def _table(block: type[BaseModel], names: Iterable[str]) -> str:
-    """One row for each of some settings of a block."""
+def _descriptions(block: type[BaseModel]) -> dict[str, str | None]:
+    return {name: field.description for name, field in block.model_fields.items()}
+
+
+def _table(
+    block: type[BaseModel], names: Iterable[str], shared: Mapping[str, str | None] | None = None
+) -> str:
+    """One row for each of some settings of a block.
+
+    Args:
+        shared: name of a setting -> its description, in a table above.
+    """
     schema = block.model_json_schema()
     headers = ["setting", "value", "default", "meaning"]
-    rows = [
-        [f"`{name}`", _kind(about), _default(name, about, schema), _meaning(about)]
-        for name, about in schema["properties"].items()
-        if name in names
-    ]
+    rows = []
+    for name in names:
+        about = schema["properties"][name]
+        is_above = "description" in about and (shared or {}).get(name) == about["description"]
+        meaning = f"As in `{_NETWORK}`." if is_above else _meaning(about)
+        rows.append([f"`{name}`", _kind(about), _default(name, about, schema), meaning])
     return str(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
 
 
@@ -95,7 +137,7 @@ def _escaped(text: str) -> str:
 def _default(name: str, about: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
     if name in schema.get("required", ()):
         return "required"
-    if "$ref" in about:
+    if "$ref" in about or "oneOf" in about:
         return "its defaults"
     value = about.get("default", {})  # a factory's default is not in the schema; it is empty
     return f"`{value if isinstance(value, str) else canonical_json(value)}`"
@@ -107,7 +149,7 @@ def _kind(about: Mapping[str, Any]) -> str:
         return ", or ".join(_kind(one) for one in about["anyOf"])
     if "const" in about or "enum" in about:
         return ", ".join(f"`{value}`" for value in about.get("enum", [about.get("const")]))
-    if "$ref" in about:
+    if "$ref" in about or "oneOf" in about:
         return "block"
     if "prefixItems" in about:
         return f"list of {len(about['prefixItems'])}: {_kind(about['prefixItems'][0])}"

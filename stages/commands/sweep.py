@@ -19,8 +19,8 @@ from stages.checkout.layout import (
     SWEEP_RESULTS_FILE,
     sweep_folder,
 )
-from stages.checkout.params import Request
-from stages.checkout.plans import RunPlan, plan_run
+from stages.checkout.params import Request, unreached
+from stages.checkout.plans import RunPlan, plan_run, why_unreached
 from stages.checkout.results import load_runs
 from stages.checkout.yaml_text import load_yaml
 from stages.commands.compare import make_runs
@@ -47,12 +47,13 @@ def sweep(
         The table, and a line that says where the CSV file and the figure are.
 
     Raises:
-        InputError: the setting is unknown, a value is not one of its values, or two values make the
-            same run.
+        InputError: the setting is unknown, a value is not one of its values, the variant does not
+            take it, or two values make the same run.
         GmpipeError: as `make_runs` and `load_runs`.
     """
     key, values = _parse(setting)
     requests = _requests(setting, key, values, request)
+    _check_reached(key, variant, requests)
     plans = {
         value: [plan_run(changed, variant, seed) for seed in seeds]
         for value, changed in requests.items()
@@ -192,7 +193,7 @@ def _requests(
 
 
 def _check_different(key: str, variant: str, plans: Mapping[str, Sequence[RunPlan]]) -> None:
-    """Check that each value makes another run, which it does not if the variant sets the key.
+    """Check that each value makes another run, which it does not for a key of another variant.
 
     Raises:
         InputError: two values make the same run.
@@ -202,8 +203,22 @@ def _check_different(key: str, variant: str, plans: Mapping[str, Sequence[RunPla
         settings = runs[0].settings.model_dump_json()
         if settings in value_of:
             raise InputError(
-                f"{key}={value_of[settings]} and {key}={value} make the same run of {variant}, "
-                f"because that variant sets `{key}` itself.",
-                f"Choose another variant, or sweep `variants.{variant}.{key}`.",
+                f"{key}={value_of[settings]} and {key}={value} make the same run of {variant}.",
+                "Choose another variant, or sweep another setting.",
             )
         value_of[settings] = value
+
+
+def _check_reached(key: str, variant: str, requests: Mapping[str, Request]) -> None:
+    """Check that the variant takes each value, and does not set the key itself.
+
+    Raises:
+        InputError: it does not take one.
+    """
+    for value, request in requests.items():
+        if key in unreached(request, variant):
+            why, remedy = why_unreached(request, variant, key)
+            raise InputError(
+                f"{key}={value} has no effect on the variant {variant}, which {why}.",
+                remedy or f"Choose another variant, or sweep `variants.{variant}.{key}`.",
+            )

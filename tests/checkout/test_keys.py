@@ -12,10 +12,10 @@ def settings(**changes: object) -> dict[str, object]:
 
 def test_only_what_differs_is_named_by_its_dotted_key() -> None:
     used = settings(network={"latent_size": 8}, epochs=3)
-    wanted = settings(network={"latent_size": 16}, epochs=3, beta=0.4)
+    wanted = settings(network={"latent_size": 16}, epochs=3, loss={"beta": 0.4})
     found = differing(used, wanted)
-    assert found == {"network.latent_size": (8, 16), "beta": (0.0, 0.4)}
-    said = "`network.latent_size` was 8, expected 16; `beta` was 0.0, expected 0.4"
+    assert found == {"network.latent_size": (8, 16), "loss.beta": (0.0, 0.4)}
+    said = "`network.latent_size` was 8, expected 16; `loss.beta` was 0.0, expected 0.4"
     assert shown_differences(found) == said
     assert differing(used, used) == {}
 

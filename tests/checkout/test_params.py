@@ -16,8 +16,8 @@ from ruamel.yaml import YAML
 from shipped import MISSING, SHIPPED, changed_params
 
 from pipeline.errors import InputError, MissingError
-from pipeline.settings import SECTIONS, GmMlicSettings, Params, TrainSettings
-from stages.checkout.params import load_params, read_request, unreached, variant_settings
+from pipeline.settings import SECTIONS, Params, TrainSettings
+from stages.checkout.params import load_params, read_request
 from stages.checkout.plans import plan_run
 
 
@@ -27,13 +27,6 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "params.yaml").write_bytes(SHIPPED.read_bytes())
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def test_an_unknown_variant_is_named_with_those_that_exist() -> None:
-    own = TrainSettings(variants={"wide": {"network": {"latent_size": 8}}})
-    assert variant_settings(own, "wide").network.latent_size == 8
-    with pytest.raises(InputError, match=r"'max-pol'.* full, .*wide\..*`max-pool`"):
-        variant_settings(own, "max-pol")
 
 
 # --- mistakes in the file ------------------------------------------------------------------------
@@ -70,7 +63,7 @@ def test_an_unknown_variant_is_named_with_those_that_exist() -> None:
         ),
         (
             {"train.demo.variants.full.network.latent_sise": 8},
-            "train.demo.variants.full: unknown setting `network.latent_sise",
+            "train.demo.variants.full: the head `gm-mlic` has no setting `network.latent_sise",
             "latent_size",
         ),
     ],
@@ -140,7 +133,53 @@ def test_an_unknown_key_suggests_the_nearest(
         ({"train.demo.network.latent_size": 7}, ["`train.demo.network.latent_size`", "7", "2"]),
         ({"train.demo.learning_rate": 0}, ["`train.demo.learning_rate`", "greater than 0"]),
         ({"train.demo.clip_norm": float("inf")}, ["`train.demo.clip_norm`", "inf", "finite"]),
-        ({"train.demo.beta": float("nan")}, ["`train.demo.beta`", "nan"]),
+        ({"train.demo.loss.beta": float("nan")}, ["`train.demo.loss.beta`", "nan"]),
+        # Heads and losses
+        ({"train.demo.network.head": "maxpool"}, ["`train.demo.network.head`", "`max-pool`"]),
+        ({"train.demo.network.head": [3]}, ["`train.demo.network.head`", "[3]", "'gm-mlic'"]),
+        ({"train.demo.network": "max-pool"}, ["`train.demo.network`", "`{head: max-pool}`"]),
+        ({"train.demo.loss.name": "focl"}, ["`train.demo.loss.name`", "'focl'", "`focal`"]),
+        ({"train.demo.loss": "focal"}, ["`train.demo.loss`", "`{name: focal}`"]),
+        ({"train.demo.loss": None}, ["`train.demo.loss`", "None", "block"]),
+        (
+            {"train.demo.loss": {"name": "own"}},
+            ["`train.demo.loss.name` is 'own'", "`gm-mlic`", "weighted, asymmetric, focal"],
+        ),
+        (
+            {"train.demo.variants.mine.network": {"head": "maxpool"}},
+            ["variants.mine: `network.head` is 'maxpool'", "`max-pool`"],
+        ),
+        (
+            {"train.demo.variants.mine.loss": {"name": "own"}},
+            ["variants.mine: `loss.name` is 'own'", "`gm-mlic`"],
+        ),
+        # Settings of another head or loss, and of an older release
+        (
+            {"train.demo.network.hidden_size": 8},
+            [
+                "the head `gm-mlic` has no setting `train.demo.network.hidden_size`",
+                "`max-pool`",
+                ".network.hidden_size`.",
+            ],
+        ),
+        (
+            {"train.demo.variants.max-pool.network.latent_size": 8},
+            ["the head `max-pool` has no setting `network.latent_size`", "`gm-mlic`"],
+        ),
+        (
+            {"train.demo.loss": {"name": "focal", "beta": 0.4}},
+            ["the loss `focal` has no setting `train.demo.loss.beta`", "`weighted`"],
+        ),
+        (
+            {"train.demo.loss": {"gama": 2}},
+            ["the loss `weighted` has no setting `train.demo.loss.gama`"],
+        ),
+        ({"train.demo.beta": 0.4}, ["`train.demo.beta`", "`train.demo.loss.beta`"]),
+        ({"train.demo.variants.full.beta": 0.4}, ["variants.full", "`beta`", "`loss.beta`"]),
+        (
+            {"train.demo.network.architecture": "max-pool"},
+            ["`train.demo.network.architecture`", "`train.demo.network.head`"],
+        ),
         # Variants are checked when the file is read, not when they are trained.
         (
             {"train.demo.variants.max-pool.epochs": 0},
@@ -319,35 +358,6 @@ def test_a_data_set_takes_its_own_blocks(checkout: Path) -> None:
     assert read_request(None, ["datasets=[voc, demo]"]).dataset == "voc"
     with pytest.raises(InputError, match=r"--dataset.*'vox'.* demo, .*voc.*`voc`"):
         read_request("vox")
-
-
-def test_a_variant_changes_what_it_names_and_keeps_the_rest() -> None:
-    settings = TrainSettings(
-        epochs=9,
-        network=GmMlicSettings(latent_size=64, modules=3),
-        variants={"max-pool": {"learning_rate": 0.5, "network": {"latent_size": 32}}},
-    )
-    changed = variant_settings(settings, "max-pool")
-    assert changed == TrainSettings(
-        epochs=9,
-        learning_rate=0.5,
-        network=GmMlicSettings(architecture="max-pool", latent_size=32, modules=3),
-    )
-    assert variant_settings(settings, "full") == settings.model_copy(update={"variants": {}})
-
-
-def test_what_a_variant_sets_itself_is_not_reached(checkout: Path) -> None:
-    own = "train.demo.variants={max-pool: {epochs: 3, network: {label_neighbors: null}}}"
-
-    def kept(override: str, variant: str = "max-pool") -> list[str]:
-        return unreached(read_request("demo", [own, override]), variant)
-
-    assert kept("train.demo.epochs=5") == ["epochs"]
-    assert kept("train.demo.network.label_neighbors=5") == ["network.label_neighbors"]
-    assert kept("train.demo.epochs=5", "full") == []
-    assert kept("train.demo.batch_size=5") == []
-    assert kept("train.coco.epochs=5") == []
-    assert kept("train.demo.variants.max-pool.epochs=5") == []
 
 
 def folder_of(variant: str, overrides: Sequence[str] = ()) -> str:

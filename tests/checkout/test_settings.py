@@ -18,17 +18,29 @@ from ruamel.yaml import YAML
 from shipped import SHIPPED
 
 from pipeline import settings as settings_module
-from pipeline.settings import SECTIONS, VARIANTS, Params
+from pipeline.settings import (
+    SECTIONS,
+    FeatureSettings,
+    HeadSettings,
+    Loss,
+    Params,
+    settings_class,
+    variant_names,
+)
+from pipeline.settings.heads import HEADS
 from stages.checkout.keys import _classes, setting_keys
 from stages.checkout.params import load_params, read_params, variant_settings
 from stages.cli.main import cli
-from stages.commands.settings_page import BLOCKS, settings_page
+from stages.commands import settings_page as page_module
+from stages.commands.settings_page import settings_page
 
 
 def blocks() -> list[type[BaseModel]]:
-    """Return every class of block that params.yaml may hold."""
+    """Return every class of block that params.yaml may hold, and what most heads share."""
     classes = inspect.getmembers(settings_module, inspect.isclass)
-    return [kind for name, kind in classes if name.endswith("Settings") and name[0] != "_"]
+    found = [kind for name, kind in classes if name.endswith("Settings") and name[0] != "_"]
+    found += [*get_args(Loss), *map(settings_class, HEADS)]
+    return [kind for kind in dict.fromkeys(found) if kind not in (HeadSettings, FeatureSettings)]
 
 
 def commands(group: click.Group = cli) -> Iterator[click.Command]:
@@ -50,14 +62,22 @@ def test_every_setting_is_described(block: type[BaseModel]) -> None:
     for name, field in block.model_fields.items():
         is_block = any(issubclass(kind, BaseModel) for kind in _classes(field.annotation))
         # A block is described by its class, and so is its kind.
-        described = is_block or (len(get_args(field.annotation)) == 1 and name == "source")
+        described = (
+            is_block
+            or name == "head"
+            or (len(get_args(field.annotation)) == 1 and name in ("source", "name"))
+        )
         assert described or len(field.description or "") > 5, name
 
 
 @pytest.mark.parametrize("block", blocks())
 def test_defaults_are_within_their_own_bounds(block: type[BaseModel]) -> None:
-    source = block.model_fields.get("source")
-    defaults = block.model_validate({"source": get_args(source.annotation)[0]} if source else {})
+    tags = {
+        name: get_args(field.annotation)[0] if name != "head" else "any"
+        for name, field in block.model_fields.items()
+        if name in ("source", "name", "head") and field.is_required()
+    }
+    defaults = block.model_validate(tags)
     written = json.loads(defaults.model_dump_json())
     assert block.model_validate(written) == defaults
     with pytest.raises(ValueError, match="frozen"):
@@ -91,9 +111,9 @@ def test_a_description_names_only_what_exists(block: type[BaseModel]) -> None:
 def test_the_shipped_file_is_sound() -> None:
     params = load_params(file=SHIPPED)
     assert params.datasets == ["demo"]
-    assert set(params.variants) == set(VARIANTS)
+    assert set(params.variants) <= set(variant_names())
     for settings in params.train.values():
-        for variant in VARIANTS:
+        for variant in variant_names():
             assert variant_settings(settings, variant).variants == {}
 
 
@@ -119,7 +139,7 @@ def test_the_top_help_lists_every_command_and_variant() -> None:
     for name in cli.commands:
         assert f"\n  {name} " in output
     *_, variants = output.split("\nVariants:\n")
-    assert re.sub(r"-\n\s+", "-", variants).replace(",", " ").split() == list(VARIANTS)
+    assert re.sub(r"-\n\s+", "-", variants).replace(",", " ").split() == variant_names()
 
 
 def texts() -> Iterator[str]:
@@ -167,11 +187,19 @@ def rows_below(heading: str) -> dict[str, list[str]]:
 def test_every_setting_has_a_row_with_a_value_a_default_and_a_meaning() -> None:
     lists = [name for name in Params.model_fields if name not in SECTIONS]
     tables = [("## At the top", Params, lists)]
-    for section in BLOCKS.values():
+    for section in SECTIONS:
         tables += [
-            (f"### {key}", block, list(block.model_fields)) for key, block in section.items()
+            (
+                f"### {key}",
+                block,
+                [
+                    name
+                    for name in block.model_fields
+                    if block.model_fields[name].annotation is not str or name != "head"
+                ],
+            )
+            for key, block in page_module.blocks(section).items()
         ]
-    assert set(BLOCKS) == set(SECTIONS)
     assert {block for _, block, _ in tables} == {Params, *blocks()}
     for heading, block, names in tables:
         rows = rows_below(heading)

@@ -138,6 +138,25 @@ def test_a_set_option_without_effect_is_noted(small: Flow) -> None:
         assert len(re.findall("^Note: runs on voc2007", done.err, re.MULTILINE)) == idle
 
 
+def test_a_set_option_that_a_variant_does_not_take_is_noted(small: Flow) -> None:
+    def noted(*overrides: str) -> list[str]:
+        sets = [word for key in overrides for word in ("--set", f"train.voc2007.{key}")]
+        with mock.patch("stages.commands.compare.compare", return_value=""):
+            done = small.gmpipe("compare", *sets)
+        assert done.code == 0
+        return re.findall("^Note: .*$", done.err, re.MULTILINE)
+
+    [own] = noted("epochs=1")
+    assert re.search(
+        r"max-pool sets `epochs` itself.*`--set train\.voc2007\.variants\.max-pool\.epochs=", own
+    )
+    [other] = noted("network.latent_size=8")
+    assert re.search(r"max-pool\b.*head `max-pool`.*no setting `network\.latent_size`", other)
+    [head] = noted("network.head=max-pool")
+    assert re.search(r"variant full has the head `gm-mlic`.*Choose a variant", head)
+    assert noted("clip_norm=4.0", "variants.max-pool.epochs=1") == []
+
+
 def test_a_cache_of_other_regions_than_params_yaml_asks_for_is_noted(small: Flow) -> None:
     """The cache is written again as if extracted: nothing is noted about imported regions."""
     recipe = {"regions": 3, "feature_dtype": "float16", "images": ""}
@@ -201,10 +220,11 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two data sets, one with a variant of its own and two runs; the current folder."""
     write_params(
         tmp_path,
-        **{f"{section}__other": {} for section in ("extract", "train")},
+        extract__other={},
         prepare__other={"source": "voc"},
         detector__other={"source": "torchvision"},
         train__tiny={"variants": {"wide": {"network": {"latent_size": 32}}}},
+        train__other={"network": {"head": "max-pool"}, "loss": {"name": "focal"}},
     )
     for run in ("tiny/full-s0", "tiny/full-s1", "other/max-pool-s0"):
         (tmp_path / "runs" / run).mkdir(parents=True)
@@ -218,7 +238,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_values_are_offered() -> None:
     assert completions("train --dataset", "") == ["tiny", "other"]
     assert completions("runs list --dataset", "o") == ["other"]
-    assert completions("train --variant", "w") == [
+    assert completions("train --variant", "wi") == [
         "without-label-graph",
         "without-instance-graph",
         "without-matching-edges",
@@ -233,6 +253,24 @@ def test_values_are_offered() -> None:
         "train.tiny.network.label_graph=",
         "train.tiny.network.label_neighbors=",
     ]
+    # The keys of a network are those of the head that the block names, and so are a variant's.
+    named = [key for key in completions("train --set", "train.other.network.") if "hidden" in key]
+    assert named == ["train.other.network.hidden_size="]
+    assert "train.other.network.latent_size=" not in completions("train --set", "train.other.")
+    of_loss = ["train.other.loss.name=", "train.other.loss.gamma=", "train.other.loss.alpha="]
+    assert completions("train --set", "train.other.loss.") == of_loss
+    of_variant = completions("train --set", "train.tiny.variants.max-pool.network.h")
+    top = "train.tiny.variants.max-pool.network."
+    assert of_variant == [f"{top}head=", f"{top}hidden_size="]
+    assert completions("train --set", "train.tiny.variants.wide.network.latent") == [
+        "train.tiny.variants.wide.network.latent_size="
+    ]
+    assert completions("sweep", "variants.max-pool.network.hi") == [
+        "variants.max-pool.network.hidden_size="
+    ]
+    assert completions("train --set", "train.tiny.variants.none.") == []
+    assert "all" in completions("compare --heads", "")
+    assert completions("compare --heads", "gm-mlic,max") == ["gm-mlic,max-pool"]
     assert completions("prepare --set", "prepare.tiny.t") == [
         "prepare.tiny.train=",
         "prepare.tiny.test=",
@@ -344,7 +382,8 @@ def run(*words):
         main()
     except SystemExit as end:
         assert not end.code, words
-for words in (["--help"], ["--version"], ["doctor", "--help"], ["completion", "zsh"], ["settings"]):
+run("settings", "extract")
+for words in (["--help"], ["--version"], ["doctor", "--help"], ["completion", "zsh"]):
     run(*words)
 os.environ["_GMPIPE_COMPLETE"] = "bash_complete"
 for line in ("gmpipe train --dataset ", "gmpipe train --variant ", "gmpipe train --set "):

@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,6 +29,9 @@ from pipeline.datasets.manifest import read_manifest
 from pipeline.evaluation import bootstrap
 from pipeline.evaluation.metrics import evaluate
 from pipeline.formats.sealed import read_sealed_json, write_sealed_json
+from pipeline.learning.checkpoint import load_checkpoint
+from pipeline.settings import head_variants
+from pipeline.settings.heads import HEADS
 
 SEEDS = ("--seed", "0", "--seed", "1")
 ALONE = ("--jobs", "1")
@@ -100,7 +104,7 @@ def test_a_run_of_other_settings_labels_or_regions_is_made_again(small: Flow) ->
     small.ok(*chosen)
     made = "max-pool-s0: "
     assert made not in small.ok(*chosen)
-    write_params(small.folder, {"epochs": 1})
+    write_params(small.folder, {"clip_norm": 4.0})
     assert made in small.ok(*chosen)
     with np.load(small / "regions.npz") as arrays:
         changed = {**arrays, "labels": np.roll(arrays["labels"], 1, axis=1)}
@@ -155,6 +159,41 @@ def test_a_run_that_fails_is_named_and_the_others_stay(small: Flow, jobs: str) -
 def test_variants_are_checked_before_anything_is_made(small: Flow) -> None:
     assert small.gmpipe("compare", "--variant", "fulll").refused("fulll.*`full`")
     assert not (small / "runs").exists()
+
+
+def test_heads_are_compared_by_name_beside_variants(compared: Flow, small: Flow) -> None:
+    def variants(*options: str) -> list[str]:
+        with mock.patch("stages.commands.compare.compare", return_value="") as compare:
+            compared.ok("compare", *options)
+        return list(compare.call_args.args[1])
+
+    assert variants() == ["full", "max-pool"]
+    assert variants("--heads", "max-pool") == ["max-pool"]
+    assert variants("--heads", "gm-mlic, max-pool") == ["full", "max-pool"]
+    assert variants("--heads", "max-pool,full,max-pool") == ["max-pool", "full"]
+    assert variants("--heads", "all") == head_variants()
+    both = variants("--variant", "without-label-graph", "--heads", "max-pool")
+    assert both == ["without-label-graph", "max-pool"]
+    assert small.gmpipe("compare", "--heads", "full,max-pol").refused("'max-pol'.*`max-pool`")
+    assert small.gmpipe("compare", "--heads", "full,").refused(r"--heads: unknown head ''")
+    assert not (small / "runs").exists()
+
+
+def test_published_settings_are_compared_beside_our_own(compared: Flow) -> None:
+    entry = replace(HEADS["max-pool"], further=("max-pool-published",))
+    published = {"max-pool-published": {"epochs": 1, "network": {"head": "max-pool"}}}
+    with (
+        mock.patch.dict(HEADS, {"max-pool": entry}),
+        mock.patch.dict("pipeline.settings.max_pool.VARIANTS", published),
+        mock.patch("stages.commands.compare.compare", return_value="") as compare,
+    ):
+        compared.ok("compare", "--published")
+        assert compare.call_args.args[1] == ["full", "max-pool", "max-pool-published"]
+        compared.ok("compare", "--heads", "max-pool", "--published")
+        assert compare.call_args.args[1] == ["max-pool", "max-pool-published"]
+        none = compared.gmpipe("compare", "--variant", "full", "--published")
+        assert compare.call_args.args[1] == ["full"]
+    assert re.search("Note: .*--published", none.err)
 
 
 # Processes ---------------------------------------------------------------------------------------
@@ -268,7 +307,26 @@ def test_the_difference_from_full_is_that_of_the_predictions(compared: Flow) -> 
     ]
 
 
-def test_no_difference_is_printed_without_full_or_with_full_alone(compared: Flow) -> None:
+def test_another_base_turns_the_difference_round(compared: Flow) -> None:
+    def difference(*options: str) -> list[str]:
+        said = compared.ok("compare", *SEEDS, *options)
+        [row] = re.findall(r"^\| [\w-]+ +\| [+-]\d.*$", said, re.MULTILINE)
+        return [cell.strip() for cell in row.split("|")[1:-1]]
+
+    usual = difference()
+    assert difference("--base", "full") == usual
+    name, mean, interval = difference("--base", "max-pool")
+    assert name == "full"
+    assert float(mean) == -float(usual[1])
+    low, high = map(float, usual[2].split(" to "))
+    assert interval == f"{-high:+.2f} to {-low:+.2f}"
+    said = compared.ok("compare", *SEEDS, "--base", "max-pool")
+    assert "| mAP - max-pool " in section(said, "Difference from max-pool")
+    refused = compared.gmpipe("compare", *SEEDS, "--variant", "full", "--base", "max-pool")
+    assert refused.refused(r"--base.*'max-pool'.*full.*--variant max-pool")
+
+
+def test_no_difference_is_printed_of_a_variant_alone(compared: Flow) -> None:
     for variant in ("full", "max-pool"):
         said = compared.ok("compare", "--variant", variant, "--seed", "0", *ALONE)
         assert "Difference" not in said
@@ -287,6 +345,31 @@ def test_predictions_of_other_images_are_named(runs: Flow) -> None:
     assert runs.gmpipe("compare", "--seed", "0").refused(named)
 
 
+def test_the_results_say_what_a_network_costs(compared: Flow, tmp_path: Path) -> None:
+    results = section((compared / "said.txt").read_text(), "Results")
+    assert re.search(r"\| parameters +\| training, s +\|\n", results)
+    costs = re.findall(
+        r"^\| (full|max-pool) .*\| ([\d,]+) +\| ([\d.]+) +\|$", results, re.MULTILINE
+    )
+    assert [variant for variant, *_ in costs] == ["full", "max-pool"]
+    with (compared / ".state/times/voc2007.csv").open(newline="") as stream:
+        lines = [line for line in csv.DictReader(stream) if line["stage"] == "train"]
+    taken = {line["run"]: float(line["seconds"]) for line in lines}
+    for variant, parameters, seconds in costs:
+        mean = np.mean([taken[f"{variant}-s{seed}"] for seed in (0, 1)])
+        assert float(seconds) == pytest.approx(mean, abs=0.06)
+        checkpoint = load_checkpoint(compared / f"runs/voc2007/{variant}-s0/checkpoint.pt")
+        learned = [name for name in checkpoint.state if name.endswith((".weight", ".bias"))]
+        assert int(parameters.replace(",", "")) == sum(
+            checkpoint.state[name].numel() for name in learned
+        )
+        assert [name for name in checkpoint.state if name not in learned]  # buffers are there
+    # Nothing depends on the file of times.
+    flow = Flow(Path(shutil.copytree(compared.folder, tmp_path / "flow")))
+    shutil.rmtree(flow / ".state")
+    assert re.search(r"\| full .*\| -  +\|\n", flow.ok("compare", *SEEDS))
+
+
 def test_the_caption_says_over_how_many_labels_the_map_is(compared: Flow) -> None:
     said = (compared / "said.txt").read_text()
     assert re.search(
@@ -299,7 +382,12 @@ def test_the_papers_rows_and_what_differs_stand_beside_ours(compared: Flow) -> N
     said = compared.ok("compare", "--seed", "0", *ALONE)
     beside = section(said, "Comparison with the paper")
     ours = metrics(compared, "full-s0")["mAP"]
-    assert re.search(rf"\| full +\| ours +\| {ours:.1f} +\|\n\| full +\| paper +\| 94.7", beside)
+    assert re.search(
+        rf"\| GM-MLIC +\| ours: full +\| {ours:.1f} +\|\n\| GM-MLIC +\| paper +\| 94.7", beside
+    )
+    assert re.search(r"\| TSGCN +\| not reproduced +\| - +\|\n\| TSGCN +\| paper +\| 94.3", beside)
+    assert re.search(r"^- TSGCN: .*\.$", beside, re.MULTILINE)
+    assert "MLIC-KD-WSD" not in beside  # which has no results on VOC 2007
     for words in (
         r"- Detector: .*\bnpz\b",
         r"- Images: .*\b30\b.*\b18\b.*\b5,011\b.*\b4,952\b",
@@ -308,6 +396,7 @@ def test_the_papers_rows_and_what_differs_stand_beside_ours(compared: Flow) -> N
         r"- Length of training: 2 epochs.*\b16\b",
         r"\bregions 3 .*\b10\b.*network\.latent_size 4 .*\b512\b.*network\.node_norm True",
         r"\bfull-s0\b",
+        r"- Method of max-pool: .*docs/heads\.md",
     ):
         assert re.search(words, beside), words
     assert "learning_rate" not in beside

@@ -70,17 +70,17 @@ def test_each_value_and_seed_has_a_run_and_a_row(small: Flow) -> None:
 def test_runs_are_used_again_and_bytes_are_the_same_again(
     small: Flow, small_made: Flow, tmp_path: Path
 ) -> None:
-    said = sweep(small, "beta=0.0,0.4")
+    said = sweep(small, "loss.beta=0.0,0.4")
     before = small.bytes("runs")
     with no_run_is_made():
-        assert said.endswith(sweep(small, "beta=0.0,0.4"))
+        assert said.endswith(sweep(small, "loss.beta=0.0,0.4"))
     assert small.bytes("runs") == before
     other = Flow(Path(shutil.copytree(small_made.folder, tmp_path / "other")))
-    sweep(other, "beta=0.0,0.4")
+    sweep(other, "loss.beta=0.0,0.4")
     assert other.bytes("runs") == before
-    assert sorted(p.name for p in (small / "runs/voc2007/sweeps/beta").iterdir()) == FILES
+    assert sorted(p.name for p in (small / "runs/voc2007/sweeps/loss.beta").iterdir()) == FILES
     # One more value trains one more run.
-    assert sweep(small, "beta=0.0,0.2,0.4").count(" epochs, loss ") == 1
+    assert sweep(small, "loss.beta=0.0,0.2,0.4").count(" epochs, loss ") == 1
 
 
 def test_the_number_of_regions_is_swept_from_one_cache(small: Flow) -> None:
@@ -95,9 +95,9 @@ def test_the_number_of_regions_is_swept_from_one_cache(small: Flow) -> None:
 
 
 def test_a_variant_and_further_settings(small: Flow) -> None:
-    other = ("--set", "train.voc2007.epochs=1", "--variant", "max-pool")
-    sweep(small, "optimizer=sgd,adamw", *other)
-    written = rows(small, "max-pool-optimizer")
+    other = ("--set", "train.voc2007.variants.max-pool.epochs=1", "--variant", "max-pool")
+    sweep(small, "variants.max-pool.optimizer=sgd,adamw", *other)
+    written = rows(small, "max-pool-variants.max-pool.optimizer")
     assert [(row["variant"], row["value"]) for row in written] == [
         ("max-pool", "sgd"),
         ("max-pool", "adamw"),
@@ -138,8 +138,15 @@ def test_a_setting_that_cannot_be_swept_is_named_before_anything_is_made(
 def test_a_setting_that_the_variant_sets_itself_is_named(small: Flow) -> None:
     write_params(small.folder, {"variants": {"max-pool": {"epochs": 3}}})
     assert small.gmpipe("sweep", "epochs=1,2", "--variant", "max-pool").refused(
-        r"epochs=1 .*epochs=2 .*max-pool.*`variants\.max-pool\.epochs`"
+        r"epochs=1 .*max-pool.*`epochs`.*`variants\.max-pool\.epochs`"
     )
+    for setting, why in (
+        ("network.modules=1,2", "head `max-pool`.*no setting `network.modules`"),
+        ("network.head=gm-mlic,max-pool", "head `max-pool`"),
+    ):
+        refused = small.gmpipe("sweep", setting, "--variant", "max-pool")
+        assert refused.refused(f"max-pool.*{why}")
+    assert small.gmpipe("sweep", "variants.max-pool.epochs=1,2").refused("same run of full")
     assert small.gmpipe("sweep", "epochs=1,2", "--variant", "maxpool").refused("max-pool")
 
 
@@ -201,10 +208,10 @@ def test_values_that_tie_are_all_marked(small: Flow) -> None:
 
 
 def test_without_a_validation_part_no_value_is_marked(small: Flow) -> None:
-    outcome = small.gmpipe("sweep", "beta=0.0,0.8", *ALONE)
+    outcome = small.gmpipe("sweep", "loss.beta=0.0,0.8", *ALONE)
     assert "best" not in outcome.out
     assert "--set train.voc2007.validation=0.2" in outcome.err
-    assert "validation_mAP" not in rows(small, "beta")[0]
+    assert "validation_mAP" not in rows(small, "loss.beta")[0]
 
 
 @pytest.mark.parametrize("values", ["0.2,0.4", "0.0,0.3"])

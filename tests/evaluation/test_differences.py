@@ -15,6 +15,7 @@ from pipeline.evaluation.bootstrap import Intervals
 from pipeline.evaluation.differences import (
     BY_DATA_SET,
     IN_WORDS,
+    OF_OTHER_LOSSES,
     OURS,
     STATED,
     UNMENTIONED,
@@ -32,7 +33,9 @@ from pipeline.settings import (
     ArchitectureSettings,
     ExtractSettings,
     GmMlicSettings,
+    Loss,
     TrainSettings,
+    settings_class,
 )
 
 PAPERS = TrainSettings.model_validate({"network": {"node_norm": False}, "epochs": 7})
@@ -60,13 +63,15 @@ RUN = Run(
     evaluation=make_evaluation(make_metrics(50), **COUNTED),
     checkpoint=FILE,
     history=HISTORY,
+    parameters=1,
     predictions=FILE,
 )
 
 
 def lines(run: Run, detector: DetectorDescription | None = FIT) -> dict[str, str]:
     """The subject of each line, and the rest of it."""
-    return dict(line.split(": ", 1) for line in paper_differences(run, PAPER["voc2007"], detector))
+    runs = {run.evaluation.variant: [run]}
+    return dict(line.split(": ", 1) for line in paper_differences(runs, PAPER["voc2007"], detector))
 
 
 def test_the_detector_is_named_by_what_made_the_regions() -> None:
@@ -124,7 +129,7 @@ def test_test_images_that_the_detector_was_trained_on(
         assert re.search(seen, said)
         assert re.search(seen, lines(run, detector)["Test images"])
         table = results_markdown(
-            "coco", "coco", detector, {"full": [run]}, Intervals({}, "", weak=False)
+            "coco", "coco", detector, {"full": [run]}, Intervals({}, "", weak=False), "full"
         )
         assert said in table.partition("Comparison")[0]  # also where the paper has no rows
 
@@ -165,15 +170,25 @@ def test_in_how_many_epochs_gradients_were_clipped(clip_norm: float, clipped: in
 
 FIELDS = {
     **{f"network.{name}": field for name, field in GmMlicSettings.model_fields.items()},
-    **{name: field for name, field in TrainSettings.model_fields.items() if name != "network"},
+    **{
+        f"loss.{name}": field
+        for loss in get_args(Loss)
+        for name, field in loss.model_fields.items()
+    },
+    **{
+        name: field
+        for name, field in TrainSettings.model_fields.items()
+        if name not in ("network", "loss")
+    },
     **{f"extract.{name}": field for name, field in ExtractSettings.model_fields.items()},
 }
-"""Every setting of stage one and of training, as the tables name them."""
+"""Every setting of stage one, and of training GM-MLIC, as the tables name them."""
 
 TABLES: dict[str, Iterable[str]] = {
     "stated": STATED,
     "by data set": BY_DATA_SET,
     "unmentioned": UNMENTIONED,
+    "of other losses": OF_OTHER_LOSSES,
     "ours": OURS,
     "in words": IN_WORDS,
     "without effect": WITHOUT_EFFECT,
@@ -203,7 +218,22 @@ def value_of(name: str) -> Any:
     room, _, field = name.rpartition(".")
     if room == "extract":
         return EXTRACTED[field]
-    return getattr(PAPERS.network if room else PAPERS, field)
+    return getattr({"network": PAPERS.network, "loss": PAPERS.loss}.get(room, PAPERS), field)
+
+
+MAX_POOL = PAPERS.model_copy(update={"network": settings_class("max-pool")(head="max-pool")})
+
+
+def with_loss(name: str) -> TrainSettings:
+    """The settings of `RUN` with another value of a loss's setting, or another loss."""
+    [*losses] = get_args(Loss)
+    if name == "name":
+        loss = losses[1](name="asymmetric")
+    else:
+        [kind] = [loss for loss in losses if name in loss.model_fields]
+        tag = get_args(kind.model_fields["name"].annotation)[0]
+        loss = kind(name=tag, **{name: 0.5})
+    return PAPERS.model_copy(update={"loss": loss})
 
 
 EXTRACTED = {**ExtractSettings().model_dump(), "feature_dtype": "float32", "views.flip": True}
@@ -220,6 +250,10 @@ def test_a_setting_changes_what_is_said_unless_it_has_no_effect(name: str) -> No
         changed = replace(base, recipe={**base.recipe, key: other_value(name)})
         if field == "views":
             changed = replace(changed, views=3)
+    elif name == "network.head":
+        changed = replace(base, settings=MAX_POOL)
+    elif room == "loss":
+        changed = replace(base, settings=with_loss(field))
     elif room == "network":
         network = PAPERS.network.model_copy(update={field: other_value(name)})
         # `full` is the paper's network; its ablations are the paper's, too.
@@ -232,10 +266,35 @@ def test_a_setting_changes_what_is_said_unless_it_has_no_effect(name: str) -> No
     before, after = lines(base), lines(changed)
     if name in WITHOUT_EFFECT:
         assert before == after
+    elif name == "network.head":
+        assert "max-pool" in after["Method of full"]
     else:
         [subject] = {one for one in before | after if before.get(one) != after.get(one)}
         if name not in IN_WORDS:
             assert f"{name} " in after[subject]
+
+
+def test_other_heads_are_named_with_their_method_and_their_settings_are_not_compared() -> None:
+    def other(variant: str) -> Run:
+        evaluation = make_evaluation(make_metrics(50), **COUNTED, variant=variant)
+        return replace(RUN, settings=MAX_POOL, evaluation=evaluation)
+
+    alone = lines(other("max-pool"))
+    assert re.search(r"head max-pool\b.* no method\b.*docs/heads\.md", alone["Method of max-pool"])
+    assert {"Detector", "Images", "Length of training"} <= alone.keys()
+    subjects = ("Settings", "Equations", "Initial")
+    assert not [subject for subject in alone if subject.startswith(subjects)]
+    # GM-MLIC is compared wherever it stands, and each other head has its line.
+    runs = {name: [other(name)] for name in ("hcp", "ml-gcn-published")} | {"full": [RUN]}
+    said = paper_differences(runs, PAPER["voc2007"], FIT)
+    own = lines(RUN)
+    assert [line for line in said if line.split(": ")[0] in own] == [
+        f"{subject}: {text}" for subject, text in own.items()
+    ]
+    methods = [line for line in said if line.startswith("Method of ")]
+    assert re.search(r"^Method of hcp: .*\bHCP\b.*docs/heads\.md", methods[0])
+    assert re.search(r"^Method of ml-gcn-published: .*\bML-GCN\b", methods[1])
+    assert len(methods) == 2
 
 
 def test_the_papers_ablations_are_no_difference() -> None:

@@ -11,7 +11,9 @@ from results import make_evaluation, make_metrics
 
 from pipeline.datasets.readers.voc import VOCABULARY
 from pipeline.evaluation.paper import (
+    ABLATIONS,
     METHOD,
+    NOT_REPRODUCED,
     PAPER,
     TABLE_1,
     TABLE_2,
@@ -20,9 +22,16 @@ from pipeline.evaluation.paper import (
     TABLE_4_VOC,
     VARIANT_NAMES,
     Table,
+    method_of,
     paper_results,
 )
-from pipeline.settings import VARIANTS, GmMlicSettings, TrainSettings
+from pipeline.settings import (
+    GmMlicSettings,
+    TrainSettings,
+    WeightedLoss,
+    head_of_variant,
+    variant_names,
+)
 from stages.checkout.params import load_params
 
 PRINTED_NAMES = {
@@ -128,7 +137,23 @@ def test_columns_are_those_of_the_data_set() -> None:
 
 
 def test_variants_that_the_paper_has_are_ours() -> None:
-    assert VARIANT_NAMES.keys() <= VARIANTS.keys()
+    """Every row is one of ours, or there is a reason."""
+    rows = {name for paper in PAPER.values() for name in paper.methods}
+    assert set(VARIANT_NAMES.values()) | NOT_REPRODUCED.keys() == rows
+    assert not set(VARIANT_NAMES.values()) & NOT_REPRODUCED.keys()
+    assert {*ABLATIONS, "full"} <= set(variant_names())
+    assert {name for name in VARIANT_NAMES if head_of_variant(name) == "gm-mlic"} == {
+        *ABLATIONS,
+        "full",
+    }
+    unknown = VARIANT_NAMES.keys() - set(variant_names())
+    assert unknown <= {"hcp", "cnn-rnn", "srn", "ml-gcn", "ssgrl", "pla", "cma"}
+
+
+def test_the_variant_with_published_settings_stands_for_the_same_row() -> None:
+    assert method_of("ml-gcn") == method_of("ml-gcn-published") == "ML-GCN"
+    assert method_of("max-pool") is None
+    assert PAPER["coco"].row("ssgrl-published") == PAPER["coco"].methods["SSGRL"]
 
 
 def test_the_presets_are_the_papers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +166,7 @@ def test_the_presets_are_the_papers(monkeypatch: pytest.MonkeyPatch) -> None:
         assert train == TrainSettings(
             network=GmMlicSettings(latent_size=512, modules=2, node_norm=False),
             label_vectors="data/glove/glove.6B.zip/glove.6B.300d.txt",
-            beta=paper.beta,
+            loss=WeightedLoss(beta=paper.beta),
             epochs=train.epochs,
             batch_size=train.batch_size,
         )

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+from pathlib import Path
 
 from results import make_evaluation, make_metrics, make_six
 
 from pipeline.evaluation.metrics import Evaluation, Metrics
 from pipeline.evaluation.paper import PAPER
+from pipeline.evaluation.runs import Run
 from pipeline.evaluation.tables import (
     caption,
+    default_base,
     differences_table,
     labels_csv,
     labels_table,
@@ -19,11 +22,30 @@ from pipeline.evaluation.tables import (
     results_table,
     sweep_table,
 )
+from pipeline.settings import TrainSettings
 
 
 def run(value: float, **ap: float | None) -> Evaluation:
     """A run with headline numbers that can be told apart, and AP by label."""
     return make_evaluation(make_metrics(value, ap))
+
+
+def made(*values: float, parameters: int = 1) -> list[Run]:
+    """A variant's runs, one for each value."""
+    return [
+        Run(
+            name=f"{value}",
+            settings=TrainSettings(),
+            views=1,
+            recipe={},
+            history=[],
+            parameters=parameters,
+            evaluation=run(value),
+            checkpoint=Path("unread"),
+            predictions=Path("unread"),
+        )
+        for value in values
+    ]
 
 
 def cells(table: str) -> list[list[str]]:
@@ -37,18 +59,32 @@ def cells(table: str) -> list[list[str]]:
 
 
 def test_one_seed_is_a_number() -> None:
-    table = results_table({"full": [run(50.04)], "max-pool": [run(7)]})
+    runs = {"full": made(50.04, parameters=1_234_567), "max-pool": made(7)}
+    table = results_table(runs)
     assert cells(table) == [
-        ["variant", "mAP", "CF1", "OF1", "top-3 CF1", "top-3 OF1"],
-        ["full", "50.0", "51.0", "52.0", "53.0", "54.0"],
-        ["max-pool", "7.0", "8.0", "9.0", "10.0", "11.0"],
+        ["variant", "mAP", "CF1", "OF1", "top-3 CF1", "top-3 OF1", "parameters"],
+        ["full", "50.0", "51.0", "52.0", "53.0", "54.0", "1,234,567"],
+        ["max-pool", "7.0", "8.0", "9.0", "10.0", "11.0", "1"],
     ]
 
 
 def test_several_seeds_are_mean_and_sample_standard_deviation() -> None:
     # 10, 12, 17: mean 13; deviations -3, -1, 4; (9 + 1 + 16) / (3 - 1) = 13, root 3.606.
-    table = results_table({"full": [run(10), run(12), run(17)]})
+    table = results_table({"full": made(10, 12, 17)})
     assert cells(table)[1][:3] == ["full", "13.0 ± 3.6", "14.0 ± 3.6"]
+
+
+def test_the_training_time_is_the_mean_over_the_seeds_where_it_is_known() -> None:
+    runs = {"full": made(10, 12), "max-pool": made(1, 2), "mine": made(3, 4)}
+    seconds = {"full": [1.0, 2.5], "max-pool": [None, None], "mine": [None, 7.25]}
+    table = cells(results_table(runs, seconds))
+    assert [row[-1] for row in table] == ["training, s", "1.8", "-", "7.2"]
+    assert [row[:-1] for row in table] == cells(results_table(runs))
+
+
+def test_the_base_is_full_or_else_the_first_variant() -> None:
+    assert default_base(["max-pool", "full"]) == "full"
+    assert default_base(["mine", "max-pool"]) == "mine"
 
 
 def test_a_label_without_a_positive_has_a_dash() -> None:
@@ -84,9 +120,9 @@ def test_names_that_look_like_numbers_stay_as_they_are() -> None:
 
 
 def test_a_difference_has_its_sign_and_interval() -> None:
-    table = differences_table({"max-pool": (-1.234, -2.0, 0.5), "mine": (0.004, 0.0, 12.25)})
+    table = differences_table({"max-pool": (-1.234, -2.0, 0.5), "mine": (0.004, 0.0, 12.25)}, "hcp")
     assert cells(table) == [
-        ["variant", "mAP - full", "95 % interval"],
+        ["variant", "mAP - hcp", "95 % interval"],
         ["max-pool", "-1.23", "-2.00 to +0.50"],
         ["mine", "+0.00", "+0.00 to +12.25"],
     ]
@@ -108,12 +144,38 @@ def test_a_sweep_has_one_row_per_value() -> None:
 
 
 def test_our_rows_stand_above_the_papers() -> None:
-    runs = {"max-pool": [run(50)], "full": [run(60), run(61)]}
+    runs = {"max-pool": [run(50)], "full": [run(60), run(61)], "cma": [run(7)]}
     assert cells(paper_table(runs, PAPER["nuswide"])) == [
-        ["variant", "of", "mAP", "CF1", "OF1", "top-3 CF1", "top-3 OF1"],
-        ["full", "ours", "60.5 ± 0.7", "61.5 ± 0.7", "62.5 ± 0.7", "63.5 ± 0.7", "64.5 ± 0.7"],
-        ["full", "paper", "62.2", "61.0", "74.1", "55.3", "72.5"],
+        ["method", "of", "mAP", "CF1", "OF1", "top-3 CF1", "top-3 OF1"],
+        ["CNN-RNN", "paper", "56.1", "-", "-", "34.7", "55.2"],
+        ["SRN", "paper", "61.8", "56.9", "73.2", "47.7", "62.2"],
+        ["MLIC-KD-WSD", "not reproduced", *["-"] * 5],
+        ["MLIC-KD-WSD", "paper", "60.1", "58.7", "73.7", "53.8", "71.1"],
+        ["PLA", "paper", "-", "56.2", "-", "-", "72.3"],
+        ["CMA", "ours: cma", "7.0", "8.0", "9.0", "10.0", "11.0"],
+        ["CMA", "paper", "61.4", "60.5", "73.7", "55.5", "70.0"],
+        [
+            "GM-MLIC",
+            "ours: full",
+            "60.5 ± 0.7",
+            "61.5 ± 0.7",
+            "62.5 ± 0.7",
+            "63.5 ± 0.7",
+            "64.5 ± 0.7",
+        ],
+        ["GM-MLIC", "paper", "62.2", "61.0", "74.1", "55.3", "72.5"],
     ]
+
+
+def test_both_of_our_variants_of_a_method_stand_above_its_row() -> None:
+    runs = {"ml-gcn": [run(50)], "ml-gcn-published": [run(60)]}
+    rows = cells(paper_table(runs, PAPER["voc2007"]))
+    assert [row for row in rows if row[0] == "ML-GCN"] == [
+        ["ML-GCN", "ours: ml-gcn", "50.0"],
+        ["ML-GCN", "ours: ml-gcn-published", "60.0"],
+        ["ML-GCN", "paper", "93.1"],
+    ]
+    assert ["TSGCN", "not reproduced", "-"] in rows
 
 
 def test_ablations_stand_beside_the_papers_and_unknown_cells_are_dashes() -> None:
@@ -121,15 +183,15 @@ def test_ablations_stand_beside_the_papers_and_unknown_cells_are_dashes() -> Non
     ours = make_evaluation(Metrics(70.0, numbers, numbers, numbers, {}))
     header, *rows = cells(paper_table({"without-label-graph": [ours]}, PAPER["coco"]))
     assert header[2:6] == ["mAP", "CP", "CR", "CF1"]
-    assert [row[:2] for row in rows] == [
-        ["full", "paper"],
-        ["without-label-graph", "ours"],
-        ["without-label-graph", "paper"],
-        ["without-instance-graph", "paper"],
-        ["without-matching-edges", "paper"],
+    of_ablations = rows[-4:]
+    assert [row[:2] for row in of_ablations] == [
+        ["w/o G^l", "ours: without-label-graph"],
+        ["w/o G^l", "paper"],
+        ["w/o G^o", "paper"],
+        ["w/o ILM edges", "paper"],
     ]
-    assert rows[1][2:] == ["70.0", *["7.0"] * 12]
-    assert rows[2][2:] == ["81.7", "85.1", "68.3", "76.5", *["-"] * 9]
+    assert of_ablations[0][2:] == ["70.0", *["7.0"] * 12]
+    assert of_ablations[1][2:] == ["81.7", "85.1", "68.3", "76.5", *["-"] * 9]
 
 
 def test_the_papers_ap_has_a_column_of_its_own() -> None:
