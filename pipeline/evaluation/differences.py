@@ -46,6 +46,8 @@ UNMENTIONED: Mapping[str, object] = {
     "network.decoder_dropout": 0.0,
     "network.whole_region": False,
     "averaging": 0.0,
+    "warm_up": 0.0,
+    "patience": None,
     "precision": "float32",
     "validation": 0.0,
     "extract.feature_dtype": "float32",
