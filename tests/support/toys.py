@@ -38,13 +38,17 @@ VECTORS = LabelVectors(
 )
 
 
-def toy_rows(kinds: np.ndarray, view: int) -> RegionRows:
-    """Make rows whose real regions belong to ``kinds`` (N, M), with C for none."""
-    rows = make_rows(len(kinds), regions=M, feature_size=D, view=view)
+def toy_rows(kinds: np.ndarray, view: int, *, whole: bool = False) -> RegionRows:
+    """Make rows whose real regions belong to ``kinds`` (N, M), with C for none.
+
+    The vector of the whole view is the sum of the regions'.
+    """
+    rows = make_rows(len(kinds), regions=M, feature_size=D, view=view, whole=whole)
     noise = np.random.default_rng([11, view]).normal(scale=0.3, size=rows.features.shape)
     features = noise + 2.0 * (kinds[..., None] == np.arange(D)) * (kinds < C)[..., None]
     real = np.arange(M) < rows.count[:, None]
-    return replace(rows, features=(features * real[..., None]).astype(np.float16))
+    features = (features * real[..., None]).astype(np.float16)
+    return replace(rows, features=features, whole=features.sum(axis=1) if whole else None)
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,17 @@ class Toy:
         return open_split(self.cache, self.manifest, "train", VIEWS)
 
 
-def make_toy(folder: Path, recipe: Recipe = RECIPE) -> Toy:
-    """Write the cache to ``folder``, and make the manifest."""
+def make_toy(folder: Path, recipe: Recipe = RECIPE, *, whole: bool = False) -> Toy:
+    """Write the cache to ``folder``, and make the manifest.
+
+    Args:
+        whole: whether the cache holds the vectors of whole views.
+    """
     images = N_TRAIN + N_TEST
     kinds = np.random.default_rng(3).integers(0, C + 1, size=(images, M))
     for view in range(VIEWS):
-        write_shard(folder / shard_name(view), toy_rows(kinds, view), dataset="toy", recipe=recipe)
+        rows_of_view = toy_rows(kinds, view, whole=whole)
+        write_shard(folder / shard_name(view), rows_of_view, dataset="toy", recipe=recipe)
     write_index(folder, "toy", recipe, whole_shards(folder))
     counts = np.arange(images) % M + 1
     rows = []
