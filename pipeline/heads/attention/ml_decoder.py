@@ -60,7 +60,10 @@ class MlDecoderSettings(AttentionSettings):
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "ml-decoder": {**RECIPE, "network": {"head": "ml-decoder"}},
+    "ml-decoder": {
+        **RECIPE,
+        "network": {"head": "ml-decoder", "input_dropout": 0.3, "dropout": 0.3},
+    },
     "ml-decoder-published": {
         **RECIPE,
         "epochs": 40,
@@ -119,7 +122,7 @@ class MlDecoder(Head):
         features = apply(self.input_dropout, self.inputs.features(batch.features))
         regions = apply(self.project, features).relu()
         keys = regions + self.positions(batch.boxes, self.inputs)
-        queries = self._queries(labels).expand(len(regions), -1, -1)
+        queries = self._queries(labels).expand(regions.shape[0], -1, -1)
         states = apply(self.norm_query, queries + apply(self.dropout, queries))
         found, attention = self.attention(states, keys, regions, batch.mask)
         states = apply(self.norm, states + apply(self.dropout, found))

@@ -62,7 +62,17 @@ class Query2LabelSettings(AttentionSettings):
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "query2label": {**RECIPE, "network": {"head": "query2label"}},
+    "query2label": {
+        **RECIPE,
+        "learning_rate": 0.0005,
+        "network": {
+            "head": "query2label",
+            "encoder_layers": 0,
+            "least_deviation": 1.0,
+            "input_dropout": 0.3,
+            "dropout": 0.3,
+        },
+    },
     "query2label-published": {
         **RECIPE,
         "epochs": 80,
@@ -74,6 +84,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
             "head": "query2label",
             "hidden_size": 2048,
             "feedforward_size": 8192,
+            "encoder_layers": 1,
             "decoder_layers": 2,
             "boxes": "sine",
         },
@@ -84,7 +95,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 class Query2Label(Head):
     """Score a label by what its query finds among the regions.
 
-    The attribution is the attention of the decoder's last layer, the mean over its heads.
+    The attribution is the attention of the decoder's last layer, the mean over its heads. Since an
+    encoder spreads what a region shows over the others, the region that wins need not show the
+    label; with `encoder_layers: 0` and one attention head it does.
     """
 
     attribution = "weights"
