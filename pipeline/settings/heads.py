@@ -121,6 +121,21 @@ HEADS: dict[str, Entry] = {
         "pipeline.heads.pooling.linear_scores", "LinearScores", ("linear-scores",)
     ),
     "csra": Entry("pipeline.heads.pooling.csra", "Csra", ("csra",), ("csra-published",)),
+    "hcp": Entry("pipeline.heads.pooling.hcp", "Hcp", ("hcp", "hcp-bce"), ("hcp-published",)),
+    "wsddn": Entry("pipeline.heads.pooling.wsddn", "Wsddn", ("wsddn",), ("wsddn-published",)),
+    "query2label": Entry(
+        "pipeline.heads.attention.query2label",
+        "Query2Label",
+        ("query2label",),
+        ("query2label-published",),
+    ),
+    "ml-decoder": Entry(
+        "pipeline.heads.attention.ml_decoder",
+        "MlDecoder",
+        ("ml-decoder",),
+        ("ml-decoder-published",),
+    ),
+    "srn": Entry("pipeline.heads.attention.srn", "Srn", ("srn",), ("srn-published",)),
 }
 """The registry: name of a head, as in `network.head` -> where it lives."""
 
