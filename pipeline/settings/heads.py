@@ -121,6 +121,22 @@ HEADS: dict[str, Entry] = {
         "pipeline.heads.pooling.linear_scores", "LinearScores", ("linear-scores",)
     ),
     "csra": Entry("pipeline.heads.pooling.csra", "Csra", ("csra",), ("csra-published",)),
+    "ml-gcn": Entry(
+        "pipeline.heads.label_graphs.ml_gcn",
+        "MlGcn",
+        ("ml-gcn", "ml-gcn-identity", "ml-gcn-regions"),
+        ("ml-gcn-published",),
+    ),
+    "ssgrl": Entry(
+        "pipeline.heads.label_graphs.ssgrl",
+        "Ssgrl",
+        ("ssgrl", "ssgrl-without-graph"),
+        ("ssgrl-published",),
+    ),
+    "add-gcn": Entry(
+        "pipeline.heads.label_graphs.add_gcn", "AddGcn", ("add-gcn",), ("add-gcn-published",)
+    ),
+    "cma": Entry("pipeline.heads.label_graphs.cma", "Cma", ("cma",), ("cma-published",)),
 }
 """The registry: name of a head, as in `network.head` -> where it lives."""
 
