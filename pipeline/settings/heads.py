@@ -136,6 +136,22 @@ HEADS: dict[str, Entry] = {
         ("ml-decoder-published",),
     ),
     "srn": Entry("pipeline.heads.attention.srn", "Srn", ("srn",), ("srn-published",)),
+    "ml-gcn": Entry(
+        "pipeline.heads.label_graphs.ml_gcn",
+        "MlGcn",
+        ("ml-gcn", "ml-gcn-identity", "ml-gcn-regions"),
+        ("ml-gcn-published",),
+    ),
+    "ssgrl": Entry(
+        "pipeline.heads.label_graphs.ssgrl",
+        "Ssgrl",
+        ("ssgrl", "ssgrl-without-graph"),
+        ("ssgrl-published",),
+    ),
+    "add-gcn": Entry(
+        "pipeline.heads.label_graphs.add_gcn", "AddGcn", ("add-gcn",), ("add-gcn-published",)
+    ),
+    "cma": Entry("pipeline.heads.label_graphs.cma", "Cma", ("cma",), ("cma-published",)),
 }
 """The registry: name of a head, as in `network.head` -> where it lives."""
 
