@@ -68,6 +68,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         **RECIPE,
         "epochs": 40,
         "batch_size": 56,
+        "schedule": "one-cycle",
+        "warm_up": 0.2,
         "learning_rate": 0.0001,
         "weight_decay": 0.0001,
         "averaging": 0.9997,

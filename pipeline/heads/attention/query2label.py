@@ -77,6 +77,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         **RECIPE,
         "epochs": 80,
         "batch_size": 64,
+        "schedule": "one-cycle",
+        "warm_up": 0.2,
         "learning_rate": 0.0001,
         "averaging": 0.9997,
         "loss": {"name": "asymmetric", "negative_gamma": 2.0, "positive_gamma": 0.0, "clip": 0.0},
