@@ -1,8 +1,8 @@
 """The matching network as PyTorch Geometric wants it, for `benchmarks.matching`.
 
 A batch is one heterogeneous graph with lists of edges. `MessagePassing` averages messages, and
-every MLP runs on what equations (4)-(13) concatenate. As in `pipeline.heads.matching`, the last module's
-unread edges are not computed, and parameters have the same names.
+every MLP runs on what equations (4)-(13) concatenate. As in `pipeline.heads.matching`, the last
+module's unread edges are not computed, and parameters have the same names.
 
 Letters: B images, C labels, K neighbours of an instance, L neighbours of a label, D feature size,
 W label vector size, H hidden size; N instances and E edges of a whole batch.
@@ -140,10 +140,11 @@ class Statistics(nn.Module):
 
     def __init__(self, feature_size: int) -> None:
         super().__init__()
-        for name, size in (("feature", feature_size), ("box", 4)):
+        for name, size in (("feature", feature_size), ("box", 4), ("whole", feature_size)):
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_scale", torch.ones(size))
         self.register_buffer("vector_scale", torch.ones(()))
+        self.register_buffer("classes", torch.tensor(1))
 
 
 class GraphEncoder(nn.Module):

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.matching_geometric import GraphNetwork, graph_image_logits, make_graph
-from pipeline.heads.contract import RegionBatch
+from pipeline.heads.contract import HeadSizes, LabelSet, RegionBatch
+from pipeline.heads.inputs import InputStatistics
+from pipeline.heads.matching.network import GmMlic
 from pipeline.learning.losses import matching_loss
-from pipeline.heads.matching.network import GmMlic, image_logits
 from pipeline.settings import GmMlicSettings
 
 
@@ -39,12 +40,11 @@ TINY = Size(2, 3, 4, feature_size=8, vector_size=8, latent_size=16)
 
 @dataclass(frozen=True)
 class Inputs:
-    """A batch, label vectors (C, W), truth (B, C), and the labels' ratios (C,)."""
+    """A batch, its truth (B, C), and what is known of the labels."""
 
     batch: RegionBatch
-    vectors: Tensor
+    labels: LabelSet
     truth: Tensor
-    ratio: Tensor
 
 
 def make_inputs(size: Size, dtype: torch.dtype = torch.float32, padding: int = 0) -> Inputs:
@@ -68,7 +68,7 @@ def make_inputs(size: Size, dtype: torch.dtype = torch.float32, padding: int = 0
     )
     vectors = torch.randn((labels, size.vector_size), generator=generator, dtype=dtype)
     truth = (rand(images, labels) < 0.1).to(dtype)
-    return Inputs(batch, vectors, truth, torch.full((labels,), 0.1, dtype=dtype))
+    return Inputs(batch, LabelSet(vectors, torch.full((labels,), 0.1, dtype=dtype)), truth)
 
 
 @dataclass
@@ -83,7 +83,7 @@ class Side:
         self.optimizer = torch.optim.SGD(self.network.parameters(), lr=1e-4, momentum=0.9)
 
     def loss(self) -> Tensor:
-        return matching_loss(self.scores(), self.inputs.truth, self.inputs.ratio, beta=0.4)
+        return matching_loss(self.scores(), self.inputs.truth, self.inputs.labels.ratio, beta=0.4)
 
     @torch.no_grad()
     def forward(self) -> None:
@@ -98,22 +98,30 @@ class Side:
 def our_side(size: Size, inputs: Inputs, settings: GmMlicSettings | None = None) -> Side:
     """Make `GmMlic`, with the statistics of the inputs."""
     torch.manual_seed(0)
-    network = GmMlic(size.feature_size, size.vector_size, settings or size.settings())
-    network.to(inputs.vectors.dtype)
+    sizes = HeadSizes(size.feature_size, size.labels, size.vector_size, classes=1)
+    network = GmMlic(sizes, settings or size.settings())
+    network.to(inputs.labels.vectors.dtype)
     features = inputs.batch.features[inputs.batch.mask]
     boxes = inputs.batch.boxes[inputs.batch.mask]
-    network.inputs.set_statistics(
-        features.mean(0), features.std(0), boxes.mean(0), boxes.std(0), inputs.vectors
+    statistics = InputStatistics(
+        features.mean(0),
+        features.std(0),
+        boxes.mean(0),
+        boxes.std(0),
+        whole_mean=None,
+        whole_std=None,
+        classes=1,
     )
-    return Side(network, lambda: image_logits(network(inputs.batch, inputs.vectors))[0], inputs)
+    network.start(statistics, inputs.labels)
+    return Side(network, lambda: network(inputs.batch, inputs.labels).image, inputs)
 
 
 def their_side(size: Size, inputs: Inputs, settings: GmMlicSettings | None = None) -> Side:
     """Make PyTorch Geometric's network, with parameters of its own."""
     settings = settings or size.settings()
     network = GraphNetwork(size.feature_size, size.vector_size, settings)
-    network.to(inputs.vectors.dtype)
-    graph = make_graph(inputs.batch, inputs.vectors, settings)
+    network.to(inputs.labels.vectors.dtype)
+    graph = make_graph(inputs.batch, inputs.labels.vectors, settings)
     return Side(network, lambda: graph_image_logits(network(graph), graph), inputs)
 
 

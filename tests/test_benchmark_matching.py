@@ -33,14 +33,15 @@ from benchmarks.matching_sides import (
     require_equal,
     their_side,
 )
-from pipeline.settings import VARIANTS, GmMlicSettings
+from pipeline.settings import GmMlicSettings, variant_changes
+from pipeline.settings.heads import HEADS
 
 SMALL = Size(3, 4, 5, feature_size=8, vector_size=6, latent_size=16)
-GRAPHS = tuple(name for name in VARIANTS if name != "max-pool")
+GRAPHS = (*HEADS["gm-mlic"].variants, *HEADS["gm-mlic"].further)
 
 
 def small_settings(variant: str = "full", **changes: Any) -> GmMlicSettings:
-    own: Any = VARIANTS[variant].get("network", {})
+    own = variant_changes(variant)["network"]
     return GmMlicSettings(**{"latent_size": 16, "neighbors": 2, **own, **changes})
 
 
@@ -81,7 +82,7 @@ def test_networks_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> 
 def test_edges_by_hand() -> None:
     """Two images of two regions, of which the last is padding, and three labels."""
     inputs = make_inputs(Size(2, 2, 3, feature_size=8, vector_size=6), padding=1)
-    graph = make_graph(inputs.batch, inputs.vectors, GmMlicSettings(label_neighbors=None))
+    graph = make_graph(inputs.batch, inputs.labels.vectors, GmMlicSettings(label_neighbors=None))
     assert len(graph["instance"].x) == 3
     assert len(graph["label"].x) == 6
     assert sorted(graph[NEAR].edge_index.T.tolist()) == [[0, 1], [1, 0]]

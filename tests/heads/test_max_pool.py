@@ -1,32 +1,161 @@
 """The baseline without a graph.
 
-Letters: B images, M instances, C labels, K and L neighbours, D feature size, W vector size.
+Letters: B images, M regions, C labels, D feature size.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
+import pytest
 import torch
-from networks import M, assert_same, batch64, net, vectors
+from builders import assert_same, make_instances, make_labels, perturb, select
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
 
+from pipeline.heads.contract import HeadSizes, LabelSet, RegionBatch
 from pipeline.heads.pooling.max_pool import MaxPool
+from pipeline.learning.losses import matching_loss
+from pipeline.settings import MaxPoolSettings
+
+D, M, C = 6, 4, 3
+LABELS = make_labels(C, dtype=torch.float64)
+
+few = settings(max_examples=25)
+seeds = st.integers(0, 10_000)
 
 
-def test_max_pool_equals_a_plain_loop() -> None:
-    network, batch, words = net("max-pool"), batch64(), vectors()
-    assert isinstance(network, MaxPool)
-    scores = network(batch, words)
-    first, second = network.mlp.first, network.mlp.second
-    for image in range(3):
-        for i in range(M):
-            if not batch.mask[image, i]:
-                assert (scores[image, i] == -torch.inf).all()
-                continue
-            x = torch.cat(
-                [
-                    network.inputs.features(batch.features[image, i]),
-                    network.inputs.boxes(batch.boxes[image, i]),
-                ]
-            )
-            expected = second.weight @ (first.weight @ x + first.bias).relu() + second.bias
-            assert_same(scores[image, i], expected, 1e-9)
-    assert torch.equal(network(batch, -3 * words), scores)
+def net(seed: int = 0, dtype: torch.dtype = torch.float64, **changes: Any) -> MaxPool:
+    """Make a tiny network in which no parameter or statistic has a value that hides its misuse."""
+    chosen = MaxPoolSettings(**{"hidden_size": 16, **changes})
+    network = MaxPool(HeadSizes(D, C, 4, 1), chosen).to(dtype)
+    perturb(network, seed)
+    return network
+
+
+def batch64(images: int = 3, **changes: Any) -> RegionBatch:
+    """Make a batch in float64; changes are arguments of `make_instances`."""
+    return make_instances(
+        images, feature_size=D, dtype=torch.float64, **{"instances": M, **changes}
+    )
+
+
+def plain_loop(network: MaxPool, batch: RegionBatch, boxes: bool = True) -> tuple[Tensor, Tensor]:
+    """Logits (B, C) of images and (B, M, C) of regions, one region after the other."""
+    of_regions, of_images = [], []
+    for image, real in enumerate(batch.mask.tolist()):
+        rows = []
+        for i in range(len(real)):
+            pieces = [network.inputs.features(batch.features[image, i])]
+            if boxes:
+                pieces.append(network.inputs.boxes(batch.boxes[image, i]))
+            hidden = network.first.weight @ torch.cat(pieces) + network.first.bias
+            logits = network.second.weight @ hidden.clamp(min=0) + network.second.bias
+            rows.append(logits if real[i] else torch.full_like(logits, -torch.inf))
+        of_regions.append(torch.stack(rows))
+        best = rows[real.index(True)]
+        for row in rows:
+            best = torch.where(row > best, row, best)
+        of_images.append(best)
+    return torch.stack(of_images), torch.stack(of_regions)
+
+
+@pytest.mark.parametrize("boxes", [True, False])
+def test_max_pool_equals_a_plain_loop(boxes: bool) -> None:
+    network, batch = net(boxes=boxes), batch64()
+    output, (image, regions) = network(batch, LABELS), plain_loop(network, batch, boxes)
+    assert_same(output.image, image, 1e-9)
+    assert_same(output.regions, regions, 1e-9)
+    assert (output.whole, output.loss) == (None, None)
+    truth = torch.tensor([[1, 0, -1], [0, 1, 1], [-1, 0, 1]])
+    parameters = list(network.parameters())
+    ours, expected = (
+        torch.autograd.grad(matching_loss(x, truth, LABELS.ratio, 0.4), parameters)
+        for x in (output.image, image)
+    )
+    for own, other in zip(ours, expected, strict=True):
+        assert other.any()
+        assert_same(own, other, 1e-9)
+
+
+def test_nothing_of_the_labels_is_read() -> None:
+    network, batch = net(), batch64()
+    unknown = torch.full((C,), torch.nan, dtype=torch.float64)
+    other = network(batch, LabelSet(unknown[:, None], unknown))
+    assert torch.equal(other.image, network(batch, LABELS).image)
+
+
+@pytest.mark.parametrize("boxes", [True, False])
+def test_boxes_are_read_only_if_the_settings_say_so(boxes: bool) -> None:
+    """Scores and classes never are."""
+    network, batch = net(boxes=boxes), batch64()
+    image = network(batch, LABELS).image
+    moved = network(replace(batch, boxes=batch.boxes.flip(-1)), LABELS).image
+    assert ((moved - image).abs() > 1e-3).any() == boxes
+    assert torch.equal(moved, image) != boxes
+    other = replace(batch, scores=1 - batch.scores, classes=batch.classes + 3)
+    assert torch.equal(network(other, LABELS).image, image)
+
+
+@few
+@given(seeds, st.permutations(range(M)))
+def test_order_of_regions_does_not_matter(seed: int, order: list[int]) -> None:
+    network, batch = net(seed), batch64(seed=seed)
+    output = network(batch, LABELS)
+    permuted = network(select(batch, slice(None), order), LABELS)
+    assert_same(permuted.regions, output.regions[:, order], 1e-9)
+    assert_same(permuted.image, output.image, 1e-9)
+
+
+@few
+@given(seeds, st.permutations(range(M + 2)))
+def test_padding_changes_nothing(seed: int, order: list[int]) -> None:
+    """Two more regions of padding, anywhere; all padding is full of garbage."""
+    network, batch = net(seed), batch64(seed=seed)
+    expected = network(batch, LABELS)
+    wide = select(batch, slice(None), [*range(M), 0, 0])
+    wide.mask[:, M:] = False
+    wide.features[~wide.mask] = 1e6
+    wide.boxes[~wide.mask] = -7.0
+    actual = network(select(wide, slice(None), order), LABELS)
+    restored = torch.empty_like(actual.regions)
+    restored[:, order] = actual.regions
+    assert_same(restored[:, :M], expected.regions, 1e-9)
+    assert (restored[:, M:] == -torch.inf).all()
+    assert_same(actual.image, expected.image, 1e-9)
+
+
+@few
+@given(seeds, st.lists(st.integers(1, M), min_size=2, max_size=4))
+def test_images_of_a_batch_are_independent(seed: int, counts: list[int]) -> None:
+    network, batch = net(seed), batch64(len(counts), counts=counts, seed=seed)
+    together = network(batch, LABELS)
+    for image, count in enumerate(counts):
+        alone = network(select(batch, [image], slice(count)), LABELS)
+        assert_same(together.regions[[image], :count], alone.regions, 1e-9)
+        assert_same(together.image[[image]], alone.image, 1e-9)
+
+
+@few
+@given(seeds, st.sampled_from([0.0, -1e30]))
+def test_winner_is_a_real_region(seed: int, shift: float) -> None:
+    """Even if all logits are far below 0, and padding comes first."""
+    network = net(seed, torch.float32)
+    with torch.no_grad():
+        network.second.bias += shift
+    batch = select(make_instances(4, feature_size=D, seed=seed), slice(None), [3, 2, 1, 0])
+    output = network(batch, make_labels(C))
+    winners = output.winners()
+    assert batch.mask.gather(1, winners).all()
+    assert torch.equal(output.regions.gather(1, winners[:, None])[:, 0], output.image)
+
+
+@pytest.mark.parametrize("where", ["input_dropout", "dropout"])
+def test_dropout_is_off_in_eval_mode_and_random_in_training(where: str) -> None:
+    network, batch = net(**{where: 0.5}), batch64()
+    network.train()
+    assert not torch.equal(network(batch, LABELS).image, network(batch, LABELS).image)
+    network.eval()
+    assert_same(network(batch, LABELS).image, plain_loop(network, batch)[0], 1e-9)

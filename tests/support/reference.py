@@ -1,8 +1,8 @@
 """The matching network edge by edge, as section 3 of the paper writes it: slow, and the judge.
 
-`pipeline.heads.matching.network` computes the same numbers from the same parameters, fast. Nothing of
-its arithmetic is used here: only the modules that hold the parameters (MLP, norm, `Inputs`), each
-called on what its equation concatenates. Neighbours are found by sorting.
+`pipeline.heads.matching.network` computes the same numbers from the same parameters, fast. Nothing
+of its arithmetic is used here: only the modules that hold the parameters (MLP, norm, `Inputs`),
+each called on what its equation concatenates. Neighbours are found by sorting.
 
 Naming: as in the network, ``X_from_Y`` gathers for nodes X from neighbours Y; ``X_node`` and
 ``X_edge`` update; ``X_edge_from_nodes`` is what an edge gathers from its two nodes. Symbols:
@@ -34,8 +34,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from pipeline.heads.matching.convolution import Convolution
 from pipeline.heads.contract import RegionBatch
+from pipeline.heads.matching.convolution import Convolution
 from pipeline.heads.matching.layers import MLP
 from pipeline.heads.matching.network import GmMlic
 
@@ -70,7 +70,7 @@ class Graph:
 def reference_logits(network: GmMlic, batch: RegionBatch, label_vectors: Tensor) -> Tensor:
     """Compute equations (1)-(13), one image after the other.
 
-    ``network(batch, label_vectors)`` must equal the result.
+    The attribution of the regions, ``network(batch, labels).regions``, must equal the result.
 
     Args:
         network: `full` or an ablation, in eval mode or with dropout 0.

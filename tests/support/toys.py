@@ -23,8 +23,8 @@ from ruamel.yaml import YAML
 
 from pipeline.datasets.manifest import COLUMNS, Manifest, full_counts, write_manifest
 from pipeline.labels.vectors import LabelVectors
-from pipeline.learning.splits import SplitData, open_split
 from pipeline.learning.losses import matching_loss
+from pipeline.learning.splits import SplitData, open_split
 from pipeline.shards.index import write_index
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import Recipe, RegionRows

@@ -5,25 +5,23 @@ Letters: B images, M instances, C labels, K and L neighbours, D feature size, W 
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
-from builders import make_instances
+from builders import make_instances, make_labels, perturb
 from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.heads.contract import RegionBatch
+from pipeline.heads.contract import HeadOutput, HeadSizes, LabelSet, RegionBatch
+from pipeline.heads.matching.network import GmMlic
 from pipeline.learning.losses import matching_loss
-from pipeline.heads.matching.network import GmMlic, Network, build_network, image_logits
-from pipeline.settings import VARIANTS as CHANGES
-from pipeline.settings import GmMlicSettings
+from pipeline.settings import GmMlicSettings, variant_changes
+from pipeline.settings.heads import HEADS
 
 D, W, H, M, C = 6, 5, 16, 4, 3  # with a smaller H whole layers die, and hide mistakes
-VARIANTS: tuple[str, ...] = tuple(CHANGES)
-GRAPHS: tuple[str, ...] = tuple(v for v in VARIANTS if v != "max-pool")
-"""The variants that the reference computes."""
+VARIANTS: tuple[str, ...] = (*HEADS["gm-mlic"].variants, *HEADS["gm-mlic"].further)
+"""The paper's network and its ablations."""
 
 few = settings(max_examples=25)
 seeds = st.integers(0, 10_000)
@@ -31,8 +29,7 @@ seeds = st.integers(0, 10_000)
 
 def network_settings(variant: str, **changes: Any) -> GmMlicSettings:
     """The settings of a variant, with changes."""
-    own: Any = CHANGES[variant].get("network", {})
-    return GmMlicSettings(**{**own, **changes})
+    return GmMlicSettings(**{**variant_changes(variant)["network"], **changes})
 
 
 def net(
@@ -42,28 +39,11 @@ def net(
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
     **changes: Any,
-) -> Network:
+) -> GmMlic:
     """Make a tiny network in which no parameter or statistic has a value that hides its misuse."""
     config = network_settings(variant, **{"latent_size": H, "neighbors": 2, **changes})
-    network = build_network(D, labels, W, config).to(dtype)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            if parameter.dim() == 2:
-                parameter.copy_(noise / math.sqrt(parameter.shape[1] / 1.5))
-            else:
-                parameter.add_(0.4 * noise)
-        for name, buffer in network.inputs.named_buffers():
-            noise = torch.randn(buffer.shape, generator=generator, dtype=torch.float64)
-            buffer.copy_(0.3 * noise if name.endswith("mean") else 0.7 + noise.abs())
-    return network
-
-
-def matching_net(variant: str = "full", **changes: Any) -> GmMlic:
-    """Make a tiny network of any variant but `max-pool`."""
-    network = net(variant, **changes)
-    assert isinstance(network, GmMlic)
+    network = GmMlic(HeadSizes(D, labels, W, 1), config).to(dtype)
+    perturb(network, seed)
     return network
 
 
@@ -76,36 +56,23 @@ def batch64(images: int = 3, **changes: Any) -> RegionBatch:
 
 def vectors(labels: int = C, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     """Make random label vectors (C, W)."""
-    generator = torch.Generator().manual_seed(seed + 1)
-    return torch.randn(labels, W, generator=generator, dtype=torch.float64).to(dtype)
+    return make_labels(labels, W, seed, dtype).vectors
 
 
-def select(batch: RegionBatch, images: Any, instances: Any) -> RegionBatch:
-    """Index a batch by images and, in each, by instances."""
-    return RegionBatch(
-        batch.features[images][:, instances],
-        batch.boxes[images][:, instances],
-        batch.scores[images][:, instances],
-        batch.classes[images][:, instances],
-        batch.mask[images][:, instances],
-    )
-
-
-def assert_same(actual: Tensor, expected: Tensor, tolerance: float) -> None:
-    """Assert equal shapes and infinities, and finite values within the tolerance of the largest."""
-    assert actual.shape == expected.shape
-    finite = expected.isfinite()
-    assert torch.equal(actual.isfinite(), finite)
-    assert torch.equal(actual[~finite], expected[~finite])
-    scale = expected[finite].abs().max().item() if finite.any() else 0.0
-    difference = (actual[finite] - expected[finite]).abs().max().item() if finite.any() else 0.0
-    assert difference <= tolerance * scale + 1e-15, f"{difference} of {scale}"
+def score(network: GmMlic, batch: RegionBatch, words: Tensor, **parts: bool) -> HeadOutput:
+    """Score a batch for labels with these vectors (C, W), of which nothing else is known."""
+    unknown = words.new_full((len(words),), torch.nan)
+    return network(batch, LabelSet(words, unknown), **parts)
 
 
 def gradients(
-    network: Network, logits: Tensor, truth: Tensor, ratio: Tensor
+    network: GmMlic, image: Tensor, truth: Tensor, ratio: Tensor
 ) -> dict[str, Tensor | None]:
-    """Differentiate the loss that training uses, with class balance and ignored labels."""
-    loss = matching_loss(image_logits(logits)[0], truth, ratio, beta=0.4)
+    """Differentiate the loss that training uses, with class balance and ignored labels.
+
+    Args:
+        image: (B, C) logits of the images.
+    """
+    loss = matching_loss(image, truth, ratio, beta=0.4)
     names, parameters = zip(*network.named_parameters(), strict=True)
     return dict(zip(names, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True))

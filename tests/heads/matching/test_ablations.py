@@ -9,20 +9,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from networks import (
-    VARIANTS,
-    C,
-    M,
-    assert_same,
-    batch64,
-    gradients,
-    matching_net,
-    net,
-    vectors,
-)
+from builders import assert_same
+from networks import VARIANTS, C, M, batch64, gradients, net, score, vectors
 
 from pipeline.heads.matching.graphs import instance_neighbors, label_neighbors
-from pipeline.heads.matching.network import image_logits
 
 
 def parameter_names(variant: str) -> set[str]:
@@ -49,7 +39,7 @@ def test_an_ablation_lacks_the_parameters_of_its_edges(
 
 
 def test_last_module_has_no_parameters_for_edges_that_nothing_reads() -> None:
-    network = matching_net(modules=2)
+    network = net(modules=2)
     first, last = (
         {name for name, _ in module.named_parameters()} for module in network.convolutions
     )
@@ -66,14 +56,14 @@ def test_boxes_enter_by_the_instance_graph_only(variant: str) -> None:
     generator = torch.Generator().manual_seed(9)
     corners = torch.rand(3, M, 2, 2, generator=generator, dtype=torch.float64)
     batch = replace(batch, boxes=corners.sort(dim=2).values.flatten(2))
-    scores = network(batch, words)
-    moved = network(replace(batch, boxes=batch.boxes.flip(1)), words)
+    scores = score(network, batch, words)
+    moved = score(network, replace(batch, boxes=batch.boxes.flip(1)), words)
     if variant == "without-instance-graph":
-        assert torch.equal(moved, scores)
+        assert torch.equal(moved.regions, scores.regions)
     else:
-        assert (image_logits(moved)[0] - image_logits(scores)[0]).abs().max() > 1e-3
+        assert (moved.image - scores.image).abs().max() > 1e-3
     other = replace(batch, scores=1 - batch.scores, classes=batch.classes + 3)
-    assert_same(network(other, words), scores, 1e-9)
+    assert_same(score(network, other, words).regions, scores.regions, 1e-9)
 
 
 def test_without_matching_edges_only_neighbours_meet() -> None:
@@ -81,30 +71,31 @@ def test_without_matching_edges_only_neighbours_meet() -> None:
 
     The same holds for instances. A longer vector keeps its cosines, and so all neighbours.
     """
-    network = matching_net(
+    network = net(
         "without-matching-edges", modules=1, neighbors=1, label_neighbors=1, latent_size=32
     )
     batch, words = batch64(1), vectors(5)
-    scores, near = network(batch, words)[0], label_neighbors(words, 1)
+    scores, near = score(network, batch, words).regions[0], label_neighbors(words, 1)
     for label in range(5):
         longer = words.clone()
         longer[label] *= 1.5
-        changed = (network(batch, longer)[0] != scores).any(dim=0)
+        changed = (score(network, batch, longer).regions[0] != scores).any(dim=0)
         assert changed.tolist() == [label in (j, *near[j].tolist()) for j in range(5)]
     around = instance_neighbors(batch, 1).index[0]
     for instance in range(M):
         other = replace(batch, features=batch.features.clone())
         other.features[0, instance] += 1
-        changed = (network(other, words)[0] != scores).any(dim=1)
+        changed = (score(network, other, words).regions[0] != scores).any(dim=1)
         assert changed.tolist() == [instance in (i, *around[i].tolist()) for i in range(M)]
 
 
 def test_without_label_graph_labels_still_affect_each_other_over_instances() -> None:
-    network = matching_net("without-label-graph", modules=1)
+    network = net("without-label-graph", modules=1)
     batch, words = batch64(1), vectors()
     longer = words.clone()
     longer[0] *= 1.5
-    assert ((network(batch, longer) != network(batch, words))[0].any(dim=0)).all()
+    changed = score(network, batch, longer).regions != score(network, batch, words).regions
+    assert changed[0].any(dim=0).all()
 
 
 @pytest.mark.parametrize("modules", [1, 3])
@@ -114,7 +105,7 @@ def test_every_parameter_has_a_gradient(variant: str, modules: int) -> None:
     network, batch = net(variant, modules=modules, latent_size=32), batch64(4)
     truth = (torch.arange(4 * C) % 3 == 0).long().reshape(4, C)
     ratio = torch.full((C,), 0.3, dtype=torch.float64)
-    by_name = gradients(network, network(batch, vectors()), truth, ratio)
+    by_name = gradients(network, score(network, batch, vectors()).image, truth, ratio)
     assert [
         name for name, gradient in by_name.items() if gradient is None or not gradient.any()
     ] == []

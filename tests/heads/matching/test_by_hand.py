@@ -6,14 +6,14 @@ Letters: B images, M instances, C labels, K and L neighbours, D feature size, W 
 from __future__ import annotations
 
 import torch
-from networks import D, W, batch64, matching_net
+from networks import D, W, batch64, net, score
 from reference import build_graph, reference_logits
 from torch import nn
 
-from pipeline.heads.matching.convolution import Convolution
-from pipeline.heads.contract import RegionBatch
+from pipeline.heads.contract import HeadSizes, RegionBatch
 from pipeline.heads.inputs import Inputs
-from pipeline.heads.matching.network import GmMlic, image_logits
+from pipeline.heads.matching.convolution import Convolution
+from pipeline.heads.matching.network import GmMlic
 from pipeline.settings import GmMlicSettings
 
 
@@ -26,7 +26,7 @@ def put(layer: nn.Linear, weight: list[list[int]], bias: float = 0.0) -> None:
 def network_by_hand() -> GmMlic:
     """One module from size 2 to size 1, with small whole numbers as parameters."""
     config = GmMlicSettings(latent_size=2, modules=1, neighbors=1, node_norm=False)
-    network = GmMlic(1, 1, config).double()
+    network = GmMlic(HeadSizes(features=1, labels=2, vectors=1, classes=1), config).double()
     encoder, module = network.encoder, network.convolutions[0]
     assert isinstance(module, Convolution)
     for parameter in network.parameters():
@@ -89,16 +89,19 @@ def test_two_instances_and_two_labels_by_hand() -> None:
     # (12) 100 f_i + 1000 w_j + that: 2259, 5202; 2519, 5462
     # (13) 0.5 - relu(that - 2000)
     expected = torch.tensor([[[-258.5, -3201.5], [-518.5, -3461.5]]], dtype=torch.float64)
-    assert torch.equal(network(batch, words), expected)
     assert torch.equal(reference_logits(network, batch, words), expected)
-    best, winners = image_logits(expected)
-    assert best.tolist() == [[-258.5, -3201.5]]
-    assert winners.tolist() == [[0, 0]]
+    output = score(network, batch, words)
+    assert output.regions is not None
+    assert torch.equal(output.regions, expected)
+    assert output.image.tolist() == [[-258.5, -3201.5]]
+    assert output.winners().tolist() == [[0, 0]]
+    assert output.whole is None
+    assert output.loss is None
 
 
 def test_reference_graph_by_hand() -> None:
     """(1)-(3) of three instances in a row, the middle one nearest to both others."""
-    network = matching_net(neighbors=1, label_neighbors=1)
+    network = net(neighbors=1, label_neighbors=1)
     network.inputs = Inputs(D).double()
     batch = batch64(1, counts=[3])
     left = torch.tensor([0.0, 0.375, 0.5], dtype=torch.float64)

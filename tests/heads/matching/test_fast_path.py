@@ -10,22 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from networks import (
-    GRAPHS,
-    C,
-    H,
-    M,
-    assert_same,
-    batch64,
-    gradients,
-    matching_net,
-    vectors,
-)
+from builders import assert_same
+from networks import VARIANTS, C, H, M, batch64, gradients, net, score, vectors
 from reference import build_graph, convolve, decode, encode, reference_logits
 from torch import Tensor
 
-from pipeline.heads.matching.convolution import Convolution
 from pipeline.heads.contract import RegionBatch
+from pipeline.heads.matching.convolution import Convolution
 from pipeline.heads.matching.network import GmMlic
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -57,7 +48,7 @@ def case(
 ) -> tuple[GmMlic, RegionBatch, Tensor]:
     """Make a network, a batch and label vectors."""
     images = len(counts) if counts else images or 3
-    network = matching_net(variant, labels=labels, seed=seed, **changes)
+    network = net(variant, labels=labels, seed=seed, **changes)
     batch = batch64(images, counts=counts, instances=instances, seed=seed)
     return network, batch, vectors(labels, seed=seed)
 
@@ -67,14 +58,16 @@ def check(network: GmMlic, batch: RegionBatch, words: Tensor, unused: bool = Fal
 
     ``unused`` allows parameters without a gradient, if no edge of the batch reaches them.
     """
-    logits, expected = network(batch, words), reference_logits(network, batch, words)
-    assert_same(logits.detach(), expected.detach(), 1e-9)
+    output, expected = score(network, batch, words), reference_logits(network, batch, words)
+    assert_same(output.regions.detach(), expected.detach(), 1e-9)
+    best = expected.max(dim=1).values  # (14)
+    assert_same(output.image.detach(), best.detach(), 1e-9)
     images, labels = len(batch.mask), len(words)
     truth = torch.tensor([1, 0, -1, 1, 0]).repeat(images * labels)[: images * labels]
     truth = truth.reshape(images, labels)
     ratio = torch.linspace(0.1, 0.7, labels, dtype=torch.float64)
-    fast = gradients(network, logits, truth, ratio)
-    slow = gradients(network, expected, truth, ratio)
+    fast = gradients(network, output.image, truth, ratio)
+    slow = gradients(network, best, truth, ratio)
     assert fast.keys() == slow.keys() == dict(network.named_parameters()).keys()
     for name, gradient in slow.items():
         actual = fast[name]
@@ -87,9 +80,9 @@ def check(network: GmMlic, batch: RegionBatch, words: Tensor, unused: bool = Fal
             assert_same(actual, gradient, 1e-9)
     with torch.no_grad():
         network, batch = network.float(), batch.to(torch.device("cpu"), torch.float32)
-        scores = network(batch, words.float())
-        assert scores.dtype == torch.float32
-        assert_same(scores, expected.float(), 1e-4)
+        output = score(network, batch, words.float())
+        assert output.image.dtype == output.regions.dtype == torch.float32
+        assert_same(output.regions, expected.float(), 1e-4)
 
 
 # Every pair of values of two settings is in some case.
@@ -104,7 +97,7 @@ def check(network: GmMlic, batch: RegionBatch, words: Tensor, unused: bool = Fal
         (3, False, 1),
     ],
 )
-@pytest.mark.parametrize("variant", GRAPHS)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_network_equals_reference(
     variant: str, modules: int, node_norm: bool, label_neighbors: int | None
 ) -> None:
@@ -115,7 +108,7 @@ def test_network_equals_reference(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("variant", GRAPHS)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_network_equals_reference_in_every_shape(variant: str, shape: str) -> None:
     network, batch, words = case(variant=variant, seed=3, **SHAPES[shape])
     check(network, batch, words, unused=shape in WITHOUT_A_MESSAGE)
@@ -165,10 +158,10 @@ def test_taking_a_graph_away_equals_reference_without_its_edges(
         variant=variant, labels=labels, modules=modules, label_neighbors=label_neighbors
     )
     without: Any = {f"{graph}_graph": False for graph in graphs}
-    logits = network(batch, words, **without)
+    logits = score(network, batch, words, **without).regions
     kinds = [f"{graph}_edges" for graph in graphs]
     assert_same(logits, reference_without(network, batch, words, *kinds)[0], 1e-9)
-    change = (logits - network(batch, words)).nan_to_num().abs().amax(dim=(1, 2))
+    change = (logits - score(network, batch, words).regions).nan_to_num().abs().amax(dim=(1, 2))
     had_edges = torch.full((len(change),), "label" in graphs and labels > 1)
     if "instance" in graphs:
         had_edges |= batch.mask.sum(dim=1) > 1
@@ -177,7 +170,7 @@ def test_taking_a_graph_away_equals_reference_without_its_edges(
 
 
 @pytest.mark.parametrize("label_neighbors", [None, 1])
-@pytest.mark.parametrize("variant", GRAPHS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
 def test_label_nodes_equal_reference(variant: str, label_neighbors: int | None) -> None:
     network, batch, words = case(variant=variant, label_neighbors=label_neighbors)
@@ -190,7 +183,7 @@ def test_label_nodes_equal_reference(variant: str, label_neighbors: int | None) 
 
 def test_padding_has_no_score() -> None:
     network, batch, words = case(variant="full", counts=[2, 4])
-    for scores in (network(batch, words), reference_logits(network, batch, words)):
+    for scores in (score(network, batch, words).regions, reference_logits(network, batch, words)):
         assert scores.shape == (2, M, C)
         assert torch.equal(scores == -torch.inf, ~batch.mask[..., None].expand(2, M, C))
 
@@ -198,21 +191,24 @@ def test_padding_has_no_score() -> None:
 @pytest.mark.parametrize("where", ["input_dropout", "dropout", "decoder_dropout"])
 def test_dropout_is_off_in_eval_mode_and_random_in_training(where: str) -> None:
     network, batch, words = case(variant="full", **{where: 0.5})
-    assert not torch.equal(network.train()(batch, words), network(batch, words))
+    network.train()
+    outputs = [score(network, batch, words).regions for _ in range(2)]
+    assert not torch.equal(*outputs)
     check(network.eval(), batch, words)
 
 
 @pytest.mark.parametrize("label_neighbors", [None, 2])
 @torch.no_grad()
 def test_one_network_takes_any_number_of_labels(label_neighbors: int | None) -> None:
-    network = matching_net(label_neighbors=label_neighbors)
+    network = net(label_neighbors=label_neighbors)
     for labels in (6, 1, 3):
         batch, words = batch64(seed=labels), vectors(labels, seed=labels)
-        assert_same(network(batch, words), reference_logits(network, batch, words), 1e-9)
+        output = score(network, batch, words)
+        assert_same(output.regions, reference_logits(network, batch, words), 1e-9)
 
 
 @pytest.mark.parametrize("label_neighbors", [None, 2])
-@pytest.mark.parametrize("variant", GRAPHS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
 def test_compiled_form_equals_reference(
     variant: str, label_neighbors: int | None, monkeypatch: pytest.MonkeyPatch
@@ -220,4 +216,5 @@ def test_compiled_form_equals_reference(
     """What `export` traces: grids of edges in their plain form."""
     network, batch, words = case(variant=variant, labels=5, label_neighbors=label_neighbors)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert_same(network(batch, words), reference_logits(network, batch, words), 1e-9)
+    output = score(network, batch, words)
+    assert_same(output.regions, reference_logits(network, batch, words), 1e-9)

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from networks import GRAPHS, W, vectors
+from networks import VARIANTS, W, vectors
 from reference import Graph, build_graph, convolve, decode, encode
 from torch import Tensor
 
+from pipeline.heads.contract import HeadSizes, LabelSet, RegionBatch
+from pipeline.heads.inputs import InputStatistics
 from pipeline.heads.matching.convolution import Convolution
-from pipeline.heads.contract import RegionBatch
-from pipeline.heads.matching.network import GmMlic, build_network
+from pipeline.heads.matching.network import GmMlic
 from pipeline.settings import GmMlicSettings
 
 
@@ -25,14 +26,13 @@ def mean_square(states: dict[Any, Tensor]) -> float:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("variant", GRAPHS)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_initial_states_keep_their_scale(variant: str, seed: int) -> None:
     """Without any norm, the mean square of nodes and edges stays near 1 after every layer."""
     torch.manual_seed(seed)
     size, instances, labels = 128, 6, 5
     config = GmMlicSettings(latent_size=size, modules=2, neighbors=2, node_norm=False)
-    network = build_network(size, labels, size, config)
-    assert isinstance(network, GmMlic)
+    network = GmMlic(HeadSizes(size, labels, size, 1), config)
     batch = RegionBatch(
         features=torch.randn(1, instances, size),
         boxes=torch.randn(1, instances, 4),
@@ -57,7 +57,7 @@ def test_initial_states_keep_their_scale(variant: str, seed: int) -> None:
 
 def test_initial_biases_are_zero_and_weights_follow_fan_in() -> None:
     torch.manual_seed(0)
-    network = build_network(400, 3, 300, GmMlicSettings(latent_size=256))
+    network = GmMlic(HeadSizes(400, 3, 300, 1), GmMlicSettings(latent_size=256))
     for name, parameter in network.named_parameters():
         if name.endswith("bias"):
             assert not parameter.any(), name
@@ -70,22 +70,27 @@ def test_initial_biases_are_zero_and_weights_follow_fan_in() -> None:
 
 
 def test_inputs_standardise_and_are_saved_with_the_network() -> None:
-    network = build_network(3, 2, W, GmMlicSettings(latent_size=4))
+    network = GmMlic(HeadSizes(3, 2, W, 1), GmMlicSettings(latent_size=4))
     words = vectors(2, dtype=torch.float32) * 7
-    network.inputs.set_statistics(
+    statistics = InputStatistics(
         feature_mean=torch.tensor([1.0, 2.0, 3.0]),
         # Root mean square 1, so the second feature, which never varies, is scaled by 0.1.
         feature_std=torch.tensor([1.0, 0.0, math.sqrt(2)]),
         box_mean=torch.tensor([0.5, 0.5, 0.25, 0.75]),
         box_std=torch.tensor([0.25, 0.5, 0.5, 1.0]),
-        label_vectors=words,
+        whole_mean=torch.tensor([0.0, -1.0, 2.0]),
+        whole_std=torch.tensor([1.0, math.sqrt(2), 0.0]),
+        classes=1,
     )
-    copy = build_network(3, 2, W, GmMlicSettings(latent_size=4))
+    network.start(statistics, LabelSet(words, torch.full((2,), torch.nan)))
+    copy = GmMlic(HeadSizes(3, 2, W, 1), GmMlicSettings(latent_size=4))
     copy.load_state_dict(network.state_dict())
     for inputs in (network.inputs, copy.inputs):
         standardised = inputs.features(torch.tensor([5.0, 9.0, 2.0])).tolist()
         assert standardised == pytest.approx([4.0, 70.0, -1 / math.sqrt(2)])
         assert inputs.boxes(torch.tensor([0.0, 1.0, 0.75, 0.75])).tolist() == [-2.0, 1.0, 1.0, 0.0]
+        whole = inputs.whole(torch.tensor([[3.0, 1.0, 2.5]]))
+        assert whole[0].tolist() == pytest.approx([3.0, math.sqrt(2), 5.0])
         scaled = inputs.vectors(words)
         assert scaled.square().mean().item() == pytest.approx(1.0)
         assert torch.allclose(scaled / words, (scaled / words)[0, 0])

@@ -12,11 +12,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import batch64, few, matching_net, vectors
+from networks import batch64, few, net, score, vectors
 from reference import nearest_instances, nearest_labels
 
-from pipeline.heads.matching import graphs
 from pipeline.heads.contract import RegionBatch
+from pipeline.heads.matching import graphs
 from pipeline.heads.matching.graphs import instance_neighbors, label_neighbors
 
 eighths = st.integers(0, 8)
@@ -187,11 +187,11 @@ def test_label_neighbors_are_searched_once_for_many_batches(
         return label_neighbors(words, neighbors)
 
     monkeypatch.setattr(graphs, "label_neighbors", counted)
-    network, words = matching_net(label_neighbors=2), vectors(7)
+    network, words = net(label_neighbors=2), vectors(7)
     for images in (1, 2, 3):
-        network(batch64(images), words)
+        score(network, batch64(images), words)
     assert searches == 1
-    network(batch64(), words, label_graph=False)
+    score(network, batch64(), words, label_graph=False)
     assert searches == 1
-    network(batch64(), vectors(7, seed=1))  # other vectors have other neighbours
+    score(network, batch64(), vectors(7, seed=1))  # other vectors have other neighbours
     assert searches == 2

@@ -6,25 +6,10 @@ Letters: B images, M instances, C labels, K and L neighbours, D feature size, W 
 from __future__ import annotations
 
 import torch
-from builders import make_instances
+from builders import assert_same, make_instances, select
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import (
-    GRAPHS,
-    VARIANTS,
-    C,
-    D,
-    M,
-    assert_same,
-    batch64,
-    few,
-    net,
-    seeds,
-    select,
-    vectors,
-)
-
-from pipeline.heads.matching.network import image_logits
+from networks import VARIANTS, C, D, M, batch64, few, net, score, seeds, vectors
 
 variants = st.sampled_from(VARIANTS)
 sparsities = st.sampled_from([None, 1, 2])
@@ -37,20 +22,21 @@ def test_order_of_instances_does_not_matter(
 ) -> None:
     network = net(variant, seed=seed, label_neighbors=sparse, neighbors=neighbors)
     batch, words = batch64(seed=seed), vectors(seed=seed)
-    scores = network(batch, words)
-    permuted = network(select(batch, slice(None), order), words)
-    assert_same(permuted, scores[:, order], 1e-9)
-    assert_same(image_logits(permuted)[0], image_logits(scores)[0], 1e-9)
+    scores = score(network, batch, words)
+    permuted = score(network, select(batch, slice(None), order), words)
+    assert_same(permuted.regions, scores.regions[:, order], 1e-9)
+    assert_same(permuted.image, scores.image, 1e-9)
 
 
 @few
-@given(st.sampled_from(GRAPHS), seeds, sparsities, st.permutations(range(5)))
+@given(variants, seeds, sparsities, st.permutations(range(5)))
 def test_order_of_labels_does_not_matter(
     variant: str, seed: int, sparse: int | None, order: list[int]
 ) -> None:
     network = net(variant, labels=5, seed=seed, label_neighbors=sparse)
     batch, words = batch64(seed=seed), vectors(5, seed=seed)
-    assert_same(network(batch, words[order]), network(batch, words)[..., order], 1e-9)
+    permuted, scores = (score(network, batch, own).regions for own in (words[order], words))
+    assert_same(permuted, scores[..., order], 1e-9)
 
 
 @few
@@ -59,7 +45,7 @@ def test_padding_changes_nothing(variant: str, seed: int, order: list[int], neig
     """Two more instances of padding, anywhere; all padding is full of garbage."""
     network = net(variant, seed=seed, neighbors=neighbors)
     batch, words = batch64(seed=seed), vectors(seed=seed)
-    expected = network(batch, words)
+    expected = score(network, batch, words)
     wide = select(batch, slice(None), [*range(M), 0, 0])
     wide.mask[:, M:] = False
     padding = ~wide.mask
@@ -67,12 +53,12 @@ def test_padding_changes_nothing(variant: str, seed: int, order: list[int], neig
     wide.boxes[padding] = torch.tensor([0.4, -7.0, 0.6, 9.0], dtype=torch.float64)
     wide.scores[padding] = 99.0
     wide.classes[padding] = -5
-    actual = network(select(wide, slice(None), order), words)
-    restored = torch.empty_like(actual)
-    restored[:, order] = actual
-    assert_same(restored[:, :M], expected, 1e-9)
+    actual = score(network, select(wide, slice(None), order), words)
+    restored = torch.empty_like(actual.regions)
+    restored[:, order] = actual.regions
+    assert_same(restored[:, :M], expected.regions, 1e-9)
     assert (restored[:, M:] == -torch.inf).all()
-    assert_same(image_logits(actual)[0], image_logits(expected)[0], 1e-9)
+    assert_same(actual.image, expected.image, 1e-9)
 
 
 @few
@@ -80,21 +66,25 @@ def test_padding_changes_nothing(variant: str, seed: int, order: list[int], neig
 def test_images_of_a_batch_are_independent(variant: str, seed: int, counts: list[int]) -> None:
     network = net(variant, seed=seed)
     batch, words = batch64(len(counts), counts=counts, seed=seed), vectors(seed=seed)
-    together = network(batch, words)
+    together = score(network, batch, words)
     for image, count in enumerate(counts):
-        alone = network(select(batch, [image], slice(count)), words)
-        assert_same(together[[image], :count], alone, 1e-9)
+        alone = score(network, select(batch, [image], slice(count)), words)
+        assert_same(together.regions[[image], :count], alone.regions, 1e-9)
+        assert_same(together.image[[image]], alone.image, 1e-9)
 
 
 @few
 @given(variants, seeds, st.sampled_from([0.0, -1e30]))
 def test_winner_is_a_real_instance(variant: str, seed: int, shift: float) -> None:
+    """Even if all logits are far below 0."""
     network = net(variant, seed=seed, dtype=torch.float32)
     batch = make_instances(4, instances=M, feature_size=D, seed=seed)
     order = torch.arange(M).flip(0)  # padding first
     batch = select(batch, slice(None), order)
-    scores = network(batch, vectors(seed=seed, dtype=torch.float32)) + shift
-    best, winners = image_logits(scores)
+    with torch.no_grad():
+        network.decoder.mlp.second.bias += shift
+    best, scores, *_ = output = score(network, batch, vectors(seed=seed, dtype=torch.float32))
+    winners = output.winners()
     assert best.shape == winners.shape == (4, C)
     assert batch.mask.gather(1, winners).all()
     assert torch.equal(scores.gather(1, winners[:, None])[:, 0], best)
