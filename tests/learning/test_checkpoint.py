@@ -9,18 +9,26 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from toys import LABELS, N_TRAIN, RECIPE, VECTORS, C, D, M, Toy
-from trainings import LABEL_VECTORS, SETTINGS, float_batch, predict, rewritten, settings, train
+from trainings import (
+    LABEL_VECTORS,
+    SETTINGS,
+    float_batch,
+    known,
+    predict,
+    rewritten,
+    settings,
+    tiny,
+    train,
+)
 
 from pipeline.errors import DamagedError, MissingError
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from pipeline.learning.loop import Training
-from pipeline.settings import VARIANTS
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +49,15 @@ def test_predictions_name_the_region_that_won(toy: Toy, trained: Training, batch
     assert len(np.unique(regions)) == M
     batch = float_batch(split, np.arange(len(split)))
     with torch.no_grad():
-        of_regions = trained.network(batch, LABEL_VECTORS).numpy()  # (N, M, C)
+        output = trained.network(batch, known(split))
+    np.testing.assert_allclose(logits, output.image.numpy(), atol=1e-5)
+    of_regions = output.regions.numpy()  # (N, M, C)
     np.testing.assert_allclose(logits, of_regions.max(axis=1), atol=1e-5)
     won = np.take_along_axis(of_regions, regions[:, None].astype(int), axis=1)[:, 0]
     np.testing.assert_allclose(logits, won, atol=1e-5)
+
+
+RATIO = torch.tensor([0.25, 0.5, 1.0])
 
 
 def checkpoint_of(trained: Training, variant: str = "full") -> Checkpoint:
@@ -60,6 +73,8 @@ def checkpoint_of(trained: Training, variant: str = "full") -> Checkpoint:
         train_sha256="0" * 64,
         trained_images=N_TRAIN,
         label_vectors=LABEL_VECTORS,
+        ratio=RATIO,
+        conditional=None,
         label_vectors_sha256=VECTORS.sha256,
         recipe=RECIPE,
         feature_size=D,
@@ -69,15 +84,17 @@ def checkpoint_of(trained: Training, variant: str = "full") -> Checkpoint:
 
 @pytest.mark.parametrize("variant", ["full", "max-pool"])
 def test_a_checkpoint_gives_the_same_predictions(toy: Toy, tmp_path: Path, variant: str) -> None:
-    changes: Any = VARIANTS[variant].get("network", {})
-    chosen = settings(epochs=1, network=SETTINGS.network.model_copy(update=changes))
+    chosen = settings(epochs=1, network=tiny(variant))
     trained = train(toy, tmp_path / "state.pt", chosen=chosen)
     saved = replace(checkpoint_of(trained, variant), settings=chosen)
     save_checkpoint(tmp_path / "run" / "checkpoint.pt", saved)
     loaded = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
     for field in fields(Checkpoint):
-        if field.name not in ("sha256", "state", "label_vectors"):
+        if field.name not in ("sha256", "state", "label_vectors", "ratio"):
             assert getattr(loaded, field.name) == getattr(saved, field.name)
+    assert torch.equal(loaded.labels.vectors, LABEL_VECTORS)
+    assert torch.equal(loaded.labels.ratio, RATIO)
+    assert loaded.labels.conditional is None
     assert loaded.label_vectors_sha256 == VECTORS.sha256
     stored = (tmp_path / "run" / "checkpoint.pt").read_bytes()
     assert loaded.sha256 == hashlib.sha256(stored).hexdigest()
@@ -104,13 +121,13 @@ def test_a_checkpoint_is_the_same_bytes_and_runs_no_code(tmp_path: Path, trained
         (lambda path: path.write_bytes(b"text"), "can't be loaded"),
         (lambda path: path.write_bytes(path.read_bytes()[:-99]), "can't be loaded"),
         (lambda path: torch.save(torch.nn.Linear(1, 1), path), "can't be loaded"),
-        (lambda path: torch.save([1], path), "version 4"),
-        (lambda path: torch.save({"a": torch.zeros(1)}, path), "version 4"),
+        (lambda path: torch.save([1], path), "version 5"),
+        (lambda path: torch.save({"a": torch.zeros(1)}, path), "version 5"),
         (
             lambda path: rewritten(
                 path, gmpipe_checkpoint=2, settings={"network": {"direct_size": 4}}
             ),
-            "version 2; .* version 4",
+            "version 2; .* version 5",
         ),
         (lambda path: rewritten(path, odd=1), "odd"),
         (lambda path: rewritten(path, settings={"epochs": 0}), "TrainSettings"),
@@ -130,7 +147,7 @@ def test_a_checkpoint_is_the_same_bytes_and_runs_no_code(tmp_path: Path, trained
         (lambda path: rewritten(path, history='[{"epoch": 1, "train_loss": "low"}]'), "low"),
         (lambda path: rewritten(path, feature_size=D + 1), "size mismatch"),
         (lambda path: rewritten(path, feature_size=-1), "feature_size"),
-        (lambda path: rewritten(path, state={}), "Missing key"),
+        (lambda path: rewritten(path, state={}), r"inputs\.classes"),
         (lambda path: rewritten(path, state={"a": torch.tensor(torch.nan)}), "`a`.*finite"),
         (lambda path: rewritten(path, state={"a": "b"}), "`a`"),
     ],

@@ -20,15 +20,17 @@ import torch
 from flows import BIN, ROOT, Flow, Outcome
 from torch import nn
 from toys import KILLED_AT, N_TRAIN, VECTORS, D, Toy, copied, make_checkout
+from trainings import known
 
 from pipeline.errors import InputError
+from pipeline.heads.building import build_head
+from pipeline.heads.contract import HeadSizes
 from pipeline.learning.batches import Feed
 from pipeline.learning.checkpoint import load_checkpoint
 from pipeline.learning.distributed import Processes, joined_processes
 from pipeline.learning.loop import TrainingLoop
 from pipeline.learning.splits import SplitData
-from pipeline.heads.matching.network import build_network
-from pipeline.settings import GmMlicSettings, TrainSettings
+from pipeline.settings import GmMlicSettings, TrainSettings, WeightedLoss
 
 CPU = torch.device("cpu")
 
@@ -83,16 +85,15 @@ class OneOfMany(Processes):
 def gradients(split: SplitData, folder: Path, processes: Processes) -> list[torch.Tensor]:
     """The gradients of a step that takes all images of a split."""
     torch.manual_seed(0)
-    label_vectors = torch.from_numpy(VECTORS.vectors)
     chosen = TrainSettings(
         network=GmMlicSettings(latent_size=8, neighbors=2),
         batch_size=math.ceil(len(split) / processes.count),
-        beta=0.4,
+        loss=WeightedLoss(beta=0.4),
         clip_norm=1e9,
     )
     loop = TrainingLoop(
-        build_network(D, *VECTORS.vectors.shape, chosen.network),
-        label_vectors,
+        build_head(HeadSizes(D, *VECTORS.vectors.shape, classes=9), chosen.network),
+        known(split),
         Feed(split, CPU),
         chosen,
         seed=0,
@@ -142,7 +143,7 @@ def test_two_processes_make_the_steps_of_one_with_twice_the_batch(
 ) -> None:
     """They agree to a relative 1e-5, because the sums of a step are rounded in another order."""
     one, two = (
-        make_checkout(tmp_path / name, batch_size=size, validation=9 / 42, beta=0.4)
+        make_checkout(tmp_path / name, batch_size=size, validation=9 / 42, loss={"beta": 0.4})
         for name, size in (("one", batch_size), ("two", batch_size // 2))
     )
     one.ok("train")

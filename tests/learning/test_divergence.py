@@ -13,15 +13,14 @@ from typing import Any
 import pytest
 import torch
 from toys import Toy, make_toy
-from trainings import settings, train, wild
+from trainings import settings, tiny, train, wild
 
 from pipeline.errors import GmpipeError
+from pipeline.heads.building import build_head
+from pipeline.heads.contract import Head
 from pipeline.learning import batches as batches_module
 from pipeline.learning.loop import Diverged
-from pipeline.learning.prediction import Network
-from pipeline.learning.losses import matching_loss
-from pipeline.heads.matching.network import build_network
-from pipeline.settings import GmMlicSettings
+from pipeline.learning.losses import compute_loss
 
 
 def batch_threads() -> list[threading.Thread]:
@@ -75,24 +74,24 @@ def test_the_parameter_with_the_largest_gradient_is_named(
     def loss(*inputs: Any) -> torch.Tensor:
         nonlocal steps
         steps += 1
-        return matching_loss(*inputs)
+        return compute_loss(*inputs)
 
     def hook(gradient: torch.Tensor) -> torch.Tensor:
         return gradient.index_fill(0, torch.tensor([1]), torch.inf) if steps == 5 else gradient
 
-    def hooked(*sizes: Any, **named: Any) -> Network:
-        network = build_network(*sizes, **named)
-        dict(network.named_parameters())["mlp.first.bias"].register_hook(hook)
+    def hooked(*arguments: Any) -> Head:
+        network = build_head(*arguments)
+        dict(network.named_parameters())["first.bias"].register_hook(hook)
         return network
 
-    monkeypatch.setattr("pipeline.learning.loop.matching_loss", loss)
-    monkeypatch.setattr("pipeline.learning.training.build_network", hooked)
-    maxed = settings(network=GmMlicSettings(architecture="max-pool", latent_size=8))
+    monkeypatch.setattr("pipeline.learning.loop.compute_loss", loss)
+    monkeypatch.setattr("pipeline.learning.training.build_head", hooked)
+    maxed = settings(network=tiny("max-pool"))
     whole = train(toy, tmp_path / "whole.pt", chosen=maxed.model_copy(update={"epochs": 1}))
     steps = 0
     with pytest.raises(
         Diverged,
-        match=r"step 5 .*epoch 2.*\d\.\d+.* gradient norm inf.*mlp\.first\.bias\b.*inf",
+        match=r"step 5 .*epoch 2.*\d\.\d+.* gradient norm inf.*\bfirst\.bias\b.*inf",
     ) as caught:
         train(toy, tmp_path / "a.pt", chosen=maxed)
     assert caught.value.history == whole.history

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import few
 from torch import nn
 
 from pipeline.learning.losses import matching_loss
+
+few = settings(max_examples=25)
 
 
 @st.composite

@@ -14,13 +14,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from toys import LABELS, N_TRAIN, VECTORS, D, M, Toy
-from trainings import LABEL_VECTORS, SETTINGS, settings, train, wild
+from trainings import SETTINGS, known, settings, train, wild
 
+from pipeline.heads.building import build_head
+from pipeline.heads.contract import Head, HeadOutput, HeadSizes, LabelSet
 from pipeline.learning import prediction as prediction_module
 from pipeline.learning.loop import Diverged
-from pipeline.learning.prediction import NotFinite, Scorer, finite_logits
+from pipeline.learning.prediction import NotFinite, Scorer, finite_output
 from pipeline.learning.splits import split_validation
-from pipeline.heads.matching.network import Network, build_network
 from pipeline.report.gallery import mean_label_nodes, region_scores
 
 USES: dict[str, Callable[..., Any]] = {
@@ -31,11 +32,11 @@ USES: dict[str, Callable[..., Any]] = {
 """What evaluation, validation and the page ask of a scorer, for a split."""
 
 
-def scorer(batch_size: int = 16, **options: Any) -> Scorer:
+def scorer(toy: Toy, batch_size: int = 16) -> Scorer:
     """A scorer of an untrained network."""
     torch.manual_seed(0)
-    network = build_network(D, *VECTORS.vectors.shape, SETTINGS.network)
-    return Scorer(network, LABEL_VECTORS, LABELS, name="mine", batch_size=batch_size, **options)
+    network = build_head(HeadSizes(D, *VECTORS.vectors.shape, classes=9), SETTINGS.network)
+    return Scorer(network, known(toy.train), LABELS, name="mine", batch_size=batch_size)
 
 
 class ReachedError(Exception):
@@ -49,11 +50,12 @@ def test_everything_is_scored_on_the_best_device(
     """`meta` stands for CUDA; without CUDA no memory can be pinned for it."""
     monkeypatch.setattr(prediction_module, "best_device", lambda: torch.device("meta"))
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
-    ours = scorer()
+    ours = scorer(toy)
 
-    def reached(network: Network, batch: Any, label_vectors: torch.Tensor, *_: Any) -> None:
-        tensors = [*vars(batch).values(), label_vectors, *network.state_dict().values()]
-        raise ReachedError({tensor.device.type for tensor in tensors})
+    def reached(network: Head, batch: Any, labels: LabelSet | torch.Tensor, *_: Any) -> None:
+        of_labels = vars(labels).values() if isinstance(labels, LabelSet) else [labels]
+        tensors = [*vars(batch).values(), *of_labels, *network.state_dict().values()]
+        raise ReachedError({tensor.device.type for tensor in tensors if tensor is not None})
 
     for name in ("forward", "convolved"):  # the second gives the label nodes
         monkeypatch.setattr(type(ours.network), name, reached)
@@ -67,7 +69,7 @@ def test_everything_is_scored_on_the_best_device(
 def test_no_more_images_are_scored_at_once_than_the_batch_size(
     toy: Toy, monkeypatch: pytest.MonkeyPatch, use: str, batch_size: int
 ) -> None:
-    ours, sizes = scorer(batch_size), list[int]()
+    ours, sizes = scorer(toy, batch_size), list[int]()
     convolved = type(ours.network).convolved  # type: ignore[union-attr]
 
     def counted(network: Any, batch: Any, *rest: Any) -> Any:
@@ -85,19 +87,21 @@ def test_no_more_images_are_scored_at_once_than_the_batch_size(
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("image", [0, 15, 16, N_TRAIN - 1])
+@pytest.mark.parametrize("of", ["image", "regions"])
 @pytest.mark.parametrize("use", ["predictions", "gallery"])
 def test_a_score_that_is_not_finite_names_run_image_and_label(
-    toy: Toy, use: str, image: int, value: float
+    toy: Toy, use: str, of: str, image: int, value: float
 ) -> None:
-    """One region of one image, whichever region wins; batches have 16 images."""
-    ours, seen = scorer(), 0
+    """An image's own score, or that of one region, whichever wins; batches have 16 images."""
+    ours, seen = scorer(toy), 0
 
-    def broken(module: Any, inputs: Any, logits: torch.Tensor) -> torch.Tensor:
+    def broken(module: Any, inputs: Any, output: HeadOutput) -> HeadOutput:
         nonlocal seen
-        if 0 <= image - seen < len(logits):
-            logits[image - seen, 0, 1] = value
-        seen += len(logits)
-        return logits
+        if 0 <= image - seen < len(output.image):
+            logits = getattr(output, of)[image - seen]
+            (logits if of == "image" else logits[0])[1] = value
+        seen += len(output.image)
+        return output
 
     ours.network.register_forward_hook(broken)
     with pytest.raises(NotFinite, match=rf"mine\b.*'image-{image}'.*'{LABELS[1]}'.*finite"):
@@ -109,7 +113,7 @@ def test_padding_may_have_any_logit(image: int, region: int, value: float) -> No
     mask = torch.tensor([[True, False, False], [True, True, False], [True, True, True]])
     logits = torch.zeros(3, M, 2)
     logits[image, region, 1] = value
-    finite = finite_logits(logits, mask)
+    finite = finite_output(HeadOutput(torch.zeros(3, 2), logits), mask)
     assert finite.tolist() == [
         [True, not (n == image and bool(mask[image, region]))] for n in range(3)
     ]
@@ -118,7 +122,7 @@ def test_padding_may_have_any_logit(image: int, region: int, value: float) -> No
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("use", USES)
 def test_weights_that_are_not_finite_are_named(toy: Toy, use: str, value: float) -> None:
-    ours, name = scorer(), "convolutions.1.label_node.second.bias"
+    ours, name = scorer(toy), "convolutions.1.label_node.second.bias"
     ours.network.state_dict()[name][0] = value
     with pytest.raises(NotFinite, match=rf"mine\b.*'image-0'.*'{LABELS[0]}'.*{name}"):
         USES[use](ours, toy.train)
@@ -132,16 +136,16 @@ def test_a_validation_that_is_not_finite_keeps_the_last_good_weights(
     whole = train(
         toy, tmp_path / "a.pt", split=kept, validation=held_out, chosen=settings(epochs=2)
     )
-    validations, finite = 0, finite_logits
+    validations, finite = 0, finite_output
 
-    def broken(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def broken(output: HeadOutput, mask: torch.Tensor) -> torch.Tensor:
         nonlocal validations
         validations += 1
         if validations > 2 * -(-len(held_out) // 16):
-            logits[0, 0, 2] = torch.nan
-        return finite(logits, mask)
+            output.image[0, 2] = torch.nan
+        return finite(output, mask)
 
-    monkeypatch.setattr(prediction_module, "finite_logits", broken)
+    monkeypatch.setattr(prediction_module, "finite_output", broken)
     with pytest.raises(
         Diverged,
         match=rf"epoch 3\b.*'{held_out.image_ids[0]}'.*'{LABELS[2]}'.*train\.toy\.learning_rate",

@@ -17,22 +17,23 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from toys import LABELS, N_TRAIN, VECTORS, VIEWS, C, D, Killed, Toy
 from trainings import (
-    LABEL_VECTORS,
-    SETTINGS,
     float_batch,
+    known,
     predict,
     same,
     settings,
+    tiny,
     train,
 )
 
 from pipeline.evaluation.metrics import evaluate
+from pipeline.heads.building import build_head
+from pipeline.heads.contract import HeadSizes
 from pipeline.learning import batches as batches_module
 from pipeline.learning.batches import Feed
-from pipeline.learning.splits import SplitData, open_split, split_validation
 from pipeline.learning.losses import matching_loss
-from pipeline.heads.matching.network import build_network, image_logits
-from pipeline.settings import VARIANTS, GmMlicSettings, TrainSettings
+from pipeline.learning.splits import SplitData, open_split, split_validation
+from pipeline.settings import GmMlicSettings, TrainSettings, variant_names
 from pipeline.shards.schema import RegionRows
 
 BEST = settings(
@@ -69,8 +70,7 @@ def test_regions_beyond_the_best_m_are_never_read(toy: Toy, tmp_path: Path) -> N
 def test_how_batches_are_read_changes_nothing(
     toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str
 ) -> None:
-    changes: Any = VARIANTS[variant].get("network", {})
-    chosen = settings(network=SETTINGS.network.model_copy(update=changes), epochs=2)
+    chosen = settings(network=tiny(variant, dropout=0.2, input_dropout=0.1), epochs=2)
     in_memory = train(toy, tmp_path / "a.pt", chosen=chosen)
     monkeypatch.setattr(batches_module, "available_memory", lambda: 0)
     assert same(train(toy, tmp_path / "b.pt", chosen=chosen), in_memory)
@@ -102,11 +102,10 @@ def test_an_epoch_takes_every_image_once_in_a_view_drawn_for_it(
 # What is learned ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", variant_names())
 def test_every_variant_learns_the_toy_problem(toy: Toy, tmp_path: Path, variant: str) -> None:
-    changes: Any = VARIANTS[variant].get("network", {})
     easy = settings(
-        network=GmMlicSettings(**{"latent_size": 32, "neighbors": 2, **changes}),
+        network=tiny(variant, 32),
         epochs=15,
         batch_size=8,
         optimizer="adamw",
@@ -124,12 +123,11 @@ def test_every_variant_learns_the_toy_problem(toy: Toy, tmp_path: Path, variant:
 
 @pytest.mark.parametrize("variant", ["full", "max-pool"])
 def test_bfloat16_learns_the_toy_problem(toy: Toy, tmp_path: Path, variant: str) -> None:
-    changes: Any = VARIANTS[variant].get("network", {})
     losses = set()
     for precision in ("float32", "bfloat16"):
         chosen = settings(
-            network=GmMlicSettings(**{"latent_size": 32, "neighbors": 2, **changes}),
-            epochs=8,
+            network=tiny(variant, 32),
+            epochs=12,
             batch_size=8,
             optimizer="adamw",
             learning_rate=0.003,
@@ -168,8 +166,8 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_images(toy: Toy, tmp_path: Pa
     batch, truth = float_batch(split, np.arange(len(split))), torch.from_numpy(split.truth)
     ratio = torch.from_numpy((split.truth == 1).sum(0) / len(split)).float()
     with torch.no_grad():
-        logits = image_logits(trained.network(batch, LABEL_VECTORS))[0]
-        expected = matching_loss(logits, truth, ratio, still.beta).item()
+        logits = trained.network(batch, known(split)).image
+        expected = matching_loss(logits, truth, ratio, beta=0.4).item()
     [row] = trained.history
     assert row["train_loss"] == pytest.approx(expected, rel=1e-4)
     assert row["gradient_norm"] > 0
@@ -223,7 +221,7 @@ def test_gradients_are_clipped_and_reported_before_it(toy: Toy, tmp_path: Path) 
     trained = train(toy, tmp_path / "a.pt", chosen=tight)
     assert trained.history[0]["gradient_norm"] > 1e-3
     torch.manual_seed(0)
-    initial = build_network(D, C, VECTORS.vectors.shape[1], tight.network).state_dict()
+    initial = build_head(HeadSizes(D, C, VECTORS.vectors.shape[1], 9), tight.network).state_dict()
     for key, value in trained.network.state_dict().items():
         if not key.startswith("inputs."):
             torch.testing.assert_close(value, initial[key], atol=1e-6, rtol=0)
@@ -240,7 +238,7 @@ def test_validation_decides_nothing(toy: Toy, tmp_path: Path) -> None:
     for row in measured.history[:-1]:
         assert 0 <= row.pop("validation_mAP") <= 100
     assert same(measured, without)
-    scores = predict(measured.network, held_out).logits
+    scores = predict(measured.network, held_out, trained_on=kept).logits
     assert last == evaluate(scores, held_out.truth, LABELS).mAP
 
 
@@ -253,7 +251,7 @@ def test_the_best_epoch_on_the_validation_part_is_the_result(
     best = train(toy, tmp_path / "a.pt", seed=seed, chosen=chosen, split=kept, validation=held_out)
     measured = [row["validation_mAP"] for row in best.history]
     assert best.epoch == measured.index(max(measured)) + 1
-    scores = predict(best.network, held_out).logits
+    scores = predict(best.network, held_out, trained_on=kept).logits
     assert evaluate(scores, held_out.truth, LABELS).mAP == max(measured)
     # The weights are those that a training of so many epochs, at the same rates, ends with.
     last = chosen.model_copy(update={"selection": "last"})

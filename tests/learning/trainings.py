@@ -9,13 +9,20 @@ import numpy as np
 import torch
 from toys import LABELS, VECTORS, Toy
 
+from pipeline.heads.contract import Head, LabelSet, RegionBatch
 from pipeline.learning.loop import Training
 from pipeline.learning.prediction import Predictions, Scorer
-from pipeline.learning.splits import SplitData
+from pipeline.learning.splits import SplitData, label_set
 from pipeline.learning.training import train_network
-from pipeline.heads.contract import RegionBatch
-from pipeline.heads.matching.network import Network
-from pipeline.settings import GmMlicSettings, TrainSettings
+from pipeline.settings import (
+    GmMlicSettings,
+    HeadSettings,
+    TrainSettings,
+    WeightedLoss,
+    head_of_variant,
+    settings_class,
+    variant_changes,
+)
 
 SETTINGS = TrainSettings(
     network=GmMlicSettings(latent_size=8, neighbors=2, dropout=0.2, input_dropout=0.1),
@@ -23,7 +30,7 @@ SETTINGS = TrainSettings(
     batch_size=16,
     learning_rate=0.02,
     step_epochs=2,
-    beta=0.4,
+    loss=WeightedLoss(beta=0.4),
 )
 
 LABEL_VECTORS = torch.from_numpy(VECTORS.vectors)
@@ -32,6 +39,19 @@ LABEL_VECTORS = torch.from_numpy(VECTORS.vectors)
 def settings(**changes: Any) -> TrainSettings:
     """`SETTINGS` with changes."""
     return SETTINGS.model_copy(update=changes)
+
+
+def tiny(variant: str, size: int = 8, **changes: Any) -> HeadSettings:
+    """The head of a built-in variant with small layers and without dropout.
+
+    Args:
+        size: of the layers.
+        changes: of the head's settings.
+    """
+    kind = settings_class(head_of_variant(variant) or variant)
+    small = {"latent_size": size, "hidden_size": size, "neighbors": 2, "dropout": 0.0}
+    own = {name: value for name, value in small.items() if name in kind.model_fields}
+    return kind.model_validate({**variant_changes(variant)["network"], **own, **changes})
 
 
 def wild(**changes: Any) -> TrainSettings:
@@ -59,12 +79,21 @@ def train(
     )
 
 
+def known(split: SplitData) -> LabelSet:
+    """What a training on a split of the toy problem knows of the labels."""
+    return label_set(split, VECTORS, conditional=True)
+
+
 def predict(
-    network: Network, split: SplitData, batch_size: int = SETTINGS.batch_size
+    network: Head,
+    split: SplitData,
+    batch_size: int = SETTINGS.batch_size,
+    *,
+    trained_on: SplitData | None = None,
 ) -> Predictions:
-    """What a network predicts for a split of the toy problem."""
-    scorer = Scorer(network, LABEL_VECTORS, LABELS, name="the run", batch_size=batch_size)
-    return scorer.predict(split)
+    """What a network predicts for a split of the toy problem, which it was trained on or not."""
+    labels = known(trained_on or split)
+    return Scorer(network, labels, LABELS, name="the run", batch_size=batch_size).predict(split)
 
 
 def same(one: Training, other: Training) -> bool:

@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 
 from pipeline.datasets.manifest import COLUMNS, Manifest, full_counts, write_manifest
 from pipeline.labels.vectors import LabelVectors
-from pipeline.learning.losses import matching_loss
+from pipeline.learning.losses import compute_loss
 from pipeline.learning.splits import SplitData, open_split
 from pipeline.shards.index import write_index
 from pipeline.shards.reader import RegionCache
@@ -144,7 +144,7 @@ def kill():
     time.sleep(5 * int(os.environ.get("RANK", "0")))
     os.kill(os.getpid(), signal.SIGKILL)
 
-def loss(*inputs, of=loop.matching_loss):
+def loss(*inputs, of=loop.compute_loss):
     global losses
     losses += 1
     if losses > step:
@@ -162,7 +162,7 @@ def checkpoint(*inputs, of=stage.save_checkpoint):
         kill()
     of(*inputs)
 
-loop.matching_loss, loop.save_tensors = loss, save
+loop.compute_loss, loop.save_tensors = loss, save
 stage.save_checkpoint = checkpoint
 stage.train_network = partial(stage.train_network, save_every=0)
 main()
@@ -184,6 +184,6 @@ def killed_after(step: int) -> Callable[..., torch.Tensor]:
         if done == step:
             raise Killed
         done += 1
-        return matching_loss(*inputs)
+        return compute_loss(*inputs)
 
     return loss
