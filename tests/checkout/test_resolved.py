@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from ruamel.yaml import YAML
 from small import PARAMS, write_params
 
 from pipeline.errors import DamagedError, MissingError
-from pipeline.settings import TrainSettings
+from pipeline.settings import TrainSettings, variant_changes
 from stages.checkout.resolved import read_run_settings
 
 FOLDER = "data/voc2007/settings"
@@ -43,11 +45,12 @@ def content(flow: Flow, variant: str) -> Any:
 
 def test_every_listed_variant_has_its_resolved_settings(prepared: Flow) -> None:
     train = PARAMS["train"]["voc2007"]
-    for variant, architecture in (("full", "matching"), ("max-pool", "max-pool")):
-        settings = TrainSettings.model_validate(
-            {**train, "network": {**train["network"], "architecture": architecture}}
-        )
-        assert content(prepared, variant) == {
+    full = TrainSettings.model_validate(train)
+    of_head = {**train, **variant_changes("max-pool")}
+    for variant, settings in (("full", full), ("max-pool", TrainSettings.model_validate(of_head))):
+        written = content(prepared, variant)
+        assert re.fullmatch("[0-9a-f]{64}", written.pop("head_sha256"))
+        assert written == {
             "settings": settings.model_dump(mode="json", exclude={"variants"}),
             "views": 1,
         }
@@ -65,10 +68,41 @@ def test_only_changed_settings_are_written(prepared: Flow) -> None:
     own = {"variants": {"max-pool": {"epochs": 3}}}
     assert rewritten(prepared, train=own) == {"max-pool"}
     assert rewritten(prepared, train={**own, "epochs": 4}) == {"full"}
-    assert rewritten(prepared, train={**own, "epochs": 4, "beta": 0.4}) == {"full", "max-pool"}
+    clipped = {**own, "epochs": 4, "clip_norm": 4.0}
+    assert rewritten(prepared, train=clipped) == {"full", "max-pool"}
     views = {"voc2007": {**PARAMS["extract"]["voc2007"], "views": 2}}
     assert rewritten(prepared, extract=views) == {"full", "max-pool"}
     assert content(prepared, "full")["views"] == 2
+
+
+def test_a_variant_is_written_again_when_the_code_of_its_head_changes(
+    prepared: Flow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What several heads are made of, DVC compares file by file."""
+    heads = copytree(ROOT / "pipeline/heads", tmp_path / "code/pipeline/heads")
+    monkeypatch.setattr("stages.checkout.resolved._CHECKOUT", tmp_path / "code")
+
+    def digests() -> dict[str, str]:
+        return {name: content(prepared, name)["head_sha256"] for name in ("full", "max-pool")}
+
+    assert written(prepared) == set()
+    before = digests()
+    assert before["full"] != before["max-pool"]
+    for file, variants in (
+        ("pooling/max_pool.py", {"max-pool"}),
+        ("matching/network.py", {"full"}),
+        ("matching/grids.py", {"full"}),
+        ("layers.py", set()),
+    ):
+        with (heads / file).open("a") as stream:
+            stream.write("# edited\n")
+        assert written(prepared) == variants, file
+        after = digests()
+        assert {name for name in after if after[name] != before[name]} == variants, file
+        before = after
+    (heads / "matching/other.py").write_text("")
+    assert written(prepared) == {"full"}
+    assert written(prepared) == set()
 
 
 def test_variants_come_and_go(prepared: Flow) -> None:

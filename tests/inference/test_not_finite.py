@@ -15,6 +15,7 @@ from PIL import Image
 
 from pipeline.api import TrainedRun, explain, load_run
 from pipeline.errors import DamagedError
+from pipeline.heads.contract import HeadOutput
 from pipeline.learning.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.learning.prediction import NotFinite
 from pipeline.regions.detector import read_description
@@ -92,12 +93,13 @@ def test_the_image_with_the_score_is_named(made: Flow, run: TrainedRun) -> None:
     """The second image of the second batch."""
     broken, calls = changed(run), 0
 
-    def hook(module: torch.nn.Module, inputs: object, logits: torch.Tensor) -> torch.Tensor:
+    def hook(module: torch.nn.Module, inputs: object, output: HeadOutput) -> HeadOutput:
         nonlocal calls
         calls += 1
         if calls == 2:
-            logits[1, 0, 2] = torch.inf
-        return logits
+            assert output.regions is not None
+            output.regions[1, 0, 2] = torch.inf
+        return output
 
     broken.network.register_forward_hook(hook)
     with pytest.raises(NotFinite, match=rf"image '4'.*'{run.vocabulary[2]}'.*too large"):

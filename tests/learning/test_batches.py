@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,27 @@ from pipeline.learning import batches as batches_module
 from pipeline.learning.batches import Batch, Feed, input_statistics
 from pipeline.learning.splits import SplitData
 from pipeline.machine import available_memory
+from pipeline.shards.schema import RegionRows
 
 CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class WithWholeViews:
+    """The toy problem's cache, with a vector of each whole view."""
+
+    toy: Toy
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.toy.cache, name)
+
+    def gather(self, rows: np.ndarray) -> RegionRows:
+        vectors = np.random.default_rng(8).normal(3, 2, (len(self.toy.cache), D))
+        return replace(self.toy.cache.gather(rows), whole=vectors[rows].astype(np.float16))
+
+
+def with_whole_views(toy: Toy) -> SplitData:
+    return replace(toy.train, cache=WithWholeViews(toy))  # type: ignore[arg-type]
 
 
 FEEDS = {
@@ -60,6 +79,42 @@ def test_statistics_are_of_the_real_regions_of_view_0(
     ):
         assert ours.dtype == torch.float32
         np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-5, atol=1e-6)
+    assert statistics.classes == 1 + max(rows.classes[real].tolist())
+    assert (statistics.whole_mean, statistics.whole_std) == (None, None)
+
+
+@pytest.mark.parametrize("form", FEEDS)
+def test_statistics_of_whole_views_are_over_the_images_in_view_0(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    monkeypatch.setattr(batches_module, "_CHUNK_BYTES", 5 * M * D * 8 + 1)
+    split = with_whole_views(toy)
+    statistics = input_statistics(Feed(split, CPU, **FEEDS[form]))
+    stored = split.cache.gather(split.rows[:, 0]).whole
+    assert stored is not None
+    vectors = stored.astype(np.float64)
+    for ours, expected in (
+        (statistics.whole_mean, vectors.mean(0)),
+        (statistics.whole_std, vectors.std(0)),
+    ):
+        assert ours is not None
+        assert ours.dtype == torch.float32
+        np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-5, atol=1e-6)
+    without = input_statistics(Feed(toy.train, CPU, **FEEDS[form]))
+    assert torch.equal(statistics.feature_mean, without.feature_mean)
+    assert statistics.classes == without.classes
+
+
+def test_the_number_of_classes_follows_the_largest_class(toy: Toy) -> None:
+    """One more than it, as 0 stands for none. Padding has class 0."""
+
+    class Numbered(WithWholeViews):
+        def gather(self, rows: np.ndarray) -> RegionRows:
+            stored = self.toy.cache.gather(rows)
+            return replace(stored, classes=np.where(stored.classes > 0, 40, 0).astype(np.int16))
+
+    split = replace(toy.train, cache=Numbered(toy))  # type: ignore[arg-type]
+    assert input_statistics(Feed(split, CPU)).classes == 41
 
 
 def equal(one: Batch, other: Batch) -> bool:
@@ -72,8 +127,11 @@ def equal(one: Batch, other: Batch) -> bool:
 
 
 @settings(max_examples=30)
-@given(data=st.data())
-def test_batches_from_memory_and_from_shards_are_the_same(toy: Toy, data: st.DataObject) -> None:
+@given(data=st.data(), whole=st.booleans())
+def test_batches_from_memory_and_from_shards_are_the_same(
+    toy: Toy, data: st.DataObject, whole: bool
+) -> None:
+    split = with_whole_views(toy) if whole else toy.train
     indices = st.lists(st.integers(0, N_TRAIN - 1), min_size=1, max_size=5)
     chosen = []
     for _ in range(data.draw(st.integers(0, 8))):
@@ -83,12 +141,13 @@ def test_batches_from_memory_and_from_shards_are_the_same(toy: Toy, data: st.Dat
         )
         chosen.append((images, np.array(views)))
     in_memory, gathered = (
-        list(Feed(toy.train, CPU, **options).batches(chosen)) for options in FEEDS.values()
+        list(Feed(split, CPU, **options).batches(chosen)) for options in FEEDS.values()
     )
     assert len(in_memory) == len(gathered) == len(chosen)
     for (images, views), one, other in zip(chosen, in_memory, gathered, strict=True):
         assert equal(one, other)
-        assert equal(one, (toy.train.instances(images, views).to(CPU, torch.float32), other[1]))
+        assert equal(one, (split.instances(images, views).to(CPU, torch.float32), other[1]))
+        assert (one[0].whole is not None) == whole
         assert other[1].tolist() == toy.train.truth[images].tolist()
 
 

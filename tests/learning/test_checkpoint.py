@@ -9,6 +9,8 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -27,6 +29,10 @@ from trainings import (
 )
 
 from pipeline.errors import DamagedError, MissingError
+from pipeline.heads.building import build_head
+from pipeline.heads.contract import HeadSizes
+from pipeline.heads.matching.network import GmMlic
+from pipeline.learning import checkpoint as checkpoint_module
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from pipeline.learning.loop import Training
 
@@ -115,6 +121,75 @@ def test_a_checkpoint_is_the_same_bytes_and_runs_no_code(tmp_path: Path, trained
     assert content["settings"] == SETTINGS.model_dump(mode="json")
 
 
+CONDITIONAL = torch.tensor([[0.0, 0.5, 1.0], [0.25, 0.0, 0.0], [0.0, 0.125, 0.0]])
+
+
+@pytest.fixture
+def reads_conditional(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GM-MLIC as if it read the co-occurrence of the labels."""
+    monkeypatch.setattr(GmMlic, "reads_conditional", True)
+
+
+@pytest.mark.usefixtures("reads_conditional")
+def test_a_checkpoint_keeps_what_was_known_of_the_labels(tmp_path: Path, trained: Training) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, replace(checkpoint_of(trained), conditional=CONDITIONAL))
+    labels = load_checkpoint(path).labels
+    assert torch.equal(labels.vectors, LABEL_VECTORS)
+    assert torch.equal(labels.ratio, RATIO)
+    assert labels.conditional is not None
+    assert torch.equal(labels.conditional, CONDITIONAL)
+
+
+@pytest.mark.usefixtures("reads_conditional")
+@pytest.mark.parametrize(
+    ("conditional", "message"),
+    [
+        (None, "conditional"),
+        ("text", "conditional"),
+        (CONDITIONAL[:2], "conditional"),
+        (CONDITIONAL.double(), "conditional"),
+        (CONDITIONAL * 2, "between 0 and 1"),
+        (CONDITIONAL - 0.5, "between 0 and 1"),
+        (CONDITIONAL * torch.nan, "conditional"),
+    ],
+    ids=["none", "text", "shape", "type", "above 1", "below 0", "nan"],
+)
+def test_damaged_co_occurrence_is_refused(
+    tmp_path: Path, trained: Training, conditional: Any, message: str
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, replace(checkpoint_of(trained), conditional=conditional))
+    with pytest.raises(DamagedError, match=rf"(?s){message}.*Train") as caught:
+        load_checkpoint(path)
+    assert str(path) in str(caught.value)
+
+
+def test_the_network_is_built_for_the_classes_of_its_training(
+    toy: Toy, tmp_path: Path, trained: Training
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, checkpoint_of(trained))
+    classes = 1 + toy.cache.gather(toy.train.rows[:, 0]).classes.max()
+    assert trained.network.inputs.classes.item() == classes > 2
+    with mock.patch.object(checkpoint_module, "build_head", wraps=build_head) as built:
+        network = load_checkpoint(path).network()
+    width = LABEL_VECTORS.shape[1]
+    assert built.call_args.args[0] == HeadSizes(D, C, width, classes)
+    assert network.inputs.classes.item() == classes
+
+
+def state_with(path: Path, **changes: Any) -> None:
+    """Change tensors of a checkpoint's state; keys have `__` for the dot, and None removes one."""
+    state = torch.load(path, weights_only=True)["state"]
+    for key, value in changes.items():
+        name = key.replace("__", ".")
+        state.pop(name)
+        if value is not None:
+            state[name] = value
+    rewritten(path, state=state)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -139,6 +214,16 @@ def test_a_checkpoint_is_the_same_bytes_and_runs_no_code(tmp_path: Path, trained
         (lambda path: rewritten(path, label_vectors=LABEL_VECTORS + 1), "sha256"),
         (lambda path: rewritten(path, label_vectors=LABEL_VECTORS[0]), "shape"),
         (lambda path: rewritten(path, label_vectors=[1.0]), "label_vectors"),
+        (lambda path: rewritten(path, ratio=None), "ratio"),
+        (lambda path: rewritten(path, ratio=[0.5] * C), "ratio"),
+        (lambda path: rewritten(path, ratio=RATIO[:2]), "ratio"),
+        (lambda path: rewritten(path, ratio=RATIO.double()), "ratio"),
+        (lambda path: rewritten(path, ratio=RATIO * 2), "between 0 and 1"),
+        (lambda path: rewritten(path, ratio=RATIO - 1), "between 0 and 1"),
+        (lambda path: rewritten(path, ratio=RATIO * torch.nan), "ratio"),
+        (lambda path: rewritten(path, conditional=CONDITIONAL), "conditional"),
+        (lambda path: state_with(path, inputs__classes=None), r"inputs\.classes"),
+        (lambda path: state_with(path, inputs__classes=torch.tensor([1, 2])), "damaged"),
         (lambda path: rewritten(path, recipe=[]), "recipe"),
         (lambda path: rewritten(path, seed="0"), "seed"),
         (lambda path: rewritten(path, seed=-1), "seed"),

@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from builders import make_rows
-from toys import N_TRAIN, VIEWS, M, Toy
+from toys import N_TRAIN, VECTORS, VIEWS, C, M, Toy
 
 from pipeline.errors import GmpipeError, InputError
-from pipeline.learning.splits import instance_batch, open_split, split_validation
+from pipeline.learning.splits import instance_batch, label_set, open_split, split_validation
 
 
 def test_an_opened_split_has_every_view_in_the_order_of_the_manifest(toy: Toy) -> None:
@@ -75,6 +77,56 @@ def test_an_instance_batch_masks_padding() -> None:
     assert batch.features.dtype == torch.float16  # as stored
     for name in ("features", "boxes", "scores", "classes"):
         np.testing.assert_array_equal(getattr(batch, name).numpy(), getattr(rows, name))
+
+
+def test_an_instance_batch_has_the_vectors_of_whole_views() -> None:
+    rows = make_rows(4)
+    assert instance_batch(rows).whole is None
+    whole = np.arange(20, dtype=np.float16).reshape(4, 5)
+    batch = instance_batch(replace(rows, whole=whole), regions=1)
+    assert batch.whole is not None
+    np.testing.assert_array_equal(batch.whole.numpy(), whole)
+    assert batch.whole.dtype == torch.float16  # as stored
+
+
+# Labels ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_statistics_of_the_labels_are_counted_by_plain_loops(toy: Toy, seed: int) -> None:
+    """Ignored labels count as absent. No image has label 1."""
+    truth = np.random.default_rng(seed).integers(-1, 2, (N_TRAIN, C)).astype(np.int8)
+    truth[:, 1] = np.minimum(truth[:, 1], 0)
+    assert set(truth[:, 0].tolist()) == {-1, 0, 1}
+    known = label_set(replace(toy.train, truth=truth), VECTORS, conditional=True)
+    assert known.conditional is not None
+    assert known.ratio.dtype == known.conditional.dtype == known.vectors.dtype == torch.float32
+    np.testing.assert_array_equal(known.vectors.numpy(), VECTORS.vectors)
+    for i in range(C):
+        images = [row for row in truth.tolist() if row[i] == 1]
+        assert known.ratio[i].item() == pytest.approx(len(images) / N_TRAIN)
+        for j in range(C):
+            both = len([row for row in images if row[j] == 1])
+            expected = 0 if i == j or not images else both / len(images)
+            assert known.conditional[i, j].item() == pytest.approx(expected), (i, j)
+    assert not known.conditional[1].any()
+    assert not known.conditional[:, 1].any()
+    assert known.conditional[0, 2] != known.conditional[2, 0]
+
+
+def test_co_occurrence_is_counted_only_for_heads_that_read_it(toy: Toy) -> None:
+    assert label_set(toy.train, VECTORS, conditional=False).conditional is None
+
+
+def test_what_is_known_of_the_labels_moves_to_a_device(toy: Toy) -> None:
+    for conditional in (True, False):
+        known = label_set(toy.train, VECTORS, conditional=conditional).to(torch.device("meta"))
+        assert known.vectors.device == known.ratio.device == torch.device("meta")
+        assert (known.conditional is not None) == conditional
+        assert known.conditional is None or known.conditional.is_meta
+
+
+# Validation --------------------------------------------------------------------------------------
 
 
 def test_validation_is_disjoint_and_seeded(toy: Toy) -> None:
