@@ -1,7 +1,8 @@
 """Explain the labels of an image: how each score changes when something is removed.
 
-Nothing is estimated. The network runs again without the edges of its label graph, without those of
-its instance graph, and without each single region, whose neighbours then gather from others.
+Nothing is estimated. The network runs again without each single region, and GM-MLIC also without
+the edges of its label graph, and without those of its instance graph. What is left is read as if
+the rest had never been there: neighbours of a removed region gather from others.
 
 Letters: M instances, C labels, n real regions of the image.
 """
@@ -15,11 +16,12 @@ from difflib import get_close_matches
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.evaluation.metrics import THRESHOLD
 from pipeline.formats.text import composed, legible
-from pipeline.heads.contract import RegionBatch
+from pipeline.heads.contract import Attribution, RegionBatch
 from pipeline.heads.matching.network import GmMlic
 from pipeline.inference.trained import Picture, Prediction, TrainedRun, as_picture
 
@@ -31,15 +33,19 @@ class LabelExplanation:
     Attributes:
         label: its name.
         score: of the image.
-        region: index of the region that won the max.
+        region: index of the region that says most for it; None where that is the image as a whole.
+        said: what that region says, as in `Prediction.region_scores`: its probability, or the
+            weight by which the head reads it; None without such a region.
         label_graph: change without the label graph; None if the run has no label graph.
         instance_graph: change without the instance graph; None if the run has none.
-        region_changes: (n,) float32, change without each region; None if there is only one.
+        region_changes: (n,) float32, change without each region; None if there is only one, or the
+            head reads no regions.
     """
 
     label: str
     score: float
-    region: int
+    region: int | None
+    said: float | None
     label_graph: float | None
     instance_graph: float | None
     region_changes: npt.NDArray[np.float32] | None
@@ -67,12 +73,17 @@ class Explanation:
         labels: those that were asked for, or else the predicted ones, best first; if none is
             predicted, the best label.
         predicted: False if no label is predicted.
+        attribution: what `LabelExplanation.said` is; None for a head that tells regions not apart.
+        reads_regions: False for a head whose scores stay the same without all that is known of the
+            regions, since it reads only the whole view.
         asked: whether labels were asked for.
     """
 
     prediction: Prediction
     labels: tuple[LabelExplanation, ...]
     predicted: bool
+    attribution: Attribution | None
+    reads_regions: bool
     asked: bool = False
 
 
@@ -82,7 +93,7 @@ def explain(
     """Explain which regions and graphs produced an image's predicted labels (score above 0.5).
 
     Args:
-        run: a trained run of any variant.
+        run: a trained run with any head.
         image: as `TrainedRun.predict` takes it.
         name: of the image, for errors.
         labels: the labels to explain instead of the predicted ones, whatever their scores.
@@ -98,10 +109,13 @@ def explain(
     [prediction] = run.read(batch, [picture.size], [name])
     network = run.network
 
+    def logits(batch: RegionBatch, **graphs: bool) -> Tensor:
+        """Logits (B, C) of the image."""
+        return run.outputs(batch, [name] * len(batch.mask), **graphs).image.cpu()
+
     def scores(batch: RegionBatch, **graphs: bool) -> npt.NDArray[np.float32]:
         """Scores (B, C)."""
-        output = run.outputs(batch, [name] * len(batch.mask), **graphs)
-        array: npt.NDArray[np.float32] = output.image.sigmoid().cpu().numpy()
+        array: npt.NDArray[np.float32] = logits(batch, **graphs).sigmoid().numpy()
         return array
 
     without: dict[str, npt.NDArray[np.float32]] = {}  # (C,)
@@ -109,9 +123,10 @@ def explain(
         for graph in ("label_graph", "instance_graph"):
             if getattr(network.settings, graph):
                 without[graph] = scores(batch, **{graph: False})[0] - prediction.scores
+    reads_regions = bool((logits(_without_all(batch))[0].numpy() != prediction.logits).any())
     changes = None  # (n, C)
     regions = len(prediction.boxes)
-    if regions > 1:
+    if regions > 1 and reads_regions:
         changes = scores(_without_each(batch, regions)) - prediction.scores
 
     order = np.argsort(-prediction.logits, kind="stable").tolist()
@@ -123,7 +138,8 @@ def explain(
             LabelExplanation(
                 label=run.vocabulary[label],
                 score=float(prediction.scores[label]),
-                region=int(prediction.regions[label]),
+                region=(region := prediction.region_of(label)),
+                said=prediction.said(region, label),
                 label_graph=_of(without.get("label_graph"), label),
                 instance_graph=_of(without.get("instance_graph"), label),
                 region_changes=None if changes is None else changes[:, label],
@@ -131,6 +147,8 @@ def explain(
             for label in chosen or order[:1]
         ),
         bool(predicted),
+        network.attribution,
+        reads_regions,
         bool(asked),
     )
 
@@ -155,6 +173,17 @@ def _without_each(batch: RegionBatch, regions: int) -> RegionBatch:
     many = batch.each(lambda x: x.expand(regions, *x.shape[1:]).contiguous())
     removed = torch.eye(regions, many.mask.shape[1], dtype=torch.bool, device=many.mask.device)
     return replace(many, mask=many.mask & ~removed)
+
+
+def _without_all(batch: RegionBatch) -> RegionBatch:
+    """Remove all that is known of the regions, and keep the vector of the whole view.
+
+    Of each image one region is left, about which everything is 0.
+    """
+    first = torch.zeros_like(batch.mask)
+    first[:, 0] = True
+    blank = batch.each(torch.zeros_like)
+    return replace(blank, mask=first, whole=batch.whole)
 
 
 def _of(changes: npt.NDArray[np.float32] | None, label: int) -> float | None:

@@ -129,7 +129,9 @@ def _run(
             row = loop.run_epoch(on_step)
             if feed is not None:
                 predictions = _validate(loop, feed, labels)
-                row["validation_mAP"] = evaluate(predictions.logits, feed.split.truth, labels).mAP
+                validated = evaluate(predictions.logits, feed.split.truth, labels).mAP
+                assert validated is not None  # all scores can be ranked
+                row["validation_mAP"] = validated
             loop.end_epoch(row)
             if processes.rank == 0:
                 on_epoch(row)

@@ -22,6 +22,7 @@ from pipeline.errors import (
 )
 from pipeline.evaluation import bootstrap
 from pipeline.evaluation.metrics import read_evaluation
+from pipeline.evaluation.runs import evaluations_of, ranking
 from pipeline.evaluation.tables import BASE, results_markdown
 from pipeline.files import access_error
 from pipeline.formats.text import counted
@@ -73,11 +74,12 @@ def compare(
     make_runs(plans, jobs)
     runs = load_runs(request, variants, seeds)
     scores = load_scores(request, runs)
+    ranked = {name: scores.logits[name] for name in ranking(evaluations_of(runs))}
     recipe = next(iter(runs.values()))[0].recipe
     with advising(f"Run `gmpipe detector --dataset {request.dataset}`.", DamagedError):
         detector = detector_of_regions(detector_folder(request.dataset), recipe)
-    with progress_phase("intervals", len(runs) * bootstrap.RESAMPLES, "resample") as on_resamples:
-        of_runs = bootstrap.intervals(scores.logits, scores.truth, BASE, on_resamples)
+    with progress_phase("intervals", len(ranked) * bootstrap.RESAMPLES, "resample") as on_resamples:
+        of_runs = bootstrap.intervals(ranked, scores.truth, BASE, on_resamples)
     return results_markdown(request.dataset, request.prepare.source, detector, runs, of_runs)
 
 
