@@ -42,7 +42,16 @@ BEST = 3
 class PrecisionRecall:
     """Precision, recall and F1 for one way to choose the labels of an image, in percent.
 
-    `evaluate` defines them.
+    For each label c let T_c be the images where it is rightly predicted, N_c those where it is
+    predicted and P_c those where it is positive ("correct", "predicted" and "ground-truth" images
+    in Chen et al., 2019). Then:
+
+        CP = mean of T_c / N_c      CR = mean of T_c / P_c      CF1 = 2 CP CR / (CP + CR)
+        OP = sum T_c / sum N_c      OR = sum T_c / sum P_c      OF1 = 2 OP OR / (OP + OR)
+
+    CP and CR average over the labels with a positive in the split (P_c > 0). OP and OR sum over all
+    labels, so a false alarm counts whatever its label. 0 / 0 is taken as 0: the precision of a
+    label that is never predicted, OP where nothing is predicted, F1 of 0 and 0.
 
     Attributes:
         CP, CR, CF1: per class, that is averaged over the labels.
@@ -316,18 +325,7 @@ def evaluate(
     ranks: bool = True,
     decides: bool = True,
 ) -> Metrics:
-    """Compute all metrics of a split.
-
-    For each label c let T_c be the images where it is rightly predicted, N_c those where it is
-    predicted and P_c those where it is positive ("correct", "predicted" and "ground-truth" images
-    in Chen et al., 2019). Then:
-
-        CP = mean of T_c / N_c      CR = mean of T_c / P_c      CF1 = 2 CP CR / (CP + CR)
-        OP = sum T_c / sum N_c      OR = sum T_c / sum P_c      OF1 = 2 OP OR / (OP + OR)
-
-    CP, CR and mAP average over the labels with a positive in the split (P_c > 0). OP and OR sum
-    over all labels, so a false alarm counts whatever its label. 0 / 0 is taken as 0: the precision
-    of a label that is never predicted, OP where nothing is predicted, F1 of 0 and 0.
+    """Compute all metrics of a split; `PrecisionRecall` defines CP to OF1.
 
     An image's predicted labels are, for `all`, every label with a probability over 0.5; for `top3`,
     those over 0.5 among its three best; for `top3_forced`, its three best. An ignored label is

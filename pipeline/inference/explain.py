@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -107,28 +108,7 @@ def explain(
     picture = as_picture(image)
     batch = run.instances([picture], [name])
     [prediction] = run.read(batch, [picture.size], [name])
-    network = run.network
-
-    def logits(batch: RegionBatch, **graphs: bool) -> Tensor:
-        """Logits (B, C) of the image."""
-        return run.outputs(batch, [name] * len(batch.mask), **graphs).image.cpu()
-
-    def scores(batch: RegionBatch, **graphs: bool) -> npt.NDArray[np.float32]:
-        """Scores (B, C)."""
-        array: npt.NDArray[np.float32] = logits(batch, **graphs).sigmoid().numpy()
-        return array
-
-    without: dict[str, npt.NDArray[np.float32]] = {}  # (C,)
-    if isinstance(network, GmMlic):
-        for graph in ("label_graph", "instance_graph"):
-            if getattr(network.settings, graph):
-                without[graph] = scores(batch, **{graph: False})[0] - prediction.scores
-    reads_regions = bool((logits(_without_all(batch))[0].numpy() != prediction.logits).any())
-    changes = None  # (n, C)
-    regions = len(prediction.boxes)
-    if regions > 1 and reads_regions:
-        changes = scores(_without_each(batch, regions)) - prediction.scores
-
+    changes = _changes(run, batch, prediction, name)
     order = np.argsort(-prediction.logits, kind="stable").tolist()
     predicted = [label for label in order if prediction.scores[label] > THRESHOLD]
     chosen = [label for label in order if label in asked] or predicted
@@ -140,17 +120,56 @@ def explain(
                 score=float(prediction.scores[label]),
                 region=(region := prediction.region_of(label)),
                 said=prediction.said(region, label),
-                label_graph=_of(without.get("label_graph"), label),
-                instance_graph=_of(without.get("instance_graph"), label),
-                region_changes=None if changes is None else changes[:, label],
+                label_graph=_of(changes.graphs.get("label_graph"), label),
+                instance_graph=_of(changes.graphs.get("instance_graph"), label),
+                region_changes=None if changes.regions is None else changes.regions[:, label],
             )
             for label in chosen or order[:1]
         ),
         bool(predicted),
-        network.attribution,
-        reads_regions,
+        run.network.attribution,
+        changes.reads_regions,
         bool(asked),
     )
+
+
+class _Changes(NamedTuple):
+    """Scores of all labels without something, minus those with it.
+
+    Attributes:
+        graphs: name of a graph that the network has -> (C,) without its edges.
+        regions: (n, C), without each region; None as in `LabelExplanation`.
+        reads_regions: as in `Explanation`.
+    """
+
+    graphs: dict[str, npt.NDArray[np.float32]]
+    regions: npt.NDArray[np.float32] | None
+    reads_regions: bool
+
+
+def _changes(run: TrainedRun, batch: RegionBatch, prediction: Prediction, name: str) -> _Changes:
+    """Run the network again without each part, for a batch of the one image ``name``."""
+
+    def logits(batch: RegionBatch, **graphs: bool) -> Tensor:
+        """Logits (B, C) of the image."""
+        return run.outputs(batch, [name] * len(batch.mask), **graphs).image.cpu()
+
+    def changed(batch: RegionBatch, **graphs: bool) -> npt.NDArray[np.float32]:
+        """Changes of the scores, (B, C)."""
+        scores: npt.NDArray[np.float32] = logits(batch, **graphs).sigmoid().numpy()
+        return scores - prediction.scores
+
+    graphs = {}
+    if isinstance(run.network, GmMlic):
+        for graph in ("label_graph", "instance_graph"):
+            if getattr(run.network.settings, graph):
+                graphs[graph] = changed(batch, **{graph: False})[0]
+    reads_regions = bool((logits(_without_all(batch))[0].numpy() != prediction.logits).any())
+    regions = len(prediction.boxes)
+    of_regions = None
+    if regions > 1 and reads_regions:
+        of_regions = changed(_without_each(batch, regions))
+    return _Changes(graphs, of_regions, reads_regions)
 
 
 def _numbers_of(labels: Sequence[str], run: TrainedRun) -> set[int]:

@@ -19,21 +19,18 @@ from matplotlib.axes import Axes
 from PIL import Image
 from reference import build_graph, convolve, decode, encode
 from refusals import refused
-from tiny_heads import registered
 from torch import Tensor
 
 from pipeline.api import Explanation, TrainedRun, explain, load_run
 from pipeline.errors import InputError
 from pipeline.formats.text import legible
-from pipeline.heads.building import build_head
-from pipeline.heads.contract import Head, HeadSizes, RegionBatch
+from pipeline.heads.contract import RegionBatch
 from pipeline.heads.matching.convolution import Convolution
 from pipeline.heads.matching.network import GmMlic
 from pipeline.inference.picture import draw
 from pipeline.learning.checkpoint import Checkpoint
-from pipeline.settings import HeadSettings
-from pipeline.settings.heads import settings_class
 from stages.commands.explain import _tables
+from tests.heads.tiny_heads import of_head, registered, untrained, with_statistics
 
 TOLERANCE = 2e-5  # of a probability: float32 against float64
 
@@ -46,12 +43,6 @@ def run(made: Flow) -> TrainedRun:
     perturb(network, seed=1)
     after = replace(loaded.checkpoint, state=with_statistics(network, loaded))
     return TrainedRun(after, loaded.detector, loaded.detector_classes, loaded._extract, loaded.name)
-
-
-def with_statistics(network: Head, run: TrainedRun) -> dict[str, Tensor]:
-    """The state of a network, with the run's statistics of its inputs."""
-    inputs = {key: value for key, value in run.checkpoint.state.items() if "inputs." in key}
-    return {**network.state_dict(), **inputs}
 
 
 def changed(run: TrainedRun, shift: float = 0.0, **changes: Any) -> TrainedRun:
@@ -131,19 +122,6 @@ def test_every_change_equals_the_references(run: TrainedRun, label_neighbors: in
         assert label.most_influential(4, least=2) == []
 
 
-def untrained(run: TrainedRun, network: HeadSettings) -> TrainedRun:
-    """Replace the run's network by a new one with other settings, or with another head."""
-    checkpoint = run.checkpoint
-    settings = checkpoint.settings.model_copy(update={"network": network})
-    torch.manual_seed(0)
-    labels, vector_size = checkpoint.label_vectors.shape
-    classes = int(checkpoint.state["inputs.classes"])
-    sizes = HeadSizes(checkpoint.feature_size, labels, vector_size, classes)
-    state = with_statistics(build_head(sizes, network), run)
-    after = replace(checkpoint, settings=settings, state=state)
-    return TrainedRun(after, run.detector, run.detector_classes, run._extract)
-
-
 def test_a_graph_that_the_run_lacks_has_no_change(made: Flow, run: TrainedRun) -> None:
     [label, *_] = explain(load_run(made / "runs/tiny/max-pool-s0"), photograph()).labels
     assert (label.label_graph, label.instance_graph) == (None, None)
@@ -163,11 +141,6 @@ def test_a_graph_that_the_run_lacks_has_no_change(made: Flow, run: TrainedRun) -
 def tiny_heads() -> Iterator[None]:
     with registered():
         yield
-
-
-def of_head(run: TrainedRun, head: str) -> TrainedRun:
-    """The run with an untrained head of `tiny_heads`."""
-    return untrained(run, settings_class(head)())
 
 
 def printed_tables(explanation: Explanation, run: TrainedRun) -> tuple[list[dict[str, str]], str]:

@@ -17,7 +17,6 @@ import pytest
 import torch
 from builders import make_instances, make_labels
 from flows import Flow
-from tiny_heads import registered
 
 from pipeline.errors import InputError, MissingError
 from pipeline.heads.building import build_head
@@ -34,6 +33,7 @@ from pipeline.learning.prediction import shown_attribution
 from pipeline.settings import TrainSettings
 from pipeline.settings.heads import settings_class, variant_changes
 from pipeline.shards.schema import fingerprint
+from tests.heads.tiny_heads import registered
 
 C, D, W = 6, 5, 4
 RECIPE = {"regions": 4, "size": 64}

@@ -1,6 +1,7 @@
 """Small heads that only tests have: each says something else of regions, or of labels.
 
-`registered` adds them to the registry, with a variant of the same name for each.
+`registered` adds them to the registry, with a variant of the same name for each, and `of_head` puts
+one of them, untrained, in the place of a run's network.
 
 Letters: B images, M regions, C labels.
 """
@@ -9,16 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 from unittest import mock
 
 import torch
 from torch import Tensor
 
+from pipeline.api import TrainedRun
+from pipeline.heads.building import build_head
 from pipeline.heads.contract import Head, HeadOutput, HeadSizes, LabelSet, RegionBatch
 from pipeline.heads.layers import apply, masked_max, masked_mean, masked_softmax, scaled_linear
-from pipeline.settings import FeatureSettings
-from pipeline.settings.heads import HEADS, Entry
+from pipeline.settings import FeatureSettings, HeadSettings
+from pipeline.settings.heads import HEADS, Entry, settings_class
 
 
 class _Scoring(Head):
@@ -147,7 +151,7 @@ for _class in _CLASSES:
     _settings: Any = globals()[f"{_class.__name__}Settings"]
     _name: str = _settings.model_fields["head"].default
     VARIANTS[_name] = {"network": {"head": _name}}
-    _ENTRIES[_name] = Entry("tests.support.tiny_heads", _class.__name__, (_name,))
+    _ENTRIES[_name] = Entry("tests.heads.tiny_heads", _class.__name__, (_name,))
 
 
 @contextmanager
@@ -155,3 +159,27 @@ def registered() -> Iterator[None]:
     """Register the heads in the block."""
     with mock.patch.dict(HEADS, _ENTRIES):
         yield
+
+
+def with_statistics(network: Head, run: TrainedRun) -> dict[str, Tensor]:
+    """The state of a network, with the run's statistics of its inputs."""
+    inputs = {key: value for key, value in run.checkpoint.state.items() if "inputs." in key}
+    return {**network.state_dict(), **inputs}
+
+
+def untrained(run: TrainedRun, network: HeadSettings) -> TrainedRun:
+    """Replace the run's network by a new one with other settings, or with another head."""
+    checkpoint = run.checkpoint
+    settings = checkpoint.settings.model_copy(update={"network": network})
+    torch.manual_seed(0)
+    labels, vector_size = checkpoint.label_vectors.shape
+    classes = int(checkpoint.state["inputs.classes"])
+    sizes = HeadSizes(checkpoint.feature_size, labels, vector_size, classes)
+    state = with_statistics(build_head(sizes, network), run)
+    after = replace(checkpoint, settings=settings, state=state)
+    return TrainedRun(after, run.detector, run.detector_classes, run._extract)
+
+
+def of_head(run: TrainedRun, head: str) -> TrainedRun:
+    """The run with an untrained head of `tiny_heads`."""
+    return untrained(run, settings_class(head)())
