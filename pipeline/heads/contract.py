@@ -58,7 +58,7 @@ class RegionBatch:
     def with_whole_region(self) -> RegionBatch:
         """Append the whole view as one more region, the last one: score 0, class 0 (none)."""
         assert self.whole is not None  # `check_whole` has seen to it
-        images = len(self.mask)
+        images = self.mask.shape[0]  # `len` would fix the number where torch exports the head
         box = self.boxes.new_tensor([0.0, 0.0, 1.0, 1.0]).expand(images, 1, 4)
         return replace(
             self,

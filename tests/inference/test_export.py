@@ -122,7 +122,7 @@ def _tiny_heads() -> Iterator[None]:
         yield
 
 
-FAST = ("max-pool", "weighing", "only-whole")
+FAST = ("max-pool, whole view", "weighing", "only-whole")
 
 
 @pytest.mark.parametrize(
