@@ -104,7 +104,15 @@ def _overview(images: int, labels: Sequence[str]) -> dict[str, Any]:
         "rows": [],
         "paper": None,
         "figures": [],
-        "gallery": {"images": images, "of": images, "pictures": 0, "seed": 0, "classes": None},
+        "gallery": {
+            "images": images,
+            "of": images,
+            "pictures": 0,
+            "seed": 0,
+            "classes": None,
+            "attributions": ["logits"] * len(VARIANTS),
+            "decides": [True] * len(VARIANTS),
+        },
         "run": {"facts": [], "packages": [], "settings": []},
     }
 

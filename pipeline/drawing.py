@@ -146,3 +146,18 @@ def _package(letter: str) -> str:
     if unicodedata.name(letter, "").startswith(_CJK):
         return "fonts-noto-cjk"
     return "fonts-symbola" if unicodedata.category(letter) in _SYMBOLS else "fonts-noto-core"
+
+
+def set_log_scale(axes: Any) -> None:
+    """Scale the y axis by logarithms. (matplotlib's own numbers for it are formulas.)"""
+    from matplotlib.ticker import LogFormatter
+
+    class PlainNumbers(LogFormatter):
+        """The same choice of numbers, written as 0.01 and 1000."""
+
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(PlainNumbers())
+    axes.yaxis.set_minor_formatter(PlainNumbers())

@@ -12,7 +12,7 @@ from pipeline.datasets.groups import has_eleven_points
 from pipeline.datasets.label_counts import LabelCounts
 from pipeline.datasets.manifest import Manifest
 from pipeline.errors import MismatchError, advising
-from pipeline.evaluation.metrics import Evaluation, write_evaluation
+from pipeline.evaluation.metrics import Evaluation, shown, write_evaluation
 from pipeline.evaluation.metrics import evaluate as measure
 from pipeline.evaluation.predictions import write_predictions
 from pipeline.files import check_writable, exists, folder_lock, tidy, write_json
@@ -89,8 +89,11 @@ def _evaluate(run: RunPlan) -> str:
         split.truth,
         manifest.vocabulary,
         voc11=has_eleven_points(run.source, manifest.vocabulary),
+        ranks=checkpoint.settings.network.ranks,
+        decides=checkpoint.settings.network.decides,
     )
-    _note_without_negative(split.truth, manifest)
+    if metrics.mAP is not None:
+        _note_without_negative(split.truth, manifest)
     commit, uncommitted = _commit()
     evaluation = Evaluation(
         metrics,
@@ -123,7 +126,8 @@ def _evaluate(run: RunPlan) -> str:
     left_out = (
         f"; {counted(split.left_out, 'image')} without regions left out" if split.left_out else ""
     )
-    return f"{run.folder}: mAP {metrics.mAP:.2f}, OF1 {metrics.all.OF1:.2f}{left_out}"
+    numbers = ", ".join(f"{name} {shown(metrics.number(name))}" for name in ("mAP", "OF1"))
+    return f"{run.folder}: {numbers}{left_out}"
 
 
 def _note_without_negative(truth: np.ndarray, manifest: Manifest) -> None:

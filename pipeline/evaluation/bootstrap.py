@@ -159,6 +159,7 @@ def intervals(
 
     Args:
         runs: variant -> (N, C) scores of each of its seeds; all variants have the same seeds.
+            Variants whose scores do not rank have no mAP, and are left out by the caller.
         truth: (N, C).
         base: the variant that the others are compared with.
         on_resamples: as in `resample`, for one variant after another.

@@ -42,7 +42,16 @@ BEST = 3
 class PrecisionRecall:
     """Precision, recall and F1 for one way to choose the labels of an image, in percent.
 
-    `evaluate` defines them.
+    For each label c let T_c be the images where it is rightly predicted, N_c those where it is
+    predicted and P_c those where it is positive ("correct", "predicted" and "ground-truth" images
+    in Chen et al., 2019). Then:
+
+        CP = mean of T_c / N_c      CR = mean of T_c / P_c      CF1 = 2 CP CR / (CP + CR)
+        OP = sum T_c / sum N_c      OR = sum T_c / sum P_c      OF1 = 2 OP OR / (OP + OR)
+
+    CP and CR average over the labels with a positive in the split (P_c > 0). OP and OR sum over all
+    labels, so a false alarm counts whatever its label. 0 / 0 is taken as 0: the precision of a
+    label that is never predicted, OP where nothing is predicted, F1 of 0 and 0.
 
     Attributes:
         CP, CR, CF1: per class, that is averaged over the labels.
@@ -68,19 +77,21 @@ class Metrics:
     """All metrics of a split, in percent. A number that is not defined is None.
 
     Attributes:
-        mAP: mean of AP over the labels with a positive in the split.
-        all: for every label with a probability over 0.5.
-        top3: for those of an image's three best labels that are over 0.5.
-        top3_forced: for an image's three best labels, whatever their probability.
+        mAP: mean of AP over the labels with a positive in the split; None if scores do not rank.
+        all: for every label with a probability over 0.5; None if scores only rank.
+        top3: for those of an image's three best labels that are over 0.5; None if scores only rank.
+        top3_forced: for an image's three best labels, whatever their probability; None if scores do
+            not rank.
         AP: average precision of each label, in the vocabulary's order; None for a label without
-            a positive.
-        mAP11: the same mean of the 11-point average precision; None where it was not asked for.
+            a positive, and for every label if scores do not rank.
+        mAP11: the same mean of the 11-point average precision; None where it was not asked for,
+            and if scores do not rank.
     """
 
-    mAP: float
-    all: PrecisionRecall
-    top3: PrecisionRecall
-    top3_forced: PrecisionRecall
+    mAP: float | None
+    all: PrecisionRecall | None
+    top3: PrecisionRecall | None
+    top3_forced: PrecisionRecall | None
     AP: Mapping[str, float | None]
     mAP11: float | None = None
 
@@ -94,21 +105,27 @@ class Metrics:
         if column == "mAP11":
             return self.mAP11
         group, _, name = column.rpartition(" ")
-        numbers: PrecisionRecall = getattr(self, GROUPS[group])
-        return float(getattr(numbers, name))
+        numbers: PrecisionRecall | None = getattr(self, GROUPS[group])
+        number: float | None = None if numbers is None else getattr(numbers, name)
+        return number
 
     def to_json(self) -> dict[str, Any]:
-        """The value that metrics.json holds: `all` at the top level, no key for an absent mAP11."""
-        eleven_points = {} if self.mAP11 is None else {"mAP11": self.mAP11}
-        groups = {name: asdict(getattr(self, name)) for name in ("top3", "top3_forced")}
-        return {"mAP": self.mAP, **eleven_points, **asdict(self.all), **groups, "AP": dict(self.AP)}
+        """The value of metrics.json: `all` at the top level, no key for what is not defined."""
+        alone = {"mAP": self.mAP, "mAP11": self.mAP11}
+        groups = {
+            name: None if numbers is None else asdict(numbers)
+            for name, numbers in (("top3", self.top3), ("top3_forced", self.top3_forced))
+        }
+        numbers = {**alone, **(asdict(self.all) if self.all else {}), **groups}
+        return {**_defined(numbers), "AP": dict(self.AP)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Metrics:
         """The inverse of `to_json`; keys that belong to others are left alone.
 
         Raises:
-            KeyError, TypeError, ValueError: a number is missing or is not one.
+            KeyError, TypeError, ValueError: a number is missing beside others that are defined only
+                together with it, or is not one.
         """
 
         def number(percent: Any) -> float:
@@ -119,21 +136,42 @@ class Metrics:
         def numbers(group: Mapping[str, Any]) -> PrecisionRecall:
             return PrecisionRecall(**{name: number(group[name]) for name in SIX})
 
+        ap = {
+            label: None if one is None else number(one) for label, one in dict(value["AP"]).items()
+        }
+        # Scores that rank have all of the first three; those that decide have both of the others.
+        ranks = any(name in value for name in ("mAP", "mAP11", "top3_forced")) or any(
+            one is not None for one in ap.values()
+        )
+        decides = "top3" in value or any(name in value for name in SIX)
+        if not ranks and not decides:
+            raise KeyError("mAP")
         return cls(
-            mAP=number(value["mAP"]),
-            all=numbers(value),
-            top3=numbers(value["top3"]),
-            top3_forced=numbers(value["top3_forced"]),
-            AP={
-                label: None if ap is None else number(ap) for label, ap in dict(value["AP"]).items()
-            },
+            mAP=number(value["mAP"]) if ranks else None,
+            all=numbers(value) if decides else None,
+            top3=numbers(value["top3"]) if decides else None,
+            top3_forced=numbers(value["top3_forced"]) if ranks else None,
+            AP=ap,
             mAP11=number(value["mAP11"]) if "mAP11" in value else None,
         )
 
     def summary(self) -> dict[str, Any]:
-        """The five numbers that summary.json holds, to be compared between runs at a glance."""
-        top3 = {"CF1": self.top3.CF1, "OF1": self.top3.OF1}
-        return {"mAP": self.mAP, "CF1": self.all.CF1, "OF1": self.all.OF1, "top3": top3}
+        """The five numbers that summary.json holds, to be compared between runs at a glance.
+
+        There is no key for a number that is not defined.
+        """
+        top3 = {"CF1": self.top3.CF1, "OF1": self.top3.OF1} if self.top3 else None
+        alone = {name: self.number(name) for name in ("mAP", "CF1", "OF1")}
+        return _defined({**alone, "top3": top3})
+
+
+def _defined(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def shown(number: float | None, digits: int = 2) -> str:
+    """A number as people read it: "-" if it is not defined."""
+    return "-" if number is None else f"{number:.{digits}f}"
 
 
 @dataclass(frozen=True)
@@ -279,20 +317,15 @@ def average_precision_11(logits: Floats, truth: Integers) -> float:
 
 
 def evaluate(
-    logits: Floats, truth: Integers, labels: Sequence[str], *, voc11: bool = False
+    logits: Floats,
+    truth: Integers,
+    labels: Sequence[str],
+    *,
+    voc11: bool = False,
+    ranks: bool = True,
+    decides: bool = True,
 ) -> Metrics:
-    """Compute all metrics of a split.
-
-    For each label c let T_c be the images where it is rightly predicted, N_c those where it is
-    predicted and P_c those where it is positive ("correct", "predicted" and "ground-truth" images
-    in Chen et al., 2019). Then:
-
-        CP = mean of T_c / N_c      CR = mean of T_c / P_c      CF1 = 2 CP CR / (CP + CR)
-        OP = sum T_c / sum N_c      OR = sum T_c / sum P_c      OF1 = 2 OP OR / (OP + OR)
-
-    CP, CR and mAP average over the labels with a positive in the split (P_c > 0). OP and OR sum
-    over all labels, so a false alarm counts whatever its label. 0 / 0 is taken as 0: the precision
-    of a label that is never predicted, OP where nothing is predicted, F1 of 0 and 0.
+    """Compute all metrics of a split; `PrecisionRecall` defines CP to OF1.
 
     An image's predicted labels are, for `all`, every label with a probability over 0.5; for `top3`,
     those over 0.5 among its three best; for `top3_forced`, its three best. An ignored label is
@@ -305,9 +338,14 @@ def evaluate(
         truth: (N, C) in {1, 0, -1}.
         labels: C names.
         voc11: whether to compute `mAP11`, the mean of `average_precision_11`.
+        ranks: whether a higher score means a likelier label. The scores of a network that predicts
+            sets of labels only say which labels are in the set: without ``ranks``, `mAP`, `AP`,
+            `mAP11` and `top3_forced` are not defined.
+        decides: whether a label is predicted where its logit is over 0. Scores that were trained
+            with a softmax only rank: without ``decides``, `all` and `top3` are not defined.
 
     Returns:
-        Finite numbers, ready for JSON.
+        Finite numbers, ready for JSON; None for those that are not defined.
 
     Raises:
         MismatchError: the shapes do not fit together.
@@ -316,18 +354,20 @@ def evaluate(
     """
     _check(logits, truth, labels)
     by_label = list(zip(logits.T, truth.T, strict=True))
-    ap = 100 * np.array([average_precision(x, t) for x, t in by_label])
+    ap = np.full(len(labels), np.nan)
+    if ranks:
+        ap = 100 * np.array([average_precision(x, t) for x, t in by_label])
     map_11 = None
-    if voc11:
+    if voc11 and ranks:
         ap_11 = 100 * np.array([average_precision_11(x, t) for x, t in by_label])
         map_11 = float(np.nanmean(ap_11))
     over = (logits > 0) & (truth != -1)
     best = _best(logits, truth)
     return Metrics(
-        mAP=float(np.nanmean(ap)),
-        all=_precision_recall(over, truth),
-        top3=_precision_recall(over & best, truth),
-        top3_forced=_precision_recall(best, truth),
+        mAP=float(np.nanmean(ap)) if ranks else None,
+        all=_precision_recall(over, truth) if decides else None,
+        top3=_precision_recall(over & best, truth) if decides else None,
+        top3_forced=_precision_recall(best, truth) if ranks else None,
         AP={
             name: None if np.isnan(value) else float(value)
             for name, value in zip(labels, ap, strict=True)

@@ -6,8 +6,9 @@ One row per image, in the manifest's order:
     image_id string
     logits   list of C float32: the probability of a label is the sigmoid 1 / (1 + exp(-logit)).
              Probabilities near 1 would be equal in floating point, and lose the images' order.
-    regions  list of C int16: for each label the index of the region that won the maximum over the
-             regions, equation (14) of the paper.
+    regions  list of C int16: for each label the index of the region that says most for it
+             (`HeadOutput.winners`); -1 for none, where that is the image as a whole. For GM-MLIC it
+             is the region that won the maximum over the regions, equation (14) of the paper.
 
 The file is sealed (`pipeline.formats.sealed`), and names the checkpoint that predicted.
 """
@@ -69,7 +70,7 @@ def write_predictions(
 
     Args:
         image_ids: N.
-        logits, regions: (N, C).
+        logits, regions: (N, C); a region of -1 is none.
         checkpoint_sha256: of the file of the network that predicted.
     """
     images, labels = logits.shape

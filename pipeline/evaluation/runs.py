@@ -47,6 +47,16 @@ Evaluations = Mapping[str, Sequence[Evaluation]]
 """Variant -> the evaluation of each of its runs."""
 
 
+def ranking(runs: Evaluations) -> dict[str, Sequence[Evaluation]]:
+    """The variants whose scores rank, and so have AP and mAP; a predictor of sets has none."""
+    return {variant: seeds for variant, seeds in runs.items() if seeds[0].metrics.mAP is not None}
+
+
+def deciding(runs: Evaluations) -> dict[str, Sequence[Evaluation]]:
+    """The variants whose scores say which labels an image has, and not only which are likelier."""
+    return {variant: seeds for variant, seeds in runs.items() if seeds[0].metrics.all is not None}
+
+
 def evaluations_of(runs: Runs) -> dict[str, list[Evaluation]]:
     """The evaluations alone."""
     return {variant: [run.evaluation for run in seeds] for variant, seeds in runs.items()}

@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.datasets.groups import label_groups
 from pipeline.evaluation.bootstrap import COVERAGE, Intervals
 from pipeline.evaluation.differences import paper_differences, seen_by_detector
-from pipeline.evaluation.metrics import Evaluation
+from pipeline.evaluation.metrics import GROUPS, SIX, Evaluation
 from pipeline.evaluation.paper import NOT_REPRODUCED, PaperResults, method_of, paper_results
 from pipeline.evaluation.runs import Evaluations, Runs, evaluations_of
 from pipeline.evaluation.spread import mean_of, spread_of
@@ -96,7 +96,7 @@ def caption(dataset: str, seeds: Sequence[Evaluation]) -> str:
     ap = list(first.metrics.AP.values())
     counted = sum(value is not None for value in ap)
     of_labels = ""
-    if counted < len(ap):
+    if 0 < counted < len(ap):  # none is counted where the scores do not rank
         of_labels = f"mAP, CP and CR over the {counted} of {len(ap)} labels that have a positive; "
     of_seeds = f"seed {first.seed}"
     if len(seeds) > 1:
@@ -141,11 +141,15 @@ def differences_table(rows: Mapping[str, tuple[float, float, float]], base: str)
 
 
 def mean_difference(runs: Evaluations, variant: str, base: str) -> float:
-    """The mAP of a variant minus that of ``base``, averaged over the seeds that both have."""
-    pairs = zip(runs[variant], runs[base], strict=True)
-    difference = mean_of(one.metrics.mAP - other.metrics.mAP for one, other in pairs)
-    assert difference is not None  # a variant has at least one run
-    return difference
+    """The mAP of a variant minus that of ``base``, averaged over the seeds that both have.
+
+    Both must have an mAP.
+    """
+    means = [mean_of(one.metrics.mAP for one in runs[name]) for name in (variant, base)]
+    of_variant, of_base = means
+    assert of_variant is not None
+    assert of_base is not None
+    return of_variant - of_base
 
 
 def sweep_table(
@@ -242,22 +246,30 @@ def labels_table(
 
 
 def results_csv(runs: Evaluations) -> str:
-    """Write one row per run: variant, seed, and every metric but the AP of single labels."""
-    rows = []
-    for variant, seeds in runs.items():
-        for evaluation in seeds:
-            row: dict[str, Any] = {"variant": variant, "seed": evaluation.seed}
-            for name, value in evaluation.metrics.to_json().items():
-                if name in ("top3", "top3_forced"):
-                    row |= {f"{name}_{inner}": number for inner, number in value.items()}
-                elif name != "AP":
-                    row[name] = value
-            rows.append(row)
-    return as_csv(rows)
+    """Write one row per run: variant, seed, and every metric but the AP of single labels.
+
+    The cell of a metric that is not defined is empty.
+    """
+    every = [evaluation.metrics for seeds in runs.values() for evaluation in seeds]
+    eleven_points = ["mAP11"] if any(one.mAP11 is not None for one in every) else []
+    columns = {name: name for name in ("mAP", *eleven_points)} | {
+        "_".join(filter(None, (field if group else "", name))): f"{group} {name}".strip()
+        for group, field in GROUPS.items()
+        for name in SIX
+    }
+    return as_csv(
+        {
+            "variant": variant,
+            "seed": evaluation.seed,
+            **{name: evaluation.metrics.number(column) for name, column in columns.items()},
+        }
+        for variant, seeds in runs.items()
+        for evaluation in seeds
+    )
 
 
 def labels_csv(runs: Evaluations) -> str:
-    """Write one row per run and label: the AP; empty where the label has no positive."""
+    """Write one row per run and label: the AP; empty where it is not defined."""
     return as_csv(
         {"variant": variant, "seed": evaluation.seed, "label": label, "AP": ap}
         for variant, seeds in runs.items()

@@ -62,7 +62,7 @@ class RegionBatch:
 
     def with_whole_region(self) -> RegionBatch:
         """Append the whole view as one more region, the last one: score 0, class 0 (none)."""
-        images = len(self.mask)
+        images = self.mask.shape[0]  # `len` would fix the number where torch exports the head
         box = self.boxes.new_tensor([0.0, 0.0, 1.0, 1.0]).expand(images, 1, 4)
         return replace(
             self,

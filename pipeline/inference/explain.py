@@ -1,7 +1,8 @@
 """Explain the labels of an image: how each score changes when something is removed.
 
-Nothing is estimated. The network runs again without the edges of its label graph, without those of
-its instance graph, and without each single region, whose neighbours then gather from others.
+Nothing is estimated. The network runs again without each single region, and GM-MLIC also without
+the edges of its label graph, and without those of its instance graph. What is left is read as if
+the rest had never been there: neighbours of a removed region gather from others.
 
 Letters: M instances, C labels, n real regions of the image.
 """
@@ -11,15 +12,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.evaluation.metrics import THRESHOLD
 from pipeline.formats.text import composed, legible
-from pipeline.heads.contract import RegionBatch
+from pipeline.heads.contract import Attribution, RegionBatch
 from pipeline.heads.matching.network import GmMlic
 from pipeline.inference.trained import Picture, Prediction, TrainedRun, as_picture
 
@@ -31,15 +34,19 @@ class LabelExplanation:
     Attributes:
         label: its name.
         score: of the image.
-        region: index of the region that won the max.
+        region: index of the region that says most for it; None where that is the image as a whole.
+        said: what that region says, as in `Prediction.region_scores`: its probability, or the
+            weight by which the head reads it; None without such a region.
         label_graph: change without the label graph; None if the run has no label graph.
         instance_graph: change without the instance graph; None if the run has none.
-        region_changes: (n,) float32, change without each region; None if there is only one.
+        region_changes: (n,) float32, change without each region; None if there is only one, or the
+            head reads no regions.
     """
 
     label: str
     score: float
-    region: int
+    region: int | None
+    said: float | None
     label_graph: float | None
     instance_graph: float | None
     region_changes: npt.NDArray[np.float32] | None
@@ -67,12 +74,17 @@ class Explanation:
         labels: those that were asked for, or else the predicted ones, best first; if none is
             predicted, the best label.
         predicted: False if no label is predicted.
+        attribution: what `LabelExplanation.said` is; None for a head that tells regions not apart.
+        reads_regions: False for a head whose scores stay the same without all that is known of the
+            regions, since it reads only the whole view.
         asked: whether labels were asked for.
     """
 
     prediction: Prediction
     labels: tuple[LabelExplanation, ...]
     predicted: bool
+    attribution: Attribution | None
+    reads_regions: bool
     asked: bool = False
 
 
@@ -82,7 +94,7 @@ def explain(
     """Explain which regions and graphs produced an image's predicted labels (score above 0.5).
 
     Args:
-        run: a trained run of any variant.
+        run: a trained run with any head.
         image: as `TrainedRun.predict` takes it.
         name: of the image, for errors.
         labels: the labels to explain instead of the predicted ones, whatever their scores.
@@ -96,24 +108,7 @@ def explain(
     picture = as_picture(image)
     batch = run.instances([picture], [name])
     [prediction] = run.read(batch, [picture.size], [name])
-    network = run.network
-
-    def scores(batch: RegionBatch, **graphs: bool) -> npt.NDArray[np.float32]:
-        """Scores (B, C)."""
-        output = run.outputs(batch, [name] * len(batch.mask), **graphs)
-        array: npt.NDArray[np.float32] = output.image.sigmoid().cpu().numpy()
-        return array
-
-    without: dict[str, npt.NDArray[np.float32]] = {}  # (C,)
-    if isinstance(network, GmMlic):
-        for graph in ("label_graph", "instance_graph"):
-            if getattr(network.settings, graph):
-                without[graph] = scores(batch, **{graph: False})[0] - prediction.scores
-    changes = None  # (n, C)
-    regions = len(prediction.boxes)
-    if regions > 1:
-        changes = scores(_without_each(batch, regions)) - prediction.scores
-
+    changes = _changes(run, batch, prediction, name)
     order = np.argsort(-prediction.logits, kind="stable").tolist()
     predicted = [label for label in order if prediction.scores[label] > THRESHOLD]
     chosen = [label for label in order if label in asked] or predicted
@@ -123,16 +118,58 @@ def explain(
             LabelExplanation(
                 label=run.vocabulary[label],
                 score=float(prediction.scores[label]),
-                region=int(prediction.regions[label]),
-                label_graph=_of(without.get("label_graph"), label),
-                instance_graph=_of(without.get("instance_graph"), label),
-                region_changes=None if changes is None else changes[:, label],
+                region=(region := prediction.region_of(label)),
+                said=prediction.said(region, label),
+                label_graph=_of(changes.graphs.get("label_graph"), label),
+                instance_graph=_of(changes.graphs.get("instance_graph"), label),
+                region_changes=None if changes.regions is None else changes.regions[:, label],
             )
             for label in chosen or order[:1]
         ),
         bool(predicted),
+        run.network.attribution,
+        changes.reads_regions,
         bool(asked),
     )
+
+
+class _Changes(NamedTuple):
+    """Scores of all labels without something, minus those with it.
+
+    Attributes:
+        graphs: name of a graph that the network has -> (C,) without its edges.
+        regions: (n, C), without each region; None as in `LabelExplanation`.
+        reads_regions: as in `Explanation`.
+    """
+
+    graphs: dict[str, npt.NDArray[np.float32]]
+    regions: npt.NDArray[np.float32] | None
+    reads_regions: bool
+
+
+def _changes(run: TrainedRun, batch: RegionBatch, prediction: Prediction, name: str) -> _Changes:
+    """Run the network again without each part, for a batch of the one image ``name``."""
+
+    def logits(batch: RegionBatch, **graphs: bool) -> Tensor:
+        """Logits (B, C) of the image."""
+        return run.outputs(batch, [name] * len(batch.mask), **graphs).image.cpu()
+
+    def changed(batch: RegionBatch, **graphs: bool) -> npt.NDArray[np.float32]:
+        """Changes of the scores, (B, C)."""
+        scores: npt.NDArray[np.float32] = logits(batch, **graphs).sigmoid().numpy()
+        return scores - prediction.scores
+
+    graphs = {}
+    if isinstance(run.network, GmMlic):
+        for graph in ("label_graph", "instance_graph"):
+            if getattr(run.network.settings, graph):
+                graphs[graph] = changed(batch, **{graph: False})[0]
+    reads_regions = bool((logits(_without_all(batch))[0].numpy() != prediction.logits).any())
+    regions = len(prediction.boxes)
+    of_regions = None
+    if regions > 1 and reads_regions:
+        of_regions = changed(_without_each(batch, regions))
+    return _Changes(graphs, of_regions, reads_regions)
 
 
 def _numbers_of(labels: Sequence[str], run: TrainedRun) -> set[int]:
@@ -155,6 +192,17 @@ def _without_each(batch: RegionBatch, regions: int) -> RegionBatch:
     many = batch.each(lambda x: x.expand(regions, *x.shape[1:]).contiguous())
     removed = torch.eye(regions, many.mask.shape[1], dtype=torch.bool, device=many.mask.device)
     return replace(many, mask=many.mask & ~removed)
+
+
+def _without_all(batch: RegionBatch) -> RegionBatch:
+    """Remove all that is known of the regions, and keep the vector of the whole view.
+
+    Of each image one region is left, about which everything is 0.
+    """
+    first = torch.zeros_like(batch.mask)
+    first[:, 0] = True
+    blank = batch.each(torch.zeros_like)
+    return replace(blank, mask=first, whole=batch.whole)
 
 
 def _of(changes: npt.NDArray[np.float32] | None, label: int) -> float | None:

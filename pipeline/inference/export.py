@@ -1,16 +1,21 @@
-"""Write the matching network of a run as ONNX, for programs without torch.
+"""Write the network of a run as ONNX, for programs without torch.
 
-The label vectors are part of the model. Its inputs and outputs, for B images with up to M regions
-(any numbers of either), C labels and feature size D:
+All that the network reads of the labels is part of the model. Its inputs and outputs, for B images
+with up to M regions (any numbers of either), C labels and feature size D:
 
     features  (B, M, D) float32    boxes    (B, M, 4) float32, xyxy in [0, 1]
     scores    (B, M) float32       classes  (B, M) int64, both the detector's
     count     (B,) int64, real regions of each image, which come first: from 1 to M; less counts as
               1, and more as M
+    whole     (B, D) float32, vectors of the whole views; only if the head reads them
 
     image_scores   (B, C) float32, probability of each label
-    winners        (B, C) int64, index of the region that won the max (14) for each label
-    region_scores  (B, M, C) float32, probability of each label by each region; 0 for padding
+    winners        (B, C) int64, index of the region that says most for each label; -1 where that is
+                   the image as a whole
+    region_scores  (B, M, C) float32, what each region says for each label: its probability, or the
+                   weight by which the head reads it; 0 for padding
+
+A head that tells regions not apart (`Head.attribution`) has no `winners` and `region_scores`.
 """
 
 from __future__ import annotations
@@ -27,15 +32,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from pipeline.errors import MissingError
+from pipeline.errors import GmpipeError, InputError, MissingError, briefly
 from pipeline.files import replacing
-from pipeline.heads.contract import Head, LabelSet, RegionBatch
+from pipeline.heads.contract import Head, HeadOutput, LabelSet, RegionBatch
 from pipeline.heads.matching.network import GmMlic
 from pipeline.learning.checkpoint import Checkpoint
+from pipeline.learning.prediction import shown_attribution
 from pipeline.shards.schema import fingerprint
 
 INPUTS = ("features", "boxes", "scores", "classes", "count")
-OUTPUTS = ("image_scores", "winners", "region_scores")
+"""The inputs that every model has."""
 
 Phase = Callable[[str], AbstractContextManager[object]]
 """Shows a part of the work, given its name."""
@@ -44,18 +50,33 @@ Phase = Callable[[str], AbstractContextManager[object]]
 class CacheToScores(nn.Module):
     """The network on the arrays of a cache. Its arguments and results are the model's."""
 
+    conditional: Tensor | None
+
     def __init__(self, network: Head, labels: LabelSet) -> None:
         super().__init__()
         self.network = network
         self.label_vectors = nn.Buffer(labels.vectors)
         self.ratio = nn.Buffer(labels.ratio)
+        self.register_buffer("conditional", labels.conditional)
         # With K instances of padding there are always K others, so the number of neighbours that
         # the network looks for is the same for any M.
         self.padding = network.settings.neighbors if isinstance(network, GmMlic) else 0
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs."""
+        of_regions = () if self.network.attribution is None else ("winners", "region_scores")
+        return ("image_scores", *of_regions)
+
     def forward(
-        self, features: Tensor, boxes: Tensor, scores: Tensor, classes: Tensor, count: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self,
+        features: Tensor,
+        boxes: Tensor,
+        scores: Tensor,
+        classes: Tensor,
+        count: Tensor,
+        whole: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
         """Compute the outputs from the inputs; see the module's docstring."""
         instances, added = features.shape[1], self.padding
         real = count.clamp(min=1).minimum(torch.full_like(count, instances))
@@ -67,20 +88,28 @@ class CacheToScores(nn.Module):
             pad(scores, (0, added)).masked_fill(~mask, 0),
             pad(classes, (0, added)),
             mask,
+            whole,
         )
-        output = self.network(batch, LabelSet(self.label_vectors, self.ratio))
+        labels = LabelSet(self.label_vectors, self.ratio, self.conditional)
+        output: HeadOutput = self.network(batch, labels)
+        if output.regions is None:
+            return (output.image.sigmoid(),)
         output = output._replace(regions=output.regions[:, :instances])
-        return output.image.sigmoid(), output.winners(), output.regions.sigmoid()
+        said = shown_attribution(self.network, output)
+        assert said is not None
+        return output.image.sigmoid(), output.winners(), said
 
 
 def export_onnx(checkpoint: Checkpoint, path: Path, phase: Phase = nullcontext) -> None:
     """Write a run's network as ONNX, whole or not at all.
 
-    The model's metadata says what it is: data set, variant, seed, vocabulary (JSON), and of the
-    regions it was trained on the recipe (JSON), its fingerprint and how many of an image are used.
+    The model's metadata says what it is: data set, variant, seed, head, vocabulary (JSON), what
+    `region_scores` are (`logits` as probabilities, `weights`, or `none`), and of the regions it was
+    trained on the recipe (JSON), its fingerprint and how many of an image are used.
 
     Raises:
         MissingError: the packages that write ONNX are not installed.
+        InputError: the head computes something that can't be translated to ONNX.
     """
     try:
         import onnx  # noqa: F401
@@ -91,8 +120,19 @@ def export_onnx(checkpoint: Checkpoint, path: Path, phase: Phase = nullcontext) 
             "Run `pip install --editable '.[onnx]'` in the checkout.",
         ) from error
     network = CacheToScores(checkpoint.network(), checkpoint.labels).eval()
-    with quiet():
-        program = _translate(network, checkpoint.feature_size, phase)
+    settings = checkpoint.settings.network
+    try:
+        with quiet():
+            program = _translate(network, checkpoint.feature_size, settings.needs_whole, phase)
+    except GmpipeError:
+        raise
+    except Exception as error:  # of many types, which torch documents nowhere
+        raise InputError(
+            f"The head `{settings.head}` of {checkpoint.variant}-s{checkpoint.seed} can't be "
+            f"written as ONNX: {briefly(error)}.",
+            "Use the run with `gmpipe predict` or from Python (docs/python.md), or export a run "
+            "with another head.",
+        ) from error
     recipe = dict(checkpoint.recipe)
     program.model.producer_name = "gmpipe"
     program.model.metadata_props.update(
@@ -100,6 +140,8 @@ def export_onnx(checkpoint: Checkpoint, path: Path, phase: Phase = nullcontext) 
             "dataset": checkpoint.dataset,
             "variant": checkpoint.variant,
             "seed": str(checkpoint.seed),
+            "head": settings.head,
+            "region_scores": network.network.attribution or "none",
             "vocabulary": json.dumps(checkpoint.vocabulary),
             "label_vectors_sha256": checkpoint.label_vectors_sha256,
             "fingerprint": fingerprint(recipe),
@@ -111,10 +153,12 @@ def export_onnx(checkpoint: Checkpoint, path: Path, phase: Phase = nullcontext) 
         temporary.write_bytes(program.model_proto.SerializeToString(deterministic=True))
 
 
-def _translate(network: CacheToScores, feature_size: int, phase: Phase) -> torch.onnx.ONNXProgram:
+def _translate(
+    network: CacheToScores, feature_size: int, needs_whole: bool, phase: Phase
+) -> torch.onnx.ONNXProgram:
     """Translate the network to ONNX for any number of images and regions."""
     images, instances = 2, 3  # any but 1, which torch would take for a constant
-    example = (
+    example: tuple[Tensor, ...] = (
         torch.zeros(images, instances, feature_size),
         torch.zeros(images, instances, 4),
         torch.zeros(images, instances),
@@ -122,7 +166,12 @@ def _translate(network: CacheToScores, feature_size: int, phase: Phase) -> torch
         torch.full((images,), instances),
     )
     dynamic = {0: torch.export.Dim("images"), 1: torch.export.Dim("regions")}
-    shapes = (*(dynamic for _ in INPUTS[:-1]), {0: dynamic[0]})
+    shapes: tuple[dict[int, Any], ...] = (*(dynamic for _ in INPUTS[:-1]), {0: dynamic[0]})
+    inputs: tuple[str, ...] = INPUTS
+    if needs_whole:
+        inputs += ("whole",)
+        example += (torch.zeros(images, feature_size),)
+        shapes += ({0: dynamic[0]},)
     # Called separately, because torch.onnx.export falls back to fixed sizes where this fails.
     with phase("tracing the network"):
         graph = torch.export.export(network, example, dynamic_shapes=shapes, strict=False)
@@ -130,8 +179,8 @@ def _translate(network: CacheToScores, feature_size: int, phase: Phase) -> torch
         program = torch.onnx.export(
             graph,
             dynamic_shapes=shapes,
-            input_names=INPUTS,
-            output_names=OUTPUTS,
+            input_names=inputs,
+            output_names=network.outputs,
             custom_translation_table=TRANSLATIONS,
             dynamo=True,
             verbose=False,

@@ -31,7 +31,9 @@ COLUMNS = pa.schema(
         ("label", pa.string()),
         ("score", pa.float32()),  # probability
         ("predicted", pa.bool_()),
-        ("region", pa.int16()),  # the one that won the label, from 0, in the detector's order
+        # The one that says most for the label, from 0, in the detector's order. Where that is the
+        # image as a whole, it is null, and so is all that follows.
+        ("region", pa.int16()),
         *((side, pa.float32()) for side in ("left", "top", "right", "bottom")),  # box, in pixels
         ("detector_class", pa.string()),  # the detector's class of the region
         ("detector_score", pa.float32()),
@@ -59,8 +61,7 @@ def label_rows(
     rows: list[Row] = []
     order = np.argsort(-prediction.logits, kind="stable")
     for rank, label in enumerate(order.tolist()):
-        score, region = float(prediction.scores[label]), int(prediction.regions[label])
-        left, top_side, right, bottom = prediction.pixel_box(region)
+        score, region = float(prediction.scores[label]), prediction.region_of(label)
         rows.append(
             {
                 "image": str(path),
@@ -70,21 +71,33 @@ def label_rows(
                 "score": score,
                 "predicted": (score > threshold or not threshold) and (top is None or rank < top),
                 "region": region,
-                "left": left,
-                "top": top_side,
-                "right": right,
-                "bottom": bottom,
-                "detector_class": run.class_name(int(prediction.detector_classes[region])),
-                "detector_score": float(prediction.detector_scores[region]),
+                **_about_region(region, prediction, run),
             }
         )
     return rows
+
+
+_SIDES = ("left", "top", "right", "bottom")
+_OF_REGION = (*_SIDES, "detector_class", "detector_score")
+
+
+def _about_region(region: int | None, prediction: Prediction, run: TrainedRun) -> Row:
+    if region is None:
+        return dict.fromkeys(_OF_REGION)
+    return {
+        **dict(zip(_SIDES, prediction.pixel_box(region), strict=True)),
+        "detector_class": run.class_name(int(prediction.detector_classes[region])),
+        "detector_score": float(prediction.detector_scores[region]),
+    }
 
 
 @contextmanager
 def json_writer(stream: TextIO) -> Iterator[Write]:
     """Write a list of objects, one per image, each on a line."""
     separator = "["
+
+    def box(row: Row) -> list[float | None] | None:
+        return None if row["region"] is None else [_short(row[side]) for side in _SIDES]
 
     def write(rows: list[Row]) -> None:
         nonlocal separator
@@ -96,7 +109,7 @@ def json_writer(stream: TextIO) -> Iterator[Write]:
                 "score": _short(row["score"]),
                 "predicted": row["predicted"],
                 "region": row["region"],
-                "box": [_short(row[side]) for side in ("left", "top", "right", "bottom")],
+                "box": box(row),
                 "detector_class": row["detector_class"],
                 "detector_score": _short(row["detector_score"]),
             }
@@ -111,7 +124,10 @@ def json_writer(stream: TextIO) -> Iterator[Write]:
 
 @contextmanager
 def csv_writer(stream: TextIO) -> Iterator[Write]:
-    """Write a header, then one line per image and label, with texts as `csv_cell` gives them."""
+    """Write a header, then one line per image and label, with texts as `csv_cell` gives them.
+
+    The cell of what is null is empty.
+    """
     writer = csv.DictWriter(stream, COLUMNS.names, lineterminator="\n")
     writer.writeheader()
 
@@ -165,6 +181,6 @@ def _storable(rows: list[Row]) -> list[Row]:
     ]
 
 
-def _short(value: float) -> float:
+def _short(value: float | None) -> float | None:
     """Round to the six digits that a float32 has."""
-    return float(f"{value:.6g}")
+    return None if value is None else float(f"{value:.6g}")

@@ -36,14 +36,15 @@ _DARK = "#0072b2"  # the colour that needs white letters
 _TITLE_SIZE = 10  # of letters, in points
 _TAG_SIZE = 8.5  # of letters, in points
 _TAG_WIDTH = 30  # letters per line
-_ABSENT = "none in this run"
+_NO_REGION = "#ffffff"  # colour of a label that comes from the image as a whole
 
 
 def draw(explanation: Explanation, photograph: Image.Image, title: str, path: Path) -> None:
     """Write a PNG with the photograph and its regions, and beside it the changes of each score.
 
-    Every region that won a label has a box in its own colour, with its number and labels. A region
-    that is only named among the most influential ones has a thin white box and a number.
+    Every region that says most for a label has a box in its own colour, with its number and labels.
+    A region that is only named among the most influential ones has a thin white box and a number. A
+    label that comes from the image as a whole has no box.
 
     Args:
         explanation: of the photograph.
@@ -65,7 +66,7 @@ def draw(explanation: Explanation, photograph: Image.Image, title: str, path: Pa
         room = sides[0], height - _TITLE
         _draw_photograph(left.add_subplot(), explanation, labels, photograph, title, room)
         right.suptitle(
-            "Change of the score without a graph or a region\n"
+            f"Change of the score without {'a graph or ' if _has_graph(labels) else ''}a region\n"
             f"(the {_MOST_REGIONS} regions that change it most, if by {_LEAST} or more)",
             fontsize=_TITLE_SIZE,
         )
@@ -74,7 +75,7 @@ def draw(explanation: Explanation, photograph: Image.Image, title: str, path: Pa
         grid = right.subplots(rows, columns, squeeze=False)
         for number, axes in enumerate(grid.T.flat):
             if number < len(labels):
-                _draw_bars(axes, labels[number], limit, most, _colours(labels))
+                _draw_bars(axes, explanation, labels[number], limit, most, _colours(labels))
             else:
                 axes.set_axis_off()
         choose_fonts(figure)
@@ -100,8 +101,8 @@ def _sizes(rows: int, columns: int, ratio: float) -> tuple[tuple[float, float], 
 
 
 def _colours(labels: tuple[LabelExplanation, ...]) -> dict[int, tuple[str, str]]:
-    """Choose a colour and a line style for each region that won a label."""
-    winners = dict.fromkeys(label.region for label in labels)
+    """Choose a colour and a line style for each region that says most for a label."""
+    winners = dict.fromkeys(label.region for label in labels if label.region is not None)
     colours, styles = len(_COLOURS), len(_STYLES)
     return {
         region: (_COLOURS[number % colours], _STYLES[number // colours % styles])
@@ -232,11 +233,15 @@ def _tag(colour: str) -> dict[str, Any]:
     }
 
 
-def _bars(label: LabelExplanation) -> list[tuple[str, float | None]]:
-    """List name and change of each bar; the change is None if there is nothing to remove."""
-    graphs = [("label graph", label.label_graph), ("instance graph", label.instance_graph)]
+def _has_graph(labels: tuple[LabelExplanation, ...]) -> bool:
+    return any(one.label_graph is not None or one.instance_graph is not None for one in labels)
+
+
+def _bars(label: LabelExplanation) -> list[tuple[str, float]]:
+    """List name and change of each bar."""
+    graphs = {"label graph": label.label_graph, "instance graph": label.instance_graph}
     return [
-        *graphs,
+        *((name, change) for name, change in graphs.items() if change is not None),
         *(
             (f"region {region}", change)
             for region, change in label.most_influential(_MOST_REGIONS, _LEAST)
@@ -246,12 +251,13 @@ def _bars(label: LabelExplanation) -> list[tuple[str, float | None]]:
 
 def _limit(labels: tuple[LabelExplanation, ...]) -> float:
     """Find the largest change of all, so that bars of different labels can be compared."""
-    changes = [abs(change) for label in labels for _, change in _bars(label) if change is not None]
+    changes = [abs(change) for label in labels for _, change in _bars(label)]
     return max([0.05, *changes])
 
 
 def _draw_bars(
     axes: Any,
+    explanation: Explanation,
     label: LabelExplanation,
     limit: float,
     rows: int,
@@ -264,18 +270,23 @@ def _draw_bars(
         rows: room for this many bars, the same for each label.
     """
     bars = _bars(label)
+    by, colour = "the whole image", _NO_REGION
+    if label.region is not None:
+        by, colour = f"region {label.region}", colours[label.region][0]
+    if explanation.attribution == "weights" and label.said is not None:
+        by += f", weight {label.said:.2f}"
     axes.set_title(
-        f"{_in_line(label.label)}  {label.score:.2f}  by region {label.region}",
+        f"{_in_line(label.label)}  {label.score:.2f}  by {by}",
         fontsize=9,
         loc="left",
         pad=5,
-        **_tag(colours[label.region][0]),
+        **_tag(colour),
     )
     axes.axvline(0, color="0.4", linewidth=0.8)
+    if not bars:
+        text = "no region changes it" if explanation.reads_regions else "this head reads no regions"
+        axes.text(0, 0, f"  {text}", va="center", fontsize=8, style="italic")
     for row, (_, change) in enumerate(bars):
-        if change is None:
-            axes.text(0, row, f"  {_ABSENT}", va="center", fontsize=8, style="italic")
-            continue
         axes.barh(row, change, height=0.7, color=_GAIN if change > 0 else _LOSS)
         rounded = round(change, 2)
         axes.text(

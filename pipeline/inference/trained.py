@@ -94,8 +94,21 @@ class Prediction:
     detector_classes: npt.NDArray[np.int64]
     size: tuple[int, int]
 
+    def region_of(self, label: int) -> int | None:
+        """The region that says most for a label; None where that is the image as a whole."""
+        region = int(self.regions[label])
+        return None if region < 0 else region
+
+    def said(self, region: int | None, label: int) -> float | None:
+        """What a region says for a label, as in `region_scores`; None without such a region."""
+        if region is None or self.region_scores is None:
+            return None
+        return float(self.region_scores[region, label])
+
     def pixel_box(self, region: int) -> tuple[float, float, float, float]:
-        """Convert a region's box to pixels of the image, xyxy."""
+        """Convert a region's box to pixels of the image, xyxy; -1 gives the whole image's."""
+        if region < 0:
+            return 0.0, 0.0, float(self.size[0]), float(self.size[1])
         left, top, right, bottom = (self.boxes[region] * np.tile(self.size, 2)).tolist()
         return left, top, right, bottom
 

@@ -130,6 +130,7 @@ def _run(
             if feed is not None:
                 predictions = _validate(loop, feed, labels)
                 measured = evaluate(predictions.logits, feed.split.truth, labels).mAP
+                assert measured is not None  # all scores can be ranked
                 # All processes must agree on the epoch after which they stop.
                 row["validation_mAP"] = processes.of_first(measured)
             loop.end_epoch(row)

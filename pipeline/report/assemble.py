@@ -18,7 +18,7 @@ from pipeline.evaluation.differences import (
     seen_by_detector,
 )
 from pipeline.evaluation.paper import paper_results
-from pipeline.evaluation.runs import evaluations_of
+from pipeline.evaluation.runs import deciding, evaluations_of, ranking
 from pipeline.evaluation.tables import (
     TOP3,
     caption,
@@ -57,8 +57,9 @@ def write_page(folder: Path, inputs: PageInputs, phase: Phase) -> str:
         MissingError, DamagedError: a file of a run can't be read.
     """
     scores, evaluations = inputs.scores, evaluations_of(inputs.runs)
-    with phase("intervals", len(scores.logits) * bootstrap.RESAMPLES, "resample") as on_resamples:
-        intervals = bootstrap.intervals(scores.logits, scores.truth, inputs.base, on_resamples)
+    ranked = {variant: scores.logits[variant] for variant in ranking(evaluations)}
+    with phase("intervals", len(ranked) * bootstrap.RESAMPLES, "resample") as on_resamples:
+        intervals = bootstrap.intervals(ranked, scores.truth, inputs.base, on_resamples)
     text = results_markdown(
         inputs.manifest.dataset,
         inputs.source,
@@ -101,29 +102,37 @@ def write_page(folder: Path, inputs: PageInputs, phase: Phase) -> str:
 def _draw_figures(
     folder: Path, inputs: PageInputs, on_figures: Callable[[int], object]
 ) -> tuple[list[drawn.Illustration], drawn.Curves]:
-    """Draw the figures that need only metrics, histories and predictions."""
+    """Draw the figures that need only metrics, histories and predictions.
+
+    Each shows the variants that have what it draws.
+    """
     runs = {variant: inputs.runs[variant] for variant in inputs.variants}
-    scores = {variant: inputs.scores.logits[variant] for variant in inputs.variants}
-    first_seed = {variant: seeds[0] for variant, seeds in scores.items()}
+    scores = inputs.scores.logits
     truth, labels, base = inputs.scores.truth, inputs.manifest.vocabulary, inputs.base
     evaluations = evaluations_of(runs)
-    histories = drawn.histories_of(runs)
+    ranked, decided = ranking(evaluations), deciding(evaluations)
+    figures: list[drawn.Illustration] = []
+    curves: drawn.Curves = {}
 
-    drawn.draw_average_precision(folder, evaluations, base)
-    on_figures(1)
-    figures = []
-    if len(runs) > 1:
-        figures.append(drawn.draw_gains(folder, evaluations, base))
+    if ranked:
+        drawn.draw_average_precision(folder, ranked, next(iter(ranked)))
         on_figures(1)
-    figures.append(drawn.draw_learning(folder, histories))
+    if len(ranked) > 1 and base in ranked:
+        figures.append(drawn.draw_gains(folder, ranked, base))
+        on_figures(1)
+    figures.append(drawn.draw_learning(folder, drawn.histories_of(runs)))
     on_figures(1)
-    figure, curves = drawn.draw_precision_recall(folder, first_seed, truth, labels)
-    on_figures(1)
-    figures += [figure, drawn.draw_calibration(folder, scores, truth)]
-    on_figures(1)
-    if len(labels) > 1:
+    if ranked:
+        first_seed = {variant: scores[variant][0] for variant in ranked}
+        figure, curves = drawn.draw_precision_recall(folder, first_seed, truth, labels)
+        figures.append(figure)
+        on_figures(1)
+    if probable := {variant: scores[variant] for variant in ranked if variant in decided}:
+        figures.append(drawn.draw_calibration(folder, probable, truth))
+        on_figures(1)
+    if len(labels) > 1 and base in decided:
         run = _in_words(inputs)
-        figures.append(drawn.draw_co_occurrence(folder, first_seed[base], truth, labels, run))
+        figures.append(drawn.draw_co_occurrence(folder, scores[base][0], truth, labels, run))
         on_figures(1)
     return figures, curves
 

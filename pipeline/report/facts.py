@@ -49,11 +49,18 @@ def _facts(inputs: PageInputs) -> list[tuple[str, str]]:
         ("images left out, since they have no regions", _left_out(inputs)),
         ("labels", str(len(manifest.vocabulary))),
         ("regions made by", describe_detector(inputs.detector, run.recipe)),
+        ("head of each network", _heads(inputs)),
         ("label vectors", run.settings.label_vectors),
         ("regions per image", str(run.settings.regions or run.recipe["regions"])),
         ("fingerprint of the regions", run.evaluation.fingerprint),
         ("commit of the runs", ", ".join(sorted(commits))),
     ]
+
+
+def _heads(inputs: PageInputs) -> str:
+    """The head of each variant, such as `full: gm-mlic`."""
+    heads = {variant: inputs.runs[variant][0].settings.network.head for variant in inputs.variants}
+    return ", ".join(f"{variant}: {head}" for variant, head in heads.items())
 
 
 def _commit(evaluation: Evaluation) -> str:

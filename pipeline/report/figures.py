@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.drawing import choose_fonts, drawing
+from pipeline.drawing import choose_fonts, drawing, set_log_scale
 from pipeline.evaluation.diagnostics import Calibration, CoOccurrence
 from pipeline.evaluation.spread import spread_of
 from pipeline.files import replacing
@@ -129,31 +129,17 @@ def _beyond(letters: int, labels: Iterable[str]) -> float:
     return 0.08 * max([0, *(len(legible(label)) - letters for label in labels)])
 
 
-def _set_log_scale(axes: Any) -> None:
-    """Scale the y axis by logarithms. (matplotlib's own numbers for it are formulas.)"""
-    from matplotlib.ticker import LogFormatter
-
-    class PlainNumbers(LogFormatter):
-        """The same choice of numbers, written as 0.01 and 1000."""
-
-        def __call__(self, x: float, pos: int | None = None) -> str:
-            return f"{x:g}" if super().__call__(x, pos) else ""
-
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(PlainNumbers())
-    axes.yaxis.set_minor_formatter(PlainNumbers())
-
-
 def sweep_figure(
     stem: Path,
     key: str,
-    maps: Mapping[str, Sequence[float]],
+    numbers: Mapping[str, Sequence[float | None]],
     validation: Mapping[str, Sequence[float]] | None = None,
     *,
     title: str,
     numeric: bool,
+    metric: str = "mAP",
 ) -> None:
-    """Draw mAP against the value of a setting.
+    """Draw a metric against the value of a setting.
 
     A line through the means; with several seeds also a bar of one sample standard deviation at
     each mean, and a dot for each run. A validation mAP is the first line; rings mark its best.
@@ -161,42 +147,52 @@ def sweep_figure(
     Args:
         stem: path without suffix.
         key: name of the setting.
-        maps: value -> mAP of its runs in percent, at least one.
-        validation: the same with the validation mAP; None or empty if there is none.
+        numbers: value -> the metric of its runs in percent; None where it is not defined.
+        validation: value -> the validation mAP of its runs; None or empty if there is none.
         title: above the figure.
         numeric: whether the values are numbers, to be placed to scale on the axis.
+        metric: name of what was measured on the test split.
     """
-    positions = [float(value) if numeric else number for number, value in enumerate(maps)]
+    positions = [float(value) if numeric else number for number, value in enumerate(numbers)]
+    line = "-" if numeric else "none"
     with _drawing(stem, 5.5, 3.8) as figure:
         axes = figure.add_subplot()
         if validation:
-            _sweep_line(axes, positions, validation, "validation", 0, "-" if numeric else "none")
-            _sweep_line(axes, positions, maps, "test", 1, "--" if numeric else "none")
+            same = metric == "mAP"  # the axis names it then
+            of_validation, of_test = ("", "") if same else (" mAP", f" {metric}")
+            _sweep_line(axes, positions, validation, f"validation{of_validation}", 0, line)
+            _sweep_line(axes, positions, numbers, f"test{of_test}", 1, "--" if numeric else line)
             means = list(map(fmean, validation.values()))
             best = [n for n, mean in enumerate(means) if mean == max(means)]
             ring = {"color": _colour(3), "fillstyle": "none", "markersize": 13}
             axes.plot(positions, means, "o", markevery=best, **ring, label="best by validation")
         else:
-            _sweep_line(axes, positions, maps, "", 0, "-" if numeric else "none")
+            _sweep_line(axes, positions, numbers, "", 0, line)
         if len(axes.get_legend_handles_labels()[1]) > 1:
             axes.legend()
-        axes.set_xticks(positions, list(map(legible, maps)))
+        axes.set_xticks(positions, list(map(legible, numbers)))
         axes.set_xlabel(AXES.get(key, printable(key)))
-        axes.set_ylabel("mAP (%)")
+        axes.set_ylabel("percent" if validation and metric != "mAP" else f"{metric} (%)")
         axes.set_title(printable(title))
         axes.grid(axis="y")
 
 
 def _sweep_line(
-    axes: Any, x: Sequence[float], maps: Mapping[str, Sequence[float]], of: str, n: int, line: str
+    axes: Any,
+    x: Sequence[float],
+    numbers: Mapping[str, Sequence[float | None]],
+    of: str,
+    n: int,
+    line: str,
 ) -> None:
-    """Draw the n-th kind of mAP at the positions ``x``: means, deviations, and runs as dots."""
-    spreads = [spread for values in maps.values() if (spread := spread_of(values)) is not None]
-    several = any(spread.deviation is not None for spread in spreads)
+    """Draw the n-th line at the positions ``x``: means, deviations, and runs as dots."""
+    spreads = {at: spread_of(values) for at, values in zip(x, numbers.values(), strict=True)}
+    known = {at: spread for at, spread in spreads.items() if spread is not None}
+    several = any(spread.deviation is not None for spread in known.values())
     axes.errorbar(
-        x,
-        [spread.mean for spread in spreads],
-        yerr=[spread.deviation or 0.0 for spread in spreads] if several else None,
+        list(known),
+        [spread.mean for spread in known.values()],
+        yerr=[spread.deviation or 0.0 for spread in known.values()] if several else None,
         color=_colour(n),
         marker=_MARKERS[n],
         capsize=4,
@@ -204,7 +200,7 @@ def _sweep_line(
         label=f"{of} mean ± standard deviation".strip() if several else of or "mean",
     )
     if several:
-        dots = [(at, y) for at, values in zip(x, maps.values(), strict=True) for y in values]
+        dots = [(at, y) for at, values in zip(x, numbers.values(), strict=True) for y in values]
         colour, label = _SOFT if of else _colour(1), "" if n else "each seed"
         axes.plot(*zip(*dots, strict=True), ".", color=colour, zorder=3, label=label)
 
@@ -329,7 +325,7 @@ def learning_figure(
             axes.grid()
             if column == "train_loss":
                 if all(row[column] > 0 for run in runs for row in run):
-                    _set_log_scale(axes)
+                    set_log_scale(axes)
                 axes.legend()
 
 
@@ -415,7 +411,7 @@ def calibration_figure(stem: Path, calibrations: Mapping[str, Calibration]) -> N
             title_fontsize=9,
         )
         axes.grid()
-        _set_log_scale(counts)
+        set_log_scale(counts)
         counts.set_xlim(0, 100)
         counts.set_xlabel("probability (%)")
         counts.set_ylabel("entries")

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import InputError, MissingError
+from pipeline.evaluation.runs import deciding, evaluations_of
 from pipeline.files import exists
+from pipeline.heads.contract import Attribution
 from pipeline.learning.prediction import Scorer, shown_attribution
 from pipeline.learning.splits import SplitData, open_split
 from pipeline.machine import cores
@@ -48,6 +50,7 @@ def write_gallery(folder: Path, inputs: PageInputs, phase: Phase) -> dict[str, A
         what the page must know before it loads any of these.
     """
     split = shown_split(inputs, None)
+    decided = deciding(evaluations_of(inputs.runs))
     rows = {row["image_id"]: row for row in inputs.manifest.rows("test").to_pylist()}
     photographs = [rows[image_id] for image_id in split.image_ids]
     paths = [inputs.root / photograph["path"] for photograph in photographs]
@@ -58,6 +61,7 @@ def write_gallery(folder: Path, inputs: PageInputs, phase: Phase) -> dict[str, A
     readable = np.asarray(sizes.all(axis=1))
     for image in np.flatnonzero(~readable):
         sizes[image] = [photographs[image][name] or 0 for name in ("width", "height")]
+    attributions: list[Attribution | None] = []
     regions = read_regions(split)
     write_images(folder, list(split.image_ids), sizes, readable, split.truth, regions)
     for number, variant in enumerate(inputs.variants):
@@ -66,12 +70,16 @@ def write_gallery(folder: Path, inputs: PageInputs, phase: Phase) -> dict[str, A
         scorer = Scorer.of_checkpoint(checkpoint, inputs.runs[variant][0].name)
         with phase(f"scores of {variant}", len(used), "image") as on_images:
             write_scores(folder, number, region_scores(scorer, used, on_images))
+        attributions.append(scorer.network.attribution)
     return {
         "images": len(split),
         "pictures": int(readable.sum()),
         "classes": inputs.classes,
         "of": len(inputs.scores.image_ids),
         "seed": inputs.shown.evaluation.seed,
+        # Of each network, in the order of the variants.
+        "attributions": attributions,
+        "decides": [variant in decided for variant in inputs.variants],
     }
 
 
@@ -183,17 +191,20 @@ class ShownScores:
 
     Attributes:
         scores: (N, C) float32, probabilities for the image.
-        winners: (N, C) int16, the region that won the maximum for each label, equation (14).
+        winners: (N, C) int16, the region that says most for each label; -1 where that is the image
+            as a whole.
         region_labels: (N, M, T) int16, the best labels of each region, best first. M is the number
-            of regions that the network uses; padding has labels too.
-        region_scores: (N, M, T) float32, the probabilities of these labels for the region alone; 0
-            for padding.
+            of regions that the network uses; padding has labels too. None for a network that tells
+            regions not apart.
+        region_scores: (N, M, T) float32 in [0, 1], what the region says for these labels: their
+            probabilities, or the weights by which the network reads it for them
+            (`Head.attribution`); 0 for padding. None where ``region_labels`` is.
     """
 
     scores: NDArray[np.float32]
     winners: NDArray[np.int16]
-    region_labels: NDArray[np.int16]
-    region_scores: NDArray[np.float32]
+    region_labels: NDArray[np.int16] | None
+    region_scores: NDArray[np.float32] | None
 
 
 def region_scores(
@@ -211,16 +222,18 @@ def region_scores(
     best = min(BEST_LABELS, len(scorer.names))
     with closing(scorer.outputs(split)) as batches:
         for _, output in batches:
+            parts = [output.image.sigmoid(), output.winners().short()]
             said = shown_attribution(scorer.network, output)
-            assert said is not None
-            top: Any = said.topk(best, dim=-1)
-            parts = (output.image.sigmoid(), output.winners(), top.indices, top.values)
+            if said is not None:
+                top: Any = said.topk(best, dim=-1)
+                parts += [top.indices.short(), top.values]
             batches_of_scores.append(tuple(part.cpu() for part in parts))
             on_images(len(output.image))
-    scores, winning, labels, values = (
+    scores, winners, *of_regions = (
         torch.cat(column).numpy() for column in zip(*batches_of_scores, strict=True)
     )
-    return ShownScores(scores, winning.astype(np.int16), labels.astype(np.int16), values)
+    labels, values = of_regions or (None, None)
+    return ShownScores(scores, winners, labels, values)
 
 
 def mean_label_nodes(
@@ -285,6 +298,8 @@ def write_images(
 def write_scores(folder: Path, number: int, shown: ShownScores) -> None:
     """Write what one network predicts; for regions in a script of its own, which is loaded later.
 
+    There is no such script for a network that tells regions not apart.
+
     Args:
         folder: of the page.
         number: of the network among those that the page shows, from 0.
@@ -294,14 +309,15 @@ def write_scores(folder: Path, number: int, shown: ShownScores) -> None:
         f"scores-{number}",
         {
             "scores": packed(in_steps(shown.scores)),
-            "winners": packed(shown.winners.astype(np.uint16)),
+            "winners": packed(shown.winners),
         },
     )
-    write_data(
-        folder,
-        f"regions-{number}",
-        {
-            "labels": packed(shown.region_labels.astype(np.uint16)),
-            "scores": packed(in_steps(shown.region_scores)),
-        },
-    )
+    if shown.region_labels is not None and shown.region_scores is not None:
+        write_data(
+            folder,
+            f"regions-{number}",
+            {
+                "labels": packed(shown.region_labels.astype(np.uint16)),
+                "scores": packed(in_steps(shown.region_scores)),
+            },
+        )

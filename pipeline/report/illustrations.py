@@ -23,7 +23,7 @@ from pipeline.evaluation.diagnostics import (
     label_map,
     thinned_curve,
 )
-from pipeline.evaluation.metrics import THRESHOLD, Floats, Integers
+from pipeline.evaluation.metrics import THRESHOLD, Floats, Integers, shown
 from pipeline.evaluation.runs import Evaluations, Runs
 from pipeline.evaluation.spread import Spread, mean_of, spread_of
 from pipeline.evaluation.tables import as_csv
@@ -68,6 +68,8 @@ class Illustration:
 def draw_average_precision(folder: Path, runs: Evaluations, base: str) -> None:
     """Draw the AP by label: ``base``, which comes first, as bars, the other variants as marks.
 
+    All variants must have AP.
+
     The page does not show this figure, since its table of labels has the same bars.
     """
     spreads = _ap_spreads(runs)
@@ -83,7 +85,10 @@ def draw_average_precision(folder: Path, runs: Evaluations, base: str) -> None:
 
 
 def draw_gains(folder: Path, runs: Evaluations, base: str) -> Illustration:
-    """Draw the labels that gain and lose most compared with ``base``; needs another variant."""
+    """Draw the labels that gain and lose most compared with ``base``; needs another variant.
+
+    All variants must have AP.
+    """
     spreads = _ap_spreads(runs)
     differences = {
         variant: {label: ap.mean - spreads[base][label].mean for label, ap in of_variant.items()}
@@ -169,7 +174,7 @@ def draw_precision_recall(
     """Draw the precision-recall curves of each label that has a positive.
 
     Args:
-        scores: variant -> (N, C) of one run.
+        scores: variant -> (N, C) of one run, whose scores rank.
 
     Returns:
         the figure, and the curves, which the page draws too.
@@ -208,7 +213,7 @@ def draw_calibration(
     """Draw the reliability diagram.
 
     Args:
-        scores: variant -> (N, C) of each of its runs.
+        scores: variant -> (N, C) of each of its runs, whose scores are probabilities.
     """
     calibrations = {
         variant: calibration(np.concatenate(runs), np.concatenate([truth] * len(runs)))
@@ -342,14 +347,20 @@ def draw_label_map(
 def draw_sweep(folder: Path, sweep: SweepResults) -> Illustration:
     """Draw a sweep."""
     key, variant = sweep.setting, sweep.variant
-    means = ", ".join(f"{value}: {mean_of(maps):.1f}" for value, maps in sweep.maps().items())
+    metric = sweep.metric
+    means = ", ".join(
+        f"{value}: {shown(mean_of(numbers), digits=1)}"
+        for value, numbers in sweep.numbers().items()
+    )
     axis = figures.AXES.get(key, key)
-    text = f"The mAP of {variant} against {axis}: {means}."
-    caption = f"The mAP of {variant}, in percent."
+    text = f"The {metric} of {variant} against {axis}: {means}."
+    caption = f"The {metric} of {variant}, in percent."
     if best := sweep.best():
-        text = f"The validation and test mAP of {variant} against {axis}. On the test split: "
-        text += f"{means}. The best validation mAP is that of {' and '.join(best)}."
-        caption += " A value is chosen by its validation mAP; the test mAP only stands beside it."
+        text = f"The validation mAP and the test {metric} of {variant} against {axis}. On the test "
+        text += f"split: {means}. The best validation mAP is that of {' and '.join(best)}."
+        caption += (
+            " A value is chosen by its validation mAP; the test numbers only stand beside it."
+        )
     caption += " The paper's Figure 4 varies m and k." if key in figures.AXES else ""
     about = Illustration(
         f"sweep-{variant}-{key}".replace(".", "-"), f"Sweep of {key}", text, caption

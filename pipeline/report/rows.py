@@ -31,9 +31,8 @@ _KEYS = ("mAP", "mAP11", *(key for _, _, key in _IN_GROUPS))
 
 def columns(runs: Evaluations, base: str) -> list[dict[str, str]]:
     """Key, title and group of each column of numbers."""
-    first = next(iter(runs.values()))[0].metrics
     alone = {"mAP": "mAP"}
-    if first.mAP11 is not None:
+    if any(seeds[0].metrics.mAP11 is not None for seeds in runs.values()):
         alone["mAP11"] = "11-point mAP"
     if len(runs) > 1 and base in runs:
         alone["difference"] = f"difference from {base}"
@@ -46,15 +45,19 @@ def columns(runs: Evaluations, base: str) -> list[dict[str, str]]:
 def own_rows(
     runs: Evaluations, intervals: Mapping[str, Interval], base: str
 ) -> list[dict[str, Any]]:
-    """One row per variant and, if there are several seeds, one row per seed below it."""
+    """One row per variant and, if there are several seeds, one row per seed below it.
+
+    Args:
+        intervals: of the variants that have an mAP.
+    """
     rows: list[dict[str, Any]] = []
     for variant, seeds in runs.items():
         cells = _cells([evaluation.metrics for evaluation in seeds])
-        interval = intervals[variant]
-        cells["mAP"] = [*cells["mAP"], interval.ends]
-        if interval.difference is not None:
-            difference = mean_difference(runs, variant, base)
-            cells["difference"] = [difference, None, interval.difference]
+        if interval := intervals.get(variant):
+            cells["mAP"] = [*cells["mAP"], interval.ends]
+            if interval.difference is not None:
+                difference = mean_difference(runs, variant, base)
+                cells["difference"] = [difference, None, interval.difference]
         rows.append({"kind": "variant", "name": variant, "of": variant, "cells": cells})
         if len(seeds) > 1:
             rows += [
@@ -87,7 +90,7 @@ def paper_rows(paper: PaperResults) -> list[dict[str, Any]]:
 
 
 def label_cells(runs: Evaluations) -> dict[str, list[Cell | None]]:
-    """Variant -> the AP of each label, in their order; None for a label without a positive."""
+    """Variant -> the AP of each label, in their order; None where it is not defined."""
     return {
         variant: [
             _cell(evaluation.metrics.AP[label] for evaluation in seeds)

@@ -29,16 +29,16 @@ class SweepRun(_Strict):
 
     Attributes:
         value, seed: of the run.
-        mAP, CF1, OF1: on the test split.
+        mAP, CF1, OF1: on the test split; None where the metric is not defined.
         validation_mAP: on the validation part, after the epoch whose weights are the result; None
             if the run had no such part.
     """
 
     value: str
     seed: int
-    mAP: _Percent
-    CF1: _Percent
-    OF1: _Percent
+    mAP: _Percent | None = None
+    CF1: _Percent | None = None
+    OF1: _Percent | None = None
     validation_mAP: _Percent | None = None
 
 
@@ -69,12 +69,17 @@ class SweepResults(_Strict):
         without = {"validation_mAP"} if all(run.validation_mAP is None for run in self.runs) else ()
         return [same | run.model_dump(exclude=set(without)) for run in self.runs]
 
-    def maps(self) -> dict[str, list[float]]:
-        """Value -> mAP of its runs on the test split."""
-        maps: dict[str, list[float]] = {}
+    @property
+    def metric(self) -> str:
+        """What figures show of the test split: `mAP`, or `OF1` if no run has an mAP."""
+        return "OF1" if all(run.mAP is None for run in self.runs) else "mAP"
+
+    def numbers(self) -> dict[str, list[float | None]]:
+        """Value -> `metric` of its runs on the test split; None where it is not defined."""
+        numbers: dict[str, list[float | None]] = {}
         for run in self.runs:
-            maps.setdefault(run.value, []).append(run.mAP)
-        return maps
+            numbers.setdefault(run.value, []).append(getattr(run, self.metric))
+        return numbers
 
     def validation_maps(self) -> dict[str, list[float]]:
         """Value -> validation mAP of its runs; empty if a run has none, or other images for it."""
@@ -96,15 +101,16 @@ class SweepResults(_Strict):
         return [value for value, mean in means.items() if mean == max(means.values())]
 
     def draw(self, stem: Path) -> None:
-        """Draw mAP against the values, as <stem>.svg and <stem>.png."""
+        """Draw `metric` against the values, as <stem>.svg and <stem>.png."""
         title = f"{self.dataset}, {self.variant}, split {self.split}"
         sweep_figure(
             stem,
             self.setting,
-            self.maps(),
+            self.numbers(),
             self.validation_maps(),
             title=title,
             numeric=self.numeric,
+            metric=self.metric,
         )
 
 
@@ -123,7 +129,7 @@ def read_sweep(path: Path) -> SweepResults:
     content = read_sealed_json(path)
     try:
         results = SweepResults.model_validate(content)
-        if results.numeric and not all(math.isfinite(float(value)) for value in results.maps()):
+        if results.numeric and not all(math.isfinite(float(value)) for value in results.numbers()):
             raise ValueError("a value is not finite")
     except (ValidationError, ValueError) as error:
         raise DamagedError(f"{path} is damaged ({error}).") from error

@@ -22,7 +22,7 @@ from pipeline.errors import (
 )
 from pipeline.evaluation import bootstrap
 from pipeline.evaluation.metrics import read_evaluation
-from pipeline.evaluation.runs import Runs
+from pipeline.evaluation.runs import Runs, evaluations_of, ranking
 from pipeline.evaluation.tables import default_base, results_markdown
 from pipeline.files import access_error
 from pipeline.formats.text import counted
@@ -78,11 +78,12 @@ def compare(
     make_runs(plans, jobs)
     runs = load_runs(request, variants, seeds)
     scores = load_scores(request, runs)
+    ranked = {name: scores.logits[name] for name in ranking(evaluations_of(runs))}
     recipe = next(iter(runs.values()))[0].recipe
     with advising(f"Run `gmpipe detector --dataset {request.dataset}`.", DamagedError):
         detector = detector_of_regions(detector_folder(request.dataset), recipe)
-    with progress_phase("intervals", len(runs) * bootstrap.RESAMPLES, "resample") as on_resamples:
-        of_runs = bootstrap.intervals(scores.logits, scores.truth, base, on_resamples)
+    with progress_phase("intervals", len(ranked) * bootstrap.RESAMPLES, "resample") as on_resamples:
+        of_runs = bootstrap.intervals(ranked, scores.truth, base, on_resamples)
     source, seconds = request.prepare.source, _training_seconds(request.dataset, runs)
     return results_markdown(request.dataset, source, detector, runs, of_runs, base, seconds)
 

@@ -8,15 +8,22 @@ from pathlib import Path
 from pipeline.drawing import missing_letters
 from pipeline.errors import InputError
 from pipeline.formats.text import legible, markdown_table
+from pipeline.heads.contract import Attribution
 from pipeline.inference.explain import Explanation, LabelExplanation
 from pipeline.inference.explain import explain as explain_image
 from pipeline.inference.picture import MOST_LABELS, draw
-from pipeline.inference.trained import TrainedRun
+from pipeline.inference.trained import Prediction, TrainedRun
 from pipeline.regions.transforms import load_image
 from stages.checkout.models import advising_on_scores, open_run
 from stages.console.progress import progress_phase
 
 _MOST_REGIONS = 3
+_SAID: dict[Attribution | None, str] = {
+    "logits": "its probability",
+    "weights": "its weight",
+    None: "",
+}
+"""Name of the column of what the region says for the label."""
 
 
 def explain(
@@ -58,27 +65,51 @@ def _tables(explanation: Explanation, run: TrainedRun) -> str:
     lines = []
     if not explanation.predicted and not explanation.asked:
         lines += ["No label has a score above 0.5. This is the best one.", ""]
-    regions = []
-    rows = []
-    for label in explanation.labels:
-        influential = label.most_influential(_MOST_REGIONS, least=0.0005)
-        regions += [label.region, *(region for region, _ in influential)]
-        rows.append(
-            [
-                label.label,
-                f"{label.score:.3f}",
-                str(label.region),
-                _change(label.label_graph),
-                _change(label.instance_graph),
-                _changes(label, influential),
-            ]
-        )
     lines.append("Changes of the score when something is removed:")
-    headers = ["label", "score", "region", "label graph", "instance graph", "a region"]
-    lines.append(markdown_table(headers, rows))
-    if missing := _missing(explanation.labels[0]):
-        lines.append(f"{_name(run)} has no {missing} to remove.")
-    prediction = explanation.prediction
+    lines.append(_labels_table(explanation))
+    if not explanation.reads_regions:
+        head = run.checkpoint.settings.network.head
+        lines.append(f"The head {head} reads no regions, so removing them changes nothing.")
+    regions = _named_regions(explanation)
+    if regions:
+        lines += ["", _regions_table(regions, explanation.prediction, run)]
+    return "\n".join(lines)
+
+
+def _labels_table(explanation: Explanation) -> str:
+    """A row for each label. Columns that no label has anything for are left out."""
+    labels = explanation.labels
+    scores = [f"{label.score:.3f}" for label in labels]
+    said = [None if label.said is None else f"{label.said:.3f}" for label in labels]
+    columns: dict[str, list[str | None]] = {
+        "label": [label.label for label in labels],
+        "score": [*scores],
+        "region": [
+            "the whole image" if label.region is None else str(label.region) for label in labels
+        ],
+        # Where the best region makes the score, it would be the same column again.
+        _SAID[explanation.attribution]: [None] * len(labels) if said == scores else said,
+        "label graph": [_change(label.label_graph) for label in labels],
+        "instance graph": [_change(label.instance_graph) for label in labels],
+        "a region": [_changes(label, explanation) for label in labels],
+    }
+    kept = {name: cells for name, cells in columns.items() if set(cells) != {None}}
+    rows = [[cell or "-" for cell in row] for row in zip(*kept.values(), strict=True)]
+    return markdown_table(list(kept), rows)
+
+
+def _influential(label: LabelExplanation) -> list[tuple[int, float]]:
+    return label.most_influential(_MOST_REGIONS, least=0.0005)
+
+
+def _named_regions(explanation: Explanation) -> list[int]:
+    """The regions that the table of labels names."""
+    winners = {label.region for label in explanation.labels if label.region is not None}
+    influential = {region for label in explanation.labels for region, _ in _influential(label)}
+    return sorted(winners | influential)
+
+
+def _regions_table(regions: Sequence[int], prediction: Prediction, run: TrainedRun) -> str:
     rows = [
         [
             str(region),
@@ -86,29 +117,20 @@ def _tables(explanation: Explanation, run: TrainedRun) -> str:
             f"{prediction.detector_scores[region]:.3f}",
             ", ".join(f"{side:.0f}" for side in prediction.pixel_box(region)),
         ]
-        for region in sorted(set(regions))
+        for region in regions
     ]
     headers = ["region", "detector's class", "its score", "box: left, top, right, bottom in pixels"]
-    lines += ["", markdown_table(headers, rows)]
-    return "\n".join(lines)
+    return markdown_table(headers, rows)
 
 
-def _name(run: TrainedRun) -> str:
-    """Name the run as its folder does."""
-    return f"{run.checkpoint.variant}-s{run.checkpoint.seed}"
-
-
-def _changes(label: LabelExplanation, influential: list[tuple[int, float]]) -> str:
+def _changes(label: LabelExplanation, explanation: Explanation) -> str:
+    if not explanation.reads_regions:
+        return "reads no regions"
     if label.region_changes is None:
         return "the only region"
-    text = ", ".join(f"{region}: {change:+.3f}" for region, change in influential)
+    text = ", ".join(f"{region}: {change:+.3f}" for region, change in _influential(label))
     return text or "no region changes it"
 
 
-def _change(change: float | None) -> str:
-    return "none in this run" if change is None else f"{change:+.3f}"
-
-
-def _missing(label: LabelExplanation) -> str:
-    graphs = {"label graph": label.label_graph, "instance graph": label.instance_graph}
-    return " and no ".join(name for name, change in graphs.items() if change is None)
+def _change(change: float | None) -> str | None:
+    return None if change is None else f"{change:+.3f}"

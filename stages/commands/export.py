@@ -24,6 +24,7 @@ def export(run_folder: Path, output: Path | None) -> str:
     Raises:
         MissingError: there is no such run, or the packages that write ONNX are not installed.
         DamagedError: its checkpoint can't be read, or holds weights that are not finite.
+        InputError: its head computes something that can't be translated to ONNX.
     """
     checkpoint = open_checkpoint(run_folder)
     path = output or Path(f"{checkpoint.dataset}-{run_folder.absolute().name}.onnx")

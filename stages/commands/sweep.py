@@ -95,9 +95,9 @@ def _results(key: str, variant: str, runs: Runs, *, numeric: bool) -> SweepResul
             SweepRun(
                 value=value,
                 seed=run.evaluation.seed,
-                mAP=run.evaluation.metrics.mAP,
-                CF1=run.evaluation.metrics.all.CF1,
-                OF1=run.evaluation.metrics.all.OF1,
+                mAP=run.evaluation.metrics.number("mAP"),
+                CF1=run.evaluation.metrics.number("CF1"),
+                OF1=run.evaluation.metrics.number("OF1"),
                 validation_mAP=run.history[run.evaluation.epoch - 1].get("validation_mAP"),
             )
             for value, seeds in runs.items()
@@ -145,7 +145,7 @@ def _write(folder: Path, results: SweepResults) -> None:
         tidy(folder)
         with replacing(folder / SWEEP_RESULTS_FILE) as temporary:
             temporary.write_text(as_csv(results.rows()), encoding="utf-8")
-        missing_letters(results.maps())
+        missing_letters(results.numbers())
         results.draw(folder / SWEEP_FIGURE_STEM)
         write_sweep(folder / SWEEP_FILE, results)
 

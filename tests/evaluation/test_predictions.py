@@ -15,6 +15,7 @@ from pipeline.evaluation.predictions import probabilities, read_logits, write_pr
 IDS = ["b", "a", "c"]
 LOGITS = np.random.default_rng(0).normal(0, 20, (3, 2)).astype(np.float32)
 REGIONS = np.arange(6, dtype=np.int16).reshape(3, 2)
+REGIONS[1, 0] = -1  # none: the image as a whole
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from builders import perturb
 from flows import Flow
 from matplotlib.axes import Axes
 from PIL import Image
@@ -24,16 +26,23 @@ from pipeline.errors import InputError
 from pipeline.formats.text import legible
 from pipeline.heads.contract import RegionBatch
 from pipeline.heads.matching.convolution import Convolution
-from pipeline.heads.matching.network import GmMlic, build_network, image_logits
+from pipeline.heads.matching.network import GmMlic
 from pipeline.inference.picture import draw
 from pipeline.learning.checkpoint import Checkpoint
+from stages.commands.explain import _tables
+from tests.heads.tiny_heads import of_head, registered, untrained, with_statistics
 
 TOLERANCE = 2e-5  # of a probability: float32 against float64
 
 
 @pytest.fixture(scope="module")
 def run(made: Flow) -> TrainedRun:
-    return load_run(made / "runs/tiny/full-s0")
+    """A run whose weights give every label another score, as a short training may not."""
+    loaded = load_run(made / "runs/tiny/full-s0")
+    network = loaded.checkpoint.network()
+    perturb(network, seed=1)
+    after = replace(loaded.checkpoint, state=with_statistics(network, loaded))
+    return TrainedRun(after, loaded.detector, loaded.detector_classes, loaded._extract, loaded.name)
 
 
 def changed(run: TrainedRun, shift: float = 0.0, **changes: Any) -> TrainedRun:
@@ -96,7 +105,9 @@ def test_every_change_equals_the_references(run: TrainedRun, label_neighbors: in
     for label in explanation.labels:
         number = own.vocabulary.index(label.label)
         assert label.score == pytest.approx(scores[number].item(), abs=TOLERANCE)
-        assert label.region == image_logits(own.logits(own.instances([image])))[1][0, number]
+        output = own.outputs(own.instances([image]))
+        assert label.region == output.regions[0, :, number].argmax()
+        assert label.said == pytest.approx(label.score, abs=1e-6)
         for actual, expected in (
             (label.label_graph, without_label_graph),
             (label.instance_graph, without_instance_graph),
@@ -111,30 +122,126 @@ def test_every_change_equals_the_references(run: TrainedRun, label_neighbors: in
         assert label.most_influential(4, least=2) == []
 
 
-def untrained(run: TrainedRun, **changes: Any) -> TrainedRun:
-    """Replace the run's network by a new one with other settings."""
-    checkpoint = run.checkpoint
-    network = checkpoint.settings.network.model_copy(update=changes)
-    settings = checkpoint.settings.model_copy(update={"network": network})
-    torch.manual_seed(0)
-    labels, vector_size = checkpoint.label_vectors.shape
-    weights = build_network(checkpoint.feature_size, labels, vector_size, network).state_dict()
-    after = replace(checkpoint, settings=settings, state=weights)
-    return TrainedRun(after, run.detector, run.detector_classes, run._extract)
-
-
 def test_a_graph_that_the_run_lacks_has_no_change(made: Flow, run: TrainedRun) -> None:
     [label, *_] = explain(load_run(made / "runs/tiny/max-pool-s0"), photograph()).labels
     assert (label.label_graph, label.instance_graph) == (None, None)
     assert label.region_changes is not None
     assert np.flatnonzero(label.region_changes).tolist() == [label.region]
     for lacking, present in (("label_graph", "instance_graph"), ("instance_graph", "label_graph")):
-        [label, *_] = explain(untrained(run, **{lacking: False}), photograph()).labels
+        network = run.checkpoint.settings.network.model_copy(update={lacking: False})
+        [label, *_] = explain(untrained(run, network), photograph()).labels
         assert getattr(label, lacking) is None
         assert getattr(label, present) is not None
     [label, *_] = explain(changed(run, regions=1), photograph()).labels
     assert label.region_changes is None  # without its only region, nothing would be left
     assert label.instance_graph == 0  # the run has one, which has no edge here
+
+
+@pytest.fixture
+def tiny_heads() -> Iterator[None]:
+    with registered():
+        yield
+
+
+def printed_tables(explanation: Explanation, run: TrainedRun) -> tuple[list[dict[str, str]], str]:
+    """The rows of the table of labels, and all that is printed."""
+    text = _tables(explanation, run)
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    labels = len(explanation.labels)
+    return [dict(zip(cells[0], row, strict=True)) for row in cells[2 : 2 + labels]], text
+
+
+def titles(explanation: Explanation, path: Path) -> str:
+    """All titles of the picture's charts."""
+    with mock.patch.object(Axes, "set_title", autospec=True) as title:
+        draw(explanation, photograph(), "a photograph", path)
+    return "\n".join(call.args[1] for call in title.call_args_list)
+
+
+@pytest.mark.usefixtures("tiny_heads")
+def test_a_head_that_tells_regions_not_apart_names_none(run: TrainedRun, tmp_path: Path) -> None:
+    own = of_head(run, "plain")
+    image = photograph()
+    explanation = explain(own, image, labels=own.vocabulary[:3])
+    [prediction] = own.predict([image])
+    assert prediction.region_scores is None
+    assert (prediction.regions == -1).all()
+    assert prediction.pixel_box(-1) == (0, 0, *image.size)
+    assert explanation.reads_regions
+    assert explanation.attribution is None
+    batch, number = own.instances([image]), {name: i for i, name in enumerate(own.vocabulary)}
+    regions = int(batch.mask.sum())
+    features = own.network.inputs.features(batch.features[0, :regions])
+    said = features.double() @ own.network.second.weight.double().T
+    for label in explanation.labels:
+        assert (label.region, label.said) == (None, None)
+        one = said[:, number[label.label]]
+        assert label.region_changes is not None
+        for region in range(regions):  # the mean of the others
+            others = torch.cat([one[:region], one[region + 1 :]])
+            change = others.mean().sigmoid() - one.mean().sigmoid()
+            assert label.region_changes[region] == pytest.approx(change.item(), abs=TOLERANCE)
+    rows, text = printed_tables(explanation, own)
+    assert [row["region"] for row in rows] == ["the whole image"] * 3
+    assert list(rows[0]) == ["label", "score", "region", "a region"]
+    assert all(re.search(r"\d: [+-]0\.\d+", row["a region"]) for row in rows)
+    assert "probability" not in text
+    assert titles(explanation, tmp_path / "out.png").count("by the whole image") == 3
+
+
+@pytest.mark.usefixtures("tiny_heads")
+def test_the_weights_of_a_head_are_called_weights(run: TrainedRun, tmp_path: Path) -> None:
+    own = of_head(run, "weighing")
+    explanation = explain(own, photograph(), labels=own.vocabulary[:3])
+    weights = explanation.prediction.region_scores
+    assert weights is not None
+    assert np.allclose(weights.sum(axis=0), 1, atol=1e-6)
+    rows, text = printed_tables(explanation, own)
+    drawn = titles(explanation, tmp_path / "out.png")
+    for label, row in zip(explanation.labels, rows, strict=True):
+        of_label = weights[:, own.vocabulary.index(label.label)]
+        assert label.region == of_label.argmax()
+        assert label.said == of_label.max()
+        assert (row["region"], row["its weight"]) == (str(label.region), f"{of_label.max():.3f}")
+        assert f"by region {label.region}, weight {of_label.max():.2f}" in drawn
+    assert "probability" not in text
+
+
+@pytest.mark.usefixtures("tiny_heads")
+def test_where_the_whole_view_says_most_no_region_is_named(run: TrainedRun, tmp_path: Path) -> None:
+    own = of_head(run, "whole-wins")
+    explanation = explain(own, photograph(), labels=own.vocabulary[:4])
+    rows, _ = printed_tables(explanation, own)
+    drawn = titles(explanation, tmp_path / "out.png")
+    for label, row in zip(explanation.labels, rows, strict=True):
+        even = own.vocabulary.index(label.label) % 2 == 0
+        assert (label.region is None) == even == (row["region"] == "the whole image")
+        assert re.search(rf"{label.label}  0\.\d\d  by (.*)", drawn)[1] == (
+            "the whole image" if even else f"region {label.region}"
+        )
+
+
+@pytest.mark.usefixtures("tiny_heads")
+def test_a_head_that_reads_only_the_whole_view_reads_no_regions(
+    run: TrainedRun, tmp_path: Path
+) -> None:
+    own = of_head(run, "only-whole")
+    whole = torch.randn(1, own.checkpoint.feature_size, generator=torch.Generator().manual_seed(0))
+    with mock.patch.object(
+        TrainedRun, "instances", lambda *inputs: replace(of_image(*inputs), whole=whole)
+    ):
+        explanation = explain(own, photograph())
+    assert not explanation.reads_regions
+    assert all(label.region_changes is None for label in explanation.labels)
+    rows, text = printed_tables(explanation, own)
+    assert {row["a region"] for row in rows} == {"reads no regions"}
+    assert "only-whole reads no regions" in text
+    assert "detector" not in text  # no region is named
+    draw(explanation, photograph(), "a photograph", tmp_path / "out.png")
+
+
+of_image = TrainedRun.instances
 
 
 def test_without_a_predicted_label_the_best_is_explained(run: TrainedRun) -> None:
@@ -237,8 +344,7 @@ def test_command(made: Flow, tmp_path: Path) -> None:
     outcome = made.gmpipe("explain", str(photo), "--run", "runs/tiny/full-s0", *wrong)
     assert outcome.refused("runs/tiny/full-s0.*'pyramide'.*'pyramid'")
     printed = made.ok("explain", str(photo), "--run", "runs/tiny/max-pool-s0", "-o", str(output))
-    assert "max-pool-s0 has no label graph and no instance graph" in printed
-    assert "| none in this run | none in this run |" in printed
+    assert "graph" not in printed  # this head has none
 
 
 def test_command_refuses(made: Flow, tmp_path: Path) -> None:

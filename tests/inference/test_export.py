@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -13,23 +15,25 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from builders import make_instances
+from builders import make_instances, make_labels
 from flows import Flow
 
-from pipeline.errors import MissingError
-from pipeline.heads.contract import RegionBatch
-from pipeline.heads.matching.network import build_network, image_logits
+from pipeline.errors import InputError, MissingError
+from pipeline.heads.building import build_head
+from pipeline.heads.contract import HeadSizes, RegionBatch
 from pipeline.inference.export import (
     INPUTS,
-    OUTPUTS,
     TRANSLATIONS,
     CacheToScores,
     export_onnx,
     quiet,
 )
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
-from pipeline.settings import VARIANTS, GmMlicSettings, TrainSettings
+from pipeline.learning.prediction import shown_attribution
+from pipeline.settings import TrainSettings
+from pipeline.settings.heads import settings_class, variant_changes
 from pipeline.shards.schema import fingerprint
+from tests.heads.tiny_heads import registered
 
 C, D, W = 6, 5, 4
 RECIPE = {"regions": 4, "size": 64}
@@ -38,11 +42,13 @@ TOLERANCE = 1e-5
 
 def checkpoint(variant: str = "full", **changes: Any) -> Checkpoint:
     """Make a checkpoint of an untrained network in which no parameter is 0."""
-    own: Any = VARIANTS[variant].get("network", {})
-    settings = GmMlicSettings(**{"latent_size": 32, "neighbors": 2, **own, **changes})
+    own: Any = variant_changes(variant).get("network", {})
+    head = own.get("head", "gm-mlic")
+    small = {"latent_size": 32, "neighbors": 2} if head == "gm-mlic" else {}
+    settings = settings_class(head)(**{**small, **own, **changes})
     torch.manual_seed(0)
-    vectors = torch.randn(C, W)
-    network = build_network(D, C, W, settings)
+    labels = make_labels(C, W)
+    network = build_head(HeadSizes(D, C, W, classes=3), settings)
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.dim() == 1:
@@ -58,7 +64,9 @@ def checkpoint(variant: str = "full", **changes: Any) -> Checkpoint:
         vocabulary=tuple("abcdef"),
         train_sha256="",
         trained_images=1,
-        label_vectors=vectors,
+        label_vectors=labels.vectors,
+        ratio=labels.ratio,
+        conditional=labels.conditional,
         label_vectors_sha256="of vectors",
         recipe=RECIPE,
         feature_size=D,
@@ -68,6 +76,10 @@ def checkpoint(variant: str = "full", **changes: Any) -> Checkpoint:
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "max-pool": ("max-pool", {}),
+    "max-pool, whole view": ("max-pool", {"whole_region": True}),
+    "plain": ("plain", {}),
+    "weighing": ("weighing", {}),
+    "only-whole": ("only-whole", {}),
     "full": ("full", {}),
     "full, sparse": ("full", {"label_neighbors": 2}),
     "without-label-graph": ("without-label-graph", {"modules": 1}),
@@ -78,15 +90,44 @@ SHAPES = (([1], 1), ([2], 2), ([3, 1, 2], 3), ([1, 4, 2, 3, 4], 4), ([2, 1], 7),
 """Real regions of each image, and M. K is 2, so some images have fewer than K neighbours."""
 
 
+def batch_of(trained: Checkpoint, counts: list[int], instances: int) -> RegionBatch:
+    """A batch with whole views where the head needs them."""
+    whole = trained.settings.network.needs_whole
+    return make_instances(
+        len(counts), instances=instances, feature_size=D, counts=counts, whole=whole
+    )
+
+
 def inputs(batch: RegionBatch, counts: list[int]) -> dict[str, np.ndarray]:
     """What the model reads of a batch."""
     fields = {name: getattr(batch, name).numpy() for name in INPUTS[:-1]}
-    return {**fields, "count": np.array(counts)}
+    whole = {} if batch.whole is None else {"whole": batch.whole.numpy()}
+    return {**fields, "count": np.array(counts), **whole}
+
+
+def expected_outputs(trained: Checkpoint, batch: RegionBatch) -> dict[str, np.ndarray]:
+    """What the network itself says, by the names of the model's outputs."""
+    network = trained.network()
+    output = network(batch, trained.labels)
+    said = shown_attribution(network, output)
+    outputs = {"image_scores": output.image.sigmoid()}
+    if said is not None:
+        outputs |= {"winners": output.winners(), "region_scores": said}
+    return {name: tensor.numpy() for name, tensor in outputs.items()}
+
+
+@pytest.fixture(autouse=True)
+def _tiny_heads() -> Iterator[None]:
+    with registered():
+        yield
+
+
+FAST = ("max-pool, whole view", "weighing", "only-whole")
 
 
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(case, marks=() if case == "max-pool" else pytest.mark.slow) for case in CASES],
+    [pytest.param(case, marks=() if case in FAST else pytest.mark.slow) for case in CASES],
 )
 @torch.no_grad()
 def test_onnxruntime_computes_what_torch_does(case: str, tmp_path: Path) -> None:
@@ -97,24 +138,24 @@ def test_onnxruntime_computes_what_torch_does(case: str, tmp_path: Path) -> None
     export_onnx(trained, path)
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
     session = onnxruntime.InferenceSession(path)
-    assert tuple(value.name for value in session.get_inputs()) == INPUTS
-    assert tuple(value.name for value in session.get_outputs()) == OUTPUTS
-    network = trained.network()
+    needs_whole = trained.settings.network.needs_whole
+    names = (*INPUTS, "whole") if needs_whole else INPUTS
+    assert tuple(value.name for value in session.get_inputs()) == names
     for counts, instances in SHAPES:
-        batch = make_instances(len(counts), instances=instances, feature_size=D, counts=counts)
-        logits = network(batch, trained.label_vectors)
-        best, _ = image_logits(logits)
-        scores, winners, region_scores = session.run(
-            None,
-            inputs(batch, counts),
-        )
-        assert np.abs(scores - best.sigmoid().numpy()).max() <= TOLERANCE
-        assert np.abs(region_scores - logits.sigmoid().numpy()).max() <= TOLERANCE
-        # Regions that tie may each be named the winner.
-        won = np.take_along_axis(region_scores, winners[:, None], axis=1)[:, 0]
-        assert np.abs(won - scores).max() <= TOLERANCE
-        assert (winners < np.array(counts)[:, None]).all()
-        assert np.ptp(scores) > 0.02
+        batch = batch_of(trained, counts, instances)
+        expected = expected_outputs(trained, batch)
+        assert [value.name for value in session.get_outputs()] == list(expected)
+        actual = dict(zip(expected, session.run(None, inputs(batch, counts)), strict=True))
+        assert np.ptp(actual["image_scores"]) > 0.02
+        for name in expected.keys() - {"winners"}:
+            assert np.abs(actual[name] - expected[name]).max() <= TOLERANCE
+        if "winners" in expected:
+            # Regions that tie may each be named the winner.
+            winners, said = actual["winners"], actual["region_scores"]
+            assert (winners < np.array(counts)[:, None]).all()
+            assert np.array_equal(winners < 0, expected["winners"] < 0)
+            named = np.take_along_axis(said, np.maximum(winners, 0)[:, None], axis=1)[:, 0]
+            assert np.abs(named - said.max(axis=1))[winners >= 0].max() <= TOLERANCE
         # Padding may hold anything.
         padded = inputs(batch, counts)
         for field in ("features", "boxes", "scores"):
@@ -132,7 +173,8 @@ def test_onnxruntime_computes_what_torch_does(case: str, tmp_path: Path) -> None
             )
             for one, other in zip(of_wrong, of_right, strict=True):
                 assert np.array_equal(one, other)
-            assert (of_wrong[1] < instances).all()
+            if "winners" in expected:
+                assert (of_wrong[1] < instances).all()
             assert np.isfinite(of_wrong[0]).all()
             assert (of_wrong[0] > 0).all()
     described = session.get_modelmeta()
@@ -141,8 +183,10 @@ def test_onnxruntime_computes_what_torch_does(case: str, tmp_path: Path) -> None
     assert json.loads(metadata["vocabulary"]) == list("abcdef")
     assert json.loads(metadata["recipe"]) == RECIPE
     assert metadata["fingerprint"] == fingerprint(RECIPE)
-    values = [metadata[name] for name in ("dataset", "variant", "seed", "regions")]
-    assert values == ["toy", variant, "3", "4"]
+    values = [metadata[name] for name in ("dataset", "variant", "seed", "regions", "head")]
+    assert values == ["toy", variant, "3", "4", trained.settings.network.head]
+    attribution = {"plain": "none", "only-whole": "none", "weighing": "weights"}
+    assert metadata["region_scores"] == attribution.get(variant, "logits")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -151,20 +195,33 @@ def test_exported_form_equals_the_network(case: str, monkeypatch: pytest.MonkeyP
     """What is traced, run by torch: counts for masks, padding for K neighbours, plain grids."""
     variant, changes = CASES[case]
     trained = checkpoint(variant, **changes)
-    network = trained.network()
-    exported = CacheToScores(network, trained.label_vectors).eval()
+    exported = CacheToScores(trained.network(), trained.labels).eval()
     for counts, instances in SHAPES:
-        batch = make_instances(len(counts), instances=instances, feature_size=D, counts=counts)
-        logits = network(batch, trained.label_vectors)
-        best, winners = image_logits(logits)
+        batch = batch_of(trained, counts, instances)
+        expected = expected_outputs(trained, batch)
         with monkeypatch.context() as patch:
             patch.setattr(torch.compiler, "is_compiling", lambda: True)
-            actual = exported(
-                batch.features, batch.boxes, batch.scores, batch.classes, torch.tensor(counts)
-            )
-        expected = (best.sigmoid(), winners, logits.sigmoid())
-        for output, wanted in zip(actual, expected, strict=True):
-            torch.testing.assert_close(output, wanted, rtol=0, atol=TOLERANCE)
+            actual = exported(*map(torch.from_numpy, inputs(batch, counts).values()))
+        assert exported.outputs == tuple(expected)
+        for output, wanted in zip(actual, expected.values(), strict=True):
+            torch.testing.assert_close(output, torch.from_numpy(wanted), rtol=0, atol=TOLERANCE)
+
+
+def test_all_that_is_known_of_the_labels_is_in_the_model() -> None:
+    trained = checkpoint("max-pool")
+    buffers = dict(CacheToScores(trained.network(), trained.labels).named_buffers())
+    known = {"label_vectors": "vectors", "ratio": "ratio", "conditional": "conditional"}
+    for buffer, name in known.items():
+        assert torch.equal(buffers[buffer], getattr(trained.labels, name))
+    without = replace(trained, conditional=None)
+    assert CacheToScores(without.network(), without.labels).conditional is None
+
+
+def test_a_head_that_can_not_be_translated_is_named(tmp_path: Path) -> None:
+    remedy = r"gmpipe predict.*"
+    with pytest.raises(InputError, match=rf"`stubborn` of stubborn-s3 .*ONNX: \w+.*{remedy}"):
+        export_onnx(checkpoint("stubborn"), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_stable_sort_in_onnx(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +68,17 @@ def lit(place: Locator) -> list[int]:
     """The regions that a picture lights up."""
     boxes = place.locator("rect.on").all()
     return [int(box.get_attribute("data-region") or -1) for box in boxes]
+
+
+def data(folder: Path, name: str) -> Any:
+    """The value that a script in data/ hands to the page."""
+    text = (folder / f"data/{name}.js").read_text()
+    match = re.fullmatch(rf'gmpipe\.receive\("{name}",(.*)\);\n', text, re.DOTALL)
+    assert match is not None
+    return json.loads(match[1])
+
+
+def unpacked(value: dict[str, Any]) -> np.ndarray:
+    """An array, as the page reads it."""
+    content = base64.b64decode(value["base64"])
+    return np.frombuffer(content, np.dtype(value["type"]).newbyteorder("<")).reshape(value["shape"])

@@ -60,6 +60,25 @@ def test_labels_are_text(name: str, tmp_path: Path) -> None:
         assert image.width > 300
 
 
+def test_a_sweep_names_its_metric_and_leaves_gaps(tmp_path: Path) -> None:
+    def texts(name: str) -> set[str]:
+        root = ElementTree.parse(tmp_path / f"{name}.svg").getroot()
+        return {"".join(one.itertext()).strip() for one in root.iter() if "text" in one.tag}
+
+    numbers: dict[str, list[float | None]] = {
+        "1": [50.0, 52.0],
+        "2": [None, None],
+        "3": [None, 4.0],
+    }
+    drawn = {"title": "here", "numeric": True, "metric": "OF1"}
+    figures.sweep_figure(tmp_path / "alone", "epochs", numbers, **drawn)
+    assert {"OF1 (%)", "1", "2", "3"} <= texts("alone")
+    validation = {"1": [60.0], "2": [62.0], "3": [61.0]}
+    figures.sweep_figure(tmp_path / "both", "epochs", numbers, validation, **drawn)
+    assert "percent" in texts("both")
+    assert {"validation mAP", "test OF1"} <= {text.partition(" mean")[0] for text in texts("both")}
+
+
 def test_a_run_of_one_epoch_is_a_mark(tmp_path: Path) -> None:
     figures.learning_figure(tmp_path / "one", {"full": [[{"epoch": 1, "train_loss": 0.5}]]})
     root = ElementTree.parse(tmp_path / "one.svg").getroot()

@@ -92,7 +92,7 @@ def test_pointing_at_a_region_lists_its_best_labels(reader: Reader, made: Flow) 
     batch = split.instances(np.arange(1)).to(
         checkpoint.label_vectors.device, checkpoint.label_vectors.dtype
     )
-    logits = checkpoint.network()(batch, checkpoint.label_vectors)[0].detach()
+    logits = checkpoint.network()(batch, checkpoint.labels).regions[0].detach()
     reader.page.locator('.card[data-image="0"] .open').click()
     dialog = reader.page.locator("dialog")
     for region in range(int(batch.mask[0].sum())):

@@ -1,6 +1,7 @@
 "use strict";
 /* The gallery: test images with their regions, filters, and two networks side by side. Pointing at
-   a label lights up the region that its score comes from; pointing at a region lists its labels. */
+   a label lights up the region that its score comes from; pointing at a region lists its labels.
+   Not every network can say this of regions, and not every one decides which labels an image has. */
 
 gmpipe.gallery = (() => {
   const { element, chooser, options, unpack, percent, isolated, HALF, STEPS } = gmpipe;
@@ -17,8 +18,10 @@ gmpipe.gallery = (() => {
 
   async function network(variant) {
     if (!networks.has(variant)) {
-      const { scores, winners } = await gmpipe.load(`scores-${overview.variants.indexOf(variant)}`);
-      networks.set(variant, { scores: unpack(scores), winners: unpack(winners), regions: null });
+      const number = overview.variants.indexOf(variant);
+      const { scores, winners } = await gmpipe.load(`scores-${number}`);
+      networks.set(variant, { scores: unpack(scores), winners: unpack(winners), regions: null,
+        attribution: overview.gallery.attributions[number], decides: overview.gallery.decides[number] });
     }
     return networks.get(variant);
   }
@@ -35,9 +38,11 @@ gmpipe.gallery = (() => {
 
   // What is right and wrong -----------------------------------------------------------------------
 
-  /** "right", "wrong", "missed", "absent" (correctly not predicted) or "ignored". */
-  function outcome(truth, score) {
+  /** "right", "wrong", "missed", "absent" (correctly not predicted) or "ignored"; "true" or "untrue"
+      if the network only ranks labels. */
+  function outcome(truth, score, decides) {
     if (truth < 0) return "ignored";
+    if (!decides) return truth ? "true" : "untrue";
     if (score > HALF) return truth ? "right" : "wrong";
     return truth ? "missed" : "absent";
   }
@@ -46,6 +51,7 @@ gmpipe.gallery = (() => {
     right: ["\u2713", "correct"], wrong: ["\u2717", "false positive"],
     missed: ["\u25cb", "missed (false negative)"], absent: ["\u00b7", "correctly not predicted"],
     ignored: ["?", "neither true nor false in this data set"],
+    true: ["\u25cf", "a true label"], untrue: ["\u00b7", "not a true label"],
   };
 
   // Filters ---------------------------------------------------------------------------------------
@@ -63,9 +69,13 @@ gmpipe.gallery = (() => {
     const truth = images.truth.row(number);
     const scores = of.scores.row(number);
     const others = beside ? beside.scores.row(number) : scores;
+    const decided = of.decides && (state.outcome !== "differs" || beside.decides);
+    if (state.outcome !== "any" && !decided) return null;
     const passes = (label) => {
       if (state.outcome === "any") return true;
-      if (state.outcome !== "differs") return outcome(truth[label], scores[label]) === state.outcome;
+      if (state.outcome !== "differs") {
+        return outcome(truth[label], scores[label], true) === state.outcome;
+      }
       return truth[label] >= 0 && (scores[label] > HALF) !== (others[label] > HALF);
     };
     if (state.label !== "") {
@@ -75,7 +85,7 @@ gmpipe.gallery = (() => {
     let best = null;
     for (let label = 0; label < scores.length; label++) {
       if (state.outcome === "right") { // an image is correct if all its labels are
-        if (["wrong", "missed"].includes(outcome(truth[label], scores[label]))) return null;
+        if (["wrong", "missed"].includes(outcome(truth[label], scores[label], true))) return null;
       } else if (!passes(label)) continue;
       if (best === null || scores[label] > best) best = scores[label];
     }
@@ -114,6 +124,8 @@ gmpipe.gallery = (() => {
   }
 
   // One image as one network sees it --------------------------------------------------------------
+
+  const weight = (steps) => (steps / STEPS).toFixed(3);
 
   function detectorSays(number, region) {
     const detected = images.classes.row(number)[region];
@@ -165,6 +177,11 @@ gmpipe.gallery = (() => {
 
   async function sayRegion(number, variant, region, say) {
     const what = `region ${region} (detector: ${detectorSays(number, region)})`;
+    const { attribution } = networks.get(variant);
+    if (attribution === null) {
+      say(`${what}: ${variant} does not tell regions apart`);
+      return;
+    }
     const isLatest = say(what);
     const { labels, scores } = await regionsOf(variant);
     if (!isLatest()) return; // the pointer has moved on while the data were loaded
@@ -175,22 +192,27 @@ gmpipe.gallery = (() => {
     }
     const of = labels.row(number);
     const at = scores.row(number);
+    const shown = attribution === "weights" ? weight : percent;
     const listed = [...Array(best).keys()].map((i) => region * best + i)
-      .map((i) => `${isolated(overview.labels[of[i]])} ${percent(at[i])}`);
-    say(`${what}: ${listed.join(", ")}`);
+      .map((i) => `${isolated(overview.labels[of[i]])} ${shown(at[i])}`);
+    say(`${what}: ${attribution === "weights" ? "its weight for " : ""}${listed.join(", ")}`);
   }
 
   function chip(number, variant, label, score, winner, light, say) {
-    const kind = outcome(images.truth.row(number)[label], score);
+    const { attribution, decides } = networks.get(variant);
+    const kind = outcome(images.truth.row(number)[label], score, decides);
     const [mark, meaning] = MARKS[kind];
+    const region = winner < 0 ? "the whole image" : `region ${winner}`;
+    const from = winner < 0 ? `from ${region}`
+      : `${attribution === "weights" ? "with most weight on" : "from"} ${region} `
+        + `(detector: ${detectorSays(number, winner)})`;
     const on = () => {
-      light(winner);
-      say(`${isolated(overview.labels[label])} ${percent(score)} %, ${meaning}, from region ${winner} `
-        + `(detector: ${detectorSays(number, winner)})`);
+      light(winner < 0 ? null : winner);
+      say(`${isolated(overview.labels[label])} ${percent(score)} %, ${meaning}, ${from}`);
     };
     const off = () => { light(null); say(""); };
     return element("button", { type: "button", class: `chip ${kind}`, "data-label": label,
-      "aria-label": `${overview.labels[label]}, ${percent(score)} percent, ${meaning}, region ${winner}`,
+      "aria-label": `${overview.labels[label]}, ${percent(score)} percent, ${meaning}, ${region}`,
       pointerenter: on, pointerleave: off, focus: on, blur: off },
     element("span", { class: "mark", "aria-hidden": "true" }, mark),
     element("bdi", {}, overview.labels[label]),
@@ -351,12 +373,16 @@ gmpipe.gallery = (() => {
       ? `A random sample of ${about.images} of the ${about.of} test images`
       : `All ${about.images} test images`;
     const bare = about.images - about.pictures;
+    const ranking = overview.variants.filter((_, number) => !about.decides[number]);
     document.getElementById("gallery-about").textContent = `${shown}, as predicted with seed `
       + `${about.seed}. Point at a label to see the region that its score comes from, or at a region to `
       + "see its best labels. Click the name of an image to open it. \u2713 marks a correct label, \u2717 a false "
       + "positive and \u25cb a false negative. A label is predicted if its probability is over 50 %. "
       + "The confidence is the score of the chosen label or, for any label, the highest score among "
       + "the labels that match."
+      + (ranking.length ? ` The scores of ${ranking.join(" and ")} only rank labels, so no label of `
+        + `${ranking.length === 1 ? "this network" : "these networks"} is predicted; \u25cf marks a `
+        + "true one." : "")
       + (bare ? ` ${bare === 1 ? "1 photograph is" : `${bare} photographs are`} missing, so the regions `
         + "are drawn on a blank background." : "");
     const raw = await gmpipe.load("images");

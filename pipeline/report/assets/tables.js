@@ -115,14 +115,18 @@ gmpipe.tables = (() => {
   /** The key of another variant's column; a variant may be called as another column is. */
   const ofVariant = (name) => `variant ${name}`;
 
+  /** The AP of a label; null without a positive, and for a network that does not rank images. */
+  const apOf = (variant, label) => overview.ap[variant][label]?.[0] ?? null;
+
   function bars(label) {
     const bar = element("div", { class: "bars", "aria-hidden": "true" });
     const fill = element("div", { class: "fill" });
-    fill.style.width = `${overview.ap[overview.base][label][0]}%`;
+    fill.style.width = `${apOf(overview.base, label) ?? 0}%`;
     fill.style.background = gmpipe.look(overview.base).colour;
     bar.append(fill);
     for (const name of others) {
-      const [ap] = overview.ap[name][label];
+      const ap = apOf(name, label);
+      if (ap === null) continue;
       const mark = element("div", { class: "mark", title: `${name}: ${fixed(ap)}` });
       mark.style.left = `${ap}%`;
       mark.style.background = gmpipe.look(name).colour;
@@ -132,15 +136,14 @@ gmpipe.tables = (() => {
   }
 
   function drawLabels() {
-    const base = overview.ap[overview.base];
     const paper = overview.paper?.ap;
     const rows = overview.labels.map((name, label) => {
-      const known = base[label] !== null;
       const value = { name, group: overview.groups?.[label],
         positives: overview.positives[label],
-        base: known ? base[label][0] : null, paper: paper ? paper[label] : null };
-      for (const other of others) value[ofVariant(other)] = known ? overview.ap[other][label][0] : null;
-      value.difference = known && labels.against ? value[ofVariant(labels.against)] - value.base : null;
+        base: apOf(overview.base, label), paper: paper ? paper[label] : null };
+      for (const other of others) value[ofVariant(other)] = apOf(other, label);
+      const against = labels.against ? value[ofVariant(labels.against)] : null;
+      value.difference = value.base === null || against === null ? null : against - value.base;
       return { label, value };
     });
     rows.sort((a, b) => inOrder(a.value[labels.key], b.value[labels.key], labels.descending));
@@ -164,7 +167,7 @@ gmpipe.tables = (() => {
             `${value.positives} \u26a0`)
           : String(value.positives)),
         overview.groups ? element("td", {}, value.group) : null,
-        element("td", { class: "wide" }, value.base === null ? "no positives" : bars(label))))));
+        element("td", { class: "wide" }, value.positives ? bars(label) : "no positives")))));
   }
 
   function swatch(variant) {
@@ -233,6 +236,7 @@ gmpipe.tables = (() => {
         transform: `translate(11 ${y(0.5)}) rotate(-90)` }, "precision (%)"));
     const legend = element("ul", { class: "legend" });
     for (const name of overview.variants) {
+      if (!Object.hasOwn(curves, name)) continue; // a network that does not rank images
       const { colour, dash } = gmpipe.look(name);
       const line = { stroke: colour, "stroke-dasharray": dash || null };
       const [recall, precision] = curves[name];
@@ -251,12 +255,17 @@ gmpipe.tables = (() => {
   function startCurve() {
     const curves = gmpipe.data("curves");
     const known = [...overview.labels.keys()].filter((label) => curves[label] !== null);
+    const note = document.getElementById("curve-note");
+    if (!known.length) {
+      note.textContent = "No network of this page ranks the images for a label, so there are no curves.";
+      return;
+    }
+    const seed = overview.gallery.seed;
+    note.textContent =
+      `The curves are for seed ${seed}, with at most 100 points each. AP is averaged over the seeds.`;
     document.getElementById("curve-controls").append(
       chooser("Label", known.map((label) => [String(label), overview.labels[label]]),
         (chosen) => drawCurve(Number(chosen)), String(known[0])));
-    const seed = overview.gallery.seed;
-    document.getElementById("curve-note").textContent =
-      `The curves are for seed ${seed}, with at most 100 points each. AP is averaged over the seeds.`;
     drawCurve(known[0]);
   }
 

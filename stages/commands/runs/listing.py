@@ -13,6 +13,7 @@ from typing import Any
 from tabulate import tabulate
 
 from pipeline.errors import AccessError, DamagedError, InputError, MissingError
+from pipeline.evaluation.metrics import shown
 from pipeline.files import canonical_json, exists, sha256_file
 from pipeline.formats.sealed import read_sealed_json
 from pipeline.formats.text import first_few
@@ -114,7 +115,7 @@ def list_runs(request: Request, *, times: bool = False) -> str:
             folder, made_with, request, named=folder in named
         )
         metrics = _metrics(folder, sha256)
-        value = metrics if isinstance(metrics, str) else f"{metrics['mAP']:.1f}"
+        value = metrics if isinstance(metrics, str) else shown(metrics["mAP"], digits=1)
         epochs = _epochs(sha256, made_with)
         rows.append([str(folder), value, epochs, *named_and_made_with, _commit(metrics)])
     if not rows:
@@ -147,12 +148,15 @@ def _add_times(dataset: str, headers: list[str], rows: Sequence[list[str]]) -> s
 
 
 def _metrics(folder: Path, checkpoint: str | None) -> Mapping[str, Any] | str:
-    """The metrics of a run with a number as mAP, or a word, given the sha256 of its checkpoint."""
+    """The metrics of a run, or a word, given the sha256 of its checkpoint.
+
+    Its mAP is a number, or None for a predictor of sets.
+    """
     try:
         metrics: dict[str, Any] = read_sealed_json(folder / METRICS_FILE)
         if metrics["checkpoint_sha256"] != checkpoint:
             return _OUT_OF_DATE
-        return {**metrics, "mAP": float(metrics["mAP"])}
+        return {**metrics, "mAP": float(metrics["mAP"]) if "mAP" in metrics else None}
     except FileNotFoundError:
         return "-"
     except OSError:

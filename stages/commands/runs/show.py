@@ -8,7 +8,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from pipeline.errors import DamagedError, InputError, MissingError
-from pipeline.evaluation.metrics import Evaluation, read_evaluation
+from pipeline.evaluation.metrics import Evaluation, read_evaluation, shown
 from pipeline.evaluation.tables import HEADLINES
 from pipeline.files import canonical_json
 from pipeline.learning.checkpoint import Checkpoint
@@ -158,9 +158,8 @@ def _times(dataset: str, run: str) -> Iterator[tuple[str, object]]:
 def _measured(evaluation: Evaluation) -> Iterator[tuple[str, object]]:
     left_out = f", {evaluation.left_out} without regions left out" if evaluation.left_out else ""
     yield "test images", f"{evaluation.images} of {evaluation.split}{left_out}"
-    numbers = {name: evaluation.metrics.number(name) for name in HEADLINES}
-    for name, number in numbers.items():
-        yield f"test {name}", "-" if number is None else f"{number:.2f}"
+    for name in HEADLINES:
+        yield f"test {name}", shown(evaluation.metrics.number(name))
     if evaluation.commit is not None:
         yield "commit", shown_commit(evaluation.commit, evaluation.uncommitted)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.datasets.manifest import Manifest
 from pipeline.errors import DamagedError, InputError, MismatchError, MissingError, advising
-from pipeline.evaluation.metrics import Evaluation, read_evaluation
+from pipeline.evaluation.metrics import Evaluation, read_evaluation, shown
 from pipeline.evaluation.predictions import read_logits
 from pipeline.files import read_bytes
 from pipeline.formats.text import counted
@@ -186,7 +186,7 @@ class RunFiles:
         manifest = self.today.manifest
         if manifest is not None and found.test_sha256 != manifest.test_sha256:
             raise MismatchError("the test split had other images or labels.")
-        return f"mAP {found.metrics.mAP:.2f}"
+        return f"mAP {shown(found.metrics.mAP)}"
 
     def _summary(self) -> str:
         try:
