@@ -26,17 +26,18 @@ from pipeline.learning.splits import open_split
 from pipeline.machine import cores
 from pipeline.regions.detector import DetectorDescription
 from pipeline.regions.extraction import ShardOutcome, extraction_recipe
+from pipeline.regions.given_boxes import GivenBoxes
 from pipeline.regions.plan import PlannedImages, ViewPlan, check_readable, image_digests
 from pipeline.shards.failures import FAILURES_NAME, Failure, read_failures
 from pipeline.shards.index import Index, read_index
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.repair import plan_repair
-from pipeline.shards.schema import check_same_recipe, without_images
+from pipeline.shards.schema import Recipe, check_same_recipe, without_images
 from pipeline.shards.store import ShardStore, StaleShard, Survey, open_store
 from pipeline.shards.verification import Damage
 from stages.checkout.caches import amount_of, drop_message, reasons_of, shown_failures
 from stages.checkout.layout import cache_folder, data_root, detector_folder
-from stages.checkout.manifests import dataset_manifest
+from stages.checkout.manifests import check_boxes_unread, dataset_boxes, dataset_manifest
 from stages.checkout.models import dataset_detector
 from stages.checkout.params import Request
 from stages.checkout.times import record_time
@@ -86,14 +87,17 @@ def extract(request: Request, *, replace: bool, workers: Workers = Workers()) ->
         MissingError: the manifest, the detector or an image is missing.
         WorkerError: the workers died or could not be reached.
         InputError: the workers can't do it, or more images than `max_failures` can't be decoded.
-            What was extracted is kept in any case.
+            What was extracted is kept in any case. Or the boxes can't be used, see
+            `dataset_boxes`.
     """
     folder, manifest = cache_folder(request.dataset), dataset_manifest(request.dataset)
     if request.detector.source == "imported":
+        check_boxes_unread(request)
         return _check_imported(folder, manifest)
     detector = dataset_detector(request.dataset)
+    boxes = dataset_boxes(request, manifest)
     with open_store(folder, request.dataset) as store:
-        images = hashed_images(request, manifest)
+        images = hashed_images(request, manifest, boxes)
         return _complete(request, detector, store, images, workers, replace=replace)
 
 
@@ -120,19 +124,26 @@ def extract_damaged(
         WorkerError, InputError: as `extract`.
     """
     manifest, detector = dataset_manifest(request.dataset), dataset_detector(request.dataset)
-    recipe = extraction_recipe(detector, request.extract)
+    boxes = dataset_boxes(request, manifest)
+    recipe = extraction_recipe(detector, request.extract, boxes)
     if index is not None:
         found = without_images(index.recipe)
         check_same_recipe(found, recipe, str(store.folder), _restore_or_replace(request))
-    images = hashed_images(request, manifest)
+    images = hashed_images(request, manifest, boxes)
     repair = plan_repair(store, index, damages, recipe, images)
     _check_stale(request, repair.stale, images, replace=False)
     repair.carry_out()
     return _complete(request, detector, store, images, Workers(), trust_index=False)
 
 
-def hashed_images(request: Request, manifest: Manifest) -> PlannedImages:
+def hashed_images(
+    request: Request, manifest: Manifest, boxes: GivenBoxes | None = None
+) -> PlannedImages:
     """Hash the photographs of a data set.
+
+    Args:
+        request, manifest: of the data set.
+        boxes: of `dataset_boxes`; needed only to extract.
 
     Returns:
         the images of its cache as their files are now.
@@ -156,7 +167,7 @@ def hashed_images(request: Request, manifest: Manifest) -> PlannedImages:
             threads=cores(),
             on_images=bar.update,
         )
-    return PlannedImages(ViewPlan(manifest, request.extract.views), digests)
+    return PlannedImages(ViewPlan(manifest, request.extract.views, boxes), digests)
 
 
 def _complete(
@@ -171,13 +182,13 @@ def _complete(
 ) -> str:
     """Extract what the store lacks, and write its index. Raises as `extract`."""
     began = time.monotonic()
-    recipe = extraction_recipe(detector, request.extract)
+    recipe = extraction_recipe(detector, request.extract, images.plan.boxes)
     results = _Results()
     survey = store.survey(recipe, images)
     _check_stale(request, survey.stale, images, replace=replace)
     rows = images.missing_rows(survey.numbers, survey.views)
     if len(rows):
-        job = _job(request, detector, store)
+        job = _job(request, detector, recipe, store)
         _run(job, images, rows, store, survey.stale, workers, results)
         if results.error:
             raise results.error
@@ -294,7 +305,9 @@ class _Results:
     error: GmpipeError | None = None
 
 
-def _job(request: Request, detector: DetectorDescription, store: ShardStore) -> ExtractionJob:
+def _job(
+    request: Request, detector: DetectorDescription, recipe: Recipe, store: ShardStore
+) -> ExtractionJob:
     return ExtractionJob(
         dataset=request.dataset,
         root=data_root(request.dataset).absolute(),
@@ -302,7 +315,7 @@ def _job(request: Request, detector: DetectorDescription, store: ShardStore) -> 
         detector=detector_folder(request.dataset).absolute(),
         description=detector,
         settings=request.extract,
-        recipe=extraction_recipe(detector, request.extract),
+        recipe=recipe,
         turn=store.turn,
         versions=installed_versions(),
     )
