@@ -28,11 +28,12 @@ from tabulate import tabulate
 
 from pipeline.shards.index import write_index
 from pipeline.shards.reader import RegionCache
-from pipeline.shards.schema import AXES, Recipe, RegionRows
+from pipeline.shards.schema import Recipe, RegionRows, fields_of
 from pipeline.shards.shard import shard_name, write_shard
 
 DATASET = "benchmark"
 RECIPE: Recipe = {"images": "all"}
+FIELDS = fields_of(whole=False)
 REGIONS, FEATURE_SIZE = 35, 1024
 
 Gather = Callable[[npt.NDArray[np.int64]], RegionRows]
@@ -67,18 +68,18 @@ class Store:
             part = make_rows(first, min(rows_per_shard, rows - first))
             paths.append(folder / DATASET / shard_name(number))
             write_shard(paths[-1], part, dataset=DATASET, recipe=RECIPE)
-            for field in AXES:
+            for field in FIELDS:
                 with (folder / f"{field}.bin").open("ab") as stream:
                     stream.write(getattr(part, field).tobytes())
             with self.lmdb.begin(write=True) as transaction:
                 for row in range(min(len(part), rows_of_others - first)):
-                    values = {field: getattr(part, field)[row] for field in AXES}
+                    values = {field: getattr(part, field)[row] for field in FIELDS}
                     np.savez(folder / "npz" / f"{first + row}.npz", **values)
                     value = b"".join(np.asarray(value).tobytes() for value in values.values())
                     transaction.put(b"%d" % (first + row), value)
         write_index(folder / DATASET, DATASET, RECIPE, paths)
         self.forms = {
-            field: (getattr(part, field).dtype, getattr(part, field).shape[1:]) for field in AXES
+            field: (getattr(part, field).dtype, getattr(part, field).shape[1:]) for field in FIELDS
         }
         self.maps = {
             field: np.memmap(folder / f"{field}.bin", dtype, "r", shape=(rows, *shape))
@@ -89,10 +90,10 @@ class Store:
         return RegionRows(**{field: array[rows] for field, array in self.maps.items()})
 
     def from_npz(self, rows: npt.NDArray[np.int64]) -> RegionRows:
-        fields: dict[str, list[npt.NDArray[np.generic]]] = {field: [] for field in AXES}
+        fields: dict[str, list[npt.NDArray[np.generic]]] = {field: [] for field in FIELDS}
         for row in rows:
             with np.load(self.folder / "npz" / f"{row}.npz") as file:
-                for field in AXES:
+                for field in FIELDS:
                     fields[field].append(file[field])
         return RegionRows(**{field: np.stack(arrays) for field, arrays in fields.items()})
 
@@ -144,7 +145,7 @@ def compare(
     expected = store.from_memmap(sample)
     for gather, _ in ways.values():
         rows = gather(sample)
-        for field in AXES:
+        for field in FIELDS:
             np.testing.assert_array_equal(getattr(rows, field), getattr(expected, field))
     # Opened again, or the rows of the sample would already be checked in the first turn.
     checked = RegionCache.open(store.folder / DATASET, RECIPE)

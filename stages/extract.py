@@ -35,7 +35,14 @@ from pipeline.shards.repair import plan_repair
 from pipeline.shards.schema import Recipe, check_same_recipe, without_images
 from pipeline.shards.store import ShardStore, StaleShard, Survey, open_store
 from pipeline.shards.verification import Damage
-from stages.checkout.caches import amount_of, drop_message, reasons_of, shown_failures
+from stages.checkout.caches import (
+    amount_of,
+    drop_message,
+    how_to_keep,
+    reasons_of,
+    recipes_of,
+    shown_failures,
+)
 from stages.checkout.layout import cache_folder, data_root, detector_folder
 from stages.checkout.manifests import check_boxes_unread, dataset_boxes, dataset_manifest
 from stages.checkout.models import dataset_detector
@@ -127,11 +134,11 @@ def extract_damaged(
     boxes = dataset_boxes(request, manifest)
     recipe = extraction_recipe(detector, request.extract, boxes)
     if index is not None:
-        found = without_images(index.recipe)
-        check_same_recipe(found, recipe, str(store.folder), _restore_or_replace(request))
+        remedy = _replace_or_keep(request, detector, boxes, [index.recipe])
+        check_same_recipe(without_images(index.recipe), recipe, str(store.folder), remedy)
     images = hashed_images(request, manifest, boxes)
     repair = plan_repair(store, index, damages, recipe, images)
-    _check_stale(request, repair.stale, images, replace=False)
+    _refuse_to_drop(request, detector, store, repair.stale, images)
     repair.carry_out()
     return _complete(request, detector, store, images, Workers(), trust_index=False)
 
@@ -185,7 +192,10 @@ def _complete(
     recipe = extraction_recipe(detector, request.extract, images.plan.boxes)
     results = _Results()
     survey = store.survey(recipe, images)
-    _check_stale(request, survey.stale, images, replace=replace)
+    if replace:
+        _check_readable(request, survey.stale, images)
+    else:
+        _refuse_to_drop(request, detector, store, survey.stale, images)
     rows = images.missing_rows(survey.numbers, survey.views)
     if len(rows):
         job = _job(request, detector, recipe, store)
@@ -194,7 +204,7 @@ def _complete(
             raise results.error
         store.wait_for(results.written)
         survey = store.survey(recipe, images)
-        _check_stale(request, survey.stale, images, replace=False)
+        _refuse_to_drop(request, detector, store, survey.stale, images)
     else:
         _drop(store, survey.stale)
     failures = store.finish(recipe, survey, results.failures, trust_index=trust_index)
@@ -216,41 +226,65 @@ def _check_imported(folder: Path, manifest: Manifest) -> str:
     return f"{folder}: {len(cache)} imported rows, unchanged"
 
 
-def _restore_or_replace(request: Request) -> str:
-    """The remedy for stale shards."""
+def _replace_or_keep(
+    request: Request,
+    detector: DetectorDescription,
+    boxes: GivenBoxes | None,
+    found: Sequence[Recipe],
+) -> str:
+    """The remedy for stale shards.
+
+    Args:
+        request, detector, boxes: of the data set.
+        found: the recipes of those that were made with other settings.
+    """
     arguments = ["--dataset", request.dataset, *request.set_options]
+    settings = request.extract.model_copy(update={"whole": False})
+    without_whole = extraction_recipe(detector, settings, boxes)
+    restore = "To keep them, restore the former settings, detector and photographs."
     return (
         "To drop them and extract their images again, run "
-        f"`gmpipe extract {shlex.join(arguments)} --replace`; `dvc repro` continues after that. To "
-        "keep them, restore the former settings, detector and photographs."
+        f"`gmpipe extract {shlex.join(arguments)} --replace`; `dvc repro` continues after that. "
+        f"{how_to_keep(request.dataset, found, without_whole, restore)}"
     )
 
 
-def _check_stale(
-    request: Request, stale: Sequence[StaleShard], images: PlannedImages, *, replace: bool
+def _refuse_to_drop(
+    request: Request,
+    detector: DetectorDescription,
+    store: ShardStore,
+    stale: Sequence[StaleShard],
+    images: PlannedImages,
 ) -> None:
-    """Check that stale shards may be dropped, and that they can be extracted again.
+    """Refuse an extraction that would have to drop shards.
 
     Raises:
-        MismatchError: shards are stale, and may not be replaced.
-        MissingError: one of their photographs can't be read. (The detector was read before.)
+        MismatchError: shards are stale.
     """
     if not stale:
         return
-    folder = cache_folder(request.dataset)
-    if not replace:
-        remedy = _restore_or_replace(request)
-        if _suffices(folder, stale, images):
-            remedy += (
-                " Or leave the cache as it is: it has the regions of all images that the data set "
-                "has now, so `gmpipe train` and `gmpipe evaluate` can read it."
-            )
-        raise MismatchError(
-            f"{folder}: the extraction would have to drop {amount_of(stale)}:\n{reasons_of(stale)}",
-            remedy,
+    remedy = _replace_or_keep(request, detector, images.plan.boxes, recipes_of(stale))
+    if _suffices(store.folder, stale, images):
+        remedy += (
+            " Or leave the cache as it is: it has the regions of all images that the data set "
+            "has now, so `gmpipe train` and `gmpipe evaluate` can read it."
         )
-    numbers = np.unique(np.concatenate([shard.numbers for shard in stale]))
-    check_readable(images.plan, numbers, data_root(request.dataset), threads=cores())
+    raise MismatchError(
+        f"{store.folder}: the extraction would have to drop {amount_of(stale)}:\n"
+        f"{reasons_of(stale)}",
+        remedy,
+    )
+
+
+def _check_readable(request: Request, stale: Sequence[StaleShard], images: PlannedImages) -> None:
+    """Check that stale shards can be extracted again.
+
+    Raises:
+        MissingError: one of their photographs can't be read. (The detector was read before.)
+    """
+    if stale:
+        numbers = np.unique(np.concatenate([shard.numbers for shard in stale]))
+        check_readable(images.plan, numbers, data_root(request.dataset), threads=cores())
 
 
 def _suffices(folder: Path, stale: Sequence[StaleShard], images: PlannedImages) -> bool:

@@ -43,7 +43,6 @@ from pipeline.learning.prediction import (
 )
 from pipeline.learning.splits import instance_batch
 from pipeline.machine import cores
-from pipeline.regions.detection import detect
 from pipeline.regions.detector import DESCRIPTION_FILE, read_description
 from pipeline.regions.extraction import (
     blank_rows,
@@ -311,14 +310,16 @@ class TrainedRun:
         rows = blank_rows(len(views), self.detector, self._extract)
         pixels = to_floats([view.pixels for view in views], self.device)
         with np.errstate(over="ignore"):  # a number too large for the type becomes infinite
-            fill_rows(rows, slice(None), detect(self.detector, pixels))
-        for field in ("features", "boxes", "scores"):
-            broken = np.argwhere(~np.isfinite(getattr(rows, field)))
-            if len(broken):
-                image, region = broken[0][:2]
+            fill_rows(rows, slice(None), self.detector, pixels)
+        numbers = {"features": rows.features, "boxes": rows.boxes, "scores": rows.scores}
+        if rows.whole is not None:
+            numbers["features of the whole view"] = rows.whole
+        for name, values in numbers.items():
+            for image, region, *_ in np.argwhere(~np.isfinite(values))[:1]:
+                where = "" if values is rows.whole else f", region {region},"
                 raise NotFinite(
-                    f"{self.name}: the detector's {field} of image {views[image].name!r}, region "
-                    f"{region}, are not finite in the type of the run's regions.",
+                    f"{self.name}: the detector's {name} of image {views[image].name!r}{where} "
+                    "are not finite in the type of the run's regions.",
                     "Restore the detector's weights.",
                 )
         return instance_batch(rows, self.regions).to(self.device, torch.float32)

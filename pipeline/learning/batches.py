@@ -128,8 +128,9 @@ def _tensors(batch: RegionBatch) -> dict[str, Tensor]:
 
 
 def _chunk(split: SplitData) -> int:
-    """Number of images whose features, in float64, take `_CHUNK_BYTES`; at least one."""
-    return max(1, _CHUNK_BYTES // (8 * split.regions * split.cache.feature_size))
+    """Number of images whose vectors, in float64, take `_CHUNK_BYTES`; at least one."""
+    vectors = split.regions + split.cache.has_whole
+    return max(1, _CHUNK_BYTES // (8 * vectors * split.cache.feature_size))
 
 
 def _read_all(split: SplitData, device: torch.device) -> RegionBatch:

@@ -16,6 +16,7 @@ from pipeline.datasets.manifest import Manifest, Split
 from pipeline.errors import InputError, MismatchError
 from pipeline.heads.contract import LabelSet, RegionBatch
 from pipeline.labels.vectors import LabelVectors
+from pipeline.settings import TrainSettings
 from pipeline.shards.failures import FAILURES_NAME, read_failures
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import OF_REGIONS, RegionRows
@@ -148,6 +149,21 @@ def check_regions(cache: RegionCache, dataset: str, regions: int | None) -> None
             f"{cache.regions} regions of an image.",
             f"Lower train.{dataset}.regions to {cache.regions}, or raise "
             f"extract.{dataset}.regions and extract the regions again.",
+        )
+
+
+def check_whole(cache: RegionCache, dataset: str, settings: TrainSettings) -> None:
+    """Check that a cache holds the vectors of whole views if a run's head reads them.
+
+    Raises:
+        InputError: it holds none.
+    """
+    if settings.network.needs_whole and not cache.has_whole:
+        raise InputError(
+            f"train.{dataset}.network asks for the head `{settings.network.head}` with settings "
+            f"that read the vector of the whole view, but {cache.folder} holds only regions.",
+            f"Set extract.{dataset}.whole to true and extract the regions again, or import a file "
+            "that has the array `whole`.",
         )
 
 

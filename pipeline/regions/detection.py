@@ -9,7 +9,7 @@ Boxes are xyxy: in pixels of the view inside this module, in [0,1] of the view i
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -49,12 +49,15 @@ class Detections:
         scores: (n,) float32, descending.
         classes: (n,) int64, the detector's class numbers; 0 only in the stand-in region.
         features: (n, d) float32, the box head's vector, pooled at these very boxes.
+        whole: (d,) float32, the box head's vector at the box of the whole view; None unless it was
+            asked for.
     """
 
     boxes: Tensor
     scores: Tensor
     classes: Tensor
     features: Tensor
+    whole: Tensor | None = None
 
 
 def prepare_for_extraction(model: FasterRCNN) -> FasterRCNN:
@@ -225,7 +228,7 @@ class _ChannelsLastHead(nn.Module):
 
 
 @torch.inference_mode()
-def detect(model: FasterRCNN, views: Tensor) -> list[Detections]:
+def detect(model: FasterRCNN, views: Tensor, *, whole: bool = False) -> list[Detections]:
     """Find the regions of a batch of views: the same ones as ``model`` itself.
 
     torchvision does not say which proposal a detection came from, and regresses its box
@@ -236,6 +239,8 @@ def detect(model: FasterRCNN, views: Tensor) -> list[Detections]:
         model: in eval mode, built for views of this size; faster after `prepare_for_extraction`.
         views: (B, 3, S, S) float32 in [0, 1], on the model's device. All of one size: torchvision
             pads mixed sizes, and padding changes boxes and features.
+        whole: also pool the vectors of the whole views, from the same feature maps. Whether this is
+            done does not change the regions.
 
     Returns:
         B detections with 1 to ``box_detections_per_img`` regions each, on the same device.
@@ -261,19 +266,19 @@ def detect(model: FasterRCNN, views: Tensor) -> list[Detections]:
             strict=True,
         )
     ]
-    return _described(heads, maps, best, size)
+    return _described(heads, maps, best, size, whole=whole)
 
 
 @torch.inference_mode()
 def detect_at(
-    model: FasterRCNN, views: Tensor, regions: Sequence[GivenRegions]
+    model: FasterRCNN, views: Tensor, regions: Sequence[GivenRegions], *, whole: bool = False
 ) -> list[Detections]:
     """Describe given regions of a batch of views with the vectors that `detect` would give them.
 
     The RPN and the box predictor don't run. A view without a region gets the same stand-in.
 
     Args:
-        model, views: as `detect` takes them.
+        model, views, whole: as `detect` takes them.
         regions: of each of the B views, in [0,1] of the view, in the order in which to return them.
 
     Raises:
@@ -291,7 +296,7 @@ def detect_at(
         else _stand_in(size, device)
         for one in regions
     ]
-    return _described(model.roi_heads, maps, placed, size)
+    return _described(model.roi_heads, maps, placed, size, whole=whole)
 
 
 def _checked_side(model: FasterRCNN, views: Tensor) -> int:
@@ -310,25 +315,36 @@ def _checked_side(model: FasterRCNN, views: Tensor) -> int:
 
 
 def _described(
-    heads: Any, maps: dict[str, Tensor], regions: list[tuple[Tensor, Tensor, Tensor]], size: int
+    heads: Any,
+    maps: dict[str, Tensor],
+    regions: list[tuple[Tensor, Tensor, Tensor]],
+    size: int,
+    *,
+    whole: bool,
 ) -> list[Detections]:
     """Pool the features of each image's boxes (n, 4), scores (n,) and classes (n,)."""
     features = _vectors(heads, maps, [boxes for boxes, _, _ in regions], size)
+    wholes: Iterable[Tensor | None] = [None] * len(regions)
+    if whole:
+        # Not pooled with the regions: their number decides how a product of matrices is rounded.
+        wholes = _vectors(heads, maps, [_whole_box(size, features.device)] * len(regions), size)
     return [
-        Detections((boxes / size).clamp(0, 1), scores, classes, feature)
-        for (boxes, scores, classes), feature in zip(
-            regions, features.split([len(scores) for _, scores, _ in regions]), strict=True
+        Detections((boxes / size).clamp(0, 1), scores, classes, feature, of_whole)
+        for (boxes, scores, classes), feature, of_whole in zip(
+            regions, features.split([len(scores) for _, scores, _ in regions]), wholes, strict=True
         )
     ]
 
 
+def _whole_box(size: int, device: torch.device) -> Tensor:
+    """The box of a whole view in pixels: (1, 4)."""
+    return torch.tensor([[0.0, 0.0, size, size]], device=device)
+
+
 def _stand_in(size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Box, score and class of the region of a view without any: the whole view, 0 and 0."""
-    return (
-        torch.tensor([[0.0, 0.0, size, size]], device=device),
-        torch.zeros(1, device=device),
-        torch.zeros(1, dtype=torch.int64, device=device),
-    )
+    score = torch.zeros(1, device=device)
+    return _whole_box(size, device), score, torch.zeros(1, dtype=torch.int64, device=device)
 
 
 def _propose(rpn: Any, views: Tensor, maps: dict[str, Tensor]) -> list[Tensor]:

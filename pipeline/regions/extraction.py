@@ -22,7 +22,7 @@ from torchvision.models.detection import FasterRCNN
 from pipeline.ahead import begin_ahead
 from pipeline.errors import DamagedError, InputError, MismatchError, MissingError
 from pipeline.files import canonical_json
-from pipeline.regions.detection import Detections, detect, detect_at, prepare_for_extraction
+from pipeline.regions.detection import detect, detect_at, prepare_for_extraction
 from pipeline.regions.detector import (
     WEIGHTS_FILE,
     DetectorDescription,
@@ -35,7 +35,14 @@ from pipeline.regions.plan import ViewJob, rows_digest
 from pipeline.regions.transforms import crop_of, load_image, view_of
 from pipeline.settings import ExtractSettings
 from pipeline.shards.failures import Failure
-from pipeline.shards.schema import FORMAT_VERSION, IMAGES, OF_REGIONS, Recipe, RegionRows
+from pipeline.shards.schema import (
+    IMAGES,
+    OF_REGIONS,
+    Recipe,
+    RegionRows,
+    format_recipe,
+    holds_whole,
+)
 from pipeline.shards.shard import write_shard
 from pipeline.tensors import best_device, non_finite
 
@@ -85,7 +92,7 @@ def extraction_recipe(
         for name, value in detector.architecture.model_dump(mode="json").items()
     }
     return {
-        "format_version": FORMAT_VERSION,
+        **format_recipe(whole=settings.whole),
         "images.hashed_by": "content" if settings.hash_images else "size",
         "views": settings.views,
         **(crops if settings.views > 1 else {}),
@@ -100,12 +107,18 @@ def extraction_recipe(
 
 
 def extraction_settings(recipe: Recipe) -> ExtractSettings:
-    """Recover the settings from a recipe of `extraction_recipe`. What it lacks gets its default.
+    """Recover the settings from a recipe of `extraction_recipe`.
+
+    What it lacks gets its default, except for `whole`, which a recipe names only where it is true.
 
     Args:
         recipe: of regions that were extracted, not imported.
     """
-    stored = {**recipe, "hash_images": recipe.get("images.hashed_by") == "content"}
+    stored = {
+        **recipe,
+        "hash_images": recipe.get("images.hashed_by") == "content",
+        "whole": holds_whole(recipe),
+    }
     for field in ("flip", "seed"):
         if f"views.{field}" in recipe:
             stored[field] = recipe[f"views.{field}"]
@@ -234,7 +247,9 @@ class ShardExtractor:
                 waiting += time.perf_counter() - asked
                 if views:
                     at = slice(len(positions) - len(views), len(positions))
-                    fill_rows(rows, at, self._regions(views, device))
+                    pixels = to_floats([view.pixels for view in views], device)
+                    given = [view.regions for view in views if view.regions is not None]
+                    fill_rows(rows, at, self.model, pixels, given)
                 on_images(len(batch))
             busy = time.perf_counter() - started - waiting
         outcome = ShardOutcome(len(positions), tuple(failures), busy, waiting)
@@ -255,11 +270,6 @@ class ShardExtractor:
             return [(at, self._pool.submit(self._decode, jobs[at], root)) for at in batch]
 
         return begin_ahead(begin, range(0, len(jobs), self.settings.batch_size))
-
-    def _regions(self, views: Sequence[_View], device: torch.device) -> list[Detections]:
-        pixels = to_floats([view.pixels for view in views], device)
-        given = [view.regions for view in views if view.regions is not None]
-        return detect_at(self.model, pixels, given) if given else detect(self.model, pixels)
 
     def _decode(self, job: ViewJob, root: Path) -> _View:
         settings = self.settings
@@ -307,6 +317,7 @@ def _named(rows: RegionRows, jobs: Sequence[ViewJob]) -> RegionRows:
         **{field: getattr(rows, field)[: len(jobs)] for field in ("count", *OF_REGIONS)},
         image_id=np.array([job.image_id.encode() for job in jobs]),
         view=np.array([job.view for job in jobs], dtype=np.int16),
+        whole=None if rows.whole is None else rows.whole[: len(jobs)],
     )
 
 
@@ -327,14 +338,35 @@ def blank_rows(rows: int, model: FasterRCNN, settings: ExtractSettings) -> Regio
         count=np.zeros(rows, dtype=np.int16),
         image_id=np.zeros(rows, dtype="S1"),
         view=np.zeros(rows, dtype=np.int16),
+        whole=np.zeros((rows, d), dtype=settings.feature_dtype) if settings.whole else None,
     )
 
 
-def fill_rows(rows: RegionRows, at: slice, detections: Sequence[Detections]) -> None:
-    """Put detections into the blank rows ``at``, in the types that a cache stores."""
+def fill_rows(
+    rows: RegionRows,
+    at: slice,
+    model: FasterRCNN,
+    views: torch.Tensor,
+    given: Sequence[GivenRegions] = (),
+) -> None:
+    """Put the regions of views into blank rows, in the types that a cache stores.
+
+    Args:
+        rows: of `blank_rows`. The vectors of whole views are computed if these have room for them.
+        at: the rows to fill, one for each view.
+        model, views: as `detect` takes them.
+        given: the regions of each view; empty where the detector finds them.
+    """
+    whole = rows.whole is not None
+    detections = (
+        detect_at(model, views, given, whole=whole) if given else detect(model, views, whole=whole)
+    )
     rows.count[at] = [len(one.scores) for one in detections]
     real = np.arange(rows.boxes.shape[1]) < rows.count[at, None]
     for field in OF_REGIONS:
         # One copy from the device per batch, not one per image.
         values = torch.cat([getattr(one, field) for one in detections]).cpu()
         getattr(rows, field)[at][real] = values
+    if rows.whole is not None:
+        wholes = [one.whole for one in detections if one.whole is not None]
+        rows.whole[at] = torch.stack(wholes).cpu()

@@ -120,6 +120,11 @@ class ExtractSettings(Settings):
     feature_dtype: Literal["float16", "float32"] = Field(
         "float16", description="Type of the stored features."
     )
+    whole: bool = Field(
+        True,
+        description="Store the vector of the whole view, too, which some heads need. An import "
+        "stores it where its file has it.",
+    )
     hash_images: bool = Field(
         True,
         description="Identify images by their content in the cache's fingerprint. If false, by "

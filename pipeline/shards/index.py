@@ -28,6 +28,7 @@ from pipeline.shards.schema import (
     Recipe,
     check_same_recipe,
     fingerprint,
+    holds_whole,
     without_images,
 )
 from pipeline.shards.shard import (
@@ -111,6 +112,11 @@ class Index:
     """(R,) number of each row's shard in `shards`."""
     row: npt.NDArray[np.int32]
     """(R,) number of each row in its shard."""
+
+    @property
+    def has_whole(self) -> bool:
+        """Whether the rows have the field `whole`: those of every shard, or of none."""
+        return holds_whole(self.recipe)
 
 
 # Writing -----------------------------------------------------------------------------------------

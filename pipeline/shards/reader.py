@@ -16,6 +16,7 @@ from pipeline.shards.index import INDEX_NAME, Index, check_listed, check_sizes, 
 from pipeline.shards.mapping import MappedFiles
 from pipeline.shards.schema import (
     CHECKSUMS,
+    WHOLE,
     Recipe,
     RegionRows,
     check_same_recipe,
@@ -48,6 +49,8 @@ class RegionCache:
         """d."""
         self.feature_dtype = index.feature_dtype
         """`float16` or `float32`."""
+        self.has_whole = index.has_whole
+        """Whether the rows have the vector of the whole view."""
         self.shards = index.shards
         self.views = index.views
         """View of each row, (len(self),)."""
@@ -65,6 +68,8 @@ class RegionCache:
             "view": "<i2",
             CHECKSUMS: "<u4",
         }
+        if self.has_whole:
+            forms[WHOLE] = (index.feature_dtype, (d,))
         # A field of one row: for numpy, a dtype that includes a shape.
         self._forms = {field: np.dtype(form) for field, form in forms.items()}
         self._sizes = np.array([form.itemsize for form in self._forms.values()], dtype=np.int64)
@@ -173,6 +178,7 @@ class RegionCache:
             count=self._stored("count", starts),
             image_id=self._index.image_ids[numbers],
             view=self.views[numbers],
+            whole=self._stored(WHOLE, starts) if self.has_whole else None,
         )
         if self._check_rows and not self._checked[numbers].all():
             fresh = np.flatnonzero(~self._checked[numbers])

@@ -10,7 +10,7 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,11 @@ from pipeline.errors import InputError, MismatchError
 from pipeline.files import canonical_json, sha256_json
 
 FORMAT_NAME = "gmpipe-regions"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The newest version: version 1 with the field `whole`. Rows without it are written as version 1,
+so that caches that were made before stay what they are."""
+
+WHOLE = "whole"
 
 AXES = {
     "features": "Rmd",
@@ -29,8 +33,10 @@ AXES = {
     "count": "R",
     "image_id": "R",
     "view": "R",
+    WHOLE: "Rd",
 }
-"""The axes of each field of a row, in the order of the fields; `4` is an axis of length 4."""
+"""The axes of each field of a row, in the order of the fields; `4` is an axis of length 4. Rows of
+version 1 lack the field `whole`."""
 
 OF_REGIONS = tuple(field for field, axes in AXES.items() if axes.startswith("Rm"))
 """The fields with one entry per region."""
@@ -42,9 +48,11 @@ DTYPES: dict[str, tuple[str, ...]] = {
     "classes": ("int16",),
     "count": ("int16",),
     "view": ("int16",),
+    WHOLE: ("float16", "float32"),
     "row_crc32": ("uint32",),
 }
-"""The types that a field may have, little-endian; `image_id` is bytes of any fixed width."""
+"""The types that a field may have, little-endian; `image_id` is bytes of any fixed width, and
+`whole` has the type of `features`."""
 
 CHECKSUMS = "row_crc32"
 
@@ -55,6 +63,24 @@ Its field `images` is a digest of the images. A shard's covers only its own rows
 or added photograph costs no other shard. All other fields are the same in the whole cache."""
 
 IMAGES = "images"
+
+
+def format_recipe(*, whole: bool) -> dict[str, str | int | float | bool | None]:
+    """The recipe's fields for the format: its version and, where rows have it, the field `whole`.
+
+    A recipe of version 1 says nothing of `whole`, so that its fingerprint stays the same.
+    """
+    return {"format_version": FORMAT_VERSION, WHOLE: True} if whole else {"format_version": 1}
+
+
+def holds_whole(recipe: Recipe) -> bool:
+    """Whether rows of this recipe have the field `whole`."""
+    return recipe.get(WHOLE) is True
+
+
+def fields_of(*, whole: bool) -> tuple[str, ...]:
+    """The fields of rows with or without `whole`, in the order of `AXES`."""
+    return tuple(field for field in AXES if whole or field != WHOLE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,30 +105,40 @@ class RegionRows:
     view: npt.NDArray[np.int16]
     """(R,) int16: 0 is the whole image, 1 and up are its random crops."""
     whole: npt.NDArray[np.floating[Any]] | None = None
-    """(R, d) of the features' type: the box head's vector of the whole view; None where a cache of
-    format version 1 or an import holds none."""
+    """(R, d) of the features' type: the box head's vector of the whole view. None in format version
+    1, for all rows of a cache alike."""
 
     def __len__(self) -> int:
         """R, the number of rows."""
         return len(self.count)
 
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields that these rows have, in the order of `AXES`."""
+        return fields_of(whole=self.whole is not None)
+
     def take(self, indices: npt.ArrayLike) -> RegionRows:
         """Copy the rows at ``indices`` (N,), in that order. Indices may repeat."""
         chosen = np.asarray(indices, dtype=np.intp)
-        return RegionRows(**{field: getattr(self, field)[chosen] for field in AXES})
+        return RegionRows(**{field: getattr(self, field)[chosen] for field in self.fields})
 
     @staticmethod
     def concatenate(parts: Sequence[RegionRows]) -> RegionRows:
         """Join the rows of ``parts``, in order.
 
         Raises:
-            ValueError: there are no parts, or they differ in m, d or feature dtype.
+            ValueError: there are no parts, or they differ in m, d, feature dtype or fields.
         """
-        layouts = {(part.features.shape[1:], str(part.features.dtype)) for part in parts}
+        layouts = {
+            (part.features.shape[1:], str(part.features.dtype), part.fields) for part in parts
+        }
         if len(layouts) != 1:
-            raise ValueError(f"parts must agree in (m, d) and feature dtype; found {layouts}")
+            raise ValueError(
+                f"parts must agree in (m, d), feature dtype and fields; found {layouts}"
+            )
+        [(_, _, fields)] = layouts
         return RegionRows(
-            **{field: np.concatenate([getattr(part, field) for part in parts]) for field in AXES}
+            **{field: np.concatenate([getattr(part, field) for part in parts]) for field in fields}
         )
 
     def check(self) -> None:
@@ -112,9 +148,8 @@ class RegionRows:
             InputError: a row breaks it. Names the row, its image id, the field, the value found
                 and the one expected.
         """
-        for field in AXES:
-            array = getattr(self, field)
-            breach = layout_breach(field, array.shape, array.dtype, self.features.shape)
+        for field in self.fields:
+            breach = layout_breach(field, getattr(self, field), self.features)
             if breach:
                 raise InputError(f"Region rows{self._first_image()}: {breach}.", _WRITE_AGAIN)
         for row, (found, expected) in self.breaches().items():
@@ -138,8 +173,10 @@ class RegionRows:
         noted.add("count", (self.count < 1) | (self.count > regions), f"1 to {regions}")
 
         padding = np.arange(regions) >= self.count[:, None]  # (R, m)
-        for field in ("features", "boxes", "scores"):
+        for field in ("features", "boxes", "scores", WHOLE):
             array = getattr(self, field)
+            if array is None:
+                continue
             suspects = ~_rows_finite(array)
             if suspects.any():
                 broken = np.zeros(array.shape, dtype=np.bool_)
@@ -191,40 +228,56 @@ class _Breaches:
             self.first.setdefault(int(row), (f"{field}{where} is {value}", expected))
 
 
-def layout_breach(
-    field: str, shape: tuple[int, ...], dtype: np.dtype[Any], features_shape: tuple[int, ...]
-) -> str | None:
+class _Array(Protocol):
+    """What is known of an array before it is read, in memory or in a file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+
+def layout_breach(field: str, array: _Array, features: _Array) -> str | None:
     """Describe what is wrong with a field's dtype or shape; None if nothing is.
 
     Args:
         field: a field of the rows, or `row_crc32`.
-        shape, dtype: of the field.
-        features_shape: the shape (R, m, d) of `features`, which sets the lengths of the axes.
+        array: the field.
+        features: (R, m, d), which sets the lengths of the axes and the type of `whole`.
     """
-    expected = " or ".join(DTYPES.get(field, ("fixed-width bytes",)))
-    known = [np.dtype(name).newbyteorder("<") for name in DTYPES.get(field, ())]
+    names = DTYPES.get(field, ())
+    if field == WHOLE:
+        names = (features.dtype.name,)
+    dtype, shape = array.dtype, array.shape
+    known = [np.dtype(name).newbyteorder("<") for name in names]
     if dtype not in known and not (field == "image_id" and dtype.kind == "S"):
+        expected = " or ".join(names) or "fixed-width bytes"
         return f"{field} has dtype {dtype}; expected {expected}"
-    if len(features_shape) != 3 or 0 in features_shape[1:]:
-        return f"features has shape {features_shape}; expected (R, m, d) with m and d above 0"
-    lengths = dict(zip("Rmd4", (*features_shape, 4), strict=True))
+    if len(features.shape) != 3 or 0 in features.shape[1:]:
+        return f"features has shape {features.shape}; expected (R, m, d) with m and d above 0"
+    lengths = dict(zip("Rmd4", (*features.shape, 4), strict=True))
     expected_shape = tuple(lengths[axis] for axis in AXES.get(field, "R"))
     if shape != expected_shape:
         return f"{field} has shape {shape}; expected {expected_shape}"
     return None
 
 
-def row_bytes(regions: int, feature_size: int, feature_dtype: str, id_width: int) -> int:
+def row_bytes(
+    regions: int, feature_size: int, feature_dtype: str, id_width: int, *, whole: bool
+) -> int:
     """Bytes that a row takes in a shard: its fields and its checksum.
 
     Args:
         regions, feature_size, feature_dtype: m, d and the type of the features.
         id_width: bytes of an image id, padding included.
+        whole: whether the row has the field `whole`.
     """
     lengths = {"R": 1, "m": regions, "d": feature_size, "4": 4}
     widths = {field: np.dtype(dtypes[0]).itemsize for field, dtypes in DTYPES.items()}
-    widths |= {"features": np.dtype(feature_dtype).itemsize, "image_id": id_width}
-    axes = {**AXES, CHECKSUMS: "R"}
+    widths |= dict.fromkeys(("features", WHOLE), np.dtype(feature_dtype).itemsize)
+    widths["image_id"] = id_width
+    axes = {**{field: AXES[field] for field in fields_of(whole=whole)}, CHECKSUMS: "R"}
     return sum(math.prod(lengths[axis] for axis in axes[field]) * widths[field] for field in axes)
 
 
@@ -234,7 +287,7 @@ def row_checksums(rows: RegionRows) -> npt.NDArray[np.uint32]:
     The NULs that pad an image id are left out, so that the checksum does not depend on the width of
     the column, which the other rows decide.
     """
-    columns = [np.ascontiguousarray(getattr(rows, field)) for field in AXES]
+    columns = [np.ascontiguousarray(getattr(rows, field)) for field in rows.fields]
     sums = np.empty(len(rows), dtype=np.uint32)
     for row in range(len(rows)):
         value = 0

@@ -28,9 +28,12 @@ from pipeline.shards.schema import (
     DTYPES,
     FORMAT_NAME,
     FORMAT_VERSION,
+    WHOLE,
     Recipe,
     RegionRows,
+    fields_of,
     fingerprint,
+    holds_whole,
     layout_breach,
     row_checksums,
 )
@@ -59,7 +62,7 @@ class ShardHeader:
     id_width: int
     """Bytes of an image id, padding included."""
     offsets: Mapping[str, int]
-    """The byte at which each array begins: the fields of `schema.AXES`, and `row_crc32`."""
+    """The byte at which each array begins: the fields of the rows, and `row_crc32`."""
 
 
 def shard_name(number: int) -> str:
@@ -97,17 +100,22 @@ def whole_shards(folder: Path) -> list[Path]:
 def write_shard(path: Path, rows: RegionRows, *, dataset: str, recipe: Recipe) -> None:
     """Write ``rows`` as the shard ``path``. The same rows give the same bytes.
 
-    The file is read back and compared before it gets its name.
+    It is of format version 1 unless the rows have the field `whole`, as the recipe must say. The
+    file is read back and compared before it gets its name.
 
     Raises:
+        ValueError: rows and recipe don't agree on the field `whole`.
         InputError: the rows break their contract, or there are none.
         DamagedError: a row is not read back as it was written.
     """
+    has_whole = rows.whole is not None
+    if has_whole != holds_whole(recipe):
+        raise ValueError(f"the rows have the fields {rows.fields}, but the recipe is {recipe}")
     rows.check()
     if len(rows) == 0:
         raise InputError(f"{path}: found no rows; a shard holds at least one.", "Write no shard.")
     checksums = row_checksums(rows)
-    arrays = {field: getattr(rows, field) for field in AXES}
+    arrays = {field: getattr(rows, field) for field in rows.fields}
     # The smallest width that holds the ids, even if the rows were cut from a wider column.
     arrays["image_id"] = np.array(rows.image_id.tolist(), dtype=np.bytes_)
     arrays[CHECKSUMS] = checksums
@@ -118,7 +126,7 @@ def write_shard(path: Path, rows: RegionRows, *, dataset: str, recipe: Recipe) -
         with h5py.File(image, "w", libver=("earliest", "v110")) as file:
             for name, array in arrays.items():
                 file.create_dataset(name, data=np.ascontiguousarray(array), track_times=False)
-            file.attrs["format_version"] = FORMAT_VERSION
+            file.attrs["format_version"] = FORMAT_VERSION if has_whole else 1
             texts = {
                 "format_name": FORMAT_NAME,
                 "dataset": dataset,
@@ -192,7 +200,8 @@ def map_shard(path: Path) -> tuple[ShardHeader, RegionRows, npt.NDArray[np.uint3
     mapped = np.memmap(path, dtype=np.uint8, mode="r")
     lengths = {"R": header.rows, "m": header.regions, "d": header.feature_size, "4": 4}
     dtypes = {field: names[0] for field, names in DTYPES.items()}
-    dtypes |= {"features": header.feature_dtype, "image_id": f"S{header.id_width}"}
+    dtypes |= dict.fromkeys(("features", WHOLE), header.feature_dtype)
+    dtypes["image_id"] = f"S{header.id_width}"
     arrays: dict[str, npt.NDArray[Any]] = {
         name: np.ndarray(
             tuple(lengths[axis] for axis in AXES.get(name, "R")),
@@ -237,13 +246,17 @@ def _checked_header(path: Path, file: h5py.File) -> ShardHeader:
     if format_name != FORMAT_NAME:
         _refuse(path, "attribute `format_name`", repr(format_name), repr(FORMAT_NAME))
     version = int(_attribute(path, file, "format_version", "iu", "an integer"))
-    check_version(path, version, FORMAT_VERSION)
+    check_version(path, version, FORMAT_VERSION, oldest=1)
     dataset = _text(path, file, "dataset")
     recipe = sound_recipe(_text(path, file, "recipe"), _text(path, file, "fingerprint"))
     if recipe is None:
         taken = "not what `fingerprint` was computed from"
         _refuse(path, "attribute `recipe`", taken, "a sound recipe")
-    names = [*AXES, CHECKSUMS]
+    has_whole = version == FORMAT_VERSION
+    if holds_whole(recipe) != has_whole:
+        found = f"{'without' if has_whole else 'with'} `{WHOLE}: true`"
+        _refuse(path, "attribute `recipe`", found, f"a recipe of format version {version}")
+    names = [*fields_of(whole=has_whole), CHECKSUMS]
     for name in sorted({*names, *file} - ({*names} & {*file})):
         if name in names:
             _refuse(path, f"array `{name}`", "missing", "an array of the format")
@@ -279,7 +292,7 @@ def _checked_array(path: Path, file: h5py.File, name: str) -> int:
         _refuse(path, field, stored, "contiguous storage without filters")
     if layout.get_external_count():
         _refuse(path, field, "stored in another file", "an array in the file")
-    breach = layout_breach(name, array.shape, array.dtype, file["features"].shape)
+    breach = layout_breach(name, array, file["features"])
     if breach:
         raise DamagedError(f"{path}: {breach}.", _WRITE_AGAIN)
     # An HDF5 type may be wider or packed differently than the numpy dtype that h5py shows.
@@ -318,20 +331,22 @@ def _refuse(path: Path, field: str, found: str, expected: str) -> NoReturn:
     raise DamagedError(f"{path}: {field} is {found}; expected {expected}.", _WRITE_AGAIN)
 
 
-def check_version(path: Path, version: int, expected: int) -> None:
-    """Refuse every version of a format but ``expected``.
+def check_version(path: Path, version: int, newest: int, *, oldest: int | None = None) -> None:
+    """Refuse every version of a format but those from ``oldest``, by default ``newest``, on.
 
     Raises:
         MismatchError: the version is newer.
         DamagedError: it is older.
     """
-    if version > expected:
+    oldest = newest if oldest is None else oldest
+    expected = " or ".join(map(str, range(oldest, newest + 1)))
+    if version > newest:
         raise MismatchError(
             f"{path}: found format version {version}, which a newer gmpipe wrote; expected "
             f"{expected}.",
             "Update gmpipe.",
         )
-    if version != expected:
+    if version < oldest:
         raise DamagedError(
             f"{path}: found format version {version}; expected {expected}.", _WRITE_AGAIN
         )

@@ -11,6 +11,8 @@ from pipeline.formats.text import counted
 from pipeline.shards.failures import Failure
 from pipeline.shards.index import read_index
 from pipeline.shards.reader import RegionCache
+from pipeline.shards.schema import Recipe, recipe_differences, without_images
+from pipeline.shards.shard import read_header
 from pipeline.shards.store import StaleShard
 from stages.checkout.disk import shown_bytes
 from stages.checkout.layout import cache_folder
@@ -98,6 +100,30 @@ def reasons_of(shards: Sequence[StaleShard]) -> str:
     if len(lines) > _LINES:
         lines[_LINES:] = [f"  and {counted(len(lines) - _LINES, 'more reason')}\n"]
     return "".join(lines)
+
+
+def recipes_of(shards: Sequence[StaleShard]) -> list[Recipe]:
+    """The recipes of those shards that were made with other settings."""
+    return [read_header(shard.path).recipe for shard in shards if shard.kind == "settings"]
+
+
+def how_to_keep(
+    dataset: str, found: Sequence[Recipe], without_whole: Recipe, otherwise: str
+) -> str:
+    """Say how to keep regions that were made with other settings: a sentence or two.
+
+    Args:
+        dataset: name of the data set.
+        found: the recipes of the regions.
+        without_whole: what the wanted recipe would be without the vectors of whole views.
+        otherwise: the sentence for regions that lack more than these vectors.
+    """
+    if not found or any(recipe_differences(without_images(one), without_whole) for one in found):
+        return otherwise
+    return (
+        "They lack only the vectors of whole views, which some heads read. To keep them as they "
+        f"are, set `extract.{dataset}.whole: false` in params.yaml."
+    )
 
 
 def drop_message(folder: Path, shards: Sequence[StaleShard]) -> str:

@@ -20,7 +20,7 @@ from pipeline.errors import (
 from pipeline.formats.text import counted, first_few
 from pipeline.labels.vectors import LabelVectors, load_label_vectors
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
-from pipeline.learning.splits import check_regions, validation_size
+from pipeline.learning.splits import check_regions, check_whole, validation_size
 from pipeline.settings import TrainSettings
 from pipeline.shards.failures import read_failures
 from pipeline.shards.index import read_index
@@ -199,10 +199,10 @@ def refill_command(recipe: Recipe, dataset: str) -> str:
 
 
 def check_run_regions(run: RunPlan, cache: RegionCache) -> None:
-    """Check that the cache holds as many regions per image as a run uses.
+    """Check that the cache holds what a run reads: enough regions, and the whole views' vectors.
 
     Raises:
-        InputError: it holds fewer.
+        InputError: it holds fewer regions per image, or it lacks vectors that the head reads.
     """
     dataset = run.dataset
     remedy = (
@@ -211,6 +211,19 @@ def check_run_regions(run: RunPlan, cache: RegionCache) -> None:
     )
     with advising(remedy, InputError):
         check_regions(cache, dataset, run.settings.regions)
+    if "imported_from" in cache.recipe:
+        remedy = (
+            f"Import a file that has the array `whole`, with extract.{dataset}.whole true: "
+            f"`{refill_command(cache.recipe, dataset)} --replace`. Files of bottom-up attention "
+            "have no such array."
+        )
+    else:
+        remedy = (
+            f"Set `extract.{dataset}.whole: true` in params.yaml, and run "
+            f"`{refill_command(cache.recipe, dataset)} --replace`."
+        )
+    with advising(remedy, InputError):
+        check_whole(cache, dataset, run.settings)
 
 
 _OF_REGIONS = (

@@ -21,8 +21,16 @@ from pipeline.regions.extraction import ShardExtractor, load_detector
 from pipeline.regions.plan import ViewPlan
 from pipeline.shards.failures import read_failures
 from pipeline.shards.index import INDEX_NAME, Index, read_index
+from pipeline.shards.reader import RegionCache
 from pipeline.shards.repair import plan_repair
-from pipeline.shards.schema import Recipe, check_same_recipe, row_bytes, without_images
+from pipeline.shards.schema import (
+    Recipe,
+    check_same_recipe,
+    format_recipe,
+    holds_whole,
+    row_bytes,
+    without_images,
+)
 from pipeline.shards.shard import read_header, whole_shards
 from pipeline.shards.store import ImagesById, ShardStore, open_store
 from pipeline.shards.verification import Damage, verify_cache
@@ -50,11 +58,24 @@ def cache_info(dataset: str) -> str:
         ),
         ("regions of a row", cache.regions),
         ("feature", f"{cache.feature_size} x {cache.feature_dtype}"),
+        ("vector of the whole view", _shown_whole(cache)),
         ("images without regions", len(failures)),
         ("fingerprint", cache.fingerprint),
         *sorted(cache.recipe.items()),
     ]
     return str(tabulate(rows, tablefmt="plain", disable_numparse=True))
+
+
+def _shown_whole(cache: RegionCache) -> str:
+    """Whether a cache holds the vectors of whole views, and what they take."""
+    if not cache.has_whole:
+        return "none"
+    size = _whole_bytes(cache.feature_size, cache.feature_dtype)
+    return f"{shown_bytes(size)} a row, {shown_bytes(size * len(cache))} in total"
+
+
+def _whole_bytes(feature_size: int, feature_dtype: str) -> int:
+    return feature_size * np.dtype(feature_dtype).itemsize
 
 
 def verify(request: Request, *, repair: bool) -> str:
@@ -164,6 +185,9 @@ def _keep_imported(
     wanted = {**recipe, "feature_dtype": request.extract.feature_dtype}
     if int(recipe["regions"] or 0) > request.extract.regions:  # an import may bring fewer
         wanted["regions"] = request.extract.regions
+    if holds_whole(recipe) and not request.extract.whole:  # nor need it have these vectors
+        del wanted["whole"]
+        wanted |= format_recipe(whole=False)
     restore = f"Restore the former settings in params.yaml, or import again: `{command} --replace`."
     check_same_recipe(recipe, wanted, str(folder), restore)
     repair = plan_repair(store, index, damages, recipe, images)
@@ -243,11 +267,17 @@ def estimate(request: Request, *, probe: int) -> str:
         architecture.feature_size,
         request.extract.feature_dtype,
         id_width=pc.max(pc.binary_length(plan.image_ids)).as_py(),
+        whole=request.extract.whole,
     )
+    whole = "none"
+    if request.extract.whole:
+        size = _whole_bytes(architecture.feature_size, request.extract.feature_dtype)
+        whole = f"{shown_bytes(size)} of each row, `extract.{dataset}.whole`"
     free = free_bytes(folder)
     rows: list[tuple[str, str]] = [
         ("rows", f"{len(plan)} (views of {counted(len(manifest), 'image')})"),
         ("size of the cache", f"{shown_bytes(row * len(plan))}, {row} bytes per row"),
+        ("vector of the whole view", whole),
         ("free on its disk", shown_bytes(free)),
     ]
     if probe:

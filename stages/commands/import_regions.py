@@ -27,7 +27,7 @@ from pipeline.datasets.manifest import (
     write_manifest,
 )
 from pipeline.errors import GmpipeError, InputError, MismatchError
-from pipeline.files import folder_lock, replacing_folder, tidy
+from pipeline.files import folder_lock, replacing_folder, sha256_json, tidy
 from pipeline.formats.text import counted
 from pipeline.settings import ExtractSettings, ImportedSettings
 from pipeline.shards.failures import FAILURES_NAME, Failure
@@ -38,9 +38,16 @@ from pipeline.shards.imports import (
     match_lines,
     region_rows,
 )
-from pipeline.shards.schema import FORMAT_VERSION, IMAGES, Recipe, RegionRows
-from pipeline.shards.store import ImagesById, ShardStore, Survey, open_store
-from stages.checkout.caches import amount_of, drop_message, reasons_of, shown_failures
+from pipeline.shards.schema import IMAGES, Recipe, RegionRows, format_recipe
+from pipeline.shards.store import ImagesById, ShardStore, StaleShard, Survey, open_store
+from stages.checkout.caches import (
+    amount_of,
+    drop_message,
+    how_to_keep,
+    reasons_of,
+    recipes_of,
+    shown_failures,
+)
 from stages.checkout.layout import cache_folder, manifest_file, prepared_folder
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request, check_dataset_name, load_params
@@ -98,6 +105,29 @@ class _Import:
         """m: no more than the image with the most regions has."""
         return int(min(self.settings.regions, self.source.counts.max()))
 
+    @property
+    def has_whole(self) -> bool:
+        """Whether the cache will hold the vectors of whole views."""
+        return isinstance(self.source, NpzFile) and self.source.whole_sha256 is not None
+
+    def recipe(self, form: Form, *, whole: bool) -> Recipe:
+        """Everything that decides the regions, except the images.
+
+        Args:
+            form: of the source.
+            whole: with the vectors of whole views, which the source must have.
+        """
+        sha256 = self.source.sha256
+        if whole and isinstance(self.source, NpzFile):
+            sha256 = sha256_json([sha256, self.source.whole_sha256])
+        return {
+            **format_recipe(whole=whole),
+            "imported_from": form,
+            "source_sha256": sha256,
+            "regions": self.regions,
+            "feature_dtype": self.settings.feature_dtype,
+        }
+
     def shards(self, numbers: npt.NDArray[np.int64]) -> Iterator[RegionRows]:
         """The rows of some of the R images, one shard's at a time.
 
@@ -113,6 +143,7 @@ class _Import:
                 regions=self.regions,
                 feature_size=self.source.feature_size,
                 feature_dtype=self.settings.feature_dtype,
+                whole=self.has_whole,
             )
 
 
@@ -181,16 +212,12 @@ def import_regions(request: Request, files: Sequence[Path], form: Form, *, repla
     folder = cache_folder(request.dataset)
     with open_store(folder, request.dataset) as store:
         job = _read_through(request, files, form)
-        recipe: Recipe = {
-            "format_version": FORMAT_VERSION,
-            "imported_from": form,
-            "source_sha256": job.source.sha256,
-            "regions": job.regions,
-            "feature_dtype": request.extract.feature_dtype,
-        }
+        recipe = job.recipe(form, whole=job.has_whole)
         images = ImagesById(job.image_ids)
         survey = store.survey(recipe, images)
-        _agree_to_drop(request, files, job, survey, replace=replace)
+        if not replace:
+            _refuse_to_drop(request, files, survey, job.recipe(form, whole=False))
+        _agree_to_drop(request, job, survey)
         store.drop(survey.stale)
         if form == "npz":
             _write_manifest(job.manifest)
@@ -213,7 +240,8 @@ def _read_through(request: Request, files: Sequence[Path], form: Form) -> _Impor
             bar.update(read)
 
         if form == "npz":
-            job = _from_npz(NpzFile.open(files[0], on_bytes), request, names)
+            source = NpzFile.open(files[0], on_bytes, whole=request.extract.whole)
+            job = _from_npz(source, request, names)
         else:
             manifest = dataset_manifest(request.dataset)
             job = _from_bottom_up(BottomUpFiles.open(files, on_bytes), manifest, request, names)
@@ -233,32 +261,54 @@ def _read_through(request: Request, files: Sequence[Path], form: Form) -> _Impor
     return job
 
 
-def _agree_to_drop(
-    request: Request, files: Sequence[Path], job: _Import, survey: Survey, *, replace: bool
-) -> None:
-    """Say once what is dropped and why, after a check that it can be imported again.
+def _made_otherwise(survey: Survey) -> list[StaleShard]:
+    """The stale shards that were made from something else.
 
-    Shards whose images are no longer wanted are dropped in any case: the manifest has changed.
+    Those whose images are no longer wanted may be dropped in any case: the manifest has changed.
+    """
+    return [shard for shard in survey.stale if shard.kind not in ("images", "removed")]
+
+
+def _refuse_to_drop(
+    request: Request, files: Sequence[Path], survey: Survey, without_whole: Recipe
+) -> None:
+    """Refuse an import that would have to drop shards.
+
+    Args:
+        request, files: as `import_regions`.
+        survey: of the cache.
+        without_whole: the recipe of the import without the vectors of whole views.
 
     Raises:
-        MismatchError: other shards are stale, and may not be replaced.
-        InputError: one of the rows that would replace them is impossible.
+        MismatchError: shards were made from something else.
+    """
+    stale = _made_otherwise(survey)
+    if not stale:
+        return
+    arguments = [*map(str, files), "--dataset", request.dataset, *request.set_options]
+    restore = "To keep them, restore the former settings, or import the former files."
+    keep = how_to_keep(request.dataset, recipes_of(stale), without_whole, restore)
+    folder = cache_folder(request.dataset)
+    raise MismatchError(
+        f"{folder}: the import would have to drop {amount_of(stale)}:\n{reasons_of(stale)}",
+        f"To drop them and import again, run `gmpipe import-regions {shlex.join(arguments)} "
+        f"--replace`. {keep}",
+    )
+
+
+def _agree_to_drop(request: Request, job: _Import, survey: Survey) -> None:
+    """Say once what is dropped and why, after a check that it can be imported again.
+
+    Raises:
+        InputError: one of the rows that would replace shards made from something else is
+            impossible.
     """
     if not survey.stale:
         return
-    folder = cache_folder(request.dataset)
-    others = [shard for shard in survey.stale if shard.kind not in ("images", "removed")]
-    if others and not replace:
-        arguments = [*map(str, files), "--dataset", request.dataset, *request.set_options]
-        raise MismatchError(
-            f"{folder}: the import would have to drop {amount_of(others)}:\n{reasons_of(others)}",
-            f"To drop them and import again, run `gmpipe import-regions {shlex.join(arguments)} "
-            "--replace`. To keep them, restore the former settings, or import the former files.",
-        )
-    if others:
+    if _made_otherwise(survey):
         for rows in job.shards(np.arange(len(job.images))):
             rows.check()
-    say(drop_message(folder, survey.stale))
+    say(drop_message(cache_folder(request.dataset), survey.stale))
 
 
 def _write_missing(
@@ -285,7 +335,8 @@ def _summary(folder: Path, job: _Import, written: int) -> str:
     """A line that says what was done; one more on the manifest that an npz makes."""
     line = (
         f"{folder}: {counted(len(job.images), 'row')} of {job.regions} x {job.source.feature_size} "
-        f"{job.settings.feature_dtype}, {written} of them imported now"
+        f"{job.settings.feature_dtype}{', with those of whole views' if job.has_whole else ''}, "
+        f"{written} of them imported now"
         f"{'' if written else '; nothing to import'}"
     )
     most = int(job.source.counts.max())

@@ -69,6 +69,7 @@ def write_mine(flow: Flow, **changes: Any) -> Path:
 
 
 def test_the_annotated_boxes_are_extracted_after_a_replacement(flow: Flow) -> None:
+    detected = plain_rows(flow)
     refused = flow.gmpipe("extract", *ANNOTATED)
     assert refused.refused('boxes is absent, expected "annotations".*boxes_sha256.*--replace')
     assert "60 rows, 60 of them" in flow.ok("extract", *ANNOTATED, "--replace")
@@ -82,6 +83,7 @@ def test_the_annotated_boxes_are_extracted_after_a_replacement(flow: Flow) -> No
         np.testing.assert_allclose(row.boxes[0, : len(order)], objects.boxes[order], atol=1e-6)
         assert row.classes[0, : len(order)].tolist() == objects.classes[order].tolist()
         assert set(row.scores[0, : len(order)].tolist()) == {1}
+        np.testing.assert_array_equal(row.whole, detected[image_id].whole)
     # Damage is repaired at the same boxes.
     before = plain_rows(flow)
     flip_bit(whole_shards(flow / "cache/tiny")[0], "features", 0)

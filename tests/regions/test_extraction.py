@@ -23,8 +23,12 @@ from pipeline.regions.detector import DetectorDescription, write_detector
 from pipeline.regions.extraction import (
     ShardExtractor,
     ShardOutcome,
+    blank_rows,
     extraction_recipe,
+    extraction_settings,
+    fill_rows,
     load_detector,
+    to_floats,
 )
 from pipeline.regions.plan import (
     PlannedImages,
@@ -36,7 +40,7 @@ from pipeline.regions.plan import (
 )
 from pipeline.regions.transforms import load_image, to_tensor, view_of
 from pipeline.settings import ArchitectureSettings, ExtractSettings
-from pipeline.shards.schema import AXES, Recipe, RegionRows
+from pipeline.shards.schema import AXES, Recipe, RegionRows, format_recipe
 from pipeline.shards.shard import map_shard
 
 
@@ -82,6 +86,7 @@ DECIDES = {
     "views": 2,
     "feature_dtype": "float16",
     "hash_images": False,
+    "whole": False,
 }
 DECIDES_CROPS = {"flip": False, "seed": 1}
 DECIDES_NOTHING = {"rows_per_shard": 3, "batch_size": 2, "max_failures": 5}
@@ -96,6 +101,23 @@ def test_every_extract_setting_is_known_to_decide_or_not() -> None:
 @pytest.mark.parametrize("name", DECIDES)
 def test_what_decides_the_regions_changes_the_recipe(scenes: Scenes, name: str) -> None:
     assert recipe(scenes, **{name: DECIDES[name]}) != recipe(scenes)
+
+
+def test_a_recipe_without_whole_views_is_that_of_version_1(scenes: Scenes) -> None:
+    """Caches that were made before there were such vectors keep their fingerprint."""
+    new, former = recipe(scenes), recipe(scenes, whole=False)
+    assert (new["format_version"], new["whole"]) == (2, True)
+    assert former["format_version"] == 1
+    assert "whole" not in former
+    assert {**former, "format_version": 2, "whole": True} == new
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_settings_of_a_recipe_have_the_whole_view_where_it_was_stored(whole: bool) -> None:
+    settings = EXTRACT.model_copy(update={"whole": whole})
+    stored = extraction_recipe(DESCRIPTION, settings)
+    assert extraction_recipe(DESCRIPTION, extraction_settings(stored)) == stored
+    assert extraction_settings(stored).whole == whole
 
 
 @pytest.mark.parametrize("name", DECIDES_CROPS)
@@ -285,6 +307,50 @@ def test_rows_are_sound_and_do_not_depend_on_the_batch_size(scenes: Scenes) -> N
     np.testing.assert_allclose(rows.features[1], alone.features.numpy(), atol=1e-4)
 
 
+def test_a_row_has_the_vector_of_its_whole_view(scenes: Scenes) -> None:
+    """Of crops, too. A detector that finds nothing has that vector as its only region's."""
+    model, jobs = tiny_model(regions=EXTRACT.regions), jobs_of(scenes, 2)[:5]
+    rows = extract_rows(model, jobs, scenes.root, EXTRACT)
+    assert rows.whole is not None
+    assert rows.whole.dtype == np.float32
+    blind = EXTRACT.model_copy(update={"score_threshold": 0.999})
+    alone = extract_rows(tiny_model(0.999, regions=6), jobs, scenes.root, blind)
+    np.testing.assert_allclose(rows.whole, alone.features[:, 0], atol=1e-4)
+    assert np.ptp(rows.whole, axis=0).max() > 1e-2  # the vectors of different views differ
+
+
+def test_without_whole_views_the_regions_are_the_same(scenes: Scenes) -> None:
+    model, jobs = tiny_model(regions=EXTRACT.regions), jobs_of(scenes)[:5]
+    rows = extract_rows(model, jobs, scenes.root, EXTRACT)
+    without = EXTRACT.model_copy(update={"whole": False})
+    former = extract_rows(model, jobs, scenes.root, without)
+    assert former.whole is None
+    for field in former.fields:
+        np.testing.assert_array_equal(getattr(rows, field), getattr(former, field), field)
+
+
+def test_views_pass_through_the_backbone_once(scenes: Scenes) -> None:
+    model, calls = tiny_model(regions=EXTRACT.regions), []
+    model.backbone.register_forward_hook(lambda *_: calls.append(1))
+    extract_rows(model, jobs_of(scenes)[:4], scenes.root, EXTRACT)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_new_photographs_get_the_vector_that_the_cache_has(scenes: Scenes, dtype: str) -> None:
+    """`predict` fills rows of its own; `extract` those of a shard."""
+    settings = EXTRACT.model_copy(update={"feature_dtype": dtype})
+    model, jobs = tiny_model(regions=settings.regions), jobs_of(scenes)[:4]
+    cached = extract_rows(model, jobs, scenes.root, settings)
+    views = [
+        view_of(load_image(scenes.root / job.path), 0, size=S, image_id="", seed=0, flip=False)
+        for job in jobs
+    ]
+    rows = blank_rows(4, model, settings)
+    fill_rows(rows, slice(None), model, to_floats(views, torch.device("cpu")))
+    np.testing.assert_array_equal(rows.whole, cached.whole)
+
+
 def test_a_row_without_detections_is_padded(scenes: Scenes) -> None:
     settings = EXTRACT.model_copy(update={"score_threshold": 0.999})
     rows = extract_rows(tiny_model(0.999, regions=6), jobs_of(scenes)[:2], scenes.root, settings)
@@ -334,7 +400,13 @@ def test_images_that_can_not_be_decoded_are_left_out_and_named(tmp_path: Path) -
     counts: list[int] = []
     path = tmp_path / "regions-00000.h5"
     outcome = ShardExtractor(model, EXTRACT, threads=2).extract(
-        jobs, digests, tmp_path, path=path, dataset="tiny", recipe={"a": 1}, on_images=counts.append
+        jobs,
+        digests,
+        tmp_path,
+        path=path,
+        dataset="tiny",
+        recipe=format_recipe(whole=True),
+        on_images=counts.append,
     )
     assert counts == [4, 4, 4, 2]
     assert outcome.rows == 12
@@ -360,7 +432,7 @@ def test_a_shard_of_broken_images_is_not_written(tmp_path: Path) -> None:
         tmp_path,
         path=tmp_path / "regions-00000.h5",
         dataset="tiny",
-        recipe={},
+        recipe=format_recipe(whole=True),
     )
     assert outcome.rows == 0
     assert len(outcome.failures) == 2
@@ -399,7 +471,7 @@ def test_threads_take_turns_at_the_detector(scenes: Scenes, tmp_path: Path) -> N
             scenes.root,
             path=tmp_path / f"regions-{number:05d}.h5",
             dataset="tiny",
-            recipe={},
+            recipe=format_recipe(whole=True),
         )
 
     workers = [threading.Thread(target=work, args=(number,)) for number in range(4)]

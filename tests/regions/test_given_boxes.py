@@ -121,6 +121,8 @@ def test_the_detectors_own_boxes_come_back_with_its_own_features(
     np.testing.assert_allclose(again.boxes, found.boxes, atol=1e-7)
     np.testing.assert_allclose(again.features, found.features, atol=1e-5)
     assert np.abs(found.features).max() > 0.1
+    np.testing.assert_array_equal(again.whole, found.whole)
+    assert np.abs(found.whole).max() > 0.1
 
 
 def test_annotated_boxes_are_those_of_the_xml_by_area(

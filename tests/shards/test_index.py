@@ -12,7 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from builders import make_rows
-from caches import DATASET, RECIPE, assert_same_rows, cut, with_metadata, write_cache
+from caches import (
+    DATASET,
+    RECIPE,
+    RECIPE_OF_WHOLE,
+    assert_same_rows,
+    cut,
+    with_metadata,
+    write_cache,
+)
 
 from pipeline.errors import DamagedError, MismatchError, MissingError
 from pipeline.shards import index
@@ -50,6 +58,16 @@ def test_shards_of_one_recipe_must_be_alike(shard: Path) -> None:
     write_shard(other, wide, dataset=DATASET, recipe=RECIPE)
     with pytest.raises(MismatchError, match=r"regions-00001\.h5.* 3, 6, .* 3, 5, "):
         write_index(shard.parent, DATASET, RECIPE, [shard, other])
+
+
+def test_an_index_is_of_shards_of_one_version(shard: Path) -> None:
+    other = shard.with_name(shard_name(1))
+    rows = make_rows(first=9, whole=True)
+    write_shard(other, rows, dataset=DATASET, recipe=RECIPE_OF_WHOLE)
+    with pytest.raises(MismatchError, match=r"regions-00001\.h5.*whole is true, expected absent"):
+        write_index(shard.parent, DATASET, RECIPE, [shard, other])
+    with pytest.raises(MismatchError, match=r"regions-00000\.h5.*whole is absent, expected true"):
+        write_index(shard.parent, DATASET, RECIPE_OF_WHOLE, [shard, other])
 
 
 def test_a_view_that_is_stored_twice_names_both_shards(folder: Path) -> None:

@@ -15,23 +15,38 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from builders import make_rows
-from caches import DATASET, RECIPE, assert_same_rows, changed_rows, cut, with_metadata, write_cache
+from caches import (
+    DATASET,
+    RECIPE,
+    RECIPE_OF_WHOLE,
+    assert_same_rows,
+    changed_rows,
+    cut,
+    with_metadata,
+    write_cache,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import DamagedError, MismatchError, MissingError
+from pipeline.files import canonical_json
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import AXES, RegionRows, fingerprint, row_checksums
 from pipeline.shards.shard import read_header, shard_name, write_shard
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_a_cache_returns_its_rows(folder: Path, dtype: str) -> None:
-    parts = [make_rows(4, feature_dtype=dtype), make_rows(3, feature_dtype=dtype, first=98)]
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_cache_returns_its_rows(folder: Path, dtype: str, whole: bool) -> None:
+    parts = [
+        make_rows(rows, feature_dtype=dtype, first=first, whole=whole)
+        for rows, first in ((4, 0), (3, 98))
+    ]
     rows = write_cache(folder, *parts)
-    cache = RegionCache.open(folder, RECIPE)
-    assert (cache.dataset, cache.recipe) == (DATASET, RECIPE)
-    assert cache.fingerprint == fingerprint(RECIPE)
+    recipe = RECIPE_OF_WHOLE if whole else RECIPE
+    cache = RegionCache.open(folder, recipe)
+    assert (cache.dataset, cache.recipe, cache.has_whole) == (DATASET, recipe, whole)
+    assert cache.fingerprint == fingerprint(recipe)
     assert (cache.regions, cache.feature_size, cache.feature_dtype) == (3, 5, dtype)
     assert cache.ids == [*(f"image-{n}" for n in (0, 1, 2, 3, 98, 99, 100))]
     assert cache.views.tolist() == [0] * len(cache) == [0] * 7
@@ -42,7 +57,7 @@ def test_a_cache_returns_its_rows(folder: Path, dtype: str) -> None:
 
 @pytest.mark.parametrize("field", [*AXES, "row_crc32"])
 def test_a_flipped_bit_is_never_read(folder: Path, field: str) -> None:
-    rows = write_cache(folder, make_rows(4), make_rows(4, first=4))
+    rows = write_cache(folder, make_rows(4, whole=True), make_rows(4, first=4, whole=True))
     path = folder / shard_name(1)
     header = read_header(path)
     with h5py.File(path, "r") as file:
@@ -52,7 +67,7 @@ def test_a_flipped_bit_is_never_read(folder: Path, field: str) -> None:
         byte = stream.read(1)[0]
         stream.seek(-1, 1)
         stream.write(bytes([byte ^ 1]))
-    cache = RegionCache.open(folder, RECIPE)
+    cache = RegionCache.open(folder, RECIPE_OF_WHOLE)
     sound = [0, 1, 2, 3, 4, 5, 7]
     assert_same_rows(cache.gather(sound), rows.take(sound))
     for _ in range(2):
@@ -62,15 +77,38 @@ def test_a_flipped_bit_is_never_read(folder: Path, field: str) -> None:
             cache.gather([0, 6, 5])
 
 
-def test_a_row_that_breaks_the_contract_is_not_read(folder: Path) -> None:
-    write_cache(folder, make_rows())
+@pytest.mark.parametrize(
+    ("field", "index", "value"), [("boxes", (1, 0, 0), 2), ("whole", (1, 0), np.nan)]
+)
+def test_a_row_that_breaks_the_contract_is_not_read(
+    folder: Path, field: str, index: tuple[int, ...], value: float
+) -> None:
+    broken = changed_rows(field, index, value)
+    write_cache(folder, make_rows(whole=field == "whole"))
     path = folder / shard_name(0)
-    broken = changed_rows("boxes", (1, 0, 0), 2)
     with h5py.File(path, "r+") as file:
-        file["boxes"][...] = broken.boxes
+        file[field][...] = getattr(broken, field)
         file["row_crc32"][...] = row_checksums(broken)
-    with pytest.raises(DamagedError, match=r"regions-00000\.h5.*row 1.*'image-1'.*boxes\[0\]"):
+    with pytest.raises(DamagedError, match=rf"regions-00000\.h5.*row 1.*'image-1'.*{field}\[0\]"):
         RegionCache.open(folder).gather([1])
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_shard_of_the_other_version_is_named(folder: Path, whole: bool) -> None:
+    """All shards of a cache hold the vectors of whole views, or none does."""
+    write_cache(folder, make_rows(whole=whole), make_rows(first=4, whole=whole))
+    path = folder / shard_name(1)
+    recipe = {**(RECIPE if whole else RECIPE_OF_WHOLE), "images": path.name}
+    write_shard(path, make_rows(first=4, whole=not whole), dataset=DATASET, recipe=recipe)
+    with pytest.raises(MismatchError, match=r"regions-00001\.h5.*whole is "):
+        reopened_without_sizes(folder, 1).gather([5])
+    # Nor if its recipe is that of the cache.
+    with h5py.File(path, "r+") as file:
+        ours = {**(RECIPE_OF_WHOLE if whole else RECIPE), "images": path.name}
+        file.attrs["recipe"] = np.bytes_(canonical_json(ours))
+        file.attrs["fingerprint"] = np.bytes_(fingerprint(ours))
+    with pytest.raises(DamagedError, match=r"regions-00001\.h5.*`whole: true`.*version"):
+        reopened_without_sizes(folder, 1).gather([5])
 
 
 def test_an_index_that_lists_other_shards_is_refused(folder: Path) -> None:
@@ -95,12 +133,12 @@ def test_an_index_that_lists_other_shards_is_refused(folder: Path) -> None:
         reopened_without_sizes(folder).gather([0])
 
 
-def reopened_without_sizes(folder: Path) -> RegionCache:
-    """A cache whose index gives the size that the shard has now."""
+def reopened_without_sizes(folder: Path, number: int = 0) -> RegionCache:
+    """A cache whose index gives the size that a shard has now."""
     path = folder / "index.parquet"
     table = pq.read_table(path, partitioning=None)
     about = json.loads(table.schema.metadata[b"gmpipe"])
-    about["shards"][0]["bytes"] = (folder / shard_name(0)).stat().st_size
+    about["shards"][number]["bytes"] = (folder / shard_name(number)).stat().st_size
     pq.write_table(with_metadata(table, about), path)
     return RegionCache.open(folder)
 
@@ -235,7 +273,12 @@ def test_a_reader_takes_little_memory_of_its_own_for_each_row(tmp_path: Path) ->
 @pytest.fixture(scope="module")
 def read_often(tmp_path_factory: pytest.TempPathFactory) -> tuple[RegionCache, RegionRows]:
     folder = tmp_path_factory.mktemp("cache") / DATASET
-    rows = write_cache(folder, make_rows(5), make_rows(1, first=5), make_rows(6, view=1))
+    parts = (
+        make_rows(5, whole=True),
+        make_rows(1, first=5, whole=True),
+        make_rows(6, view=1, whole=True),
+    )
+    rows = write_cache(folder, *parts)
     return RegionCache.open(folder), rows
 
 

@@ -14,11 +14,19 @@ import h5py
 import numpy as np
 import pytest
 from builders import make_rows
-from caches import DATASET, RECIPE, changed_rows, cut, write_cache
+from caches import (
+    DATASET,
+    RECIPE,
+    RECIPE_OF_WHOLE,
+    assert_same_rows,
+    changed_rows,
+    cut,
+    write_cache,
+)
 
 from pipeline.errors import AccessError, DamagedError, InputError, MismatchError, MissingError
-from pipeline.files import sha256_file
-from pipeline.shards.schema import AXES, FORMAT_VERSION, fingerprint, row_checksums
+from pipeline.files import canonical_json, sha256_file
+from pipeline.shards.schema import AXES, FORMAT_VERSION, Recipe, fingerprint, row_checksums
 from pipeline.shards.shard import (
     map_shard,
     read_header,
@@ -33,7 +41,8 @@ from pipeline.shards.shard import (
 
 def test_the_stored_layout_is_the_documented_one(shard: Path) -> None:
     with h5py.File(shard, "r") as file:
-        assert set(file) == {*AXES, "row_crc32"}
+        assert set(file) == {*AXES, "row_crc32"} - {"whole"}
+        assert file.attrs["format_version"] == 1
         assert set(file.attrs) == {
             "format_name",
             "format_version",
@@ -50,6 +59,42 @@ def test_the_stored_layout_is_the_documented_one(shard: Path) -> None:
     assert header.fingerprint == fingerprint(RECIPE)
     image_ids, views = read_ids(shard)
     assert (image_ids, views.tolist()) == ([f"image-{n}" for n in range(4)], [0] * 4)
+
+
+def test_rows_with_the_whole_view_are_of_version_2(shard_of_whole: Path) -> None:
+    rows = make_rows(whole=True)
+    with h5py.File(shard_of_whole, "r") as file:
+        assert set(file) == {*AXES, "row_crc32"}
+        assert file.attrs["format_version"] == FORMAT_VERSION == 2
+        np.testing.assert_array_equal(file["whole"], rows.whole)
+        assert file["whole"].dtype == np.float16
+        np.testing.assert_array_equal(file["row_crc32"], row_checksums(rows))
+    header, stored, _ = map_shard(shard_of_whole)
+    assert header.recipe == RECIPE_OF_WHOLE
+    assert_same_rows(stored, rows)
+
+
+def test_a_recipe_says_whether_the_rows_have_the_whole_view(shard_of_whole: Path) -> None:
+    """So that the vectors can't get lost, or be taken for those of another cache, unnoticed."""
+    for rows, recipe in ((make_rows(), RECIPE_OF_WHOLE), (make_rows(whole=True), RECIPE)):
+        with pytest.raises(ValueError, match="fields"):
+            write_shard(shard_of_whole, rows, dataset=DATASET, recipe=recipe)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_array_that_the_version_lacks_or_needs_is_named(
+    shard: Path, tmp_path: Path, version: int
+) -> None:
+    """A shard can't be turned into one of the other version by its attributes alone."""
+    path = tmp_path / shard_name(1)
+    recipe = RECIPE if version == 2 else RECIPE_OF_WHOLE
+    write_shard(path, make_rows(whole=version == 1), dataset=DATASET, recipe=recipe)
+    set_attribute(path, "format_version", version)
+    with pytest.raises(DamagedError, match=rf"`recipe`.*whole.*version {version}"):
+        read_header(path)
+    set_recipe(path, RECIPE_OF_WHOLE if version == 2 else RECIPE)
+    with pytest.raises(DamagedError, match=r"regions-00001\.h5: .*`whole`"):
+        read_header(path)
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
@@ -148,6 +193,11 @@ def set_attribute(shard: Path, name: str, value: object) -> None:
         file.attrs[name] = np.bytes_(value) if isinstance(value, str) else value
 
 
+def set_recipe(shard: Path, recipe: Recipe) -> None:
+    set_attribute(shard, "recipe", canonical_json(dict(recipe)))
+    set_attribute(shard, "fingerprint", fingerprint(recipe))
+
+
 def set_text_of_any_length(shard: Path, name: str) -> None:
     with h5py.File(shard, "r+") as file:
         file.attrs[name] = DATASET
@@ -182,6 +232,25 @@ OUTSIDE = {"external": [("other.bin", 0, 8)], "shape": (4,), "dtype": "int16", "
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
+        (lambda s: drop(s, "whole"), "`whole`.*missing"),
+        (lambda s: replace_array(s, "whole", dtype="f4"), "whole.*float32.*float16"),
+        (lambda s: replace_array(s, "whole", data=np.zeros((4, 6), "f2")), r"\(4, 6\).*\(4, 5\)"),
+        (lambda s: replace_array(s, "whole", chunks=(1, 5)), "`whole`.*chunked"),
+        (lambda s: link_array(s, "whole", EXTERNAL), "`whole`.*ExternalLink"),
+    ],
+)
+def test_a_shard_of_version_2_needs_a_sound_array_of_whole_views(
+    shard_of_whole: Path, spoil: Callable[[Path], object], message: str
+) -> None:
+    spoil(shard_of_whole)
+    with pytest.raises(DamagedError, match=message) as caught:
+        read_header(shard_of_whole)
+    assert str(caught.value).startswith(f"{shard_of_whole}: ")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
         (lambda shard: shard.write_bytes(b""), "HDF5"),
         (lambda shard: shard.write_text("no HDF5 " * 99), "HDF5"),
         (lambda shard: cut(shard, shard.stat().st_size - 1), "truncated"),
@@ -210,7 +279,7 @@ OUTSIDE = {"external": [("other.bin", 0, 8)], "shape": (4,), "dtype": "int16", "
         (lambda s: set_text_of_any_length(s, "dataset"), "`dataset`.*object"),
         (lambda s: set_attribute(s, "format_version", [1, 1]), "`format_version`.*int"),
         (lambda s: drop(s, "dataset"), "`dataset`.*missing"),
-        (lambda s: set_attribute(s, "format_version", 0), "version 0.*1"),
+        (lambda s: set_attribute(s, "format_version", 0), "version 0.*1 or 2"),
         (lambda s: set_attribute(s, "recipe", '{"m": 4}'), "`recipe`.*`fingerprint`"),
         (lambda s: set_attribute(s, "recipe", "{"), "HDF5|recipe"),
     ],
@@ -231,7 +300,7 @@ def test_a_missing_shard_is_named(folder: Path) -> None:
 
 
 def test_a_shard_without_rows_is_refused(shard: Path) -> None:
-    for name in [*AXES, "row_crc32"]:
+    for name in [*make_rows().fields, "row_crc32"]:
         with h5py.File(shard, "r") as file:
             data = file[name][:0]
         replace_array(shard, name, data=data)
@@ -241,7 +310,10 @@ def test_a_shard_without_rows_is_refused(shard: Path) -> None:
 
 @pytest.mark.parametrize("field", AXES)
 @pytest.mark.parametrize("rows", [5, 10**6, 2**58, 2**62, 2**63 - 1])
-def test_a_shape_that_the_file_can_not_hold_is_refused(shard: Path, field: str, rows: int) -> None:
+def test_a_shape_that_the_file_can_not_hold_is_refused(
+    shard_of_whole: Path, field: str, rows: int
+) -> None:
+    shard = shard_of_whole
     with h5py.File(shard, "r") as file:
         shape = file[field].shape
         header = h5py.h5o.get_info(file[field].id).addr
@@ -273,7 +345,7 @@ def test_a_shard_that_another_process_has_locked_is_read(shard: Path) -> None:
 
 def test_a_newer_format_is_refused_by_name(shard: Path) -> None:
     set_attribute(shard, "format_version", FORMAT_VERSION + 1)
-    with pytest.raises(MismatchError, match=r"version 2.*Update gmpipe"):
+    with pytest.raises(MismatchError, match=r"version 3.*Update gmpipe"):
         read_header(shard)
 
 

@@ -24,7 +24,7 @@ from pipeline.shards.shard import map_shard, read_header, read_ids, shard_name, 
 from pipeline.shards.verification import Damage, salvage_shard, verify_cache
 
 DATASET = "tiny"
-RECIPE: Recipe = {"images": "all", "m": 3, "weights": "f00"}
+RECIPE: Recipe = {"images": "all", "m": 3, "weights": "f00", "whole": True}
 SHARDS = 3
 
 
@@ -34,8 +34,8 @@ def shard_recipe(number: int) -> Recipe:
 
 @pytest.fixture
 def rows() -> RegionRows:
-    """Twelve rows; each shard of the cache has four of them."""
-    return make_rows(4 * SHARDS)
+    """Twelve rows with all fields; each shard of the cache has four of them."""
+    return make_rows(4 * SHARDS, whole=True)
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_all_damaged_rows_of_a_file_are_named(folder: Path) -> None:
 
 def test_rows_beyond_the_first_block_are_checked(tmp_path: Path) -> None:
     path = tmp_path / DATASET / shard_name(0)
-    write_shard(path, make_rows(150), dataset=DATASET, recipe=RECIPE)
+    write_shard(path, make_rows(150, whole=True), dataset=DATASET, recipe=RECIPE)
     write_index(path.parent, DATASET, RECIPE, [path])
     with h5py.File(path, "r+") as file:
         for row in (63, 64, 149):
@@ -150,7 +150,7 @@ def test_missing_and_unreadable_and_unlisted_shards_are_named(folder: Path) -> N
     (folder / shard_name(0)).unlink()
     (folder / shard_name(1)).write_bytes(b"no shard")
     (folder / shard_name(7)).write_bytes(b"nor this")
-    other = make_rows(4, first=50)
+    other = make_rows(4, first=50, whole=True)
     write_shard(folder / shard_name(8), other, dataset=DATASET, recipe=shard_recipe(8))
     flip_row(folder / shard_name(8), "scores", 3)
     damages = damages_of(folder)

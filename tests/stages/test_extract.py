@@ -215,6 +215,46 @@ def test_other_settings_drop_all_shards_and_say_so_once(flow: Flow) -> None:
     assert RegionCache.open(flow / "cache/tiny").regions == 3
 
 
+def test_a_cache_without_whole_views_is_kept_or_replaced_on_request(flow: Flow, made: Flow) -> None:
+    """As version 0.1 made it. What differs is named, with the setting that keeps the cache."""
+    flow.params(extract__tiny__whole=False)
+    flow.ok("extract", "--replace")
+    cache = RegionCache.open(flow / "cache/tiny")
+    assert (cache.has_whole, cache.recipe["format_version"]) == (False, 1)
+    former = flow.bytes("cache/tiny")
+
+    flow.params()
+    advice = (
+        r"`gmpipe extract --dataset tiny --replace`.*"
+        r"To keep them.*`extract\.tiny\.whole: false` in params\.yaml"
+    )
+    assert flow.gmpipe("extract").refused(rf"6 shards.*whole is absent, expected true.*{advice}")
+    shard = flow / "cache/tiny/regions-00001.h5"
+    shard.write_bytes(former["cache/tiny/regions-00001.h5"][:3000])
+    assert flow.gmpipe("cache", "verify", "--repair").refused(rf"whole is absent.*{advice}")
+    shard.write_bytes(former["cache/tiny/regions-00001.h5"])
+    # Not promised for regions that differ in more.
+    further = flow.gmpipe("extract", "--set", "extract.tiny.regions=3")
+    assert further.refused("whole is absent.*--replace`")
+    assert "whole: false" not in further.err
+    # Runs read it, unless their head needs what it lacks.
+    whole = ("--set", "train.tiny.network.whole_region=true")
+    assert flow.gmpipe("train", *whole).refused(
+        r"train\.tiny\.network.*cache/tiny.*`extract\.tiny\.whole: true` in params\.yaml.*"
+        r"`gmpipe extract --dataset tiny --replace`"
+    )
+    assert flow.gmpipe("compare", *whole).refused(r"`extract\.tiny\.whole: true`")
+    flow.ok("train")
+    assert flow.bytes("cache/tiny") == former
+    flow.params(extract__tiny__whole=False)
+    assert "nothing to extract" in flow.ok("extract")
+    assert flow.bytes("cache/tiny") == former
+
+    flow.params()
+    assert "60 of them extracted now" in flow.ok("extract", "--replace")
+    assert flow.bytes("cache/tiny") == made.bytes("cache/tiny")
+
+
 def test_nothing_is_dropped_that_can_not_be_extracted_again(flow: Flow) -> None:
     other = ("--set", "extract.tiny.regions=3", "--replace")
     before = flow.bytes("cache/tiny")

@@ -36,6 +36,7 @@ def make_rows(
     first: int = 0,
     view: int = 0,
     seed: int = 0,
+    whole: bool = False,
 ) -> RegionRows:
     """Valid region rows of the images `image-<first>`, `image-<first + 1>`, ...
 
@@ -55,6 +56,7 @@ def make_rows(
         count=count,
         image_id=np.array([f"image-{first + row}" for row in range(rows)], dtype=np.bytes_),
         view=np.full(rows, view, dtype=np.int16),
+        whole=rng.normal(size=(rows, feature_size)).astype(feature_dtype) if whole else None,
     )
 
 

@@ -13,7 +13,7 @@ from builders import make_rows
 
 from pipeline.files import sha256_json
 from pipeline.shards.index import write_index
-from pipeline.shards.schema import AXES, Recipe, RegionRows
+from pipeline.shards.schema import Recipe, RegionRows
 from pipeline.shards.shard import map_shard, read_header, shard_name, whole_shards, write_shard
 
 DATASET = "tiny"
@@ -25,19 +25,23 @@ RECIPE: Recipe = {
     "weights": None,
     "dtype": "float16",
 }
+RECIPE_OF_WHOLE: Recipe = {**RECIPE, "whole": True}
+"""Of rows that have the field `whole`."""
 
 
 def write_cache(folder: Path, *parts: RegionRows) -> RegionRows:
     """Write each of ``parts`` as a shard of ``folder``, then the index; return all rows."""
     paths = [folder / shard_name(number) for number in range(len(parts))]
+    recipe = RECIPE if parts[0].whole is None else RECIPE_OF_WHOLE
     for path, part in zip(paths, parts, strict=True):
-        write_shard(path, part, dataset=DATASET, recipe={**RECIPE, "images": path.name})
-    write_index(folder, DATASET, RECIPE, paths)
+        write_shard(path, part, dataset=DATASET, recipe={**recipe, "images": path.name})
+    write_index(folder, DATASET, recipe, paths)
     return RegionRows.concatenate(parts)
 
 
 def assert_same_rows(found: RegionRows, expected: RegionRows) -> None:
-    for field in AXES:
+    assert found.fields == expected.fields
+    for field in expected.fields:
         np.testing.assert_array_equal(getattr(found, field), getattr(expected, field), field)
         if field != "image_id":
             assert getattr(found, field).dtype == getattr(expected, field).dtype
@@ -45,7 +49,7 @@ def assert_same_rows(found: RegionRows, expected: RegionRows) -> None:
 
 def changed_rows(field: str, index: Any, value: Any) -> RegionRows:
     """Sound rows but for one value; `image-1` (row 1) has two real regions of three."""
-    rows = make_rows()
+    rows = make_rows(whole=field == "whole")
     array = getattr(rows, field).copy()
     array[index] = value
     return replace(rows, **{field: array})
@@ -88,6 +92,6 @@ def rows_of(folder: Path) -> dict[tuple[str, int], bytes]:
         for row in range(len(rows)):
             key = rows.image_id[row].decode(), int(rows.view[row])
             assert key not in content
-            arrays = (rows.features, rows.boxes, rows.scores, rows.classes, rows.count)
-            content[key] = b"".join(array[row].tobytes() for array in arrays)
+            arrays = (rows.features, rows.boxes, rows.scores, rows.classes, rows.count, rows.whole)
+            content[key] = b"".join(array[row].tobytes() for array in arrays if array is not None)
     return content

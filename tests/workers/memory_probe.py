@@ -35,6 +35,7 @@ FOUND = Detections(
     scores=torch.ones(1),
     classes=torch.ones(1, dtype=torch.int64),
     features=torch.ones(1, 8),
+    whole=torch.ones(8),
 )
 
 
@@ -86,7 +87,7 @@ def extract() -> None:
     stage.dataset_detector = lambda dataset: description
     tasks.read_description = lambda folder: description
     tasks.load_detector = lambda folder, description, settings: Stub()
-    extraction.detect = lambda model, views: [FOUND] * len(views)
+    extraction.detect = lambda model, views, whole: [FOUND] * len(views)
 
     def local() -> Any:
         return LocalCluster(

@@ -40,6 +40,7 @@ class ImageRegions:
         boxes: (n, 4), any float type, xyxy in [0,1] of the image.
         scores: (n,), any float type.
         classes: (n,), any integer type, from 0.
+        whole: (d,), any float type: the feature of the whole image; None if the file has none.
     """
 
     where: str
@@ -47,6 +48,7 @@ class ImageRegions:
     boxes: npt.NDArray[Any]
     scores: npt.NDArray[Any]
     classes: npt.NDArray[Any]
+    whole: npt.NDArray[Any] | None = None
 
 
 def region_rows(
@@ -56,6 +58,7 @@ def region_rows(
     regions: int,
     feature_size: int,
     feature_dtype: str,
+    whole: bool = False,
 ) -> RegionRows:
     """Make view 0 of R images from their best ``regions``, in descending order of their scores.
 
@@ -67,6 +70,7 @@ def region_rows(
         regions: m.
         feature_size: d.
         feature_dtype: `float16` or `float32`.
+        whole: whether the images have the feature of the whole image, which is then stored.
 
     Raises:
         InputError: a number is not finite or does not fit into its type, a box is not within the
@@ -82,6 +86,7 @@ def region_rows(
         count=np.zeros(len(image_ids), dtype=np.int16),
         image_id=np.array([image_id.encode() for image_id in image_ids], dtype=np.bytes_),
         view=np.zeros(len(image_ids), dtype=np.int16),
+        whole=np.zeros((len(image_ids), feature_size), dtype=feature_dtype) if whole else None,
     )
     # Numbers too large for a type become inf, which is refused below.
     with np.errstate(over="ignore"):
@@ -94,7 +99,10 @@ def region_rows(
             rows.boxes[row, :n] = image.boxes[best]
             rows.scores[row, :n] = scores[best]
             rows.classes[row, :n] = image.classes[best].astype(np.int16) + 1
-            _refuse_too_large(image, rows.features[row, :n], best)
+            _refuse_too_large(image, "features", rows.features[row, :n], best)
+            if rows.whole is not None:
+                rows.whole[row] = image.whole
+                _refuse_too_large(image, "whole", rows.whole[row])
     return rows
 
 
@@ -102,7 +110,10 @@ def _refuse_unsound(image: ImageRegions) -> None:
     """Raise as `region_rows`, except for features that don't fit into the shard's type."""
     with np.errstate(over="ignore"):
         boxes, scores = image.boxes.astype(np.float32), image.scores.astype(np.float32)
-    for name, values in (("features", image.features), ("boxes", boxes), ("scores", scores)):
+    numbers = {"features": image.features, "boxes": boxes, "scores": scores}
+    if image.whole is not None:
+        numbers["whole"] = image.whole
+    for name, values in numbers.items():
         for index in first_true(~np.isfinite(values)):
             where = "".join(f"[{axis}]" for axis in index)
             value = getattr(image, name)[tuple(index)]
@@ -119,23 +130,30 @@ def _refuse_unsound(image: ImageRegions) -> None:
 
 
 def _refuse_too_large(
-    image: ImageRegions, stored: npt.NDArray[Any], best: npt.NDArray[np.intp]
+    image: ImageRegions,
+    name: str,
+    stored: npt.NDArray[Any],
+    best: npt.NDArray[np.intp] | None = None,
 ) -> None:
     """Refuse an image whose features were finite and no longer are in the shard's type.
 
     Args:
         image: the regions as they were read.
-        stored: (n, d) the features of its best regions, as they will be stored.
+        name: of the field, `features` or `whole`.
+        stored: the field as it will be stored: (n, d) for the best regions, or (d,).
         best: (n,) which regions those are.
     """
-    for rank, component in first_true(~np.isfinite(stored)):
+    for index in first_true(~np.isfinite(stored)):
+        if best is not None:
+            index[0] = int(best[index[0]])
+        where = "".join(f"[{axis}]" for axis in index)
         remedy = "Set `extract.<dataset>.feature_dtype` to float32 in params.yaml"
         if stored.dtype.name == "float32":
             remedy = "Scale the features"
         refuse(
             image.where,
-            f"features[{best[rank]}][{component}]",
-            image.features[best[rank], component],
+            f"{name}{where}",
+            getattr(image, name)[tuple(index)],
             f"at most {np.finfo(stored.dtype).max:g}, the largest {stored.dtype.name}",
             f"{remedy}, and import again.",
         )

@@ -45,8 +45,11 @@ _ARRAYS = {
     "split": ("N", "US", "text"),
     "labels": ("NC", "iub", "integers"),
     "label_names": ("C", "US", "text"),
+    "whole": ("Nd", "f", "floats"),
 }
 """Axes and kinds of type of the arrays that are read. A file may hold others."""
+
+_OPTIONAL = "whole"
 
 _CASTS = {"text": "str", "floats": "numpy.float32", "integers": "numpy.int64"}
 
@@ -64,11 +67,13 @@ class NpzFile:
 
     ``features`` (N,M,d), ``boxes`` (N,M,4) xyxy in [0,1] and ``scores`` (N,M) are floats,
     ``classes`` (N,M) and ``count`` (N,) integers. The first ``count`` of an image's M entries are
-    its regions, the others are ignored. The other arrays are described below.
+    its regions, the others are ignored. ``whole`` (N,d), which a file may lack, are floats: the
+    features of the whole images. The other arrays are described below.
 
     Attributes:
         path: of the file.
         sha256: hex, over the arrays that decide the regions. Corrected labels don't change it.
+        whole_sha256: hex, of the array ``whole``; None if the file has none or it is not read.
         image_ids: N, unique.
         counts: (N,) number of regions of each image; 0 for an image without any.
         feature_size: d.
@@ -82,6 +87,7 @@ class NpzFile:
 
     path: Path
     sha256: str
+    whole_sha256: str | None
     image_ids: list[str]
     counts: npt.NDArray[np.int64]
     feature_size: int
@@ -92,12 +98,15 @@ class NpzFile:
     manifest_sources: dict[str, str]
 
     @classmethod
-    def open(cls, path: Path, on_bytes: OnBytes = lambda read, total: None) -> NpzFile:
+    def open(
+        cls, path: Path, on_bytes: OnBytes = lambda read, total: None, *, whole: bool = True
+    ) -> NpzFile:
         """Read the file through: its checksums, and all arrays except those of the regions.
 
         Args:
             path: of the file.
             on_bytes: called with the progress.
+            whole: whether to read the array ``whole`` if the file has it.
 
         Raises:
             InputError: the file is missing, damaged or not an npz, or an array is missing, has
@@ -107,8 +116,8 @@ class NpzFile:
         hashes: dict[str, str] = {}
         small: dict[str, npt.NDArray[Any]] = {}
         with naming_damage(path, _COPY_AGAIN), zipfile.ZipFile(path) as archive:
-            arrays = _declared(path, archive)
-            total = sum(archive.getinfo(f"{name}.npy").file_size for name in _ARRAYS)
+            arrays = _declared(path, archive, whole=whole)
+            total = sum(archive.getinfo(f"{name}.npy").file_size for name in arrays)
             for name, array in arrays.items():
                 hashing = hashlib.sha256()
                 # To the end, since the archive's checksum is compared there.
@@ -128,6 +137,7 @@ class NpzFile:
         return cls(
             path=path,
             sha256=sha256_json([hashes[name] for name in _OF_REGIONS]),
+            whole_sha256=hashes.get("whole"),
             image_ids=texts["image_id"],
             counts=small["count"].astype(np.int64),
             feature_size=arrays["features"].shape[2],
@@ -149,9 +159,11 @@ class NpzFile:
         with ExitStack() as stack:
             stack.enter_context(naming_damage(self.path, _COPY_AGAIN))
             archive = stack.enter_context(zipfile.ZipFile(self.path))
-            arrays = _declared(self.path, archive)
+            has_whole = self.whole_sha256 is not None
+            arrays = _declared(self.path, archive, whole=has_whole)
             rows: dict[str, Iterator[npt.NDArray[Any]]] = {}
-            for name in ("features", "boxes", "scores", "classes"):
+            of_regions = ("features", "boxes", "scores", "classes")
+            for name in (*of_regions, "whole") if has_whole else of_regions:
                 stream = stack.enter_context(archive.open(f"{name}.npy"))
                 stream.read(arrays[name].offset)
                 rows[name] = _rows(stream, arrays[name])
@@ -161,7 +173,8 @@ class NpzFile:
                 if row in wanted:
                     n = self.counts[row]
                     where = _row(self.path, row, self.image_ids[row])
-                    yield ImageRegions(where, **{name: one[:n] for name, one in taken.items()})
+                    regions = {name: taken[name][:n] for name in of_regions}
+                    yield ImageRegions(where, **regions, whole=taken.get("whole"))
 
 
 def _rows(stream: IO[bytes], array: NpyHeader) -> Iterator[npt.NDArray[Any]]:
@@ -189,14 +202,21 @@ _COPY_AGAIN = "Copy it again, or save it again with `numpy.savez`."
 _SAVE_AGAIN = "Save the arrays again with `numpy.savez`."
 
 
-def _declared(path: Path, archive: zipfile.ZipFile) -> dict[str, NpyHeader]:
-    """The headers of `_ARRAYS`, after a check that they agree with each other."""
+def _declared(path: Path, archive: zipfile.ZipFile, *, whole: bool) -> dict[str, NpyHeader]:
+    """The headers of `_ARRAYS`, after a check that they agree with each other.
+
+    That of ``whole`` is left out if the file lacks it, or if it is not asked for.
+    """
     arrays: dict[str, NpyHeader] = {}
     lengths: dict[str, tuple[int, str]] = {"4": (4, "xyxy"), "2": (2, "width and height")}
     for name, (axes, kinds, _) in _ARRAYS.items():
-        if f"{name}.npy" not in archive.namelist():
+        is_there = f"{name}.npy" in archive.namelist()
+        if name == _OPTIONAL and not (whole and is_there):
+            continue
+        if not is_there:
             held = sorted(member.removesuffix(".npy") for member in archive.namelist())
-            expected = f"the arrays {', '.join(_ARRAYS)}"
+            required = [name for name in _ARRAYS if name != _OPTIONAL]
+            expected = f"the arrays {', '.join(required)}"
             refuse(str(path), f"array `{name}`", f"missing; the file has {held[:20]}", expected)
         where = f"{path}, `{name}`"
         array = npy_header(archive, name)
