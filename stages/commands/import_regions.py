@@ -111,12 +111,7 @@ class _Import:
         return isinstance(self.source, NpzFile) and self.source.whole_sha256 is not None
 
     def recipe(self, form: Form, *, whole: bool) -> Recipe:
-        """Everything that decides the regions, except the images.
-
-        Args:
-            form: of the source.
-            whole: with the vectors of whole views, which the source must have.
-        """
+        """What decides the rows, except the images: with vectors of ``whole`` views or without."""
         sha256 = self.source.sha256
         if whole and isinstance(self.source, NpzFile):
             sha256 = sha256_json([sha256, self.source.whole_sha256])
