@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from builders import S, Scenes, draw_scenes
+from PIL import ExifTags, Image
 from region_files import write_box_file
 
 from pipeline.datasets.manifest import COLUMNS
@@ -63,6 +64,22 @@ def test_rows_become_boxes_of_their_images(
     assert (first.size, second.size) == ((S, S), (S, S))
     assert boxes.classes is None
     assert len(boxes.of("other").scores) == 0
+
+
+def test_boxes_are_of_the_upright_photograph(tmp_path: Path) -> None:
+    """A camera stored it turned by 90 degrees, and the manifest does not know its size."""
+    scenes = draw_scenes(tmp_path)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (96, 72)).save(tmp_path / "turned.jpg", exif=exif.tobytes())
+    rows = scenes.manifest.table.to_pylist()
+    rows[0] |= {"path": "turned.jpg", "width": None, "height": None}
+    manifest = replace(scenes.manifest, table=pa.Table.from_pylist(rows, schema=COLUMNS))
+    mine = {"image_id": [rows[0]["image_id"]], "box": [[18, 0, 72, 96]], "score": [1], "class": [1]}
+    boxes = read_box_file(write_box_file(tmp_path / "boxes.npz", mine), manifest, tmp_path)
+    [image] = boxes.images.values()
+    assert image.size == (72, 96)
+    np.testing.assert_array_equal(image.boxes, [[0.25, 0, 1, 1]])
 
 
 @pytest.mark.parametrize("suffix", ["npz", "parquet"])
