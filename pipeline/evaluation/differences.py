@@ -78,6 +78,7 @@ WITHOUT_EFFECT: Mapping[str, str] = {
     "variants": "defines other variants",
     "extract.seed": "a seed",
     "extract.boxes_file": "where given boxes are read",
+    "extract.whole": "what only heads read whose own setting asks for it",
     "extract.hash_images": "how a cache is recognised",
     "extract.rows_per_shard": "how regions are stored",
     "extract.batch_size": "how many images the detector takes at once",

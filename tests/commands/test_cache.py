@@ -53,6 +53,7 @@ def test_info_says_what_the_cache_holds(made: Flow) -> None:
     assert re.search(r"rows +60, .*6 shards.* [\d.]+ kB", said)
     assert re.search(r"regions of a row +4\n", said)
     assert re.search(r"feature +8 x float16\n", said)
+    assert re.search(r"vector of the whole view +16 bytes a row, 960 bytes in total\n", said)
     assert RegionCache.open(made / "cache/tiny").fingerprint in said
     assert re.search(r"\nviews +2\n", said)
 
@@ -348,6 +349,12 @@ def test_estimate_is_what_the_cache_takes(made: Flow) -> None:
     # Ids are as wide as the shard's longest; the shards of training images have longer ones.
     assert 0 <= 60 * int(row_bytes[1]) - arrays <= 60 * len("train-") - 60 * len("test-") + 60
     assert "images/s" not in said
+    assert re.search(
+        r"vector of the whole view +16 bytes of each row, `extract\.tiny\.whole`", said
+    )
+    without = made.ok("cache", "estimate", "--probe", "0", "--set", "extract.tiny.whole=false")
+    assert f" {int(row_bytes[1]) - 16} bytes" in without
+    assert re.search(r"vector of the whole view +none\n", without)
 
 
 def test_estimate_probes_before_there_is_a_cache(flow: Flow) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,11 @@ from PIL import Image
 
 from pipeline.api import TrainedRun, explain, load_run
 from pipeline.errors import DamagedError
+from pipeline.inference import trained
 from pipeline.learning.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.learning.prediction import NotFinite
 from pipeline.regions.detector import read_description
+from pipeline.shards.schema import RegionRows
 
 RUN = "runs/tiny/full-s0"
 TENSOR = "decoder.mlp.second.bias"
@@ -115,6 +118,21 @@ def test_features_of_the_detector(made: Flow, run: TrainedRun, value: float) -> 
         list(broken.predict_files([path]))
     with pytest.raises(NotFinite, match=r"features of image '0'"):
         explain(broken, Image.open(path))
+
+
+def test_the_vector_of_the_whole_view(
+    made: Flow, run: TrainedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill = trained.fill_rows
+
+    def filled(rows: RegionRows, *arguments: Any) -> None:
+        fill(rows, *arguments)
+        assert rows.whole is not None
+        rows.whole[1, 3] = np.inf
+
+    monkeypatch.setattr(trained, "fill_rows", filled)
+    with pytest.raises(NotFinite, match=r"full-s0: .*the whole view of image '1'"):
+        run.predict([Image.open(photograph(made))] * 2)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
