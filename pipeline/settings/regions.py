@@ -146,12 +146,11 @@ class ExtractSettings(Settings):
                 "boxes `file` requires `boxes_file`, the path of an npz or a Parquet file, and no "
                 "other value of `boxes` takes it"
             )
-        unread = ("score_threshold", "nms_threshold")
-        if self.boxes != "detector" and any(
-            getattr(self, name) != type(self).model_fields[name].default for name in unread
-        ):
-            raise ValueError(
-                f"boxes `{self.boxes}` takes neither `score_threshold` nor `nms_threshold`, since "
-                "no detector chooses among the boxes; remove both"
-            )
+        for name in ("score_threshold", "nms_threshold"):
+            default = type(self).model_fields[name].default
+            if self.boxes != "detector" and getattr(self, name) != default:
+                raise ValueError(
+                    f"boxes `{self.boxes}` does not read `{name}`, since no detector chooses among "
+                    f"the boxes; remove it, or set it to its default, {default}"
+                )
         return self

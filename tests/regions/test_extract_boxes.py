@@ -20,6 +20,7 @@ from flows import Flow
 from region_files import write_box_file
 
 from pipeline.datasets.manifest import BoxTable, read_boxes, read_manifest, write_boxes
+from pipeline.report.facts import what_was_run
 from pipeline.report.inputs import PageInputs
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import RegionRows
@@ -112,6 +113,8 @@ def test_boxes_of_a_file_and_their_names(flow: Flow) -> None:
     flow.ok("evaluate", "--variant", "max-pool")
     overrides = OF_FILE[1::2]
     assert inputs_of(flow, *overrides).classes == ("background", "zebra", "ant")
+    made_by = dict(what_was_run(inputs_of(flow, *overrides))["facts"])["regions made by"]
+    assert made_by.startswith("the boxes of a file, with features of")
     assert inputs_of(flow).classes is None  # the detector's numbers mean others
     # Other boxes are another cache, and their names are not those of these regions.
     write_mine(flow, score=[0.5] * 72)

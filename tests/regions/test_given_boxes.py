@@ -22,6 +22,7 @@ from pipeline.datasets.manifest import COLUMNS, BoxTable, ImageBoxes, Manifest, 
 from pipeline.datasets.readers.voc import VOCABULARY, read_voc
 from pipeline.datasets.scenes import KINDS
 from pipeline.errors import InputError, MismatchError
+from pipeline.evaluation.differences import describe_detector
 from pipeline.regions.detector import DetectorDescription
 from pipeline.regions.extraction import ShardExtractor, extraction_recipe, extraction_settings
 from pipeline.regions.given_boxes import (
@@ -295,6 +296,9 @@ def test_recipes_hold_the_boxes_and_no_threshold(scenes: Scenes) -> None:
         "boxes_sha256": boxes.sha256,
     }
     assert extraction_settings(recipe) == ANNOTATED.model_copy(update={"batch_size": 8})
+    said = describe_detector(DESCRIPTION, recipe)
+    assert "upper bound" in said
+    assert said.endswith(describe_detector(DESCRIPTION, detected))
 
 
 def test_the_digest_covers_boxes_scores_and_classes_alone(scenes: Scenes) -> None:
