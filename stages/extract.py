@@ -26,6 +26,7 @@ from pipeline.learning.splits import open_split
 from pipeline.machine import cores
 from pipeline.regions.detector import DetectorDescription
 from pipeline.regions.extraction import ShardOutcome, extraction_recipe
+from pipeline.regions.given_boxes import GivenBoxes
 from pipeline.regions.plan import PlannedImages, ViewPlan, check_readable, image_digests
 from pipeline.shards.failures import FAILURES_NAME, Failure, read_failures
 from pipeline.shards.index import Index, read_index
@@ -43,7 +44,7 @@ from stages.checkout.caches import (
     shown_failures,
 )
 from stages.checkout.layout import cache_folder, data_root, detector_folder
-from stages.checkout.manifests import dataset_manifest
+from stages.checkout.manifests import check_boxes_unread, dataset_boxes, dataset_manifest
 from stages.checkout.models import dataset_detector
 from stages.checkout.params import Request
 from stages.checkout.times import record_time
@@ -93,14 +94,17 @@ def extract(request: Request, *, replace: bool, workers: Workers = Workers()) ->
         MissingError: the manifest, the detector or an image is missing.
         WorkerError: the workers died or could not be reached.
         InputError: the workers can't do it, or more images than `max_failures` can't be decoded.
-            What was extracted is kept in any case.
+            What was extracted is kept in any case. Or the boxes can't be used, see
+            `dataset_boxes`.
     """
     folder, manifest = cache_folder(request.dataset), dataset_manifest(request.dataset)
     if request.detector.source == "imported":
+        check_boxes_unread(request)
         return _check_imported(folder, manifest)
     detector = dataset_detector(request.dataset)
+    boxes = dataset_boxes(request, manifest)
     with open_store(folder, request.dataset) as store:
-        images = hashed_images(request, manifest)
+        images = hashed_images(request, manifest, boxes)
         return _complete(request, detector, store, images, workers, replace=replace)
 
 
@@ -127,19 +131,26 @@ def extract_damaged(
         WorkerError, InputError: as `extract`.
     """
     manifest, detector = dataset_manifest(request.dataset), dataset_detector(request.dataset)
-    recipe = extraction_recipe(detector, request.extract)
+    boxes = dataset_boxes(request, manifest)
+    recipe = extraction_recipe(detector, request.extract, boxes)
     if index is not None:
-        remedy = _replace_or_keep(request, detector, [index.recipe])
+        remedy = _replace_or_keep(request, detector, boxes, [index.recipe])
         check_same_recipe(without_images(index.recipe), recipe, str(store.folder), remedy)
-    images = hashed_images(request, manifest)
+    images = hashed_images(request, manifest, boxes)
     repair = plan_repair(store, index, damages, recipe, images)
     _refuse_to_drop(request, detector, store, repair.stale, images)
     repair.carry_out()
     return _complete(request, detector, store, images, Workers(), trust_index=False)
 
 
-def hashed_images(request: Request, manifest: Manifest) -> PlannedImages:
+def hashed_images(
+    request: Request, manifest: Manifest, boxes: GivenBoxes | None = None
+) -> PlannedImages:
     """Hash the photographs of a data set.
+
+    Args:
+        request, manifest: of the data set.
+        boxes: of `dataset_boxes`; needed only to extract.
 
     Returns:
         the images of its cache as their files are now.
@@ -163,7 +174,7 @@ def hashed_images(request: Request, manifest: Manifest) -> PlannedImages:
             threads=cores(),
             on_images=bar.update,
         )
-    return PlannedImages(ViewPlan(manifest, request.extract.views), digests)
+    return PlannedImages(ViewPlan(manifest, request.extract.views, boxes), digests)
 
 
 def _complete(
@@ -178,7 +189,7 @@ def _complete(
 ) -> str:
     """Extract what the store lacks, and write its index. Raises as `extract`."""
     began = time.monotonic()
-    recipe = extraction_recipe(detector, request.extract)
+    recipe = extraction_recipe(detector, request.extract, images.plan.boxes)
     results = _Results()
     survey = store.survey(recipe, images)
     if replace:
@@ -187,7 +198,7 @@ def _complete(
         _refuse_to_drop(request, detector, store, survey.stale, images)
     rows = images.missing_rows(survey.numbers, survey.views)
     if len(rows):
-        job = _job(request, detector, store)
+        job = _job(request, detector, recipe, store)
         _run(job, images, rows, store, survey.stale, workers, results)
         if results.error:
             raise results.error
@@ -216,16 +227,20 @@ def _check_imported(folder: Path, manifest: Manifest) -> str:
 
 
 def _replace_or_keep(
-    request: Request, detector: DetectorDescription, found: Sequence[Recipe]
+    request: Request,
+    detector: DetectorDescription,
+    boxes: GivenBoxes | None,
+    found: Sequence[Recipe],
 ) -> str:
     """The remedy for stale shards.
 
     Args:
-        request, detector: of the data set.
+        request, detector, boxes: of the data set.
         found: the recipes of those that were made with other settings.
     """
     arguments = ["--dataset", request.dataset, *request.set_options]
-    without_whole = extraction_recipe(detector, request.extract.model_copy(update={"whole": False}))
+    settings = request.extract.model_copy(update={"whole": False})
+    without_whole = extraction_recipe(detector, settings, boxes)
     restore = "To keep them, restore the former settings, detector and photographs."
     return (
         "To drop them and extract their images again, run "
@@ -248,7 +263,7 @@ def _refuse_to_drop(
     """
     if not stale:
         return
-    remedy = _replace_or_keep(request, detector, recipes_of(stale))
+    remedy = _replace_or_keep(request, detector, images.plan.boxes, recipes_of(stale))
     if _suffices(store.folder, stale, images):
         remedy += (
             " Or leave the cache as it is: it has the regions of all images that the data set "
@@ -324,7 +339,9 @@ class _Results:
     error: GmpipeError | None = None
 
 
-def _job(request: Request, detector: DetectorDescription, store: ShardStore) -> ExtractionJob:
+def _job(
+    request: Request, detector: DetectorDescription, recipe: Recipe, store: ShardStore
+) -> ExtractionJob:
     return ExtractionJob(
         dataset=request.dataset,
         root=data_root(request.dataset).absolute(),
@@ -332,7 +349,7 @@ def _job(request: Request, detector: DetectorDescription, store: ShardStore) -> 
         detector=detector_folder(request.dataset).absolute(),
         description=detector,
         settings=request.extract,
-        recipe=extraction_recipe(detector, request.extract),
+        recipe=recipe,
         turn=store.turn,
         versions=installed_versions(),
     )

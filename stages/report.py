@@ -37,7 +37,7 @@ from stages.checkout.layout import (
     runs_folder,
     sweep_folder,
 )
-from stages.checkout.manifests import dataset_manifest
+from stages.checkout.manifests import dataset_manifest, given_classes
 from stages.checkout.params import Request, changes_of_variant
 from stages.checkout.plans import refill_command
 from stages.checkout.results import load_runs, load_scores
@@ -89,8 +89,9 @@ def _read_inputs(
 ) -> PageInputs:
     runs = load_runs(request, variants, seeds)
     recipe = next(iter(runs.values()))[0].recipe
+    manifest = dataset_manifest(request.dataset)
     return PageInputs(
-        manifest=dataset_manifest(request.dataset),
+        manifest=manifest,
         source=request.prepare.source,
         root=data_root(request.dataset),
         detector=_detector(request.dataset, recipe),
@@ -102,6 +103,7 @@ def _read_inputs(
         times=_times(request.dataset, runs),
         settings=_settings(request, list(runs)),
         images=images,
+        given_classes=given_classes(request, manifest, recipe),
     )
 
 

@@ -93,7 +93,7 @@ def place_boxes(
     objects = listing.boxes
     assert objects is not None
     paths = manifest.table.column("path").to_pylist()
-    headers = _headers([root / path for path in paths], on_images)
+    headers = read_headers([root / path for path in paths], on_images)
     sizes = zip(*(manifest.table.column(side).to_pylist() for side in _SIDES), strict=True)
     images = [
         _Image(path, None if None in size else size, header)
@@ -133,7 +133,7 @@ def place_boxes(
 
 def same_headers(root: Path, left_out: Mapping[str, SeenHeader]) -> bool:
     """Whether the files below ``root`` are those that `BoxTable.left_out` was made from."""
-    headers = _headers([root / path for path in left_out], lambda number: None)
+    headers = read_headers([root / path for path in left_out])
     return [*map(_seen, headers)] == [*left_out.values()]
 
 
@@ -162,7 +162,9 @@ def turn_boxes(boxes: np.ndarray, orientations: np.ndarray) -> np.ndarray:
 # --- headers -------------------------------------------------------------------------------------
 
 
-def _headers(paths: Sequence[Path], on_images: Callable[[int], object]) -> list[Header | None]:
+def read_headers(
+    paths: Sequence[Path], on_images: Callable[[int], object] = lambda number: None
+) -> list[Header | None]:
     """The header of each photograph; None where it can't be read, which extraction reports."""
     Image.init()  # before the threads, which would all do it at once
     headers = []

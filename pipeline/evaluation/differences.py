@@ -84,12 +84,14 @@ IN_WORDS = (
     "extract.views",
     "extract.flip",
     "extract.regions",
+    "extract.boxes",
 )
 """Settings that a line of their own describes."""
 
 WITHOUT_EFFECT: Mapping[str, str] = {
     "variants": "defines other variants",
     "extract.seed": "a seed",
+    "extract.boxes_file": "where given boxes are read",
     "extract.whole": "what only heads read whose own setting asks for it",
     "extract.hash_images": "how a cache is recognised",
     "extract.rows_per_shard": "how regions are stored",
@@ -107,6 +109,14 @@ _IN_TRAINING = {
 without the 5,000 images of val2017, which are from val2014: 82,783 + 40,504 - 5,000 = 118,287."""
 
 
+_GIVEN = {
+    "annotations": "the data set's own boxes and their classes, which makes all results an upper "
+    "bound",
+    "file": "the boxes of a file",
+}
+"""`extract.boxes` -> what a reader must know of such regions."""
+
+
 def describe_detector(detector: DetectorDescription | None, recipe: Recipe) -> str:
     """Say in words what made the regions, e.g. to end the sentence "The regions come from ...".
 
@@ -116,6 +126,9 @@ def describe_detector(detector: DetectorDescription | None, recipe: Recipe) -> s
     """
     if "imported_from" in recipe:
         return f"another program, imported ({recipe['imported_from']})"
+    if boxes := _GIVEN.get(str(recipe.get("boxes"))):
+        found = {field: value for field, value in recipe.items() if field != "boxes"}
+        return f"{boxes}, with features of {describe_detector(detector, found)}"
     if detector is None:
         weights = recipe.get("weights_sha256", "unknown")
         return f"a Faster R-CNN whose weights had the sha256 {weights}"
@@ -184,8 +197,7 @@ def paper_differences(
     evaluation, settings = run.evaluation, run.settings
     train, test = paper.images
     origin = describe_detector(detector, run.recipe)
-    frozen = "" if "imported_from" in run.recipe else ", kept as it is"
-    origin += frozen + _architecture(run.recipe)
+    origin += _architecture(run.recipe)
     lines = [
         f"Detector: our regions come from {origin}. The paper's come from a pre-trained "
         "ResNet50-FPN Faster R-CNN; it does not say what that was trained on, nor whether it was "
@@ -270,14 +282,17 @@ def _clipped(run: Run) -> str:
 
 
 def _architecture(recipe: Recipe) -> str:
-    """What differs from torchvision's detector; imported regions don't say."""
+    """That the detector is not trained further, and what differs from torchvision's; imported
+    regions don't say."""
+    if "imported_from" in recipe:
+        return ""
     usual = ArchitectureSettings().model_dump(mode="json")
     others = [
         f"architecture.{name} {recipe[f'architecture.{name}']}"
         for name, value in usual.items()
         if recipe.get(f"architecture.{name}", value) not in (value, canonical_json(value))
     ]
-    return f", with {', '.join(others)}" if others else ""
+    return f", kept as it is, with {', '.join(others)}" if others else ", kept as it is"
 
 
 def _augmentation(run: Run) -> str:

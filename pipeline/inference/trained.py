@@ -400,7 +400,8 @@ def attach_detector(
         folder, detector: as `load_run` takes them.
 
     Raises:
-        InputError: the run was trained on imported regions, which no known detector makes.
+        InputError: the run was trained on imported regions, which no known detector makes, or on
+            regions at given boxes, which a new photograph lacks.
         MissingError, DamagedError: there is no detector, or it can't be read.
         MismatchError: it is not the one whose regions the run was trained on.
     """
@@ -412,6 +413,13 @@ def attach_detector(
             f"{folder} was trained on imported regions ({recipe['imported_from']}), and no "
             "detector is known that makes the same kind of regions from new photographs.",
             "Use a run with a detector; this one can only be evaluated, reported and exported.",
+        )
+    if "boxes" in recipe:
+        raise InputError(
+            f"{folder} was trained on regions at given boxes (`boxes` was `{recipe['boxes']}`), "
+            "and a new photograph has none.",
+            f"Set `extract.{dataset}.boxes` to `detector`, extract, and train a run to predict "
+            "with; this one can only be evaluated, reported and exported.",
         )
     source = Path(detector or folder.parent.parent.parent / "data" / dataset / "detector")
     if not exists(source / DESCRIPTION_FILE):

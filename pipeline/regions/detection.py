@@ -9,7 +9,7 @@ Boxes are xyxy: in pixels of the view inside this module, in [0,1] of the view i
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -30,7 +30,8 @@ from torchvision.ops import (
 )
 from torchvision.ops.poolers import LevelMapper
 
-_SMALLEST_SIDE = 1e-2  # of a detection, in pixels; torchvision drops smaller ones
+from pipeline.regions.given_boxes import SMALLEST_SIDE, GivenRegions
+
 # Boxes that are pooled at once on a CPU. The result, 25 MB at full width, stays below the 32 MB
 # above which glibc asks the system for new pages each time. 250 and 1000 were slower.
 _PIECE = 500
@@ -248,16 +249,7 @@ def detect(model: FasterRCNN, views: Tensor, *, whole: bool = False) -> list[Det
         ValueError: the views do not have the model's size, or that is not a multiple of 32, to
             which torchvision would pad them.
     """
-    size = views.shape[-1]
-    if views.shape[-2:] != (size, size) or model.transform.min_size != (size,):
-        raise ValueError(
-            f"views of shape {tuple(views.shape)} do not fit a model of size "
-            f"{model.transform.min_size}"
-        )
-    if size % model.transform.size_divisible:
-        raise ValueError(
-            f"the side of the views, {size}, is not a multiple of {model.transform.size_divisible}"
-        )
+    size = _checked_side(model, views)
     # Only this part of the transform: its resize changes nothing at this size, but takes time.
     inputs = model.transform.normalize(views)
     maps = model.backbone(inputs)
@@ -274,23 +266,85 @@ def detect(model: FasterRCNN, views: Tensor, *, whole: bool = False) -> list[Det
             strict=True,
         )
     ]
-    features = _vectors(heads, maps, [boxes for boxes, _, _ in best], size)
-    wholes: Iterable[Tensor | None] = [None] * len(views)
+    return _described(heads, maps, best, size, whole=whole)
+
+
+@torch.inference_mode()
+def detect_at(
+    model: FasterRCNN, views: Tensor, regions: Sequence[GivenRegions], *, whole: bool = False
+) -> list[Detections]:
+    """Describe given regions of a batch of views with the vectors that `detect` would give them.
+
+    The RPN and the box predictor don't run. A view without a region gets the same stand-in.
+
+    Args:
+        model, views, whole: as `detect` takes them.
+        regions: of each of the B views, in [0,1] of the view, in the order in which to return them.
+
+    Raises:
+        ValueError: as `detect`.
+    """
+    size, device = _checked_side(model, views), views.device
+    maps = model.backbone(model.transform.normalize(views))
+    placed = [
+        (
+            torch.from_numpy(one.boxes * size).float().to(device),
+            torch.from_numpy(one.scores).to(device),
+            torch.from_numpy(one.classes).long().to(device),
+        )
+        if len(one.scores)
+        else _stand_in(size, device)
+        for one in regions
+    ]
+    return _described(model.roi_heads, maps, placed, size, whole=whole)
+
+
+def _checked_side(model: FasterRCNN, views: Tensor) -> int:
+    """The side S of the views; raises as `detect`."""
+    size = views.shape[-1]
+    if views.shape[-2:] != (size, size) or model.transform.min_size != (size,):
+        raise ValueError(
+            f"views of shape {tuple(views.shape)} do not fit a model of size "
+            f"{model.transform.min_size}"
+        )
+    if size % model.transform.size_divisible:
+        raise ValueError(
+            f"the side of the views, {size}, is not a multiple of {model.transform.size_divisible}"
+        )
+    return size
+
+
+def _described(
+    heads: Any,
+    maps: dict[str, Tensor],
+    regions: list[tuple[Tensor, Tensor, Tensor]],
+    size: int,
+    *,
+    whole: bool,
+) -> list[Detections]:
+    """Pool the features of each image's boxes (n, 4), scores (n,) and classes (n,)."""
+    features = _vectors(heads, maps, [boxes for boxes, _, _ in regions], size)
+    wholes: Iterable[Tensor | None] = [None] * len(regions)
     if whole:
         # Not pooled with the regions: their number decides how a product of matrices is rounded.
-        wholes = _vectors(heads, maps, [_whole_box(views)] * len(views), size)
+        wholes = _vectors(heads, maps, [_whole_box(size, features.device)] * len(regions), size)
     return [
         Detections((boxes / size).clamp(0, 1), scores, classes, feature, of_whole)
         for (boxes, scores, classes), feature, of_whole in zip(
-            best, features.split([len(scores) for _, scores, _ in best]), wholes, strict=True
+            regions, features.split([len(scores) for _, scores, _ in regions]), wholes, strict=True
         )
     ]
 
 
-def _whole_box(views: Tensor) -> Tensor:
+def _whole_box(size: int, device: torch.device) -> Tensor:
     """The box of a whole view in pixels: (1, 4)."""
-    side = views.shape[-1]
-    return views.new_tensor([[0, 0, side, side]])
+    return torch.tensor([[0.0, 0.0, size, size]], device=device)
+
+
+def _stand_in(size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Box, score and class of the region of a view without any: the whole view, 0 and 0."""
+    score = torch.zeros(1, device=device)
+    return _whole_box(size, device), score, torch.zeros(1, dtype=torch.int64, device=device)
 
 
 def _propose(rpn: Any, views: Tensor, maps: dict[str, Tensor]) -> list[Tensor]:
@@ -371,7 +425,7 @@ def _best(
         codes = regression.unflatten(1, (-1, 4))[proposal, number]
         boxes = heads.box_coder.decode_single(codes, proposals[proposal])
         boxes = clip_boxes_to_image(boxes, (size, size))
-        large = remove_small_boxes(boxes, _SMALLEST_SIDE)
+        large = remove_small_boxes(boxes, SMALLEST_SIDE)
         boxes, best, number = boxes[large], foreground[chosen[large]], number[large]
         if all_examined:
             keep = batched_nms(boxes, best, number, heads.nms_thresh)
@@ -383,6 +437,5 @@ def _best(
         examined *= 4
     keep = keep[: heads.detections_per_img]
     if not len(keep):
-        stand_in = boxes.new_tensor([[0.0, 0.0, size, size]])
-        return stand_in, best.new_zeros(1), number.new_zeros(1)
+        return _stand_in(size, boxes.device)
     return boxes[keep], best[keep], number[keep]

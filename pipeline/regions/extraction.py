@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +20,9 @@ import torch
 from torchvision.models.detection import FasterRCNN
 
 from pipeline.ahead import begin_ahead
-from pipeline.errors import DamagedError, InputError, MissingError
+from pipeline.errors import DamagedError, InputError, MismatchError, MissingError
 from pipeline.files import canonical_json
-from pipeline.regions.detection import detect, prepare_for_extraction
+from pipeline.regions.detection import detect, detect_at, prepare_for_extraction
 from pipeline.regions.detector import (
     WEIGHTS_FILE,
     DetectorDescription,
@@ -29,8 +30,9 @@ from pipeline.regions.detector import (
     fit_state,
     load_state,
 )
+from pipeline.regions.given_boxes import GivenBoxes, GivenRegions, regions_in_view
 from pipeline.regions.plan import ViewJob, rows_digest
-from pipeline.regions.transforms import load_image, view_of
+from pipeline.regions.transforms import crop_of, load_image, view_of
 from pipeline.settings import ExtractSettings
 from pipeline.shards.failures import Failure
 from pipeline.shards.schema import (
@@ -47,7 +49,15 @@ from pipeline.tensors import best_device, non_finite
 OnImages = Callable[[int], None]
 """Called with the number of images that were processed since the last call."""
 
-_Decoding = list[tuple[int, Future[npt.NDArray[np.uint8]]]]
+
+class _View(NamedTuple):
+    """A decoded view: its pixels (S, S, 3), and the given regions in it."""
+
+    pixels: npt.NDArray[np.uint8]
+    regions: GivenRegions | None
+
+
+_Decoding = list[tuple[int, Future[_View]]]
 """The views of a batch that are being decoded, each with the position of its job."""
 
 
@@ -55,14 +65,27 @@ def _ignore(images: int) -> None:
     pass
 
 
-def extraction_recipe(detector: DetectorDescription, settings: ExtractSettings) -> Recipe:
+def extraction_recipe(
+    detector: DetectorDescription, settings: ExtractSettings, boxes: GivenBoxes | None = None
+) -> Recipe:
     """Collect everything that decides the regions, except the images, and nothing else.
 
     A shard's fingerprint covers this and, as the field ``images``, the `rows_digest` of the shard's
     own rows. So a photograph that is added or replaced costs one shard. Labels, batch size and
     shard size are left out on purpose: they may change without a new extraction. How random crops
     are drawn counts only if there are any.
+
+    Args:
+        detector: that describes the regions.
+        settings: of the extraction.
+        boxes: at which the regions are; None where the detector finds them.
     """
+    found: Recipe = {
+        "score_threshold": settings.score_threshold,
+        "nms_threshold": settings.nms_threshold,
+    }
+    if boxes is not None:
+        found = {"boxes": settings.boxes, "boxes_sha256": boxes.sha256}
     crops = {"views.flip": settings.flip, "views.seed": settings.seed}
     architecture = {
         f"architecture.{name}": value if isinstance(value, int | str) else canonical_json(value)
@@ -75,8 +98,7 @@ def extraction_recipe(detector: DetectorDescription, settings: ExtractSettings) 
         **(crops if settings.views > 1 else {}),
         "size": settings.size,
         "regions": settings.regions,
-        "score_threshold": settings.score_threshold,
-        "nms_threshold": settings.nms_threshold,
+        **found,
         "feature_dtype": settings.feature_dtype,
         "compute_dtype": "float32",
         "weights_sha256": detector.weights_sha256,
@@ -192,6 +214,7 @@ class ShardExtractor:
 
         Raises:
             InputError: what the detector returned breaks the contract of a shard's rows.
+            MismatchError: a photograph has another size than its given boxes were placed in.
         """
         rows, kept, outcome = self.detect(jobs, root, on_images)
         if rows is not None:
@@ -224,7 +247,9 @@ class ShardExtractor:
                 waiting += time.perf_counter() - asked
                 if views:
                     at = slice(len(positions) - len(views), len(positions))
-                    fill_rows(rows, at, self.model, to_floats(views, device))
+                    pixels = to_floats([view.pixels for view in views], device)
+                    given = [view.regions for view in views if view.regions is not None]
+                    fill_rows(rows, at, self.model, pixels, given)
                 on_images(len(batch))
             busy = time.perf_counter() - started - waiting
         outcome = ShardOutcome(len(positions), tuple(failures), busy, waiting)
@@ -246,22 +271,34 @@ class ShardExtractor:
 
         return begin_ahead(begin, range(0, len(jobs), self.settings.batch_size))
 
-    def _decode(self, job: ViewJob, root: Path) -> npt.NDArray[np.uint8]:
-        return view_of(
-            load_image(root / job.path),
-            job.view,
-            size=self.settings.size,
-            image_id=job.image_id,
-            seed=self.settings.seed,
-            flip=self.settings.flip,
-        )
+    def _decode(self, job: ViewJob, root: Path) -> _View:
+        settings = self.settings
+        image = load_image(root / job.path)
+        drawn: dict[str, Any] = {
+            "image_id": job.image_id,
+            "seed": settings.seed,
+            "flip": settings.flip,
+        }
+        pixels = view_of(image, job.view, size=settings.size, **drawn)
+        if job.boxes is None:
+            return _View(pixels, None)
+        if job.boxes.size not in (None, image.size):
+            found, expected = ("{} x {}".format(*size) for size in (image.size, job.boxes.size))
+            raise MismatchError(
+                f"{root / job.path} has {found} pixels, expected {expected}: the file has changed "
+                "since the data set was prepared, and its boxes may be of another picture.",
+                "Restore the file, or prepare the data set again.",
+            )
+        crop = crop_of(image.size, job.view, **drawn)
+        limits = {"size": settings.size, "most": settings.regions}
+        return _View(pixels, regions_in_view(job.boxes, image.size, crop, **limits))
 
 
 def _collected(
     batch: _Decoding, jobs: Sequence[ViewJob]
-) -> tuple[list[npt.NDArray[np.uint8]], list[int], list[Failure]]:
+) -> tuple[list[_View], list[int], list[Failure]]:
     """Wait for a batch: its views, the positions of their jobs, and what could not be decoded."""
-    views: list[npt.NDArray[np.uint8]] = []
+    views: list[_View] = []
     positions: list[int] = []
     failures: list[Failure] = []
     for position, future in batch:
@@ -305,15 +342,25 @@ def blank_rows(rows: int, model: FasterRCNN, settings: ExtractSettings) -> Regio
     )
 
 
-def fill_rows(rows: RegionRows, at: slice, model: FasterRCNN, views: torch.Tensor) -> None:
-    """Detect the regions of views, and put them into blank rows in the types that a cache stores.
+def fill_rows(
+    rows: RegionRows,
+    at: slice,
+    model: FasterRCNN,
+    views: torch.Tensor,
+    given: Sequence[GivenRegions] = (),
+) -> None:
+    """Put the regions of views into blank rows, in the types that a cache stores.
 
     Args:
         rows: of `blank_rows`. The vectors of whole views are computed if these have room for them.
         at: the rows to fill, one for each view.
         model, views: as `detect` takes them.
+        given: the regions of each view; empty where the detector finds them.
     """
-    detections = detect(model, views, whole=rows.whole is not None)
+    whole = rows.whole is not None
+    detections = (
+        detect_at(model, views, given, whole=whole) if given else detect(model, views, whole=whole)
+    )
     rows.count[at] = [len(one.scores) for one in detections]
     real = np.arange(rows.boxes.shape[1]) < rows.count[at, None]
     for field in OF_REGIONS:

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from pipeline.datasets.manifest import Manifest
 from pipeline.errors import InputError, MissingError
 from pipeline.files import canonical_json, exists, open_regular, sha256_file
+from pipeline.regions.given_boxes import GivenBoxes, GivenRegions
 
 _CHUNK = 4096  # images whose files are hashed before the next ones are asked for
 
@@ -31,11 +32,14 @@ class ViewJob:
         image_id: as in the manifest.
         path: relative to the data set's root.
         view: 0 for the whole image, else the number of a random crop.
+        boxes: the boxes of the photograph at which features are pooled; None where the detector
+            finds them.
     """
 
     image_id: str
     path: str
     view: int
+    boxes: GivenRegions | None = None
 
 
 class ViewPlan:
@@ -47,13 +51,15 @@ class ViewPlan:
 
     Attributes:
         image_ids, paths: N strings.
+        boxes: at which features are pooled; None where the detector finds them.
         image: (P,) int32, the number of each row's image.
         view: (P,) int16.
     """
 
-    def __init__(self, manifest: Manifest, views: int) -> None:
+    def __init__(self, manifest: Manifest, views: int, boxes: GivenBoxes | None = None) -> None:
         self.image_ids: pa.Array = manifest.table.column("image_id").combine_chunks()
         self.paths: pa.Array = manifest.table.column("path").combine_chunks()
+        self.boxes = boxes
         train = pc.equal(manifest.table.column("split"), "train").to_numpy()
         each = np.where(train, views, 1)
         order = np.argsort(~train, kind="stable").astype(np.int32)
@@ -92,7 +98,8 @@ class ViewPlan:
         columns = (column.take(pa.array(images)) for column in (self.image_ids, self.paths))
         image_ids, paths = (column.to_pylist() for column in columns)
         views = self.view[rows].tolist()
-        return [ViewJob(*job) for job in zip(image_ids, paths, views, strict=True)]
+        given = [None if self.boxes is None else self.boxes.of(image_id) for image_id in image_ids]
+        return [ViewJob(*job) for job in zip(image_ids, paths, views, given, strict=True)]
 
 
 class PlannedImages:

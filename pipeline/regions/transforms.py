@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -61,36 +62,58 @@ def _reason(path: Path, error: Exception) -> str:
     return reason(error)
 
 
+@dataclass(frozen=True)
+class Crop:
+    """The part of a photograph that a view shows.
+
+    Attributes:
+        box: xyxy in pixels of the upright photograph.
+        mirrored: whether the view exchanges left and right.
+    """
+
+    box: tuple[float, float, float, float]
+    mirrored: bool
+
+
+def crop_of(size: tuple[int, int], view: int, *, image_id: str, seed: int, flip: bool) -> Crop:
+    """Return the part of a photograph that a view shows.
+
+    View 0 is the whole photograph. Every other view is a random crop with sides of 0.5 to 1 of the
+    photograph's; it depends only on ``size``, ``seed``, ``image_id`` and ``view``.
+
+    Args:
+        size: width and height of the upright photograph in pixels.
+        view: number of the view.
+        image_id: as in the manifest.
+        seed: of the random crops.
+        flip: whether a random crop is mirrored with probability 0.5.
+    """
+    if view == 0:
+        return Crop((0.0, 0.0, *size), mirrored=False)
+    key = hashlib.sha256(f"{seed}/{view}/{image_id}".encode()).digest()
+    rng = np.random.default_rng(np.frombuffer(key, dtype=np.uint32))
+    width, height = rng.uniform(_SMALLEST_CROP, 1, size=2) * size
+    left, top = rng.uniform(0, 1, size=2) * (size[0] - width, size[1] - height)
+    return Crop((left, top, left + width, top + height), mirrored=flip and rng.random() < 0.5)
+
+
 def view_of(
     image: Image.Image, view: int, *, size: int, image_id: str, seed: int, flip: bool
 ) -> np.ndarray:
-    """Return a square view of an image.
-
-    View 0 is the whole image, resized to the view's size. Every other view is a random crop, with
-    sides of 0.5 to 1 of the image's, resized in the same way; it depends only on ``seed``,
-    ``image_id`` and ``view``.
+    """Return a square view of an image: its `crop_of`, resized to the view's size.
 
     Args:
         image: in RGB.
         view: number of the view.
         size: side of the view in pixels.
-        image_id: as in the manifest.
-        seed: of the random crops.
-        flip: whether a random crop is mirrored with probability 0.5.
+        image_id, seed, flip: as `crop_of` takes them.
 
     Returns:
         (size, size, 3) uint8, RGB.
     """
-    if view == 0:
-        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
-    key = hashlib.sha256(f"{seed}/{view}/{image_id}".encode()).digest()
-    rng = np.random.default_rng(np.frombuffer(key, dtype=np.uint32))
-    width, height = rng.uniform(_SMALLEST_CROP, 1, size=2) * image.size
-    left, top = rng.uniform(0, 1, size=2) * (image.width - width, image.height - height)
-    crop = (left, top, left + width, top + height)
-    resized = image.resize((size, size), Image.Resampling.BILINEAR, box=crop)
-    mirrored = flip and rng.random() < 0.5
-    return np.asarray(ImageOps.mirror(resized) if mirrored else resized)
+    crop = crop_of(image.size, view, image_id=image_id, seed=seed, flip=flip)
+    resized = image.resize((size, size), Image.Resampling.BILINEAR, box=crop.box)
+    return np.asarray(ImageOps.mirror(resized) if crop.mirrored else resized)
 
 
 def to_tensor(view: np.ndarray) -> Tensor:

@@ -40,6 +40,8 @@ class PageInputs:
         times: rows of the table of times: stage, what of, seconds, when it finished.
         settings: the settings that were used, as a text to show.
         images: how many test images the gallery shows at most.
+        given_classes: names of the class numbers of regions at given boxes; None if they are
+            unknown, or a detector found the regions.
     """
 
     manifest: Manifest
@@ -54,10 +56,13 @@ class PageInputs:
     times: Sequence[Sequence[str]]
     settings: str
     images: int
+    given_classes: Sequence[str] | None = None
 
     @property
     def classes(self) -> Sequence[str] | None:
-        """Names of the detector's class numbers; None if they are unknown."""
+        """Names of the regions' class numbers; None if they are unknown."""
+        if "boxes" in self.cache.recipe:
+            return self.given_classes
         return None if self.detector is None else self.detector.classes
 
     @property

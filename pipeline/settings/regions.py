@@ -102,6 +102,16 @@ class ExtractSettings(Settings):
         "detector finds any.",
     )
     nms_threshold: float = Field(0.5, gt=0, le=1, description="IoU of the per-class NMS.")
+    boxes: Literal["detector", "annotations", "file"] = Field(
+        "detector",
+        description="Where the regions are. `detector`: where it finds them. `annotations`: at the "
+        "data set's own boxes, the largest first. `file`: at the boxes of `boxes_file`.",
+    )
+    boxes_file: str | None = Field(
+        None,
+        description="An npz or a Parquet file of boxes, relative to data/DATASET/. Required for "
+        "`file`.",
+    )
     views: int = Field(
         1, ge=1, description="Views per training image: the plain one and views-1 random crops."
     )
@@ -128,3 +138,19 @@ class ExtractSettings(Settings):
         description="Number of images without regions that are tolerated. Such an image can't be "
         "decoded, or has no regions in an import.",
     )
+
+    @model_validator(mode="after")
+    def _check_boxes(self) -> ExtractSettings:
+        if (self.boxes == "file") != (self.boxes_file is not None):
+            raise ValueError(
+                "boxes `file` requires `boxes_file`, the path of an npz or a Parquet file, and no "
+                "other value of `boxes` takes it"
+            )
+        for name in ("score_threshold", "nms_threshold"):
+            default = type(self).model_fields[name].default
+            if self.boxes != "detector" and getattr(self, name) != default:
+                raise ValueError(
+                    f"boxes `{self.boxes}` does not read `{name}`, since no detector chooses among "
+                    f"the boxes; remove it, or set it to its default, {default}"
+                )
+        return self

@@ -1,8 +1,8 @@
-"""The manifest of a data set, for every stage that reads it.
+"""The manifest of a data set and the boxes of its regions, for every stage that reads them.
 
-If the files that it was made from have changed since, a note says so. It is no error, because the
-manifest is sound. To stay cheap, only files are compared, not folders such as VOC's 10,000
-annotations, and no file above `_LARGEST`. `prepare` compares all.
+If the files that the manifest was made from have changed since, a note says so. It is no error,
+because the manifest is sound. To stay cheap, only files are compared, not folders such as VOC's
+10,000 annotations, and no file above `_LARGEST`. `prepare` compares all.
 """
 
 from __future__ import annotations
@@ -11,10 +11,21 @@ import logging
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.datasets.manifest import Manifest, read_manifest
-from pipeline.errors import DamagedError, GmpipeError, MismatchError, MissingError, advising
-from pipeline.files import sha256_file
-from stages.checkout.layout import data_root, manifest_file
+from pipeline.datasets.manifest import Manifest, read_boxes, read_manifest
+from pipeline.errors import (
+    DamagedError,
+    GmpipeError,
+    InputError,
+    MismatchError,
+    MissingError,
+    advising,
+)
+from pipeline.files import exists, sha256_file
+from pipeline.formats.text import first_few
+from pipeline.regions.given_boxes import GivenBoxes, annotated_boxes, read_box_file
+from pipeline.shards.schema import Recipe
+from stages.checkout.layout import boxes_file, data_root, manifest_file
+from stages.checkout.params import Request
 from stages.console.messages import note
 
 _log = logging.getLogger(__name__)
@@ -61,3 +72,86 @@ def _changed_sources(manifest: Manifest) -> list[Path]:
             if is_small and sha256_file(path) != digest:
                 changed.append(path)
     return changed
+
+
+def dataset_boxes(request: Request, manifest: Manifest) -> GivenBoxes | None:
+    """Read the boxes that `extract.DATASET.boxes` asks for; None where the detector finds them.
+
+    A note says which images have none.
+
+    Raises:
+        InputError: the data set has no boxes, or as `read_box_file`.
+        DamagedError: its boxes can't be read.
+    """
+    boxes = _given_boxes(request, manifest)
+    if boxes is None:
+        return None
+    image_ids = manifest.table.column("image_id").to_pylist()
+    without = [repr(image_id) for image_id in image_ids if image_id not in boxes.images]
+    if without:
+        note(
+            f"{len(without)} of {len(image_ids)} images of {request.dataset} have no box: "
+            f"{first_few(without)}. The only region of such an image is the whole view."
+        )
+    return boxes
+
+
+def _given_boxes(request: Request, manifest: Manifest) -> GivenBoxes | None:
+    dataset, settings = request.dataset, request.extract
+    if settings.boxes_file is not None:
+        root = data_root(dataset)
+        return read_box_file(root / settings.boxes_file, manifest, root)
+    if settings.boxes == "detector":
+        return None
+    others = (
+        f"Set `extract.{dataset}.boxes` in params.yaml to `detector`; or set it to `file`, and "
+        "`boxes_file` to a file of boxes."
+    )
+    path = boxes_file(dataset)
+    if not exists(path):
+        raise InputError(
+            f"`extract.{dataset}.boxes` is `annotations`, but {dataset} has no boxes: there is no "
+            f"{path}. Only the sources `coco` and `scenes` have them, and `voc` with `labels: "
+            "annotations`.",
+            others,
+        )
+    with (
+        advising(f"Run `gmpipe prepare --dataset {dataset}`.", DamagedError),
+        advising(others, InputError),
+    ):
+        image_ids = manifest.table.column("image_id").to_pylist()
+        return annotated_boxes(read_boxes(path, image_ids), manifest)
+
+
+def check_boxes_unread(request: Request) -> None:
+    """Refuse boxes for a data set whose regions are imported.
+
+    Raises:
+        InputError: its settings ask for them.
+    """
+    dataset, boxes = request.dataset, request.extract.boxes
+    if boxes != "detector":
+        raise InputError(
+            f"`extract.{dataset}.boxes` is `{boxes}`, but the regions of {dataset} are imported: "
+            "no detector is known that could describe other ones.",
+            f"Remove `boxes` from `extract.{dataset}` in params.yaml, or set `source` in "
+            f"`detector.{dataset}`.",
+        )
+
+
+def given_classes(request: Request, manifest: Manifest, recipe: Recipe) -> tuple[str, ...] | None:
+    """Name the class numbers of regions at given boxes.
+
+    Args:
+        request, manifest: of the data set.
+        recipe: of the regions.
+
+    Returns:
+        the name of every number; None if the boxes have no names, are others now, or can't be
+        read, or if a detector found the regions.
+    """
+    with suppress(GmpipeError, OSError):
+        boxes = _given_boxes(request, manifest)
+        if boxes is not None and boxes.sha256 == recipe.get("boxes_sha256"):
+            return boxes.classes
+    return None

@@ -226,7 +226,9 @@ def check_run_regions(run: RunPlan, cache: RegionCache) -> None:
         check_whole(cache, dataset, run.settings)
 
 
-_OF_REGIONS = ("regions", "size", "score_threshold", "nms_threshold", "feature_dtype", "views")
+_OF_REGIONS = (
+    *("boxes", "regions", "size", "score_threshold", "nms_threshold", "feature_dtype", "views"),
+)
 
 
 def note_other_regions(request: Request) -> None:
@@ -236,7 +238,7 @@ def note_other_regions(request: Request) -> None:
     the command that needs it reports that.
     """
     try:
-        recipe = read_index(cache_folder(request.dataset)).recipe
+        recipe = {"boxes": "detector", **read_index(cache_folder(request.dataset)).recipe}
     except GmpipeError:
         return
     asked = request.extract_in_file

@@ -37,7 +37,7 @@ from pipeline.shards.verification import Damage, verify_cache
 from stages.checkout.caches import advising_on_cache, check_dataset, open_cache, reasons_of
 from stages.checkout.disk import free_bytes, shown_bytes
 from stages.checkout.layout import cache_folder, data_root, detector_folder
-from stages.checkout.manifests import dataset_manifest
+from stages.checkout.manifests import dataset_boxes, dataset_manifest
 from stages.checkout.models import dataset_detector
 from stages.checkout.params import Request
 from stages.console.messages import say
@@ -258,7 +258,7 @@ def estimate(request: Request, *, probe: int) -> str:
             f"`gmpipe cache info --dataset {dataset}` shows what the cache holds.",
         )
     manifest = dataset_manifest(dataset)
-    plan = ViewPlan(manifest, request.extract.views)
+    plan = ViewPlan(manifest, request.extract.views, dataset_boxes(request, manifest))
     architecture = request.detector.architecture
     if exists(detector_folder(dataset) / DESCRIPTION_FILE):
         architecture = dataset_detector(dataset).architecture

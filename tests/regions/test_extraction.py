@@ -90,10 +90,11 @@ DECIDES = {
 }
 DECIDES_CROPS = {"flip": False, "seed": 1}
 DECIDES_NOTHING = {"rows_per_shard": 3, "batch_size": 2, "max_failures": 5}
+OF_GIVEN_BOXES = {"boxes", "boxes_file"}  # tests/regions/test_given_boxes.py
 
 
 def test_every_extract_setting_is_known_to_decide_or_not() -> None:
-    known = {*DECIDES, *DECIDES_CROPS, *DECIDES_NOTHING}
+    known = {*DECIDES, *DECIDES_CROPS, *DECIDES_NOTHING, *OF_GIVEN_BOXES}
     assert known == set(ExtractSettings.model_fields)
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.shards.reader import RegionCache
 
@@ -173,3 +175,13 @@ def assert_stored(cache: RegionCache, images: Mapping[str, Any], regions: int) -
             assert rows.scores[row, rank] == np.float32(image["scores"][region])
             assert rows.classes[row, rank] == image["classes"][region] + 1
         assert not rows.features[row, n:].any()
+
+
+def write_box_file(path: Path, rows: Mapping[str, Sequence[Any]]) -> Path:
+    """Write boxes, by the columns of their file, as npz or Parquet; return the path."""
+    if path.suffix == ".npz":
+        arrays: Arrays = {name: np.array(values) for name, values in rows.items()}
+        np.savez(path, **arrays)
+    else:
+        pq.write_table(pa.table(dict(rows)), path)
+    return path
