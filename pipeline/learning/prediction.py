@@ -17,7 +17,6 @@ from torch import Tensor
 
 from pipeline.errors import DamagedError
 from pipeline.heads.contract import Head, HeadOutput, LabelSet, RegionBatch
-from pipeline.heads.matching.network import GmMlic
 from pipeline.learning.batches import Feed
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.splits import SplitData
@@ -118,24 +117,10 @@ class Scorer:
             output = self.network(batch, self.labels)
             return (batch, output), finite_output(output, batch.mask)
 
-        return self._over(images, compute)
-
-    def label_nodes(self, images: SplitData | Feed) -> Generator[Tensor]:
-        """Yield what one batch of images after another makes of the labels: (B, C, H).
-
-        Raises:
-            NotFinite, DamagedError: as `outputs`.
-        """
-
-        def compute(batch: RegionBatch) -> tuple[Tensor, Tensor]:
-            assert isinstance(self.network, GmMlic)
-            nodes = self.network.label_nodes(batch, self.labels.vectors)
-            return nodes, nodes.isfinite().all(dim=-1)
-
-        return self._over(images, compute)
+        return self.over(images, compute)
 
     @torch.inference_mode()
-    def _over(
+    def over(
         self,
         images: SplitData | Feed,
         compute: Callable[[RegionBatch], tuple[Result, Tensor]],
@@ -143,7 +128,11 @@ class Scorer:
         """Yield what ``compute`` makes of each batch, if all of it is finite.
 
         Args:
+            images: as `predict` takes them.
             compute: returns something, and (B, C) whether it is finite.
+
+        Raises:
+            NotFinite, DamagedError: as `outputs`.
         """
         feed = images if isinstance(images, Feed) else Feed(images, self.device, once=True)
         ids = feed.split.image_ids

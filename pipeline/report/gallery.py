@@ -21,7 +21,8 @@ from torch import Tensor
 from pipeline.errors import InputError, MissingError
 from pipeline.evaluation.runs import deciding, evaluations_of
 from pipeline.files import exists
-from pipeline.heads.contract import Attribution
+from pipeline.heads.contract import Attribution, RegionBatch
+from pipeline.heads.matching.network import GmMlic
 from pipeline.learning.prediction import Scorer, shown_attribution
 from pipeline.learning.splits import SplitData, open_split
 from pipeline.machine import cores
@@ -242,7 +243,7 @@ def mean_label_nodes(
     """Average the label nodes after the last convolution module over the images.
 
     Args:
-        scorer: of a `GmMlic`.
+        scorer: of GM-MLIC, the only head that has such nodes.
         split: N images, taken in view 0.
         on_images: as in `region_scores`.
 
@@ -250,10 +251,17 @@ def mean_label_nodes(
         (C, H).
 
     Raises:
-        NotFinite, DamagedError: as `Scorer.label_nodes`.
+        NotFinite, DamagedError: as `Scorer.outputs`.
     """
+    network = scorer.network
+    assert isinstance(network, GmMlic)
+
+    def compute(batch: RegionBatch) -> tuple[Tensor, Tensor]:
+        nodes = network.label_nodes(batch, scorer.labels.vectors)
+        return nodes, nodes.isfinite().all(dim=-1)
+
     total = torch.zeros((), dtype=torch.float64, device=scorer.device)
-    with closing(scorer.label_nodes(split)) as batches:
+    with closing(scorer.over(split, compute)) as batches:
         for nodes in batches:
             total = total + nodes.double().sum(dim=0)
             on_images(len(nodes))

@@ -92,10 +92,9 @@ class Entry:
     settings_module: str | None = None
 
     @property
-    def source(self) -> Path:
-        """The head's file, or its folder, relative to the checkout."""
-        parts = Path(*self.module.split("."))
-        return parts.parent if parts.parent.name == "matching" else parts.with_suffix(".py")
+    def file(self) -> Path:
+        """The file of the network, relative to the checkout."""
+        return Path(*self.module.split(".")).with_suffix(".py")
 
 
 _ABLATIONS = ("without-label-graph", "without-instance-graph", "without-matching-edges")

@@ -113,10 +113,16 @@ def read_run_settings(folder: Path) -> Mapping[str, Any]:
 
 
 def _with_code(settings: TrainSettings, views: int) -> dict[str, Any]:
-    source = _CHECKOUT / HEADS[settings.network.head].source
-    files = sorted(source.rglob("*.py")) if source.is_dir() else [source]
-    code = sha256_json({file.name: sha256_file(file) for file in files})
-    return {**_resolved(settings, views), "head_sha256": code}
+    """Resolved settings with a digest of the head's code: its file, and what its room shares."""
+    own = HEADS[settings.network.head].file
+    of_others = {entry.file for entry in HEADS.values()} - {own}
+    room = {path.name: path for path in matching(_CHECKOUT / own.parent, "*.py")}
+    files = {
+        name: sha256_file(path)
+        for name, path in sorted(room.items())
+        if own.with_name(name) not in of_others
+    }
+    return {**_resolved(settings, views), "head_sha256": sha256_json(files)}
 
 
 def _resolved(settings: TrainSettings, views: int) -> dict[str, Any]:

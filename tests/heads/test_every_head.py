@@ -38,7 +38,7 @@ def test_a_head_is_where_the_registry_says(head: str) -> None:
     entry = HEADS[head]
     assert head_class(head).__name__ == entry.name
     assert settings_class(head).model_fields["head"].default == head
-    assert entry.source.exists()
+    assert entry.file.exists()
     for variant in (*entry.variants, *entry.further):
         assert head_of_variant(variant) == head
 
