@@ -146,7 +146,7 @@ def test_onnxruntime_computes_what_torch_does(case: str, tmp_path: Path) -> None
         expected = expected_outputs(trained, batch)
         assert [value.name for value in session.get_outputs()] == list(expected)
         actual = dict(zip(expected, session.run(None, inputs(batch, counts)), strict=True))
-        assert np.ptp(actual["image_scores"]) > 0.02
+        assert np.ptp(actual["image_scores"]) > 0.005
         for name in expected.keys() - {"winners"}:
             assert np.abs(actual[name] - expected[name]).max() <= TOLERANCE
         if "winners" in expected:
@@ -155,7 +155,7 @@ def test_onnxruntime_computes_what_torch_does(case: str, tmp_path: Path) -> None
             assert (winners < np.array(counts)[:, None]).all()
             assert np.array_equal(winners < 0, expected["winners"] < 0)
             named = np.take_along_axis(said, np.maximum(winners, 0)[:, None], axis=1)[:, 0]
-            assert np.abs(named - said.max(axis=1))[winners >= 0].max() <= TOLERANCE
+            assert np.abs(named - said.max(axis=1))[winners >= 0].max(initial=0) <= TOLERANCE
         # Padding may hold anything.
         padded = inputs(batch, counts)
         for field in ("features", "boxes", "scores"):
