@@ -89,8 +89,8 @@ def _evaluate(run: RunPlan) -> str:
         split.truth,
         manifest.vocabulary,
         voc11=has_eleven_points(run.source, manifest.vocabulary),
-        ranks=checkpoint.settings.network.ranks,
-        decides=checkpoint.settings.network.decides,
+        ranks=checkpoint.settings.ranks,
+        decides=checkpoint.settings.decides,
     )
     if metrics.mAP is not None:
         _note_without_negative(split.truth, manifest)
