@@ -121,6 +121,13 @@ HEADS: dict[str, Entry] = {
         "pipeline.heads.pooling.linear_scores", "LinearScores", ("linear-scores",)
     ),
     "csra": Entry("pipeline.heads.pooling.csra", "Csra", ("csra",), ("csra-published",)),
+    "pla": Entry("pipeline.heads.sequences.pla", "Pla", ("pla",), ("pla-published",)),
+    "cnn-rnn": Entry(
+        "pipeline.heads.sequences.cnn_rnn", "CnnRnn", ("cnn-rnn",), ("cnn-rnn-published",)
+    ),
+    "rma-style": Entry(
+        "pipeline.heads.sequences.rma_style", "RmaStyle", ("rma-style",), ("rma-style-published",)
+    ),
 }
 """The registry: name of a head, as in `network.head` -> where it lives."""
 
