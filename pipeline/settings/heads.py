@@ -151,6 +151,13 @@ HEADS: dict[str, Entry] = {
         "pipeline.heads.label_graphs.add_gcn", "AddGcn", ("add-gcn",), ("add-gcn-published",)
     ),
     "cma": Entry("pipeline.heads.label_graphs.cma", "Cma", ("cma",), ("cma-published",)),
+    "pla": Entry("pipeline.heads.sequences.pla", "Pla", ("pla",), ("pla-published",)),
+    "cnn-rnn": Entry(
+        "pipeline.heads.sequences.cnn_rnn", "CnnRnn", ("cnn-rnn",), ("cnn-rnn-published",)
+    ),
+    "rma-style": Entry(
+        "pipeline.heads.sequences.rma_style", "RmaStyle", ("rma-style",), ("rma-style-published",)
+    ),
 }
 """The registry: name of a head, as in `network.head` -> where it lives."""
 
