@@ -5,7 +5,8 @@
 It reads the training images of a data set's cache, and never its test images. They are divided into
 five folds, one of which validates. For each variant it trains `TRIALS` times: first with the
 variant's own settings, then with settings drawn at random from `COMMON` and, for the head's own
-settings, from `OWN`, always the same ones for the same variant. The `FINALISTS` with the best mAP
+settings, from `OWN`: every value of a setting is drawn about equally often, and the same variant
+always gets the same draws. The `FINALISTS` with the best mAP
 on the first fold are trained for two further folds, and the best mean of the three wins.
 
 Every training is a row of the file `--output` (CSV). One that is listed there is not repeated, so
@@ -47,25 +48,18 @@ FINALS = 3
 """Folds on which a finalist is judged."""
 
 COMMON: dict[str, Sequence[Any]] = {
-    "learning_rate": (0.0003, 0.001, 0.003, 0.01),
-    "weight_decay": (0.0001, 0.01, 0.1),
-    "epochs": (15, 30),
-    "loss": ({"name": "weighted"}, {"name": "asymmetric", "negative_gamma": 2, "clip": 0.0}),
-    "network.least_deviation": (0.1, 0.3, 1.0),
+    "learning_rate": (0.001, 0.003, 0.01),
+    "epochs": (10, 20),
+    "network.least_deviation": (0.1, 1.0),
     "network.input_dropout": (0.0, 0.3),
     "network.whole_region": (False, True),
     "network.dropout": (0.0, 0.2, 0.5),
-    "network.hidden_size": (128, 256, 512),
+    "network.hidden_size": (128, 256),
 }
-"""Setting -> what is tried. One that a head does not have is left out for it; the loss, too, for
-heads that have a loss of their own or were published with the squared one."""
+"""Setting -> what is tried. One that a head does not have is left out for it."""
 
 OWN: dict[str, dict[str, Sequence[Any]]] = {
-    "gm-mlic": {
-        "network.latent_size": (64, 128),
-        "network.decoder_dropout": (0.0, 0.3),
-        "network.neighbors": (3, 5),
-    },
+    "gm-mlic": {"network.latent_size": (48, 64), "network.decoder_dropout": (0.0, 0.3)},
     "csra": {"network.heads": (1, 2, 4), "network.weight": (0.3, 1.0, 3.0)},
 }
 """Head -> its further settings."""
