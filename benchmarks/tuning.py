@@ -6,8 +6,8 @@ It reads the training images of a data set's cache, and never its test images. T
 five folds, one of which validates. For each variant it trains `TRIALS` times: first with the
 variant's own settings, then with settings drawn at random from `COMMON` and, for the head's own
 settings, from `OWN`: every value of a setting is drawn about equally often, and the same variant
-always gets the same draws. The `FINALISTS` with the best mAP
-on the first fold are trained for two further folds, and the best mean of the three wins.
+always gets the same draws. The `FINALISTS` with the best mAP on the first fold are trained for two
+further folds, and the best mean of the three wins.
 
 Every training is a row of the file `--output` (CSV). One that is listed there is not repeated, so
 that a search that was stopped goes on. It prints the winner of each variant and, last, a line of
@@ -87,10 +87,14 @@ def trials(variant: str, settings: TrainSettings) -> list[Changes]:
         for key, values in space.items()
         if not key.startswith("network.") or key.removeprefix("network.") in known
     }
-    if settings.loss.name not in ("weighted", "asymmetric"):
-        del space["loss"]
     draw = random.Random(variant)
-    drawn = [{key: draw.choice(values) for key, values in space.items()} for _ in range(TRIALS - 1)]
+    columns: dict[str, list[Any]] = {}
+    for key, values in space.items():
+        columns[key] = [values[number % len(values)] for number in range(TRIALS - 1)]
+        draw.shuffle(columns[key])
+    drawn = [
+        {key: column[number] for key, column in columns.items()} for number in range(TRIALS - 1)
+    ]
     return [{}, *drawn]
 
 
