@@ -131,10 +131,11 @@ def run(dataset: str, trial: Trial) -> dict[str, Any]:
     labels = known_labels(whole.take(trained), vectors, settings)
     scorer = Scorer(training.network, labels, vectors.names, name=trial.variant, batch_size=64)
     judged = whole.take(validated)
-    metrics = evaluate(scorer.predict(judged).logits, judged.truth, vectors.names)
+    measured = evaluate(scorer.predict(judged).logits, judged.truth, vectors.names).mAP
+    assert measured is not None  # all scores can be ranked
     return {
         **vars(trial),
-        "validation_mAP": round(metrics.mAP, 3),
+        "validation_mAP": round(measured, 3),
         "seconds": round(seconds, 1),
     }
 
