@@ -6,8 +6,8 @@ It reads the training images of a data set's cache, and never its test images. T
 five folds, one of which validates. For each variant it trains `TRIALS` times: first with the
 variant's own settings, then with settings drawn at random from `COMMON` and, for the head's own
 settings, from `OWN`: every value of a setting is drawn about equally often, and the same variant
-always gets the same draws. The `FINALISTS` with the best mAP on the first fold are trained for two
-further folds, and the best mean of the three wins.
+always gets the same draws. The `FINALISTS` with the best mAP on the first fold are trained for a
+second one, and the best mean of the two wins.
 
 Every training is a row of the file `--output` (CSV). One that is listed there is not repeated, so
 that a search that was stopped goes on. It prints the winner of each variant and, last, a line of
@@ -42,9 +42,9 @@ from stages.checkout.params import Request, read_request
 from stages.checkout.plans import open_inputs
 
 FOLDS = 5
-TRIALS = 8
+TRIALS = 6
 FINALISTS = 2
-FINALS = 3
+FINALS = 2
 """Folds on which a finalist is judged."""
 
 COMMON: dict[str, Sequence[Any]] = {
