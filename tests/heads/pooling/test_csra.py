@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracles import check_against, real_regions, whole_view
+from plain_loops import check_against, real_regions, whole_view
 from tiny import C, D, make_batch, make_head, make_label_set
 from torch import Tensor
 from toy_fits import fit, kinds_problem, right_regions
