@@ -117,11 +117,13 @@ class HeadOutput(NamedTuple):
     def winners(self) -> Tensor:
         """Index of the region that says most for each label: (B, C) int64.
 
-        It is -1 where that is no region but the image as a whole.
+        It is -1 where that is no region but the image as a whole, as for a label that read none of
+        the regions: its weights are all 0.
         """
         if self.regions is None:
             return torch.full_like(self.image, -1, dtype=torch.int64)
         best, winners = self.regions.max(dim=1)
+        winners = winners.masked_fill((self.regions == 0).all(dim=1), -1)
         if self.whole is not None:
             winners = winners.masked_fill(self.whole > best, -1)
         return winners

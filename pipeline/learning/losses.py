@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from pipeline.heads.contract import HeadOutput
+from pipeline.heads.layers import softmax_squared_loss
 from pipeline.settings import (
     AsymmetricLoss,
     FocalLoss,
@@ -129,28 +130,3 @@ def focal_loss(logits: Tensor, truth: Tensor, settings: FocalLoss) -> Tensor:
     if settings.alpha is not None:
         loss = torch.where(positive, settings.alpha * loss, (1 - settings.alpha) * loss)
     return loss.masked_fill(truth < 0, 0.0).sum() / len(logits)
-
-
-def softmax_squared_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    r"""Compute the squared loss of HCP, summed over labels and averaged over images.
-
-    .. math:: \frac1B \sum_i \sum_c \left(p_c - \frac{y_c}{\sum_k y_k}\right)^2,\quad
-              p = \mathrm{softmax}(v)
-
-    From Wei et al., "HCP: A Flexible CNN Framework for Multi-Label Image Classification", TPAMI
-    2016; written from memory of the paper, whose text was not at hand. The softmax is over the
-    labels that are not ignored. An image without a positive label has no target, and carries no
-    loss.
-
-    Args:
-        logits: (B, C), v.
-        truth: (B, C), 1 for positive, 0 for negative, -1 for ignored labels, which carry no loss.
-
-    Returns:
-        a scalar.
-    """
-    learned = (truth == 1).any(dim=1)
-    target = (truth[learned] == 1).to(logits.dtype)
-    target = target / target.sum(dim=1, keepdim=True)
-    p = logits[learned].masked_fill(truth[learned] < 0, -math.inf).softmax(dim=1)
-    return ((p - target) ** 2).sum() / len(logits)

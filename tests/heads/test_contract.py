@@ -134,6 +134,14 @@ def test_the_whole_view_wins_only_if_it_says_more_than_every_region() -> None:
     assert output.winners().tolist() == [[-1, 0, 1]]
 
 
+def test_a_label_that_read_no_region_has_no_winner() -> None:
+    """Of weights, all are 0; of logits, padding is -inf."""
+    weights = torch.tensor([[[0.0, 0.25], [0.0, 0.75], [0.0, 0.0]]])
+    assert HeadOutput(torch.zeros(1, 2), weights).winners().tolist() == [[-1, 1]]
+    logits = torch.tensor([[[0.0, -0.5], [-torch.inf, -torch.inf]]])
+    assert HeadOutput(torch.zeros(1, 2), logits).winners().tolist() == [[0, 0]]
+
+
 # The whole view as a region of heads -------------------------------------------------------------
 
 

@@ -26,10 +26,13 @@ from toy_fits import fit, kinds_problem, ranking
 
 from pipeline.heads.building import head_class
 from pipeline.heads.contract import LabelSet
+from pipeline.learning.losses import matching_loss
+from pipeline.learning.prediction import finite_output
 from pipeline.settings import RegionSettings, head_of_variant, settings_class, variant_names
 from pipeline.settings.heads import HEADS
 
 ALL = tuple(name for name in variant_names() if not name.endswith("-published"))
+ONE_A_HEAD = tuple(entry.variants[0] for entry in HEADS.values())
 OF_REGIONS = tuple(name for name in ALL if isinstance(head_settings(name), RegionSettings))
 
 
@@ -104,6 +107,56 @@ def test_every_parameter_learns(variant: str) -> None:
         if parameter.grad is None or not parameter.grad.isfinite().all() or not parameter.grad.any()
     ]
     assert without == []
+
+
+@pytest.mark.parametrize("variant", ONE_A_HEAD)
+@pytest.mark.parametrize("regions", [1, M])
+def test_extreme_features_have_finite_scores_and_gradients(variant: str, regions: int) -> None:
+    """As large as float16 allows, and far from what the training images had."""
+    head, batch = (
+        make_head(variant, dtype=torch.float32),
+        make_batch(4, regions, dtype=torch.float32),
+    )
+    large = replace(batch, features=6e4 * batch.features, whole=6e4 * batch.of_whole())
+    labels, truth = make_label_set(dtype=torch.float32), make_truth(4)
+    output = head.train()(large, labels, truth)
+    assert finite_output(output, batch.mask).all()
+    loss = (
+        matching_loss(output.image, truth, labels.ratio, 0.0)
+        if output.loss is None
+        else output.loss
+    )
+    loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in head.parameters())
+
+
+@pytest.mark.parametrize("variant", ONE_A_HEAD)
+def test_a_head_computes_in_bfloat16_but_for_its_loss(variant: str) -> None:
+    head, batch = make_head(variant, dtype=torch.float32), make_batch(4, dtype=torch.float32)
+    labels, truth = make_label_set(dtype=torch.float32), make_truth(4)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = head(batch, labels, truth)
+    expected = head(batch, labels, truth)
+    if expected.loss is None:
+        assert_close(output.image.float(), expected.image, 0.2)
+        output.image.float().sum().backward()
+    else:
+        assert output.loss.dtype == torch.float32
+        assert_close(output.loss, expected.loss, 0.2)
+        output.loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in head.parameters())
+
+
+@pytest.mark.parametrize("variant", ONE_A_HEAD)
+def test_weights_that_are_not_finite_show_in_the_loss(variant: str) -> None:
+    """The training then says where it diverged; a head must not fail before."""
+    head = make_head(variant, dtype=torch.float32).train()
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.fill_(torch.nan)
+    labels, truth = make_label_set(dtype=torch.float32), make_truth(4)
+    output = head(make_batch(4, dtype=torch.float32), labels, truth)
+    assert not (output.image.sum() if output.loss is None else output.loss).isfinite()
 
 
 @pytest.mark.parametrize("variant", ALL)

@@ -20,7 +20,7 @@ from stand_in_heads import registered
 from tiny import make_batch, make_label_set
 
 from pipeline.errors import InputError, MissingError
-from pipeline.heads.building import build_head
+from pipeline.heads.building import build_head, head_class
 from pipeline.heads.contract import HeadSizes, RegionBatch
 from pipeline.inference.export import (
     INPUTS,
@@ -31,7 +31,7 @@ from pipeline.inference.export import (
 )
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
 from pipeline.learning.prediction import shown_attribution
-from pipeline.settings import TrainSettings
+from pipeline.settings import TrainSettings, head_variants
 from pipeline.settings.heads import settings_class, variant_changes
 from pipeline.shards.schema import fingerprint
 
@@ -51,13 +51,15 @@ def checkpoint(variant: str = "full", **changes: Any) -> Checkpoint:
     network = build_head(HeadSizes(D, C, W, classes=3), settings)
     with torch.no_grad():
         for parameter in network.parameters():
-            if parameter.dim() == 1:
+            if parameter.dim() == 1 or not parameter.any():
                 parameter.add_(0.3 * torch.randn(parameter.shape))
     return Checkpoint(
         dataset="toy",
         variant=variant,
         seed=3,
-        settings=TrainSettings(network=settings),
+        settings=TrainSettings.model_validate(
+            {"network": settings, "loss": {"name": "own" if settings.own_loss else "weighted"}}
+        ),
         views=1,
         epoch=1,
         history=[{"epoch": 1, "train_loss": 1.0}],
@@ -85,6 +87,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "without-label-graph": ("without-label-graph", {"modules": 1}),
     "without-instance-graph": ("without-instance-graph", {"modules": 1}),
     "without-matching-edges": ("without-matching-edges", {"modules": 1, "node_norm": False}),
+    **{name: (name, {}) for name in head_variants() if name not in ("full", "max-pool")},
 }
 SHAPES = (([1], 1), ([2], 2), ([3, 1, 2], 3), ([1, 4, 2, 3, 4], 4), ([2, 1], 7), ([20, 9], 20))
 """Real regions of each image, and M. K is 2, so some images have fewer than K neighbours."""
@@ -122,7 +125,7 @@ def _stand_in_heads() -> Iterator[None]:
         yield
 
 
-FAST = ("max-pool, whole view", "weighing", "only-whole")
+FAST = ("max-pool, whole view", "weighing", "only-whole", "linear-scores")
 
 
 @pytest.mark.parametrize(
@@ -185,8 +188,8 @@ def test_onnxruntime_computes_what_torch_does(case: str, tmp_path: Path) -> None
     assert metadata["fingerprint"] == fingerprint(RECIPE)
     values = [metadata[name] for name in ("dataset", "variant", "seed", "regions", "head")]
     assert values == ["toy", variant, "3", "4", trained.settings.network.head]
-    attribution = {"plain": "none", "only-whole": "none", "weighing": "weights"}
-    assert metadata["region_scores"] == attribution.get(variant, "logits")
+    attribution = head_class(trained.settings.network.head).attribution
+    assert metadata["region_scores"] == (attribution or "none")
 
 
 @pytest.mark.parametrize("case", CASES)

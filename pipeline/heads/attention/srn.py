@@ -49,7 +49,7 @@ class SrnSettings(RegionSettings):
     head: Literal["srn"] = "srn"
     hidden_size: int = Field(
         128,
-        ge=_NORM_GROUPS,
+        ge=2 * _NORM_GROUPS,  # a norm over a single number is always 0
         multiple_of=_NORM_GROUPS,
         description="E: size of the hidden layers of the attention, and number of channels of the "
         "convolutions. The paper: 512.",

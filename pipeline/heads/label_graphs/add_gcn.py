@@ -36,11 +36,11 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import leaky_relu
+from torch.nn.functional import leaky_relu, logsigmoid
 
 from pipeline.heads.contract import Head, HeadOutput, HeadSizes, LabelSet, RegionBatch
 from pipeline.heads.label_graphs.classifiers import LabelClassifiers
-from pipeline.heads.layers import apply, scaled_linear
+from pipeline.heads.layers import apply, masked_softmax, scaled_linear
 from pipeline.settings.heads import RECIPE, RegionSettings
 
 _SLOPE = 0.2
@@ -95,11 +95,11 @@ class AddGcn(Head):
     ) -> HeadOutput:
         """Score a batch, see `Head.score`. Nothing of the labels is read."""
         features = self.dropout(self.inputs.features(batch.features))
-        empty = ~batch.mask[..., None]
-        of_regions = apply(self.of_regions, features).masked_fill(empty, -torch.inf)
-        weights = of_regions.sigmoid()
-        read = weights.transpose(1, 2) @ apply(self.transform, features)
-        nodes = read / weights.sum(dim=1)[..., None]
+        logits = apply(self.of_regions, features)
+        of_regions = logits.masked_fill(~batch.mask[..., None], -torch.inf)
+        # The quotient as a softmax of log(sigmoid): all sigmoids of a label may be 0 when rounded.
+        shares = masked_softmax(logsigmoid(logits), batch.mask)
+        nodes = shares.transpose(1, 2) @ apply(self.transform, features)
         changed = apply(self.dynamic, nodes + apply(self.static, nodes))
         of_nodes = apply(self.classifiers, nodes + changed)
         return HeadOutput((of_regions.amax(dim=1) + of_nodes) / 2, of_regions)

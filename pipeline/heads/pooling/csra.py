@@ -95,21 +95,23 @@ class Csra(Head):
     def score(
         self, batch: RegionBatch, labels: LabelSet, truth: Tensor | None = None
     ) -> HeadOutput:
-        """Score a batch, see `Head.score`. The attribution is the mean of the heads' scores."""
+        """Score a batch, see `Head.score`.
+
+        The attribution is the logit of an image that shows the region alone, in the base, too.
+        """
         regions = self.dropout(self.inputs.features(batch.features))
         directions = nn.functional.normalize(self.classifiers, dim=2)
-        total: Tensor | None = None
-        of_regions: list[Tensor] = []
+        total = torch.zeros_like(self.bias)
+        of_regions = torch.zeros_like(self.bias)
         for temperature, weights in zip(self.temperatures, directions, strict=True):
             scores = regions @ weights.T
             base = masked_mean(scores, batch.mask)
             if self.base == "whole":
                 base = self.dropout(self.inputs.whole(batch.of_whole())) @ weights.T
-            logits = base + self.weight * _attended(scores, batch.mask, temperature)
-            total = logits if total is None else total + logits
-            of_regions.append(scores.masked_fill(~batch.mask[..., None], -torch.inf))
-        assert total is not None
-        return HeadOutput(total + self.bias, torch.stack(of_regions).mean(dim=0))
+            total = total + base + self.weight * _attended(scores, batch.mask, temperature)
+            of_regions = of_regions + (1 + self.weight) * scores
+        of_regions = (of_regions + self.bias).masked_fill(~batch.mask[..., None], -torch.inf)
+        return HeadOutput(total + self.bias, of_regions)
 
 
 def _attended(scores: Tensor, mask: Tensor, temperature: float) -> Tensor:

@@ -180,8 +180,9 @@ def aligned_targets(log_p: Tensor, symbols: Tensor, truth: Tensor) -> Tensor:
     Returns:
         (B, T) int64; -1 for the steps after END.
     """
-    # The assignment is computed on the CPU, one small problem an image.
-    cost_of_all = -log_p.double().cpu().numpy()
+    # The assignment is computed on the CPU, one small problem an image. Where scores are not
+    # finite, any assignment will do, since the loss then shows that the training diverged.
+    cost_of_all = np.nan_to_num(-log_p.cpu().double().numpy(), nan=0.0, posinf=0.0, neginf=0.0)
     emitted, positive = symbols.cpu().numpy(), (truth == 1).cpu().numpy()
     targets = np.full(emitted.shape, -1)
     for image, has in enumerate(positive):

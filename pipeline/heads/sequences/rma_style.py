@@ -45,7 +45,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.heads.contract import Head, HeadOutput, HeadSizes, LabelSet, RegionBatch
-from pipeline.heads.layers import apply, masked_softmax, scaled_linear
+from pipeline.heads.layers import (
+    apply,
+    at_least_float32,
+    masked_softmax,
+    scaled_linear,
+    softmax_squared_loss,
+)
 from pipeline.settings.heads import RECIPE, RegionSettings
 
 _ANCHORS = ((0.0, 0.0), (0.5, 0.5), (0.5, -0.5), (-0.5, 0.5), (-0.5, -0.5))
@@ -123,7 +129,7 @@ class RmaStyle(Head):
         regions = (steps @ weights).transpose(1, 2)
         if truth is None:
             return HeadOutput(image, regions)
-        loss = squared_loss(image, truth) + 0.1 * constraints(windows, self.anchors)
+        loss = softmax_squared_loss(image, truth) + 0.1 * constraints(windows, self.anchors)
         return HeadOutput(image, regions, loss=loss)
 
     def _look(self, batch: RegionBatch) -> tuple[Tensor, Tensor, Tensor]:
@@ -170,22 +176,6 @@ def affinity(window: Tensor, boxes: Tensor) -> Tensor:
     return _SHARPNESS * shared / union.clamp(min=1e-6) - distance
 
 
-def squared_loss(scores: Tensor, truth: Tensor) -> Tensor:
-    """The squared loss of the softmax, summed over labels and averaged over images.
-
-    Args:
-        scores: (B, C).
-        truth: (B, C) in {1, 0, -1}.
-    """
-    positive = (truth == 1).to(scores.dtype)
-    count = positive.sum(dim=1, keepdim=True)
-    # Not -inf: all labels of an image may be ignored.
-    ignored = truth < 0
-    p = scores.masked_fill(ignored, torch.finfo(scores.dtype).min).softmax(dim=1)
-    error = (p - positive / count.clamp(min=1)).square()
-    return error.masked_fill(ignored | (count == 0), 0).sum() / len(scores)
-
-
 def constraints(windows: Tensor, anchors: Tensor) -> Tensor:
     """What windows cost that are too large, too small or far from their anchors, a mean over B.
 
@@ -193,6 +183,7 @@ def constraints(windows: Tensor, anchors: Tensor) -> Tensor:
         windows: (B, K, 4), (sx, sy, tx, ty).
         anchors: (K, 2).
     """
+    windows = at_least_float32(windows)
     size, centre = windows[..., :2], windows[..., 2:]
     large = (size.abs() - _LARGEST).clamp(min=0).square().sum()
     small = (_SMALLEST - size).clamp(min=0).sum()

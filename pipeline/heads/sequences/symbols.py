@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
+from pipeline.heads.layers import at_least_float32
+
 
 def mask_ignored(scores: Tensor, truth: Tensor) -> Tensor:
     """Make it impossible to predict an ignored label.
@@ -35,7 +37,7 @@ def sequence_loss(scores: Tensor, targets: Tensor, truth: Tensor) -> Tensor:
     Returns:
         a scalar.
     """
-    possible = mask_ignored(scores, truth).transpose(1, 2)
+    possible = at_least_float32(mask_ignored(scores, truth)).transpose(1, 2)
     return cross_entropy(possible, targets, ignore_index=-1, reduction="sum") / len(scores)
 
 

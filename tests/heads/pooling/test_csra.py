@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from plain_loops import check_against, real_regions, whole_view
-from tiny import C, D, make_batch, make_head, make_label_set
+from tiny import C, D, assert_close, make_batch, make_head, make_label_set
 from torch import Tensor
 from toy_fits import fit, kinds_problem, right_regions
 
@@ -21,7 +23,7 @@ def by_hand(
     logits, said = [], []
     for c in range(C):
         total = head.bias[c]
-        of_regions = [torch.zeros((), dtype=torch.float64) for _ in regions]
+        of_regions = [head.bias[c] for _ in regions]
         for h, temperature in enumerate(head.temperatures):
             w = head.classifiers[h, c]
             length = torch.sqrt(sum((w[d] ** 2 for d in range(D)), torch.zeros(())))
@@ -40,9 +42,7 @@ def by_hand(
                 shares = [torch.exp(temperature * s) for s in scores]
                 best = sum(a * s for a, s in zip(shares, scores, strict=True)) / sum(shares)
             total = total + base + head.weight * best
-            of_regions = [
-                one + s / len(head.temperatures) for one, s in zip(of_regions, scores, strict=True)
-            ]
+            of_regions = [one + 1.7 * s for one, s in zip(of_regions, scores, strict=True)]
         logits.append(total)
         said.append(torch.stack(of_regions))
     return torch.stack(logits), torch.stack(said, dim=1)
@@ -53,6 +53,16 @@ def by_hand(
 def test_csra_equals_plain_loops(base: str, heads: int) -> None:
     head = make_head("csra", base=base, heads=heads, weight=0.7)
     check_against(head, make_batch(4), make_label_set(), by_hand)
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_what_a_region_says_is_what_an_image_of_it_alone_would_score(heads: int) -> None:
+    head, labels = make_head("csra", heads=heads), make_label_set()
+    head.inputs.whole_mean.copy_(head.inputs.feature_mean)
+    head.inputs.whole_scale.copy_(head.inputs.feature_scale)
+    batch = make_batch(4, regions=1)
+    alone = replace(batch, whole=batch.features[:, 0])
+    assert_close(head(alone, labels).image, head(batch, labels).regions[:, 0])
 
 
 def test_the_region_that_shows_a_label_wins_it() -> None:

@@ -68,6 +68,9 @@ def test_pla_equals_plain_loops() -> None:
     # The comparison is worth something if images differ in what they emit, and in how much.
     sizes = (head(batch, labels).image > 0).sum(dim=1)
     assert len(sizes.unique()) > 1
+    # A label that is not emitted has no winning region.
+    output = head(batch, labels)
+    assert torch.equal(output.winners() >= 0, output.image > 0)
 
 
 def test_the_loss_equals_plain_loops() -> None:

@@ -21,12 +21,13 @@ from toys import Toy
 from trainings import settings, train
 
 from pipeline.heads.contract import HeadOutput
+from pipeline.heads.layers import softmax_squared_loss
+from pipeline.heads.sequences.symbols import sequence_loss
 from pipeline.learning.losses import (
     asymmetric_loss,
     compute_loss,
     focal_loss,
     matching_loss,
-    softmax_squared_loss,
 )
 from pipeline.settings import (
     AsymmetricLoss,
@@ -242,6 +243,22 @@ def test_images_without_a_positive_label_count_in_the_mean_of_the_squared_loss()
     assert none == 0
     (gradient,) = torch.autograd.grad(none, [logits])
     assert not gradient.any()
+
+
+def test_losses_of_heads_are_computed_in_float32_too() -> None:
+    logits = torch.tensor([[3.1, -2.7, 0.4], [0.2, 1.9, -4.3]], dtype=torch.bfloat16)
+    truth = torch.tensor([[1, 0], [0, 1]])
+    targets = torch.tensor([[0, 2], [1, -1]])
+    steps = torch.stack([logits, -logits], dim=1)
+    for found, expected in (
+        (
+            softmax_squared_loss(logits[:, :2], truth),
+            softmax_squared_loss(logits[:, :2].float(), truth),
+        ),
+        (sequence_loss(steps, targets, truth), sequence_loss(steps.float(), targets, truth)),
+    ):
+        assert found.dtype == torch.float32
+        assert found == expected
 
 
 def test_a_heads_own_loss_is_taken_as_it_is() -> None:
