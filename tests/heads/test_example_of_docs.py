@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from pipeline.settings.heads import HEADS, Entry
 
 CODE, TEST = (block for block in read_page("docs/heads.md").blocks if block.file is not None)
 [ENTRY] = [one for one in read_page("docs/heads.md").blocks if ": Entry(" in one.text]
-FEW = [(labels, regions) for labels in (1, 2) for regions in (1, 2)]
+SIZES = ("labels", "regions")
 
 
 def run_block(text: str, name: str) -> ModuleType:
@@ -58,9 +59,9 @@ OF_VARIANTS = [
 
 @pytest.mark.parametrize("test", OF_VARIANTS, ids=lambda test: test.__name__)
 def test_it_does_what_every_head_must(variant: str, test: Any) -> None:
-    for labels, regions in FEW if "labels" in inspect.signature(test).parameters else [(0, 0)]:
-        few = {"labels": labels, "regions": regions} if labels else {}
-        test(variant, **few)
+    few = [size for size in SIZES if size in inspect.signature(test).parameters]
+    for sizes in itertools.product((1, 2), repeat=len(few)):
+        test(variant, **dict(zip(few, sizes, strict=True)))
 
 
 def test_its_variant_is_a_built_in_one(variant: str) -> None:
