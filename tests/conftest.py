@@ -25,7 +25,7 @@ from toys import Toy, make_toy
 from pipeline.evaluation import bootstrap
 
 # How long an example takes says nothing where other processes run beside the tests.
-hypothesis.settings.register_profile("untimed")
+hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 

@@ -5,7 +5,7 @@ A block of code names its language. An HTML comment on the lines before a block 
 - none, before ``sh`` or ``python``: it is run, in the order of the page;
 - ``not run: REASON``, before ``sh`` or ``python``: it is only parsed;
 - ``params.yaml``, before ``yaml``: it is merged into params.yaml;
-- ``file: PATH``: it is written to that file, and later commands read it.
+- ``file: PATH``: it is written to that file, and later commands read it. Code is not run.
 """
 
 from __future__ import annotations
@@ -60,6 +60,12 @@ class Block:
         """Why its commands are not run; None if they are run."""
         kind, _, reason = self.comment.partition("not run:")
         return reason.strip() if not kind and reason else None
+
+    @property
+    def file(self) -> str | None:
+        """The file that it is written to, if it is."""
+        kind, _, path = self.comment.partition("file:")
+        return path.strip() if not kind and path else None
 
     @property
     def lines(self) -> list[str]:

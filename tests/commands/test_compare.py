@@ -137,7 +137,7 @@ def test_processes_make_the_same_runs(small: Flow, small_made: Flow, tmp_path: P
     assert "gmpipe progress" not in done.err
 
 
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("jobs", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_a_run_that_fails_is_named_and_the_others_stay(small: Flow, jobs: str) -> None:
     small.ok("train")
     mine = {"learning_rate": 1e30, "clip_norm": 1e30}

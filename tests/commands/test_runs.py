@@ -280,7 +280,7 @@ def test_the_list_shows_no_numbers_and_settings_of_another_checkpoint(flow: Flow
 
 def test_the_list_has_the_settings_of_runs_with_a_hash(small: Flow) -> None:
     small.ok("train")
-    sets = ("epochs=1", "network.modules=1", "beta=0.4", "momentum=0.5", "clip_norm=2")
+    sets = ("epochs=1", "network.modules=1", "loss.beta=0.4", "momentum=0.5", "clip_norm=2")
     several = [word for one in sets for word in ("--set", f"train.voc2007.{one}")]
     small.ok("train", *several[:4])
     small.ok("train", *several)
@@ -302,6 +302,7 @@ def column(flow: Flow, number: int) -> dict[str, str]:
 
 def test_the_list_says_which_named_runs_have_other_settings_than_params_yaml(small: Flow) -> None:
     small.ok("train")
+    write_small_params(small.folder, {"variants": {"max-pool": {"epochs": 2}}})
     small.ok("train", "--variant", "max-pool")
     assert column(small, 4) == {"full-s0": "yes", "max-pool-s0": "yes"}
     own = {"variants": {"max-pool": {"epochs": 3}}}

@@ -179,7 +179,7 @@ def test_a_run_in_the_folder_of_another_is_out_of_date(trained: Flow) -> None:
 
 @pytest.mark.parametrize("variant", ["my-small", "a-s1", "My_variant", "full-s0-0123abcd"])
 def test_variants_may_have_any_name(small: Flow, variant: str) -> None:
-    own = {"variants": {variant: {"beta": 0.3}}}
+    own = {"variants": {variant: {"loss": {"beta": 0.3}}}}
     write_small_params(small.folder, own, variants=["full", variant])
     small.ok("train", "--variant", variant)
     small.ok("train", "--variant", variant, "--set", "train.voc2007.epochs=1")

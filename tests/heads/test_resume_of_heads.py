@@ -13,9 +13,7 @@ from trainings import same, train
 
 from pipeline.learning.prediction import Scorer
 from pipeline.learning.training import known_labels
-from pipeline.settings import TrainSettings, variant_changes, variant_names
-
-ALL = tuple(name for name in variant_names() if not name.endswith("-published"))
+from pipeline.settings import TrainSettings, head_variants, variant_changes
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +22,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
     return make_toy(tmp_path_factory.mktemp("toy"), recipe, whole=True)
 
 
-@pytest.mark.parametrize("variant", ALL)
+@pytest.mark.parametrize("variant", head_variants())
 def test_a_killed_training_of_a_head_resumes(toy: Toy, tmp_path: Path, variant: str) -> None:
     dropouts = [name for name in type(head_settings(variant)).model_fields if "dropout" in name]
     chosen = TrainSettings.model_validate(

