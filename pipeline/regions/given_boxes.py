@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,9 @@ from pipeline.errors import InputError
 from pipeline.files import canonical_json, read_bytes
 from pipeline.formats.encodings import plain_text
 from pipeline.formats.npz import decoded_texts, naming_damage, npy_array, npy_header
-from pipeline.regions.transforms import Crop
+
+if TYPE_CHECKING:
+    from pipeline.regions.transforms import Crop  # imports torch, which `prepare` does without
 
 SMALLEST_SIDE = 1e-2
 """Of a region, in pixels of the view; smaller ones are left out. It is torchvision's limit."""
