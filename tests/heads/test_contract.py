@@ -10,15 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from builders import assert_same, make_instances, make_labels, perturb, select
+from tiny import C, D, M, W, assert_same, make_batch, make_label_set, perturb, select
 from torch import Tensor
 
 from pipeline.heads.building import build_head, head_class
 from pipeline.heads.contract import Head, HeadOutput, HeadSizes, RegionBatch
 from pipeline.settings import settings_class
 
-D, M, C = 6, 4, 3
-LABELS = make_labels(C, dtype=torch.float64)
+LABELS = make_label_set()
 CPU = torch.device("cpu")
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -31,15 +30,9 @@ SMALL: dict[str, dict[str, Any]] = {
 def small_head(name: str, **changes: Any) -> Head:
     """Make a tiny head in float64, with the same weights whatever ``changes`` say."""
     settings = settings_class(name).model_validate({**SMALL[name], **changes})
-    head = build_head(HeadSizes(D, C, 4, 1), settings).double()
+    head = build_head(HeadSizes(D, C, W, 1), settings).double()
     perturb(head)
     return head
-
-
-def batch64(images: int = 3, **changes: Any) -> RegionBatch:
-    """Make a batch with vectors of whole views, in float64."""
-    changes = {"instances": M, "whole": True, **changes}
-    return make_instances(images, feature_size=D, dtype=torch.float64, **changes)
 
 
 # Batches -----------------------------------------------------------------------------------------
@@ -68,7 +61,7 @@ def tensors(batch: RegionBatch) -> dict[str, Tensor | None]:
 
 
 def test_the_whole_view_becomes_the_last_region() -> None:
-    batch = make_instances(3, instances=M, feature_size=D, counts=[4, 1, 2], whole=True)
+    batch = make_batch(counts=[4, 1, 2], dtype=torch.float32)
     longer, expected = batch.with_whole_region(), appended_by_hand(batch)
     assert longer.mask.sum(dim=1).tolist() == [5, 2, 3]
     for name, value in tensors(longer).items():
@@ -84,7 +77,7 @@ def test_the_whole_view_becomes_the_last_region() -> None:
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_each_changes_every_tensor_that_is_there(whole: bool) -> None:
-    batch = batch64(whole=whole)
+    batch = make_batch(whole=whole)
     changed = batch.each(lambda x: x[1:])
     for name, value in tensors(changed).items():
         before = getattr(batch, name)
@@ -97,7 +90,7 @@ def test_each_changes_every_tensor_that_is_there(whole: bool) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_only_floats_are_converted(dtype: torch.dtype) -> None:
-    batch = batch64()
+    batch = make_batch()
     stored = replace(batch, features=batch.features.half(), classes=batch.classes.short())
     assert stored.whole is not None
     moved = replace(stored, whole=stored.whole.half()).to(CPU, dtype)
@@ -154,7 +147,7 @@ def test_a_label_that_read_no_region_has_no_winner() -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_head_reads_the_whole_view_like_a_region_that_is_appended_by_hand(name: str) -> None:
-    batch = batch64()
+    batch = make_batch()
     output = small_head(name, whole_region=True)(batch, LABELS)
     expected = small_head(name)(appended_by_hand(batch), LABELS)
     assert output.regions.shape == (3, M, C)
@@ -174,7 +167,7 @@ def test_a_head_reads_the_whole_view_like_a_region_that_is_appended_by_hand(name
 
 @pytest.mark.parametrize("name", SMALL)
 def test_the_whole_view_is_read_only_if_the_settings_say_so(name: str) -> None:
-    batch = batch64()
+    batch = make_batch()
     assert batch.whole is not None
     other = replace(batch, whole=batch.whole + 1)
     for whole_region in (True, False):
@@ -186,7 +179,7 @@ def test_the_whole_view_is_read_only_if_the_settings_say_so(name: str) -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_order_of_regions_and_padding_do_not_matter_beside_the_whole_view(name: str) -> None:
-    head, batch = small_head(name, whole_region=True), batch64()
+    head, batch = small_head(name, whole_region=True), make_batch()
     expected = head(batch, LABELS)
     wide = select(batch, slice(None), [*range(M), 0, 0])
     wide.mask[:, M:] = False
@@ -201,7 +194,7 @@ def test_order_of_regions_and_padding_do_not_matter_beside_the_whole_view(name: 
 
 
 def test_label_nodes_of_gm_mlic_read_the_whole_view() -> None:
-    batch = batch64()
+    batch = make_batch()
     nodes: Any = small_head("gm-mlic", whole_region=True)
     by_hand: Any = small_head("gm-mlic")
     actual = nodes.label_nodes(batch, LABELS.vectors)
@@ -217,5 +210,5 @@ def test_a_head_is_built_by_its_name_with_the_sizes_of_the_data(name: str) -> No
     assert head.attribution == "logits"
     for field, size in (("feature", D), ("whole", D), ("box", 4)):
         assert getattr(head.inputs, f"{field}_mean").shape == (size,)
-    many = build_head(HeadSizes(D, C, 4, classes=7), settings_class(name)(**SMALL[name]))
+    many = build_head(HeadSizes(D, C, W, classes=7), settings_class(name)(**SMALL[name]))
     assert many.state_dict()["inputs.classes"].item() == 7

@@ -9,10 +9,9 @@ import torch
 from tiny import (
     C,
     M,
-    assert_close,
+    assert_same,
     attribution_of,
     head_settings,
-    images_of,
     make_batch,
     make_head,
     make_label_set,
@@ -21,6 +20,7 @@ from tiny import (
     outputs_alike,
     padded,
     permuted,
+    select,
 )
 from toy_fits import fit, kinds_problem, ranking
 
@@ -59,18 +59,18 @@ def test_the_order_of_regions_does_not_matter(variant: str) -> None:
         [torch.randperm(M, generator=torch.Generator().manual_seed(n)) for n in range(4)]
     )
     expected, actual = head(batch, labels), head(permuted(batch, order), labels)
-    assert_close(actual.image, expected.image)
+    assert_same(actual.image, expected.image)
     if expected.regions is not None:
-        assert_close(actual.regions, expected.regions.gather(1, order[..., None].expand(-1, -1, C)))
+        assert_same(actual.regions, expected.regions.gather(1, order[..., None].expand(-1, -1, C)))
 
 
 @pytest.mark.parametrize("variant", ALL)
 def test_padding_does_not_matter(variant: str) -> None:
     head, batch, labels = make_head(variant), make_batch(4), make_label_set()
     expected, actual = head(batch, labels), head(padded(batch, 3), labels)
-    assert_close(actual.image, expected.image)
+    assert_same(actual.image, expected.image)
     if expected.regions is not None:
-        assert_close(actual.regions[:, :M], expected.regions)
+        assert_same(actual.regions[:, :M], expected.regions)
         empty = -torch.inf if attribution_of(variant) == "logits" else 0.0
         assert (actual.regions[:, M:] == empty).all()
         assert (expected.regions[~batch.mask] == empty).all()
@@ -81,8 +81,8 @@ def test_images_do_not_see_each_other(variant: str) -> None:
     head, batch, labels = make_head(variant), make_batch(4), make_label_set()
     together = head(batch, labels)
     for image in range(4):
-        alone = head(images_of(batch, slice(image, image + 1)), labels)
-        assert_close(alone.image, together.image[image : image + 1])
+        alone = head(select(batch, [image], slice(None)), labels)
+        assert_same(alone.image, together.image[image : image + 1])
 
 
 @pytest.mark.parametrize("variant", ALL)
@@ -200,9 +200,9 @@ def test_the_whole_view_as_one_more_region(variant: str) -> None:
     batch, labels = make_batch(4), make_label_set()
     output = head(batch, labels)
     by_hand = head.score(batch.with_whole_region(), labels)
-    assert_close(output.image, by_hand.image)
+    assert_same(output.image, by_hand.image)
     if by_hand.regions is not None:
-        assert_close(torch.cat([output.regions, output.whole[:, None]], dim=1), by_hand.regions)
+        assert_same(torch.cat([output.regions, output.whole[:, None]], dim=1), by_hand.regions)
         winners = by_hand.regions.argmax(dim=1)
         assert torch.equal(output.winners(), winners.masked_fill(winners == M, -1))
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from builders import assert_same, make_instances, make_labels, perturb, select
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import C, D, M, W, assert_same, make_batch, make_label_set, perturb, select
 from torch import Tensor
 
 from pipeline.heads.contract import HeadSizes, LabelSet, RegionBatch
@@ -20,8 +20,7 @@ from pipeline.heads.pooling.max_pool import MaxPool
 from pipeline.learning.losses import matching_loss
 from pipeline.settings import MaxPoolSettings
 
-D, M, C = 6, 4, 3
-LABELS = make_labels(C, dtype=torch.float64)
+LABELS = make_label_set()
 
 few = settings(max_examples=25)
 seeds = st.integers(0, 10_000)
@@ -30,16 +29,9 @@ seeds = st.integers(0, 10_000)
 def net(seed: int = 0, dtype: torch.dtype = torch.float64, **changes: Any) -> MaxPool:
     """Make a tiny network in which no parameter or statistic has a value that hides its misuse."""
     chosen = MaxPoolSettings(**{"hidden_size": 16, **changes})
-    network = MaxPool(HeadSizes(D, C, 4, 1), chosen).to(dtype)
+    network = MaxPool(HeadSizes(D, C, W, 1), chosen).to(dtype)
     perturb(network, seed)
     return network
-
-
-def batch64(images: int = 3, **changes: Any) -> RegionBatch:
-    """Make a batch in float64; changes are arguments of `make_instances`."""
-    return make_instances(
-        images, feature_size=D, dtype=torch.float64, **{"instances": M, **changes}
-    )
 
 
 def plain_loop(network: MaxPool, batch: RegionBatch, boxes: bool = True) -> tuple[Tensor, Tensor]:
@@ -64,7 +56,7 @@ def plain_loop(network: MaxPool, batch: RegionBatch, boxes: bool = True) -> tupl
 
 @pytest.mark.parametrize("boxes", [True, False])
 def test_max_pool_equals_a_plain_loop(boxes: bool) -> None:
-    network, batch = net(boxes=boxes), batch64()
+    network, batch = net(boxes=boxes), make_batch()
     output, (image, regions) = network(batch, LABELS), plain_loop(network, batch, boxes)
     assert_same(output.image, image, 1e-9)
     assert_same(output.regions, regions, 1e-9)
@@ -81,7 +73,7 @@ def test_max_pool_equals_a_plain_loop(boxes: bool) -> None:
 
 
 def test_nothing_of_the_labels_is_read() -> None:
-    network, batch = net(), batch64()
+    network, batch = net(), make_batch()
     unknown = torch.full((C,), torch.nan, dtype=torch.float64)
     other = network(batch, LabelSet(unknown[:, None], unknown))
     assert torch.equal(other.image, network(batch, LABELS).image)
@@ -90,7 +82,7 @@ def test_nothing_of_the_labels_is_read() -> None:
 @pytest.mark.parametrize("boxes", [True, False])
 def test_boxes_are_read_only_if_the_settings_say_so(boxes: bool) -> None:
     """Scores and classes never are."""
-    network, batch = net(boxes=boxes), batch64()
+    network, batch = net(boxes=boxes), make_batch()
     image = network(batch, LABELS).image
     moved = network(replace(batch, boxes=batch.boxes.flip(-1)), LABELS).image
     assert ((moved - image).abs() > 1e-3).any() == boxes
@@ -102,7 +94,7 @@ def test_boxes_are_read_only_if_the_settings_say_so(boxes: bool) -> None:
 @few
 @given(seeds, st.permutations(range(M)))
 def test_order_of_regions_does_not_matter(seed: int, order: list[int]) -> None:
-    network, batch = net(seed), batch64(seed=seed)
+    network, batch = net(seed), make_batch(seed=seed)
     output = network(batch, LABELS)
     permuted = network(select(batch, slice(None), order), LABELS)
     assert_same(permuted.regions, output.regions[:, order], 1e-9)
@@ -113,7 +105,7 @@ def test_order_of_regions_does_not_matter(seed: int, order: list[int]) -> None:
 @given(seeds, st.permutations(range(M + 2)))
 def test_padding_changes_nothing(seed: int, order: list[int]) -> None:
     """Two more regions of padding, anywhere; all padding is full of garbage."""
-    network, batch = net(seed), batch64(seed=seed)
+    network, batch = net(seed), make_batch(seed=seed)
     expected = network(batch, LABELS)
     wide = select(batch, slice(None), [*range(M), 0, 0])
     wide.mask[:, M:] = False
@@ -130,7 +122,7 @@ def test_padding_changes_nothing(seed: int, order: list[int]) -> None:
 @few
 @given(seeds, st.lists(st.integers(1, M), min_size=2, max_size=4))
 def test_images_of_a_batch_are_independent(seed: int, counts: list[int]) -> None:
-    network, batch = net(seed), batch64(len(counts), counts=counts, seed=seed)
+    network, batch = net(seed), make_batch(len(counts), counts=counts, seed=seed)
     together = network(batch, LABELS)
     for image, count in enumerate(counts):
         alone = network(select(batch, [image], slice(count)), LABELS)
@@ -145,8 +137,8 @@ def test_winner_is_a_real_region(seed: int, shift: float) -> None:
     network = net(seed, torch.float32)
     with torch.no_grad():
         network.second.bias += shift
-    batch = select(make_instances(4, feature_size=D, seed=seed), slice(None), [3, 2, 1, 0])
-    output = network(batch, make_labels(C))
+    batch = select(make_batch(4, seed=seed, dtype=torch.float32), slice(None), [3, 2, 1, 0])
+    output = network(batch, make_label_set(dtype=torch.float32))
     winners = output.winners()
     assert batch.mask.gather(1, winners).all()
     assert torch.equal(output.regions.gather(1, winners[:, None])[:, 0], output.image)
@@ -154,7 +146,7 @@ def test_winner_is_a_real_region(seed: int, shift: float) -> None:
 
 @pytest.mark.parametrize("where", ["input_dropout", "dropout"])
 def test_dropout_is_off_in_eval_mode_and_random_in_training(where: str) -> None:
-    network, batch = net(**{where: 0.5}), batch64()
+    network, batch = net(**{where: 0.5}), make_batch()
     network.train()
     assert not torch.equal(network(batch, LABELS).image, network(batch, LABELS).image)
     network.eval()

@@ -5,8 +5,12 @@ Letters: B images, M regions, C labels, D feature size, W vector size.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,49 +42,78 @@ def make_batch(
     images: int = 3,
     regions: int = M,
     *,
-    seed: int = 0,
+    counts: Sequence[int] | None = None,
+    features: int = D,
     whole: bool = True,
     full: bool = False,
     dtype: torch.dtype = torch.float64,
+    seed: int = 0,
 ) -> RegionBatch:
-    """Random regions; image n has n % M + 1 real ones, or all of them if ``full``."""
-    generator = torch.Generator().manual_seed(seed)
+    """A batch of B = ``images`` images with M = ``regions`` regions; padding is zero and last.
 
-    def random(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+    Without ``counts`` the images have M, 1, M - 1, then M, 1, M - 1, ... real regions, or all of
+    them if ``full``. Without ``whole`` they have no whole view; everything else stays the same.
 
-    corners = random(images, regions, 2, 2).sort(dim=2).values.flatten(2)
-    count = torch.full((images,), regions) if full else torch.arange(images) % regions + 1
-    mask = torch.arange(regions) < count[:, None]
-    batch = RegionBatch(
-        features=2 * random(images, regions, D) - 1,
-        boxes=corners,
-        scores=random(images, regions).sort(dim=1, descending=True).values,
-        classes=torch.randint(1, CLASSES, (images, regions), generator=generator),
-        mask=mask,
-        whole=2 * random(images, D) - 1 if whole else None,
-    )
-    floats = batch.to(torch.device("cpu"), dtype)
+    Centres and scores come from a few values, so that there are ties. Boxes and scores are small
+    multiples of powers of two, so that ties are exact in any precision. In an image of two or more
+    regions, the last real one has the centre and the score of the first, in another box.
+    Regions that agree in box, score and class are the same region, and have the same feature.
+    """
+    rng = np.random.default_rng([seed, images, regions])
+    if full:
+        counts = [regions] * images
+    elif counts is None:
+        counts = [max(1, (regions, 1, regions - 1)[image % 3]) for image in range(images)]
+    centers = rng.integers(3, 6, (images, regions, 2)) / 8
+    halves = rng.integers(1, 4, (images, regions, 2)) / 16
+    scores = rng.integers(1, 4, (images, regions)) / 4
+    classes = rng.choice([1, 2, CLASSES - 1], (images, regions))
+    values = rng.normal(size=(images, regions, features))
+    for image, count in enumerate(counts):
+        last = count - 1
+        if last > 0:
+            centers[image, last], scores[image, last] = centers[image, 0], scores[image, 0]
+            halves[image, last] = halves[image, 0] + 1 / 32
+        known: dict[tuple[float, ...], int] = {}
+        for index in range(count):
+            key = (*centers[image, index], *halves[image, index], scores[image, index])
+            first = known.setdefault((*key, classes[image, index]), index)
+            values[image, index] = values[image, first]
+    real = np.arange(regions) < np.array(counts)[:, None]  # (B, M)
+    boxes = np.concatenate([centers - halves, centers + halves], axis=-1)
+    views = rng.normal(size=(images, features))
     return RegionBatch(
-        features=floats.features * mask[..., None],
-        boxes=floats.boxes * mask[..., None],
-        scores=floats.scores * mask,
-        classes=floats.classes * mask,
-        mask=mask,
-        whole=floats.whole,
+        features=torch.tensor(values * real[..., None], dtype=dtype),
+        boxes=torch.tensor(boxes * real[..., None], dtype=dtype),
+        scores=torch.tensor(scores * real, dtype=dtype),
+        classes=torch.tensor(classes * real),
+        mask=torch.tensor(real),
+        whole=torch.tensor(views, dtype=dtype) if whole else None,
     )
 
 
 def make_label_set(
-    labels: int = C, *, seed: int = 0, dtype: torch.dtype = torch.float64
+    labels: int = C,
+    *,
+    size: int = W,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
 ) -> LabelSet:
-    """Random vectors, shares and co-occurrence."""
-    generator = torch.Generator().manual_seed(seed + 1)
-    conditional = torch.rand(labels, labels, generator=generator, dtype=torch.float64)
+    """What is known of C = ``labels`` labels, counted on 20 images.
+
+    Every label has at least one of these images, and none has all.
+    """
+    rng = np.random.default_rng([seed, labels, 7])
+    vectors = rng.normal(size=(labels, size))
+    truth = rng.random((20, labels)) < rng.uniform(0.2, 0.7, labels)
+    truth[0], truth[1] = True, False
+    ratio = truth.mean(axis=0)
+    together = (truth[:, :, None] & truth[:, None]).sum(axis=0) / truth.sum(axis=0)[:, None]
+    together[np.arange(labels), np.arange(labels)] = 0
     return LabelSet(
-        torch.randn(labels, W, generator=generator, dtype=torch.float64).to(dtype),
-        torch.rand(labels, generator=generator, dtype=torch.float64).to(dtype),
-        conditional.fill_diagonal_(0).to(dtype),
+        torch.tensor(vectors, dtype=dtype),
+        torch.tensor(ratio, dtype=dtype),
+        torch.tensor(together, dtype=dtype),
     )
 
 
@@ -125,6 +158,26 @@ def make_head(
     return head.to(dtype).eval()
 
 
+def perturb(head: Head, seed: int = 0) -> None:
+    """Give no parameter and no statistic of the inputs a value that hides its misuse."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator, dtype=torch.float64)
+
+    with torch.no_grad():
+        for parameter in head.parameters():
+            if parameter.dim() == 2:
+                parameter.copy_(noise(parameter) / math.sqrt(parameter.shape[1] / 1.5))
+            else:
+                parameter.add_(0.4 * noise(parameter))
+        for name, buffer in head.inputs.named_buffers():
+            if name.endswith("mean"):
+                buffer.copy_(0.3 * noise(buffer))
+            elif name.endswith("scale"):
+                buffer.copy_(0.7 + noise(buffer).abs())
+
+
 def needs_whole(variant: str) -> bool:
     """Whether the head of a variant reads the vector of the whole view."""
     return head_settings(variant).needs_whole
@@ -158,18 +211,30 @@ def padded(batch: RegionBatch, regions: int) -> RegionBatch:
     return RegionBatch(**named, whole=batch.whole)
 
 
-def images_of(batch: RegionBatch, chosen: slice) -> RegionBatch:
-    """Some images of a batch."""
-    return batch.each(lambda x: x[chosen])
+def select(batch: RegionBatch, images: Any, regions: Any) -> RegionBatch:
+    """Index a batch by images and, in each, by regions."""
+    of_regions = replace(batch, whole=None).each(lambda x: x[images][:, regions])
+    whole = None if batch.whole is None else batch.whole[images]
+    return replace(of_regions, whole=whole)
 
 
-def assert_close(one: Tensor, other: Tensor, tolerance: float = 1e-9) -> None:
-    torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+def assert_same(actual: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
+    """Assert equal shapes, types and infinities.
+
+    Finite values must be equal within the tolerance, times the largest of them.
+    """
+    assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype)
+    finite = expected.isfinite()
+    assert torch.equal(actual.isfinite(), finite)
+    assert torch.equal(actual[~finite], expected[~finite])
+    scale = expected[finite].abs().max().item() if finite.any() else 0.0
+    difference = (actual[finite] - expected[finite]).abs().max().item() if finite.any() else 0.0
+    assert difference <= tolerance * scale + 1e-15, f"{difference} of {scale}"
 
 
 def outputs_alike(one: HeadOutput, other: HeadOutput, tolerance: float = 1e-9) -> None:
     """Compare what two calls say about the same images, as far as both have it."""
-    assert_close(one.image, other.image, tolerance)
+    assert_same(one.image, other.image, tolerance)
     assert (one.regions is None) == (other.regions is None)
     if one.regions is not None and other.regions is not None:
-        assert_close(one.regions, other.regions, tolerance)
+        assert_same(one.regions, other.regions, tolerance)

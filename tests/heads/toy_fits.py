@@ -59,7 +59,7 @@ def kinds_problem(images: int = 48, regions: int = 4) -> tuple[RegionBatch, Tens
     kinds = torch.randint(0, C + 2, (images, regions), generator=generator).clamp(max=C)
     batch = make_batch(images, regions, full=True, dtype=torch.float32)
     shown = torch.nn.functional.one_hot(kinds, D + 1)[..., :D] * (kinds < C)[..., None]
-    features = 0.3 * batch.features + 2 * shown
+    features = 0.15 * batch.features + 2 * shown
     truth = torch.stack([(kinds == c).any(dim=1) for c in range(C)], dim=1).long()
     assert C + 1 < CLASSES
     return (

@@ -13,12 +13,13 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from builders import perturb
 from flows import Flow
 from matplotlib.axes import Axes
 from PIL import Image
 from reference import build_graph, convolve, decode, encode
 from refusals import refused
+from stand_in_heads import of_head, registered, untrained, with_statistics
+from tiny import perturb
 from torch import Tensor
 
 from pipeline.api import Explanation, TrainedRun, explain, load_run
@@ -30,7 +31,6 @@ from pipeline.heads.matching.network import GmMlic
 from pipeline.inference.picture import draw
 from pipeline.learning.checkpoint import Checkpoint
 from stages.commands.explain import _tables
-from tests.heads.tiny_heads import of_head, registered, untrained, with_statistics
 
 TOLERANCE = 2e-5  # of a probability: float32 against float64
 
@@ -138,7 +138,7 @@ def test_a_graph_that_the_run_lacks_has_no_change(made: Flow, run: TrainedRun) -
 
 
 @pytest.fixture
-def tiny_heads() -> Iterator[None]:
+def _stand_in_heads() -> Iterator[None]:
     with registered():
         yield
 
@@ -159,7 +159,7 @@ def titles(explanation: Explanation, path: Path) -> str:
     return "\n".join(call.args[1] for call in title.call_args_list)
 
 
-@pytest.mark.usefixtures("tiny_heads")
+@pytest.mark.usefixtures("_stand_in_heads")
 def test_a_head_that_tells_regions_not_apart_names_none(run: TrainedRun, tmp_path: Path) -> None:
     own = of_head(run, "plain")
     image = photograph()
@@ -190,7 +190,7 @@ def test_a_head_that_tells_regions_not_apart_names_none(run: TrainedRun, tmp_pat
     assert titles(explanation, tmp_path / "out.png").count("by the whole image") == 3
 
 
-@pytest.mark.usefixtures("tiny_heads")
+@pytest.mark.usefixtures("_stand_in_heads")
 def test_the_weights_of_a_head_are_called_weights(run: TrainedRun, tmp_path: Path) -> None:
     own = of_head(run, "weighing")
     explanation = explain(own, photograph(), labels=own.vocabulary[:3])
@@ -208,7 +208,7 @@ def test_the_weights_of_a_head_are_called_weights(run: TrainedRun, tmp_path: Pat
     assert "probability" not in text
 
 
-@pytest.mark.usefixtures("tiny_heads")
+@pytest.mark.usefixtures("_stand_in_heads")
 def test_where_the_whole_view_says_most_no_region_is_named(run: TrainedRun, tmp_path: Path) -> None:
     own = of_head(run, "whole-wins")
     explanation = explain(own, photograph(), labels=own.vocabulary[:4])
@@ -222,7 +222,7 @@ def test_where_the_whole_view_says_most_no_region_is_named(run: TrainedRun, tmp_
         )
 
 
-@pytest.mark.usefixtures("tiny_heads")
+@pytest.mark.usefixtures("_stand_in_heads")
 def test_a_head_that_reads_only_the_whole_view_reads_no_regions(
     run: TrainedRun, tmp_path: Path
 ) -> None:

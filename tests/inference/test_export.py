@@ -15,8 +15,9 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from builders import make_instances, make_labels
 from flows import Flow
+from stand_in_heads import registered
+from tiny import make_batch, make_label_set
 
 from pipeline.errors import InputError, MissingError
 from pipeline.heads.building import build_head, head_class
@@ -33,7 +34,6 @@ from pipeline.learning.prediction import shown_attribution
 from pipeline.settings import TrainSettings, head_variants
 from pipeline.settings.heads import settings_class, variant_changes
 from pipeline.shards.schema import fingerprint
-from tests.heads.tiny_heads import registered
 
 C, D, W = 6, 5, 4
 RECIPE = {"regions": 4, "size": 64}
@@ -47,7 +47,7 @@ def checkpoint(variant: str = "full", **changes: Any) -> Checkpoint:
     small = {"latent_size": 32, "neighbors": 2} if head == "gm-mlic" else {}
     settings = settings_class(head)(**{**small, **own, **changes})
     torch.manual_seed(0)
-    labels = make_labels(C, W)
+    labels = make_label_set(C, size=W, dtype=torch.float32)
     network = build_head(HeadSizes(D, C, W, classes=3), settings)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -96,8 +96,8 @@ SHAPES = (([1], 1), ([2], 2), ([3, 1, 2], 3), ([1, 4, 2, 3, 4], 4), ([2, 1], 7),
 def batch_of(trained: Checkpoint, counts: list[int], instances: int) -> RegionBatch:
     """A batch with whole views where the head needs them."""
     whole = trained.settings.network.needs_whole
-    return make_instances(
-        len(counts), instances=instances, feature_size=D, counts=counts, whole=whole
+    return make_batch(
+        len(counts), instances, counts=counts, features=D, whole=whole, dtype=torch.float32
     )
 
 
@@ -120,7 +120,7 @@ def expected_outputs(trained: Checkpoint, batch: RegionBatch) -> dict[str, np.nd
 
 
 @pytest.fixture(autouse=True)
-def _tiny_heads() -> Iterator[None]:
+def _stand_in_heads() -> Iterator[None]:
     with registered():
         yield
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 from flows import Flow
+from stand_in_heads import of_head, registered
 
 from pipeline.api import load_run
 from pipeline.inference.formats import file_writer, label_rows
-from tests.heads.tiny_heads import of_head, registered
 
 
 def test_without_a_region_its_columns_are_empty(made: Flow, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """What tables, commands and the page show of heads that lack what GM-MLIC has.
 
-The heads of `tiny_heads`: `plain` tells regions not apart, `weighing` gives weights, the scores of
-`whole-wins` come from the whole view for labels with even numbers, `sets` does not rank, and
+The heads of `stand_in_heads`: `plain` tells regions not apart, `weighing` gives weights, the scores
+of `whole-wins` come from the whole view for labels with even numbers, `sets` does not rank, and
 `ranking` does not decide.
 """
 
@@ -23,16 +23,16 @@ from flows import Flow
 from playwright.sync_api import Browser, expect
 from reading import Reader, choice, data, lit, unpacked
 from small import make_small, write_params
+from stand_in_heads import registered
 
 from pipeline.datasets.readers.voc import VOCABULARY
-from tests.heads.tiny_heads import registered
 
 HEADS = ("full", "plain", "weighing", "whole-wins", "sets", "ranking")
 PAGE = "reports/voc2007"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _tiny_heads() -> Iterator[None]:
+def _stand_in_heads() -> Iterator[None]:
     with registered():
         yield
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +13,6 @@ from torchvision.models.detection import FasterRCNN
 
 from pipeline.datasets.manifest import BoxTable, Manifest
 from pipeline.datasets.scenes import KINDS, make_scenes
-from pipeline.heads.contract import Head, LabelSet, RegionBatch
 from pipeline.regions.detector import (
     WEIGHTS_FILE,
     build_model,
@@ -60,120 +57,6 @@ def make_rows(
         view=np.full(rows, view, dtype=np.int16),
         whole=rng.normal(size=(rows, feature_size)).astype(feature_dtype) if whole else None,
     )
-
-
-def make_instances(
-    images: int = 3,
-    *,
-    instances: int = 4,
-    feature_size: int = 6,
-    counts: Sequence[int] | None = None,
-    dtype: torch.dtype = torch.float32,
-    seed: int = 0,
-    whole: bool = False,
-) -> RegionBatch:
-    """A batch of B = ``images`` images with M = ``instances`` instances; padding is zero and last.
-
-    Without ``counts`` the images have M, 1, M - 1, then M, 1, M - 1, ... real instances. With
-    ``whole`` they have vectors of the whole view, too; everything else stays the same.
-
-    Centres and scores come from a few values, so that there are ties. Boxes and scores are small
-    multiples of powers of two, so that ties are exact in any precision. In an image of two or more
-    instances, the last real one has the centre and the score of the first, in another box.
-    Instances that agree in box, score and class are the same region, and have the same feature.
-    """
-    rng = np.random.default_rng([seed, images, instances])
-    if counts is None:
-        counts = [max(1, (instances, 1, instances - 1)[image % 3]) for image in range(images)]
-    centers = rng.integers(3, 6, (images, instances, 2)) / 8
-    halves = rng.integers(1, 4, (images, instances, 2)) / 16
-    scores = rng.integers(1, 4, (images, instances)) / 4
-    classes = rng.integers(1, 3, (images, instances))
-    features = rng.normal(size=(images, instances, feature_size))
-    for image, count in enumerate(counts):
-        last = count - 1
-        if last > 0:
-            centers[image, last], scores[image, last] = centers[image, 0], scores[image, 0]
-            halves[image, last] = halves[image, 0] + 1 / 32
-        known: dict[tuple[float, ...], int] = {}
-        for index in range(count):
-            key = (*centers[image, index], *halves[image, index], scores[image, index])
-            first = known.setdefault((*key, classes[image, index]), index)
-            features[image, index] = features[image, first]
-    real = np.arange(instances) < np.array(counts)[:, None]  # (B, M)
-    boxes = np.concatenate([centers - halves, centers + halves], axis=-1)
-    views = rng.normal(size=(images, feature_size))
-    return RegionBatch(
-        features=torch.tensor(features * real[..., None], dtype=dtype),
-        boxes=torch.tensor(boxes * real[..., None], dtype=dtype),
-        scores=torch.tensor(scores * real, dtype=dtype),
-        classes=torch.tensor(classes * real),
-        mask=torch.tensor(real),
-        whole=torch.tensor(views, dtype=dtype) if whole else None,
-    )
-
-
-def make_labels(
-    labels: int = 3,
-    vector_size: int = 4,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float32,
-    conditional: bool = True,
-) -> LabelSet:
-    """What is known of C = ``labels`` labels, counted on 20 images.
-
-    Every label has at least one of these images, and none has all.
-    """
-    rng = np.random.default_rng([seed, labels, 7])
-    vectors = rng.normal(size=(labels, vector_size))
-    truth = rng.random((20, labels)) < rng.uniform(0.2, 0.7, labels)
-    truth[0], truth[1] = True, False
-    ratio = truth.mean(axis=0)
-    together = (truth[:, :, None] & truth[:, None]).sum(axis=0) / truth.sum(axis=0)[:, None]
-    together[np.arange(labels), np.arange(labels)] = 0
-    return LabelSet(
-        torch.tensor(vectors, dtype=dtype),
-        torch.tensor(ratio, dtype=dtype),
-        torch.tensor(together, dtype=dtype) if conditional else None,
-    )
-
-
-def perturb(head: Head, seed: int = 0) -> None:
-    """Give no parameter and no statistic of the inputs a value that hides its misuse."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def noise(like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=generator, dtype=torch.float64)
-
-    with torch.no_grad():
-        for parameter in head.parameters():
-            if parameter.dim() == 2:
-                parameter.copy_(noise(parameter) / math.sqrt(parameter.shape[1] / 1.5))
-            else:
-                parameter.add_(0.4 * noise(parameter))
-        for name, buffer in head.inputs.named_buffers():
-            if name.endswith("mean"):
-                buffer.copy_(0.3 * noise(buffer))
-            elif name.endswith("scale"):
-                buffer.copy_(0.7 + noise(buffer).abs())
-
-
-def assert_same(actual: Tensor, expected: Tensor, tolerance: float) -> None:
-    """Assert equal shapes and infinities, and finite values within the tolerance of the largest."""
-    assert actual.shape == expected.shape
-    finite = expected.isfinite()
-    assert torch.equal(actual.isfinite(), finite)
-    assert torch.equal(actual[~finite], expected[~finite])
-    scale = expected[finite].abs().max().item() if finite.any() else 0.0
-    difference = (actual[finite] - expected[finite]).abs().max().item() if finite.any() else 0.0
-    assert difference <= tolerance * scale + 1e-15, f"{difference} of {scale}"
-
-
-def select(batch: RegionBatch, images: Any, regions: Any) -> RegionBatch:
-    """Index a batch by images and, in each, by regions."""
-    of_regions = replace(batch, whole=None).each(lambda x: x[images][:, regions])
-    whole = None if batch.whole is None else batch.whole[images]
-    return replace(of_regions, whole=whole)
 
 
 S = 64

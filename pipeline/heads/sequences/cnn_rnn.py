@@ -132,6 +132,7 @@ class CnnRnn(Head):
 
     def _start(self, image: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The embeddings (N, E) that N paths start with, and their states."""
+        # Not len(image), which the export to ONNX would take for a constant.
         zeros = image.new_zeros(image.shape[0], self.hidden_size)
         return self.first_embedding.expand(image.shape[0], -1), (zeros, zeros)
 

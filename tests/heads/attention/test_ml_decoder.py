@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracles import check_against, real_regions
 from placed_objects import learn_places
-from plain_loops import attend, feedforward, linear, norm, position
-from tiny import C, assert_close, make_batch, make_head, make_label_set
+from plain_loops import attend, check_against, feedforward, linear, norm, position, real_regions
+from tiny import C, assert_same, make_batch, make_head, make_label_set
 from torch import Tensor
 from toy_fits import fit, kinds_problem, right_regions
 
@@ -74,7 +73,7 @@ def test_with_vectors_a_label_is_nothing_but_its_vector() -> None:
     head, batch, labels = make_head("ml-decoder", queries="vectors"), make_batch(), make_label_set()
     order = torch.tensor([2, 0, 1, 1])
     others = LabelSet(labels.vectors[order], labels.ratio[order])
-    assert_close(head(batch, others).image, head(batch, labels).image[:, order])
+    assert_same(head(batch, others).image, head(batch, labels).image[:, order])
 
 
 def test_the_region_that_shows_a_label_wins_it() -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from oracles import check_against, real_regions, whole_view
-from plain_loops import linear, softmax
+from plain_loops import check_against, linear, real_regions, softmax, whole_view
 from tiny import C, D, make_batch, make_head, make_label_set
 from torch import Tensor, nn
 from toy_fits import fit, ranking

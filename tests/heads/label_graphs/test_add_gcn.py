@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from oracles import check_against, real_regions
+from plain_loops import check_against, real_regions
 from tiny import HIDDEN, C, D, M, make_batch, make_head, make_label_set
 from torch import Tensor
 from toy_fits import fit, kinds_problem, ranking, right_regions

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from oracles import check_against, real_regions
+from plain_loops import check_against, real_regions
 from tiny import HIDDEN, C, D, M, W, make_batch, make_head, make_label_set
 from torch import Tensor
 from toy_fits import fit

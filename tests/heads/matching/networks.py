@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from builders import make_instances, make_labels, perturb
 from hypothesis import settings
 from hypothesis import strategies as st
+from tiny import C, D, W, make_label_set, perturb
 from torch import Tensor
 
 from pipeline.heads.contract import HeadOutput, HeadSizes, LabelSet, RegionBatch
@@ -19,7 +19,8 @@ from pipeline.learning.losses import matching_loss
 from pipeline.settings import GmMlicSettings, variant_changes
 from pipeline.settings.heads import HEADS
 
-D, W, H, M, C = 6, 5, 16, 4, 3  # with a smaller H whole layers die, and hide mistakes
+H = 16
+"""With a smaller size whole layers die, and hide mistakes."""
 VARIANTS: tuple[str, ...] = (*HEADS["gm-mlic"].variants, *HEADS["gm-mlic"].further)
 """The paper's network and its ablations."""
 
@@ -47,16 +48,9 @@ def net(
     return network
 
 
-def batch64(images: int = 3, **changes: Any) -> RegionBatch:
-    """Make a batch in float64; changes are arguments of `make_instances`."""
-    return make_instances(
-        images, feature_size=D, dtype=torch.float64, **{"instances": M, **changes}
-    )
-
-
 def vectors(labels: int = C, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     """Make random label vectors (C, W)."""
-    return make_labels(labels, W, seed, dtype).vectors
+    return make_label_set(labels, seed=seed, dtype=dtype).vectors
 
 
 def score(network: GmMlic, batch: RegionBatch, words: Tensor, **parts: bool) -> HeadOutput:

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from builders import assert_same
-from networks import VARIANTS, C, M, batch64, gradients, net, score, vectors
+from networks import VARIANTS, gradients, net, score, vectors
+from tiny import C, M, assert_same, make_batch
 
 from pipeline.heads.matching.graphs import instance_neighbors, label_neighbors
 
@@ -52,7 +52,7 @@ def test_last_module_has_no_parameters_for_edges_that_nothing_reads() -> None:
 def test_boxes_enter_by_the_instance_graph_only(variant: str) -> None:
     """Scores and classes enter nowhere: without ties they decide nothing."""
     network, words = net(variant, neighbors=2), vectors()
-    batch = batch64()
+    batch = make_batch()
     generator = torch.Generator().manual_seed(9)
     corners = torch.rand(3, M, 2, 2, generator=generator, dtype=torch.float64)
     batch = replace(batch, boxes=corners.sort(dim=2).values.flatten(2))
@@ -74,7 +74,7 @@ def test_without_matching_edges_only_neighbours_meet() -> None:
     network = net(
         "without-matching-edges", modules=1, neighbors=1, label_neighbors=1, latent_size=32
     )
-    batch, words = batch64(1), vectors(5)
+    batch, words = make_batch(1), vectors(5)
     scores, near = score(network, batch, words).regions[0], label_neighbors(words, 1)
     for label in range(5):
         longer = words.clone()
@@ -91,7 +91,7 @@ def test_without_matching_edges_only_neighbours_meet() -> None:
 
 def test_without_label_graph_labels_still_affect_each_other_over_instances() -> None:
     network = net("without-label-graph", modules=1)
-    batch, words = batch64(1), vectors()
+    batch, words = make_batch(1), vectors()
     longer = words.clone()
     longer[0] *= 1.5
     changed = score(network, batch, longer).regions != score(network, batch, words).regions
@@ -102,7 +102,7 @@ def test_without_label_graph_labels_still_affect_each_other_over_instances() -> 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_parameter_has_a_gradient(variant: str, modules: int) -> None:
     # Wide enough that no layer's units are all dead on every region.
-    network, batch = net(variant, modules=modules, latent_size=32), batch64(4)
+    network, batch = net(variant, modules=modules, latent_size=32), make_batch(4)
     truth = (torch.arange(4 * C) % 3 == 0).long().reshape(4, C)
     ratio = torch.full((C,), 0.3, dtype=torch.float64)
     by_name = gradients(network, score(network, batch, vectors()).image, truth, ratio)

@@ -6,8 +6,9 @@ Letters: B images, M instances, C labels, K and L neighbours, D feature size, W 
 from __future__ import annotations
 
 import torch
-from networks import D, W, batch64, net, score
+from networks import net, score
 from reference import build_graph, reference_logits
+from tiny import D, W, make_batch
 from torch import nn
 
 from pipeline.heads.contract import HeadSizes, RegionBatch
@@ -103,7 +104,7 @@ def test_reference_graph_by_hand() -> None:
     """(1)-(3) of three instances in a row, the middle one nearest to both others."""
     network = net(neighbors=1, label_neighbors=1)
     network.inputs = Inputs(D).double()
-    batch = batch64(1, counts=[3])
+    batch = make_batch(1, counts=[3])
     left = torch.tensor([0.0, 0.375, 0.5], dtype=torch.float64)
     boxes = torch.stack([left, left * 0, left + 0.25, left * 0 + 1], dim=1)
     batch.boxes[0, :3] = boxes

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from builders import assert_same
-from networks import VARIANTS, C, H, M, batch64, gradients, net, score, vectors
+from networks import VARIANTS, H, gradients, net, score, vectors
 from reference import build_graph, convolve, decode, encode, reference_logits
+from tiny import C, M, assert_same, make_batch
 from torch import Tensor
 
 from pipeline.heads.contract import RegionBatch
@@ -49,7 +49,7 @@ def case(
     """Make a network, a batch and label vectors."""
     images = len(counts) if counts else images or 3
     network = net(variant, labels=labels, seed=seed, **changes)
-    batch = batch64(images, counts=counts, instances=instances, seed=seed)
+    batch = make_batch(images, instances, counts=counts, seed=seed)
     return network, batch, vectors(labels, seed=seed)
 
 
@@ -202,7 +202,7 @@ def test_dropout_is_off_in_eval_mode_and_random_in_training(where: str) -> None:
 def test_one_network_takes_any_number_of_labels(label_neighbors: int | None) -> None:
     network = net(label_neighbors=label_neighbors)
     for labels in (6, 1, 3):
-        batch, words = batch64(seed=labels), vectors(labels, seed=labels)
+        batch, words = make_batch(seed=labels), vectors(labels, seed=labels)
         output = score(network, batch, words)
         assert_same(output.regions, reference_logits(network, batch, words), 1e-9)
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from networks import VARIANTS, W, vectors
+from networks import VARIANTS, vectors
 from reference import Graph, build_graph, convolve, decode, encode
+from tiny import W
 from torch import Tensor
 
 from pipeline.heads.contract import HeadSizes, LabelSet, RegionBatch

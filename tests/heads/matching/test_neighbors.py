@@ -12,8 +12,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import batch64, few, net, score, vectors
+from networks import few, net, score, vectors
 from reference import nearest_instances, nearest_labels
+from tiny import make_batch
 
 from pipeline.heads.contract import RegionBatch
 from pipeline.heads.matching import graphs
@@ -189,9 +190,9 @@ def test_label_neighbors_are_searched_once_for_many_batches(
     monkeypatch.setattr(graphs, "label_neighbors", counted)
     network, words = net(label_neighbors=2), vectors(7)
     for images in (1, 2, 3):
-        score(network, batch64(images), words)
+        score(network, make_batch(images), words)
     assert searches == 1
-    score(network, batch64(), words, label_graph=False)
+    score(network, make_batch(), words, label_graph=False)
     assert searches == 1
-    score(network, batch64(), vectors(7, seed=1))  # other vectors have other neighbours
+    score(network, make_batch(), vectors(7, seed=1))  # other vectors have other neighbours
     assert searches == 2

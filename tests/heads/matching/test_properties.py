@@ -6,10 +6,10 @@ Letters: B images, M instances, C labels, K and L neighbours, D feature size, W 
 from __future__ import annotations
 
 import torch
-from builders import assert_same, make_instances, select
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import VARIANTS, C, D, M, batch64, few, net, score, seeds, vectors
+from networks import VARIANTS, few, net, score, seeds, vectors
+from tiny import C, M, assert_same, make_batch, select
 
 variants = st.sampled_from(VARIANTS)
 sparsities = st.sampled_from([None, 1, 2])
@@ -21,7 +21,7 @@ def test_order_of_instances_does_not_matter(
     variant: str, seed: int, sparse: int | None, order: list[int], neighbors: int
 ) -> None:
     network = net(variant, seed=seed, label_neighbors=sparse, neighbors=neighbors)
-    batch, words = batch64(seed=seed), vectors(seed=seed)
+    batch, words = make_batch(seed=seed), vectors(seed=seed)
     scores = score(network, batch, words)
     permuted = score(network, select(batch, slice(None), order), words)
     assert_same(permuted.regions, scores.regions[:, order], 1e-9)
@@ -34,7 +34,7 @@ def test_order_of_labels_does_not_matter(
     variant: str, seed: int, sparse: int | None, order: list[int]
 ) -> None:
     network = net(variant, labels=5, seed=seed, label_neighbors=sparse)
-    batch, words = batch64(seed=seed), vectors(5, seed=seed)
+    batch, words = make_batch(seed=seed), vectors(5, seed=seed)
     permuted, scores = (score(network, batch, own).regions for own in (words[order], words))
     assert_same(permuted, scores[..., order], 1e-9)
 
@@ -44,7 +44,7 @@ def test_order_of_labels_does_not_matter(
 def test_padding_changes_nothing(variant: str, seed: int, order: list[int], neighbors: int) -> None:
     """Two more instances of padding, anywhere; all padding is full of garbage."""
     network = net(variant, seed=seed, neighbors=neighbors)
-    batch, words = batch64(seed=seed), vectors(seed=seed)
+    batch, words = make_batch(seed=seed), vectors(seed=seed)
     expected = score(network, batch, words)
     wide = select(batch, slice(None), [*range(M), 0, 0])
     wide.mask[:, M:] = False
@@ -65,7 +65,7 @@ def test_padding_changes_nothing(variant: str, seed: int, order: list[int], neig
 @given(variants, seeds, st.lists(st.integers(1, M), min_size=2, max_size=4))
 def test_images_of_a_batch_are_independent(variant: str, seed: int, counts: list[int]) -> None:
     network = net(variant, seed=seed)
-    batch, words = batch64(len(counts), counts=counts, seed=seed), vectors(seed=seed)
+    batch, words = make_batch(len(counts), counts=counts, seed=seed), vectors(seed=seed)
     together = score(network, batch, words)
     for image, count in enumerate(counts):
         alone = score(network, select(batch, [image], slice(count)), words)
@@ -78,7 +78,7 @@ def test_images_of_a_batch_are_independent(variant: str, seed: int, counts: list
 def test_winner_is_a_real_instance(variant: str, seed: int, shift: float) -> None:
     """Even if all logits are far below 0."""
     network = net(variant, seed=seed, dtype=torch.float32)
-    batch = make_instances(4, instances=M, feature_size=D, seed=seed)
+    batch = make_batch(4, seed=seed, dtype=torch.float32)
     order = torch.arange(M).flip(0)  # padding first
     batch = select(batch, slice(None), order)
     with torch.no_grad():

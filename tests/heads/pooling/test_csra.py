@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from oracles import check_against, real_regions, whole_view
+from plain_loops import check_against, real_regions, whole_view
 from tiny import C, D, assert_close, make_batch, make_head, make_label_set
 from torch import Tensor
 from toy_fits import fit, kinds_problem, right_regions

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracles import check_against, real_regions, whole_view
-from tiny import CLASSES, C, D, assert_close, make_batch, make_head, make_label_set
+from plain_loops import check_against, real_regions, whole_view
+from tiny import CLASSES, C, D, assert_same, make_batch, make_head, make_label_set
 from torch import Tensor
 
 from pipeline.heads.contract import Head, LabelSet, RegionBatch
@@ -50,7 +50,7 @@ def test_the_scores_of_the_detector_by_class() -> None:
                 best[number] = max(best[number], float(batch.scores[image, m]))
         vector = torch.tensor(list(best.values()), dtype=torch.float64)
         expected.append(head.classifier.weight @ vector + head.classifier.bias)
-    assert_close(head(batch, make_label_set()).image, torch.stack(expected))
+    assert_same(head(batch, make_label_set()).image, torch.stack(expected))
 
 
 def test_a_class_that_no_training_region_had_is_not_read() -> None:
@@ -60,4 +60,4 @@ def test_a_class_that_no_training_region_had_is_not_read() -> None:
     strange.classes[0, 1] = CLASSES + 20
     without = strange.each(torch.clone)
     without.mask[0, 1] = False
-    assert_close(head(strange, labels).image, head(without, labels).image)
+    assert_same(head(strange, labels).image, head(without, labels).image)

@@ -6,8 +6,7 @@ from itertools import product
 
 import pytest
 import torch
-from oracles import check_against, whole_view
-from plain_lstm import linear, log_probabilities, lstm
+from plain_loops import check_against, linear, log_probabilities, lstm, whole_view
 from tiny import HIDDEN, C, make_batch, make_head, make_label_set, make_truth
 from torch import Tensor
 from toy_fits import fit

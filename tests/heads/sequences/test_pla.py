@@ -7,8 +7,7 @@ from itertools import permutations
 
 import pytest
 import torch
-from oracles import check_against, real_regions, whole_view
-from plain_lstm import linear, log_probabilities, lstm
+from plain_loops import check_against, linear, log_probabilities, lstm, real_regions, whole_view
 from tiny import C, make_batch, make_head, make_label_set, make_truth
 from torch import Tensor
 from toy_fits import fit, kinds_problem, right_regions

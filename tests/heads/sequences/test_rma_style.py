@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from oracles import check_against, real_regions, whole_view
-from plain_lstm import linear, lstm
+from plain_loops import check_against, linear, lstm, real_regions, whole_view
 from tiny import HIDDEN, C, D, make_batch, make_head, make_label_set, make_truth
 from torch import Tensor
 from toy_fits import fit, ranking

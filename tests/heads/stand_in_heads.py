@@ -151,7 +151,7 @@ for _class in _CLASSES:
     _settings: Any = globals()[f"{_class.__name__}Settings"]
     _name: str = _settings.model_fields["head"].default
     VARIANTS[_name] = {"network": {"head": _name}}
-    _ENTRIES[_name] = Entry("tests.heads.tiny_heads", _class.__name__, (_name,))
+    _ENTRIES[_name] = Entry("stand_in_heads", _class.__name__, (_name,))
 
 
 @contextmanager
@@ -181,5 +181,5 @@ def untrained(run: TrainedRun, network: HeadSettings) -> TrainedRun:
 
 
 def of_head(run: TrainedRun, head: str) -> TrainedRun:
-    """The run with an untrained head of `tiny_heads`."""
+    """The run with an untrained head of `stand_in_heads`."""
     return untrained(run, settings_class(head)())
