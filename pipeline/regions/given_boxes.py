@@ -29,8 +29,8 @@ from pipeline.files import canonical_json, read_bytes
 from pipeline.formats.encodings import plain_text
 from pipeline.formats.npz import decoded_texts, naming_damage, npy_array, npy_header
 
-if TYPE_CHECKING:
-    from pipeline.regions.transforms import Crop  # imports torch, which `prepare` does without
+if TYPE_CHECKING:  # it imports torch, which commands that only read manifests do without
+    from pipeline.regions.transforms import Crop
 
 SMALLEST_SIDE = 1e-2
 """Of a region, in pixels of the view; smaller ones are left out. It is torchvision's limit."""

@@ -10,9 +10,9 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from builders import make_instances
 from flows import Flow
 from small import TEST, TRAIN, D, M, make_small
+from tiny import make_batch
 
 from pipeline.api import TrainedRun
 from pipeline.datasets.manifest import read_manifest
@@ -104,7 +104,7 @@ def test_nothing_is_counted_again_where_a_run_is_used(flow: Flow) -> None:
     ):
         flow.ok("evaluate", *run)
 
-    batch = make_instances(3, instances=M, feature_size=D)
+    batch = make_batch(3, M, features=D, dtype=torch.float32)
     assert checkpoint.conditional is not None
     other = replace(checkpoint, conditional=1 - checkpoint.conditional)
     scores: list[list[torch.Tensor]] = []

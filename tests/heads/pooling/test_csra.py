@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from plain_loops import check_against, real_regions, whole_view
-from tiny import C, D, assert_close, make_batch, make_head, make_label_set
+from tiny import C, D, assert_same, make_batch, make_head, make_label_set
 from torch import Tensor
 from toy_fits import fit, kinds_problem, right_regions
 
@@ -62,7 +62,7 @@ def test_what_a_region_says_is_what_an_image_of_it_alone_would_score(heads: int)
     head.inputs.whole_scale.copy_(head.inputs.feature_scale)
     batch = make_batch(4, regions=1)
     alone = replace(batch, whole=batch.features[:, 0])
-    assert_close(head(alone, labels).image, head(batch, labels).regions[:, 0])
+    assert_same(head(alone, labels).image, head(batch, labels).regions[:, 0])
 
 
 def test_the_region_that_shows_a_label_wins_it() -> None:
