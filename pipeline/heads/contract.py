@@ -154,7 +154,7 @@ class Head(nn.Module):
 
     Attributes:
         attribution: what `HeadOutput.regions` holds: the logits that the head gives each region,
-            or the weights by which it reads them; None if it tells regions not apart.
+            or the weights by which it reads them; None if it does not tell regions apart.
         reads_conditional: whether the head reads `LabelSet.conditional`.
         inputs: standardises what the head reads.
     """

@@ -41,11 +41,11 @@ class Inputs(nn.Module):
     """Standardise features, boxes and label vectors; the statistics are saved with the weights.
 
     Features and box coordinates get mean 0 and variance 1 over the real regions of the training
-    split, each component by itself; vectors of whole views over these. A component that varies less
-    than ``least_deviation`` times the root mean square deviation of all components is divided by
-    that instead: a detector's features have components that are almost always 0, and dividing by
-    their tiny deviation would make single regions stand out by a hundred. Label vectors are divided
-    by the root mean square of all their components, which keeps their geometry.
+    split, each component by itself, and vectors of whole views over its whole views. A component
+    that varies less than ``least_deviation`` times the root mean square deviation of all components
+    is divided by that instead: a detector's features have components that are almost always 0, and
+    dividing by their tiny deviation would make single regions stand out by a hundred. Label vectors
+    are divided by the root mean square of all their components, which keeps their geometry.
 
     Args:
         feature_size: D.

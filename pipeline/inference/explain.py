@@ -74,7 +74,8 @@ class Explanation:
         labels: those that were asked for, or else the predicted ones, best first; if none is
             predicted, the best label.
         predicted: False if no label is predicted.
-        attribution: what `LabelExplanation.said` is; None for a head that tells regions not apart.
+        attribution: what `LabelExplanation.said` is; None for a head that does not tell regions
+            apart.
         reads_regions: False for a head whose scores stay the same without all that is known of the
             regions, since it reads only the whole view.
         asked: whether labels were asked for.

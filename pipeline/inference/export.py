@@ -15,7 +15,7 @@ with up to M regions (any numbers of either), C labels and feature size D:
     region_scores  (B, M, C) float32, what each region says for each label: its probability, or the
                    weight by which the head reads it; 0 for padding
 
-A head that tells regions not apart (`Head.attribution`) has no `winners` and `region_scores`.
+A head that does not tell regions apart (`Head.attribution`) has no `winners` and `region_scores`.
 """
 
 from __future__ import annotations

@@ -167,7 +167,7 @@ def shown_attribution(network: Head, output: HeadOutput) -> Tensor | None:
 
     Returns:
         (B, M, C): probabilities where the head gives regions logits, else its weights; 0 for
-        padding. None for a head that tells regions not apart.
+        padding. None for a head that does not tell regions apart.
     """
     if output.regions is None or network.attribution == "weights":
         return output.regions

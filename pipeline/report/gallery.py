@@ -195,8 +195,8 @@ class ShownScores:
         winners: (N, C) int16, the region that says most for each label; -1 where that is the image
             as a whole.
         region_labels: (N, M, T) int16, the best labels of each region, best first. M is the number
-            of regions that the network uses; padding has labels too. None for a network that tells
-            regions not apart.
+            of regions that the network uses; padding has labels too. None for a network that does
+            not tell regions apart.
         region_scores: (N, M, T) float32 in [0, 1], what the region says for these labels: their
             probabilities, or the weights by which the network reads it for them
             (`Head.attribution`); 0 for padding. None where ``region_labels`` is.
@@ -306,7 +306,7 @@ def write_images(
 def write_scores(folder: Path, number: int, shown: ShownScores) -> None:
     """Write what one network predicts; for regions in a script of its own, which is loaded later.
 
-    There is no such script for a network that tells regions not apart.
+    There is no such script for a network that does not tell regions apart.
 
     Args:
         folder: of the page.

@@ -79,6 +79,14 @@ def test_a_variant_of_another_head_starts_from_that_heads_settings() -> None:
     assert focal.network == settings.network
 
 
+def test_a_loss_that_is_the_heads_own_stays_with_it() -> None:
+    settings = TrainSettings.model_validate({"network": {"head": "pla"}, "loss": {"name": "own"}})
+    for name in ("full", "without-label-graph", "max-pool"):
+        assert variant_settings(settings, name).loss == WeightedLoss()
+    for name in ("pla", "cnn-rnn"):
+        assert variant_settings(settings, name).loss == settings.loss
+
+
 def test_what_a_variant_sets_itself_is_not_reached(checkout: Path) -> None:
     wide = "{epochs: 3, network: {head: gm-mlic, label_neighbors: null}}"
     own = f"train.demo.variants={{wide: {wide}}}"

@@ -2,8 +2,8 @@ r"""SSGRL: each label attends to regions, then labels that occur together exchan
 
 Chen, Xu, Hui, Wu and Lin, "Learning Semantic-Specific Graph Representation for Multi-Label Image
 Recognition", ICCV 2019 (arXiv 1908.07325); its equations and settings were read in the authors'
-code (HCPLab-SYSU/SSGRL: semantic.py, ggnn.py, models.py, main_voc07.sh). A label's vector w_c
-decides which regions it reads:
+code (HCPLab-SYSU/SSGRL: semantic.py, ggnn.py, models.py, main_voc07.sh; the first version of
+ggnn.py computes r with U_z, by mistake). A label's vector w_c decides which regions it reads:
 
 .. math::
 

@@ -5,9 +5,9 @@ Wei et al., "HCP: A Flexible CNN Framework for Multi-Label Image Classification"
 
 .. math:: s_{mc} = U_c\,x_m + u_c ,\qquad s_c = \max_m s_{mc}
 
-with :math:`x_m` the feature of region m, there a hypothesis. Read in the paper's abstract: a shared
-network for any number of hypotheses, and max pooling over them. No public code was found, and
-from memory are the loss, :math:`\sum_c (\mathrm{softmax}(s)_c - y_c / \lVert y \rVert_1)^2`
+with :math:`x_m` the feature of region m, there a hypothesis. The paper's abstract has the shared
+network for any number of hypotheses, and max pooling over them. No public code was found. Two
+things are from memory: the loss, :math:`\sum_c (\mathrm{softmax}(s)_c - y_c / \lVert y \rVert_1)^2`
 (`loss: {name: softmax-squared}`), and the training by SGD with momentum, first on whole images and
 then on hypotheses. Scores that are trained with this loss rank labels, but say nothing at a
 threshold; `hcp-bce` is trained with the cross-entropy instead.
