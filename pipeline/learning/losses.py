@@ -47,8 +47,7 @@ def compute_loss(output: HeadOutput, truth: Tensor, ratio: Tensor, loss: Loss) -
         case SoftmaxSquaredLoss():
             return softmax_squared_loss(logits, truth)
     raise AssertionError(
-        "The settings of the head say `own_loss`, but it returned no loss although it was given the "
-        "truth."
+        "The head's settings say `own_loss`, but it returned no loss when it was given the truth."
     )
 
 
