@@ -26,6 +26,7 @@ from pipeline.learning.distributed import Processes
 from pipeline.learning.losses import compute_loss
 from pipeline.learning.optimization import make_average, make_optimizer, make_schedule
 from pipeline.settings import TrainSettings
+from pipeline.settings.heads import HEADS
 from pipeline.tensors import (
     ODD_STATE,
     check_alike,
@@ -241,16 +242,17 @@ class TrainingLoop:
             self._average.update_parameters(self.network)
         return total_loss, norm
 
-    def diverged(self, problem: str) -> Diverged:
+    def diverged(self, problem: str, remedy: str = "") -> Diverged:
         """Make the error for a training that can't go on.
 
         Args:
             problem: where, and what is not finite, as the end of a sentence.
+            remedy: by default, to take smaller steps.
         """
         position, dataset = self.position, self.feed.split.cache.dataset
         return Diverged(
             f"The training of {self.name} diverged {problem}",
-            f"Lower train.{dataset}.learning_rate or train.{dataset}.clip_norm.",
+            remedy or f"Lower train.{dataset}.learning_rate or train.{dataset}.clip_norm.",
             position.weights,
             position.history,
         )
@@ -264,10 +266,20 @@ class TrainingLoop:
         name, largest = max(
             norms.items(), key=lambda item: item[1] if math.isfinite(item[1]) else math.inf
         )
-        return self.diverged(
+        problem = (
             f"in step {step} (epoch {len(self.position.history) + 1}): the loss is {loss:.4g} and "
-            f"the gradient norm {norm:.4g}; {name} has the largest gradient ({largest:.4g}). "
-            f"Before this step, the gradient norm of this epoch was at most "
+            f"the gradient norm {norm:.4g}; {name} has the largest gradient ({largest:.4g})."
+        )
+        if step == 1:
+            return self.diverged(
+                problem,
+                "No step was taken before, so the learning rate is not the cause. Look for an "
+                f"operation in {HEADS[self.settings.network.head].file} whose result or gradient "
+                "is not finite, such as a log or a square root, or for extreme values in the "
+                "regions.",
+            )
+        return self.diverged(
+            f"{problem} Before this step, the gradient norm of this epoch was at most "
             f"{self.position.gradient:.4g}."
         )
 

@@ -46,7 +46,9 @@ def compute_loss(output: HeadOutput, truth: Tensor, ratio: Tensor, loss: Loss) -
             return focal_loss(logits, truth, loss)
         case SoftmaxSquaredLoss():
             return softmax_squared_loss(logits, truth)
-    raise AssertionError(f"a head with the loss {loss.name!r} returns it")  # as its settings say
+    raise AssertionError(
+        "The head's settings say `own_loss`, but it returned no loss when it was given the truth."
+    )
 
 
 def matching_loss(logits: Tensor, truth: Tensor, ratio: Tensor, beta: float) -> Tensor:

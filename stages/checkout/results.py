@@ -61,7 +61,7 @@ def _make_all(request: Request, seeds: Sequence[int]) -> str:
 
 
 def _show_made(request: Request, variants: Sequence[str], seeds: Sequence[int]) -> str:
-    """A sentence, after a blank, on how to show the runs that are made; empty if none fit."""
+    """Sentences, after a blank, on how to show the runs that are made."""
 
     def is_made(variant: str, seed: int) -> bool:
         return exists(plan_run(request, variant, seed).folder / METRICS_FILE)
@@ -76,7 +76,9 @@ def _show_made(request: Request, variants: Sequence[str], seeds: Sequence[int]) 
     sets = [word for override in (*kept, fewer) for word in ("--set", override)]
     options = ["--dataset", request.dataset, *sets]
     command = f"gmpipe report {shlex.join(options)}"
-    return f" Or show only those that are there: `{command}`." if made else ""
+    named = f"`gmpipe runs list --dataset {shlex.quote(request.dataset)}` lists all runs"
+    others = f" To show runs of other variants, name these with `--set variants=[...]`; {named}."
+    return f" Or show only those that are there: `{command}`.{others}" if made else others
 
 
 def _load_run(plan: RunPlan, missing: str) -> Run:

@@ -465,6 +465,9 @@ def test_a_report_without_all_runs_says_how_to_make_them(small: Flow) -> None:
     [shown] = re.findall("`(gmpipe report [^`]*)`", failed.err)
     assert "seeds=[4,7]" not in shown
     assert "--set train.voc2007.epochs=2 --set 'seeds=[4]'" in shown
+    # So can runs of variants that params.yaml does not name, such as those of `compare --heads`.
+    assert "variants=[" in failed.err
+    assert "`gmpipe runs list --dataset voc2007`" in failed.err
     failed = small.gmpipe("report")
     [remedy] = re.findall("`gmpipe (compare [^`]*)`", failed.err)
     small.ok(*remedy.split(), *ALONE)

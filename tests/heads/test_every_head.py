@@ -29,11 +29,14 @@ from pipeline.heads.contract import LabelSet
 from pipeline.learning.losses import compute_loss, matching_loss
 from pipeline.learning.prediction import finite_output
 from pipeline.settings import (
+    FeatureSettings,
     RegionSettings,
+    TrainSettings,
     WeightedLoss,
     head_of_variant,
     head_variants,
     settings_class,
+    variant_changes,
     variant_names,
 )
 from pipeline.settings.heads import HEADS
@@ -47,10 +50,41 @@ OF_REGIONS = tuple(name for name in ALL if isinstance(head_settings(name), Regio
 def test_a_head_is_where_the_registry_says(head: str) -> None:
     entry = HEADS[head]
     assert head_class(head).__name__ == entry.name
-    assert settings_class(head).model_fields["head"].default == head
+    default = settings_class(head).model_fields["head"].default
+    assert default == head, f'{entry.name}Settings lacks `head: Literal["{head}"] = "{head}"`'
     assert entry.file.exists()
     for variant in (*entry.variants, *entry.further):
         assert head_of_variant(variant) == head
+
+
+@pytest.mark.parametrize("variant", ALL)
+def test_a_head_returns_what_it_says(variant: str) -> None:
+    images, labels = 5, make_label_set()  # all sizes differ, so that no axis passes for another
+    head, batch, own_loss = make_head(variant), make_batch(images), head_settings(variant).own_loss
+    output = head(batch, labels)
+    assert output.image.shape == (images, C)
+    says, returns = head.attribution is not None, output.regions is not None
+    assert returns == says, "`attribution` of the class says whether `regions` are returned"
+    if output.regions is not None:
+        assert output.regions.shape == (images, M, C)
+    loss = head.train()(batch, labels, make_truth(images)).loss
+    returns = loss is not None
+    assert returns == own_loss, "`own_loss` of the settings says whether `loss` is returned"
+    if loss is not None:
+        assert loss.shape == ()
+    TrainSettings.model_validate(variant_changes(variant))  # the loss, among others
+
+
+@pytest.mark.parametrize("variant", ALL)
+def test_dropout_on_the_features_is_applied(variant: str) -> None:
+    """It is a setting of all heads that read features, and each of them has to apply it itself."""
+    if not isinstance(head_settings(variant), FeatureSettings):
+        return
+    head = make_head(variant, input_dropout=0.5).train()
+    batch, labels, truth = make_batch(5, full=True), make_label_set(), make_truth(5)
+    outputs = [head(batch, labels, truth).image for _ in range(2)]
+    alike = torch.equal(*outputs)
+    assert not alike, "two passes in training give the same logits with `input_dropout: 0.5`"
 
 
 @pytest.mark.parametrize("variant", ALL)

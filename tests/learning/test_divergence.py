@@ -65,6 +65,19 @@ def test_a_training_that_diverges_says_where(toy: Toy, tmp_path: Path) -> None:
     assert caught.value.history == []
 
 
+def test_a_first_step_that_diverges_is_no_matter_of_the_learning_rate(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loss(*inputs: Any) -> torch.Tensor:
+        return compute_loss(*inputs) * torch.nan
+
+    monkeypatch.setattr("pipeline.learning.loop.compute_loss", loss)
+    with pytest.raises(Diverged, match=r"step 1 .*nan") as caught:
+        train(toy, tmp_path / "a.pt", chosen=settings(network=tiny("max-pool")))
+    assert "pipeline/heads/pooling/max_pool.py" in caught.value.remedy
+    assert "train.toy" not in caught.value.remedy
+
+
 def test_the_parameter_with_the_largest_gradient_is_named(
     toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
