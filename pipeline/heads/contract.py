@@ -117,11 +117,13 @@ class HeadOutput(NamedTuple):
     def winners(self) -> Tensor:
         """Index of the region that says most for each label: (B, C) int64.
 
-        It is -1 where that is no region but the image as a whole.
+        It is -1 where that is no region but the image as a whole, and where all regions say 0: the
+        head has not looked for the label in any of them, as PLA for a label that it does not emit.
         """
         if self.regions is None:
             return torch.full_like(self.image, -1, dtype=torch.int64)
         best, winners = self.regions.max(dim=1)
+        winners = winners.masked_fill((self.regions == 0).all(dim=1), -1)
         if self.whole is not None:
             winners = winners.masked_fill(self.whole > best, -1)
         return winners

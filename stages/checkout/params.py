@@ -373,6 +373,8 @@ def variant_settings(settings: TrainSettings, variant: str, where: str = "train"
     network = changes.get("network")
     head = network.get("head") if isinstance(network, Mapping) else None
     if head in HEADS and head != merged["network"]["head"]:
+        if merged["loss"]["name"] == "own":  # of the other head
+            del merged["loss"]
         _merge(merged, head_changes(head))
     _merge(merged, changes)
     try:

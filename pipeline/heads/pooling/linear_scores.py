@@ -46,7 +46,7 @@ class LinearScores(Head):
         """Score a batch, see `Head.score`. Neither features nor anything of the labels are read."""
         classes = batch.classes.long()
         known = batch.mask & (classes < self.classes)
-        best = batch.scores.new_zeros(len(classes), self.classes)
+        best = batch.scores.new_zeros(classes.shape[0], self.classes)
         best = best.scatter_reduce(
             1, classes.masked_fill(~known, 0), batch.scores.masked_fill(~known, 0), "amax"
         )

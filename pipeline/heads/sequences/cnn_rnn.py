@@ -132,8 +132,9 @@ class CnnRnn(Head):
 
     def _start(self, image: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The embeddings (N, E) that N paths start with, and their states."""
-        zeros = image.new_zeros(len(image), self.hidden_size)
-        return self.first_embedding.expand(len(image), -1), (zeros, zeros)
+        images = image.shape[0]
+        zeros = image.new_zeros(images, self.hidden_size)
+        return self.first_embedding.expand(images, -1), (zeros, zeros)
 
     def _follow(self, image: Tensor, targets: Tensor) -> Tensor:
         """The scores (B, T, C + 1) of the symbols along given paths (B, T)."""
@@ -154,7 +155,7 @@ class CnnRnn(Head):
         Returns:
             (B, C), the log of each label's highest probability along the path.
         """
-        images, beams, symbols = len(image), self.beams, self.end + 1
+        images, beams, symbols = image.shape[0], self.beams, self.end + 1
         number = torch.arange(beams, device=image.device)
         of_image = torch.arange(images, device=image.device)[:, None] * beams
         image = image.repeat_interleave(beams, dim=0)

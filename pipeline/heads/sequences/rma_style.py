@@ -135,7 +135,7 @@ class RmaStyle(Head):
         features = self.dropout(self.inputs.features(batch.features))
         boxes = 2 * batch.boxes - 1
         seen = self.dropout(self.inputs.whole(batch.of_whole()))
-        zeros = seen.new_zeros(len(seen), self.hidden_size)
+        zeros = seen.new_zeros(seen.shape[0], self.hidden_size)
         state = (zeros, zeros)
         steps: list[tuple[Tensor, Tensor, Tensor]] = []
         for _ in _ANCHORS:
