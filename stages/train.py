@@ -146,7 +146,7 @@ def train(run: RunPlan, *, tensorboard: bool = False) -> str | None:
 
 def _open(run: RunPlan) -> _Inputs:
     manifest, cache, vectors = open_inputs(run.dataset, run.settings)
-    check_run_regions(run, cache)
+    check_run_regions([run], cache)
     with advising_on_cache(run.dataset):
         split, validation = _parts(run, cache, manifest)
     counts = LabelCounts.of_truth(split.truth)
@@ -259,8 +259,10 @@ def _note_few_steps(run: RunPlan, per_epoch: int) -> None:
         f"train.{run.dataset}: {counted(epochs, 'epoch')} of {counted(per_epoch, 'step')} "
         f"{'is' if epochs == 1 else 'are'} {counted(epochs * per_epoch, 'step')}, but a network "
         f"usually needs about {ENOUGH_STEPS} to learn. With so few, it often predicts no label. "
-        f"Set `epochs: {wanted}` in `train.{run.dataset}` of params.yaml, or in the variant if it "
-        f"sets `epochs` itself; `--set train.{run.dataset}.epochs={wanted}` tries it."
+        f"Set `epochs: {wanted}` in `train.{run.dataset}` of params.yaml, or in its block "
+        "`variants.VARIANT` for a variant that sets `epochs` itself, as most do. "
+        f"`--set train.{run.dataset}.epochs={wanted}`, or "
+        f"`--set train.{run.dataset}.variants.VARIANT.epochs={wanted}`, tries it."
     )
 
 

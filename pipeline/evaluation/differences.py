@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pipeline.evaluation.paper import ABLATIONS, PaperResults, method_of
 from pipeline.evaluation.runs import Run, Runs
 from pipeline.files import canonical_json
+from pipeline.formats.text import counted
 from pipeline.regions.detector import DetectorDescription
 from pipeline.settings import ArchitectureSettings, GmMlicSettings, TrainSettings
 from pipeline.shards.schema import Recipe
@@ -216,8 +217,8 @@ def paper_differences(
         _augmentation(run),
         f"Label vectors: ours come from {settings.label_vectors}. The paper's are 300-dimensional "
         "GloVe vectors, trained on Wikipedia.",
-        f"Length of training: {settings.epochs} epochs in batches of {settings.batch_size}. The "
-        "paper states neither, nor how it chose its epoch.",
+        f"Length of training: {counted(settings.epochs, 'epoch')} in batches of "
+        f"{settings.batch_size}. The paper states neither, nor how it chose its epoch.",
     ]
     if _is_gm_mlic(run):
         lines += _of_gm_mlic(run, paper)

@@ -107,7 +107,8 @@ def decoded_texts(array: npt.NDArray[Any]) -> list[str]:
     if array.dtype.kind == "U":
         coding = "utf-32-le"
         array = array.astype(array.dtype.newbyteorder("<"))
-    codes = np.ascontiguousarray(array).view(np.uint8).reshape(len(array), -1)
+    width = array.dtype.itemsize
+    codes = np.ascontiguousarray(array).view(np.uint8).reshape(len(array), width)
     texts = (code.tobytes().decode(coding).rstrip("\0") for code in codes)
     return [text.removeprefix("\ufeff") for text in texts]
 

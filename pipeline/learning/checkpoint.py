@@ -145,6 +145,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     version = content.pop("gmpipe_checkpoint", None) if isinstance(content, dict) else None
     if version != CHECKPOINT_VERSION:
         holds = "is not a gmpipe checkpoint" if version is None else f"has version {version}"
+        if isinstance(version, int) and version < CHECKPOINT_VERSION:
+            holds += ", which an older release of gmpipe wrote"
         raise DamagedError(
             f"{path} {holds}; expected a checkpoint of version {CHECKPOINT_VERSION}.", _TRAIN
         )

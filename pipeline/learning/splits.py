@@ -6,7 +6,7 @@ m regions of a row in the cache, C labels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -152,16 +152,23 @@ def check_regions(cache: RegionCache, dataset: str, regions: int | None) -> None
         )
 
 
-def check_whole(cache: RegionCache, dataset: str, settings: TrainSettings) -> None:
-    """Check that a cache holds the vectors of whole views if a run's head reads them.
+def check_whole(cache: RegionCache, dataset: str, variants: Mapping[str, TrainSettings]) -> None:
+    """Check that a cache holds the vectors of whole views if a variant's head reads them.
+
+    Args:
+        cache, dataset: which are trained on.
+        variants: name of each variant that is to be trained -> its settings.
 
     Raises:
-        InputError: it holds none.
+        InputError: it holds none. Names all variants that read them.
     """
-    if settings.network.needs_whole and not cache.has_whole:
+    reading = [name for name, settings in variants.items() if settings.network.needs_whole]
+    if reading and not cache.has_whole:
+        heads = dict.fromkeys(f"`{variants[name].network.head}`" for name in reading)
         raise InputError(
-            f"train.{dataset}.network asks for the head `{settings.network.head}` with settings "
-            f"that read the vector of the whole view, but {cache.folder} holds only regions.",
+            f"The variant{'s'[: len(reading) > 1]} {', '.join(f'`{name}`' for name in reading)} "
+            f"(head{'s'[: len(heads) > 1]} {', '.join(heads)}) read{'s'[len(reading) > 1 :]} the "
+            f"vector of the whole view, but {cache.folder} holds only regions.",
             f"Set extract.{dataset}.whole to true and extract the regions again, or import a file "
             "that has the array `whole`.",
         )

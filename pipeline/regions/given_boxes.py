@@ -356,9 +356,9 @@ def _refuse_missing(path: Path, found: Sequence[str]) -> None:
         )
 
 
-def _refuse_kind(path: Path, name: str, found: object) -> NoReturn:
+def _refuse_kind(path: Path, name: str, found: object, remedy: str = _FIX) -> NoReturn:
     raise InputError(
-        f"{path}, `{name}`: found {found}, expected {_EXPECTED[name]} for each box.", _FIX
+        f"{path}, `{name}`: found {found}, expected {_EXPECTED[name]} for each box.", remedy
     )
 
 
@@ -373,7 +373,10 @@ def _read_npz(path: Path, content: bytes) -> dict[str, Any]:
             shape = (*rows, 4)[: len(axes)]
             kinds = {"image_id": "US", "class": "iuUS"}.get(name, "fiu")
             if header.dtype.kind not in kinds or header.dtype.itemsize == 0:
-                _refuse_kind(path, name, f"an array of {header.dtype}")
+                cast = {"image_id": "str", "class": "numpy.int64` or `str"}
+                save = f"`{cast.get(name, 'numpy.float64')}`"
+                remedy = f"Convert the array with `astype` to {save}, and save it again."
+                _refuse_kind(path, name, f"an array of {header.dtype}", remedy)
             if header.shape != shape:
                 _refuse_kind(path, name, f"the shape {header.shape} beside {rows} of `image_id`")
             if archive.getinfo(f"{name}.npy").file_size != header.size:

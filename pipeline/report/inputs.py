@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.datasets.manifest import Manifest
 from pipeline.errors import MismatchError
 from pipeline.evaluation.predictions import Scores
-from pipeline.evaluation.runs import Run, Runs
+from pipeline.evaluation.runs import Run, Runs, evaluations_of, ranking
 from pipeline.evaluation.tables import default_base
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
 from pipeline.regions.detector import DetectorDescription
@@ -67,8 +67,8 @@ class PageInputs:
 
     @property
     def base(self) -> str:
-        """The variant that the others are compared with."""
-        return default_base(self.runs)
+        """The variant that the others are compared with: one that has a mAP, if any has."""
+        return default_base(ranking(evaluations_of(self.runs)) or self.runs)
 
     @property
     def shown(self) -> Run:

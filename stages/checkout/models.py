@@ -12,6 +12,7 @@ from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
 from pipeline.learning.prediction import NotFinite
 from pipeline.regions.detector import DetectorDescription, read_description
 from stages.checkout.layout import CHECKPOINT_FILE, detector_folder
+from stages.console.messages import note
 
 
 def dataset_detector(dataset: str) -> DetectorDescription:
@@ -65,6 +66,22 @@ def open_run(folder: Path, detector: Path | None) -> TrainedRun:
         ),
     ):
         return attach_detector(checkpoint, folder, detector)
+
+
+def note_undecided(run: TrainedRun, instead: str) -> None:
+    """Note that the scores of a run don't say which labels a photograph has, if that is so.
+
+    Args:
+        run: with which labels are predicted.
+        instead: a sentence on what to do.
+    """
+    settings = run.checkpoint.settings
+    if not settings.decides:
+        note(
+            f"with the head `{settings.network.head}` and the loss `{settings.loss.name}`, scores "
+            "only tell which labels are more likely than others, so that a score above 0.5 does "
+            f"not mean that the photograph has the label. {instead}"
+        )
 
 
 @contextmanager

@@ -198,32 +198,40 @@ def refill_command(recipe: Recipe, dataset: str) -> str:
     return fill_command(dataset, imported="imported_from" in recipe)
 
 
-def check_run_regions(run: RunPlan, cache: RegionCache) -> None:
-    """Check that the cache holds what a run reads: enough regions, and the whole views' vectors.
+def check_run_regions(runs: Sequence[RunPlan], cache: RegionCache) -> None:
+    """Check that the cache holds what runs read: enough regions, and the whole views' vectors.
+
+    Args:
+        runs: of one data set.
+        cache: of that data set.
 
     Raises:
-        InputError: it holds fewer regions per image, or it lacks vectors that the head reads.
+        InputError: it holds fewer regions per image, or it lacks vectors that a head reads.
     """
-    dataset = run.dataset
+    dataset = runs[0].dataset
+    refill = f"`{refill_command(cache.recipe, dataset)} --replace`"
     remedy = (
         f"Lower train.{dataset}.regions to {cache.regions}, or raise extract.{dataset}.regions and "
-        f"run `{refill_command(cache.recipe, dataset)} --replace`."
+        f"run {refill}."
     )
     with advising(remedy, InputError):
-        check_regions(cache, dataset, run.settings.regions)
+        for run in runs:
+            check_regions(cache, dataset, run.settings.regions)
+    # Of the runs of one variant, which a sweep changes, one that reads them comes last.
+    reading_last = sorted(runs, key=lambda run: run.settings.network.needs_whole)
+    variants = {run.variant: run.settings for run in reading_last}
     if "imported_from" in cache.recipe:
         remedy = (
             f"Import a file that has the array `whole`, with extract.{dataset}.whole true: "
-            f"`{refill_command(cache.recipe, dataset)} --replace`. Files of bottom-up attention "
-            "have no such array."
+            f"{refill}. Files of bottom-up attention have no such array."
         )
     else:
-        remedy = (
-            f"Set `extract.{dataset}.whole: true` in params.yaml, and run "
-            f"`{refill_command(cache.recipe, dataset)} --replace`."
-        )
+        remedy = f"Set `extract.{dataset}.whole: true` in params.yaml, and run {refill}."
+    others = [name for name, settings in variants.items() if not settings.network.needs_whole]
+    if others:
+        remedy += f" Or leave them out: `--heads {','.join(others)}` names the other variants."
     with advising(remedy, InputError):
-        check_whole(cache, dataset, run.settings)
+        check_whole(cache, dataset, variants)
 
 
 _OF_REGIONS = (

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import traceback
 
 import click
@@ -93,7 +94,10 @@ class _Cli(CommandGroup):
         from pipeline.settings import variant_names
 
         with formatter.section("Variants"):
-            formatter.write_text(", ".join(variant_names()))
+            # click would break the lines at the hyphens of names, too.
+            width = max(formatter.width - formatter.current_indent, 11)
+            lines = textwrap.wrap(", ".join(variant_names()), width, break_on_hyphens=False)
+            formatter.write("".join(f"{'':>{formatter.current_indent}}{line}\n" for line in lines))
 
 
 @level_options

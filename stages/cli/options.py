@@ -7,7 +7,7 @@ own name; a decorator `..._options` adds several, or turns what was typed into a
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -194,7 +194,7 @@ def chosen_variants(
     from pipeline.settings import variant_names
 
     named = variants if variants or heads is not None else request.params.variants
-    chosen = [*named, *(_variants_of(heads) if heads is not None else ())]
+    chosen = [*named, *(_variants_of(heads, request.train.variants) if heads is not None else ())]
     if published:
         known = set(variant_names())
         both = ((name, f"{name}-published") for name in chosen)
@@ -204,8 +204,8 @@ def chosen_variants(
     return list(dict.fromkeys(chosen))
 
 
-def _variants_of(heads: str) -> list[str]:
-    """The variants that `--heads` names."""
+def _variants_of(heads: str, own: Collection[str]) -> list[str]:
+    """The variants that `--heads` names; ``own`` are those that params.yaml defines."""
     from pipeline.settings import head_variants, variant_names
     from pipeline.settings.heads import HEADS
     from stages.checkout.keys import nearest
@@ -216,24 +216,33 @@ def _variants_of(heads: str) -> list[str]:
             variants += head_variants()
         elif name in HEADS:
             variants += HEADS[name].variants
-        elif name in variant_names():
+        elif name in variant_names() or name in own:
             variants.append(name)
         else:
             raise InputError(
                 f"--heads: unknown head {name!r}. The heads are {', '.join(HEADS)}.",
-                nearest(name, [*HEADS, *variant_names(), "all"])
+                nearest(name, [*HEADS, *variant_names(), *own, "all"])
                 or "Name heads with commas between them, or `all`.",
             )
     return variants
 
 
-def check_base(base: str | None, variants: Sequence[str]) -> None:
+def check_base(request: Request, base: str | None, variants: Sequence[str]) -> None:
     """Check that the variant that others are to be compared with is one of them.
 
     Raises:
-        InputError: it is not.
+        InputError: it is not, there is no such variant, or it has no mAP.
     """
-    if base is not None and base not in variants:
+    if base is None:
+        return
+    settings = request.variant(base, "--base")
+    if not settings.ranks:
+        raise InputError(
+            f"--base: {base!r} has no mAP that others could be compared with, since its head "
+            f"`{settings.network.head}` predicts sets of labels and ranks none.",
+            "Choose another variant.",
+        )
+    if base not in variants:
         from stages.checkout.keys import nearest
 
         raise InputError(

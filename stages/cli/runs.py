@@ -80,7 +80,7 @@ def compare(
     """
     chosen = chosen_variants(request, variants, heads, published=published)
     check_variants(request, chosen)
-    check_base(base, chosen)
+    check_base(request, base, chosen)
     from stages.commands import compare as command
 
     click.echo(command.compare(request, chosen, seeds or _COMPARED_SEEDS, base=base, jobs=jobs))

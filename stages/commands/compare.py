@@ -73,7 +73,8 @@ def compare(
     Returns:
         The tables.
     """
-    base = base or default_base(variants)
+    # A predictor of sets has no mAP that others could be compared with.
+    base = base or default_base([v for v in variants if request.variant(v).ranks] or variants)
     plans = [plan_run(request, variant, seed) for variant in variants for seed in seeds]
     make_runs(plans, jobs)
     runs = load_runs(request, variants, seeds)
@@ -180,8 +181,8 @@ def _missing_stages(runs: Sequence[RunPlan]) -> list[list[str]]:
             manifest, cache, vectors = open_inputs(run.dataset, run.settings)
             hashes = (manifest.train_sha256, manifest.test_sha256)
             inputs[key] = cache, _Today(cache.fingerprint, vectors.sha256, *hashes)
+            check_run_regions(runs, cache)  # before hours are spent on some of them
         cache, today = inputs[key]
-        check_run_regions(run, cache)  # before hours are spent on other runs
         checkpoint = _trained(run, today)
         if checkpoint is None:
             missing.append(["train", "evaluate"])

@@ -14,7 +14,7 @@ from pipeline.inference.explain import explain as explain_image
 from pipeline.inference.picture import MOST_LABELS, draw
 from pipeline.inference.trained import Prediction, TrainedRun
 from pipeline.regions.transforms import load_image
-from stages.checkout.models import advising_on_scores, open_run
+from stages.checkout.models import advising_on_scores, note_undecided, open_run
 from stages.console.progress import progress_phase
 
 _MOST_REGIONS = 3
@@ -52,6 +52,8 @@ def explain(
         raise InputError(f"{output} is the photograph itself.", "Choose another name for `-o`.")
     photograph = load_image(image, "Name another photograph.")
     run = open_run(run_folder, detector)
+    if not labels:
+        note_undecided(run, "Name the labels to explain with `--label`.")
     with advising_on_scores(run.checkpoint.dataset), progress_phase("explain"):
         explanation = explain_image(run, photograph, str(image), labels)
     checkpoint = run.checkpoint

@@ -16,7 +16,7 @@ from pipeline.errors import GmpipeError, InputError
 from pipeline.formats.text import counted, markdown_table, printable_lines
 from pipeline.images import describe_passed_over, files_below, suffixes
 from pipeline.inference.formats import TEXT_WRITERS, Row, Write, file_writer, label_rows
-from stages.checkout.models import advising_on_scores, open_run
+from stages.checkout.models import advising_on_scores, note_undecided, open_run
 from stages.console.messages import note, say
 from stages.console.progress import progress_bar
 
@@ -48,12 +48,12 @@ def predict(
     Raises:
         InputError: a folder or pattern holds no photograph; or no photograph could be read, and
             ``output`` is left as it was.
-        NotFinite: what is computed for a photograph is nan or infinite. Nothing is written to
-            ``output``.
+        NotFinite: what is computed for a photograph is not finite. ``output`` is left as it was.
         GmpipeError: as `open_run`.
     """
     paths = _named_images(names)
     run = open_run(run_folder, detector)
+    note_undecided(run, "`--threshold 0 --top 3` gives each photograph's three best labels.")
     labelled = failures = 0
     with ExitStack() as stack:
         writers: list[Write] = []
@@ -75,7 +75,7 @@ def predict(
             for write in writers:
                 write(rows)
             labelled += 1
-        bar.close()  # before the writers print what they keep for the end
+        bar.close()  # before the writers print the rest
         if failures and not labelled and output is not None:
             raise unread(failures, labelled)  # so that a former file stays
     if output is not None and stdout is None:  # with both, the line would mix with the results

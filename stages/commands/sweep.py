@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,14 @@ def sweep(
         GmpipeError: as `make_runs` and `load_runs`.
     """
     key, values = _parse(setting)
-    requests = _requests(setting, key, values, request)
+    try:
+        requests = _requests(setting, key, values, request)
+    except InputError as error:
+        own = f"variants.{variant}.{key}"
+        with suppress(InputError):
+            _requests(setting, own, values, request)
+            error = InputError(error.problem, f"Sweep `{own}`, which this variant has.")
+        raise error from None
     _check_reached(key, variant, requests)
     plans = {
         value: [plan_run(changed, variant, seed) for seed in seeds]

@@ -137,6 +137,18 @@ def test_another_head_or_loss_starts_its_block_afresh(checkout: Path) -> None:
     assert kept == WeightedLoss(beta=0.4)
 
 
+def test_a_heads_own_loss_does_not_stay_with_a_variant_of_another_head(checkout: Path) -> None:
+    """Whoever gives the data set such a head keeps the variants that params.yaml lists."""
+    overrides = ("train.demo.network.head=pla", "train.demo.loss.name=own")
+    request = read_request("demo", overrides)
+    assert request.train.loss.name == "own"
+    assert request.variant("full").loss == WeightedLoss()
+    assert request.variant("max-pool").loss == WeightedLoss()
+    assert request.variant("cnn-rnn").loss.name == "own"
+    beta = "train.demo.variants.full.loss.beta=0.3"
+    assert read_request("demo", (*overrides, beta)).variant("full").loss == WeightedLoss(beta=0.3)
+
+
 @pytest.mark.parametrize(
     ("override", "dropout"),
     [

@@ -24,7 +24,7 @@ from click.testing import CliRunner
 from flows import ROOT, Flow, script, write_params
 from small import write_params as write_small_params
 
-from pipeline.settings import SECTIONS
+from pipeline.settings import SECTIONS, variant_names
 from pipeline.shards.index import write_index
 from pipeline.shards.shard import map_shard, write_shard
 from stages.cli.main import cli
@@ -60,6 +60,14 @@ def test_a_list_of_commands_is_not_cut_off(group: str) -> None:
     assert isinstance(parent, click.Group)
     assert len(helps) == len(parent.commands)
     assert [text for text in helps if not text.endswith(".") or text.endswith("...")] == []
+
+
+def test_names_of_variants_are_not_divided_at_their_hyphens() -> None:
+    output = CliRunner().invoke(cli, ["--help"], terminal_width=76).output
+    listed = output.partition("\nVariants:\n")[2]
+    assert {line.strip() for line in listed.splitlines()} - {""}
+    assert re.split(r",\s+", listed.strip()) == variant_names()
+    assert max(map(len, listed.splitlines())) <= 76
 
 
 def test_quiet_leaves_errors_and_requested_results(small: Flow) -> None:

@@ -177,6 +177,9 @@ def test_heads_are_compared_by_name_beside_variants(compared: Flow, small: Flow)
     assert small.gmpipe("compare", "--heads", "full,max-pol").refused("'max-pol'.*`max-pool`")
     assert small.gmpipe("compare", "--heads", "full,").refused(r"--heads: unknown head ''")
     assert not (small / "runs").exists()
+    mine = ("--set", "train.voc2007.variants.mine.epochs=1")  # of one's own
+    assert variants("--heads", "mine,max-pool", *mine) == ["mine", "max-pool"]
+    assert small.gmpipe("compare", "--heads", "min", *mine).refused("'min'.*`mine`")
 
 
 def test_published_settings_are_compared_beside_our_own(compared: Flow) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
-from flows import ROOT
+from flows import ROOT, Flow
 from shipped import SHIPPED, changed_params
 
 from stages.cli.main import cli, main
@@ -176,3 +176,34 @@ def test_threads_sleep_while_they_wait_unless_told_otherwise(
     with pytest.raises(SystemExit):
         main()
     assert os.environ["OMP_WAIT_POLICY"] == after
+
+
+def test_a_base_that_nothing_can_be_compared_with_is_refused(small: Flow) -> None:
+    """Nobody is told to add a variant that does not exist, nor gets tables without differences."""
+    assert small.gmpipe("compare", "--base", "max-pol").refused("--base: .*`max-pool`")
+    assert small.gmpipe("compare", "--base", "nothing-like-it").refused(
+        "--base: unknown variant 'nothing-like-it'"
+    )
+    assert small.gmpipe("compare", "--variant", "pla", "--base", "pla").refused(
+        "--base: 'pla' has no mAP.*`pla`"
+    )
+
+
+def test_a_sweep_of_what_only_the_variants_head_has_says_how(small: Flow) -> None:
+    swept = small.gmpipe("sweep", "network.steps=3,4", "--variant", "pla")
+    assert swept.refused(r"no setting `train\.voc2007\.network\.steps`.*`variants\.pla\.network")
+    assert small.gmpipe("sweep", "network.stepz=3,4", "--variant", "pla").refused("stepz")
+
+
+def test_all_variants_that_need_whole_views_are_named_before_any_run(small: Flow) -> None:
+    """With what to compare instead, since regions of bottom-up attention have no such vectors."""
+    heads = ("--heads", "max-pool,linear,csra,hcp-bce")
+    refused = small.gmpipe("compare", *heads, "--seed", "0")
+    assert refused.refused(
+        r"`linear-whole`, `csra` .*`linear`, `csra`.*cache/voc2007 holds only regions.*array "
+        r"`whole`.*`--heads max-pool,linear-mean,linear-max,hcp-bce`"
+    )
+    assert not (small / "runs").exists()
+    # A sweep has runs of one variant, of which only some read them.
+    swept = small.gmpipe("sweep", "network.whole_region=true,false")
+    assert swept.refused(r"variant `full` \(head `gm-mlic`\) reads")

@@ -127,6 +127,12 @@ def test_the_winner_has_the_largest_attribution() -> None:
     assert output.winners().dtype == torch.int64
 
 
+def test_no_region_wins_a_label_for_which_none_was_read() -> None:
+    """PLA gives regions no weight for a label that it does not emit."""
+    regions = torch.tensor([[[0.0, 0.25, -0.0], [0.0, 0.0, 0.0], [0.0, 0.75, 0.0]]])
+    assert HeadOutput(torch.zeros(1, 3), regions).winners().tolist() == [[-1, 2, -1]]
+
+
 def test_the_whole_view_wins_only_if_it_says_more_than_every_region() -> None:
     regions = torch.tensor([[[0.25, 0.5, -3.0], [0.5, 0.125, -2.0]]])
     whole = torch.tensor([[0.75, 0.5, -2.5]])  # more, a tie, less than one of them

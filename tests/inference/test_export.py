@@ -210,6 +210,24 @@ def test_exported_form_equals_the_network(case: str, monkeypatch: pytest.MonkeyP
             torch.testing.assert_close(output, torch.from_numpy(wanted), rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("variant", ["linear-scores", "cnn-rnn", "rma-style"])
+@torch.no_grad()
+def test_heads_with_states_are_traced_for_any_number_of_images(
+    variant: str, tmp_path: Path
+) -> None:
+    """They begin with zeros for each image. To translate the traces takes a minute."""
+    trained = checkpoint(variant, **({"steps": 2, "beams": 2} if variant == "cnn-rnn" else {}))
+    with mock.patch("torch.onnx.export") as export:
+        export.return_value.model_proto.SerializeToString.return_value = b""
+        export_onnx(trained, tmp_path / "model.onnx")
+    traced = export.call_args.args[0].module()
+    for counts, instances in SHAPES[1:5]:
+        batch = batch_of(trained, counts, instances)
+        actual = traced(*map(torch.from_numpy, inputs(batch, counts).values()))
+        for output, wanted in zip(actual, expected_outputs(trained, batch).values(), strict=True):
+            torch.testing.assert_close(output, torch.from_numpy(wanted), rtol=0, atol=TOLERANCE)
+
+
 def test_all_that_is_known_of_the_labels_is_in_the_model() -> None:
     trained = checkpoint("max-pool")
     buffers = dict(CacheToScores(trained.network(), trained.labels).named_buffers())

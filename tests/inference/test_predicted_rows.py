@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,19 @@ from stand_in_heads import of_head, registered
 
 from pipeline.api import load_run
 from pipeline.inference.formats import file_writer, label_rows
+
+
+def test_scores_that_only_rank_labels_are_said_to_do_so(flow: Flow) -> None:
+    """No score of theirs says that a photograph has the label."""
+    flow.ok("train", "--set", "train.tiny.loss.name=softmax-squared")
+    [run] = (path.name for path in (flow / "runs/tiny").glob("full-s0-*"))
+    photograph = str(next((flow / "data/tiny/prepared/images").glob("test-*")))
+    explain = ("explain", photograph, "-o", "a.png", "--run")
+    said = flow.gmpipe("predict", photograph, "--run", run)
+    assert re.search(r"Note: .*`gm-mlic`.*`softmax-squared`.*--threshold 0 --top 3", said.err)
+    assert re.search(r"Note: .*`softmax-squared`.*`--label`", flow.gmpipe(*explain, run).err)
+    assert "Note" not in flow.gmpipe(*explain, run, "--label", "house").err
+    assert "Note" not in flow.gmpipe("predict", photograph, "--run", "full-s0").err
 
 
 def test_without_a_region_its_columns_are_empty(made: Flow, tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ def state_with(path: Path, **changes: Any) -> None:
             lambda path: rewritten(
                 path, gmpipe_checkpoint=2, settings={"network": {"direct_size": 4}}
             ),
-            "version 2; .* version 5",
+            "version 2, .*older release.*; .* version 5",
         ),
         (lambda path: rewritten(path, odd=1), "odd"),
         (lambda path: rewritten(path, settings={"epochs": 0}), "TrainSettings"),

@@ -96,10 +96,10 @@ def test_a_head_that_reads_them_needs_a_cache_that_has_them(tmp_path: Path, head
         TrainSettings.model_validate({"network": {"head": head, "whole_region": whole}})
         for whole in (True, False)
     )
-    check_whole(plain, DATASET, reads_not)
-    check_whole(full, DATASET, reads)
+    check_whole(plain, DATASET, {"a": reads_not})
+    check_whole(full, DATASET, {"a": reads, "b": reads_not})
     with pytest.raises(
         InputError,
-        match=rf"train\.tiny\.network.*`{head}`.*plain/tiny.*extract\.tiny\.whole.*array `whole`",
+        match=rf"`a`, `c` .*`{head}`.*plain/tiny.*extract\.tiny\.whole.*array `whole`",
     ):
-        check_whole(plain, DATASET, reads)
+        check_whole(plain, DATASET, {"a": reads, "b": reads_not, "c": reads})

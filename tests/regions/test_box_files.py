@@ -163,6 +163,28 @@ def test_another_kind_of_column_is_named(
         read(scenes, path)
 
 
+def test_the_type_that_an_array_should_have_is_named(scenes: Scenes, tmp_path: Path) -> None:
+    for name, value, cast in (
+        ("image_id", np.array(some_rows(scenes)["image_id"], dtype=object), "`str`"),
+        ("class", [1.0, 2.0, 3.0], "`numpy.int64` or `str`"),
+        ("score", ["1", "2", "3"], "`numpy.float64`"),
+    ):
+        path = write_box_file(tmp_path / "boxes.npz", {**some_rows(scenes), name: value})
+        with pytest.raises(InputError, match=f"`{name}`.*`astype` to {cast}"):
+            read(scenes, path)
+
+
+def test_a_file_without_boxes_is_not_taken_for_a_damaged_one(
+    scenes: Scenes, tmp_path: Path
+) -> None:
+    path = tmp_path / "boxes.npz"
+    empty = {"image_id": np.array([], dtype="U8"), "box": np.zeros((0, 4))}
+    for classes in (np.zeros(0, int), np.array([], dtype="U8")):
+        np.savez(path, **empty, score=np.zeros(0), **{"class": classes})
+        with pytest.raises(InputError, match=rf"{re.escape(str(path))} has no rows"):
+            read(scenes, path)
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("score", [0.5, None, 0.5]), ("box", [[0.0, None, 9.0, 9.0]] * 3)]
 )

@@ -106,6 +106,14 @@ def test_tables_show_a_dash(headed: Flow) -> None:
     assert float(of["sets"]["OF1"]) == metrics(headed, "sets")["OF1"]
 
 
+def test_others_are_compared_with_a_variant_that_has_a_map(headed: Flow) -> None:
+    """By default with the first, but no difference to a predictor of sets is defined."""
+    three = [word for name in ("sets", "plain", "weighing") for word in ("--variant", name)]
+    said = headed.ok("compare", *three, "--seed", "0")
+    assert "## Difference from plain" in said
+    assert "weighing" in said.partition("## Difference from plain")[2]
+
+
 def test_commands_show_a_dash(headed: Flow) -> None:
     listed = {
         line.split("|")[1].strip(): line.split("|")[2].strip()

@@ -240,7 +240,7 @@ def test_a_cache_without_whole_views_is_kept_or_replaced_on_request(flow: Flow, 
     # Runs read it, unless their head needs what it lacks.
     whole = ("--set", "train.tiny.network.whole_region=true")
     assert flow.gmpipe("train", *whole).refused(
-        r"train\.tiny\.network.*cache/tiny.*`extract\.tiny\.whole: true` in params\.yaml.*"
+        r"`\w[\w-]*` \(head `.*cache/tiny.*`extract\.tiny\.whole: true` in params\.yaml.*"
         r"`gmpipe extract --dataset tiny --replace`"
     )
     assert flow.gmpipe("compare", *whole).refused(r"`extract\.tiny\.whole: true`")

@@ -163,6 +163,8 @@ def test_too_few_steps_are_noted_before_the_first_epoch(checkout: Flow, tmp_path
     hint = next(line for line in said if re.search(r"\b4 epochs of 2 steps\b.* 8 steps", line))
     assert "`epochs: 250`" in hint
     assert "`--set train.toy.epochs=250`" in hint
+    # The one above has no effect on a variant that sets its epochs itself.
+    assert "`--set train.toy.variants.VARIANT.epochs=250`" in hint
     assert said.index(hint) < next(n for n, line in enumerate(said) if "100%" in line)
     one = flow.gmpipe("train", "--set", "train.toy.epochs=1", "--set", "train.toy.batch_size=32")
     assert "1 epoch of 1 step is 1 step," in one.err

@@ -198,6 +198,10 @@ def _take(stream: IO[bytes], array: NpyHeader, rows: int) -> npt.NDArray[Any]:
     return np.frombuffer(data, array.dtype, math.prod(shape)).reshape(shape, order=order)
 
 
+_ANOTHER_WHOLE = (
+    " If this array is not the features of whole images, set `extract.<dataset>.whole: false`, or "
+    "save it under another name."
+)
 _COPY_AGAIN = "Copy it again, or save it again with `numpy.savez`."
 _SAVE_AGAIN = "Save the arrays again with `numpy.savez`."
 
@@ -219,25 +223,26 @@ def _declared(path: Path, archive: zipfile.ZipFile, *, whole: bool) -> dict[str,
             expected = f"the arrays {', '.join(required)}"
             refuse(str(path), f"array `{name}`", f"missing; the file has {held[:20]}", expected)
         where = f"{path}, `{name}`"
+        save_again = _SAVE_AGAIN + (_ANOTHER_WHOLE if name == _OPTIONAL else "")
         array = npy_header(archive, name)
         shape, dtype = array.shape, array.dtype
         if dtype.kind not in kinds or dtype.itemsize == 0 or dtype.subdtype is not None:
             _refuse_type(where, name, dtype)
         if kinds == "US" and dtype.itemsize > _LONGEST_TEXT:
-            refuse(where, "dtype", dtype, f"texts of at most {_LONGEST_TEXT} bytes", _SAVE_AGAIN)
+            refuse(where, "dtype", dtype, f"texts of at most {_LONGEST_TEXT} bytes", save_again)
         if len(shape) != len(axes) or 0 in shape:
             expected = f"({', '.join(axes)}), none of them 0"
             if name == "labels":
                 expected += f": a column for each of `label_names`, of {_CODING}"
-            refuse(where, "shape", shape, expected, _SAVE_AGAIN)
+            refuse(where, "shape", shape, expected, save_again)
         for axis, length in zip(axes, shape, strict=True):
             known, elsewhere = lengths.setdefault(axis, (length, name))
             if length != known:
                 expected = f"({', '.join(axes)}) with {axis} = {known}, as in {elsewhere}"
-                refuse(where, "shape", shape, expected, _SAVE_AGAIN)
+                refuse(where, "shape", shape, expected, save_again)
         size = archive.getinfo(f"{name}.npy").file_size
         if size != array.size:
-            refuse(where, "size", f"{size} bytes", f"{array.size} bytes", _SAVE_AGAIN)
+            refuse(where, "size", f"{size} bytes", f"{array.size} bytes", save_again)
         arrays[name] = array
     if lengths["C"][0] > _MOST_LABELS:
         refuse(str(path), "number of labels", lengths["C"][0], f"at most {_MOST_LABELS}")
@@ -259,7 +264,7 @@ def _refuse_type(where: str, name: str, dtype: np.dtype[Any]) -> NoReturn:
                 " If images have different numbers of regions, fill each with zeros up to the "
                 "largest number first, and save the numbers as `count`."
             )
-    refuse(where, "dtype", dtype, expected, remedy)
+    refuse(where, "dtype", dtype, expected, remedy + (_ANOTHER_WHOLE if name == _OPTIONAL else ""))
 
 
 def _coded_labels(path: Path, labels: npt.NDArray[Any]) -> npt.NDArray[np.int8]:
