@@ -61,7 +61,7 @@ class CsraSettings(RegionSettings):
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "csra": {**RECIPE, "network": {"head": "csra"}},
+    "csra": {**RECIPE, "learning_rate": 0.01, "network": {"head": "csra"}},
     "csra-published": {
         **RECIPE,
         "epochs": 30,

@@ -39,9 +39,9 @@ class HcpSettings(RegionSettings):
 VARIANTS: dict[str, dict[str, Any]] = {
     "hcp": {
         **RECIPE,
-        "learning_rate": 0.01,
+        "epochs": 10,
         "loss": {"name": "softmax-squared"},
-        "network": {"head": "hcp"},
+        "network": {"head": "hcp", "least_deviation": 1.0, "input_dropout": 0.3},
     },
     "hcp-bce": {**RECIPE, "learning_rate": 0.01, "network": {"head": "hcp"}},
     "hcp-published": {

@@ -33,11 +33,23 @@ class LinearSettings(FeatureSettings):
         return self.of == "whole"
 
 
-def _variant(of: str) -> dict[str, Any]:
-    return {**RECIPE, "network": {"head": "linear", "of": of}}
-
-
-VARIANTS = {f"linear-{of}": _variant(of) for of in ("whole", "mean", "max")}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "linear-whole": {
+        **RECIPE,
+        "learning_rate": 0.003,
+        "network": {"head": "linear", "of": "whole"},
+    },
+    "linear-mean": {
+        **RECIPE,
+        "epochs": 10,
+        "learning_rate": 0.01,
+        "network": {"head": "linear", "of": "mean", "least_deviation": 1.0},
+    },
+    "linear-max": {
+        **RECIPE,
+        "network": {"head": "linear", "of": "max", "least_deviation": 1.0},
+    },
+}
 
 
 class Linear(Head):
