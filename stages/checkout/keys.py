@@ -195,6 +195,8 @@ def _unknown_key(
     if model and issubclass(model, HeadSettings):
         head = model.model_fields["head"].default
         wrong = f"{where}: the head `{head}` has no setting `{key}`."
+        if head == "max-pool" and word == "latent_size":  # of an older release
+            hint = f"Write `{'.'.join(block)}.hidden_size` instead."
         heads = [name for name in HEADS if word in settings_class(name).model_fields]
         if heads and not hint:
             own = f"{before}variants.{HEADS[heads[0]].variants[0]}.network.{word}"

@@ -76,13 +76,15 @@ def complete_variant(context: click.Context, *_: object) -> Iterable[str]:
 
 
 @_offering
-def complete_heads(_: click.Context, typed: str) -> Iterable[str]:
-    """Offer a head, after those that were typed already."""
+def complete_heads(context: click.Context, typed: str) -> Iterable[str]:
+    """Offer a head or a variant of one's own, after those that were typed already."""
     from pipeline.settings import head_variants
     from pipeline.settings.heads import HEADS
 
+    own = _params()["train"][_dataset(context)].get("variants", {})
     before, comma, _last = typed.rpartition(",")
-    return [f"{before}{comma}{name}" for name in dict.fromkeys(["all", *HEADS, *head_variants()])]
+    known = dict.fromkeys(["all", *HEADS, *head_variants(), *own])
+    return [f"{before}{comma}{name}" for name in known]
 
 
 @_offering

@@ -163,8 +163,8 @@ def test_an_unknown_key_suggests_the_nearest(
             ],
         ),
         (
-            {"train.demo.variants.max-pool.network.latent_size": 8},
-            ["the head `max-pool` has no setting `network.latent_size`", "`gm-mlic`"],
+            {"train.demo.variants.max-pool.network.neighbors": 8},
+            ["the head `max-pool` has no setting `network.neighbors`", "`gm-mlic`"],
         ),
         (
             {"train.demo.loss": {"name": "focal", "beta": 0.4}},

@@ -137,6 +137,16 @@ def test_another_head_or_loss_starts_its_block_afresh(checkout: Path) -> None:
     assert kept == WeightedLoss(beta=0.4)
 
 
+def test_the_former_name_of_a_setting_of_max_pool_leads_to_the_present_one(checkout: Path) -> None:
+    former = {"max-pool": {"network": {"latent_size": 64}}}
+    changed_params(checkout, {"train.demo.variants": former})
+    with pytest.raises(InputError, match=r"`max-pool` .*latent_size`.*`network\.hidden_size`"):
+        load_params()
+    changed_params(checkout, {"train.demo.network": {"head": "max-pool", "latent_size": 64}})
+    with pytest.raises(InputError, match=r"Write `train\.demo\.network\.hidden_size` instead"):
+        load_params()
+
+
 def test_a_heads_own_loss_does_not_stay_with_a_variant_of_another_head(checkout: Path) -> None:
     """Whoever gives the data set such a head keeps the variants that params.yaml lists."""
     overrides = ("train.demo.network.head=pla", "train.demo.loss.name=own")

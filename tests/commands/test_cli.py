@@ -279,6 +279,7 @@ def test_values_are_offered() -> None:
     assert completions("train --set", "train.tiny.variants.none.") == []
     assert "all" in completions("compare --heads", "")
     assert completions("compare --heads", "gm-mlic,max") == ["gm-mlic,max-pool"]
+    assert completions("compare --heads", "csra,wi") == ["csra,wide"]  # which params.yaml defines
     assert completions("prepare --set", "prepare.tiny.t") == [
         "prepare.tiny.train=",
         "prepare.tiny.test=",
