@@ -340,12 +340,13 @@ def test_predictions_of_other_images_are_named(runs: Flow) -> None:
     path = runs / "runs/voc2007/max-pool-s0/predictions.parquet"
     named = r"max-pool-s0/predictions\.parquet\b.*`gmpipe evaluate .*--variant max-pool"
     table = pq.read_table(path)
-    pq.write_table(table.take(list(range(17, -1, -1))), path)
-    assert runs.gmpipe("compare", "--seed", "0").refused(named)
-    path.write_bytes(b"damaged")
-    assert runs.gmpipe("compare", "--seed", "0").refused(named)
-    path.unlink()
-    assert runs.gmpipe("compare", "--seed", "0").refused(named)
+    for damage in (
+        lambda: pq.write_table(table.take(list(range(17, -1, -1))), path),
+        lambda: path.write_bytes(b"damaged"),
+        path.unlink,
+    ):
+        damage()
+        assert runs.gmpipe("compare", "--seed", "0").refused(named)
 
 
 def test_the_results_say_what_a_network_costs(compared: Flow, tmp_path: Path) -> None:
@@ -468,9 +469,8 @@ def test_a_report_without_all_runs_says_how_to_make_them(small: Flow) -> None:
     [shown] = re.findall("`(gmpipe report [^`]*)`", failed.err)
     assert "seeds=[4,7]" not in shown
     assert "--set train.voc2007.epochs=2 --set 'seeds=[4]'" in shown
-    # So can runs of variants that params.yaml does not name, such as those of `compare --heads`.
-    assert "variants=[" in failed.err
-    assert "`gmpipe runs list --dataset voc2007`" in failed.err
+    # So can runs of other variants, such as those of `compare --heads`.
+    assert re.search(r"variants=\[.*`gmpipe runs list --dataset voc2007`", failed.err, re.S)
     failed = small.gmpipe("report")
     [remedy] = re.findall("`gmpipe (compare [^`]*)`", failed.err)
     small.ok(*remedy.split(), *ALONE)
@@ -479,10 +479,8 @@ def test_a_report_without_all_runs_says_how_to_make_them(small: Flow) -> None:
 
 def test_a_run_of_older_settings_is_not_reported(runs: Flow) -> None:
     write_params(runs.folder, {"learning_rate": 0.02})
-    assert runs.gmpipe("report").refused(
-        r"full-s0 .*`learning_rate` .*0\.01\b.*0\.02\b.*"
-        r"gmpipe train --dataset voc2007 --variant full --seed 0"
-    )
+    named = r"full-s0 .*`learning_rate` .*0\.01\b.*0\.02\b.*gmpipe train .*--variant full --seed 0"
+    assert runs.gmpipe("report").refused(named)
 
 
 def test_runs_of_two_caches_don_t_share_a_table(runs: Flow) -> None:
