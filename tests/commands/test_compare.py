@@ -496,6 +496,5 @@ def test_damaged_metrics_are_named(runs: Flow) -> None:
     path = runs / "runs/voc2007/full-s0/metrics.json"
     for content in ("{", "[1]", "{}"):
         path.write_text(content)
-        assert runs.gmpipe("report").refused(
-            r"full-s0/metrics\.json .*`gmpipe evaluate --dataset voc2007"
-        )
+        named = r"full-s0/metrics\.json .*`gmpipe evaluate --dataset voc2007"
+        assert runs.gmpipe("report").refused(named)
