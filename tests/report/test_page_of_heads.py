@@ -7,6 +7,7 @@ of `whole-wins` come from the whole view for labels with even numbers, `sets` do
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -15,6 +16,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -26,6 +28,9 @@ from small import make_small, write_params
 from stand_in_heads import registered
 
 from pipeline.datasets.readers.voc import VOCABULARY
+from pipeline.report.inputs import PageInputs
+from stages.checkout.params import read_request
+from stages.checkout.results import load_runs
 
 HEADS = ("full", "plain", "weighing", "whole-wins", "sets", "ranking")
 PAGE = "reports/voc2007"
@@ -112,6 +117,9 @@ def test_others_are_compared_with_a_variant_that_has_a_map(headed: Flow) -> None
     said = headed.ok("compare", *three, "--seed", "0")
     assert "## Difference from plain" in said
     assert "weighing" in said.partition("## Difference from plain")[2]
+    with contextlib.chdir(headed.folder):
+        runs = load_runs(read_request("voc2007"), ["sets", "plain"], [0])
+    assert PageInputs.base.fget(mock.Mock(runs=runs)) == "plain"  # type: ignore[attr-defined]
 
 
 def test_commands_show_a_dash(headed: Flow) -> None:
