@@ -20,7 +20,6 @@ from pipeline.settings.heads import HEADS, Entry
 
 CODE, TEST = (block for block in read_page("docs/heads.md").blocks if block.file is not None)
 [ENTRY] = [one for one in read_page("docs/heads.md").blocks if ": Entry(" in one.text]
-SIZES = ("labels", "regions")
 
 
 def run_block(text: str, name: str) -> ModuleType:
@@ -59,9 +58,10 @@ OF_VARIANTS = [
 
 @pytest.mark.parametrize("test", OF_VARIANTS, ids=lambda test: test.__name__)
 def test_it_does_what_every_head_must(variant: str, test: Any) -> None:
-    few = [size for size in SIZES if size in inspect.signature(test).parameters]
-    for sizes in itertools.product((1, 2), repeat=len(few)):
-        test(variant, **dict(zip(few, sizes, strict=True)))
+    cases = {mark.args[0]: mark.args[1] for mark in test.pytestmark}
+    del cases["variant"]
+    for values in itertools.product(*cases.values()):
+        test(variant=variant, **dict(zip(cases, values, strict=True)))
 
 
 def test_its_variant_is_a_built_in_one(variant: str) -> None:

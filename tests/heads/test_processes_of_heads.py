@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from flows import BIN, ROOT
-from tiny import images_of, make_batch, make_head, make_label_set, make_truth
+from tiny import make_batch, make_head, make_label_set, make_truth
 
 from pipeline.learning.distributed import Processes
 from pipeline.learning.losses import compute_loss
@@ -35,7 +35,7 @@ def compare() -> None:
         parallel = processes.parallel(head)
         for _ in range(2):
             head.zero_grad()
-            output = parallel(images_of(batch, own), labels, truth[own])
+            output = parallel(batch.each(lambda x: x[own]), labels, truth[own])
             compute_loss(output, truth[own], labels.ratio, WeightedLoss()).backward()
         compute_loss(alone(batch, labels, truth), truth, labels.ratio, WeightedLoss()).backward()
         for one, other in zip(head.parameters(), alone.parameters(), strict=True):
