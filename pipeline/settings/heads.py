@@ -178,13 +178,8 @@ and change what docs/heads.md says was chosen for it."""
 
 
 def variant_names() -> list[str]:
-    """Names of all built-in variants."""
-    entries = list(HEADS.values())
-    first = [name for entry in entries for name in entry.variants]
-    return sorted(
-        [*first, *(name for entry in entries for name in entry.further)],
-        key=lambda name: (name not in (*entries[0].variants, *entries[0].further),),
-    )
+    """Names of all built-in variants, head by head."""
+    return [name for entry in HEADS.values() for name in (*entry.variants, *entry.further)]
 
 
 def head_variants() -> list[str]:
