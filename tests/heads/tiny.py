@@ -33,6 +33,8 @@ def head_settings(variant: str, **changes: Any) -> HeadSettings:
             network[name] = 0.0
         if name in ("hidden_size", "latent_size", "embedding_size"):
             network[name] = HIDDEN
+        if name == "projection_size" and network.get(name):
+            network[name] = HIDDEN
         if name == "steps" and kind.own_loss:
             network[name] = C + 1  # all labels, and END
     return kind.model_validate({**network, **changes})

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from plain_loops import check_against, real_regions
-from tiny import HIDDEN, C, D, W, assert_same, make_batch, make_head, make_label_set
+from plain_loops import check_against, linear, real_regions
+from tiny import HIDDEN, C, W, assert_same, make_batch, make_head, make_label_set
 from torch import Tensor
 from toy_fits import fit, kinds_problem, right_regions
 
@@ -52,13 +54,16 @@ def by_hand(
     hidden = [torch.where(node > 0, node, 0.2 * node) for node in convolved(graph, nodes)]
     classifiers = convolved(graph, [second @ node for node in hidden])
     regions = real_regions(head, batch, image)
-    best = torch.stack([max((x[d] for x in regions), key=Tensor.item) for d in range(D)])
+    if head.projection is not None:
+        regions = [linear(head.projection, x).clamp(min=0) for x in regions]
+    size = len(regions[0])
+    best = torch.stack([max((x[d] for x in regions), key=Tensor.item) for d in range(size)])
     said = torch.stack(
-        [torch.stack([h @ x / D**0.5 for h in classifiers]) + head.bias for x in regions]
+        [torch.stack([h @ x / size**0.5 for h in classifiers]) + head.bias for x in regions]
     )
     if one.of == "regions":
         return torch.stack([max(said[:, c], key=Tensor.item) for c in range(C)]), said
-    return torch.stack([h @ best / D**0.5 for h in classifiers]) + head.bias, said
+    return torch.stack([h @ best / size**0.5 for h in classifiers]) + head.bias, said
 
 
 @pytest.mark.parametrize("variant", ["ml-gcn", "ml-gcn-identity", "ml-gcn-regions"])
@@ -114,7 +119,8 @@ def test_the_region_that_shows_a_label_wins_it(of: str) -> None:
     batch, truth, kinds = kinds_problem()
     labels = make_label_set(dtype=torch.float32)
     # Some starts among few labels end in a local optimum of the max over regions.
-    head = make_head("ml-gcn-identity", dtype=torch.float32, of=of, seed=2)
+    start: dict[str, Any] = {"projection_size": None, "seed": 2}
+    head = make_head("ml-gcn-identity", dtype=torch.float32, of=of, **start)
     fit(head, batch, labels, truth)
     assert right_regions(head, batch, labels, kinds) > 0.95
 
