@@ -48,7 +48,10 @@ def test_marks_that_are_not_read_are_named(root: Path) -> None:
     [
         (b"PK\x03\x04\x14\0\x06\0", ["zip", "CSV UTF-8"]),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", [".xls", "CSV UTF-8"]),
-        (gzip.compress(TEXT.encode(), mtime=0), ["gzip", "`gunzip -c labels.csv > labels-plain.csv`"]),
+        (
+            gzip.compress(TEXT.encode(), mtime=0),
+            ["gzip", "`gunzip -c labels.csv > labels-plain.csv`"],
+        ),
         (b"PAR1\x15\x04\x15\0\n", ["Parquet", "labels.parquet"]),
     ],
 )
