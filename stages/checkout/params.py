@@ -375,7 +375,8 @@ def variant_settings(settings: TrainSettings, variant: str, where: str = "train"
     if head in HEADS and head != merged["network"]["head"]:
         if merged["loss"]["name"] == "own":  # of the data set's head
             del merged["loss"]
-        _merge(merged, head_changes(head))
+        if head_of_variant(variant) != head:  # a built-in variant has all of its settings itself
+            _merge(merged, head_changes(head))
     _merge(merged, changes)
     try:
         return TrainSettings.model_validate(merged)

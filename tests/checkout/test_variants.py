@@ -172,3 +172,11 @@ def test_another_head_starts_a_variants_block_afresh(
     changed_params(checkout, {"train.demo.variants": {"max-pool": {"network": {"dropout": 0.1}}}})
     request = read_request("demo", [f"train.demo.variants.max-pool.{override}"])
     assert request.variant("max-pool").network.model_dump()["dropout"] == dropout
+
+
+def test_a_built_in_variant_does_not_start_from_another_one_of_its_head() -> None:
+    settings = TrainSettings()
+    for variant in ("hcp-bce", "ml-gcn-regions", "linear-max"):
+        network = variant_changes(variant)["network"]
+        alone = settings_class(network["head"]).model_validate(network)
+        assert variant_settings(settings, variant).network == alone

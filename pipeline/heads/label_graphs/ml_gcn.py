@@ -96,7 +96,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "ml-gcn-regions": {
         **RECIPE,
-        "network": {"head": "ml-gcn", "of": "regions", "input_dropout": 0.5},
+        "network": {
+            "head": "ml-gcn",
+            "of": "regions",
+            "input_dropout": 0.5,
+            "least_deviation": 1.0,
+        },
     },
     "ml-gcn-published": {
         **RECIPE,

@@ -43,7 +43,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "loss": {"name": "softmax-squared"},
         "network": {"head": "hcp", "least_deviation": 1.0, "input_dropout": 0.3},
     },
-    "hcp-bce": {**RECIPE, "learning_rate": 0.01, "network": {"head": "hcp"}},
+    "hcp-bce": {
+        **RECIPE,
+        "learning_rate": 0.01,
+        "network": {"head": "hcp", "least_deviation": 1.0, "input_dropout": 0.3},
+    },
     "hcp-published": {
         **RECIPE,
         "optimizer": "sgd",
