@@ -83,7 +83,8 @@ class LabelSet:
         ratio: (C,) float, r^c of equation (15): the share of the images that have the label.
         conditional: (C, C) float: row i, column j is P(j|i), the share of the images with label i
             that also have j. 0 on the diagonal, and in the row of a label that no image has. An
-            ignored label counts as absent. None unless the head reads it.
+            ignored label counts as absent. None unless the head reads it
+            (`HeadSettings.reads_conditional`).
     """
 
     vectors: Tensor
@@ -155,12 +156,10 @@ class Head(nn.Module):
     Attributes:
         attribution: what `HeadOutput.regions` holds: the logits that the head gives each region,
             or the weights by which it reads them; None if it does not tell regions apart.
-        reads_conditional: whether the head reads `LabelSet.conditional`.
         inputs: standardises what the head reads.
     """
 
     attribution: ClassVar[Attribution | None] = None
-    reads_conditional: ClassVar[bool] = False
 
     def __init__(self, sizes: HeadSizes, settings: HeadSettings) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.errors import DamagedError, MissingError, briefly
 from pipeline.files import canonical_json
-from pipeline.heads.building import build_head, head_class
+from pipeline.heads.building import build_head
 from pipeline.heads.contract import Head, HeadSizes, LabelSet
 from pipeline.labels.vectors import LabelVectors
 from pipeline.names import check_name
@@ -230,7 +230,7 @@ def _check_statistics(checkpoint: Checkpoint) -> None:
     """Check the shares of the labels."""
     labels = len(checkpoint.vocabulary)
     like = {"ratio": torch.empty(labels)}
-    if head_class(checkpoint.settings.network.head).reads_conditional:
+    if checkpoint.settings.network.reads_conditional:
         like["conditional"] = torch.empty(labels, labels)
     else:
         check_equal(checkpoint.conditional, None, "conditional")

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from pipeline.evaluation.metrics import evaluate
-from pipeline.heads.building import build_head, head_class
+from pipeline.heads.building import build_head
 from pipeline.heads.contract import Head, HeadSizes, LabelSet
 from pipeline.interrupts import deferred_interrupt
 from pipeline.labels.vectors import LabelVectors
@@ -91,8 +91,7 @@ def train_network(
 
 def known_labels(split: SplitData, vectors: LabelVectors, settings: TrainSettings) -> LabelSet:
     """What a training on these images knows of the labels."""
-    conditional = head_class(settings.network.head).reads_conditional
-    return label_set(split, vectors, conditional=conditional)
+    return label_set(split, vectors, conditional=settings.network.reads_conditional)
 
 
 def _initial_network(feed: Feed, labels: LabelSet, settings: TrainSettings) -> Head:

@@ -29,6 +29,7 @@ class HeadSettings(Settings):
     Attributes:
         own_loss: whether the head computes its loss itself, so that no other one can be set.
         needs_whole: whether it reads the vector of the whole view.
+        reads_conditional: whether it reads how labels occur together.
         decides: whether its scores say which labels an image has. If not, they only rank images and
             labels, and metrics of decisions, such as CF1, are not defined.
         ranks: whether its scores rank the images for a label. If not, AP is not defined.
@@ -42,6 +43,10 @@ class HeadSettings(Settings):
 
     @property
     def needs_whole(self) -> bool:
+        return False
+
+    @property
+    def reads_conditional(self) -> bool:
         return False
 
 

@@ -235,7 +235,13 @@ def check_run_regions(runs: Sequence[RunPlan], cache: RegionCache) -> None:
 
 
 _OF_REGIONS = (
-    *("boxes", "regions", "size", "score_threshold", "nms_threshold", "feature_dtype", "views"),
+    "boxes",
+    "regions",
+    "size",
+    "score_threshold",
+    "nms_threshold",
+    "feature_dtype",
+    "views",
 )
 
 

@@ -225,7 +225,7 @@ def test_a_head_reads_what_it_says(variant: str) -> None:
         assert (other.image - expected.image).abs().max() > 1e-6
     else:
         outputs_alike(head(replace(batch, whole=None), labels), expected)
-    if not head_class(head_settings(variant).head).reads_conditional:
+    if not head_settings(variant).reads_conditional:
         outputs_alike(head(batch, replace(labels, conditional=None)), expected)
 
 

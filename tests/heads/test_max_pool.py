@@ -12,7 +12,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import C, D, M, W, assert_same, make_batch, make_label_set, perturb, select
+from tiny import (
+    C,
+    D,
+    M,
+    W,
+    assert_same,
+    make_batch,
+    make_label_set,
+    perturb,
+    select,
+    with_garbage,
+)
 from torch import Tensor
 
 from pipeline.heads.contract import HeadSizes, LabelSet, RegionBatch
@@ -107,11 +118,7 @@ def test_padding_changes_nothing(seed: int, order: list[int]) -> None:
     """Two more regions of padding, anywhere; all padding is full of garbage."""
     network, batch = net(seed), make_batch(seed=seed)
     expected = network(batch, LABELS)
-    wide = select(batch, slice(None), [*range(M), 0, 0])
-    wide.mask[:, M:] = False
-    wide.features[~wide.mask] = 1e6
-    wide.boxes[~wide.mask] = -7.0
-    actual = network(select(wide, slice(None), order), LABELS)
+    actual = network(select(with_garbage(batch), slice(None), order), LABELS)
     restored = torch.empty_like(actual.regions)
     restored[:, order] = actual.regions
     assert_same(restored[:, :M], expected.regions, 1e-9)

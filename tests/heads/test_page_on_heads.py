@@ -47,7 +47,7 @@ def test_what_a_head_reads_says_and_costs(variant: str) -> None:
     whole, _, _, co_occurrence, said, lacks, parameters = rows(8)[variant]
     may = "possible" if isinstance(settings.network, RegionSettings) else "no"
     assert whole == ("needed" if settings.network.needs_whole else may)
-    assert not co_occurrence or head_class(head).reads_conditional
+    assert co_occurrence == ("yes" if settings.network.reads_conditional else "")
     assert said == SAID[head_class(head).attribution]
     expected = "" if settings.decides else "CF1, OF1, top-3"
     assert lacks == (expected if settings.ranks else "mAP, top-3 forced")

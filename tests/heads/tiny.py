@@ -220,6 +220,19 @@ def select(batch: RegionBatch, images: Any, regions: Any) -> RegionBatch:
     return replace(of_regions, whole=whole)
 
 
+def with_garbage(batch: RegionBatch) -> RegionBatch:
+    """The same images with two more regions of padding at the end; all padding is garbage."""
+    images, regions = batch.mask.shape
+    wide = select(batch, slice(images), [*range(regions), 0, 0])
+    wide.mask[:, regions:] = False
+    padding = ~wide.mask
+    wide.features[padding] = 1e6
+    wide.boxes[padding] = torch.tensor([0.4, -7.0, 0.6, 9.0], dtype=wide.boxes.dtype)
+    wide.scores[padding] = 99.0
+    wide.classes[padding] = -5
+    return wide
+
+
 def assert_same(actual: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
     """Assert equal shapes, types and infinities.
 

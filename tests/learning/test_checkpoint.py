@@ -31,10 +31,10 @@ from trainings import (
 from pipeline.errors import DamagedError, MissingError
 from pipeline.heads.building import build_head
 from pipeline.heads.contract import HeadSizes
-from pipeline.heads.matching.network import GmMlic
 from pipeline.learning import checkpoint as checkpoint_module
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from pipeline.learning.loop import Training
+from pipeline.settings import GmMlicSettings
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ CONDITIONAL = torch.tensor([[0.0, 0.5, 1.0], [0.25, 0.0, 0.0], [0.0, 0.125, 0.0]
 @pytest.fixture
 def reads_conditional(monkeypatch: pytest.MonkeyPatch) -> None:
     """GM-MLIC as if it read the co-occurrence of the labels."""
-    monkeypatch.setattr(GmMlic, "reads_conditional", True)
+    monkeypatch.setattr(GmMlicSettings, "reads_conditional", True)
 
 
 @pytest.mark.usefixtures("reads_conditional")

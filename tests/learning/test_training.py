@@ -114,7 +114,7 @@ def test_a_head_gets_the_truth_and_the_statistics_of_the_images_it_trains_on(
 
     for reads in (True, False):
         seen.clear()
-        monkeypatch.setattr(GmMlic, "reads_conditional", reads)
+        monkeypatch.setattr(GmMlicSettings, "reads_conditional", reads)
         with mock.patch.object(GmMlic, "score", noting):
             train(
                 toy,

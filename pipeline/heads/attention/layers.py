@@ -119,6 +119,38 @@ class FeedForward(nn.Module):
         return apply(self.norm, x + apply(self.dropout, apply(self.second, hidden)))
 
 
+class AttentionLayer(nn.Module):
+    """A layer of a transformer: attention and a feed-forward part, each normalised.
+
+    Args:
+        settings: its sizes and dropout.
+    """
+
+    def __init__(self, settings: AttentionSettings) -> None:
+        super().__init__()
+        size, dropout = settings.hidden_size, settings.dropout
+        self.attention = Attention(size, settings.attention_heads, dropout)
+        self.norm = nn.LayerNorm(size)
+        self.feedforward = FeedForward(size, settings.feedforward_size, dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, states: Tensor, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Update states by what their queries find.
+
+        Args:
+            states: (B, N, E), or (1, N, E) if they are the same for all images.
+            queries, keys, values, mask: as `Attention` takes them.
+
+        Returns:
+            the states (B, N, E), and the weights of the attention (B, N, M).
+        """
+        found, weights = self.attention(queries, keys, values, mask)
+        states = apply(self.norm, states + apply(self.dropout, found))
+        return apply(self.feedforward, states), weights
+
+
 class BoxPositions(nn.Module):
     """Vectors that say where a region is, to be added to what attention compares.
 

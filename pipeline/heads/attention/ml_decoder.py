@@ -31,12 +31,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.heads.attention.layers import (
-    Attention,
-    AttentionSettings,
-    BoxPositions,
-    FeedForward,
-)
+from pipeline.heads.attention.layers import AttentionLayer, AttentionSettings, BoxPositions
 from pipeline.heads.contract import Head, HeadOutput, HeadSizes, LabelSet, RegionBatch
 from pipeline.heads.layers import apply, scaled_linear
 from pipeline.settings.heads import RECIPE
@@ -96,7 +91,7 @@ class MlDecoder(Head):
 
     def __init__(self, sizes: HeadSizes, settings: MlDecoderSettings) -> None:
         super().__init__(sizes, settings)
-        size, dropout = settings.hidden_size, settings.dropout
+        size = settings.hidden_size
         self.of_vectors = settings.queries == "vectors"
         self.group_size = 1 if self.of_vectors else -(-sizes.labels // settings.groups)
         self.input_dropout = nn.Dropout(settings.input_dropout)
@@ -109,10 +104,8 @@ class MlDecoder(Head):
             classifiers, biases = -(-sizes.labels // self.group_size), sizes.labels
             self.register_buffer("queries", torch.randn(classifiers, size))
         self.norm_query = nn.LayerNorm(size)
-        self.attention = Attention(size, settings.attention_heads, dropout)
-        self.norm = nn.LayerNorm(size)
-        self.feedforward = FeedForward(size, settings.feedforward_size, dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.layer = AttentionLayer(settings)
+        self.dropout = nn.Dropout(settings.dropout)
         self.classifiers = nn.Parameter(torch.randn(classifiers, size, self.group_size) / size**0.5)
         self.bias = nn.Parameter(torch.zeros(biases))
 
@@ -126,9 +119,7 @@ class MlDecoder(Head):
         keys = regions + self.positions(batch.boxes, self.inputs)
         queries = self._queries(labels).expand(regions.shape[0], -1, -1)
         states = apply(self.norm_query, queries + apply(self.dropout, queries))
-        found, attention = self.attention(states, keys, regions, batch.mask)
-        states = apply(self.norm, states + apply(self.dropout, found))
-        states = apply(self.feedforward, states)
+        states, attention = self.layer(states, states, keys, regions, batch.mask)
         # (B, K, 1, E) x (K, E, labels of a group), of which the last group may have too many.
         logits = (states[:, :, None] @ self.classifiers).flatten(1)[:, :count] + self.bias
         of_labels = attention.repeat_interleave(self.group_size, dim=1)[:, :count]

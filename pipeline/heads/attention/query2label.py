@@ -33,12 +33,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.heads.attention.layers import (
-    Attention,
-    AttentionSettings,
-    BoxPositions,
-    FeedForward,
-)
+from pipeline.heads.attention.layers import AttentionLayer, AttentionSettings, BoxPositions
 from pipeline.heads.contract import Head, HeadOutput, HeadSizes, LabelSet, RegionBatch
 from pipeline.heads.layers import apply, scaled_linear
 from pipeline.settings.heads import RECIPE
@@ -110,8 +105,12 @@ class Query2Label(Head):
         self.dropout = nn.Dropout(settings.input_dropout)
         self.project = scaled_linear(sizes.features, size)
         self.positions = BoxPositions(size, settings.boxes)
-        self.encoder = nn.ModuleList(_Layer(settings) for _ in range(settings.encoder_layers))
-        self.decoder = nn.ModuleList(_Layer(settings) for _ in range(settings.decoder_layers))
+        self.encoder = nn.ModuleList(
+            AttentionLayer(settings) for _ in range(settings.encoder_layers)
+        )
+        self.decoder = nn.ModuleList(
+            AttentionLayer(settings) for _ in range(settings.decoder_layers)
+        )
         self.norm = nn.LayerNorm(size)
         self.of_labels: nn.Module = (
             _Learned(sizes.labels, size)
@@ -136,26 +135,6 @@ class Query2Label(Head):
             )
         logits = (apply(self.norm, states) * weights).sum(dim=2) + bias
         return HeadOutput(logits, attention.transpose(1, 2))
-
-
-class _Layer(nn.Module):
-    """A layer of the encoder or the decoder: attention and a feed-forward part, each normalised."""
-
-    def __init__(self, settings: Query2LabelSettings) -> None:
-        super().__init__()
-        size, dropout = settings.hidden_size, settings.dropout
-        self.attention = Attention(size, settings.attention_heads, dropout)
-        self.norm = nn.LayerNorm(size)
-        self.feedforward = FeedForward(size, settings.feedforward_size, dropout)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(
-        self, states: Tensor, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Update states (B, N, E) by attention; return them and its weights (B, N, M)."""
-        found, weights = self.attention(queries, keys, values, mask)
-        states = apply(self.norm, states + apply(self.dropout, found))
-        return apply(self.feedforward, states), weights
 
 
 class _Learned(nn.Module):

@@ -62,6 +62,10 @@ class CmaSettings(RegionSettings):
         "are left alone when the labels are embedded.",
     )
 
+    @property
+    def reads_conditional(self) -> bool:
+        return True
+
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "cma": {**RECIPE, "network": {"head": "cma", "input_dropout": 0.5}},
@@ -78,7 +82,6 @@ class Cma(Head):
     """Score labels by the regions that resemble their embeddings."""
 
     attribution = "weights"
-    reads_conditional = True
     embeddings: Tensor
 
     def __init__(self, sizes: HeadSizes, settings: CmaSettings) -> None:

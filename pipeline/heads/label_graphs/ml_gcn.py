@@ -20,10 +20,9 @@ a share p against the label itself, and is then normalised by the sums d of A's 
 
 On regions: the max over a feature map's positions becomes the max over regions. With
 `projection_size`, :math:`x_m` is :math:`\mathrm{ReLU}(P x_m + q)`: that layer stands for the
-convolutions before the max, which are fine-tuned in the original. Without it, a max of frozen
-components by themselves loses three points. Features are
-standardised, where a ResNet's are positive: so there is a bias u_c for each label, which the
-original lacks, and a division by :math:`\sqrt D`.
+convolutions before the max, which are fine-tuned in the original; without it, all that is left is a
+max of frozen components. Features are standardised, where a ResNet's are positive: so there is a
+bias u_c for each label, which the original lacks, and a division by :math:`\sqrt D`.
 `of: regions` applies the same classifiers to each region by itself, and takes the max over the
 regions' logits; it is this project's own, and differs from a linear `max-pool` by the graph only.
 The attribution is :math:`h_c\,x_m / \sqrt D + u_c` in both forms: the logit of an image that shows
@@ -58,7 +57,6 @@ class MlGcnSettings(RegionSettings):
         description="What is classified: the maximum of the regions' features, as published, or "
         "each region by itself, of which the best one decides.",
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout after that layer.")
     graph: Literal["statistics", "identity"] = Field(
         "statistics",
         description="Edges between labels: those that occur together in the training images, as "
@@ -70,12 +68,19 @@ class MlGcnSettings(RegionSettings):
         description="Size of a layer with ReLU on each region, before the maximum. It stands for "
         "the convolutions that are fine-tuned in the original. null: none.",
     )
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Dropout after the layer of `projection_size`."
+    )
     threshold: float = Field(
         0.4, ge=0, le=1, description="t: an edge needs a conditional probability of at least this."
     )
     share: float = Field(
         0.2, ge=0, lt=1, description="p: weight of all neighbours of a label together."
     )
+
+    @property
+    def reads_conditional(self) -> bool:
+        return self.graph == "statistics"
 
 
 # A max of each component by itself is ruled by those that rarely vary; so weak ones stay weak.
@@ -126,7 +131,6 @@ class MlGcn(Head):
     """Classify an image with classifiers that a graph over the labels makes of their vectors."""
 
     attribution = "logits"
-    reads_conditional = True
 
     def __init__(self, sizes: HeadSizes, settings: MlGcnSettings) -> None:
         super().__init__(sizes, settings)

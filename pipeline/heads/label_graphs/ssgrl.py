@@ -52,6 +52,10 @@ class SsgrlSettings(RegionSettings):
         3, ge=0, description="Passes over the graph of the labels. 0: without a graph."
     )
 
+    @property
+    def reads_conditional(self) -> bool:
+        return self.steps > 0
+
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "ssgrl": {**RECIPE, "network": {"head": "ssgrl", "input_dropout": 0.5}},
@@ -77,7 +81,6 @@ class Ssgrl(Head):
     """Score labels by what they attended to, and by what their neighbours in the graph did."""
 
     attribution = "weights"
-    reads_conditional = True
 
     def __init__(self, sizes: HeadSizes, settings: SsgrlSettings) -> None:
         super().__init__(sizes, settings)

@@ -27,7 +27,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.heads.contract import Head, HeadOutput, HeadSizes, LabelSet, RegionBatch
-from pipeline.heads.layers import masked_mean, masked_softmax
+from pipeline.heads.layers import masked_max, masked_mean, masked_softmax
 from pipeline.settings.heads import RECIPE, RegionSettings
 
 _TEMPERATURES: dict[int, tuple[float, ...]] = {
@@ -106,14 +106,15 @@ class Csra(Head):
         The attribution is the logit of an image that shows the region alone, in the base, too.
         """
         regions = self.dropout(self.inputs.features(batch.features))
+        whole = None
+        if self.base == "whole":
+            whole = self.dropout(self.inputs.whole(batch.of_whole()))
         directions = nn.functional.normalize(self.classifiers, dim=2)
         total = torch.zeros_like(self.bias)
         of_regions = torch.zeros_like(self.bias)
         for temperature, weights in zip(self.temperatures, directions, strict=True):
             scores = regions @ weights.T
-            base = masked_mean(scores, batch.mask)
-            if self.base == "whole":
-                base = self.dropout(self.inputs.whole(batch.of_whole())) @ weights.T
+            base = masked_mean(scores, batch.mask) if whole is None else whole @ weights.T
             total = total + base + self.weight * _attended(scores, batch.mask, temperature)
             of_regions = of_regions + (1 + self.weight) * scores
         of_regions = (of_regions + self.bias).masked_fill(~batch.mask[..., None], -torch.inf)
@@ -123,5 +124,5 @@ class Csra(Head):
 def _attended(scores: Tensor, mask: Tensor, temperature: float) -> Tensor:
     """The mean of the scores (B, M, C), weighted by their softmax over the regions: (B, C)."""
     if temperature == _MAX:
-        return scores.masked_fill(~mask[..., None], -torch.inf).amax(dim=1)
+        return masked_max(scores, mask)
     return (masked_softmax(temperature * scores, mask) * scores).sum(dim=1)

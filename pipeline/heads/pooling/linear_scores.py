@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from pipeline.heads.contract import Head, HeadOutput, HeadSizes, LabelSet, RegionBatch
@@ -50,4 +49,4 @@ class LinearScores(Head):
         best = best.scatter_reduce(
             1, classes.masked_fill(~known, 0), batch.scores.masked_fill(~known, 0), "amax"
         )
-        return HeadOutput(apply(self.classifier, torch.as_tensor(best)))
+        return HeadOutput(apply(self.classifier, best))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from placed_objects import learn_places
 from plain_loops import attend, check_against, feedforward, linear, norm, position, real_regions
-from tiny import C, assert_same, make_batch, make_head, make_label_set
+from tiny import C, make_batch, make_head, make_label_set
 from torch import Tensor
 from toy_fits import fit, kinds_problem, right_regions
 
@@ -32,8 +32,8 @@ def by_hand(
             query, bias = head.queries[group], head.bias[label]
             classifier = head.classifiers[group, :, place]
         t = norm(head.norm_query, 2 * query)
-        found, weights = attend(head.attention, t, keys, z)
-        t = feedforward(head.feedforward, norm(head.norm, t + found))
+        found, weights = attend(head.layer.attention, t, keys, z)
+        t = feedforward(head.layer.feedforward, norm(head.layer.norm, t + found))
         logits.append(classifier @ t + bias)
         said.append(torch.stack(weights))
     return torch.stack(logits), torch.stack(said, dim=1)
@@ -67,13 +67,6 @@ def test_fixed_queries_are_saved_and_not_trained() -> None:
     head = make_head("ml-decoder")
     assert "queries" in head.state_dict()
     assert "queries" not in dict(head.named_parameters())
-
-
-def test_with_vectors_a_label_is_nothing_but_its_vector() -> None:
-    head, batch, labels = make_head("ml-decoder", queries="vectors"), make_batch(), make_label_set()
-    order = torch.tensor([2, 0, 1, 1])
-    others = LabelSet(labels.vectors[order], labels.ratio[order])
-    assert_same(head(batch, others).image, head(batch, labels).image[:, order])
 
 
 def test_the_region_that_shows_a_label_wins_it() -> None:

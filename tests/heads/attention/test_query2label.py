@@ -6,7 +6,7 @@ import pytest
 import torch
 from placed_objects import learn_places
 from plain_loops import attend, check_against, feedforward, linear, norm, position, real_regions
-from tiny import HIDDEN, C, assert_same, make_batch, make_head, make_label_set
+from tiny import HIDDEN, C, make_batch, make_head, make_label_set
 from torch import Tensor
 from toy_fits import fit, kinds_problem, right_regions
 
@@ -61,17 +61,6 @@ def test_the_lengths_of_sine_waves() -> None:
     assert isinstance(head, Query2Label)
     expected = [2 * torch.pi / 10000 ** (2 * i / 8) for i in range(4)]
     assert head.positions.scales.tolist() == pytest.approx(expected, rel=1e-6)
-
-
-def test_with_vectors_a_label_is_nothing_but_its_vector() -> None:
-    head, batch, labels = (
-        make_head("query2label", queries="vectors"),
-        make_batch(),
-        make_label_set(),
-    )
-    order = torch.tensor([2, 0, 1, 1])
-    others = LabelSet(labels.vectors[order], labels.ratio[order])
-    assert_same(head(batch, others).image, head(batch, labels).image[:, order])
 
 
 def test_the_region_that_shows_a_label_wins_it() -> None:

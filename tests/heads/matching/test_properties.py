@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import VARIANTS, few, net, score, seeds, vectors
-from tiny import C, M, assert_same, make_batch, select
+from tiny import C, M, assert_same, make_batch, select, with_garbage
 
 variants = st.sampled_from(VARIANTS)
 sparsities = st.sampled_from([None, 1, 2])
@@ -46,14 +46,7 @@ def test_padding_changes_nothing(variant: str, seed: int, order: list[int], neig
     network = net(variant, seed=seed, neighbors=neighbors)
     batch, words = make_batch(seed=seed), vectors(seed=seed)
     expected = score(network, batch, words)
-    wide = select(batch, slice(None), [*range(M), 0, 0])
-    wide.mask[:, M:] = False
-    padding = ~wide.mask
-    wide.features[padding] = 1e6
-    wide.boxes[padding] = torch.tensor([0.4, -7.0, 0.6, 9.0], dtype=torch.float64)
-    wide.scores[padding] = 99.0
-    wide.classes[padding] = -5
-    actual = score(network, select(wide, slice(None), order), words)
+    actual = score(network, select(with_garbage(batch), slice(None), order), words)
     restored = torch.empty_like(actual.regions)
     restored[:, order] = actual.regions
     assert_same(restored[:, :M], expected.regions, 1e-9)
