@@ -18,9 +18,9 @@ from tiny import (
     make_truth,
     needs_whole,
     outputs_alike,
-    padded,
     permuted,
     select,
+    with_garbage,
 )
 from toy_fits import fit, kinds_problem, ranking
 
@@ -102,7 +102,7 @@ def test_the_order_of_regions_does_not_matter(variant: str) -> None:
 @pytest.mark.parametrize("variant", ALL)
 def test_padding_does_not_matter(variant: str) -> None:
     head, batch, labels = make_head(variant), make_batch(4), make_label_set()
-    expected, actual = head(batch, labels), head(padded(batch, 3), labels)
+    expected, actual = head(batch, labels), head(with_garbage(batch), labels)
     assert_same(actual.image, expected.image)
     if expected.regions is not None:
         assert_same(actual.regions[:, :M], expected.regions)

@@ -199,20 +199,6 @@ def permuted(batch: RegionBatch, order: Tensor) -> RegionBatch:
     return RegionBatch(**picked, whole=batch.whole)
 
 
-def padded(batch: RegionBatch, regions: int) -> RegionBatch:
-    """The same images with room for more regions, all of it padding."""
-
-    def longer(values: Tensor) -> Tensor:
-        room = values.new_zeros(len(values), regions, *values.shape[2:])
-        return torch.cat([values, room], dim=1)
-
-    named = {
-        name: longer(getattr(batch, name))
-        for name in ("features", "boxes", "scores", "classes", "mask")
-    }
-    return RegionBatch(**named, whole=batch.whole)
-
-
 def select(batch: RegionBatch, images: Any, regions: Any) -> RegionBatch:
     """Index a batch by images and, in each, by regions."""
     of_regions = replace(batch, whole=None).each(lambda x: x[images][:, regions])
