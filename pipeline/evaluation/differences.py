@@ -42,6 +42,7 @@ BY_DATA_SET: Mapping[str, tuple[str, str]] = {
 
 UNMENTIONED: Mapping[str, object] = {
     "network.node_norm": False,
+    "network.residual": False,
     "network.input_dropout": 0.0,
     "network.dropout": 0.0,
     "network.decoder_dropout": 0.0,

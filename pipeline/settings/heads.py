@@ -102,7 +102,12 @@ class Entry:
         return Path(*self.module.split(".")).with_suffix(".py")
 
 
-_ABLATIONS = ("without-label-graph", "without-instance-graph", "without-matching-edges")
+_ABLATIONS = (
+    "without-label-graph",
+    "without-instance-graph",
+    "without-matching-edges",
+    "stateless-matching-edges",
+)
 
 HEADS: dict[str, Entry] = {
     "gm-mlic": Entry(

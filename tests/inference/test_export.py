@@ -87,6 +87,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "without-label-graph": ("without-label-graph", {"modules": 1}),
     "without-instance-graph": ("without-instance-graph", {"modules": 1}),
     "without-matching-edges": ("without-matching-edges", {"modules": 1, "node_norm": False}),
+    "stateless-matching-edges": ("stateless-matching-edges", {"residual": True}),
     **{name: (name, {}) for name in head_variants() if name not in ("full", "max-pool")},
 }
 SHAPES = (([1], 1), ([2], 2), ([3, 1, 2], 3), ([1, 4, 2, 3, 4], 4), ([2, 1], 7), ([20, 9], 20))

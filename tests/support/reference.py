@@ -17,7 +17,8 @@ Where this departs from the paper's print:
 - (5), (7): messages between instances and labels travel over the matching edge e^m, and have a
   rho of their own; the print repeats e^o, e^l and the hat.
 - Inputs are standardised, and nodes pass a LayerNorm after the encoder and each update where the
-  settings ask for it.
+  settings ask for it. Where they ask for residual nodes, a node's former state is added to its
+  update before the norm, by a linear layer if their sizes differ.
 - The last module's instance and label edges are not computed: the decoder reads matching edges
   only, so nothing reads them, and they have no parameters.
 - (13) stops before the sigmoid.
@@ -125,7 +126,7 @@ def build_graph(network: GmMlic, batch: RegionBatch, image: int, label_vectors: 
 
     # (3): e_ij^m = [v_i^o, v_j^l]
     matching_edges = {}
-    if settings.matching_edges:
+    if settings.matching_edges is True:
         for i in real:
             for j in w:
                 matching_edges[i, j] = torch.cat([f[i], w[j]])
@@ -246,9 +247,10 @@ def convolved_instance(module: Convolution, graph: Graph, i: int) -> Tensor:
         ]
         gathered.append(_mean(messages, rho))
     if (rho := module.instance_from_label) is not None:  # (5), right
-        messages = [_mlp(rho, graph.matching_edges[i, j], v_j) for j, v_j in graph.labels.items()]
+        messages = [_mlp(rho, *state(graph, i, j), v_j) for j, v_j in graph.labels.items()]
         gathered.append(_mean(messages, rho))
-    return _normalised(module.instance_norm, _mlp(module.instance_node, *gathered))  # (6)
+    update = _mlp(module.instance_node, *gathered)  # (6)
+    return _normalised(module.instance_norm, _added(module.instance_skip, gathered[0], update))
 
 
 def convolved_label(module: Convolution, graph: Graph, j: int) -> Tensor:
@@ -262,11 +264,15 @@ def convolved_label(module: Convolution, graph: Graph, j: int) -> Tensor:
         ]
         gathered.append(_mean(messages, rho))
     if (rho := module.label_from_instance) is not None:  # (7), right
-        messages = [
-            _mlp(rho, graph.matching_edges[i, j], v_i) for i, v_i in graph.instances.items()
-        ]
+        messages = [_mlp(rho, *state(graph, i, j), v_i) for i, v_i in graph.instances.items()]
         gathered.append(_mean(messages, rho))
-    return _normalised(module.label_norm, _mlp(module.label_node, *gathered))  # (8)
+    update = _mlp(module.label_node, *gathered)  # (8)
+    return _normalised(module.label_norm, _added(module.label_skip, gathered[0], update))
+
+
+def state(graph: Graph, i: int, j: int) -> tuple[Tensor, ...]:
+    """What a message over a matching edge reads of it: nothing if the edges have no states."""
+    return (graph.matching_edges[i, j],) if graph.matching_edges else ()
 
 
 # Decoder -----------------------------------------------------------------------------------------
@@ -275,13 +281,13 @@ def convolved_label(module: Convolution, graph: Graph, j: int) -> Tensor:
 def decode(network: GmMlic, graph: Graph) -> Edges:
     """Apply the decoder (13): a scalar logit for every real instance i and label j, by (i, j).
 
-    Without matching edges it reads ``[v_i^o, v_j^l]``.
+    Where matching edges have no states it reads ``[v_i^o, v_j^l]``.
     """
     phi = network.decoder.mlp
     logits: Edges = {}
     for i, v_i in graph.instances.items():
         for j, v_j in graph.labels.items():
-            if network.settings.matching_edges:
+            if graph.matching_edges:
                 logit = _mlp(phi, graph.matching_edges[i, j])
             else:
                 logit = _mlp(phi, v_i, v_j)
@@ -299,6 +305,11 @@ def _mean(messages: list[Tensor], rho: MLP) -> Tensor:
     if not messages:
         return rho.second.weight.new_zeros(rho.second.out_features)
     return sum(messages[1:], start=messages[0]) / len(messages)
+
+
+def _added(skip: nn.Module | None, v_i: Tensor, update: Tensor) -> Tensor:
+    """A node's update, with its former state where the settings ask for residual nodes."""
+    return update if skip is None else update + cast(Tensor, skip(v_i))
 
 
 def _normalised(norm: nn.Module, v_i: Tensor) -> Tensor:

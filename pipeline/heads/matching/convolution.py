@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from pipeline.heads.layers import apply
+from pipeline.heads.layers import apply, scaled_linear
 from pipeline.heads.matching.graphs import Structure
 from pipeline.heads.matching.grids import Hidden, Pair, Reading, read_grid, update_grid
 from pipeline.heads.matching.layers import MLP, listed, neighbor_rows
@@ -41,19 +41,21 @@ class Convolution(nn.Module):
     def __init__(self, inputs: int, outputs: int, settings: GmMlicSettings, last: bool) -> None:
         super().__init__()
         instance_graph, label_graph = settings.instance_graph, settings.label_graph
-        matching, norm = settings.matching_edges, settings.node_norm
+        matching, states = bool(settings.matching_edges), settings.matching_edges is True
 
-        def gather(exists: bool) -> MLP | None:
-            return MLP((inputs, inputs), outputs) if exists else None
+        def gather(exists: bool, edges: bool = True) -> MLP | None:
+            return MLP((inputs, inputs) if edges else (inputs,), outputs) if exists else None
 
         self.instance_from_instance = gather(instance_graph)
-        self.instance_from_label = gather(matching)
+        self.instance_from_label = gather(matching, states)
         self.label_from_label = gather(label_graph)
-        self.label_from_instance = gather(matching)
+        self.label_from_instance = gather(matching, states)
         self.instance_node = MLP((inputs, *(outputs,) * (instance_graph + matching)), outputs)
         self.label_node = MLP((inputs, *(outputs,) * (label_graph + matching)), outputs)
-        self.instance_norm = nn.LayerNorm(outputs) if norm else nn.Identity()
-        self.label_norm = nn.LayerNorm(outputs) if norm else nn.Identity()
+        self.instance_skip = _skip(inputs, outputs) if settings.residual else None
+        self.label_skip = _skip(inputs, outputs) if settings.residual else None
+        self.instance_norm = nn.LayerNorm(outputs) if settings.node_norm else nn.Identity()
+        self.label_norm = nn.LayerNorm(outputs) if settings.node_norm else nn.Identity()
         self.dropout = nn.Dropout(settings.dropout)
 
         def between(exists: bool) -> MLP | None:
@@ -66,8 +68,8 @@ class Convolution(nn.Module):
         self.instance_edge = update(instance_graph and not last)
         self.label_edge_from_nodes = between(label_graph and not last)
         self.label_edge = update(label_graph and not last)
-        self.matching_edge_from_nodes = between(matching)
-        self.matching_edge = update(matching)
+        self.matching_edge_from_nodes = between(states)
+        self.matching_edge = update(states)
 
     def forward(self, graph: AssignmentGraph, structure: Structure) -> AssignmentGraph:
         """Update the nodes from their neighbours, then the edges from their updated nodes."""
@@ -82,9 +84,15 @@ class Convolution(nn.Module):
         if matched is not None:
             instance_pieces.append(matched.to_rows)
             label_pieces.append(cast(Tensor, matched.to_columns))
-        instances = self.instance_norm(self.instance_node.of_pieces(*instance_pieces))  # (6)
-        instances = self.dropout(instances)
-        labels = self.label_norm(self.label_node.of_pieces(*label_pieces))  # (8)
+        instances = self.instance_node.of_pieces(*instance_pieces)  # (6)
+        labels = self.label_node.of_pieces(*label_pieces)  # (8)
+        if self.instance_skip is None or self.label_skip is None:
+            instances = self.dropout(self.instance_norm(instances))
+            labels = self.label_norm(labels)
+        else:
+            kept = apply(self.instance_skip, graph.instances)
+            instances = self.instance_norm(kept + self.dropout(instances))
+            labels = self.label_norm(apply(self.label_skip, graph.labels) + labels)
         return AssignmentGraph(
             instances,
             labels,
@@ -117,7 +125,9 @@ class Convolution(nn.Module):
     ) -> Reading | None:
         if (rho := self.instance_from_label) is None:
             return None
-        to_label, update = cast(MLP, self.label_from_instance), cast(MLP, self.matching_edge)
+        to_label = cast(MLP, self.label_from_instance)
+        if (update := self.matching_edge) is None:
+            return _gather_stateless(rho, to_label, graph, structure)
         return _gather_matching(rho, to_label, update, graph, structure)
 
     def _update_instance_edges(
@@ -224,6 +234,22 @@ def _gather_matching(
     return Reading(apply(to_instance.second, reading.to_rows), to_columns, reading.kept)
 
 
+def _gather_stateless(
+    to_instance: MLP, to_label: MLP, graph: AssignmentGraph, structure: Structure
+) -> Reading:
+    """Gather along matching edges without states, whose messages are those of the nodes alone.
+
+    So all instances of an image gather the same from its labels, and all labels from its instances.
+
+    Returns:
+        `to_rows` (G, 1, H') and `to_columns` (B, 1, H').
+    """
+    of_labels = apply(to_instance.first, graph.labels).relu().mean(dim=1, keepdim=True)
+    hidden = apply(to_label.first, graph.instances).relu()
+    of_instances = torch.einsum("bmh,bm->bh", hidden, structure.instance_weights)[:, None]
+    return Reading(apply(to_instance.second, of_labels), apply(to_label.second, of_instances), None)
+
+
 def _node_term(rho: MLP, edges: Edges, nodes: Tensor) -> Tensor:
     """Compute what a message's first layer reads of the nodes, and everything constant in it."""
     of_edge, of_node = rho.pieces()
@@ -233,6 +259,11 @@ def _node_term(rho: MLP, edges: Edges, nodes: Tensor) -> Tensor:
 def _edge_readers(rho: MLP, update: MLP | None) -> tuple[Tensor, ...]:
     """List the weights by which the message and, if there is one, the update read the edges."""
     return tuple(reader.pieces()[0] for reader in (rho, update) if reader is not None)
+
+
+def _skip(inputs: int, outputs: int) -> nn.Module:
+    """What adds a node's state to its update: the identity, or a linear layer if sizes differ."""
+    return nn.Identity() if inputs == outputs else scaled_linear(inputs, outputs, bias=False)
 
 
 def _updated_edges(phi: MLP, rho: MLP, before: Edges, kept: Tensor | None, nodes: Hidden) -> Edges:

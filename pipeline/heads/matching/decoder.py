@@ -16,13 +16,13 @@ from pipeline.heads.matching.states import AssignmentGraph
 
 
 class Decoder(nn.Module):
-    """An MLP on each matching edge; without matching edges, on ``[v_i^o, v_j^l]``.
+    """An MLP on each matching edge; where these have no states, on ``[v_i^o, v_j^l]``.
 
     It stops before the sigmoid.
 
     Args:
         size: of the nodes and edges that it reads.
-        matching_edges: whether there are any.
+        matching_edges: whether there are any that have states.
         dropout: on its hidden state.
     """
 

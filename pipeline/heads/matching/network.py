@@ -34,8 +34,8 @@ Beyond the paper: inputs are standardised with statistics of the training split 
 nodes pass a LayerNorm after the encoder and each update, which holds what still drifts during
 training. It stands on nodes only: identity 2 needs the path from an edge's update to its readers to
 be linear, and a normalised edge would have to be materialised. Off unless the settings ask for it:
-dropout on the region features, on instance nodes (never on label nodes: a label without its node
-can't be told from others) and in the decoder.
+residual nodes (a node's state is added to its update), dropout on the region features, on instance
+nodes (never on label nodes: a label without its node can't be told from others) and in the decoder.
 
 Letters: B images, M instances (padding included), C labels, D feature size, W label vector size,
 H hidden size.
@@ -79,7 +79,9 @@ class GmMlic(Head):
             Convolution(before, after, settings, last=number == settings.modules)
             for number, (before, after) in enumerate(pairwise(states), 1)
         )
-        self.decoder = Decoder(states[-1], settings.matching_edges, settings.decoder_dropout)
+        self.decoder = Decoder(
+            states[-1], settings.matching_edges is True, settings.decoder_dropout
+        )
 
     def score(
         self,

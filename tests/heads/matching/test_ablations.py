@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from networks import VARIANTS, gradients, net, score, vectors
+from networks import VARIANTS, H, gradients, net, score, vectors
 from tiny import C, M, assert_same, make_batch
 
 from pipeline.heads.matching.graphs import instance_neighbors, label_neighbors
@@ -87,6 +87,28 @@ def test_without_matching_edges_only_neighbours_meet() -> None:
         other.features[0, instance] += 1
         changed = (score(network, other, words).regions[0] != scores).any(dim=1)
         assert changed.tolist() == [instance in (i, *around[i].tolist()) for i in range(M)]
+
+
+def test_over_stateless_edges_messages_are_those_of_the_nodes() -> None:
+    """They lack the states' parameters, read one node, and reach every instance and label."""
+    variant = "stateless-matching-edges"
+    kept = {name for name in parameter_names("full") if "matching_edge" not in name}
+    assert parameter_names(variant) == kept
+    network = net(variant, modules=1)
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.named_parameters()}
+    for message in ("instance_from_label", "label_from_instance"):
+        assert shapes[f"convolutions.0.{message}.first.weight"] == (H // 2, H)
+    batch, words = make_batch(2), vectors()
+    longer = words.clone()
+    longer[0] *= 1.5
+    before = score(network, batch, words).regions[batch.mask]
+    changed = score(network, batch, longer).regions[batch.mask] != before
+    assert changed.all()
+    other = replace(batch, features=batch.features.clone())
+    other.features[0, 0] += 1
+    changed = score(network, other, words).regions[batch.mask] != before
+    images = torch.arange(2)[:, None].expand(2, M)[batch.mask]
+    assert changed.all(dim=1).tolist() == (images == 0).tolist()
 
 
 def test_without_label_graph_labels_still_affect_each_other_over_instances() -> None:

@@ -13,7 +13,7 @@ import torch
 from networks import VARIANTS, H, gradients, net, score, vectors
 from reference import build_graph, convolve, decode, encode, reference_logits
 from tiny import C, M, assert_same, make_batch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.heads.contract import RegionBatch
 from pipeline.heads.matching.convolution import Convolution
@@ -107,6 +107,17 @@ def test_network_equals_reference(
     check(network, batch, words)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_residual_network_equals_reference(variant: str) -> None:
+    network, batch, words = case(variant=variant, modules=3, residual=True)
+    assert [type(module.instance_skip) for module in network.convolutions] == [
+        nn.Identity,
+        nn.Identity,
+        nn.Linear,
+    ]
+    check(network, batch, words)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_network_equals_reference_in_every_shape(variant: str, shape: str) -> None:
@@ -148,6 +159,7 @@ def reference_without(
         ("without-label-graph", ("instance",)),
         ("without-instance-graph", ("label",)),
         ("without-matching-edges", ("label", "instance")),
+        ("stateless-matching-edges", ("label", "instance")),
     ],
 )
 @torch.no_grad()
