@@ -19,5 +19,8 @@ class MaxPoolSettings(RegionSettings):
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "max-pool": {**RECIPE, "network": {"head": "max-pool", "dropout": 0.5}},
+    "max-pool": {
+        **RECIPE,
+        "network": {"head": "max-pool", "least_deviation": 1.0, "dropout": 0.2},
+    },
 }

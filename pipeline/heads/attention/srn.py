@@ -67,7 +67,16 @@ class SrnSettings(RegionSettings):
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "srn": {**RECIPE, "network": {"head": "srn"}},
+    "srn": {
+        **RECIPE,
+        "network": {
+            "head": "srn",
+            "whole_region": True,
+            "least_deviation": 1.0,
+            "input_dropout": 0.3,
+            "dropout": 0.5,
+        },
+    },
     "srn-published": {
         **RECIPE,
         "optimizer": "sgd",

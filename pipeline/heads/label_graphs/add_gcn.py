@@ -56,7 +56,12 @@ class AddGcnSettings(RegionSettings):
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "add-gcn": {**RECIPE, "network": {"head": "add-gcn", "input_dropout": 0.5}},
+    "add-gcn": {
+        **RECIPE,
+        "learning_rate": 0.003,
+        "epochs": 10,
+        "network": {"head": "add-gcn", "hidden_size": 128, "input_dropout": 0.3},
+    },
     "add-gcn-published": {
         **RECIPE,
         "epochs": 50,

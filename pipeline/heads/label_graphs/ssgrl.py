@@ -61,7 +61,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ssgrl": {**RECIPE, "network": {"head": "ssgrl", "input_dropout": 0.5}},
     "ssgrl-without-graph": {
         **RECIPE,
-        "network": {"head": "ssgrl", "steps": 0, "input_dropout": 0.5},
+        "learning_rate": 0.003,
+        "epochs": 10,
+        "network": {
+            "head": "ssgrl",
+            "steps": 0,
+            "hidden_size": 256,
+            "least_deviation": 1.0,
+            "input_dropout": 0.3,
+        },
     },
     "ssgrl-published": {
         **RECIPE,

@@ -51,7 +51,12 @@ class WsddnSettings(RegionSettings):
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "wsddn": {**RECIPE, "network": {"head": "wsddn", "dropout": 0.5}},
+    "wsddn": {
+        **RECIPE,
+        "learning_rate": 0.003,
+        "epochs": 10,
+        "network": {"head": "wsddn", "least_deviation": 1.0, "input_dropout": 0.3},
+    },
     "wsddn-published": {
         **RECIPE,
         "optimizer": "sgd",

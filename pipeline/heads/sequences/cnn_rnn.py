@@ -62,8 +62,10 @@ class CnnRnnSettings(FeatureSettings):
 VARIANTS: dict[str, dict[str, Any]] = {
     "cnn-rnn": {
         **RECIPE,
+        "learning_rate": 0.003,
+        "epochs": 10,
         "loss": {"name": "own"},
-        "network": {"head": "cnn-rnn", "input_dropout": 0.3},
+        "network": {"head": "cnn-rnn", "hidden_size": 128, "least_deviation": 1.0},
     },
     "cnn-rnn-published": {
         **RECIPE,

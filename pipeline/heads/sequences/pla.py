@@ -73,7 +73,16 @@ class PlaSettings(RegionSettings):
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "pla": {**RECIPE, "loss": {"name": "own"}, "network": {"head": "pla"}},
+    "pla": {
+        **RECIPE,
+        "loss": {"name": "own"},
+        "network": {
+            "head": "pla",
+            "hidden_size": 128,
+            "least_deviation": 1.0,
+            "input_dropout": 0.3,
+        },
+    },
     "pla-published": {
         **RECIPE,
         "epochs": 30,

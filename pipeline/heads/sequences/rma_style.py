@@ -81,7 +81,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rma-style": {
         **RECIPE,
         "loss": {"name": "own"},
-        "network": {"head": "rma-style", "input_dropout": 0.3},
+        "network": {
+            "head": "rma-style",
+            "whole_region": True,
+            "least_deviation": 1.0,
+            "input_dropout": 0.3,
+        },
     },
     "rma-style-published": {
         **RECIPE,
