@@ -325,7 +325,10 @@ def _entries(lists: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Write a manifest as sealed Parquet, either completely or not at all."""
+    """Write a manifest as sealed Parquet, either completely or not at all.
+
+    Equal manifests give the same bytes.
+    """
     all_ignored = manifest.difficult == DifficultSettings()
     about = {
         "version": _ALL_IGNORED_VERSION if all_ignored else MANIFEST_VERSION,
@@ -337,7 +340,8 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
         **({"notes": manifest.notes} if manifest.notes else {}),
         **({} if all_ignored else {"difficult": manifest.difficult.model_dump()}),
     }
-    write_sealed_table(path, manifest.table, about)
+    # Parquet calls the entries of lists otherwise: a table that was read has these names.
+    write_sealed_table(path, manifest.table.cast(COLUMNS), about)
 
 
 def read_manifest(path: Path) -> Manifest:
