@@ -152,8 +152,8 @@ def check_training_rows(
     if checkpoint.train_sha256 != today:
         if changed := changed_treatment(manifest, "train_sha256", checkpoint.train_sha256):
             raise MismatchError(
-                f"{path} was trained on other labels than {manifest_file(manifest.dataset)} has "
-                f"now: {changed}.",
+                f"{path} was trained under another protocol for difficult labels than that of "
+                f"{manifest_file(manifest.dataset)}: {changed}.",
                 f"{remedy} Or change that back in params.yaml, and run `gmpipe prepare --dataset "
                 f"{manifest.dataset}`.",
             )
