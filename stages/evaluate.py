@@ -112,6 +112,7 @@ def _evaluate(run: RunPlan) -> str:
         train_sha256=checkpoint.train_sha256,
         test_sha256=manifest.test_sha256,
         checkpoint_sha256=checkpoint.sha256,
+        difficult=manifest.treatments,
     )
     write_predictions(
         run.folder / PREDICTIONS_FILE,
@@ -123,11 +124,14 @@ def _evaluate(run: RunPlan) -> str:
     write_json(run.folder / SUMMARY_FILE, metrics.summary())
     # Last: a run with metrics of its checkpoint counts as evaluated.
     write_evaluation(run.folder / METRICS_FILE, evaluation)
-    left_out = (
-        f"; {counted(split.left_out, 'image')} without regions left out" if split.left_out else ""
-    )
-    numbers = ", ".join(f"{name} {shown(metrics.number(name))}" for name in ("mAP", "OF1"))
-    return f"{run.folder}: {numbers}{left_out}"
+    return _summary(run, evaluation)
+
+
+def _summary(run: RunPlan, evaluation: Evaluation) -> str:
+    number, left_out = evaluation.metrics.number, evaluation.left_out
+    numbers = ", ".join(f"{name} {shown(number(name))}" for name in ("mAP", "OF1"))
+    ending = f"; {counted(left_out, 'image')} without regions left out" if left_out else ""
+    return f"{run.folder}: {numbers}{ending}"
 
 
 def _note_without_negative(truth: np.ndarray, manifest: Manifest) -> None:

@@ -6,6 +6,7 @@ import csv
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ from pipeline.settings import (
     ScenesSettings,
     TableSettings,
     VocSettings,
+    difficult_settings,
 )
 from stages.checkout.layout import (
     boxes_file,
@@ -84,6 +86,9 @@ _SHOWN = 5  # images that a list names
 def prepare(request: Request) -> str:
     """Write the manifest, unless its sources are unchanged and its images exist.
 
+    If only `difficult` changed, nothing but that is replaced in it. An imported manifest is never
+    written otherwise.
+
     The train settings of each variant are written as well, for the stages that depend on them.
 
     Returns:
@@ -104,13 +109,15 @@ def prepare(request: Request) -> str:
         tidy(settings_folder(dataset))
         write_variant_settings(request)
         if isinstance(source, ImportedSettings):
-            imported = _imported_manifest(dataset)
+            imported = _treat_difficult(_imported_manifest(dataset), request)
             line = f"{folder}: imported, {_counts(imported)}"
             return "\n".join([line, *describe_labels(imported)])
         current = _current_manifest(dataset, source)
         if current is not None:
-            line = f"{folder} ({_counts(current)}): unchanged"
-            return "\n".join([line, *describe_labels(current)])
+            treated = _treat_difficult(current, request)
+            what = "unchanged" if treated is current else "unchanged but for `difficult`"
+            line = f"{folder} ({_counts(treated)}): {what}"
+            return "\n".join([line, *describe_labels(treated)])
         places: Mapping[str, str] = {}
         if isinstance(source, ScenesSettings):
             manifest = _draw(dataset, source)
@@ -139,6 +146,7 @@ def check(request: Request, list_file: Path | None = None) -> tuple[str, bool]:
     root = data_root(dataset)
     if isinstance(source, ImportedSettings):
         manifest = _imported_manifest(dataset)
+        manifest = replace(manifest, difficult=source.difficult)
         line = f"{dataset}: {_counts(manifest)}. Its regions are imported, so it needs no images."
         return "\n".join([line, *describe_labels(manifest)]), True
     places: Mapping[str, str] = {}
@@ -220,8 +228,18 @@ def _imported_manifest(dataset: str) -> Manifest:
         return read_manifest(manifest_file(dataset))
 
 
+def _treat_difficult(manifest: Manifest, request: Request) -> Manifest:
+    """Let the difficult labels of the manifest on disk count as the settings say."""
+    difficult = difficult_settings(request.prepare)
+    if manifest.difficult == difficult:
+        return manifest
+    changed = replace(manifest, difficult=difficult)
+    write_manifest(manifest_file(manifest.dataset), changed)
+    return changed
+
+
 def _current_manifest(dataset: str, source: ScenesSettings | ListedSettings) -> Manifest | None:
-    """The manifest on disk, if this run would write the same; None if it would not."""
+    """The manifest on disk, if this run would write the same but for `difficult`; else None."""
     root = data_root(dataset)
     try:
         manifest = read_manifest(manifest_file(dataset))

@@ -51,7 +51,7 @@ class Findings:
         unreadable: images that can't be decoded, and the reason.
         refused: images that the system can't read, and the reason; they may be sound.
         duplicates: groups of two or more readable images whose files have the same content.
-        unlabelled: images with neither a positive nor an ignored label.
+        unlabelled: images with neither a positive nor a difficult label.
         doubtful: readable images whose orientation can't be read; their pixels are used as stored.
     """
 

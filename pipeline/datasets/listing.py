@@ -36,7 +36,7 @@ from pipeline.errors import InputError, MissingError
 from pipeline.files import open_regular, sha256_file, sha256_json
 from pipeline.formats.encodings import not_utf8
 from pipeline.formats.text import composed
-from pipeline.settings import ListedSettings, TableSettings
+from pipeline.settings import ListedSettings, TableSettings, difficult_settings
 
 LISTING_VERSION = 3
 """Part of the settings' hash: raise it when the same files would give another listing."""
@@ -310,6 +310,7 @@ def listed_manifest(listing: Listing, dataset: str, settings: ListedSettings) ->
         counts=full_counts(listing.table),
         table=listing.table,
         notes=listing.notes,
+        difficult=difficult_settings(settings),
     )
 
 
@@ -371,16 +372,7 @@ def make_manifest(
                 f"Put the images there, or change `prepare.{dataset}` in params.yaml."
                 f" {locate_missing(root, _names(missing), settings) or ''}".rstrip(),
             )
-    manifest = Manifest(
-        dataset=dataset,
-        split_name=listed.split_name,
-        vocabulary=listed.vocabulary,
-        sources=listed.sources,
-        counts=counts,
-        table=table.filter(pa.array(kept)),
-        notes=listed.notes,
-    )
-    return manifest, missing
+    return replace(listed, counts=counts, table=table.filter(pa.array(kept))), missing
 
 
 def _exists(listing: Listing, root: Path) -> np.ndarray:
@@ -412,7 +404,7 @@ def _names(rows: pa.Table) -> list[tuple[str, str]]:
 def is_current(
     manifest: Manifest, missing: Sequence[str], root: Path, settings: ListedSettings
 ) -> bool:
-    """Whether `make_manifest` would make this manifest again.
+    """Whether `make_manifest` would make this manifest again, whatever difficult labels count as.
 
     The hashes of sources and settings must be equal, every image of the manifest must exist, and
     none of the ``missing`` paths. Unlabelled images that were left out are not looked for.
@@ -435,4 +427,5 @@ def is_current(
 
 
 def _settings_sha256(settings: ListedSettings) -> str:
-    return sha256_json({"version": LISTING_VERSION, **settings.model_dump()})
+    # What difficult labels count as changes nothing of what is read.
+    return sha256_json({"version": LISTING_VERSION, **settings.model_dump(exclude={"difficult"})})

@@ -17,9 +17,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.datasets.difficult import treated
 from pipeline.errors import DamagedError, InputError, MissingError
 from pipeline.files import canonical_json
 from pipeline.formats.sealed import read_sealed_table, write_sealed_table
+from pipeline.settings import DifficultSettings, Treatment
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -27,7 +29,10 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 `val`, if there are any, validate a training: nobody trains on them, and no result is of them."""
 REQUIRED_SPLITS: tuple[Split, ...] = ("train", "test")
 
-MANIFEST_VERSION = 3
+MANIFEST_VERSION = 4
+_ALL_IGNORED_VERSION = 3
+"""The version of manifests whose difficult labels are ignored in all splits. They lack the key
+`difficult`, and are the same in all else, so that earlier versions of gmpipe read them."""
 
 COUNTS = ("listed", "missing", "unlabelled", "images")
 """The keys of `Manifest.counts` in each split."""
@@ -66,15 +71,18 @@ class Manifest:
         sources: what the manifest was made from: file (or ``settings``) -> sha256.
         counts: per split that the source has, how many images it lists (``listed``), how many of
             them have no file and are left out (``missing``), how many of the others have neither a
-            positive nor an ignored label (``unlabelled``), and how many rows there are
+            positive nor a difficult label (``unlabelled``), and how many rows there are
             (``images``): all that are not missing, without the unlabelled where the settings leave
             those out.
         table: the N rows, with the columns of `COLUMNS`: ``image_id`` unique; ``path`` relative
             to the data set's root, with forward slashes; ``split`` train, val or test; ``labels``
-            the numbers of the positive labels; ``ignored`` the numbers of the labels that are
-            neither positive nor negative; ``width`` and ``height`` in pixels of the upright
-            picture, null where they are not known.
+            the numbers of the positive labels; ``ignored`` the numbers of the difficult labels,
+            which the source gives as neither positive nor negative; ``width`` and ``height`` in
+            pixels of the upright picture, null where they are not known.
         notes: sentences on what was read in a way that could be wrong.
+        difficult: what the difficult labels of each split count as. `rows` and all that is made
+            from it, such as the truth and the hashes, have them treated; `table` and `counts` don't
+            depend on it, so that neither the images nor their regions do.
 
     Raises:
         InputError: something contradicts the above; names the first row with its image id.
@@ -87,6 +95,7 @@ class Manifest:
     counts: dict[str, dict[str, int]]
     table: pa.Table = field(repr=False)
     notes: tuple[str, ...] = ()
+    difficult: DifficultSettings = field(default_factory=DifficultSettings)
 
     def __post_init__(self) -> None:
         if not self.vocabulary or len(set(self.vocabulary)) != len(self.vocabulary):
@@ -201,13 +210,30 @@ class Manifest:
         """The splits that have images: `train`, `test`, and between them `val`, if it has any."""
         return tuple(split for split in SPLITS if split in self.counts)
 
-    def rows(self, split: Split) -> pa.Table:
-        """The rows of one split, in the manifest's order."""
+    def _listed(self, split: Split) -> pa.Table:
         return self.table.filter(pc.equal(self.table.column("split"), split))
+
+    def rows(self, split: Split) -> pa.Table:
+        """The rows of one split, in the manifest's order, with its difficult labels treated.
+
+        They stay in ``ignored``, are moved to ``labels``, or are in neither, as `difficult` says.
+        """
+        return treated(self._listed(split), getattr(self.difficult, split))
 
     def image_ids(self, split: Split) -> list[str]:
         """The image ids of one split, in the manifest's order."""
-        return cast(list[str], self.rows(split).column("image_id").to_pylist())
+        return cast(list[str], self._listed(split).column("image_id").to_pylist())
+
+    @property
+    def difficult_counts(self) -> dict[Split, int]:
+        """How many difficult labels the images of each split have together, where they have any."""
+        counts = {split: _entries(self._listed(split).column("ignored")) for split in self.splits}
+        return {split: len(numbers) for split, (_, numbers) in counts.items() if len(numbers)}
+
+    @property
+    def treatments(self) -> Mapping[str, Treatment]:
+        """What the difficult labels of each split count as, where its images have any."""
+        return {split: getattr(self.difficult, split) for split in self.difficult_counts}
 
     @property
     def train_sha256(self) -> str:
@@ -260,7 +286,7 @@ def repeats(codes: np.ndarray) -> npt.NDArray[np.bool_]:
 
 
 def unlabelled_rows(table: pa.Table) -> np.ndarray:
-    """(N,) bool: which rows have neither a positive nor an ignored label."""
+    """(N,) bool: which rows of a manifest's table have neither a positive nor a difficult label."""
     lengths = (pc.list_value_length(table.column(name)) for name in ("labels", "ignored"))
     return np.asarray(pc.equal(pc.add(*lengths), 0), dtype=bool)
 
@@ -299,17 +325,23 @@ def _entries(lists: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Write a manifest as sealed Parquet, either completely or not at all."""
+    """Write a manifest as sealed Parquet, either completely or not at all.
+
+    Equal manifests give the same bytes.
+    """
+    all_ignored = manifest.difficult == DifficultSettings()
     about = {
-        "version": MANIFEST_VERSION,
+        "version": _ALL_IGNORED_VERSION if all_ignored else MANIFEST_VERSION,
         "dataset": manifest.dataset,
         "split_name": manifest.split_name,
         "vocabulary": manifest.vocabulary,
         "sources": manifest.sources,
         "counts": manifest.counts,
         **({"notes": manifest.notes} if manifest.notes else {}),
+        **({} if all_ignored else {"difficult": manifest.difficult.model_dump()}),
     }
-    write_sealed_table(path, manifest.table, about)
+    # Parquet calls the entries of lists otherwise: a table that was read has these names.
+    write_sealed_table(path, manifest.table.cast(COLUMNS), about)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -326,7 +358,7 @@ def read_manifest(path: Path) -> Manifest:
         raise MissingError(f"There is no manifest at {path}.") from None
     try:
         version = described["version"]
-        if version == MANIFEST_VERSION:
+        if version in (_ALL_IGNORED_VERSION, MANIFEST_VERSION):
             return Manifest(
                 dataset=described["dataset"],
                 split_name=described["split_name"],
@@ -335,6 +367,7 @@ def read_manifest(path: Path) -> Manifest:
                 counts=described["counts"],
                 table=table,
                 notes=tuple(described.get("notes", ())),
+                difficult=DifficultSettings.model_validate(described.get("difficult", {})),
             )
     except InputError as error:  # what is an error of the user's files elsewhere is damage here
         raise DamagedError(f"{path} is damaged. {error.problem}") from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pipeline.datasets.difficult import describe_treatments
 from pipeline.evaluation.paper import ABLATIONS, PaperResults, method_of
 from pipeline.evaluation.runs import Run, Runs
 from pipeline.files import canonical_json
@@ -214,7 +215,7 @@ def paper_differences(
     lines += [
         f"Images: ours are {evaluation.trained_images:,} for training and "
         f"{evaluation.images:,} for testing, the paper's {train:,} and {test:,}.",
-        f"Labels: {paper.truth}. The paper does not say how it reads them.",
+        f"Labels: {paper.truth}{_difficult(run)}. The paper does not say how it reads them.",
         _augmentation(run),
         f"Label vectors: ours come from {settings.label_vectors}. The paper's are 300-dimensional "
         "GloVe vectors, trained on Wikipedia.",
@@ -231,6 +232,16 @@ def paper_differences(
             "one it reports, and its printed AP have a mean of 95.2, not 94.7."
         )
     return lines
+
+
+def _difficult(run: Run) -> str:
+    """What the difficult labels counted as, after a semicolon; empty if there are none."""
+    treatments = run.evaluation.difficult
+    if not treatments:
+        return ""
+    ignored = "; an ignored label carries no loss and is left out of the metrics"
+    said = f"; difficult labels are {describe_treatments(treatments)}"
+    return said + (ignored if "ignored" in treatments.values() else "")
 
 
 def _is_gm_mlic(run: Run) -> bool:

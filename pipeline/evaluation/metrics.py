@@ -5,8 +5,8 @@ Letters: N images, C labels, T distinct scores of one label, P positives of one 
 Two arrays go through the whole file:
     logits (N, C) float32 or float64: finite; the sigmoid of a logit is the label's probability.
         Images are ranked by logits, since probabilities near 1 are equal in floating point.
-    truth (N, C) integers: 1 positive, 0 negative, -1 ignored (neither; in VOC, a class of which an
-        image shows only difficult objects).
+    truth (N, C) integers: 1 positive, 0 negative, -1 ignored (neither; by default in VOC, a class
+        of which an image shows only difficult objects).
 
 Names: `average_precision*` are fractions for one label; everything in `Metrics` is in percent. The
 fields of the dataclasses are spelled as in the paper and in metrics.json.
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import DamagedError, InputError, MismatchError, MissingError, advising
 from pipeline.formats.sealed import read_sealed_json, write_sealed_json
+from pipeline.settings import TREATMENTS
 
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]
@@ -193,6 +194,8 @@ class Evaluation:
         train_sha256, test_sha256: of the images that a training reads, of those that were scored,
             and of their labels (see `Manifest`).
         checkpoint_sha256: of the file of the network that was evaluated.
+        difficult: split -> what its difficult labels counted as (`Manifest.treatments`). There is
+            no key for a split without any, and no such field in JSON if no split has any.
     """
 
     metrics: Metrics
@@ -211,10 +214,13 @@ class Evaluation:
     train_sha256: str
     test_sha256: str
     checkpoint_sha256: str
+    difficult: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The value that metrics.json holds."""
-        return {**self.metrics.to_json(), **{name: getattr(self, name) for name in _RECORD}}
+        difficult = {"difficult": dict(self.difficult)} if self.difficult else {}
+        record = {name: getattr(self, name) for name in _RECORD}
+        return {**self.metrics.to_json(), **record, **difficult}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Evaluation:
@@ -226,7 +232,11 @@ class Evaluation:
         for name, kinds in _RECORD.items():
             if type(value[name]) not in kinds:
                 raise TypeError(f"`{name}` is {value[name]!r}")
-        return cls(Metrics.from_json(value), **{name: value[name] for name in _RECORD})
+        difficult = dict(value.get("difficult", {}))
+        if not set(difficult.values()) <= set(TREATMENTS):
+            raise ValueError(f"`difficult` is {difficult!r}")
+        record = {name: value[name] for name in _RECORD}
+        return cls(Metrics.from_json(value), **record, difficult=difficult)
 
 
 _RECORD: dict[str, tuple[type, ...]] = {
@@ -246,7 +256,7 @@ _RECORD: dict[str, tuple[type, ...]] = {
     "test_sha256": (str,),
     "checkpoint_sha256": (str,),
 }
-"""The fields of `Evaluation` besides the metrics, and their types in JSON."""
+"""The fields of `Evaluation` besides the metrics and `difficult`, and their types in JSON."""
 
 
 def write_evaluation(path: Path, evaluation: Evaluation) -> None:

@@ -11,6 +11,7 @@ import io
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from pipeline.datasets.difficult import describe_treatments
 from pipeline.datasets.groups import label_groups
 from pipeline.evaluation.bootstrap import COVERAGE, Intervals
 from pipeline.evaluation.differences import paper_differences, seen_by_detector
@@ -98,6 +99,8 @@ def caption(dataset: str, seeds: Sequence[Evaluation]) -> str:
     of_labels = ""
     if 0 < counted < len(ap):  # none is counted where the scores do not rank
         of_labels = f"mAP, CP and CR over the {counted} of {len(ap)} labels that have a positive; "
+    if first.difficult:
+        of_labels += f"difficult labels {describe_treatments(first.difficult)}; "
     of_seeds = f"seed {first.seed}"
     if len(seeds) > 1:
         numbers = ", ".join(str(evaluation.seed) for evaluation in seeds)

@@ -6,6 +6,8 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from pipeline.datasets.difficult import describe_treatments
+from pipeline.datasets.manifest import Manifest
 from pipeline.evaluation.differences import describe_detector
 from pipeline.evaluation.metrics import Evaluation
 from pipeline.report.inputs import PageInputs
@@ -48,6 +50,7 @@ def _facts(inputs: PageInputs) -> list[tuple[str, str]]:
         ),
         ("images left out, since they have no regions", _left_out(inputs)),
         ("labels", str(len(manifest.vocabulary))),
+        *_difficult(manifest),
         ("regions made by", describe_detector(inputs.detector, run.recipe)),
         ("head of each network", _heads(inputs)),
         ("label vectors", run.settings.label_vectors),
@@ -55,6 +58,16 @@ def _facts(inputs: PageInputs) -> list[tuple[str, str]]:
         ("fingerprint of the regions", run.evaluation.fingerprint),
         ("commit of the runs", ", ".join(sorted(commits))),
     ]
+
+
+def _difficult(manifest: Manifest) -> list[tuple[str, str]]:
+    """What the difficult labels count as and how many there are; empty if there are none."""
+    if not manifest.treatments:
+        return []
+    counts = ", ".join(
+        f"{count:,} of {split}" for split, count in manifest.difficult_counts.items()
+    )
+    return [("difficult labels", f"{describe_treatments(manifest.treatments)} ({counts})")]
 
 
 def _heads(inputs: PageInputs) -> str:

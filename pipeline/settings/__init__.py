@@ -21,15 +21,19 @@ from pipeline.settings.heads import (
 )
 from pipeline.settings.max_pool import MaxPoolSettings
 from pipeline.settings.prepare import (
+    TREATMENTS,
     BoxFrame,
     CocoSettings,
+    DifficultSettings,
     ImportedSettings,
     ListedSettings,
     NuswideSettings,
     PrepareSettings,
     ScenesSettings,
     TableSettings,
+    Treatment,
     VocSettings,
+    difficult_settings,
 )
 from pipeline.settings.regions import (
     ArchitectureSettings,
@@ -49,11 +53,13 @@ from pipeline.settings.training import (
 
 __all__ = [
     "SECTIONS",
+    "TREATMENTS",
     "ArchitectureSettings",
     "AsymmetricLoss",
     "BoxFrame",
     "CocoSettings",
     "DetectorSettings",
+    "DifficultSettings",
     "ExtractSettings",
     "FeatureSettings",
     "FitSettings",
@@ -73,8 +79,10 @@ __all__ = [
     "SoftmaxSquaredLoss",
     "TableSettings",
     "TrainSettings",
+    "Treatment",
     "VocSettings",
     "WeightedLoss",
+    "difficult_settings",
     "head_of_variant",
     "head_variants",
     "settings_class",

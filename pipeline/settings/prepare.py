@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -20,6 +20,22 @@ class ScenesSettings(Settings):
     seed: int = Field(0, ge=0, description="Seed of the drawing.")
 
 
+Treatment = Literal["ignored", "positive", "negative"]
+TREATMENTS: tuple[Treatment, ...] = get_args(Treatment)
+
+
+class DifficultSettings(Settings):
+    """What the labels count as that a data set's files give as neither positive nor negative: in
+    VOC, a class of which an image shows only objects marked `difficult`; in an imported npz, a
+    label coded 0. An ignored label carries no loss, and is left out of the metrics."""
+
+    train: Treatment = Field("ignored", description="In the images to train on.")
+    val: Treatment = Field(
+        "ignored", description="In the images of a split `val`, which validate each training."
+    )
+    test: Treatment = Field("ignored", description="In the images to test on.")
+
+
 class _ListedSettings(Settings):
     """What data sets of files have in common. All paths are relative to data/<dataset>/."""
 
@@ -28,7 +44,7 @@ class _ListedSettings(Settings):
         description="Leave out images whose file is missing. If false, a missing file is an error.",
     )
     drop_unlabelled: bool = Field(
-        False, description="Leave out images without any positive or ignored label."
+        False, description="Leave out images without any positive or difficult label."
     )
 
 
@@ -97,6 +113,7 @@ class VocSettings(_BoxedSettings):
         description="The classes, in order, of your own photographs in the same folders. null: "
         "VOC's 20 classes.",
     )
+    difficult: DifficultSettings = DifficultSettings()
 
 
 class CocoSettings(_BoxedSettings):
@@ -179,7 +196,15 @@ class ImportedSettings(Settings):
     """A manifest that `gmpipe import-regions` writes, from a file with regions."""
 
     source: Literal["imported"]
+    difficult: DifficultSettings = DifficultSettings()
 
 
 ListedSettings = VocSettings | CocoSettings | NuswideSettings | TableSettings
 PrepareSettings = ScenesSettings | ListedSettings | ImportedSettings
+
+
+def difficult_settings(source: PrepareSettings) -> DifficultSettings:
+    """What difficult labels count as; the default for a source that has none."""
+    if isinstance(source, VocSettings | ImportedSettings):
+        return source.difficult
+    return DifficultSettings()

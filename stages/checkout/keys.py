@@ -15,6 +15,7 @@ from pipeline.errors import InputError
 from pipeline.formats.text import first_few
 from pipeline.settings import (
     SECTIONS,
+    TREATMENTS,
     HeadSettings,
     Loss,
     Params,
@@ -82,6 +83,9 @@ def settings_error(
         hint = f"Write a list: `[{value}]`."
     if kind in _BLOCK_EXPECTED and isinstance(value, str) and location[-1] in KINDS:
         hint = f"Write a block: `{{{KINDS[location[-1]]}: {value}}}`."
+    if kind in _BLOCK_EXPECTED and location[-1:] == ["difficult"]:
+        one = value if value in TREATMENTS else TREATMENTS[0]
+        hint = f"Write a value for each split, e.g. `{{train: {one}, test: {one}}}`."
     shown = f"`{key}`" if key else "the whole file"
     if isinstance(value, Mapping):
         return InputError(f"{where}: {shown}: {_expected(finding)}.", "Correct the block.")

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
+from typing import Literal
 
 from pipeline.datasets.manifest import Manifest, read_boxes, read_manifest
 from pipeline.errors import (
@@ -23,6 +26,7 @@ from pipeline.errors import (
 from pipeline.files import exists, sha256_file
 from pipeline.formats.text import first_few
 from pipeline.regions.given_boxes import GivenBoxes, annotated_boxes, read_box_file
+from pipeline.settings import TREATMENTS, Treatment
 from pipeline.shards.schema import Recipe
 from stages.checkout.layout import boxes_file, data_root, manifest_file
 from stages.checkout.params import Request
@@ -31,6 +35,9 @@ from stages.console.messages import note
 _log = logging.getLogger(__name__)
 
 _LARGEST = 20_000_000  # bytes, which are hashed in some 20 ms
+
+HashName = Literal["train_sha256", "test_sha256"]
+"""A hash of a manifest's labels, which runs hold."""
 
 
 def dataset_manifest(dataset: str) -> Manifest:
@@ -57,6 +64,33 @@ def dataset_manifest(dataset: str) -> Manifest:
             f"holds now, run `gmpipe prepare --dataset {dataset}` first."
         )
     return manifest
+
+
+def changed_treatment(manifest: Manifest, name: HashName, found: str) -> str | None:
+    """Say which settings of difficult labels changed since a run was made, if nothing else did.
+
+    Args:
+        manifest: of today.
+        name: of the hash that differs.
+        found: that hash of the run.
+
+    Returns:
+        e.g. "`prepare.voc2007.difficult.train` was `ignored` and is `positive` now"; None if the
+        hash differs for another reason.
+    """
+    of_hash = {"test"} if name == "test_sha256" else {"train", "val"}
+    splits = [split for split in manifest.difficult_counts if split in of_hash]
+    for treatments in product(TREATMENTS, repeat=len(splits)):
+        before: dict[str, Treatment] = dict(zip(splits, treatments, strict=True))
+        difficult = manifest.difficult.model_copy(update=before)
+        if getattr(replace(manifest, difficult=difficult), name) == found:
+            return ", and ".join(
+                f"`prepare.{manifest.dataset}.difficult.{split}` was `{treatment}` and is "
+                f"`{manifest.treatments[split]}` now"
+                for split, treatment in before.items()
+                if treatment != manifest.treatments[split]
+            )
+    return None
 
 
 def _changed_sources(manifest: Manifest) -> list[Path]:

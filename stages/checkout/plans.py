@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.datasets.manifest import Manifest
+from pipeline.datasets.manifest import Manifest, read_manifest
 from pipeline.errors import (
     DamagedError,
     GmpipeError,
@@ -21,15 +22,15 @@ from pipeline.formats.text import counted, first_few
 from pipeline.labels.vectors import LabelVectors, load_label_vectors
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
 from pipeline.learning.splits import check_regions, check_whole, validation_size
-from pipeline.settings import TrainSettings
+from pipeline.settings import TrainSettings, difficult_settings
 from pipeline.shards.failures import read_failures
 from pipeline.shards.index import read_index
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import Recipe, fingerprint
 from stages.checkout.caches import fill_command, open_cache
 from stages.checkout.keys import differing, flat, shown_differences
-from stages.checkout.layout import CHECKPOINT_FILE, cache_folder, run_folder
-from stages.checkout.manifests import dataset_manifest
+from stages.checkout.layout import CHECKPOINT_FILE, cache_folder, manifest_file, run_folder
+from stages.checkout.manifests import changed_treatment, dataset_manifest
 from stages.checkout.params import Request, unreached, unread_by_runs
 from stages.console.messages import note
 from stages.console.progress import progress_phase
@@ -149,6 +150,13 @@ def check_training_rows(
     """
     today = manifest.train_sha256
     if checkpoint.train_sha256 != today:
+        if changed := changed_treatment(manifest, "train_sha256", checkpoint.train_sha256):
+            raise MismatchError(
+                f"{path} was trained under another protocol for difficult labels than that of "
+                f"{manifest_file(manifest.dataset)}: {changed}.",
+                f"{remedy} Or change that back in params.yaml, and run `gmpipe prepare --dataset "
+                f"{manifest.dataset}`.",
+            )
         raise MismatchError(
             f"{path} was trained on another training split: "
             f"{counted(checkpoint.trained_images, 'image')} with the sha256 "
@@ -269,6 +277,30 @@ def note_other_regions(request: Request) -> None:
             f"{', '.join(differences)}. Runs read the cache as it is; to extract the regions that "
             f"params.yaml describes, run `gmpipe extract --dataset {request.dataset} --replace`."
         )
+
+
+def note_other_treatments(request: Request) -> None:
+    """Print a note if the manifest treats difficult labels otherwise than params.yaml says.
+
+    Runs read the manifest. Nothing is printed where it can't be read: the command that needs it
+    reports that.
+    """
+    dataset = request.dataset
+    with suppress(GmpipeError, OSError):
+        in_file = request.params_in_file.prepare.get(dataset, request.prepare)
+        # A value that --set gives is asked for too; `note_unused_overrides` reports others.
+        asked, also = difficult_settings(in_file), difficult_settings(request.prepare)
+        differences = [
+            f"{split} {treatment} (params.yaml: {getattr(asked, split)})"
+            for split, treatment in read_manifest(manifest_file(dataset)).treatments.items()
+            if treatment not in (getattr(asked, split), getattr(also, split))
+        ]
+        if differences:
+            note(
+                f"{manifest_file(dataset)} was made with another `prepare.{dataset}.difficult` "
+                f"than params.yaml has: {', '.join(differences)}. Runs read the manifest as it is; "
+                f"to change it, run `gmpipe prepare --dataset {dataset}`."
+            )
 
 
 def note_unused_overrides(request: Request, variants: Sequence[str]) -> None:

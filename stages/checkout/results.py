@@ -8,6 +8,7 @@ from itertools import product
 
 import numpy as np
 
+from pipeline.datasets.difficult import describe_treatments
 from pipeline.datasets.manifest import Manifest
 from pipeline.errors import DamagedError, MismatchError, MissingError, advising
 from pipeline.evaluation.metrics import read_evaluation
@@ -20,7 +21,7 @@ from stages.checkout.layout import (
     PREDICTIONS_FILE,
     manifest_file,
 )
-from stages.checkout.manifests import dataset_manifest
+from stages.checkout.manifests import HashName, changed_treatment, dataset_manifest
 from stages.checkout.params import Request
 from stages.checkout.plans import RunPlan, plan_run, read_checkpoint, run_commands
 from stages.console.progress import progress_phase
@@ -108,6 +109,12 @@ def _load_run(plan: RunPlan, missing: str) -> Run:
 
 
 def _check_comparable(run: Run, first: Run, plan: RunPlan) -> None:
+    treatments = [describe_treatments(one.evaluation.difficult) for one in (run, first)]
+    differing = ""
+    if all(treatments) and treatments[0] != treatments[1]:
+        differing = (
+            f" In the first, difficult labels are {treatments[0]}; in the second, {treatments[1]}."
+        )
     for name in ("fingerprint", "train_sha256", "test_sha256"):
         own, others = getattr(run.evaluation, name), getattr(first.evaluation, name)
         if own != others:
@@ -115,7 +122,7 @@ def _check_comparable(run: Run, first: Run, plan: RunPlan) -> None:
             again = run_commands(plan, "evaluate") if name == "test_sha256" else run_commands(plan)
             raise MismatchError(
                 f"{plan.folder} and {first.checkpoint.parent} can't be compared: `{name}` in "
-                f"{METRICS_FILE} is {own}, expected {others}.",
+                f"{METRICS_FILE} is {own}, expected {others}.{differing}",
                 f"Run {again}, and the same for every other run that is out of date.",
             )
 
@@ -154,14 +161,18 @@ def load_scores(request: Request, runs: Runs) -> Scores:
 
 def _check_labels(manifest: Manifest, run: Run, plan: RunPlan) -> None:
     """Check that the manifest has the images and labels that a run was trained and evaluated on."""
-    used = {"train": run.evaluation.train_sha256, "test": run.evaluation.test_sha256}
-    commands = {"train": run_commands(plan), "test": run_commands(plan, "evaluate")}
-    todays = {"train": manifest.train_sha256, "test": manifest.test_sha256}
-    for split, today in todays.items():
-        if today != used[split]:
+    hashes: tuple[tuple[HashName, str, Sequence[str]], ...] = (
+        ("train_sha256", "train", ("train", "evaluate")),
+        ("test_sha256", "test", ("evaluate",)),
+    )
+    for name, split, commands in hashes:
+        used, today = getattr(run.evaluation, name), getattr(manifest, name)
+        if today != used:
+            changed = changed_treatment(manifest, name, used)
             raise MismatchError(
                 f"The {split} split of {manifest_file(manifest.dataset)} has other images or labels"
-                f" ({today}) than when {run.checkpoint.parent} was made ({used[split]}).",
-                f"Run {commands[split]}, and the same for every other run; or restore the "
-                "manifest.",
+                f" ({today}) than when {run.checkpoint.parent} was made ({used})"
+                f"{f': {changed}' if changed else ''}.",
+                f"Run {run_commands(plan, *commands)}, and the same for every other run; or "
+                "restore the manifest.",
             )

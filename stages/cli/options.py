@@ -254,17 +254,22 @@ def check_base(request: Request, base: str | None, variants: Sequence[str]) -> N
 def check_variants(request: Request, variants: Sequence[str]) -> None:
     """Check the variants that runs are to be made of, before anything heavy is imported.
 
-    Also notes which `--set` options have no effect on these runs, and where the cache differs from
-    what params.yaml asks for.
+    Also notes which `--set` options have no effect on these runs, and where the cache and the
+    manifest differ from what params.yaml asks for.
 
     Raises:
         InputError: a variant is unknown.
     """
     for name in variants:
         request.variant(name, "--variant")
-    from stages.checkout.plans import note_other_regions, note_unused_overrides
+    from stages.checkout.plans import (
+        note_other_regions,
+        note_other_treatments,
+        note_unused_overrides,
+    )
 
     note_other_regions(request)
+    note_other_treatments(request)
     note_unused_overrides(request, variants)
 
 

@@ -29,7 +29,7 @@ from pipeline.datasets.manifest import (
 from pipeline.errors import GmpipeError, InputError, MismatchError
 from pipeline.files import folder_lock, replacing_folder, sha256_json, tidy
 from pipeline.formats.text import counted
-from pipeline.settings import ExtractSettings, ImportedSettings
+from pipeline.settings import ExtractSettings, ImportedSettings, difficult_settings
 from pipeline.shards.failures import FAILURES_NAME, Failure
 from pipeline.shards.imports import (
     BottomUpFiles,
@@ -406,7 +406,7 @@ def _from_npz(source: NpzFile, request: Request, names: str) -> _Import:
     return _Import(
         source=source,
         names=names,
-        manifest=_manifest_of(source, paths, request.dataset),
+        manifest=_manifest_of(source, paths, request),
         images=images,
         image_ids=[source.image_ids[row] for row in images.tolist()],
         failures=failures,
@@ -415,7 +415,7 @@ def _from_npz(source: NpzFile, request: Request, names: str) -> _Import:
     )
 
 
-def _manifest_of(source: NpzFile, paths: Sequence[str], dataset: str) -> Manifest:
+def _manifest_of(source: NpzFile, paths: Sequence[str], request: Request) -> Manifest:
     """The manifest that an npz makes.
 
     Raises:
@@ -437,12 +437,13 @@ def _manifest_of(source: NpzFile, paths: Sequence[str], dataset: str) -> Manifes
     try:
         check_lengths(table, source.label_names, str(source.path))
         return Manifest(
-            dataset=dataset,
+            dataset=request.dataset,
             split_name="imported",
             vocabulary=source.label_names,
             sources=source.manifest_sources,
             counts=full_counts(table),
             table=table,
+            difficult=difficult_settings(request.prepare),
         )
     except GmpipeError as error:  # of whatever kind: the npz is the input
         raise InputError(

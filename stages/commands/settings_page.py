@@ -17,6 +17,7 @@ from pipeline.settings import (
     SECTIONS,
     ArchitectureSettings,
     DetectorSettings,
+    DifficultSettings,
     ExtractSettings,
     FitSettings,
     Loss,
@@ -49,10 +50,11 @@ The head, which turns regions into scores for labels. `head` says which one it i
 def blocks(section: str) -> dict[str, type[BaseModel]]:
     """Dotted key of each block in a section -> the class that checks the block."""
     if section == "prepare":
-        return {
+        kinds = {
             f"prepare.DATASET with source: {_chosen_by(kind, 'source')}": kind
             for kind in get_args(PrepareSettings)
         }
+        return {**kinds, "prepare.DATASET.difficult": DifficultSettings}
     if section == "detector":
         return {
             "detector.DATASET": DetectorSettings,

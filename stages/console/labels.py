@@ -10,12 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from tabulate import tabulate
 
+from pipeline.datasets.difficult import describe_treatments
 from pipeline.datasets.label_counts import LabelCounts, label_counts
 from pipeline.datasets.manifest import Manifest, Split
 from pipeline.datasets.spelling import packed_labels, similar_labels
 from pipeline.errors import InputError
 from pipeline.formats.text import counted, first_few
 from pipeline.labels.vectors import check_label_names
+from pipeline.settings import DifficultSettings
 
 _MOST_LABELS = 40  # labels of which all are shown; of more, only the rarest are
 _RAREST = 10
@@ -42,7 +44,12 @@ def describe_labels(manifest: Manifest, places: Mapping[str, str] | None = None)
         if labels
     ]
     notes += [f"Note: {note}" for note in manifest.notes]
-    return [*_table(manifest.vocabulary, counts), *notes, *_unusable(manifest.vocabulary)]
+    return [
+        *_table(manifest.vocabulary, counts),
+        *_difficult(manifest),
+        *notes,
+        *_unusable(manifest.vocabulary),
+    ]
 
 
 def shown_counts(manifest: Manifest) -> str:
@@ -67,6 +74,18 @@ def _table(names: Sequence[str], counts: Mapping[Split, LabelCounts]) -> list[st
     ]
     table = tabulate(rows, ["label", *counts], tablefmt="plain", disable_numparse=[0])
     return [*table.splitlines(), *more]
+
+
+def _difficult(manifest: Manifest) -> list[str]:
+    """A line on what difficult labels count as; a note if a setting asks in vain."""
+    counts = manifest.difficult_counts
+    if counts:
+        parts = ", ".join(f"{count} {split}" for split, count in counts.items())
+        return [f"Difficult labels: {parts}; {describe_treatments(manifest.treatments)}"]
+    if manifest.difficult != DifficultSettings():
+        setting = f"prepare.{manifest.dataset}.difficult"
+        return [f"Note: `{setting}` has no effect, since no label of an image is difficult."]
+    return []
 
 
 def _doubtful(

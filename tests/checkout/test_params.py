@@ -44,6 +44,9 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "prepare.demo.sorce",
             "source",
         ),
+        ({"prepare.voc2007.dificult": {}}, "prepare.voc2007.dificult", "difficult"),
+        ({"prepare.voc2007.difficult": {"tset": "ignored"}}, "voc2007.difficult.tset", "test"),
+        ({"prepare.coco.difficult": {"test": "ignored"}}, "prepare.coco.difficult", None),
         ({"detector.demo.wieghts": "x"}, "detector.demo.wieghts", "weights"),
         (
             {"detector.demo.architecture.anchor_size": [1]},
@@ -107,6 +110,18 @@ def test_an_unknown_key_suggests_the_nearest(
         (
             {"detector.demo": {"source": "torchvision", "architecture": {"fpn_channels": 8}}},
             ["`detector.demo`", "`torchvision`", "`weights`", "`architecture`"],
+        ),
+        (
+            {"prepare.voc2007.difficult": {"train": "postive"}},
+            ["`prepare.voc2007.difficult.train`", "'postive'", "'negative'", "`positive`"],
+        ),
+        (
+            {"prepare.imported.difficult": "negative"},
+            ["`prepare.imported.difficult`", "'negative'", "`{train: negative, test: negative}`"],
+        ),
+        (
+            {"prepare.imported.difficult": None},
+            ["`prepare.imported.difficult`", "None", "`{train: ignored, test: ignored}`"],
         ),
         # Kinds of value
         ({"datasets": "demo"}, ["`datasets`", "'demo'", "list"]),

@@ -152,6 +152,12 @@ def test_what_every_run_says() -> None:
     assert "wordllama" in said["Label vectors"]
     assert re.search("7 epochs .* 32", said["Length of training"])
     assert "difficult" in said["Labels"]
+    assert "ignored" not in said["Labels"]
+    for treatments in ({"train": "ignored"}, {"train": "negative", "test": "negative"}):
+        evaluation = replace(RUN.evaluation, difficult=treatments)
+        line = lines(replace(RUN, evaluation=evaluation))["Labels"]
+        assert f"{treatments['train']} in training" in line
+        assert ("carries no loss" in line) == ("ignored" in treatments.values())
     assert not [subject for subject in said if subject.startswith("Settings of")]  # the paper's
     own = said["Settings for which the paper gives no value"]
     for part in ("network.neighbors 5", "label_neighbors all", "deviation 0.1", "clip_norm 5.0"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -370,6 +370,17 @@ def test_a_file_is_read_and_written_back_byte_for_byte(tmp_path: Path) -> None:
     }
 
 
+def test_the_treatment_of_difficult_labels_is_kept_where_there_are_any(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    path.write_text(METRICS_JSON)  # of a data set without any, or of an earlier version
+    evaluation = read_evaluation(path)
+    assert evaluation.difficult == {}
+    difficult = {"train": "positive", "test": "ignored"}
+    write_evaluation(path, replace(evaluation, difficult=difficult))
+    assert read_evaluation(path).difficult == difficult
+    assert json.loads(path.read_text())["difficult"] == difficult
+
+
 def test_an_11_point_map_that_was_not_asked_for_is_absent() -> None:
     value = dict(CONTENT)
     del value["mAP11"]
@@ -391,6 +402,8 @@ def test_an_11_point_map_that_was_not_asked_for_is_absent() -> None:
         ({"seed": True}, "seed.*True"),
         ({"counts": None}, "counts"),
         ({"fingerprint": None}, "fingerprint"),
+        ({"difficult": {"train": "perhaps"}}, "difficult.*perhaps"),
+        ({"difficult": 3}, ""),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

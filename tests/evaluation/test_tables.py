@@ -246,3 +246,7 @@ def test_the_caption_says_over_which_labels_and_seeds() -> None:
     several = caption("tiny", [run(1, a=1.0), make_evaluation(make_metrics(1), seed=3)])
     assert several.endswith("seeds 0, 3")
     assert "labels" not in several
+    treated = make_evaluation(make_metrics(1), difficult={"train": "positive", "test": "ignored"})
+    assert "difficult labels positive in training, ignored in testing; seed 0" in caption(
+        "tiny", [treated]
+    )

@@ -12,7 +12,7 @@ The archives VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar, unpacked i
 make this tree. The devkit's documentation (devkit_doc.pdf) describes the format. Lists may have
 CRLF or LF line ends, blank lines, and blanks around an entry.
 
-A class whose objects in an image are all marked `difficult` is ignored there: it is neither
+A class whose objects in an image are all marked `difficult` is a difficult label there: neither
 positive nor negative. A 0 in the class lists means the same, so both sources give the same labels.
 
 Boxes are in the XML files only. Pixels count from 1, and those at both ends belong to the box: it

@@ -79,7 +79,7 @@ class NpzFile:
         feature_size: d.
         sizes: (N, 2) int32, the array ``size_wh``: width and height in pixels.
         splits: N, ``train`` or ``test``, the array ``split``.
-        labels: (N, C) int8: 1 positive, 0 neither (ignored), -1 negative. Those of a file of
+        labels: (N, C) int8: 1 positive, 0 neither (difficult), -1 negative. Those of a file of
             truth values, or without any -1, are multi-hot: 0 is negative there.
         label_names: C, in the form of `plain_text`, no two of which are equal.
         manifest_sources: hex sha256 of each array that the manifest is made of.
@@ -281,7 +281,7 @@ def _coded_labels(path: Path, labels: npt.NDArray[Any]) -> npt.NDArray[np.int8]:
         return np.where(labels == 1, 1, -1).astype(np.int8)
     if zeros > negatives:
         _log.warning(
-            "%s, `labels`: 0 (neither, ignored in training and metrics) occurs %d times, and -1 "
+            "%s, `labels`: 0 (neither, by default ignored) occurs %d times, and -1 "
             "(negative) %d times. If 0 means negative there and -1 unknown, save "
             "`numpy.where(labels == 1, 1, -1 - labels)` instead.",
             path,

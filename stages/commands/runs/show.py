@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from pipeline.datasets.difficult import describe_treatments
 from pipeline.errors import DamagedError, InputError, MissingError
 from pipeline.evaluation.metrics import Evaluation, read_evaluation, shown
 from pipeline.evaluation.tables import HEADLINES
@@ -158,6 +159,8 @@ def _times(dataset: str, run: str) -> Iterator[tuple[str, object]]:
 def _measured(evaluation: Evaluation) -> Iterator[tuple[str, object]]:
     left_out = f", {evaluation.left_out} without regions left out" if evaluation.left_out else ""
     yield "test images", f"{evaluation.images} of {evaluation.split}{left_out}"
+    if evaluation.difficult:
+        yield "difficult labels", describe_treatments(evaluation.difficult)
     for name in HEADLINES:
         yield f"test {name}", shown(evaluation.metrics.number(name))
     if evaluation.commit is not None:

@@ -34,7 +34,7 @@ from stages.checkout.layout import (
     cache_folder,
     run_of_folder,
 )
-from stages.checkout.manifests import dataset_manifest
+from stages.checkout.manifests import changed_treatment, dataset_manifest
 from stages.checkout.params import Request, has_variant, variant_settings
 from stages.checkout.plans import differing_settings
 from stages.checkout.resolved import read_run_settings
@@ -148,7 +148,8 @@ class RunFiles:
             if found.vocabulary != manifest.vocabulary:
                 different.append("vocabulary")
             if found.train_sha256 != manifest.train_sha256:
-                different.append("training rows")
+                changed = changed_treatment(manifest, "train_sha256", found.train_sha256)
+                different.append(f"training rows{f' ({changed})' if changed else ''}")
         if index is not None and (changes := recipe_differences(found.recipe, index.recipe)):
             different.append(f"regions ({changes})")
         if self.today.vectors_sha256(found) not in (None, found.label_vectors_sha256):
@@ -185,7 +186,9 @@ class RunFiles:
         self._check_checkpoint(found.checkpoint_sha256)
         manifest = self.today.manifest
         if manifest is not None and found.test_sha256 != manifest.test_sha256:
-            raise MismatchError("the test split had other images or labels.")
+            changed = changed_treatment(manifest, "test_sha256", found.test_sha256)
+            reason = f": {changed}" if changed else ""
+            raise MismatchError(f"the test split had other images or labels{reason}.")
         return f"mAP {shown(found.metrics.mAP)}"
 
     def _summary(self) -> str:
