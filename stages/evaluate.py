@@ -71,7 +71,7 @@ def evaluate(run: RunPlan) -> str:
 def _evaluate(run: RunPlan) -> str:
     checkpoint = read_checkpoint(run)
     manifest, cache, vectors = open_inputs(run.dataset, checkpoint.settings)
-    _check_same_inputs(run, checkpoint, manifest, cache, vectors)
+    check_same_inputs(run, checkpoint, manifest, cache, vectors)
     with advising_on_cache(run.dataset):
         split = open_split(cache, manifest, "test", regions=checkpoint.settings.regions)
     again = (
@@ -147,7 +147,7 @@ def _note_without_negative(truth: np.ndarray, manifest: Manifest) -> None:
         )
 
 
-def _check_same_inputs(
+def check_same_inputs(
     run: RunPlan,
     checkpoint: Checkpoint,
     manifest: Manifest,

@@ -9,7 +9,7 @@ import csv
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,7 @@ from pipeline.learning.loop import (
     Weights,
     steps_per_epoch,
 )
-from pipeline.learning.splits import SplitData, open_split, split_validation
+from pipeline.learning.splits import SplitData, open_split, split_validation, training_part
 from pipeline.learning.training import known_labels, train_network
 from pipeline.settings import TrainSettings
 from pipeline.shards.reader import RegionCache
@@ -148,17 +148,9 @@ def _open(run: RunPlan) -> _Inputs:
     manifest, cache, vectors = open_inputs(run.dataset, run.settings)
     check_run_regions([run], cache)
     with advising_on_cache(run.dataset):
-        split, validation = _parts(run, cache, manifest)
-    counts = LabelCounts.of_truth(split.truth)
-    images = f"{len(split)} training images of {manifest_file(run.dataset)}"
-    check_learnable(counts, manifest.vocabulary, images)
-    without = np.flatnonzero(counts.without_negative)
-    if len(without):
-        labels = first_few([manifest.vocabulary[label] for label in without])
-        note(
-            f"labels that can't be learned, since each of the {images} has or ignores them: "
-            f"{labels}."
-        )
+        whole, validation = _parts(run, cache, manifest)
+    split = training_part(whole, run.settings.training_share, run.seed)
+    _check_labels(run, whole, split, manifest.vocabulary)
     if validation is not None and not LabelCounts.of_truth(validation.truth).tells_apart:
         raise _can_not_validate(run, validation, of_split="val" in manifest.splits)
     key = {
@@ -172,6 +164,48 @@ def _open(run: RunPlan) -> _Inputs:
     }
     state = state_file("train", run.dataset, key)
     return _Inputs(manifest, cache, vectors, split, validation, state)
+
+
+def _check_labels(
+    run: RunPlan, whole: SplitData, split: SplitData, vocabulary: Sequence[str]
+) -> None:
+    """Check that something can be learned, and note the labels that can't be.
+
+    Args:
+        run: the plan.
+        whole: the images that could be trained on.
+        split: those of them that are.
+        vocabulary: the labels.
+
+    Raises:
+        InputError: no label has both a positive and a negative image.
+    """
+    of_whole, counts = (LabelCounts.of_truth(images.truth) for images in (whole, split))
+    images = f"{len(whole)} training images of {manifest_file(run.dataset)}"
+    check_learnable(of_whole, vocabulary, images)
+    drawn = f"{counted(len(split), 'image')} of {len(whole)}"
+    setting, share = f"train.{run.dataset}.training_share", run.settings.training_share
+    if not counts.tells_apart:
+        raise InputError(
+            f"{setting} is {share}, which draws {drawn} to train on: among them, no label has both "
+            "a positive and a negative image, so that there is nothing to learn.",
+            f"Raise `{setting}`, or take another seed.",
+        )
+    if (without := counts.without_negative).any():
+        note(
+            f"labels that can't be learned, since each of the {len(split)} training images of "
+            f"{run.dataset} has or ignores them: {_names(vocabulary, without)}."
+        )
+    if (lost := (counts.positive == 0) & (of_whole.positive > 0)).any():
+        note(
+            f"labels that can't be learned, since {setting} {share} draws {drawn}, and none of "
+            f"them has these labels: {_names(vocabulary, lost)}."
+        )
+
+
+def _names(vocabulary: Sequence[str], chosen: np.ndarray) -> str:
+    """The first of the labels for which ``chosen`` (C,) is true."""
+    return first_few([vocabulary[label] for label in np.flatnonzero(chosen).tolist()])
 
 
 def _can_not_validate(run: RunPlan, validation: SplitData, *, of_split: bool) -> InputError:

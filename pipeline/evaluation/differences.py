@@ -53,6 +53,7 @@ UNMENTIONED: Mapping[str, object] = {
     "patience": None,
     "precision": "float32",
     "validation": 0.0,
+    "training_share": 1.0,
     "extract.feature_dtype": "float32",
 }
 """Setting of something that the paper does not mention -> its value where we do without it, too.

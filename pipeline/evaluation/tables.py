@@ -176,7 +176,7 @@ def sweep_table(
     rows = [
         [
             value,
-            _cell(validation[value]) + (" (best)" if value in best else ""),
+            cell(validation[value]) + (" (best)" if value in best else ""),
             *_cells(seeds, names),
         ]
         for value, seeds in runs.items()
@@ -197,7 +197,7 @@ def paper_table(runs: Evaluations, paper: PaperResults) -> str:
                 rows.append([method, f"ours: {variant}", *_cells(seeds, columns)])
         if method in NOT_REPRODUCED:
             rows.append([method, "not reproduced", *("-" for _ in columns)])
-        rows.append([method, "paper", *(_cell([printed.get(name)]) for name in columns)])
+        rows.append([method, "paper", *(cell([printed.get(name)]) for name in columns)])
     return markdown_table(["method", "of", *columns], rows)
 
 
@@ -227,10 +227,10 @@ def labels_table(
 
     def row(labels: Sequence[str]) -> list[str]:
         """The mean over some labels, by variant and in the paper."""
-        of_paper = [_cell([mean_of(map(printed.get, labels))])] if printed else []
+        of_paper = [cell([mean_of(map(printed.get, labels))])] if printed else []
         return [
             *(
-                _cell(mean_of(of_seed[label] for label in labels) for of_seed in seeds)
+                cell(mean_of(of_seed[label] for label in labels) for of_seed in seeds)
                 for seeds in ap.values()
             ),
             *of_paper,
@@ -301,10 +301,11 @@ def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _cells(seeds: Sequence[Evaluation], columns: Iterable[str]) -> list[str]:
-    return [_cell(one.metrics.number(column) for one in seeds) for column in columns]
+    return [cell(one.metrics.number(column) for one in seeds) for column in columns]
 
 
-def _cell(values: Iterable[float | None]) -> str:
+def cell(values: Iterable[float | None]) -> str:
+    """Mean and spread of a number over the seeds; "-" if it is defined for none."""
     spread = spread_of(values)
     if spread is None:
         return "-"

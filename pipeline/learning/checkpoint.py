@@ -47,9 +47,10 @@ class Checkpoint:
         epoch: after which the weights were taken, counted from 1.
         history: one row per epoch (`pipeline.learning.loop.Training`).
         vocabulary: the C label names, in the order of the scores.
-        train_sha256: `Manifest.train_sha256`.
-        trained_images: how many images it was trained on: those of the training split without those
-            that have no regions, and without the validation part.
+        train_sha256: `Manifest.train_sha256`. With ``seed`` and the settings `validation` and
+            `training_share` it says which images the network was trained on.
+        trained_images: how many images that were: the part by `training_share` of the training
+            split without the images that have no regions, and without the validation part.
         label_vectors, ratio, conditional: what was known of the labels, as `LabelSet` has it.
         label_vectors_sha256: `LabelVectors.sha256`, over names and vectors.
         recipe: of the regions that it was trained on.

@@ -137,6 +137,27 @@ def validation_size(images: int, share: float) -> int:
     return min(max(1, round(share * images)), images - 1)
 
 
+def training_part(split: SplitData, share: float, seed: int) -> SplitData:
+    """Draw the images to train on. Of one seed, those of a smaller share are among a larger one's.
+
+    Args:
+        split: the images that could be trained on, without those that validate.
+        share: of the images that are drawn, without replacement; at least one is.
+        seed: of the choice.
+
+    Returns:
+        The drawn images in the split's order, with the count of what was left out of the split.
+    """
+    order = np.random.default_rng([seed, 3]).permutation(len(split))
+    part = split.take(np.sort(order[: training_size(len(split), share)]))
+    return replace(part, left_out=split.left_out)
+
+
+def training_size(images: int, share: float) -> int:
+    """How many of so many images `training_part` draws."""
+    return max(1, round(share * images))
+
+
 def check_regions(cache: RegionCache, dataset: str, regions: int | None) -> None:
     """Check that a cache holds as many regions per image as a run uses.
 

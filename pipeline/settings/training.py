@@ -86,7 +86,7 @@ class TrainSettings(Settings):
         "(data/glove/glove.6B.zip/glove.6B.300d.txt), or an npz with the arrays `labels` and "
         "`vectors`.",
     )
-    epochs: int = Field(60, ge=1, description="Passes over the training split.")
+    epochs: int = Field(60, ge=1, description="Passes over the images that are trained on.")
     batch_size: int = Field(32, ge=1, description="Images per step and process.")
     regions: int | None = Field(
         None,
@@ -137,6 +137,15 @@ class TrainSettings(Settings):
         description="Share of the training split that is not trained on. The mAP on it is written "
         "to history.csv after each epoch, for tuning without the test split. A data set with a "
         "`val` split is validated on that, and keeps 0 here.",
+    )
+    training_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of the training images that are trained on, for learning curves: at "
+        "least one image, drawn with the run's seed after the validation part was taken away. Of "
+        "the same seed, the images of a smaller share are among those of a larger one. An epoch is "
+        "a pass over the drawn images, so that a smaller share makes fewer steps.",
     )
     selection: Literal["last", "best"] = Field(
         "last",

@@ -21,7 +21,7 @@ from pipeline.errors import (
 from pipeline.formats.text import counted, first_few
 from pipeline.labels.vectors import LabelVectors, load_label_vectors
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
-from pipeline.learning.splits import check_regions, check_whole, validation_size
+from pipeline.learning.splits import check_regions, check_whole, training_size, validation_size
 from pipeline.settings import TrainSettings, difficult_settings
 from pipeline.shards.failures import read_failures
 from pipeline.shards.index import read_index
@@ -172,9 +172,11 @@ def _trainable(settings: TrainSettings, manifest: Manifest, cache: RegionCache) 
     """How many images a training would use now, counted as `Checkpoint.trained_images`."""
     failures = read_failures(cache.folder)
     images = sum(image_id not in failures for image_id in manifest.image_ids("train"))
-    if settings.validation and "val" not in manifest.splits and images:
+    if not images:
+        return 0
+    if settings.validation and "val" not in manifest.splits:
         images -= validation_size(images, settings.validation)
-    return images
+    return training_size(images, settings.training_share)
 
 
 def _other_images(checkpoint: Checkpoint, manifest: Manifest, cache: RegionCache) -> str:

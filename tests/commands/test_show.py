@@ -92,14 +92,15 @@ def test_settings_that_differ_from_params_yaml_are_marked(run: Flow) -> None:
 
 
 def test_a_run_with_a_validation_part_and_its_own_settings(small: Flow) -> None:
-    small.ok("train", "--set", "train.voc2007.validation=0.3")
+    parts = ("validation=0.3", "training_share=0.5")
+    small.ok("train", *(word for part in parts for word in ("--set", f"train.voc2007.{part}")))
     [folder] = (small / "runs/voc2007").glob("full-s0-*")
     said = small.ok("runs", "show", folder.name)
     history = load_checkpoint(folder / "checkpoint.pt").history
     assert row(said, "validation mAP") == [f"{history[-1]['validation_mAP']:.2f}"]
     assert row(said, "validation") == ["0.3", "0.0"]
     assert row(said, "metrics") == ["not evaluated"]
-    assert row(said, "training images") == ["21"]
+    assert row(said, "training images") == ["10"]
     assert row(said, "validation images") == ["9 of the training split, by `validation: 0.3`"]
 
 

@@ -19,7 +19,7 @@ from pipeline.datasets.manifest import read_manifest
 from pipeline.inference.export import CacheToScores
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
 from pipeline.learning.prediction import Scorer
-from pipeline.learning.splits import open_split, split_validation
+from pipeline.learning.splits import open_split, split_validation, training_part
 from pipeline.settings import ExtractSettings
 from pipeline.shards.reader import RegionCache
 
@@ -79,6 +79,21 @@ def test_the_validation_part_is_not_counted(flow: Flow) -> None:
     truth = all_truth(flow)
     assert counted_on(checkpoint, truth[of_kept])
     assert not counted_on(checkpoint, truth[:TRAIN])
+
+
+def test_only_the_drawn_share_is_counted(flow: Flow) -> None:
+    """The checkpoint says which images these are: by its hash, its settings and its seed."""
+    checkpoint, _ = trained(flow, f"{BLOCK}.validation=0.3", f"{BLOCK}.training_share=0.5")
+    manifest = read_manifest(flow / "data/voc2007/prepared/manifest.parquet")
+    assert checkpoint.train_sha256 == manifest.train_sha256
+    split = open_split(RegionCache.open(flow / "cache/voc2007"), manifest, "train")
+    settings, seed = checkpoint.settings, checkpoint.seed
+    kept, _ = split_validation(split, settings.validation, seed)
+    part = training_part(kept, settings.training_share, seed)
+    assert checkpoint.trained_images == len(part) == 10
+    truth = all_truth(flow)
+    assert counted_on(checkpoint, truth[[int(name) for name in part.image_ids]])
+    assert not counted_on(checkpoint, truth[[int(name) for name in kept.image_ids]])
 
 
 def test_neither_the_split_val_nor_the_test_split_is_counted(flow: Flow, tmp_path: Path) -> None:

@@ -163,9 +163,10 @@ def test_two_processes_make_the_steps_of_one_with_twice_the_batch(
 
 @pytest.mark.slow
 def test_killed_processes_resume_bit_for_bit(tmp_path: Path) -> None:
-    """With dropout, which each process draws itself; an epoch has 3 steps."""
+    """With dropout, which each process draws itself; an epoch of 40 images has 3 steps."""
     network = {"latent_size": 8, "neighbors": 2, "dropout": 0.2}
-    whole = make_checkout(tmp_path / "whole", network=network, batch_size=8, epochs=2)
+    changes = {"network": network, "batch_size": 8, "epochs": 2, "training_share": 40 / 42}
+    whole = make_checkout(tmp_path / "whole", **changes)
     flow = copied(whole, tmp_path)
     assert torchrun(whole, 2, str(BIN / "gmpipe"), "train").code == 0
     for step, where, done in ((2, "step", (0, 2)), (2, "saving", (1, 0))):
@@ -179,6 +180,7 @@ def test_killed_processes_resume_bit_for_bit(tmp_path: Path) -> None:
     finished = torchrun(flow, 2, str(BIN / "gmpipe"), "train")
     assert finished.code == 0, finished.err
     assert flow.bytes("runs") == whole.bytes("runs")
+    assert load_checkpoint(flow / "runs/toy/full-s0/checkpoint.pt").trained_images == 40
 
 
 @pytest.mark.slow

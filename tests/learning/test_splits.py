@@ -1,4 +1,4 @@
-"""Splits: which rows and labels they have, how many regions, and their validation part.
+"""Splits: which rows and labels they have, how many regions, and the parts that are cut off.
 
 `toys` describes the toy problem and its letters.
 """
@@ -14,7 +14,13 @@ from builders import make_rows
 from toys import N_TRAIN, VECTORS, VIEWS, C, M, Toy
 
 from pipeline.errors import GmpipeError, InputError
-from pipeline.learning.splits import instance_batch, label_set, open_split, split_validation
+from pipeline.learning.splits import (
+    instance_batch,
+    label_set,
+    open_split,
+    split_validation,
+    training_part,
+)
 
 
 def test_an_opened_split_has_every_view_in_the_order_of_the_manifest(toy: Toy) -> None:
@@ -126,7 +132,7 @@ def test_what_is_known_of_the_labels_moves_to_a_device(toy: Toy) -> None:
         assert known.conditional is None or known.conditional.is_meta
 
 
-# Validation --------------------------------------------------------------------------------------
+# Parts -------------------------------------------------------------------------------------------
 
 
 def test_validation_is_disjoint_and_seeded(toy: Toy) -> None:
@@ -143,3 +149,28 @@ def test_validation_is_disjoint_and_seeded(toy: Toy) -> None:
     assert split_validation(split, 0.25, seed=2)[1].image_ids != held_out.image_ids
     for share in (0.0001, 0.9999):
         assert min(map(len, split_validation(split, share, seed=0))) == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_images_of_a_smaller_share_are_among_those_of_a_larger_one(toy: Toy, seed: int) -> None:
+    split = replace(toy.train, left_out=5)
+    before: list[str] = []
+    for share, size in ((1e-9, 1), (0.05, 2), (0.1, 4), (0.5, 21), (0.99, 42), (1.0, N_TRAIN)):
+        part = training_part(split, share, seed)
+        assert len(part) == size
+        assert set(before) < set(part.image_ids) or len(before) == size == N_TRAIN
+        indices = [split.image_ids.index(name) for name in part.image_ids]
+        assert indices == sorted(set(indices))
+        np.testing.assert_array_equal(part.truth, split.truth[indices])
+        np.testing.assert_array_equal(part.rows, split.rows[indices])
+        assert part.left_out == 5
+        before = list(part.image_ids)
+    assert before == split.image_ids
+
+
+def test_the_images_of_a_share_are_drawn_by_the_seed(toy: Toy) -> None:
+    drawn = [training_part(toy.train, 0.25, seed).image_ids for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    # Not the first ones, and not those that the same share would validate on.
+    assert drawn[0] != toy.train.image_ids[: len(drawn[0])]
+    assert drawn[0] != split_validation(toy.train, 0.25, seed=0)[1].image_ids

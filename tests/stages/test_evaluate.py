@@ -206,13 +206,15 @@ def test_corrected_test_labels_are_evaluated(
     assert (flow / RUN / "checkpoint.pt").read_bytes() == before
 
 
-@pytest.mark.parametrize(("validation", "trained_on"), [(0.0, 40), (0.25, 30)])
+@pytest.mark.parametrize(
+    ("validation", "share", "trained_on"), [(0.0, 1.0, 40), (0.25, 1.0, 30), (0.25, 0.5, 15)]
+)
 def test_the_images_that_were_really_trained_on_are_counted(
-    made: Flow, tmp_path: Path, validation: float, trained_on: int
+    made: Flow, tmp_path: Path, validation: float, share: float, trained_on: int
 ) -> None:
     """Of 42 training images, two have no regions; of 9 test images, one."""
     flow = copied(made, tmp_path)
-    change_params(flow, "train", validation=validation)
+    change_params(flow, "train", validation=validation, training_share=share)
     failures = [Failure(f"image-{n}", f"{n}.png", "broken") for n in (3, 5, N_TRAIN)]
     write_failures(flow / "cache/toy", failures)
     flow.ok("train")

@@ -37,7 +37,7 @@ EVALUATED = {"predictions.parquet", "metrics.json", "summary.json"}
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Flow:
     """A checkout with a run that was trained undisturbed, and evaluated; to be read only."""
-    changes: dict[str, Any] = {"validation": 0.25, "selection": "best"}
+    changes: dict[str, Any] = {"validation": 0.25, "training_share": 0.8, "selection": "best"}
     network = {"latent_size": 8, "neighbors": 2, "dropout": 0.2}
     flow = make_checkout(tmp_path_factory.mktemp("checkout"), network=network, **changes)
     said = flow.ok("train")
@@ -157,7 +157,7 @@ def test_ctrl_c_ends_a_comparison_and_not_only_its_run(checkout: Flow, tmp_path:
 
 
 def test_too_few_steps_are_noted_before_the_first_epoch(checkout: Flow, tmp_path: Path) -> None:
-    """Of the 42 images, 32 are trained on in batches of 16."""
+    """Of the 42 images, 26 are trained on in batches of 16."""
     flow = copied(checkout, tmp_path)
     said = flow.gmpipe("train").err.splitlines()
     hint = next(line for line in said if re.search(r"\b4 epochs of 2 steps\b.* 8 steps", line))

@@ -1,4 +1,5 @@
-"""A split `val` validates each training; labels without a negative can't be learned."""
+"""What is trained on, and what validates it: the split `val`, shares, and labels that can't be
+learned."""
 
 from __future__ import annotations
 
@@ -8,13 +9,16 @@ import re
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 from flows import Flow
 from small import TEST, TRAIN, make_small
+from toys import Killed
 
 from pipeline.learning.checkpoint import load_checkpoint
+from pipeline.learning.splits import SplitData
 
 HELD_OUT = 10
 """The last images of the training split, which become the split `val`."""
@@ -105,6 +109,54 @@ def test_settings_that_contradict_the_splits_are_refused(small: Flow, validated:
     assert done.refused(r"train.voc2007.validation is 0.2.*`val` of 10 images.*validation: 0`")
     done = small.gmpipe("train", "--set", "train.voc2007.selection=best")
     assert done.refused(r"selection is `best`.*no split `val`.*`train.voc2007.validation: 0.2`")
+
+
+def test_the_validation_part_does_not_change_with_the_share(small: Flow) -> None:
+    """It is cut off first. What is trained on is drawn from the rest."""
+    seen: list[tuple[set[str], set[str]]] = []
+
+    def noting(split: SplitData, *_: Any, validation: SplitData, **__: Any) -> None:
+        seen.append((set(split.image_ids), set(validation.image_ids)))
+        raise Killed
+
+    for share in (0.25, 0.5, 1.0):
+        sets = [f"train.voc2007.{name}" for name in ("validation=0.2", f"training_share={share}")]
+        with mock.patch("stages.train.train_network", noting), pytest.raises(Killed):
+            small.gmpipe("train", *(word for one in sets for word in ("--set", one)))
+    (few, validation), (half, of_half), (rest, of_rest) = seen
+    assert validation == of_half == of_rest
+    assert (len(few), len(half), len(rest), len(validation)) == (6, 12, 24, 6)
+    assert few < half < rest
+    assert not rest & validation
+
+
+def test_a_share_from_which_little_can_be_learned(small: Flow) -> None:
+    share = ("--set", "train.voc2007.training_share")
+    done = small.gmpipe("train", share[0], f"{share[1]}=0.01")
+    assert done.refused(
+        r"train\.voc2007\.training_share is 0\.01, .*\b1 image of 30\b.*no label has both.*"
+        r"Raise `train\.voc2007\.training_share`"
+    )
+    done = small.gmpipe("train", share[0], f"{share[1]}=0.1")
+    assert done.code == 0
+    [folder] = (
+        path.parent
+        for path in (small / "runs/voc2007").glob("full-s0-*/checkpoint.pt")
+        if load_checkpoint(path).settings.training_share == 0.1
+    )
+    checkpoint = load_checkpoint(folder / "checkpoint.pt")
+    assert checkpoint.trained_images == 3
+    lost = [
+        name
+        for name, ratio in zip(checkpoint.vocabulary, checkpoint.ratio, strict=True)
+        if ratio == 0
+    ]
+    assert 4 < len(lost) < 20
+    assert re.search(
+        rf"training_share 0\.1 draws 3 images of 30.*: {', '.join(lost[:4])}, and "
+        rf"{len(lost) - 4} more\.",
+        done.err,
+    )
 
 
 def test_a_run_is_out_of_date_when_an_image_leaves_the_split(

@@ -13,6 +13,7 @@ from pipeline.evaluation.metrics import Evaluation, read_evaluation, shown
 from pipeline.evaluation.tables import HEADLINES
 from pipeline.files import canonical_json
 from pipeline.learning.checkpoint import Checkpoint
+from pipeline.learning.splits import validation_size
 from pipeline.shards.schema import fingerprint
 from stages.checkout.keys import flat
 from stages.checkout.layout import CHECKPOINT_FILE, METRICS_FILE, runs_folder
@@ -146,7 +147,7 @@ def _validated(checkpoint: Checkpoint, today: Today) -> str:
     held = {image_id.decode() for image_id in index.image_ids.tolist()}
     images = manifest.image_ids("train" if share else "val")
     number = sum(image_id in held for image_id in images)
-    return f"{number - checkpoint.trained_images if share else number} {of}"
+    return f"{validation_size(number, share) if share else number} {of}"
 
 
 def _times(dataset: str, run: str) -> Iterator[tuple[str, object]]:
