@@ -71,7 +71,7 @@ def test_a_variant_of_another_head_starts_from_that_heads_settings() -> None:
         assert changed.clip_norm == 2.0  # which the head does not set
         assert changed.loss == WeightedLoss(**heads_own["loss"])
         # Nothing of the data set's network, not even a setting that both heads have.
-        assert changed.network.least_deviation == 0.1
+        assert changed.network.least_deviation == heads_own["network"]["least_deviation"] != 0.7
     mine = settings_class("max-pool").model_validate({**heads_own["network"], "hidden_size": 9})
     assert variant_settings(settings, "mine").network == mine
     focal = variant_settings(settings, "hard")

@@ -60,13 +60,13 @@ def by_hand(
 
 
 def test_rma_style_equals_plain_loops() -> None:
-    head = make_head("rma-style")
+    head = make_head("rma-style", whole_region=False)
     check_against(head, make_batch(6), make_label_set(), by_hand)
 
 
 def test_the_loss_equals_plain_loops() -> None:
     head, batch, labels, truth = (
-        make_head("rma-style"),
+        make_head("rma-style", whole_region=False),
         make_batch(6),
         make_label_set(),
         make_truth(6),
@@ -94,7 +94,7 @@ def test_the_loss_equals_plain_loops() -> None:
 
 
 def test_an_image_whose_labels_are_all_ignored() -> None:
-    head, labels = make_head("rma-style"), make_label_set()
+    head, labels = make_head("rma-style", whole_region=False), make_label_set()
     output = head(make_batch(2), labels, torch.tensor([[-1, -1, -1], [1, 0, 0]]))
     output.loss.backward()
     assert output.loss.isfinite()
