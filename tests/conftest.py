@@ -49,6 +49,18 @@ def _few_resamples() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """Don't flush files to the disk, which takes milliseconds each.
+
+    A file that was not flushed is lost only when the machine stops, which no test can show.
+    `test_files.py` has that files are flushed before they get their names.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data that the project tests against but must not contain.

@@ -23,7 +23,7 @@ import click
 import pytest
 from builders import TINY
 from clusters import worker_in_this_process
-from flows import BIN, PARAMS, ROOT, STAGES, VARIANTS, Flow
+from flows import BIN, PARAMS, ROOT, STAGES, VARIANTS, Flow, unrendered
 from pages import LANGUAGES, PAGES, Block, commands, gmpipe_arguments, read_page
 from PIL import ExifTags, Image
 from ruamel.yaml import YAML
@@ -119,7 +119,7 @@ def make_tiny(file: Path) -> None:
             block["size"] = 64
         block.update(regions=min(block.get("regions", 10), 4), views=1)
     for block in raw["train"].values():
-        block.setdefault("network", {})["latent_size"] = 8
+        block.setdefault("network", {}).update(latent_size=8, modules=1)
         for settings in (block, *block.get("variants", {}).values()):
             settings.pop("regions", None)
             settings["epochs"] = 1
@@ -133,6 +133,7 @@ def make_tiny(file: Path) -> None:
 def _in_this_process() -> Iterator[None]:
     """Extract and train without further processes, which take longer to start than to work."""
     with (
+        unrendered(),
         worker_in_this_process(),
         mock.patch("stages.commands.compare.cores", return_value=1),
     ):

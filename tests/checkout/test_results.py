@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
 
-from flows import Flow
+import pytest
+from flows import Flow, unrendered
 from small import write_params
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _unrendered() -> Iterator[None]:
+    with unrendered():
+        yield
 
 
 def commands(flow: Flow) -> list[list[str]]:

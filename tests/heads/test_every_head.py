@@ -261,8 +261,11 @@ def test_a_head_learns_what_regions_show(variant: str) -> None:
 
     def learns(seed: int) -> bool:
         head = make_head(variant, dtype=torch.float32, seed=seed, label_set=labels)
-        fit(head, batch, labels, truth, steps=150)
-        return ranking(head, batch, labels, truth) > 0.9
+        for _ in range(5):  # few need all of them
+            fit(head, batch, labels, truth, steps=30)
+            if ranking(head, batch, labels, truth) > 0.9:
+                return True
+        return False
 
     # The max over regions has local optima, which a start among few labels can end in.
     assert any(learns(seed) for seed in range(3))

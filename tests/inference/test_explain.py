@@ -13,7 +13,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from flows import Flow
+from flows import Flow, unrendered
 from matplotlib.axes import Axes
 from PIL import Image
 from reference import build_graph, convolve, decode, encode
@@ -154,7 +154,7 @@ def printed_tables(explanation: Explanation, run: TrainedRun) -> tuple[list[dict
 
 def titles(explanation: Explanation, path: Path) -> str:
     """All titles of the picture's charts."""
-    with mock.patch.object(Axes, "set_title", autospec=True) as title:
+    with unrendered(), mock.patch.object(Axes, "set_title", autospec=True) as title:
         draw(explanation, photograph(), "a photograph", path)
     return "\n".join(call.args[1] for call in title.call_args_list)
 
@@ -275,7 +275,7 @@ def test_labels_that_are_asked_for_are_explained_whatever_their_scores(
     name = next(iter(by_default))
     [one] = explain(middle, photograph(), labels=[name]).labels
     assert (one.score, one.label_graph) == (by_default[name].score, by_default[name].label_graph)
-    with mock.patch.object(Axes, "set_title", autospec=True) as title:
+    with unrendered(), mock.patch.object(Axes, "set_title", autospec=True) as title:
         draw(explanation, photograph(), "title", tmp_path / "out.png")
     assert not any("best" in call.args[1] for call in title.call_args_list)
     for wrong, named in (("pyramide", ("'pyramid'",)), ("q9", run.vocabulary)):
@@ -385,7 +385,7 @@ def test_a_label_from_right_to_left_leaves_the_rest_of_its_line(
     titles = {}
     for name in ("قطة", "שלום 5", "cat"):
         other = replace(explanation, labels=(replace(label, label=name),))
-        with mock.patch.object(Axes, "set_title", autospec=True) as title:
+        with unrendered(), mock.patch.object(Axes, "set_title", autospec=True) as title:
             draw(other, photograph(), "title", tmp_path / "out.png")
         titles[name] = title.call_args.args[1]
     assert titles["cat"].startswith("cat  0.")

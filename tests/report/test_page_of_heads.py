@@ -223,9 +223,14 @@ def test_what_pointing_at_labels_and_regions_says(of_heads: Reader, headed: Flow
     said = page.locator("#gallery-info")
     card = page.locator('.card[data-image="1"]')
 
-    def point(variant: str, label: int | None = None) -> None:
+    def show(variant: str) -> None:
+        """Choose a network, and wait for its cards, which take the place of the former ones."""
+        card.evaluate("(card) => { card.dataset.former = 'yes'; }")
         choice(page, "Network").select_option(variant)
-        expect(page.locator("#gallery-count")).to_contain_text("of 18 images")
+        expect(card).not_to_have_attribute("data-former", "yes")
+
+    def point(variant: str, label: int | None = None) -> None:
+        show(variant)
         if label is None:
             card.locator("rect").last.hover()
         else:
@@ -233,7 +238,7 @@ def test_what_pointing_at_labels_and_regions_says(of_heads: Reader, headed: Flow
 
     def best(variant: str, parity: int | None = None) -> int | None:
         """One of the labels that a card shows, with an even or odd number."""
-        choice(page, "Network").select_option(variant)
+        show(variant)
         labels = [int(c.get_attribute("data-label") or -1) for c in card.locator(".chip").all()]
         return next((one for one in labels if parity in (None, one % 2)), None)
 

@@ -166,6 +166,21 @@ def full_disk(size: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def unrendered() -> Iterator[None]:
+    """Let commands in this process save figures empty.
+
+    To render those of a page takes longer than all else that `gmpipe report` does.
+    """
+    contents = {"svg": b'<svg xmlns="http://www.w3.org/2000/svg"/>', "png": b""}
+
+    def save(_: Any, path: Path, *, format: str, **options: Any) -> None:
+        path.write_bytes(contents[format])
+
+    with mock.patch("matplotlib.figure.Figure.savefig", save):
+        yield
+
+
+@contextlib.contextmanager
 def being_written(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder as another process does, but from this one."""
     with (folder.parent / f".{folder.name}.lock").open("w") as stream:

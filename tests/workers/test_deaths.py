@@ -101,10 +101,13 @@ def test_whatever_a_task_raises_is_an_error_of_the_worker(
         run(client, function, tasks=2)
 
 
-def test_workers_that_all_leave_are_waited_for_only_so_long() -> None:
+def test_workers_that_all_leave_are_waited_for_only_so_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_JOIN_SECONDS", 1)
     with worker_in_this_process() as cluster, open_cluster(None, {}) as client:
         threading.Timer(0.3, cluster.scale, [0]).start()
-        with pytest.raises(WorkerError, match="3 s"):
+        with pytest.raises(WorkerError, match="1 s"):
             run(client, lambda _: time.sleep(0.1), tasks=1000)
 
 

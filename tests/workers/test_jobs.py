@@ -99,7 +99,7 @@ if "stages.cli" in sys.orig_argv:
         bar.resume(2)
         bar.update(3)
         bar.set_postfix(loss="0.5")
-        time.sleep(1)
+        time.sleep(0.5)
 """
 
 
@@ -128,7 +128,7 @@ def test_progress_and_notes_of_running_jobs_are_shown(
 def test_a_terminal_has_a_bar_for_each_running_job(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The rate of a job that was resumed counts from there: a step in about 2 s."""
+    """The rate of a job that was resumed counts from there: a step in about half a second."""
     Path("sitecustomize.py").write_text(
         """
 import sys, time
@@ -136,9 +136,11 @@ if "stages.cli" in sys.orig_argv:
     from stages.console.progress import progress_bar
     with progress_bar(total=1000, desc="fit", unit="step") as bar:
         bar.resume(900)
-        time.sleep(2)
+        bar.refresh()
+        time.sleep(0.5)
         bar.update()
-        time.sleep(1)
+        bar.refresh()
+        time.sleep(0.5)
 """
     )
     monkeypatch.setenv("PYTHONPATH", f"{Path.cwd()}{os.pathsep}{ROOT}")
