@@ -152,6 +152,26 @@ def measure(run: Trained, same: np.ndarray, overlap: float) -> Iterator[Row]:
         yield {**named, "nothing left": nothing_left}
 
 
+def check_reference(
+    reference: str, best: np.ndarray | None, of_reference: Trained, variant: str, run: Trained
+) -> None:
+    """Refuse a reference that has no best regions, or others than the variant's.
+
+    Raises:
+        InputError: one of these.
+    """
+    if best is None:
+        raise InputError(
+            f"{reference} does not tell regions apart.", "Name a variant that does: `--reference`."
+        )
+    theirs, own = of_reference.images.regions, run.images.regions
+    if theirs != own:
+        raise InputError(
+            f"{variant} reads {own} regions of an image, and {reference} reads {theirs}.",
+            "Train both with the same `regions`, or name another variant with `--reference`.",
+        )
+
+
 def main(arguments: list[str] | None = None, say: Callable[[str], object] = print) -> None:
     """Print the tables and the line of JSON."""
     parser = argparse.ArgumentParser(
@@ -171,11 +191,7 @@ def main(arguments: list[str] | None = None, say: Callable[[str], object] = prin
         same = first_scores(reference.scorer, reference.images)[1]
         for variant in variants:
             run = open_run(request, variant, seed)
-            if same is None or run.images.regions != reference.images.regions:
-                raise InputError(
-                    f"{options.reference} has no best regions, or reads others than {variant}.",
-                    "Name another variant with `--reference`.",
-                )
+            check_reference(options.reference, same, reference, variant, run)
             reads = "yes" if run.settings.network.needs_whole else "no"
             for row in measure(run, same, options.overlap):
                 row = {"variant": variant, "seed": seed, "reads whole": reads, **row}

@@ -79,7 +79,7 @@ class GraphConvolution(nn.Module):
         near, labels, matching = (
             settings.instance_graph,
             settings.label_graph,
-            settings.matching_edges,
+            settings.matching_edges is True,
         )
         self.instance_from_instance = Gather(inputs, outputs) if near else None
         self.instance_from_label = Gather(inputs, outputs) if matching else None

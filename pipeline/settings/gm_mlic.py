@@ -17,9 +17,9 @@ class GmMlicSettings(RegionSettings):
     label_graph: bool = Field(True, description="Use edges between labels, equation (2).")
     matching_edges: bool | Literal["stateless"] = Field(
         True,
-        description="Use edges between instances and labels, equation (3). `stateless`: instances "
-        "and labels still send each other messages, but of their nodes alone, since the edges have "
-        "no state. false: they send none. Without states of edges, the decoder reads the two "
+        description="Use edges between instances and labels, equation (3). `stateless`: the edges "
+        "have no state, and the messages between instances and labels read only the nodes. false: "
+        "there are no such messages. Without states of edges, the decoder reads the two "
         "nodes.",
     )
     latent_size: int = Field(
@@ -70,5 +70,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "without-matching-edges": _variant(matching_edges=False),
     "stateless-matching-edges": _variant(matching_edges="stateless"),
 }
-"""`full` is the paper's network, the others are its ablations (Table 4), of which the last is a
-milder reading of the one before. They train with the settings of the data set's block."""
+"""`full` is the paper's network, the others are its ablations (Table 4). `stateless-matching-edges`
+is a milder reading of `without-matching-edges`. They train with the settings of the data set's
+block."""

@@ -25,11 +25,14 @@ TREATMENTS: tuple[Treatment, ...] = get_args(Treatment)
 
 
 class DifficultSettings(Settings):
-    """What the labels count as that a data set's files give as neither positive nor negative: in
-    VOC, a class of which an image shows only objects marked `difficult`; in an imported npz, a
-    label coded 0. An ignored label carries no loss, and is left out of the metrics."""
+    """What difficult labels count as: those that the files give as neither positive nor negative.
+    In VOC, they are the classes of which an image shows only objects marked `difficult`; in an
+    imported npz, the labels coded 0. An ignored label carries no loss, and is left out of the
+    metrics."""
 
-    train: Treatment = Field("ignored", description="In the images to train on.")
+    train: Treatment = Field(
+        "ignored", description="In the images to train on, and those that `validation` takes away."
+    )
     val: Treatment = Field(
         "ignored", description="In the images of a split `val`, which validate each training."
     )

@@ -84,7 +84,7 @@ def _difficult(manifest: Manifest) -> list[str]:
         return [f"Difficult labels: {parts}; {describe_treatments(manifest.treatments)}"]
     if manifest.difficult != DifficultSettings():
         setting = f"prepare.{manifest.dataset}.difficult"
-        return [f"Note: `{setting}` has no effect, since no label of an image is difficult."]
+        return [f"Note: `{setting}` has no effect, since no image has a difficult label."]
     return []
 
 

@@ -263,9 +263,9 @@ def test_a_head_learns_what_regions_show(variant: str) -> None:
         head = make_head(variant, dtype=torch.float32, seed=seed, label_set=labels)
         for _ in range(5):  # few need all of them
             fit(head, batch, labels, truth, steps=30)
-            if ranking(head, batch, labels, truth) > 0.9:
+            if ranking(head, batch, labels, truth) > 0.95:
                 return True
-        return False
+        return ranking(head, batch, labels, truth) > 0.9
 
     # The max over regions has local optima, which a start among few labels can end in.
     assert any(learns(seed) for seed in range(3))

@@ -98,6 +98,7 @@ def test_over_stateless_edges_messages_are_those_of_the_nodes() -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in network.named_parameters()}
     for message in ("instance_from_label", "label_from_instance"):
         assert shapes[f"convolutions.0.{message}.first.weight"] == (H // 2, H)
+    assert shapes["decoder.mlp.first.weight"] == (H, H)  # two nodes of half the size
     batch, words = make_batch(2), vectors()
     longer = words.clone()
     longer[0] *= 1.5

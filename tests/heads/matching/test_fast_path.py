@@ -118,6 +118,20 @@ def test_residual_network_equals_reference(variant: str) -> None:
     check(network, batch, words)
 
 
+@torch.no_grad()
+def test_dropout_spares_what_residual_nodes_keep() -> None:
+    """It falls on the updates: if it drops all of these, a node keeps its state."""
+    network, batch, words = case(variant="full", residual=True, dropout=0.5, modules=1)
+    assert network.encoder.dropout.p == 0
+    module = network.convolutions[0]
+    module.dropout.p = 1.0
+    structure = network._structures.build(batch, words, True, True)
+    features, boxes = network.inputs.features(batch.features), network.inputs.boxes(batch.boxes)
+    graph = network.encoder(features, boxes, network.inputs.vectors(words), structure)
+    kept = module.instance_norm(module.instance_skip(graph.instances))
+    assert_same(module.train()(graph, structure).instances, kept, 1e-12)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_network_equals_reference_in_every_shape(variant: str, shape: str) -> None:
