@@ -50,20 +50,26 @@ class TwoLayers(nn.Module):
 
 
 class Gather(MessagePassing):
-    """rho on [e_ij, v_j], then the mean over the nodes j that i reads: (5), (7)."""
+    """rho on [e_ij, v_j], then the mean over the nodes j that i reads: (5), (7).
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    Where the edges have no states, rho reads v_j alone.
+    """
+
+    def __init__(self, inputs: int, outputs: int, states: bool = True) -> None:
         super().__init__(aggr="mean")
-        self.first = nn.Linear(2 * inputs, outputs)
+        self.first = nn.Linear((1 + states) * inputs, outputs)
         self.second = nn.Linear(outputs, outputs)
 
-    def forward(self, read: Tensor, readers: int, edge_index: Tensor, edge_attr: Tensor) -> Tensor:
+    def forward(
+        self, read: Tensor, readers: int, edge_index: Tensor, edge_attr: Tensor | None
+    ) -> Tensor:
         """(nodes, H), number of readers, (2, E), (E, H) -> (readers, H')"""
         sizes = (len(read), readers)
         return self.propagate(edge_index, x=(read, None), edge_attr=edge_attr, size=sizes)
 
-    def message(self, x_j: Tensor, edge_attr: Tensor) -> Tensor:
-        return self.second(self.first(torch.cat([edge_attr, x_j], dim=-1)).relu())
+    def message(self, x_j: Tensor, edge_attr: Tensor | None) -> Tensor:
+        read = x_j if edge_attr is None else torch.cat([edge_attr, x_j], dim=-1)
+        return self.second(self.first(read).relu())
 
 
 def _ends(read: Tensor, reader: Tensor, edge_index: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,15 +82,16 @@ class GraphConvolution(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, settings: GmMlicSettings, last: bool) -> None:
         super().__init__()
+        states = settings.matching_edges is True
         near, labels, matching = (
             settings.instance_graph,
             settings.label_graph,
-            settings.matching_edges is True,
+            bool(settings.matching_edges),
         )
         self.instance_from_instance = Gather(inputs, outputs) if near else None
-        self.instance_from_label = Gather(inputs, outputs) if matching else None
+        self.instance_from_label = Gather(inputs, outputs, states) if matching else None
         self.label_from_label = Gather(inputs, outputs) if labels else None
-        self.label_from_instance = Gather(inputs, outputs) if matching else None
+        self.label_from_instance = Gather(inputs, outputs, states) if matching else None
         self.instance_node = TwoLayers(inputs + (near + matching) * outputs, outputs)
         self.label_node = TwoLayers(inputs + (labels + matching) * outputs, outputs)
         self.instance_norm = _norm(outputs, settings)
@@ -92,7 +99,7 @@ class GraphConvolution(nn.Module):
         for name, exists in (
             ("instance", near and not last),
             ("label", labels and not last),
-            ("matching", matching),
+            ("matching", states),
         ):
             rho = TwoLayers(2 * outputs, outputs) if exists else None
             phi = TwoLayers(inputs + outputs, outputs) if exists else None
@@ -161,7 +168,7 @@ class GraphEncoder(nn.Module):
         self.label = TwoLayers(vector_size, latent)
         self.instance_edge = edge(8, settings.instance_graph)
         self.label_edge = edge(2 * vector_size, settings.label_graph)
-        self.matching_edge = edge(feature_size + vector_size, settings.matching_edges)
+        self.matching_edge = edge(feature_size + vector_size, settings.matching_edges is True)
         self.instance_norm = _norm(latent, settings)
         self.label_norm = _norm(latent, settings)
 
@@ -185,7 +192,7 @@ class GraphDecoder(nn.Module):
 
     def __init__(self, size: int, settings: GmMlicSettings) -> None:
         super().__init__()
-        read = size * (1 if settings.matching_edges else 2)
+        read = size * (1 if settings.matching_edges is True else 2)
         self.mlp = TwoLayers(read, 1, hidden=read)
 
     def forward(
