@@ -2,10 +2,10 @@
 
     python -m benchmarks.context --dataset imported --variants full,max-pool,csra --seeds 0,1,2
 
-It trains nothing, and reads runs that `gmpipe train` made. Each test image is scored again without
+It reads runs that `gmpipe train` made, and trains nothing. Each test image is scored again without
 each of its regions, and without all others whose IoU with that one is over `--overlap`. A label's
 second score is the one without its best region, the argmax of the head's attribution. The table has
-the mAP of three kinds of scores, and how many in a hundred of them had no region left:
+the mAP of three kinds of scores, and the percentage of them for which no region was left:
 
 - `all regions`: the scores as `gmpipe evaluate` gives them;
 - `own hidden`: each head loses its own best region; heads without attribution have none;

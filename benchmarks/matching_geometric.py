@@ -82,7 +82,7 @@ class GraphConvolution(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, settings: GmMlicSettings, last: bool) -> None:
         super().__init__()
-        states = settings.matching_edges is True
+        states = settings.matching_states
         near, labels, matching = (
             settings.instance_graph,
             settings.label_graph,
@@ -168,7 +168,7 @@ class GraphEncoder(nn.Module):
         self.label = TwoLayers(vector_size, latent)
         self.instance_edge = edge(8, settings.instance_graph)
         self.label_edge = edge(2 * vector_size, settings.label_graph)
-        self.matching_edge = edge(feature_size + vector_size, settings.matching_edges is True)
+        self.matching_edge = edge(feature_size + vector_size, settings.matching_states)
         self.instance_norm = _norm(latent, settings)
         self.label_norm = _norm(latent, settings)
 
@@ -192,7 +192,7 @@ class GraphDecoder(nn.Module):
 
     def __init__(self, size: int, settings: GmMlicSettings) -> None:
         super().__init__()
-        read = size * (1 if settings.matching_edges is True else 2)
+        read = size * (1 if settings.matching_states else 2)
         self.mlp = TwoLayers(read, 1, hidden=read)
 
     def forward(

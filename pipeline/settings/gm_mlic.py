@@ -19,8 +19,7 @@ class GmMlicSettings(RegionSettings):
         True,
         description="Use edges between instances and labels, equation (3). `stateless`: the edges "
         "have no state, and the messages between instances and labels read only the nodes. false: "
-        "there are no such messages. Without states of edges, the decoder reads the two "
-        "nodes.",
+        "there are no such messages. Without states of edges, the decoder reads the two nodes.",
     )
     latent_size: int = Field(
         512,
@@ -57,6 +56,11 @@ class GmMlicSettings(RegionSettings):
     decoder_dropout: float = Field(
         0.0, ge=0, lt=1, description="Dropout on the decoder's hidden state."
     )
+
+    @property
+    def matching_states(self) -> bool:
+        """Whether the matching edges have states, as in the paper."""
+        return self.matching_edges is True
 
 
 def _variant(**changes: bool | str) -> dict[str, Any]:

@@ -79,16 +79,16 @@ def changed_treatment(manifest: Manifest, name: HashName, found: str) -> str | N
         hash differs for another reason.
     """
     of_hash = {"test"} if name == "test_sha256" else {"train", "val"}
-    splits = [split for split in manifest.difficult_counts if split in of_hash]
-    for treatments in product(TREATMENTS, repeat=len(splits)):
-        before: dict[str, Treatment] = dict(zip(splits, treatments, strict=True))
+    now = {split: own for split, own in manifest.treatments.items() if split in of_hash}
+    for treatments in product(TREATMENTS, repeat=len(now)):
+        before: dict[str, Treatment] = dict(zip(now, treatments, strict=True))
         difficult = manifest.difficult.model_copy(update=before)
         if getattr(replace(manifest, difficult=difficult), name) == found:
             return ", and ".join(
                 f"`prepare.{manifest.dataset}.difficult.{split}` was `{treatment}` and is "
-                f"`{manifest.treatments[split]}` now"
+                f"`{now[split]}` now"
                 for split, treatment in before.items()
-                if treatment != manifest.treatments[split]
+                if treatment != now[split]
             )
     return None
 

@@ -126,7 +126,7 @@ def build_graph(network: GmMlic, batch: RegionBatch, image: int, label_vectors: 
 
     # (3): e_ij^m = [v_i^o, v_j^l]
     matching_edges = {}
-    if settings.matching_edges is True:
+    if settings.matching_states:
         for i in real:
             for j in w:
                 matching_edges[i, j] = torch.cat([f[i], w[j]])

@@ -4,9 +4,10 @@ Naming: ``X_from_Y`` gathers for nodes X from neighbours Y (the rho of equations
 ``X_node`` and ``X_edge`` update (the phi of (6), (8) and (9)-(12)); ``X_edge_from_nodes`` is the
 rho of (9)-(11). X and Y are `instance`, `label` or `matching`.
 
-A message is ``rho([e_ij, v_j])``. What its first layer reads of the edge and of the node are
-separate products, and the mean commutes with the second layer, so messages are averaged before it.
-The product that reads the edges also gives what the edges' own update reads of them (`kept`).
+A message is ``rho([e_ij, v_j])``, or ``rho(v_j)`` where the edges have no states. What its first
+layer reads of the edge and of the node are separate products, and the mean commutes with the second
+layer, so messages are averaged before it. The product that reads the edges also gives what the
+edges' own update reads of them (`kept`).
 
 Letters: B images, M instances (padding included), C labels, R nodes that read, K listed neighbours
 of a node, H hidden size, H' size of the message, G images or 1 (where all images share something).
@@ -41,7 +42,7 @@ class Convolution(nn.Module):
     def __init__(self, inputs: int, outputs: int, settings: GmMlicSettings, last: bool) -> None:
         super().__init__()
         instance_graph, label_graph = settings.instance_graph, settings.label_graph
-        matching, states = bool(settings.matching_edges), settings.matching_edges is True
+        matching, states = bool(settings.matching_edges), settings.matching_states
 
         def gather(exists: bool, edges: bool = True) -> MLP | None:
             return MLP((inputs, inputs) if edges else (inputs,), outputs) if exists else None

@@ -22,13 +22,13 @@ class Decoder(nn.Module):
 
     Args:
         size: of the nodes and edges that it reads.
-        matching_edges: whether there are any that have states.
+        matching_states: whether matching edges have states.
         dropout: on its hidden state.
     """
 
-    def __init__(self, size: int, matching_edges: bool, dropout: float) -> None:
+    def __init__(self, size: int, matching_states: bool, dropout: float) -> None:
         super().__init__()
-        pieces = (size,) if matching_edges else (size, size)
+        pieces = (size,) if matching_states else (size, size)
         self.mlp = MLP(pieces, 1, hidden=sum(pieces))
         self.dropout = nn.Dropout(dropout)
 

@@ -37,7 +37,7 @@ class Encoder(nn.Module):
         self.label = MLP((vector_size,), latent)
         self.instance_edge = mlp(4, 4, exists=settings.instance_graph)
         self.label_edge = mlp(vector_size, vector_size, exists=settings.label_graph)
-        self.matching_edge = mlp(feature_size, vector_size, exists=settings.matching_edges is True)
+        self.matching_edge = mlp(feature_size, vector_size, exists=settings.matching_states)
         self.instance_norm = nn.LayerNorm(latent) if norm else nn.Identity()
         self.label_norm = nn.LayerNorm(latent) if norm else nn.Identity()
         self.dropout = nn.Dropout(0.0 if settings.residual else settings.dropout)

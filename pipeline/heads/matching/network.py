@@ -79,9 +79,7 @@ class GmMlic(Head):
             Convolution(before, after, settings, last=number == settings.modules)
             for number, (before, after) in enumerate(pairwise(states), 1)
         )
-        self.decoder = Decoder(
-            states[-1], settings.matching_edges is True, settings.decoder_dropout
-        )
+        self.decoder = Decoder(states[-1], settings.matching_states, settings.decoder_dropout)
 
     def score(
         self,
