@@ -63,11 +63,11 @@ class RegionBatch:
     def with_whole_region(self) -> RegionBatch:
         """Append the whole view as one more region, the last one: score 0, class 0 (none)."""
         images = self.mask.shape[0]  # `len` would fix the number where torch exports the head
-        box = self.boxes.new_tensor([0.0, 0.0, 1.0, 1.0]).expand(images, 1, 4)
+        ends = [self.boxes.new_zeros(images, 1, 2), self.boxes.new_ones(images, 1, 2)]
         return replace(
             self,
             features=torch.cat([self.features, self.of_whole()[:, None]], dim=1),
-            boxes=torch.cat([self.boxes, box], dim=1),
+            boxes=torch.cat([self.boxes, torch.cat(ends, dim=2)], dim=1),
             scores=torch.cat([self.scores, self.scores.new_zeros(images, 1)], dim=1),
             classes=torch.cat([self.classes, self.classes.new_zeros(images, 1)], dim=1),
             mask=torch.cat([self.mask, self.mask.new_ones(images, 1)], dim=1),
@@ -156,10 +156,14 @@ class Head(nn.Module):
     Attributes:
         attribution: what `HeadOutput.regions` holds: the logits that the head gives each region,
             or the weights by which it reads them; None if it does not tell regions apart.
+        recordable: whether its training step can be recorded as a CUDA graph. It can't if an
+            operation waits for the device, such as ``.item()``, or has a result whose size depends
+            on the data.
         inputs: standardises what the head reads.
     """
 
     attribution: ClassVar[Attribution | None] = None
+    recordable: ClassVar[bool] = True
 
     def __init__(self, sizes: HeadSizes, settings: HeadSettings) -> None:
         super().__init__()

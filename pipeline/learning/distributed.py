@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.errors import InputError
 from pipeline.tensors import best_device
@@ -64,12 +64,11 @@ class Processes:
         options: dict[str, Any] = {name: False}
         return parallel(network, **options)
 
-    def total(self, values: list[float]) -> list[float]:
-        """Sum each value over all processes, with the same result in each."""
-        if self.count == 1:
-            return values
-        summed = torch.tensor(values, dtype=torch.float64, device=self.device)
-        torch.distributed.all_reduce(summed)
+    def total(self, values: Tensor) -> list[float]:
+        """Sum each value of a vector over all processes, with the same result in each."""
+        summed = values.double()
+        if self.count > 1:
+            torch.distributed.all_reduce(summed)
         return cast(list[float], summed.tolist())
 
     def gathered(self, value: Any) -> list[Any]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -23,8 +23,8 @@ from pipeline.heads.contract import Head, LabelSet
 from pipeline.interrupts import Interrupted
 from pipeline.learning.batches import Batch, Feed
 from pipeline.learning.distributed import Processes
-from pipeline.learning.losses import compute_loss
 from pipeline.learning.optimization import make_average, make_optimizer, make_schedule
+from pipeline.learning.steps import Gradients
 from pipeline.settings import TrainSettings
 from pipeline.settings.heads import HEADS
 from pipeline.tensors import (
@@ -40,6 +40,9 @@ from pipeline.tensors import (
     restore_random,
     save_tensors,
 )
+
+_LOOK_EVERY = 32
+"""Number of steps on an accelerator between two looks at their losses: each look waits for it."""
 
 Row = dict[str, float]
 """One epoch in the history: column -> value."""
@@ -110,6 +113,15 @@ class Position:
     epoch: int = 0
 
 
+class _Step(NamedTuple):
+    """A step that was taken, or is being taken: its number, images, loss and gradient norm."""
+
+    number: int
+    images: int
+    loss: Tensor
+    norm: Tensor
+
+
 class TrainingLoop:
     """A training in progress.
 
@@ -152,11 +164,13 @@ class TrainingLoop:
         self.position = Position()
         self._optimizer = make_optimizer(network, settings)
         self._schedule = make_schedule(self._optimizer, settings, self._steps_per_epoch)
-        self._parallel = processes.parallel(network)
+        self._gradients = Gradients(network, labels, settings, processes)
         self._average = make_average(network, settings)
         self._waited = self._spent = 0.0
         self._saved = time.monotonic()
         self._save_due = False
+        self._unseen: list[_Step] = []
+        self._look_every = 1 if processes.device.type == "cpu" else _LOOK_EVERY
 
     @property
     def steps(self) -> int:
@@ -195,13 +209,12 @@ class TrainingLoop:
                 batch = next(batches)
                 self._waited += time.perf_counter() - asked
                 rate = self._schedule.rate
-                loss, norm = self._step(batch, parts[step][1], epoch * len(steps) + step + 1)
+                self._step(batch, parts[step][1], self.steps + 1, len(steps[step]))
                 position.steps += 1
-                position.loss += loss * len(steps[step])
-                position.gradient = max(position.gradient, norm)
                 on_step(self.steps)
                 if position.steps < len(steps):
                     self.save_if_due()
+        self._look()
         self._spent += time.perf_counter() - began
         return {
             "epoch": epoch + 1,
@@ -210,37 +223,44 @@ class TrainingLoop:
             "gradient_norm": position.gradient,
         }
 
-    def _step(self, batch: Batch, share: float, number: int) -> tuple[float, float]:
-        """Take one step of the optimiser.
+    def _step(self, batch: Batch, share: float, number: int, images: int) -> None:
+        """Take a step of the optimiser.
 
-        Returns:
-            The loss of all images of the step, and the norm of its gradient before clipping.
+        Args:
+            batch: this process's images of the step.
+            share: of the step's images that these are.
+            number: of the step, counted from 1.
+            images: of the step.
         """
-        instances, truth = batch
-        half = self.settings.precision == "bfloat16"
-        with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=half):
-            output = self._parallel(instances, self.labels, truth)
-        # This process's part of the mean over the step's images.
-        loss = compute_loss(output, truth, self.labels.ratio, self.settings.loss) * share
-        self._optimizer.zero_grad()
-        # The gradients are averaged over the processes, but their sum is needed.
-        (loss * self.processes.count).backward()
-        due = time.monotonic() - self._saved >= self.save_every
-        total_loss, processes_due = self.processes.total([loss.item(), float(due)])
-        self._save_due = processes_due > 0
-        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
-        total_norm = nn.utils.get_total_norm(gradients)
-        norm = total_norm.item()
-        if not math.isfinite(total_loss) or not math.isfinite(norm):
-            raise self._diverged_in_step(number, total_loss, norm)
-        nn.utils.clip_grads_with_norm_(
-            self.network.parameters(), self.settings.clip_norm, total_norm
-        )
+        loss, norm = self._gradients.compute(batch, share)
+        self._unseen.append(_Step(number, images, loss, norm))
+        if len(self._unseen) == self._look_every:
+            self._look()
+        nn.utils.clip_grads_with_norm_(self.network.parameters(), self.settings.clip_norm, norm)
         self._optimizer.step()
         self._schedule.step()
         if self._average is not None:
             self._average.update_parameters(self.network)
-        return total_loss, norm
+
+    def _look(self) -> None:
+        """Look at the steps that nobody has looked at, and agree on whether to save the state.
+
+        Raises:
+            Diverged: the loss or the gradient norm of a step is not finite.
+        """
+        steps, self._unseen = self._unseen, []
+        if not steps:
+            return
+        due = float(time.monotonic() - self._saved >= self.save_every)
+        values = torch.stack([*(step.loss for step in steps), steps[0].loss.new_tensor(due)])
+        *losses, processes_due = self.processes.total(values)
+        self._save_due = processes_due > 0
+        norms = torch.stack([step.norm for step in steps]).tolist()
+        for step, loss, norm in zip(steps, losses, norms, strict=True):
+            if not math.isfinite(loss) or not math.isfinite(norm):
+                raise self._diverged_in_step(step.number, loss, norm)
+            self.position.loss += loss * step.images
+            self.position.gradient = max(self.position.gradient, norm)
 
     def diverged(self, problem: str, remedy: str = "") -> Diverged:
         """Make the error for a training that can't go on.
@@ -258,30 +278,34 @@ class TrainingLoop:
         )
 
     def _diverged_in_step(self, step: int, loss: float, norm: float) -> Diverged:
-        norms = {
-            name: parameter.grad.norm().item()
-            for name, parameter in self.network.named_parameters()
-            if parameter.grad is not None
-        }
-        name, largest = max(
-            norms.items(), key=lambda item: item[1] if math.isfinite(item[1]) else math.inf
-        )
         problem = (
             f"in step {step} (epoch {len(self.position.history) + 1}): the loss is {loss:.4g} and "
-            f"the gradient norm {norm:.4g}; {name} has the largest gradient ({largest:.4g})."
+            f"the gradient norm {norm:.4g}"
         )
+        if step == self.steps + 1:  # whose gradients are still there
+            name, largest = self._largest_gradient()
+            problem += f"; {name} has the largest gradient ({largest:.4g})"
         if step == 1:
             return self.diverged(
-                problem,
+                f"{problem}.",
                 "No step was taken before, so the learning rate is not the cause. Look for an "
                 f"operation in {HEADS[self.settings.network.head].file} whose result or gradient "
                 "is not finite, such as a log or a square root, or for extreme values in the "
                 "regions.",
             )
         return self.diverged(
-            f"{problem} Before this step, the gradient norm of this epoch was at most "
+            f"{problem}. Before this step, the gradient norm of this epoch was at most "
             f"{self.position.gradient:.4g}."
         )
+
+    def _largest_gradient(self) -> tuple[str, float]:
+        """Name of the parameter with the largest gradient, and its norm."""
+        norms = {
+            name: parameter.grad.norm().item()
+            for name, parameter in self.network.named_parameters()
+            if parameter.grad is not None
+        }
+        return max(norms.items(), key=lambda one: one[1] if math.isfinite(one[1]) else math.inf)
 
     def current_network(self) -> Head:
         """The network whose weights would be the result now, in eval mode."""
@@ -318,6 +342,7 @@ class TrainingLoop:
         is_interrupted = self.interrupted()
         if not self._save_due and not is_interrupted:
             return
+        self._look()
         random_states = self.processes.gathered(random_state())
         if self.processes.rank == 0:
             state = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
     LambdaLR,
@@ -13,22 +13,31 @@ from torch.optim.lr_scheduler import (
     OneCycleLR,
     StepLR,
 )
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from pipeline.settings import TrainSettings
 
 
 def make_optimizer(network: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    """Make the optimiser of all parameters of a network."""
+    """Make the optimiser of all parameters of a network, on whose device it works.
+
+    On CUDA it updates all parameters with one kernel.
+    """
+    parameters = list(network.parameters())
+    fused = True if parameters[0].is_cuda else None
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(
-            network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+            parameters,
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            fused=fused,
         )
     return torch.optim.SGD(
-        network.parameters(),
+        parameters,
         lr=settings.learning_rate,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
+        fused=fused,
     )
 
 
@@ -101,12 +110,33 @@ def make_schedule(
     return Schedule(optimizer, within, per_epoch, warm_up)
 
 
-def make_average(network: nn.Module, settings: TrainSettings) -> AveragedModel | None:
+class Average(AveragedModel):
+    """The exponential moving average of a network's weights; the first ones are taken as they are.
+
+    Torch's own update copies the number of updates to the device of the weights, and so waits for
+    all work there.
+
+    Args:
+        network: whose weights are averaged.
+        decay: share of the average that an update keeps.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        super().__init__(network, use_buffers=False)
+        self._decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take the network's present weights into the average."""
+        own: list[Tensor] = list(self.module.parameters())
+        new: list[Tensor] = list(model.parameters())
+        torch._foreach_lerp_(own, new, 1 - self._decay if self.n_averaged else 1.0)
+        self.n_averaged += 1
+
+
+def make_average(network: nn.Module, settings: TrainSettings) -> Average | None:
     """Make the moving average of the weights, or None where the settings ask for none.
 
     It starts with the weights after the first step.
     """
-    if not settings.averaging:
-        return None
-    average = get_ema_multi_avg_fn(settings.averaging)
-    return AveragedModel(network, multi_avg_fn=average, use_buffers=False)
+    return Average(network, settings.averaging) if settings.averaging else None

@@ -20,6 +20,7 @@ from pipeline.learning.loop import Row, Training, TrainingLoop, is_finished
 from pipeline.learning.prediction import NotFinite, Predictions, Scorer
 from pipeline.learning.seeds import seed_process, seeded
 from pipeline.learning.splits import SplitData, label_set
+from pipeline.learning.steps import matrix_products
 from pipeline.settings import TrainSettings
 
 SAVE_SECONDS = 30.0
@@ -69,7 +70,7 @@ def train_network(
         InputError: the validation part has no positive label.
     """
     processes = processes or alone()
-    with seeded(seed):
+    with seeded(seed), matrix_products(settings.precision):
         feed = Feed(split, processes.device, sharers=processes.on_machine)
         labels = known_labels(split, vectors, settings)
         network = _initial_network(feed, labels, settings)

@@ -71,7 +71,7 @@ def test_a_first_step_that_diverges_is_no_matter_of_the_learning_rate(
     def loss(*inputs: Any) -> torch.Tensor:
         return compute_loss(*inputs) * torch.nan
 
-    monkeypatch.setattr("pipeline.learning.loop.compute_loss", loss)
+    monkeypatch.setattr("pipeline.learning.steps.compute_loss", loss)
     with pytest.raises(Diverged, match=r"step 1 .*nan") as caught:
         train(toy, tmp_path / "a.pt", chosen=settings(network=tiny("max-pool")))
     assert "pipeline/heads/pooling/max_pool.py" in caught.value.remedy
@@ -97,7 +97,7 @@ def test_the_parameter_with_the_largest_gradient_is_named(
         dict(network.named_parameters())["first.bias"].register_hook(hook)
         return network
 
-    monkeypatch.setattr("pipeline.learning.loop.compute_loss", loss)
+    monkeypatch.setattr("pipeline.learning.steps.compute_loss", loss)
     monkeypatch.setattr("pipeline.learning.training.build_head", hooked)
     maxed = settings(network=tiny("max-pool"))
     whole = train(toy, tmp_path / "whole.pt", chosen=maxed.model_copy(update={"epochs": 1}))

@@ -89,7 +89,7 @@ def test_a_training_killed_at_any_step_ends_as_an_undisturbed_one(
         "save_every": 0,
     }
     for step in kills:
-        loss = mock.patch("pipeline.learning.loop.compute_loss", killed_after(step))
+        loss = mock.patch("pipeline.learning.steps.compute_loss", killed_after(step))
         with loss, pytest.raises(Killed):
             train(toy, tmp_path / "state.pt", **options)
         torch.manual_seed(99)
@@ -104,7 +104,7 @@ CHOSEN = settings(validation=0.25, selection="best", averaging=0.5, epochs=3)
 @pytest.fixture(scope="module")
 def saved_state(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     state_file = tmp_path_factory.mktemp("saved") / "state.pt"
-    loss = mock.patch("pipeline.learning.loop.compute_loss", killed_after(3))
+    loss = mock.patch("pipeline.learning.steps.compute_loss", killed_after(3))
     with loss, pytest.raises(Killed):
         train_best(toy, state_file, save_every=0)
     return state_file.read_bytes()
@@ -234,7 +234,7 @@ def test_a_state_of_adamw_with_an_odd_field_is_named(
 ) -> None:
     chosen = settings(optimizer="adamw", schedule="cosine", epochs=2)
     state_file = tmp_path / "state.pt"
-    loss = mock.patch("pipeline.learning.loop.compute_loss", killed_after(2))
+    loss = mock.patch("pipeline.learning.steps.compute_loss", killed_after(2))
     with loss, pytest.raises(Killed):
         train(toy, state_file, chosen=chosen, save_every=0)
     change_state(state_file, keys, value)

@@ -64,7 +64,7 @@ def killed_states(flow: Flow) -> None:
     """Leave what a killed training and a killed fit would resume from."""
     with (
         mock.patch.dict(train_network.__kwdefaults__, save_every=0),
-        mock.patch("pipeline.learning.loop.compute_loss", killed_after(4)),
+        mock.patch("pipeline.learning.steps.compute_loss", killed_after(4)),
         pytest.raises(Killed),
     ):
         flow.gmpipe("train", "--seed", "1")

@@ -293,7 +293,7 @@ def test_train_is_killed_at_each_operation(training: Killing, tmp_path: Path) ->
             position = torch.load(path)["position"]
             done = 3 * len(position["history"]) + position["steps"]
         loss = mock.Mock(side_effect=compute_loss)
-        with mock.patch("pipeline.learning.loop.compute_loss", loss):
+        with mock.patch("pipeline.learning.steps.compute_loss", loss):
             training.check_second_run(moment)
         assert loss.call_count == 6 - done
         resumed.add(done)

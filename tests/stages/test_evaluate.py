@@ -55,7 +55,7 @@ def flow(made: Flow, tmp_path: Path) -> Flow:
 def other(made: Flow, tmp_path_factory: pytest.TempPathFactory) -> Flow:
     """The same run as another version of the code would train it; to be read only."""
     flow = copied(made, tmp_path_factory.mktemp("other"))
-    with mock.patch("pipeline.learning.loop.compute_loss", lambda *x: 2 * compute_loss(*x)):
+    with mock.patch("pipeline.learning.steps.compute_loss", lambda *x: 2 * compute_loss(*x)):
         flow.ok("train")
     flow.ok("evaluate")
     assert metrics(flow)["mAP"] != metrics(made)["mAP"]

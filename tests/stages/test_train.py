@@ -94,7 +94,7 @@ def test_a_killed_training_continues_where_it_was(checkout: Flow, tmp_path: Path
 
     eager = cut_off("train_network", partial(train_network, **settings))
     for step, done in ((3, (1, 1)), (2, (2, 1))):
-        loss = mock.patch("pipeline.learning.loop.compute_loss", killed_after(step))
+        loss = mock.patch("pipeline.learning.steps.compute_loss", killed_after(step))
         with eager, loss, pytest.raises(Killed):
             flow.gmpipe("train")
         [state] = (flow / ".state").glob("*.pt")
@@ -115,7 +115,7 @@ def test_ctrl_c_saves_the_step_that_is_being_done(checkout: Flow, tmp_path: Path
     """Here in the third of 8 steps, and a second time in the sixth."""
     flow = copied(checkout, tmp_path)
     for step, done in ((3, 3), (3, 6)):
-        with mock.patch("pipeline.learning.loop.compute_loss", pressing_ctrl_c_in(step)):
+        with mock.patch("pipeline.learning.steps.compute_loss", pressing_ctrl_c_in(step)):
             stopped = flow.gmpipe("train")
         assert stopped.code == 130
         assert f"stopped at step {done} of 8, which is saved" in stopped.err
@@ -140,7 +140,7 @@ def pressing_ctrl_c_in(step: int, times: int = 1) -> Callable[..., torch.Tensor]
 
 def test_a_second_ctrl_c_does_not_wait(checkout: Flow, tmp_path: Path) -> None:
     flow = copied(checkout, tmp_path)
-    with mock.patch("pipeline.learning.loop.compute_loss", pressing_ctrl_c_in(3, times=2)):
+    with mock.patch("pipeline.learning.steps.compute_loss", pressing_ctrl_c_in(3, times=2)):
         stopped = flow.gmpipe("train")
     assert stopped.code == 130
     assert "step" not in stopped.err.splitlines()[-1]
@@ -149,7 +149,7 @@ def test_a_second_ctrl_c_does_not_wait(checkout: Flow, tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_a_comparison_and_not_only_its_run(checkout: Flow, tmp_path: Path) -> None:
     flow = copied(checkout, tmp_path)
-    with mock.patch("pipeline.learning.loop.compute_loss", pressing_ctrl_c_in(3)):
+    with mock.patch("pipeline.learning.steps.compute_loss", pressing_ctrl_c_in(3)):
         stopped = flow.gmpipe("compare", "--seed", "1", "--seed", "2", "--jobs", "1")
     assert stopped.code == 130
     assert "stopped at step 3 of 8" in stopped.err
@@ -200,7 +200,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_first_epoch(
     flow = copied(checkout, tmp_path)
     (flow / "runs/toy").mkdir(parents=True)
     (flow / "runs/toy/full-s0").write_text("a file in its place")
-    with mock.patch("pipeline.learning.loop.compute_loss", side_effect=AssertionError):
+    with mock.patch("pipeline.learning.steps.compute_loss", side_effect=AssertionError):
         assert flow.gmpipe("train").refused("runs/toy/full-s0")
     assert (flow / "runs/toy/full-s0").read_text() == "a file in its place"
 
@@ -237,7 +237,7 @@ def test_a_diverged_run_leaves_its_last_good_weights(checkout: Flow, tmp_path: P
         losses += 1
         return compute_loss(*inputs) * (math.nan if losses == 4 else 1)
 
-    broken = mock.patch("pipeline.learning.loop.compute_loss", loss)
+    broken = mock.patch("pipeline.learning.steps.compute_loss", loss)
     with broken:
         assert flow.gmpipe("train").refused(
             r"\bfull, seed 0\b.* step 4 .*epoch 2.*\bnan\b.*"

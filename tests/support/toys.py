@@ -140,7 +140,7 @@ KILLED_AT = """
 import os, signal, sys, time
 from functools import partial
 
-from pipeline.learning import loop
+from pipeline.learning import loop, steps
 from stages import train as stage
 from stages.cli.main import main
 
@@ -153,7 +153,7 @@ def kill():
     time.sleep(5 * int(os.environ.get("RANK", "0")))
     os.kill(os.getpid(), signal.SIGKILL)
 
-def loss(*inputs, of=loop.compute_loss):
+def loss(*inputs, of=steps.compute_loss):
     global losses
     losses += 1
     if losses > step:
@@ -171,7 +171,7 @@ def checkpoint(*inputs, of=stage.save_checkpoint):
         kill()
     of(*inputs)
 
-loop.compute_loss, loop.save_tensors = loss, save
+steps.compute_loss, loop.save_tensors = loss, save
 stage.save_checkpoint = checkpoint
 stage.train_network = partial(stage.train_network, save_every=0)
 main()

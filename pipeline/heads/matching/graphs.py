@@ -59,8 +59,8 @@ class Structure:
 class StructureBuilder:
     """Build the `Structure` of batches that share their label vectors.
 
-    The label graph depends on the label vectors alone, so it is built once and kept until other
-    vectors come.
+    The label graph depends on the label vectors alone, so it is built once and kept until another
+    tensor of vectors comes.
 
     Args:
         settings: K and L.
@@ -95,7 +95,9 @@ class StructureBuilder:
     def _label_graph(self, vectors: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """`label_neighbors` and `label_weights` of `Structure`."""
         known = self._known
-        if known is None or known[0].device != vectors.device or not torch.equal(known[0], vectors):
+        # Compared by identity: on an accelerator, a look at the numbers would wait for all of its
+        # work.
+        if known is None or known[0] is not vectors:
             labels, chosen = len(vectors), self._settings.label_neighbors
             index = weights = None
             if chosen is not None and chosen < labels - 1:
@@ -103,7 +105,7 @@ class StructureBuilder:
             else:
                 others = 1 - torch.eye(labels, dtype=torch.float64, device=vectors.device)
                 weights = others / max(labels - 1, 1)
-            known = self._known = (vectors.detach().clone(), index, weights)
+            known = self._known = (vectors, index, weights)
         return known[1:]
 
 

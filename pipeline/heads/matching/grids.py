@@ -2,9 +2,11 @@
 
 Matching edges are a grid of instances by labels; the edges of a complete label graph are a grid of
 labels by labels. Both are large (B·35·80 and B·80·80 edges at COCO's size), and the network does
-little more with them than multiply matrices. So both operations here process a few rows of a grid
-at a time: what is added, clipped and averaged between two products stays in the processor's cache,
-and the backward pass keeps only what it can't cheaply recompute.
+little more with them than multiply matrices. So on a CPU, both operations here process a few rows
+of a grid at a time: what is added, clipped and averaged between two products stays in the
+processor's cache. An accelerator gets as many grids at once as its memory allows, since each of its
+kernels costs time to launch. Everywhere, the backward pass keeps only what it can't cheaply
+recompute.
 
 - An edge whose hidden state is ``relu(left_i + right_j)`` is kept as its two nodes (`Pair`).
 - Of a ``relu(x)`` that is averaged at once, the backward pass keeps one byte per number: whether it
@@ -20,6 +22,7 @@ edges, S size of what is read of them.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -27,7 +30,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _CACHE_BYTES = 2**21
-"""Size of the largest tensor of a piece: of the order of a core's cache."""
+"""Size of the largest tensor of a piece on a CPU: of the order of a core's cache."""
+
+_LARGEST_SHARE = 1 / 16
+"""Size of the largest tensor of a piece on an accelerator, as a share of its free memory. A few
+tensors of that size exist at the same time."""
 
 
 class Pair(NamedTuple):
@@ -163,16 +170,28 @@ def _add_product(total: Tensor, gradient: Tensor, states: Tensor) -> None:
         total.add_(gradient.T @ states)
 
 
+@cache
+def _free_bytes(device: torch.device) -> int:
+    """Memory of an accelerator that was free when this was first asked."""
+    if device.type == "cuda" and torch.cuda.is_available():
+        return torch.cuda.mem_get_info(device)[0]
+    return 2**62
+
+
+def _piece_bytes(device: torch.device) -> int:
+    """Size of the largest tensor of a piece on a device."""
+    if device.type == "cpu":
+        return _CACHE_BYTES
+    return int(_LARGEST_SHARE * _free_bytes(device))
+
+
 def _pieces(
     grids: int, rows: int, bytes_per_row: int, device: torch.device
 ) -> list[tuple[slice, slice]]:
-    """Split grids into pieces (grids, rows): some rows of one grid, or several small grids.
-
-    On other devices than the CPU a piece is at least a whole grid.
-    """
-    fitting = _CACHE_BYTES // bytes_per_row
-    if fitting >= rows or device.type != "cpu":
-        count = max(1, fitting // rows)
+    """Split grids into pieces (grids, rows): some rows of one grid, or several small grids."""
+    fitting = _piece_bytes(device) // bytes_per_row
+    if fitting >= rows:
+        count = fitting // rows
         return [(slice(g, g + count), slice(0, rows)) for g in range(0, grids, count)]
     count = max(1, fitting)
     starts = range(0, rows, count)

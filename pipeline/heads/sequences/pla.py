@@ -108,6 +108,7 @@ class Pla(Head):
     """Emit one label after another, looking at the regions anew for each."""
 
     attribution = "weights"
+    recordable = False  # labels are aligned to steps on the CPU
 
     def __init__(self, sizes: HeadSizes, settings: PlaSettings) -> None:
         super().__init__(sizes, settings)
