@@ -107,7 +107,7 @@ def _overview(images: int, labels: Sequence[str]) -> dict[str, Any]:
         "gallery": {
             "images": images,
             "of": images,
-            "pictures": 0,
+            "photographs": {"origin": "", "problem": ""},
             "seed": 0,
             "classes": None,
             "attributions": ["logits"] * len(VARIANTS),

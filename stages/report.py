@@ -194,7 +194,7 @@ def _times(dataset: str, runs: Runs) -> list[list[str]]:
         [
             time.stage,
             time.run or (f"{time.rows:,} rows" if time.rows is not None else dataset),
-            f"{time.seconds:.1f}",
+            f"{time.seconds:,.1f}",
             time.finished,
         ]
         for time in read_times(dataset)

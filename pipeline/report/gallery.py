@@ -6,10 +6,10 @@ node.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import logging
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +18,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.errors import InputError, MissingError
 from pipeline.evaluation.runs import deciding, evaluations_of
-from pipeline.files import exists
 from pipeline.heads.contract import Attribution, RegionBatch
 from pipeline.heads.matching.network import GmMlic
 from pipeline.learning.prediction import Scorer, shown_attribution
 from pipeline.learning.splits import SplitData, open_split
 from pipeline.machine import cores
-from pipeline.regions.transforms import load_image
 from pipeline.report.folder import PICTURES, in_steps, packed, write_data
 from pipeline.report.inputs import PageInputs, Phase, load_evaluated
+from pipeline.report.photographs import about_photographs, with_its_suffix, write_pictures
 
 BEST_LABELS = 5
 """T, how many labels are kept for each region."""
 
-LONGEST_SIDE = 400
-"""The longest side of a picture in pixels. Smaller photographs keep their size."""
-
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-_QUALITY = 82  # of JPEG: files are smaller, and at this size no difference is visible
 _BATCH = 64
+_log = logging.getLogger(__name__)
 
 
 def write_gallery(folder: Path, inputs: PageInputs, phase: Phase) -> dict[str, Any]:
@@ -55,11 +49,15 @@ def write_gallery(folder: Path, inputs: PageInputs, phase: Phase) -> dict[str, A
     rows = {row["image_id"]: row for row in inputs.manifest.rows("test").to_pylist()}
     photographs = [rows[image_id] for image_id in split.image_ids]
     paths = [inputs.root / photograph["path"] for photograph in photographs]
-    if inputs.source == "imported":
+    imported_to = inputs.root / "images" if inputs.source == "imported" else None
+    if imported_to is not None:
         paths = [with_its_suffix(path) for path in paths]
     with phase("pictures", len(paths), "image") as on_images:
         sizes = write_pictures(paths, folder / PICTURES, threads=cores(), on_images=on_images)
     readable = np.asarray(sizes.all(axis=1))
+    about = about_photographs(paths, readable, imported_to)
+    if about.problem:
+        _log.warning("%s", about.problem)
     for image in np.flatnonzero(~readable):
         sizes[image] = [photographs[image][name] or 0 for name in ("width", "height")]
     attributions: list[Attribution | None] = []
@@ -74,7 +72,7 @@ def write_gallery(folder: Path, inputs: PageInputs, phase: Phase) -> dict[str, A
         attributions.append(scorer.network.attribution)
     return {
         "images": len(split),
-        "pictures": int(readable.sum()),
+        "photographs": asdict(about),
         "classes": inputs.classes,
         "of": len(inputs.scores.image_ids),
         "seed": inputs.shown.evaluation.seed,
@@ -99,59 +97,6 @@ def chosen_images(images: int, wanted: int) -> NDArray[np.int64]:
     if images <= wanted:
         return np.arange(images)
     return np.sort(np.random.default_rng(0).choice(images, wanted, replace=False))
-
-
-def with_its_suffix(path: Path) -> Path:
-    """Find the photograph of an imported image, whose path in the manifest is `images/<id>.jpg`.
-
-    Args:
-        path: as in the manifest.
-
-    Returns:
-        ``path``, or the file beside it with another suffix; if the id has a suffix itself, as in
-        `a.png`, the file of that name. ``path`` if there is none of them.
-    """
-    name = path.name.removesuffix(".jpg")
-    suffixes = [one for suffix in _SUFFIXES for one in (suffix, suffix.upper())]
-    candidates = [path, path.with_name(name), *(path.with_name(name + one) for one in suffixes)]
-    return next((one for one in candidates if exists(one)), path)
-
-
-def write_pictures(
-    photographs: Sequence[Path],
-    folder: Path,
-    *,
-    threads: int,
-    on_images: Callable[[int], object] = lambda images: None,
-) -> NDArray[np.int32]:
-    """Write a small JPEG of each photograph: <folder>/<index>.jpg.
-
-    Args:
-        photographs: N files.
-        threads: how many photographs are decoded at once.
-        on_images: called with 1 after each photograph.
-
-    Returns:
-        (N, 2) width and height of each picture; 0 and no picture where the photograph is missing
-        or broken.
-    """
-    folder.mkdir()
-
-    def shrink(index: int) -> tuple[int, int]:
-        try:
-            image = load_image(photographs[index])
-        except (MissingError, InputError):
-            return 0, 0
-        image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-        image.save(folder / f"{index}.jpg", quality=_QUALITY)
-        return image.size
-
-    sizes = np.zeros((len(photographs), 2), np.int32)
-    with ThreadPoolExecutor(threads) as pool:
-        for index, size in enumerate(pool.map(shrink, range(len(photographs)))):
-            sizes[index] = size
-            on_images(1)
-    return sizes
 
 
 @dataclass(frozen=True)

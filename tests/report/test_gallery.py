@@ -27,6 +27,7 @@ def test_filters_keep_the_images_they_name(reader: Reader, made: Flow) -> None:
         "right": (over & (truth == 1), ~(over != (truth == 1)).any(axis=1)),
         "wrong": (over & (truth == 0), (over & (truth == 0)).any(axis=1)),
         "missed": (~over & (truth == 1), (~over & (truth == 1)).any(axis=1)),
+        "true": (truth == 1, (truth == 1).any(axis=1)),
     }
     images = len(truth)
 
@@ -146,7 +147,7 @@ def test_two_networks_stand_side_by_side(reader: Reader, made: Flow) -> None:
 def test_images_on_which_two_networks_differ(reader: Reader, made: Flow) -> None:
     page = reader.page
     show = choice(page, "Show").locator("option")
-    assert show.count() == 4  # a single network does not differ from another
+    assert show.count() == 5  # a single network does not differ from another
     choice(page, "Compare with").select_option("max-pool")
     choice(page, "Show").select_option("differs")
     over = [truth_and_scores(made, f"{name}-s0")[1] > 0.5 for name in VARIANTS]
@@ -157,7 +158,7 @@ def test_images_on_which_two_networks_differ(reader: Reader, made: Flow) -> None
     choice(page, "Label").select_option(str(label))
     expect(counter).to_have_text(re.compile(f"^{int(differs[:, label].sum())} of 12 images"))
     choice(page, "Compare with").select_option("")
-    assert show.count() == 4
+    assert show.count() == 5
     expect(choice(page, "Show")).to_have_value("any")
 
 
@@ -202,6 +203,67 @@ def test_five_thousand_images_are_shown_a_page_at_a_time(browser: Browser, tmp_p
     page.locator(".card rect").last.hover()
     expect(page.locator(".info", has_text="detector")).to_contain_text(re.compile(r"\): label \d"))
     assert any("regions-0" in url for url in one.requests)
+    one.close()
+
+
+def test_many_images_are_paged_through_and_found_by_name(browser: Browser, tmp_path: Path) -> None:
+    write_random_page(tmp_path, images=5000, regions=3, labels=3)
+    one = Reader(browser, tmp_path)
+    page = one.page
+    counter, cards = page.locator("#gallery-count"), page.locator(".card")
+
+    def first() -> str | None:
+        return cards.first.get_attribute("data-image")
+
+    expect(counter).to_have_text("5,000 of 5,000 images, page 1 of 209")
+    expect(page.locator("#gallery-about")).to_contain_text("5,000 test images")
+    assert one.column("labels-table", -2) == ["5,000"] * 3
+    below = page.locator("#next-below")
+    below.click()
+    assert first() == "24"
+    expect(cards.first).to_be_in_viewport()
+    expect(page.locator("#next")).to_be_focused()
+    field = page.get_by_role("spinbutton", name="Go to page")
+    for typed, shown in (("208", 208), ("9999", 209), ("-3", 1), ("", 1), ("209", 209)):
+        field.fill(typed)
+        field.press("Enter")
+        expect(field).to_have_value(str(shown))
+        assert first() == str(24 * (shown - 1))
+    expect(below).to_be_disabled()
+    name = page.get_by_role("searchbox", name="Name contains")
+    name.fill(" 0499 ")
+    found = [str(number) for number in range(5000) if "0499" in f"{number:012d}"]
+    expect(counter).to_have_text(f"{len(found)} of 5,000 images, page 1 of 1")
+    assert [card.get_attribute("data-image") for card in cards.all()] == found
+    name.fill("4999x")
+    expect(counter).to_have_text("0 of 5,000 images, page 1 of 1")
+    one.close()
+
+
+def test_the_gallery_follows_the_opened_image(browser: Browser, tmp_path: Path) -> None:
+    write_random_page(tmp_path, images=50, regions=3, labels=3)
+    one = Reader(browser, tmp_path)
+    page = one.page
+    title, place = page.locator("#detail-title"), page.locator("#detail-count")
+    page.locator('.card[data-image="23"] .open').click()
+    expect(place).to_have_text("24 of 50")
+    # The arrow keys work on whatever was in focus, also if it is shown no more.
+    page.locator("dialog .chip").first.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    expect(place).to_have_text("26 of 50")
+    last = title.inner_text()
+    page.keyboard.press("Escape")
+    expect(page.locator("#gallery-count")).to_contain_text("page 2 of 3")
+    expect(page.locator(".open:focus")).to_have_text(last)
+    # So they do at the end, where a button for the next image can't be pressed any more.
+    page.locator("#next").click()
+    page.locator('.card[data-image="48"] .open').click()
+    page.locator("#detail-next").focus()
+    page.keyboard.press("ArrowRight")
+    expect(place).to_have_text("50 of 50")
+    page.keyboard.press("ArrowLeft")
+    expect(place).to_have_text("49 of 50")
     one.close()
 
 

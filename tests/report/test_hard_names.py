@@ -85,7 +85,7 @@ def test_one_label_has_a_page(small: Flow, browser: Browser) -> None:
     reader = Reader(browser, small / "reports/voc2007")
     assert reader.column("labels-table", 0) == ["cat"]
     assert reader.page.locator(".card img").count() == 1
-    expect(reader.page.locator("#gallery-about")).to_contain_text("17 photographs are missing")
+    expect(reader.page.locator("#gallery-about")).to_contain_text("17 of 18 photographs")
     expect(reader.page.locator("#figure-learning-curves img")).to_be_visible()
     assert reader.page.locator("#figure-co-occurrence").count() == 0
     reader.close()

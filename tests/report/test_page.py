@@ -17,6 +17,7 @@ from playwright.sync_api import Browser, expect
 from reading import Reader, truth_and_scores
 from small import make_small, write_params
 
+from pipeline.datasets.readers.voc import VOCABULARY as VOC_LABELS
 from pipeline.datasets.scenes import VOCABULARY
 from pipeline.evaluation.paper import METHOD, PAPER
 from pipeline.report.figures import COLOURS
@@ -158,7 +159,30 @@ def test_without_photographs_boxes_are_drawn_on_a_blank_background(paper_reader:
     frame = card.locator(".picture").bounding_box()
     assert frame is not None
     assert frame["width"] == pytest.approx(frame["height"], rel=0.02)  # 100 x 100 was imported
-    expect(paper_reader.page.locator("#gallery-about")).to_contain_text("18 photographs")
+    about = paper_reader.page.locator("#gallery-about")
+    expect(about).to_contain_text("data/voc2007/images/<id>.jpg")
+    expect(about).to_contain_text("18 of 18 photographs")
+
+
+def test_an_opened_image_shows_its_difficult_label(reader: Reader, paper_reader: Reader) -> None:
+    page = paper_reader.page
+    card = page.locator('.card[data-image="1"]')
+    assert card.locator('.chip[data-label="0"]').count() == 0
+    card.locator(".open").click()
+    pane = page.locator("dialog .pane")
+    assert pane.locator(".chips").first.locator(".chip").count() == len(VOC_LABELS)
+    expect(pane.locator(".chip.ignored")).to_have_attribute("data-label", "0")
+    expect(pane.locator(".chip.ignored .mark")).to_have_text("?")
+    for one, has in ((paper_reader, True), (reader, False)):
+        assert ("?" in one.page.locator("#gallery-about").inner_text()) == has
+
+
+def test_classes_without_a_name_are_numbers(paper_reader: Reader) -> None:
+    page = paper_reader.page
+    page.locator(".card .open").first.click()
+    expect(page.locator("dialog .chip.region").first).to_have_text(
+        re.compile(r"^0: class \d+, \d+\.\d %$")
+    )
 
 
 def test_only_groups_that_the_data_set_defines_are_shown(
@@ -202,6 +226,8 @@ def test_a_shadow_shows_that_more_follows_beside(
     page.locator("#results-place .scroll").evaluate("(one) => { one.scrollLeft = 1e6; }")
     expect(place).to_have_class(left)
     expect(place).not_to_have_class(right)
+    # The facts have long words, and fit.
+    expect(page.locator("#run-facts .edges").first).not_to_have_class(right)
     # The first numbers of the labels are in sight at once.
     for column in (1, 2, 3):
         box = page.locator("#labels-table tbody tr").first.locator("th, td").nth(column)

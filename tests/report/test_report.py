@@ -15,7 +15,6 @@ import torch
 from flows import VARIANTS, Flow, unrendered
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from reading import data, unpacked
 from results import make_evaluation, make_metrics
 from small import make_small, write_params
@@ -32,17 +31,16 @@ from pipeline.learning.splits import SplitData, open_split
 from pipeline.report.figures import COLOURS, average_precision_figure, looks
 from pipeline.report.folder import in_steps, packed
 from pipeline.report.gallery import (
-    LONGEST_SIDE,
     chosen_images,
     mean_label_nodes,
     read_regions,
     region_scores,
-    with_its_suffix,
-    write_pictures,
 )
 from pipeline.report.rows import columns, own_rows, paper_rows
 from pipeline.shards.failures import Failure, write_failures
 from pipeline.shards.reader import RegionCache
+from stages.checkout.times import StageTime
+from stages.report import _times
 
 SHOWN = 5
 """How many images the page in `changed` shows."""
@@ -121,38 +119,6 @@ def test_a_sample_is_sorted_and_the_same_each_time() -> None:
     some = chosen_images(100, 20)
     assert some.tolist() == sorted(set(some.tolist())) == chosen_images(100, 20).tolist()
     assert len(some) == 20
-
-
-def test_pictures_are_small_upright_and_only_of_what_can_be_read(tmp_path: Path) -> None:
-    wide, turned, broken, missing = (tmp_path / f"{n}.jpg" for n in range(4))
-    Image.new("RGB", (1000, 500), "red").save(wide)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
-    Image.new("RGB", (60, 30), "red").save(turned, exif=exif)
-    broken.write_bytes(wide.read_bytes()[:300])
-    done: list[int] = []
-    sizes = write_pictures(
-        [wide, turned, broken, missing], tmp_path / "pictures", threads=2, on_images=done.append
-    )
-    assert sizes.tolist() == [[LONGEST_SIDE, LONGEST_SIDE // 2], [30, 60], [0, 0], [0, 0]]
-    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["0.jpg", "1.jpg"]
-    for number in (0, 1):
-        with Image.open(tmp_path / f"pictures/{number}.jpg") as picture:
-            assert picture.size == tuple(sizes[number])
-    assert sum(done) == 4
-
-
-def test_photographs_of_imported_regions_have_any_suffix(tmp_path: Path) -> None:
-    folder = tmp_path / "images"
-    (folder / "a").mkdir(parents=True)
-    found = {"1": "1.jpg", "2": "2.png", "a/3.v2": "a/3.v2.JPEG", "4.png": "4.png", "5": "5.jpg"}
-    for name in found.values():
-        (folder / name).touch()
-    (folder / "5.png").touch()
-    for image_id, name in found.items():
-        assert with_its_suffix(folder / f"{image_id}.jpg") == folder / name
-    (folder / "6.txt").touch()
-    assert with_its_suffix(folder / "6.jpg") == folder / "6.jpg"
 
 
 # Rows of the table -------------------------------------------------------------------------------
@@ -314,12 +280,23 @@ def test_a_photograph_that_is_gone_leaves_its_boxes(changed: Flow) -> None:
     assert unpacked(images["pictures"]).tolist() == [1, 0, 1, 1, 1]
     assert unpacked(images["sizes"])[1].tolist() == [64, 64]  # as the manifest says
     assert sorted(path.stem for path in (folder / "pictures").iterdir()) == list("0234")
-    assert data(folder, "overview")["gallery"]["pictures"] == SHOWN - 1
+    gone = f"data/tiny/prepared/images/{shown_ids(changed)[1]}.png"
+    about = data(folder, "overview")["gallery"]["photographs"]
+    assert "data/tiny/prepared/images." in about["origin"]
+    assert f"1 of {SHOWN} photographs" in about["problem"]
+    assert gone in about["problem"]
+    assert gone in (changed / "progress.txt").read_text()  # the command says it, too
 
 
 def test_photographs_without_regions_are_counted(changed: Flow) -> None:
     facts = dict(data(changed / "reports/tiny", "overview")["run"]["facts"])
     assert facts["images left out, since they have no regions"] == "1 of train, 1 of test"
+
+
+def test_long_times_have_separators(monkeypatch: pytest.MonkeyPatch) -> None:
+    took = StageTime("extract", "", 12345.67, "2026-11-26T12:00:00+00:00", rows=123456)
+    monkeypatch.setattr("stages.report.read_times", lambda dataset: [took])
+    assert _times("tiny", {}) == [["extract", "123,456 rows", "12,345.7", took.finished]]
 
 
 def test_without_a_file_of_times_they_are_left_out(changed: Flow) -> None:

@@ -112,6 +112,7 @@ const gmpipe = (() => {
     /** How the figures draw a variant: its colour, and the dashes of its line. */
     look: (variant) => data("overview").looks[variant],
     fixed: (value) => value.toFixed(1),
+    count: (value) => value.toLocaleString("en-US"),
     signed(value) {
       const digits = Math.abs(value).toFixed(1);
       return (digits === "0.0" ? "" : value > 0 ? "+" : "\u2212") + digits;

@@ -4,7 +4,7 @@
    Not every network can say this of regions, and not every one decides which labels an image has. */
 
 gmpipe.gallery = (() => {
-  const { element, chooser, options, unpack, percent, isolated, HALF, STEPS } = gmpipe;
+  const { element, chooser, options, unpack, percent, count, isolated, HALF, STEPS } = gmpipe;
   const overview = gmpipe.data("overview");
   const ON_A_PAGE = 24;
   const TOP = 3; // as in the paper's Figure 3
@@ -12,7 +12,7 @@ gmpipe.gallery = (() => {
   let images; // the arrays that are the same for all networks
   const networks = new Map(); // variant -> its arrays, once they are loaded
   const state = { shown: overview.base, beside: "", label: "", outcome: "any", order: "listed",
-    from: 0, to: 100, page: 0 };
+    name: "", from: 0, to: 100, page: 0 };
   let matches = []; // numbers of the images that match the filters, in order
   let opened = null; // index in `matches` of the image in the dialog
 
@@ -56,7 +56,7 @@ gmpipe.gallery = (() => {
 
   // Filters ---------------------------------------------------------------------------------------
 
-  const OUTCOMES = [["any", "all"], ["right", "correct"], ["wrong", "false positive"],
+  const OUTCOMES = [["any", "all"], ["true", "true label"], ["right", "correct"], ["wrong", "false positive"],
     ["missed", "false negative"]];
 
   /** The choices of "Show"; for two networks, one of them is where they differ. */
@@ -70,9 +70,10 @@ gmpipe.gallery = (() => {
     const scores = of.scores.row(number);
     const others = beside ? beside.scores.row(number) : scores;
     const decided = of.decides && (state.outcome !== "differs" || beside.decides);
-    if (state.outcome !== "any" && !decided) return null;
+    if (!["any", "true"].includes(state.outcome) && !decided) return null;
     const passes = (label) => {
       if (state.outcome === "any") return true;
+      if (state.outcome === "true") return truth[label] === 1;
       if (state.outcome !== "differs") {
         return outcome(truth[label], scores[label], true) === state.outcome;
       }
@@ -110,6 +111,7 @@ gmpipe.gallery = (() => {
     const key = new Map();
     matches = [];
     for (let number = 0; number < images.ids.length; number++) {
+      if (!images.ids[number].toLowerCase().includes(state.name)) continue;
       const score = confidence(number, of, beside);
       if (score === null) continue;
       const share = 100 * score / STEPS;
@@ -130,8 +132,8 @@ gmpipe.gallery = (() => {
   function detectorSays(number, region) {
     const detected = images.classes.row(number)[region];
     const names = overview.gallery.classes;
-    const name = names && detected < names.length ? names[detected] : `class ${detected}`;
-    return `${isolated(name)} ${percent(images.scores.row(number)[region])} %`;
+    const name = names && detected < names.length ? isolated(names[detected]) : `class ${detected},`;
+    return `${name} ${percent(images.scores.row(number)[region])} %`;
   }
 
   /** The picture with its regions; light(region) highlights one, light(null) none. */
@@ -241,7 +243,7 @@ gmpipe.gallery = (() => {
       : document.getElementById("gallery-info");
     const say = speaker(info, !whole && state.beside ? `${variant}: ` : "");
     const { frame, light } = picture(number, variant, say);
-    const ranked = [...scores.keys()].filter((label) => truth[label] >= 0)
+    const ranked = [...scores.keys()].filter((label) => whole || truth[label] >= 0)
       .sort((a, b) => scores[b] - scores[a]);
     const chips = (list) => element("ul", { class: "chips" }, ...list.map((label) =>
       element("li", {}, chip(number, variant, label, scores[label], winners[label], light, say))));
@@ -292,16 +294,36 @@ gmpipe.gallery = (() => {
     images.ids[number])),
     element("div", { class: "panes" }, ...panes(number, false)))));
     if (!shown.length) cards.append(element("p", { class: "none" }, "No image matches the filters."));
+    const at = `page ${count(state.page + 1)} of ${count(pages)}`;
     document.getElementById("gallery-count").textContent =
-      `${matches.length} of ${images.ids.length} images, page ${state.page + 1} of ${pages}`;
-    document.getElementById("previous").disabled = state.page === 0;
-    document.getElementById("next").disabled = state.page >= pages - 1;
+      `${count(matches.length)} of ${count(images.ids.length)} images, ${at}`;
+    document.getElementById("page-below").textContent = at;
+    Object.assign(document.getElementById("page"), { value: state.page + 1, max: pages });
+    for (const end of ["", "-below"]) {
+      document.getElementById(`previous${end}`).disabled = state.page === 0;
+      document.getElementById(`next${end}`).disabled = state.page >= pages - 1;
+    }
   }
 
-  function turn(step) {
-    state.page += step;
+  /** Show a page, from 0, or the nearest that there is. */
+  function turnTo(page) {
+    const pages = Math.ceil(matches.length / ON_A_PAGE);
+    state.page = Math.max(0, Math.min(page, pages - 1));
     draw();
-    document.getElementById("gallery-title").scrollIntoView();
+    document.getElementById("gallery-pages").scrollIntoView();
+  }
+
+  function startPages() {
+    for (const [id, step] of [["previous", -1], ["next", 1]]) {
+      const above = document.getElementById(id);
+      above.addEventListener("click", () => turnTo(state.page + step));
+      document.getElementById(`${id}-below`).addEventListener("click", () => {
+        turnTo(state.page + step);
+        above.focus({ preventScroll: true }); // so that the next Tab comes to the new cards
+      });
+    }
+    const field = document.getElementById("page");
+    field.addEventListener("change", () => turnTo(Math.trunc(Number(field.value) || 1) - 1));
   }
 
   // The dialog ------------------------------------------------------------------------------------
@@ -313,10 +335,15 @@ gmpipe.gallery = (() => {
     opened = index;
     const number = matches[index];
     document.getElementById("detail-title").textContent = images.ids[number];
+    document.getElementById("detail-count").textContent =
+      `${count(index + 1)} of ${count(matches.length)}`;
     document.getElementById("detail-panes").replaceChildren(...panes(number, true));
     document.getElementById("detail-previous").disabled = index === 0;
     document.getElementById("detail-next").disabled = index === matches.length - 1;
     if (!dialog.open) dialog.showModal();
+    // The arrow keys reach the dialog only from a part of it that has the focus.
+    const focused = document.activeElement;
+    if (!dialog.contains(focused) || focused.disabled) document.getElementById("detail-close").focus();
   }
 
   function startDialog() {
@@ -329,8 +356,9 @@ gmpipe.gallery = (() => {
       if (event.key === "ArrowRight") open(opened + 1);
     });
     dialog.addEventListener("close", () => {
-      const card = document.querySelector(`.card[data-image="${matches[opened]}"] .open`);
-      if (card) card.focus();
+      const page = Math.floor(opened / ON_A_PAGE);
+      if (page !== state.page) turnTo(page);
+      document.querySelector(`.card[data-image="${matches[opened]}"] .open`).focus();
     });
   }
 
@@ -360,35 +388,48 @@ gmpipe.gallery = (() => {
         change("label"), ""),
       chooser("Show", outcomes(), change("outcome"), "any", "show"),
       percentInput("Confidence from", "from"), percentInput("to", "to"),
+      element("label", {}, "Name contains ", element("input", { type: "search",
+        input: (event) => change("name")(event.target.value.trim().toLowerCase()) })),
       chooser("Order", [["listed", "as listed"], ["highest", "highest confidence first"],
         ["lowest", "lowest confidence first"], ["worst", "worst mistake first"]],
       change("order"), "listed"));
-    document.getElementById("previous").addEventListener("click", () => turn(-1));
-    document.getElementById("next").addEventListener("click", () => turn(1));
+  }
+
+  /** Sentences on what the gallery shows and how to read it, one list item each. */
+  function describe() {
+    const about = overview.gallery;
+    const { origin, problem } = about.photographs;
+    const sample = about.images < about.of
+      ? `A random sample of ${count(about.images)} of the ${count(about.of)} test images (the report's `
+        + "option --images shows more)"
+      : `All ${count(about.images)} test images`;
+    const ranking = overview.variants.filter((_, number) => !about.decides[number]);
+    const difficult = images.truth.values.includes(-1);
+    return [
+      `${sample}, as predicted with seed ${about.seed}. ${origin}`,
+      "Point at a label to see the region that its score comes from, or at a region to see its best "
+        + "labels. Click the name of an image to open it."
+        + (about.classes ? "" : " The detector's classes are numbers, because their names are not known."),
+      "\u2713 marks a correct label, \u2717 a false positive and \u25cb a false negative. A label is "
+        + "predicted if its probability is over 50 %."
+        + (difficult ? " ? marks a difficult label, which counts as neither true nor false; only an opened "
+          + "image shows these." : "")
+        + (ranking.length ? ` The scores of ${ranking.join(" and ")} only rank labels, so no label of `
+          + `${ranking.length === 1 ? "this network" : "these networks"} is predicted; \u25cf marks a `
+          + "true one." : ""),
+      "The confidence is the score of the chosen label or, for any label, the highest score among the "
+        + "labels that match.",
+    ].map((text) => element("li", {}, text))
+      .concat(problem ? element("li", { class: "few" }, problem) : []);
   }
 
   async function start() {
-    const about = overview.gallery;
-    const shown = about.images < about.of
-      ? `A random sample of ${about.images} of the ${about.of} test images`
-      : `All ${about.images} test images`;
-    const bare = about.images - about.pictures;
-    const ranking = overview.variants.filter((_, number) => !about.decides[number]);
-    document.getElementById("gallery-about").textContent = `${shown}, as predicted with seed `
-      + `${about.seed}. Point at a label to see the region that its score comes from, or at a region to `
-      + "see its best labels. Click the name of an image to open it. \u2713 marks a correct label, \u2717 a false "
-      + "positive and \u25cb a false negative. A label is predicted if its probability is over 50 %. "
-      + "The confidence is the score of the chosen label or, for any label, the highest score among "
-      + "the labels that match."
-      + (ranking.length ? ` The scores of ${ranking.join(" and ")} only rank labels, so no label of `
-        + `${ranking.length === 1 ? "this network" : "these networks"} is predicted; \u25cf marks a `
-        + "true one." : "")
-      + (bare ? ` ${bare === 1 ? "1 photograph is" : `${bare} photographs are`} missing, so the regions `
-        + "are drawn on a blank background." : "");
     const raw = await gmpipe.load("images");
     images = { ids: raw.ids };
     for (const name of Object.keys(raw)) if (name !== "ids") images[name] = unpack(raw[name]);
+    document.getElementById("gallery-about").append(...describe());
     startControls();
+    startPages();
     startDialog();
     await filter();
   }

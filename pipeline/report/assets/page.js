@@ -18,9 +18,9 @@
             kind.toUpperCase())])));
   }
 
-  function table(title, head, rows) {
+  function table(title, head, rows, kind = null) {
     return element("div", {}, element("h3", {}, title), gmpipe.tablePlace(title,
-      element("table", {},
+      element("table", { class: kind },
         head ? element("thead", {}, element("tr", {},
           ...head.map((name) => element("th", { scope: "col" }, name)))) : null,
         element("tbody", {}, ...rows.map(([name, ...cells]) => element("tr", {},
@@ -30,7 +30,7 @@
 
   function startRun(run, times) {
     const facts = document.getElementById("run-facts");
-    facts.append(table("Data and runs", null, run.facts));
+    facts.append(table("Data and runs", null, run.facts, "facts"));
     if (times && times.length) {
       facts.append(table("Time of each stage", ["stage", "for", "seconds", "finished (UTC)"], times));
     }

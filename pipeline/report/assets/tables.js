@@ -2,7 +2,7 @@
 /* The sortable tables of results and labels, and the chart with the curves of one label. */
 
 gmpipe.tables = (() => {
-  const { element, chooser, checkbox, fixed, signed, tablePlace } = gmpipe;
+  const { element, chooser, checkbox, fixed, signed, count, tablePlace } = gmpipe;
   const overview = gmpipe.data("overview");
 
   /** Make a header cell whose button sorts by `key`; `state` holds `key` and `descending`. */
@@ -165,7 +165,7 @@ gmpipe.tables = (() => {
         element("td", { class: "number" }, value.positives < overview.few
           ? element("span", { class: "few", title: "too few for a reliable number" },
             `${value.positives} \u26a0`)
-          : String(value.positives)),
+          : count(value.positives)),
         overview.groups ? element("td", {}, value.group) : null,
         element("td", { class: "wide" }, value.positives ? bars(label) : "no positives")))));
   }
@@ -183,7 +183,7 @@ gmpipe.tables = (() => {
   }
 
   function describeLabels() {
-    const few = overview.positives.filter((count) => count < overview.few).length;
+    const few = overview.positives.filter((positives) => positives < overview.few).length;
     document.getElementById("labels-note").replaceChildren(
       "Average precision (AP) in percent, averaged over the seeds. Bars: ",
       element("span", { class: "key" }, swatch(overview.base), overview.base),
