@@ -19,11 +19,12 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 import numpy as np
+from scipy.special import expit, logit
 from tabulate import tabulate
 
 from pipeline.errors import InputError
 from pipeline.evaluation.metrics import Metrics, evaluate
-from pipeline.evaluation.predictions import Scores, probabilities
+from pipeline.evaluation.predictions import Scores
 from pipeline.evaluation.tables import cell
 from stages.checkout.params import read_request
 from stages.checkout.results import load_runs, load_scores
@@ -33,8 +34,8 @@ METRICS = ("mAP", "CF1", "OF1")
 
 def average_of(runs: Sequence[np.ndarray]) -> np.ndarray:
     """Average the probabilities of runs: (N, C) logits each -> (N, C) logits."""
-    mean = np.clip(np.mean([probabilities(logits) for logits in runs], axis=0), 1e-12, 1 - 1e-12)
-    logits: np.ndarray = np.log(mean) - np.log1p(-mean)
+    mean = np.mean([expit(logits.astype(np.float64)) for logits in runs], axis=0)
+    logits: np.ndarray = logit(mean.clip(1e-12, 1 - 1e-12))
     return logits
 
 
