@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu [--only SECTION] [--help]
 
-It takes three minutes on one GPU, reads no data, writes only to a temporary folder, and runs from a
-checkout in which nothing is installed. It needs torch, torchvision, numpy, pillow, h5py, pyarrow,
+It takes a few minutes, reads no data, writes only to a temporary folder, and runs from a checkout
+that is not installed. It needs torch, torchvision, numpy, pillow, h5py, pyarrow,
 pydantic and tabulate; and, to compare the training step, torch_geometric, without which it measures
 only ours. With `--device cpu --quick` it tries all its sections on tiny sizes.
 

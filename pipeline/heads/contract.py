@@ -63,7 +63,9 @@ class RegionBatch:
     def with_whole_region(self) -> RegionBatch:
         """Append the whole view as one more region, the last one: score 0, class 0 (none)."""
         images = self.mask.shape[0]  # `len` would fix the number where torch exports the head
-        box = self.boxes.new_tensor([0.0, 0.0, 1.0, 1.0]).expand(images, 1, 4)
+        # Not a tensor of four numbers, which an accelerator would have to be sent, and waited for.
+        corners = (self.boxes.new_zeros(images, 1, 2), self.boxes.new_ones(images, 1, 2))
+        box = torch.cat(corners, dim=2)
         return replace(
             self,
             features=torch.cat([self.features, self.of_whole()[:, None]], dim=1),
