@@ -39,6 +39,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -93,15 +94,20 @@ class Bench:
 @contextmanager
 def computing_in(precision: str) -> Iterator[None]:
     """Allow or forbid TF32 within the block."""
-    convolutions, products = torch.backends.cudnn, torch.get_float32_matmul_precision()
-    before = convolutions.allow_tf32
-    torch.set_float32_matmul_precision("highest" if precision == "float32" else "high")
-    convolutions.allow_tf32 = precision != "float32"
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    _set_tf32("highest" if precision == "float32" else "high", precision != "float32")
     try:
         yield
     finally:
+        _set_tf32(products, convolutions)
+
+
+def _set_tf32(products: str, convolutions: bool) -> None:
+    with warnings.catch_warnings():
+        # Torch 2.9 and later have a second interface, and some of them warn of this one.
+        warnings.filterwarnings("ignore", "Please use the new API settings", UserWarning)
         torch.set_float32_matmul_precision(products)
-        convolutions.allow_tf32 = before
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def rates(bench: Bench) -> Figures:
@@ -195,8 +201,8 @@ def kernels(work: Callable[[], object], device: torch.device) -> Figures:
         work()
         torch.cuda.synchronize(device)
     ran = [event for event in profiler.events() if event.device_type == DeviceType.CUDA]
-    taken = sum(event.device_time for event in ran)  # microseconds
-    return {"kernels": len(ran), "kernels_ms": round(taken / 1e3, 2)}
+    microseconds = sum(event.time_range.elapsed_us() for event in ran)
+    return {"kernels": len(ran), "kernels_ms": round(microseconds / 1e3, 2)}
 
 
 def compared(costs: dict[str, Figures]) -> Figures:

@@ -29,10 +29,7 @@ def _on_a_gpu_in_float32(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     if DEVICE.type == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn
-    before = convolutions.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    convolutions.allow_tf32 = False
-    yield
-    torch.set_float32_matmul_precision(products)
-    convolutions.allow_tf32 = before
+    from benchmarks.gpu import computing_in  # for these tests alone: its imports take seconds
+
+    with computing_in("float32"):
+        yield
