@@ -4,6 +4,8 @@
 #
 # make test        run the tests
 # make test-slow   run the long tests: kills, damage, full disks, memory at scale
+# make test-gpu    run the tests that need an NVIDIA GPU; where nothing may be installed, with another
+#                  Python: `make test-gpu GPU_PYTHON=python3`
 # make check       run ruff, mypy and import-linter
 # make format      sort imports, fix what ruff can fix, format the code
 # make coverage    run the tests and report which lines they do not reach
@@ -24,10 +26,13 @@ INSTALL := $(PIP) install $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --edi
 # Two processes: each test uses one core, and the tests of a file share what they have made.
 PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile
 
+# Runs the tests on a GPU, in one process: several would share its time and memory.
+GPU_PYTHON ?= $(BIN)/python
+
 # The commands of dvc.yaml use this environment, also if another one is active.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: install repro table test test-slow check format coverage clean clean-venv
+.PHONY: install repro table test test-slow test-gpu check format coverage clean clean-venv
 
 install: $(VENV)/.base
 
@@ -43,6 +48,9 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(PYTEST) -m slow
+
+test-gpu: $(if $(filter $(BIN)/%,$(GPU_PYTHON)),$(VENV)/.dev)
+	$(GPU_PYTHON) -m pytest -m cuda -p no:xdist tests/gpu
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -2,7 +2,7 @@
 
     python -m benchmarks.matching [--quick] [--help]
 
-The other network (`benchmarks.matching_geometric`) has the same parameters. Its graphs are built
+The other network (`benchmarks.networks.geometric`) has the same parameters. Its graphs are built
 before the clock starts, while ours finds its neighbours within the measured time, and they hold no
 padding. Before anything is timed, both must give equal scores and equal gradients.
 
@@ -39,8 +39,8 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from benchmarks.matching_costs import product_operations, product_rate, seconds, step_memory
-from benchmarks.matching_sides import Size, make_inputs, our_side, require_equal, their_side
+from benchmarks.networks.costs import product_operations, product_rate, seconds, step_memory
+from benchmarks.networks.sides import Size, make_inputs, our_side, require_equal, their_side
 from pipeline.machine import cores
 
 

@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import lmdb
 import numpy as np
 import numpy.typing as npt
 from tabulate import tabulate
@@ -39,17 +38,17 @@ REGIONS, FEATURE_SIZE = 35, 1024
 Gather = Callable[[npt.NDArray[np.int64]], RegionRows]
 
 
-def make_rows(first: int, rows: int) -> RegionRows:
+def make_rows(first: int, rows: int, regions: int = REGIONS) -> RegionRows:
     """Make rows of random numbers that follow the contract. All regions are real."""
     rng = np.random.default_rng([first, rows])
-    features = rng.standard_normal((rows, REGIONS, FEATURE_SIZE), dtype=np.float32)
-    corners = np.sort(rng.random((rows, REGIONS, 2, 2), dtype=np.float32), axis=2)
+    features = rng.standard_normal((rows, regions, FEATURE_SIZE), dtype=np.float32)
+    corners = np.sort(rng.random((rows, regions, 2, 2), dtype=np.float32), axis=2)
     return RegionRows(
         features=features.astype(np.float16),
-        boxes=corners.reshape(rows, REGIONS, 4),
-        scores=-np.sort(-rng.random((rows, REGIONS), dtype=np.float32), axis=1),
-        classes=rng.integers(1, 91, (rows, REGIONS)).astype(np.int16),
-        count=np.full(rows, REGIONS, dtype=np.int16),
+        boxes=corners.reshape(rows, regions, 4),
+        scores=-np.sort(-rng.random((rows, regions), dtype=np.float32), axis=1),
+        classes=rng.integers(1, 91, (rows, regions)).astype(np.int16),
+        count=np.full(rows, regions, dtype=np.int16),
         image_id=np.array([f"image_{first + row:012d}" for row in range(rows)], np.bytes_),
         view=np.zeros(rows, dtype=np.int16),
     )
@@ -59,6 +58,9 @@ class Store:
     """The same rows in every store, in one folder."""
 
     def __init__(self, folder: Path, rows: int, rows_of_others: int, rows_per_shard: int) -> None:
+        # Here, since `benchmarks.gpu` makes rows where the package is not installed.
+        import lmdb
+
         self.folder = folder
         self.rows = rows
         paths = []

@@ -1,14 +1,44 @@
-"""What this process may use of the machine."""
+"""What this process may use of the machine, and what the machine has."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 
 def cores() -> int:
     """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def sign_of_gpu(root: Path = Path("/")) -> str | None:
+    """Say what shows that this machine has an NVIDIA GPU, whether or not torch can use it.
+
+    Args:
+        root: of the file system that contains /proc and /dev.
+
+    Returns:
+        the path of its device or its driver's entry, or what `nvidia-smi` calls it; None if nothing
+        shows one.
+    """
+    device, cards = root / "dev/nvidia0", root / "proc/driver/nvidia/gpus"
+    if device.exists():
+        return str(device)
+    if cards.is_dir() and any(cards.iterdir()):  # without a card, the driver's folder is empty
+        return str(cards)
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    try:
+        listed = subprocess.run(
+            [program, "--list-gpus"], capture_output=True, text=True, timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    named = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+    return f"`nvidia-smi`: {named[0]}" if named else None
 
 
 def available_memory(root: Path = Path("/")) -> int:

@@ -16,7 +16,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis
 import torch
-from clusters import worker_in_this_process
 from filelock import FileLock
 from flows import Flow, run_all
 from small import make_small
@@ -98,6 +97,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Flow:
     """A finished flow; to be read only."""
 
     def make(folder: Path) -> None:
+        # Here, since the tests on a GPU also run where Dask is not installed.
+        from clusters import worker_in_this_process
+
         Flow(folder).params()
         threads = torch.get_num_threads()
         with worker_in_this_process():

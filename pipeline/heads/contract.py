@@ -63,11 +63,13 @@ class RegionBatch:
     def with_whole_region(self) -> RegionBatch:
         """Append the whole view as one more region, the last one: score 0, class 0 (none)."""
         images = self.mask.shape[0]  # `len` would fix the number where torch exports the head
-        ends = [self.boxes.new_zeros(images, 1, 2), self.boxes.new_ones(images, 1, 2)]
+        # Not a tensor of four numbers, which an accelerator would have to be sent, and waited for.
+        corners = (self.boxes.new_zeros(images, 1, 2), self.boxes.new_ones(images, 1, 2))
+        box = torch.cat(corners, dim=2)
         return replace(
             self,
             features=torch.cat([self.features, self.of_whole()[:, None]], dim=1),
-            boxes=torch.cat([self.boxes, torch.cat(ends, dim=2)], dim=1),
+            boxes=torch.cat([self.boxes, box], dim=1),
             scores=torch.cat([self.scores, self.scores.new_zeros(images, 1)], dim=1),
             classes=torch.cat([self.classes, self.classes.new_zeros(images, 1)], dim=1),
             mask=torch.cat([self.mask, self.mask.new_ones(images, 1)], dim=1),

@@ -98,7 +98,7 @@ def asymmetric_loss(logits: Tensor, truth: Tensor, settings: AsymmetricLoss) -> 
     positive = truth == 1
     log_clip = math.log(settings.clip) if settings.clip else -math.inf
     # log(1 - p_m) = min(log(1 - p + m), 0), which is finite for every logit.
-    log_rest = torch.logaddexp(logsigmoid(-logits), logits.new_tensor(log_clip)).clamp(max=0)
+    log_rest = torch.logaddexp(logsigmoid(-logits), logits.new_full((), log_clip)).clamp(max=0)
     entropy = -torch.where(positive, logsigmoid(logits), log_rest)
     p = logits.detach().sigmoid()
     weight = torch.where(

@@ -61,7 +61,7 @@ def train_network(
             ``settings.selection`` and ``settings.patience`` choose epochs.
         on_step: called before the first step and after each, with the number of steps done so far.
         on_epoch: called in process 0 after each epoch, with the epoch's row of the history.
-        save_every: seconds between two writes of the state; 0 for one after every step.
+        save_every: seconds between two writes of the state; on an accelerator, 32 steps at least.
 
     Raises:
         Diverged: a loss, a gradient, a weight or a validation score is not finite.

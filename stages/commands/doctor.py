@@ -12,6 +12,7 @@ import platform
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +25,7 @@ from tabulate import tabulate
 from pipeline.errors import GmpipeError
 from pipeline.files import access_error, exists, matching
 from pipeline.formats.text import counted
+from pipeline.machine import sign_of_gpu
 from pipeline.settings import (
     CocoSettings,
     ImportedSettings,
@@ -163,7 +165,12 @@ def _torch() -> Iterator[Finding]:
     import torch
 
     yield Finding("ok", "torch", torch.__version__)
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not count and (sign := sign_of_gpu()):
+        yield _unused_gpu(sign, " ".join(str(one.message) for one in said))
+        return
     if not count:
         yield Finding(
             "note",
@@ -181,6 +188,31 @@ def _torch() -> Iterator[Finding]:
             f"is not installed, but needed to give each of {count} devices a worker",
             "`pip install --editable '.[cuda]'` in the checkout, or CUDA_VISIBLE_DEVICES=0",
         )
+
+
+def _unused_gpu(sign: str, said: str) -> Finding:
+    """The finding for a GPU that the machine shows by a ``sign``, and that torch does not use.
+
+    Args:
+        said: what torch warned of when it looked for a device; empty if it did not.
+    """
+    import torch
+
+    hidden, release = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.version.cuda
+    if release is None:
+        reason = f"torch {torch.__version__} is a build for the CPU"
+        fix = "install the build with CUDA that the selector on pytorch.org names"
+    elif hidden is not None and hidden.strip() in ("", "-1"):
+        reason = f"the environment sets CUDA_VISIBLE_DEVICES={hidden!r}"
+        fix = "`unset CUDA_VISIBLE_DEVICES`"
+    else:
+        reason = said or f"the driver may be too old for CUDA {release}, or closed to this user"
+        fix = (
+            f"if `nvidia-smi` prints a CUDA version below {release}, update the driver, or install "
+            "a build of torch for that version; in a container, pass the device on (`docker run "
+            "--gpus all`)"
+        )
+    return Finding("note", "CUDA", f"a GPU is there and not used ({sign}): {reason}", fix)
 
 
 def _torchvision() -> Iterator[Finding]:

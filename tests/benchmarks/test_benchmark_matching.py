@@ -15,15 +15,15 @@ with warnings.catch_warnings():
         "torch_geometric", reason="PyTorch Geometric is not installed (pip install -e .[dev])"
     )
 
-from benchmarks.matching_costs import product_operations
-from benchmarks.matching_geometric import (
+from benchmarks.networks.costs import product_operations
+from benchmarks.networks.geometric import (
     LABELS,
     MATCHING,
     NEAR,
     graph_image_logits,
     make_graph,
 )
-from benchmarks.matching_sides import (
+from benchmarks.networks.sides import (
     GRADIENTS_LIMIT,
     SCORES_LIMIT,
     Size,

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from flows import ROOT, Flow, write_params
 from ruamel.yaml import YAML
 
+from pipeline.machine import sign_of_gpu
 from pipeline.shards.failures import Failure, write_failures
 
 GLOVE = "data/glove/glove.6B.zip/glove.6B.300d.txt"
@@ -267,6 +269,7 @@ def test_gpus_are_named_and_several_need_dask_cuda(
 
     write_params(tmp_path)
     monkeypatch.setattr("stages.commands.doctor._installed", lambda package: None)
+    monkeypatch.setattr("stages.commands.doctor.sign_of_gpu", lambda: None)
     assert programs(0)["CUDA"][0] == "note"
     assert "docs/scale.md" in programs(0)["CUDA"][1]
     assert programs(1)["CUDA"][0] == "ok"
@@ -274,6 +277,74 @@ def test_gpus_are_named_and_several_need_dask_cuda(
     assert programs(1)["dask-cuda"][0] == "note"
     assert programs(2)["CUDA"][1].endswith(": card 0, card 1")
     assert programs(2)["dask-cuda for several GPUs"][0] == "missing"
+
+
+@pytest.mark.parametrize(
+    ("release", "hidden", "warning", "named", "fix"),
+    [
+        (None, None, "", torch.__version__, "pytorch.org"),
+        ("13.0", "", "", "CUDA_VISIBLE_DEVICES", "`unset CUDA_VISIBLE_DEVICES`"),
+        ("13.0", "-1", "", "CUDA_VISIBLE_DEVICES='-1'", "`unset CUDA_VISIBLE_DEVICES`"),
+        ("13.0", "0", "the driver is of 11040", "is of 11040", "driver"),
+        ("13.0", None, "", "13.0", "`nvidia-smi`"),
+    ],
+    ids=["a build for the CPU", "hidden", "hidden by -1", "an old driver", "no reason is known"],
+)
+def test_a_gpu_that_is_not_used_is_noted_with_its_reason(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    release: str | None,
+    hidden: str | None,
+    warning: str,
+    named: str,
+    fix: str,
+) -> None:
+    def is_available() -> bool:
+        if warning:
+            warnings.warn(warning, stacklevel=2)
+        return False
+
+    write_params(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", is_available)
+    monkeypatch.setattr(torch.version, "cuda", release)
+    monkeypatch.setattr("stages.commands.doctor.sign_of_gpu", lambda: "/dev/nvidia0")
+    if hidden is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    mark, text = sections(Flow(tmp_path).gmpipe("doctor").out)["programs"]["CUDA"]
+    state, _, todo = text.partition(" | to do: ")
+    assert mark == "note"
+    assert "/dev/nvidia0" in state
+    assert named in state
+    assert fix in todo
+
+
+@pytest.mark.parametrize(
+    ("lists", "expected"), [("GPU 0: A card (UUID: GPU-1)", True), ("No devices were found", False)]
+)
+def test_what_shows_that_a_machine_has_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lists: str, expected: bool
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert sign_of_gpu(tmp_path) is None
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin/nvidia-smi"
+    program.write_text(f"#!/bin/sh\necho '{lists}'\n")
+    program.chmod(0o755)
+    sign = sign_of_gpu(tmp_path)
+    assert sign is not None if expected else sign is None
+    if sign is not None:
+        assert lists in sign
+    program.unlink()
+    cards = tmp_path / "proc/driver/nvidia/gpus"
+    cards.mkdir(parents=True)
+    assert sign_of_gpu(tmp_path) is None
+    (cards / "0000:17:00.0").mkdir()
+    assert sign_of_gpu(tmp_path) == str(cards)
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/nvidia0").touch()
+    assert sign_of_gpu(tmp_path) == str(tmp_path / "dev/nvidia0")
 
 
 @pytest.mark.parametrize(

@@ -26,13 +26,12 @@ from toy_fits import fit, kinds_problem, ranking
 
 from pipeline.heads.building import head_class
 from pipeline.heads.contract import LabelSet
-from pipeline.learning.losses import compute_loss, matching_loss
+from pipeline.learning.losses import matching_loss
 from pipeline.learning.prediction import finite_output
 from pipeline.settings import (
     FeatureSettings,
     RegionSettings,
     TrainSettings,
-    WeightedLoss,
     head_of_variant,
     head_variants,
     settings_class,
@@ -198,22 +197,6 @@ def test_weights_that_are_not_finite_show_in_the_loss(variant: str) -> None:
     labels, truth = make_label_set(dtype=torch.float32), make_truth(4)
     output = head(make_batch(4, dtype=torch.float32), labels, truth)
     assert not (output.image.sum() if output.loss is None else output.loss).isfinite()
-
-
-# GM-MLIC's own functions ask which precision autocast has on the device, and this one has none.
-@pytest.mark.parametrize("variant", ONE_A_HEAD[1:])
-@pytest.mark.parametrize("train", [True, False])
-def test_scoring_does_not_wait_for_the_device(variant: str, train: bool) -> None:
-    """A tensor without numbers can't be looked at, as `.item()` or a mask as an index would."""
-    meta = torch.device("meta")
-    batch, labels = make_batch(4).each(lambda x: x.to(meta)), make_label_set().to(meta)
-    head = make_head(variant).to(meta).train(train)
-    # PLA's alignment of targets, in its loss, is the one part that is computed on the CPU.
-    truth = None if not train or variant == "pla" else make_truth(4).to(meta)
-    output = head(batch, labels, truth)
-    assert output.winners().shape == output.image.shape == (4, C)
-    if train:
-        compute_loss(output, make_truth(4).to(meta), labels.ratio, WeightedLoss()).backward()
 
 
 @pytest.mark.parametrize("variant", ALL)

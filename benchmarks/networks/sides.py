@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from benchmarks.matching_geometric import GraphNetwork, graph_image_logits, make_graph
 from pipeline.heads.contract import HeadSizes, LabelSet, RegionBatch
 from pipeline.heads.inputs import InputStatistics
 from pipeline.heads.matching.network import GmMlic
@@ -36,6 +35,7 @@ class Size:
 
 
 TINY = Size(2, 3, 4, feature_size=8, vector_size=8, latent_size=16)
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,11 @@ class Inputs:
     batch: RegionBatch
     labels: LabelSet
     truth: Tensor
+
+    def to(self, device: torch.device) -> Inputs:
+        """Copy everything to a device."""
+        batch = self.batch.each(lambda x: x.to(device))
+        return Inputs(batch, self.labels.to(device), self.truth.to(device))
 
 
 def make_inputs(size: Size, dtype: torch.dtype = torch.float32, padding: int = 0) -> Inputs:
@@ -73,17 +78,27 @@ def make_inputs(size: Size, dtype: torch.dtype = torch.float32, padding: int = 0
 
 @dataclass
 class Side:
-    """One of the two networks, and a function that gives its (B, C) logits of the images."""
+    """One of the two networks, and a function that gives its (B, C) logits of the images.
+
+    Attributes:
+        network, scores, inputs: these, all on one device.
+        half: whether `loss` computes the scores under autocast to bfloat16, as a training does.
+    """
 
     network: nn.Module
     scores: Callable[[], Tensor]
     inputs: Inputs
+    half: bool = False
 
     def __post_init__(self) -> None:
         self.optimizer = torch.optim.SGD(self.network.parameters(), lr=1e-4, momentum=0.9)
 
     def loss(self) -> Tensor:
-        return matching_loss(self.scores(), self.inputs.truth, self.inputs.labels.ratio, beta=0.4)
+        truth = self.inputs.truth
+        with torch.autocast(truth.device.type, torch.bfloat16, enabled=self.half):
+            scores = self.scores()
+        scores = scores.float() if self.half else scores
+        return matching_loss(scores, truth, self.inputs.labels.ratio, beta=0.4)
 
     @torch.no_grad()
     def forward(self) -> None:
@@ -95,8 +110,13 @@ class Side:
         self.optimizer.step()
 
 
-def our_side(size: Size, inputs: Inputs, settings: GmMlicSettings | None = None) -> Side:
-    """Make `GmMlic`, with the statistics of the inputs."""
+def our_side(
+    size: Size,
+    inputs: Inputs,
+    settings: GmMlicSettings | None = None,
+    device: torch.device = CPU,
+) -> Side:
+    """Make `GmMlic` on a device, with the statistics of the inputs."""
     torch.manual_seed(0)
     sizes = HeadSizes(size.feature_size, size.labels, size.vector_size, classes=1)
     network = GmMlic(sizes, settings or size.settings())
@@ -113,16 +133,26 @@ def our_side(size: Size, inputs: Inputs, settings: GmMlicSettings | None = None)
         classes=1,
     )
     network.start(statistics, inputs.labels)
+    network.to(device)
+    inputs = inputs.to(device)
     return Side(network, lambda: network(inputs.batch, inputs.labels).image, inputs)
 
 
-def their_side(size: Size, inputs: Inputs, settings: GmMlicSettings | None = None) -> Side:
-    """Make PyTorch Geometric's network, with parameters of its own."""
+def their_side(
+    size: Size,
+    inputs: Inputs,
+    settings: GmMlicSettings | None = None,
+    device: torch.device = CPU,
+) -> Side:
+    """Make PyTorch Geometric's network on a device, with parameters of its own."""
+    # Here, since `benchmarks.gpu` measures our network where the package is not installed.
+    from benchmarks.networks.geometric import GraphNetwork, graph_image_logits, make_graph
+
     settings = settings or size.settings()
     network = GraphNetwork(size.feature_size, size.vector_size, settings)
-    network.to(inputs.labels.vectors.dtype)
-    graph = make_graph(inputs.batch, inputs.labels.vectors, settings)
-    return Side(network, lambda: graph_image_logits(network(graph), graph), inputs)
+    network.to(device, inputs.labels.vectors.dtype)
+    graph = make_graph(inputs.batch, inputs.labels.vectors, settings).to(device)
+    return Side(network, lambda: graph_image_logits(network(graph), graph), inputs.to(device))
 
 
 def largest_differences(

@@ -1,4 +1,4 @@
-"""What a step costs, for `benchmarks.matching`: time, memory and matrix products."""
+"""What a step costs, for `benchmarks.matching` and `.gpu`: time, memory and matrix products."""
 
 from __future__ import annotations
 
@@ -9,20 +9,28 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.matching_sides import TINY, Size, make_inputs, our_side, their_side
+from benchmarks.networks.sides import CPU, TINY, Size, make_inputs, our_side, their_side
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Measure how long ``work`` takes."""
+def seconds(work: Callable[[], object], device: torch.device = CPU) -> float:
+    """Measure how long ``work`` takes, until the device has finished it."""
+    _wait_for(device)
     started = time.perf_counter()
     work()
+    _wait_for(device)
     return time.perf_counter() - started
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _resident(field: str) -> int:
@@ -61,17 +69,28 @@ RATE_SIZES = ((2048, 2048, 2048), (22400, 512, 1536))
 """(n, k, m) of (n, k) x (k, m): a square, and the widest product of 8 images of COCO's size."""
 
 
-def product_rate(repetitions: int = 4) -> float:
-    """Measure the best rate of float32 products, in floating-point operations per second."""
+def product_rate(
+    repetitions: int = 4,
+    *,
+    sizes: Sequence[tuple[int, int, int]] = RATE_SIZES,
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float32,
+) -> float:
+    """Measure the best rate of products (n, k) x (k, m), in floating-point operations per second.
+
+    Args:
+        repetitions: of each product.
+        sizes: (n, k, m) of each.
+        device, dtype: of the matrices.
+    """
     best = 0.0
-    for rows, inner, columns in RATE_SIZES:
-        left, right = torch.randn(rows, inner), torch.randn(inner, columns)
-        out = torch.empty(rows, columns)
+    for rows, inner, columns in sizes:
+        left = torch.randn(rows, inner, device=device, dtype=dtype)
+        right = torch.randn(inner, columns, device=device, dtype=dtype)
+        out = torch.empty(rows, columns, device=device, dtype=dtype)
+        multiply = partial(torch.mm, left, right, out=out)
         for _ in range(repetitions):
-            started = time.perf_counter()
-            torch.mm(left, right, out=out)
-            taken = time.perf_counter() - started
-            best = max(best, 2 * rows * inner * columns / taken)
+            best = max(best, 2 * rows * inner * columns / seconds(multiply, device))
     return best
 
 
