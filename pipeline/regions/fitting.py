@@ -94,9 +94,10 @@ def fit_detector(
 ) -> FasterRCNN:
     """Fit a Faster R-CNN with AdamW and a one-cycle schedule.
 
-    The same images and settings give the same weights on the same machine, as far as `seeded` can
-    ask for it. The state is saved to ``state_file`` every 50 steps, and on Ctrl-C. A fit that was
-    stopped resumes from there and ends with the same weights as one that ran through.
+    The same images and settings give the same weights on the same CPU; on a GPU, two fits differ
+    by rounding, which grows with the steps. The state is saved to ``state_file`` every 50 steps,
+    and on Ctrl-C. A fit that was stopped resumes from there, and on a CPU ends with the same
+    weights as one that ran through.
 
     Args:
         images: annotated images; every batch is drawn from a seeded shuffle of them.
@@ -119,7 +120,7 @@ def fit_detector(
         GmpipeError: ``state_file`` can't be used, see `_Learner.resume`.
     """
     device = best_device()
-    with seeded(settings.seed):
+    with seeded(settings.seed, deterministic=_is_repeatable(device)):
         model = _new_model(classes, architecture, settings)
         _start(model, initial, classes)
         model.to(device).train()
@@ -139,6 +140,14 @@ def fit_detector(
         if broken := non_finite(model.state_dict()):
             raise _diverged(f"after the last step {broken[0]} is not finite")
         return model.eval()
+
+
+def _is_repeatable(device: torch.device) -> bool:
+    """Whether a fit on a device asks for deterministic kernels."""
+    # On a GPU, torchvision would replace RoIAlign by a version in Python, which torch compiles anew
+    # for many numbers of boxes. A step of the demo's fit then took 88 s on an H200 (torch 2.11,
+    # torchvision 0.26).
+    return device.type == "cpu"
 
 
 def _start(model: FasterRCNN, initial: tuple[dict[str, Tensor], Path] | None, classes: int) -> None:
