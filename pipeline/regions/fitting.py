@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.resnet import Bottleneck
 from torchvision.ops import box_iou
 
+from pipeline.ahead import ahead
 from pipeline.datasets.manifest import ImageBoxes
 from pipeline.errors import InputError, MismatchError
 from pipeline.files import exists
@@ -48,6 +50,9 @@ CONFIDENT = 0.5  # precision is measured on detections with at least this score
 _POSITIVE_SHARE = 0.5
 _LARGEST_GRADIENT = 10.0
 _SAVE_EVERY = 50
+
+_Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
+"""Views (3, S, S) and, for each, the objects in it, as torchvision's detectors learn from them."""
 
 
 @dataclass(frozen=True)
@@ -128,15 +133,14 @@ def fit_detector(
             learner = _Learner(model, settings)
             done = learner.resume(state_file)
             on_start(done)
-            for step in range(done, settings.steps):
-                chosen = _batch_indices(step, settings.batch_size, len(images), settings.seed)
-                views, targets = _batch([images[index] for index in chosen], step, settings, device)
-                loss = learner.learn(views, targets)
-                if not math.isfinite(loss):
-                    raise _diverged(f"the loss of step {step + 1} is {loss}")
-                on_step(step + 1, loss)
-                if step + 1 < settings.steps:
-                    learner.save_if_due(state_file, step + 1, interrupted=interrupted())
+            with closing(_batches(images, done, settings, device)) as batches:
+                for step, (views, targets) in enumerate(batches, done + 1):
+                    loss = learner.learn(views, targets)
+                    if not math.isfinite(loss):
+                        raise _diverged(f"the loss of step {step} is {loss}")
+                    on_step(step, loss)
+                    if step < settings.steps:
+                        learner.save_if_due(state_file, step, interrupted=interrupted())
         if broken := non_finite(model.state_dict()):
             raise _diverged(f"after the last step {broken[0]} is not finite")
         return model.eval()
@@ -274,9 +278,21 @@ def _batch_indices(step: int, batch_size: int, images: int, seed: int) -> list[i
     return indices
 
 
+def _batches(
+    images: Sequence[FitImage], done: int, settings: FitSettings, device: torch.device
+) -> Generator[_Batch]:
+    """Yield the batch of each step after ``done``, decoded while the steps before are computed."""
+
+    def batch(step: int) -> _Batch:
+        chosen = _batch_indices(step, settings.batch_size, len(images), settings.seed)
+        return _batch([images[index] for index in chosen], step, settings, device)
+
+    return ahead(batch, range(done, settings.steps))
+
+
 def _batch(
     images: Sequence[FitImage], step: int, settings: FitSettings, device: torch.device
-) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+) -> _Batch:
     """Return views, each mirrored with probability 0.5, and their objects in pixels of the view."""
     mirrored = np.random.default_rng([settings.seed, 1, step]).random(len(images)) < 0.5
     views, targets = [], []
