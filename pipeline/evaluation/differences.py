@@ -54,6 +54,7 @@ UNMENTIONED: Mapping[str, object] = {
     "precision": "float32",
     "validation": 0.0,
     "training_share": 1.0,
+    "extract.precision": "float32",
     "extract.feature_dtype": "float32",
 }
 """Setting of something that the paper does not mention -> its value where we do without it, too.
@@ -336,6 +337,7 @@ def _values(settings: TrainSettings, recipe: Recipe) -> dict[str, object]:
             for name, value in content.items()
         },
         **{f"extract.{name}": value for name, value in recipe.items()},
+        **({"extract.precision": recipe["compute_dtype"]} if "compute_dtype" in recipe else {}),
     }
 
 

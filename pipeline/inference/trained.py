@@ -43,6 +43,7 @@ from pipeline.learning.prediction import (
 )
 from pipeline.learning.splits import instance_batch
 from pipeline.machine import cores
+from pipeline.regions.detection import computing_in
 from pipeline.regions.detector import DESCRIPTION_FILE, read_description
 from pipeline.regions.extraction import (
     blank_rows,
@@ -50,7 +51,6 @@ from pipeline.regions.extraction import (
     extraction_settings,
     fill_rows,
     load_detector,
-    to_floats,
 )
 from pipeline.regions.transforms import load_image, view_of
 from pipeline.settings import ExtractSettings
@@ -321,9 +321,9 @@ class TrainedRun:
 
     def _instances(self, views: Sequence[_View]) -> RegionBatch:
         rows = blank_rows(len(views), self.detector, self._extract)
-        pixels = to_floats([view.pixels for view in views], self.device)
-        with np.errstate(over="ignore"):  # a number too large for the type becomes infinite
-            fill_rows(rows, slice(None), self.detector, pixels)
+        pixels = torch.from_numpy(np.stack([view.pixels for view in views]))
+        with computing_in(self._extract.precision):
+            fill_rows(rows, self.detector, pixels)
         numbers = {"features": rows.features, "boxes": rows.boxes, "scores": rows.scores}
         if rows.whole is not None:
             numbers["features of the whole view"] = rows.whole

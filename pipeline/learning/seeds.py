@@ -14,7 +14,7 @@ _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int, *, deterministic: bool = True) -> Iterator[None]:
     """Seed torch, and ask for deterministic kernels, within the block.
 
     Afterwards the random states, the choice of kernels and the environment are as they were
@@ -27,6 +27,7 @@ def seeded(seed: int) -> Iterator[None]:
 
     Args:
         seed: of the CPU's and CUDA's generators.
+        deterministic: whether to ask for such kernels; if not, what the process asks for is kept.
     """
     cudnn, kernels = torch.backends.cudnn, cast(Any, torch.utils.deterministic)
     mode, benchmark = torch.get_deterministic_debug_mode(), cudnn.benchmark
@@ -34,10 +35,11 @@ def seeded(seed: int) -> Iterator[None]:
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
         try:
-            os.environ.setdefault(_CUBLAS, ":4096:8")
-            _set_mode(max(mode, 1))
+            if deterministic:
+                os.environ.setdefault(_CUBLAS, ":4096:8")
+                _set_mode(max(mode, 1))
+                cudnn.benchmark = False
             kernels.fill_uninitialized_memory = False  # slow, and nothing reads such memory
-            cudnn.benchmark = False
             torch.manual_seed(seed)
             yield
         finally:
@@ -45,7 +47,7 @@ def seeded(seed: int) -> Iterator[None]:
             kernels.fill_uninitialized_memory = filled
             _set_mode(mode)
             if workspace is None:
-                del os.environ[_CUBLAS]
+                os.environ.pop(_CUBLAS, None)
 
 
 def _set_mode(mode: int) -> None:

@@ -10,9 +10,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,14 @@ from torchvision.models.detection import FasterRCNN
 from pipeline.ahead import begin_ahead
 from pipeline.errors import DamagedError, InputError, MismatchError, MissingError
 from pipeline.files import canonical_json
-from pipeline.regions.detection import detect, detect_at, prepare_for_extraction
+from pipeline.regions.detection import (
+    Convolved,
+    computing_in,
+    convolve,
+    describe,
+    find,
+    prepare_for_extraction,
+)
 from pipeline.regions.detector import (
     WEIGHTS_FILE,
     DetectorDescription,
@@ -38,6 +46,7 @@ from pipeline.shards.failures import Failure
 from pipeline.shards.schema import (
     IMAGES,
     OF_REGIONS,
+    WHOLE,
     Recipe,
     RegionRows,
     format_recipe,
@@ -50,15 +59,36 @@ OnImages = Callable[[int], None]
 """Called with the number of images that were processed since the last call."""
 
 
-class _View(NamedTuple):
-    """A decoded view: its pixels (S, S, 3), and the given regions in it."""
+@dataclass(frozen=True)
+class _Decoding:
+    """The views of a batch that are being decoded.
 
-    pixels: npt.NDArray[np.uint8]
-    regions: GivenRegions | None
+    Attributes:
+        pixels: (B, S, S, 3) uint8 in memory that a GPU can read at any time, where there is one.
+        views: for each of them, the position of its job, and the given regions in it.
+    """
+
+    pixels: torch.Tensor
+    views: list[tuple[int, Future[GivenRegions | None]]]
 
 
-_Decoding = list[tuple[int, Future[_View]]]
-"""The views of a batch that are being decoded, each with the position of its job."""
+@dataclass(frozen=True)
+class _Batch:
+    """The views of a batch that could be decoded, on the detector's device or on their way to it.
+
+    Attributes:
+        size: number of views that were to be decoded.
+        positions: of the jobs of those that were.
+        failures: of the others.
+        pixels: (B, S, S, 3) uint8.
+        given: the regions that are given in each view; empty where the detector finds them.
+    """
+
+    size: int
+    positions: list[int]
+    failures: list[Failure]
+    pixels: torch.Tensor
+    given: list[GivenRegions]
 
 
 def _ignore(images: int) -> None:
@@ -100,7 +130,7 @@ def extraction_recipe(
         "regions": settings.regions,
         **found,
         "feature_dtype": settings.feature_dtype,
-        "compute_dtype": "float32",
+        "compute_dtype": settings.precision,
         "weights_sha256": detector.weights_sha256,
         **architecture,
     }
@@ -117,6 +147,7 @@ def extraction_settings(recipe: Recipe) -> ExtractSettings:
     stored = {
         **recipe,
         "hash_images": recipe.get("images.hashed_by") == "content",
+        "precision": recipe["compute_dtype"],
         "whole": holds_whole(recipe),
     }
     for field in ("flip", "seed"):
@@ -152,7 +183,7 @@ def load_detector(
             f"finite; the first is {broken[0]}.",
             "Restore the weights, or make the detector again.",
         )
-    return prepare_for_extraction(model.to(best_device()).eval())
+    return prepare_for_extraction(model.to(best_device()).eval(), settings.precision)
 
 
 @dataclass(frozen=True)
@@ -188,8 +219,11 @@ class ShardExtractor:
         """
         self.model = model
         self.settings = settings
+        self._device = next(model.parameters()).device
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._turn = threading.Lock()
+        # Views are copied to a GPU beside the kernels of the batch before.
+        self._copies = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
 
     def extract(
         self,
@@ -231,26 +265,39 @@ class ShardExtractor:
             the rows of the jobs that could be decoded, None without any; the positions of these
             jobs; and the outcome.
         """
-        settings, device = self.settings, next(self.model.parameters()).device
-        decoding = self._decode_ahead(jobs, root)
-        with self._turn:
+        batches = self._batches(jobs, root)
+        with self._turn, computing_in(self.settings.precision):
             started = time.perf_counter()
             waiting = 0.0
-            rows = blank_rows(len(jobs), self.model, settings)
+            rows = blank_rows(len(jobs), self.model, self.settings)
             positions: list[int] = []
             failures: list[Failure] = []
-            for batch in decoding:
+
+            def next_batch() -> _Batch | None:
+                nonlocal waiting
                 asked = time.perf_counter()
-                views, decoded, failed = _collected(batch, jobs)
-                positions += decoded
-                failures += failed
+                batch = next(batches, None)
                 waiting += time.perf_counter() - asked
-                if views:
-                    at = slice(len(positions) - len(views), len(positions))
-                    pixels = to_floats([view.pixels for view in views], device)
-                    given = [view.regions for view in views if view.regions is not None]
-                    fill_rows(rows, at, self.model, pixels, given)
-                on_images(len(batch))
+                return batch
+
+            batch = next_batch()
+            returning: _Returning | None = None
+            while batch is not None:
+                begun: Convolved | None = self._begin(batch) if batch.positions else None
+                # On a GPU, that is only queued: meanwhile the batches on both sides are served.
+                if returning is not None:
+                    returning.fill(rows)
+                upcoming = next_batch()
+                at = slice(len(positions), len(positions) + len(batch.positions))
+                returning = None
+                if begun is not None:
+                    returning = _found(rows, at, self.model, begun, batch.given)
+                positions += batch.positions
+                failures += batch.failures
+                on_images(batch.size)
+                batch = upcoming
+            if returning is not None:
+                returning.fill(rows)
             busy = time.perf_counter() - started - waiting
         outcome = ShardOutcome(len(positions), tuple(failures), busy, waiting)
         filled = _named(rows, [jobs[position] for position in positions]) if positions else None
@@ -259,19 +306,64 @@ class ShardExtractor:
     def decode(self, jobs: Sequence[ViewJob], root: Path, on_images: OnImages = _ignore) -> None:
         """Decode the images and drop them: the work of an extraction without a detector."""
         for batch in self._decode_ahead(jobs, root):
-            wait([future for _, future in batch])
-            on_images(len(batch))
+            wait([future for _, future in batch.views])
+            on_images(len(batch.views))
 
     def _decode_ahead(self, jobs: Sequence[ViewJob], root: Path) -> Iterator[_Decoding]:
         """The batches of ``jobs``. Decoding of the first ones begins at this call."""
+        side = self.settings.size
 
         def begin(start: int) -> _Decoding:
             batch = range(start, min(start + self.settings.batch_size, len(jobs)))
-            return [(at, self._pool.submit(self._decode, jobs[at], root)) for at in batch]
+            pixels = torch.empty(
+                (len(batch), side, side, 3),
+                dtype=torch.uint8,
+                pin_memory=self._device.type == "cuda",
+            )
+            views = [
+                (at, self._pool.submit(self._decode, jobs[at], root, pixels[place].numpy()))
+                for place, at in enumerate(batch)
+            ]
+            return _Decoding(pixels, views)
 
         return begin_ahead(begin, range(0, len(jobs), self.settings.batch_size))
 
-    def _decode(self, job: ViewJob, root: Path) -> _View:
+    def _batches(self, jobs: Sequence[ViewJob], root: Path) -> Iterator[_Batch]:
+        """The batches of ``jobs``, each as soon as it is decoded; begins at this call."""
+        return (self._sent(batch, jobs) for batch in self._decode_ahead(jobs, root))
+
+    def _sent(self, batch: _Decoding, jobs: Sequence[ViewJob]) -> _Batch:
+        """Wait for the views of a batch, and begin to copy them to the detector's device."""
+        places: list[int] = []
+        failures: list[Failure] = []
+        given: list[GivenRegions] = []
+        for place, (position, future) in enumerate(batch.views):
+            try:
+                regions = future.result()
+            except (MissingError, InputError) as error:
+                job = jobs[position]
+                failures.append(Failure(job.image_id, job.path, str(error)))
+            else:
+                places.append(place)
+                given += [] if regions is None else [regions]
+        if failures:
+            batch.pixels[: len(places)] = batch.pixels[places]
+        with torch.cuda.stream(self._copies) if self._copies else nullcontext():
+            pixels = batch.pixels[: len(places)].to(self._device, non_blocking=True)
+        positions = [batch.views[place][0] for place in places]
+        return _Batch(len(batch.views), positions, failures, pixels, given)
+
+    def _begin(self, batch: _Batch) -> Convolved:
+        if self._copies is not None:
+            current = torch.cuda.current_stream(self._device)
+            current.wait_stream(self._copies)
+            batch.pixels.record_stream(current)  # else its memory may be used before it is read
+        return convolve(self.model, to_floats(batch.pixels), rpn=not batch.given)
+
+    def _decode(
+        self, job: ViewJob, root: Path, pixels: npt.NDArray[np.uint8]
+    ) -> GivenRegions | None:
+        """Decode a view into ``pixels`` (S, S, 3), and return the regions that are given in it."""
         settings = self.settings
         image = load_image(root / job.path)
         drawn: dict[str, Any] = {
@@ -279,9 +371,9 @@ class ShardExtractor:
             "seed": settings.seed,
             "flip": settings.flip,
         }
-        pixels = view_of(image, job.view, size=settings.size, **drawn)
+        pixels[:] = view_of(image, job.view, size=settings.size, **drawn)
         if job.boxes is None:
-            return _View(pixels, None)
+            return None
         if job.boxes.size not in (None, image.size):
             found, expected = ("{} x {}".format(*size) for size in (image.size, job.boxes.size))
             raise MismatchError(
@@ -291,24 +383,7 @@ class ShardExtractor:
             )
         crop = crop_of(image.size, job.view, **drawn)
         limits = {"size": settings.size, "most": settings.regions}
-        return _View(pixels, regions_in_view(job.boxes, image.size, crop, **limits))
-
-
-def _collected(
-    batch: _Decoding, jobs: Sequence[ViewJob]
-) -> tuple[list[_View], list[int], list[Failure]]:
-    """Wait for a batch: its views, the positions of their jobs, and what could not be decoded."""
-    views: list[_View] = []
-    positions: list[int] = []
-    failures: list[Failure] = []
-    for position, future in batch:
-        try:
-            views.append(future.result())
-            positions.append(position)
-        except (MissingError, InputError) as error:
-            job = jobs[position]
-            failures.append(Failure(job.image_id, job.path, str(error)))
-    return views, positions, failures
+        return regions_in_view(job.boxes, image.size, crop, **limits)
 
 
 def _named(rows: RegionRows, jobs: Sequence[ViewJob]) -> RegionRows:
@@ -321,10 +396,9 @@ def _named(rows: RegionRows, jobs: Sequence[ViewJob]) -> RegionRows:
     )
 
 
-def to_floats(views: Sequence[npt.NDArray[np.uint8]], device: torch.device) -> torch.Tensor:
-    """Turn B views (S, S, 3) uint8 into (B, 3, S, S) float32 in [0, 1] on a device."""
-    batch = torch.from_numpy(np.stack(views)).to(device)
-    return batch.permute(0, 3, 1, 2).contiguous().float().div_(255)
+def to_floats(views: torch.Tensor) -> torch.Tensor:
+    """Turn B views (B, S, S, 3) uint8 into (B, 3, S, S) float32 in [0, 1]."""
+    return views.permute(0, 3, 1, 2).float().div_(255)
 
 
 def blank_rows(rows: int, model: FasterRCNN, settings: ExtractSettings) -> RegionRows:
@@ -342,31 +416,62 @@ def blank_rows(rows: int, model: FasterRCNN, settings: ExtractSettings) -> Regio
     )
 
 
-def fill_rows(
-    rows: RegionRows,
-    at: slice,
-    model: FasterRCNN,
-    views: torch.Tensor,
-    given: Sequence[GivenRegions] = (),
-) -> None:
-    """Put the regions of views into blank rows, in the types that a cache stores.
+def fill_rows(rows: RegionRows, model: FasterRCNN, views: torch.Tensor) -> None:
+    """Put the regions that the detector finds in views into blank rows, one for each view.
 
     Args:
         rows: of `blank_rows`. The vectors of whole views are computed if these have room for them.
-        at: the rows to fill, one for each view.
-        model, views: as `detect` takes them.
-        given: the regions of each view; empty where the detector finds them.
+        model: of `load_detector`.
+        views: (B, S, S, 3) uint8.
     """
+    pixels = views.to(next(model.parameters()).device)
+    _found(rows, slice(None), model, convolve(model, to_floats(pixels))).fill(rows)
+
+
+@dataclass(frozen=True)
+class _Returning:
+    """The regions of views on their way to the CPU's memory, in the types that a cache stores.
+
+    Attributes:
+        fields: of the rows, with as many regions as the batch has.
+        at: the rows to fill, one for each view.
+        copied: happens when all are there; None if they are.
+    """
+
+    fields: dict[str, torch.Tensor]
+    at: slice
+    copied: torch.cuda.Event | None
+
+    def fill(self, rows: RegionRows) -> None:
+        """Put them into blank rows."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        for name, values in self.fields.items():
+            part = getattr(rows, name)[self.at]
+            if name in OF_REGIONS:
+                part = part[:, : values.shape[1]]
+            part[:] = values.numpy()
+
+
+def _found(
+    rows: RegionRows,
+    at: slice,
+    model: FasterRCNN,
+    begun: Convolved,
+    given: Sequence[GivenRegions] = (),
+) -> _Returning:
+    """Find the regions of views, or describe those that are given; for these places of the rows."""
     whole = rows.whole is not None
-    detections = (
-        detect_at(model, views, given, whole=whole) if given else detect(model, views, whole=whole)
+    regions = (
+        describe(model, begun, given, whole=whole) if given else find(model, begun, whole=whole)
     )
-    rows.count[at] = [len(one.scores) for one in detections]
-    real = np.arange(rows.boxes.shape[1]) < rows.count[at, None]
-    for field in OF_REGIONS:
-        # One copy from the device per batch, not one per image.
-        values = torch.cat([getattr(one, field) for one in detections]).cpu()
-        getattr(rows, field)[at][real] = values
-    if rows.whole is not None:
-        wholes = [one.whole for one in detections if one.whole is not None]
-        rows.whole[at] = torch.stack(wholes).cpu()
+    copies = {}
+    for name in (*OF_REGIONS, "count", *([WHOLE] if whole else [])):
+        stored = getattr(torch, getattr(rows, name).dtype.name)
+        # Copied to pinned memory, without waiting.
+        copies[name] = getattr(regions, name).to(stored).to("cpu", non_blocking=True)
+    copied = None
+    if regions.count.is_cuda:
+        copied = torch.cuda.Event()
+        copied.record()
+    return _Returning(copies, at, copied)

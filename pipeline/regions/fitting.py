@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.resnet import Bottleneck
 from torchvision.ops import box_iou
 
+from pipeline.ahead import ahead
 from pipeline.datasets.manifest import ImageBoxes
 from pipeline.errors import InputError, MismatchError
 from pipeline.files import exists
@@ -48,6 +50,9 @@ CONFIDENT = 0.5  # precision is measured on detections with at least this score
 _POSITIVE_SHARE = 0.5
 _LARGEST_GRADIENT = 10.0
 _SAVE_EVERY = 50
+
+_Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
+"""Views (3, S, S) and, for each, the objects in it, as torchvision's detectors learn from them."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +99,10 @@ def fit_detector(
 ) -> FasterRCNN:
     """Fit a Faster R-CNN with AdamW and a one-cycle schedule.
 
-    The same images and settings give the same weights on the same machine, as far as `seeded` can
-    ask for it. The state is saved to ``state_file`` every 50 steps, and on Ctrl-C. A fit that was
-    stopped resumes from there and ends with the same weights as one that ran through.
+    The same images and settings give the same weights on the same CPU; on a GPU, two fits differ
+    by rounding, which grows with the steps. The state is saved to ``state_file`` every 50 steps,
+    and on Ctrl-C. A fit that was stopped resumes from there, and on a CPU ends with the same
+    weights as one that ran through.
 
     Args:
         images: annotated images; every batch is drawn from a seeded shuffle of them.
@@ -119,7 +125,7 @@ def fit_detector(
         GmpipeError: ``state_file`` can't be used, see `_Learner.resume`.
     """
     device = best_device()
-    with seeded(settings.seed):
+    with seeded(settings.seed, deterministic=_is_repeatable(device)):
         model = _new_model(classes, architecture, settings)
         _start(model, initial, classes)
         model.to(device).train()
@@ -127,18 +133,25 @@ def fit_detector(
             learner = _Learner(model, settings)
             done = learner.resume(state_file)
             on_start(done)
-            for step in range(done, settings.steps):
-                chosen = _batch_indices(step, settings.batch_size, len(images), settings.seed)
-                views, targets = _batch([images[index] for index in chosen], step, settings, device)
-                loss = learner.learn(views, targets)
-                if not math.isfinite(loss):
-                    raise _diverged(f"the loss of step {step + 1} is {loss}")
-                on_step(step + 1, loss)
-                if step + 1 < settings.steps:
-                    learner.save_if_due(state_file, step + 1, interrupted=interrupted())
+            with closing(_batches(images, done, settings, device)) as batches:
+                for step, (views, targets) in enumerate(batches, done + 1):
+                    loss = learner.learn(views, targets)
+                    if not math.isfinite(loss):
+                        raise _diverged(f"the loss of step {step} is {loss}")
+                    on_step(step, loss)
+                    if step < settings.steps:
+                        learner.save_if_due(state_file, step, interrupted=interrupted())
         if broken := non_finite(model.state_dict()):
             raise _diverged(f"after the last step {broken[0]} is not finite")
         return model.eval()
+
+
+def _is_repeatable(device: torch.device) -> bool:
+    """Whether a fit on a device asks for deterministic kernels."""
+    # On a GPU, torchvision would replace RoIAlign by a version in Python, which torch compiles anew
+    # for many numbers of boxes. A step of the demo's fit then took 88 s on an H200 (torch 2.11,
+    # torchvision 0.26).
+    return device.type == "cpu"
 
 
 def _start(model: FasterRCNN, initial: tuple[dict[str, Tensor], Path] | None, classes: int) -> None:
@@ -265,9 +278,21 @@ def _batch_indices(step: int, batch_size: int, images: int, seed: int) -> list[i
     return indices
 
 
+def _batches(
+    images: Sequence[FitImage], done: int, settings: FitSettings, device: torch.device
+) -> Generator[_Batch]:
+    """Yield the batch of each step after ``done``, decoded while the steps before are computed."""
+
+    def batch(step: int) -> _Batch:
+        chosen = _batch_indices(step, settings.batch_size, len(images), settings.seed)
+        return _batch([images[index] for index in chosen], step, settings, device)
+
+    return ahead(batch, range(done, settings.steps))
+
+
 def _batch(
     images: Sequence[FitImage], step: int, settings: FitSettings, device: torch.device
-) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+) -> _Batch:
     """Return views, each mirrored with probability 0.5, and their objects in pixels of the view."""
     mirrored = np.random.default_rng([settings.seed, 1, step]).random(len(images)) < 0.5
     views, targets = [], []

@@ -40,6 +40,7 @@ from pipeline.settings.regions import (
     DetectorSettings,
     ExtractSettings,
     FitSettings,
+    Precision,
 )
 from pipeline.settings.training import (
     AsymmetricLoss,
@@ -73,6 +74,7 @@ __all__ = [
     "NuswideSettings",
     "OwnLoss",
     "Params",
+    "Precision",
     "PrepareSettings",
     "RegionSettings",
     "ScenesSettings",

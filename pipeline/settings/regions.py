@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from pipeline.settings.blocks import Settings
 
 Side = Annotated[int, Field(ge=1)]
+Precision = Literal["float32", "tf32", "bfloat16", "float16"]
+"""In which a detector computes features."""
 
 
 class ArchitectureSettings(Settings):
@@ -117,6 +119,11 @@ class ExtractSettings(Settings):
     )
     flip: bool = Field(True, description="Mirror half of the random crops.")
     seed: int = Field(0, ge=0, description="Seed of the random crops.")
+    precision: Precision = Field(
+        "float32",
+        description="In which the detector's convolutions and box head compute; boxes and scores "
+        "are float32 in any case. `tf32` differs from `float32` on GPUs only.",
+    )
     feature_dtype: Literal["float16", "float32"] = Field(
         "float16", description="Type of the stored features."
     )

@@ -96,3 +96,26 @@ def test_fitting(tmp_path: Path, before: str) -> None:
             scenes.annotated, CLASSES, TINY, fit, state_file=tmp_path / "a.pt", on_step=call
         ),
     )
+
+
+def test_a_fit_on_a_gpu_asks_for_no_deterministic_kernels(
+    tmp_path: Path, before: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no GPU here, so it ends where the model would go to one."""
+    seen = []
+
+    def moved(model: torch.nn.Module, device: torch.device) -> None:
+        seen.append(chosen())
+        raise Moved
+
+    monkeypatch.setattr("pipeline.regions.fitting.best_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.nn.Module, "to", moved)
+    fit = FitSettings(size=S, steps=2, batch_size=1, sampled_proposals=16)
+    with pytest.raises(Moved):
+        fit_detector([], CLASSES, TINY, fit, state_file=tmp_path / "a.pt")
+    assert seen == [{**BEFORE[before], "filled": False}]
+    assert chosen() == BEFORE[before]
+
+
+class Moved(Exception):
+    """Raised where a model would be moved to a GPU."""

@@ -5,19 +5,19 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from builders import TINY, S, Scenes, draw_scenes, tiny_model
-from hypothesis import given
-from hypothesis import strategies as st
 from torchvision.models.detection import FasterRCNN
 
-from pipeline.datasets.manifest import COLUMNS, Manifest, full_counts
+from pipeline.datasets.manifest import COLUMNS, full_counts
 from pipeline.datasets.scenes import KINDS
 from pipeline.errors import MissingError
+from pipeline.regions import extraction
 from pipeline.regions.detection import detect, prepare_for_extraction
 from pipeline.regions.detector import DetectorDescription, write_detector
 from pipeline.regions.extraction import (
@@ -28,10 +28,8 @@ from pipeline.regions.extraction import (
     extraction_settings,
     fill_rows,
     load_detector,
-    to_floats,
 )
 from pipeline.regions.plan import (
-    PlannedImages,
     ViewJob,
     ViewPlan,
     check_readable,
@@ -39,8 +37,8 @@ from pipeline.regions.plan import (
     rows_digest,
 )
 from pipeline.regions.transforms import load_image, to_tensor, view_of
-from pipeline.settings import ArchitectureSettings, ExtractSettings
-from pipeline.shards.schema import AXES, Recipe, RegionRows, format_recipe
+from pipeline.settings import ArchitectureSettings, ExtractSettings, Precision
+from pipeline.shards.schema import AXES, Recipe, RegionRows, fingerprint, format_recipe
 from pipeline.shards.shard import map_shard
 
 
@@ -84,6 +82,7 @@ DECIDES = {
     "score_threshold": 0.1,
     "nms_threshold": 0.6,
     "views": 2,
+    "precision": "bfloat16",
     "feature_dtype": "float16",
     "hash_images": False,
     "whole": False,
@@ -110,6 +109,19 @@ def test_a_recipe_without_whole_views_is_that_of_version_1(scenes: Scenes) -> No
     assert former["format_version"] == 1
     assert "whole" not in former
     assert {**former, "format_version": 2, "whole": True} == new
+
+
+def test_in_float32_the_fingerprint_is_that_of_caches_without_the_setting() -> None:
+    """It was computed before there was a setting of the precision."""
+    former = "4bf9a537e4c20e424a2fb0c2f7db4fa29efddc419a3176dc39a5be5d26de4258"
+    assert fingerprint(extraction_recipe(DESCRIPTION, EXTRACT)) == former
+
+
+@pytest.mark.parametrize("precision", get_args(Precision))
+def test_the_settings_of_a_recipe_have_its_precision(precision: Precision) -> None:
+    stored = extraction_recipe(DESCRIPTION, EXTRACT.model_copy(update={"precision": precision}))
+    assert stored["compute_dtype"] == precision
+    assert extraction_settings(stored).precision == precision
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -197,77 +209,12 @@ def test_unreadable_images_are_named_before_their_regions_are_dropped(tmp_path: 
         check_readable(plan, np.arange(2, 6), tmp_path, threads=2)
 
 
-# Which rows --------------------------------------------------------------------------------------
+# One shard ---------------------------------------------------------------------------------------
 
 
 def jobs_of(scenes: Scenes, views: int = 1) -> list[ViewJob]:
     plan = ViewPlan(scenes.manifest, views)
     return plan.jobs(np.arange(len(plan)))
-
-
-def test_every_training_view_and_every_test_image_is_planned(scenes: Scenes) -> None:
-    jobs = jobs_of(scenes, 3)
-    assert len(jobs) == 12 * 3 + 2
-    assert jobs[:4] == [
-        ViewJob("train-00000", "images/train-00000.png", 0),
-        ViewJob("train-00000", "images/train-00000.png", 1),
-        ViewJob("train-00000", "images/train-00000.png", 2),
-        ViewJob("train-00001", "images/train-00001.png", 0),
-    ]
-    assert [(job.image_id, job.view) for job in jobs[-2:]] == [
-        ("test-00000", 0),
-        ("test-00001", 0),
-    ]
-
-
-@given(st.lists(st.booleans(), min_size=1, max_size=30), st.integers(1, 4))
-def test_a_plan_is_what_two_loops_list(train: list[bool], views: int) -> None:
-    """Splits in any order, compared with the plainest way to list the rows."""
-    splits = ["train" if one else "test" for one in train]
-    manifest = object.__new__(Manifest)  # a plan may be of one split, a manifest has both
-    columns = {
-        "image_id": [f"i{n}" for n in range(len(splits))],
-        "path": [f"{n}.png" for n in range(len(splits))],
-        "split": splits,
-    }
-    object.__setattr__(manifest, "table", pa.table(columns))
-    expected = [
-        ViewJob(f"i{n}", f"{n}.png", view)
-        for wanted in ("train", "test")
-        for n, split in enumerate(splits)
-        if split == wanted
-        for view in range(views if split == "train" else 1)
-    ]
-    plan = ViewPlan(manifest, views)
-    assert plan.jobs(np.arange(len(plan))) == expected
-    # Back from ids and views to rows; unknown ids have no number, further views no row.
-    numbers = plan.numbers([*(job.image_id for job in expected), "other"])
-    assert numbers[-1] == -1
-    numbers, of_views = numbers[:-1], np.array([job.view for job in expected], np.int16)
-    assert plan.rows(numbers, of_views).tolist() == list(range(len(expected)))
-    beyond = np.full(len(expected), views, np.int16)
-    assert len(plan.rows(numbers, beyond)) == 0
-    # What a cache of every other row lacks.
-    images = PlannedImages(plan, np.zeros((len(splits), 32), np.uint8))
-    missing = images.missing_rows(numbers[::2], of_views[::2])
-    assert missing.tolist() == list(range(1, len(expected), 2))
-
-
-def test_a_digest_of_rows_depends_on_the_rows_alone() -> None:
-    rng = np.random.default_rng(0)
-    digests = rng.integers(0, 256, (5, 32), dtype=np.uint8)
-    views = np.array([0, 1, 0, 300, 2], np.int16)
-    whole = rows_digest(digests, views)
-    order = rng.permutation(5)
-    assert rows_digest(digests[order], views[order]) == whole
-    assert rows_digest(digests[:4], views[:4]) != whole
-    assert rows_digest(digests, views[::-1].copy()) != whole
-    changed = digests.copy()
-    changed[2, 31] ^= 1
-    assert rows_digest(changed, views) != whole
-
-
-# One shard ---------------------------------------------------------------------------------------
 
 
 def extract_rows(
@@ -336,6 +283,30 @@ def test_views_pass_through_the_backbone_once(scenes: Scenes) -> None:
     assert len(calls) == 1
 
 
+def test_rows_are_written_while_the_next_batch_is_computed(
+    scenes: Scenes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the views of the batch after it are sent to the device before it is finished."""
+    order: list[str] = []
+
+    def noting(owner: Any, name: str, said: str) -> None:
+        work = getattr(owner, name)
+
+        def noted(*arguments: Any, **options: Any) -> Any:
+            order.append(said)
+            return work(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    noting(ShardExtractor, "_sent", "send")
+    noting(extraction, "convolve", "begin")
+    noting(extraction, "find", "find")
+    noting(extraction._Returning, "fill", "fill")
+    extract_rows(tiny_model(regions=EXTRACT.regions), jobs_of(scenes)[:11], scenes.root, EXTRACT)
+    first, middle, last = ["begin", "send", "find"], ["begin", "fill", "send", "find"], ["fill"]
+    assert order == ["send", *first, *middle, "begin", "fill", "find", *last]
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_new_photographs_get_the_vector_that_the_cache_has(scenes: Scenes, dtype: str) -> None:
     """`predict` fills rows of its own; `extract` those of a shard."""
@@ -347,7 +318,7 @@ def test_new_photographs_get_the_vector_that_the_cache_has(scenes: Scenes, dtype
         for job in jobs
     ]
     rows = blank_rows(4, model, settings)
-    fill_rows(rows, slice(None), model, to_floats(views, torch.device("cpu")))
+    fill_rows(rows, model, torch.from_numpy(np.stack(views)))
     np.testing.assert_array_equal(rows.whole, cached.whole)
 
 

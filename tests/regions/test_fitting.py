@@ -6,6 +6,7 @@ The detector is the real architecture made very narrow.
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,32 @@ def test_every_epoch_takes_every_image_once() -> None:
     assert sorted(taken[:10]) == sorted(taken[10:]) == list(range(10))
     assert taken[:10] != taken[10:]
     assert taken[:4] != fitting._batch_indices(0, 4, 10, seed=2)
+
+
+def test_batches_are_decoded_while_steps_are_computed(
+    scenes: Scenes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
+    seen: list[bool] = []
+    third, make = threading.Event(), fitting._batch
+
+    def noted(images: Any, step: int, *rest: Any) -> Any:
+        decoded.append(step)
+        if step == 2:
+            third.set()
+        return make(images, step, *rest)
+
+    monkeypatch.setattr(fitting, "_batch", noted)
+    fit_detector(
+        scenes.annotated,
+        CLASSES,
+        TINY,
+        FIT,
+        state_file=tmp_path / "state.pt",
+        on_step=lambda done, _: seen.append(third.wait(20)) if done == 1 else None,
+    )
+    assert seen == [True]
+    assert decoded == [0, 1, 2, 3]
 
 
 def test_holdout_is_disjoint_and_seeded(scenes: Scenes) -> None:

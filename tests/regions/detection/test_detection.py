@@ -1,8 +1,5 @@
 """`detect` gives what torchvision's own model gives, whether prepared for extraction or not.
 
-Weights are random, with batch norm statistics taken from real activations and then disturbed, and
-with predictors scaled so that scores spread over classes.
-
 Letters: B images of a batch, S side of a view in pixels, n boxes, K classes including the
 background.
 """
@@ -11,18 +8,15 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from lively import CLASSES, NARROW, S, enliven, generator, narrow_model, soft_noise
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
-from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
-from pipeline.regions import detection
+from pipeline.regions import pooling
 from pipeline.regions.detection import (
     Detections,
     detect,
@@ -30,92 +24,9 @@ from pipeline.regions.detection import (
     trained_faster,
 )
 from pipeline.regions.detector import build_model, fit_state
+from pipeline.regions.pooling import LevelPool, TapsPool
 from pipeline.regions.transforms import load_image, to_tensor, view_of
 from pipeline.settings import ArchitectureSettings
-
-S = 128
-CLASSES = 12
-NARROW = ArchitectureSettings(
-    width_per_group=4,
-    fpn_channels=16,
-    feature_size=32,
-    anchor_sizes=(8, 16, 32, 64, 128),
-    proposals=300,
-)
-
-
-def soft_noise(images: int, size: int = S, seed: int = 0) -> Tensor:
-    """Return (images, 3, size, size) in [0, 1]: random colours that change over 16 pixels."""
-    coarse = torch.rand(images, 3, size // 16, size // 16, generator=generator(seed))
-    return nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-@torch.no_grad()
-def enliven(model: FasterRCNN, views: Tensor) -> None:
-    """Give ``model`` weights with which it detects several classes, with scores from 0 to 1."""
-    random = generator(1)
-    seen: set[nn.Module] = set()
-
-    def set_norm(norm: Any, inputs: tuple[Tensor]) -> None:
-        channels = inputs[0].shape[1]
-        spread = 0.8 + 0.4 * torch.rand(channels, generator=random)
-        norm.running_mean.copy_(inputs[0].mean((0, 2, 3)) * spread)
-        norm.running_var.copy_(inputs[0].var((0, 2, 3)) * spread.flip(0))
-        norm.weight.copy_(0.8 + 0.4 * torch.rand(channels, generator=random))
-        norm.bias.copy_(0.1 * torch.randn(channels, generator=random))
-
-    def spread_to(deviation: float) -> Any:
-        """Return a hook that gives a layer's outputs a mean of 0 and this standard deviation: each
-        unit of a linear layer on its own, all of a convolution together."""
-
-        def spread(module: Any, _: Any, output: Tensor) -> Tensor:
-            if module in seen:
-                return output
-            seen.add(module)
-            axis = 0 if output.ndim == 2 else None
-            mean, factor = output.mean(axis), deviation / output.std(axis)
-            module.weight.mul_(factor[:, None] if output.ndim == 2 else factor)
-            module.bias.sub_(mean).mul_(factor)
-            return (output - mean) * factor
-
-        return spread
-
-    heads = model.roi_heads
-    hooks = [
-        module.register_forward_pre_hook(set_norm)
-        for module in model.modules()
-        if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d)
-    ]
-    for module, deviation in (
-        (model.rpn.head.cls_logits, 2.0),
-        (model.rpn.head.bbox_pred, 0.3),
-        (heads.box_head.fc6, 1.0),
-        (heads.box_head.fc7, 1.0),
-        (heads.box_predictor.cls_score, 1.2),
-        (heads.box_predictor.bbox_pred, 0.5),
-    ):
-        hooks.append(module.register_forward_hook(spread_to(deviation)))
-    model(list(views))
-    for hook in hooks:
-        hook.remove()
-
-
-def narrow_model(norm: str = "frozen", *, threshold: float = 0.0, regions: int = 10) -> FasterRCNN:
-    torch.manual_seed(0)
-    model = build_model(
-        NARROW.model_copy(update={"norm": norm}),
-        CLASSES,
-        size=S,
-        regions=regions,
-        score_threshold=threshold,
-        nms_threshold=0.5,
-    ).eval()
-    enliven(model, torch.cat([soft_noise(2), torch.rand(2, 3, S, S, generator=generator(0))]))
-    return model
 
 
 @pytest.fixture(scope="module", params=["frozen", "batch"])
@@ -311,8 +222,9 @@ def test_views_that_torchvision_would_pad_are_refused() -> None:
 # Pooling -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", [TapsPool, LevelPool])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_pooling_is_roi_align(channels_last: bool) -> None:
+def test_pooling_is_roi_align(kind: type[TapsPool | LevelPool], channels_last: bool) -> None:
     maps = {
         name: torch.randn(2, 5, S >> shift, S >> shift, generator=generator(shift))
         for name, shift in (("0", 2), ("1", 3), ("2", 4), ("3", 5), ("pool", 6))
@@ -325,7 +237,7 @@ def test_pooling_is_roi_align(channels_last: bool) -> None:
         [[0, 0, S, S], [S, S, S, S], [S - 0.01, 3, S, 3.01], [0, 0, 0, 0], [0, S - 1, 1, S]]
     )
     theirs = MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=7, sampling_ratio=2)
-    ours = detection._TapsPool(theirs)
+    ours = kind(theirs)
     for batch in ([boxes, at_the_edge], [at_the_edge[:0], boxes[:7]], [boxes[:0], boxes[:0]]):
         expected = theirs(maps, batch, [(S, S)] * 2)
         pooled = ours(maps, batch, [(S, S)] * 2)
@@ -372,86 +284,7 @@ def test_many_boxes_are_pooled_in_pieces(
     ours, views = prepare_for_extraction(model), soft_noise(2, seed=2)
     expected = detect(ours, views)
     for piece in (7, 10_000):
-        monkeypatch.setattr(detection, "_PIECE", piece)
+        monkeypatch.setattr(pooling, "_PIECE", piece)
         for image, one in zip(detect(ours, views), expected, strict=True):
             torch.testing.assert_close(image.boxes, one.boxes, atol=1e-5, rtol=0)
             torch.testing.assert_close(image.features, one.features, atol=1e-4, rtol=1e-4)
-
-
-# Choosing ------------------------------------------------------------------------------------
-
-
-def heads_like(model: FasterRCNN, regions: int, threshold: float, iou: float) -> RoIHeads:
-    heads = copy.copy(model.roi_heads)
-    heads.detections_per_img, heads.score_thresh, heads.nms_thresh = regions, threshold, iou
-    return heads
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_the_best_are_those_of_the_whole_nms(
-    model: FasterRCNN, monkeypatch: pytest.MonkeyPatch, seed: int
-) -> None:
-    """With crowds of proposals, few and many detections, ties, thresholds and empty boxes; the
-    search begins with 1 to 1000 of up to 4400 candidates."""
-    rng = np.random.default_rng(seed)
-    n = int(rng.choice([0, 1, 30, 400]))
-    centers = rng.uniform(0, S, (int(rng.choice([1, 3, 50])), 2))[rng.integers(0, 1, n)]
-    centers = centers + rng.normal(0, 3, (n, 2))
-    sides = rng.uniform(10, 40, (n, 2))
-    proposals = np.concatenate([centers - sides / 2, centers + sides / 2], axis=1).clip(0, S)
-    proposals[: n // 5, 2] = proposals[: n // 5, 0]  # decode to boxes without width
-    scores = rng.dirichlet(np.full(CLASSES, 0.3), n)
-    logits = np.log(scores + 1e-4)
-    if seed % 2:
-        logits = logits.round()  # many ties
-    heads = heads_like(
-        model,
-        regions=int(rng.choice([1, 10, 100, 5000])),
-        threshold=float(rng.choice([0.0, 0.05, 0.3])),
-        iou=float(rng.choice([0.02, 0.5, 0.9])),
-    )
-    given = (
-        torch.tensor(logits, dtype=torch.float32),
-        torch.tensor(rng.normal(0, 1, (n, 4 * CLASSES)), dtype=torch.float32),
-        [torch.tensor(proposals, dtype=torch.float32)],
-    )
-    [boxes], [best], [numbers] = heads.postprocess_detections(*given, [(S, S)])
-    monkeypatch.setattr(detection, "_SHIFTED", {"cpu": int(rng.choice([1, 20, 300, 1000]))})
-    chosen = detection._best(heads, given[0].softmax(-1), given[1], given[2][0], S)
-    if not len(best):
-        assert [part.tolist() for part in chosen] == [[[0, 0, S, S]], [0], [0]]
-        return
-    torch.testing.assert_close(chosen[1], best, rtol=0, atol=0)
-
-    # Rows of equal scores may come in any order, and which of those that tie with the last is open.
-    def rows(of: Any, a: Any, b: Any) -> set[tuple[float, ...]]:
-        above = a > a[-1]
-        return {
-            (s, c, *box)
-            for s, c, box in zip(
-                a[above].tolist(), b[above].tolist(), of[above].tolist(), strict=True
-            )
-        }
-
-    assert rows(*chosen) == rows(boxes, best, numbers)
-
-
-def test_only_the_best_candidates_are_examined(
-    model: FasterRCNN, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """More are examined until as many detections as wanted survive."""
-    examined: list[int] = []
-    coder = model.roi_heads.box_coder
-
-    def decode(codes: Tensor, boxes: Tensor) -> Tensor:
-        examined.append(len(boxes))
-        return coder.decode_single(codes, boxes)
-
-    heads = heads_like(model, regions=60, threshold=0.0, iou=0.5)
-    heads.box_coder = SimpleNamespace(decode_single=decode)
-    corners = torch.rand(300, 2, 2, generator=generator(0)) * S
-    proposals = corners.sort(dim=1).values.flatten(1)
-    scores = torch.randn(300, CLASSES, generator=generator(1)).softmax(-1)
-    monkeypatch.setattr(detection, "_SHIFTED", {"cpu": 50})
-    detection._best(heads, scores, torch.zeros(300, 4 * CLASSES), proposals, S)
-    assert examined == [50, 200]
