@@ -105,12 +105,11 @@ def test_a_recorded_step_gives_the_numbers_of_its_kernels_one_by_one(
     toy: Toy, tmp_path: Path, device: torch.device
 ) -> None:
     """With dropout; the last batch of an epoch is smaller, and is never replayed."""
-    with mock.patch.object(
-        Gradients, "_record", autospec=True, side_effect=Gradients._record
-    ) as it:
+    record = Gradients._record
+    with mock.patch.object(Gradients, "_record", autospec=True, side_effect=record) as recording:
         recorded = trained(toy, tmp_path / "a.pt", device, SETTINGS)
-    assert it.call_count == (device.type == "cuda")
-    with mock.patch.object(Gradients, "_can_record", lambda self, batch: False):
+    assert recording.call_count == (device.type == "cuda")
+    with mock.patch.object(Gradients, "_can_record", return_value=False):
         launched = trained(toy, tmp_path / "b.pt", device, SETTINGS)
     assert_alike(recorded, launched, 1e-5)
 
