@@ -43,7 +43,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -327,14 +326,12 @@ def curve(bench: Bench) -> Figures:
 
 def extraction(bench: Bench) -> Figures:
     """Compare extraction with torchvision's model."""
-    used = {name: partial(computing_in, name) for name in ("float32", "tf32")}
-    return measure_extraction(bench.device, bench.folder, used, quick=bench.quick)
+    return measure_extraction(bench.device, bench.folder, quick=bench.quick)
 
 
 def numbers(bench: Bench) -> Figures:
     """Compare the regions that are found with those on the CPU."""
-    used = {name: partial(computing_in, name) for name in ("float32", "tf32")}
-    return compare_regions(bench.device, used, quick=bench.quick)
+    return compare_regions(bench.device, quick=bench.quick)
 
 
 SECTIONS: dict[str, Callable[[Bench], Figures]] = {

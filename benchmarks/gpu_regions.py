@@ -3,7 +3,8 @@
 Speed, in images per second, at score thresholds of 0.05 (torchvision's default) and 0.0 (ours):
 
 - bare_loop: what a script with torchvision does: decode with PIL, resize, `model(batch)`.
-- gmpipe: files to shards, as a worker of `gmpipe extract` does it. `ratio` is over the bare loop.
+- gmpipe: files to shards, as a worker of `gmpipe extract` does it. `ratio` is over the bare loop of
+  the same precision; in bfloat16 and float16, over that in TF32.
 - bare_detector, detector: torchvision's model and ours on views that lie on the device.
 - decoding: our decoding alone, with all cores. `decoding_share` is gmpipe's rate at a threshold of
   0.0 divided by it: near 1, the decoder is what limits.
@@ -21,11 +22,9 @@ Letters: S side of a view in pixels, m regions of an image.
 
 from __future__ import annotations
 
-import copy
 import shutil
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +45,17 @@ from benchmarks.extraction import (
 )
 from benchmarks.networks.costs import seconds
 from pipeline.machine import cores
-from pipeline.regions.detection import Detections, detect, prepare_for_extraction
+from pipeline.regions.detection import (
+    Detections,
+    computing_in,
+    detect,
+    prepare_for_extraction,
+)
 from pipeline.regions.extraction import ShardExtractor
 from pipeline.regions.plan import ViewJob
-from pipeline.settings import ExtractSettings
+from pipeline.settings import ExtractSettings, Precision
 
-Modes = Mapping[str, Callable[[], AbstractContextManager[None]]]
-"""Precision -> a context that computes in it."""
+PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "bfloat16", "float16")
 
 Figures = dict[str, Any]
 
@@ -119,67 +122,75 @@ def detector_loop(model: FasterRCNN, views: Tensor, settings: ExtractSettings) -
         detect(model, batch, whole=settings.whole)
 
 
-def measure_extraction(device: torch.device, folder: Path, modes: Modes, *, quick: bool) -> Figures:
+def measure_extraction(device: torch.device, folder: Path, *, quick: bool) -> Figures:
     """Measure the rates of extraction in each precision, and print them."""
     settings = extract_settings(quick)
     paths = photographs(folder / "photographs", *((2, 2) if quick else (32, 8)))
-    turns = 1 if quick else 2
     views = torch.stack([view(path, settings) for path in paths[: settings.batch_size]])
     theirs = make_detector(settings, views[:2], quick=quick).to(device)
-    ours = prepare_for_extraction(theirs)
     many = views.to(device).repeat(1 if quick else 4, 1, 1, 1)
-    figures: Figures = {"decoding": _decoding(paths, settings)}
+    figures: Figures = {"decoding": _decoding(theirs, paths, settings)}
     print(f"images/s, {len(paths)} images, S = {settings.size}, m = {settings.regions},", end=" ")
     print(f"batches of {settings.batch_size}; {cores()} cores decode {figures['decoding']}")
-    for precision, computing in modes.items():
+    for precision in PRECISIONS:
         figures[precision] = {}
         for threshold in THRESHOLDS:
-            theirs.roi_heads.score_thresh = ours.roi_heads.score_thresh = threshold
-            used = settings.model_copy(update={"score_threshold": threshold})
-            works: dict[str, tuple[Callable[[], object], int]] = {
-                "bare_loop": (
-                    lambda used=used: loop_with_decoding(theirs, paths, used, device),
-                    len(paths),
-                ),
-                "gmpipe": (lambda used=used: end_to_end(ours, paths, used), len(paths)),
-                "bare_detector": (lambda used=used: bare_loop(theirs, many, used), len(many)),
-                "detector": (lambda used=used: detector_loop(ours, many, used), len(many)),
-            }
-            with computing():
-                part = _rates(works, device, turns)
-            part["ratio"] = round(part["gmpipe"] / part["bare_loop"], 3)
-            part["detector_ratio"] = round(part["detector"] / part["bare_detector"], 3)
+            changes = {"score_threshold": threshold, "precision": precision}
+            used = settings.model_copy(update=changes)
+            theirs.roi_heads.score_thresh = threshold
+            part = _extraction_rates(theirs, paths, many, used)
+            if precision in ("float32", "tf32"):
+                bare = part
+            part["ratio"] = round(part["gmpipe"] / bare["bare_loop"], 3)
+            part["detector_ratio"] = round(part["detector"] / bare["bare_detector"], 3)
             figures[precision][str(threshold)] = part
             show(f"{precision}, threshold {threshold}", part)
     figures["decoding_share"] = {
         precision: round(figures[precision]["0.0"]["gmpipe"] / figures["decoding"], 3)
-        for precision in modes
+        for precision in PRECISIONS
     }
     return figures
 
 
-def _rates(
-    works: Mapping[str, tuple[Callable[[], object], int]], device: torch.device, turns: int
+def _extraction_rates(
+    theirs: FasterRCNN, paths: Sequence[Path], views: Tensor, settings: ExtractSettings
 ) -> dict[str, float]:
-    """Medians of images per second; the works take turns, of which the first one warms up."""
-    taken: dict[str, list[float]] = {name: [] for name in works}
-    for turn in range(turns + 1):
+    """Images per second with settings; of torchvision's own only in float32 and TF32."""
+    ours = prepare_for_extraction(theirs, settings.precision)
+    works: dict[str, tuple[Callable[[], object], int]] = {
+        "gmpipe": (lambda: end_to_end(ours, paths, settings), len(paths)),
+        "detector": (lambda: detector_loop(ours, views, settings), len(views)),
+    }
+    if settings.precision in ("float32", "tf32"):
+        works["bare_loop"] = (
+            lambda: loop_with_decoding(theirs, paths, settings, views.device),
+            len(paths),
+        )
+        works["bare_detector"] = (lambda: bare_loop(theirs, views, settings), len(views))
+    with computing_in(settings.precision):
+        return _rates(works, views.device)
+
+
+def _rates(
+    works: Mapping[str, tuple[Callable[[], object], int]], device: torch.device
+) -> dict[str, float]:
+    """Images per second of the second turn; the first one warms up."""
+    rates: dict[str, float] = {}
+    for _ in range(2):
         for name, (work, images) in works.items():
-            once = images / seconds(work, device)
-            if turn:
-                taken[name].append(once)
-    return {name: round(statistics.median(rates), 2) for name, rates in taken.items()}
+            rates[name] = round(images / seconds(work, device), 2)
+    return rates
 
 
-def _decoding(paths: Sequence[Path], settings: ExtractSettings) -> float:
+def _decoding(model: FasterRCNN, paths: Sequence[Path], settings: ExtractSettings) -> float:
     """Images per second that are decoded to views with all cores."""
-    extractor = ShardExtractor(torch.nn.Module(), settings, threads=cores())
+    extractor = ShardExtractor(model, settings, threads=cores())
     jobs = [ViewJob(path.name, path.name, 0) for path in paths]
     taken = [seconds(lambda: extractor.decode(jobs, paths[0].parent)) for _ in range(3)]
     return round(len(jobs) / statistics.median(taken), 1)
 
 
-def compare_regions(device: torch.device, modes: Modes, *, quick: bool) -> Figures:
+def compare_regions(device: torch.device, *, quick: bool) -> Figures:
     """Compare the regions of a few views with those on the CPU, and print the differences."""
     settings = extract_settings(quick)
     generator = torch.Generator().manual_seed(0)
@@ -187,10 +198,11 @@ def compare_regions(device: torch.device, modes: Modes, *, quick: bool) -> Figur
     views = torch.nn.functional.interpolate(coarse, size=settings.size, mode="bicubic").clamp(0, 1)
     theirs = make_detector(settings, views[:2], quick=quick)
     expected = detect(prepare_for_extraction(theirs), views)
-    on_device = prepare_for_extraction(copy.deepcopy(theirs).to(device))
+    theirs.to(device)
     figures: Figures = {}
-    for precision, computing in modes.items():
-        with computing():
+    for precision in PRECISIONS:
+        on_device = prepare_for_extraction(theirs, precision)
+        with computing_in(precision):
             found = detect(on_device, views.to(device))
         figures[precision] = differences(found, expected)
         show(precision, figures[precision])

@@ -24,7 +24,13 @@ from pipeline.datasets.scenes import KINDS
 from pipeline.inference.explain import explain
 from pipeline.inference.trained import TrainedRun
 from pipeline.learning.checkpoint import Checkpoint
-from pipeline.regions.detection import Detections, detect, detect_at, prepare_for_extraction
+from pipeline.regions.detection import (
+    Detections,
+    convolve,
+    describe,
+    detect,
+    prepare_for_extraction,
+)
 from pipeline.regions.detector import (
     build_model,
     read_description,
@@ -111,10 +117,13 @@ def test_given_regions_have_the_cpus_vectors(
         for boxes in corners
     ]
     given[5] = GivenRegions(np.zeros((0, 4)), np.zeros(0, np.float32), np.zeros(0, np.int16))
-    expected, found = (
-        detect_at(prepared(model, one), scenes.views.to(one), given, whole=True)
-        for one in (torch.device("cpu"), device)
-    )
+
+    def described(where: torch.device) -> list[Detections]:
+        detector = prepared(model, where)
+        convolved = convolve(detector, scenes.views.to(where), rpn=False)
+        return describe(detector, convolved, given, whole=True).of_views()
+
+    expected, found = described(torch.device("cpu")), described(device)
     for one, of_cpu in zip(found, expected, strict=True):
         for name in ("boxes", "scores", "features", "whole"):
             torch.testing.assert_close(
