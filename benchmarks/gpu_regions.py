@@ -215,14 +215,14 @@ def differences(found: Sequence[Detections], expected: Sequence[Detections]) -> 
     largest = dict.fromkeys(("boxes", "scores", "features"), 0.0)
     for one, other in zip(found, expected, strict=True):
         boxes, classes = one.boxes.cpu(), one.classes.cpu()
-        overlap = box_iou(other.boxes, boxes) * (other.classes[:, None] == classes)
+        overlap = box_iou(other.boxes.cpu(), boxes) * (other.classes.cpu()[:, None] == classes)
         best, at = overlap.max(dim=1)
         alike = best > 0.9
         regions += len(alike)
         matched += int(alike.sum())
         for name in largest:
             mine = getattr(one, name).cpu()[at[alike]]
-            theirs = getattr(other, name)[alike]
+            theirs = getattr(other, name).cpu()[alike]
             difference = (mine - theirs).abs().max().item() if len(theirs) else 0.0
             scale = other.features.abs().max().item() if name == "features" else 1.0
             largest[name] = max(largest[name], difference / scale)

@@ -175,10 +175,15 @@ def affinity(window: Tensor, boxes: Tensor) -> Tensor:
     """
     half, centre = window[:, None, :2].abs(), window[:, None, 2:]
     low, high = boxes[..., :2], boxes[..., 2:]
-    shared = (high.minimum(centre + half) - low.maximum(centre - half)).clamp(min=0).prod(dim=-1)
-    union = (high - low).prod(dim=-1) + (2 * half).prod(dim=-1) - shared
+    shared = _area((high.minimum(centre + half) - low.maximum(centre - half)).clamp(min=0))
+    union = _area(high - low) + _area(2 * half) - shared
     distance = (centre - (low + high) / 2).square().sum(dim=-1)
     return _SHARPNESS * shared / union.clamp(min=1e-6) - distance
+
+
+def _area(sides: Tensor) -> Tensor:
+    """(..., 2) -> (...). The gradient of `prod` would look for zeros, and wait for the device."""
+    return sides[..., 0] * sides[..., 1]
 
 
 def constraints(windows: Tensor, anchors: Tensor) -> Tensor:
