@@ -125,5 +125,5 @@ def test_windows_tell_where_things_stand(variant: str, tells: bool) -> None:
     truth, labels = shown[:, :C].long(), make_label_set(dtype=torch.float32)
     head = make_head(variant, dtype=torch.float32)
     loss = OwnLoss(name="own") if tells else None
-    fit(head, batch, labels, truth, steps=80, rate=0.03, loss=loss)
+    fit(head, batch, labels, truth, steps=300, rate=0.01, loss=loss)
     assert (ranking(head, batch, labels, truth) > 0.95) == tells
