@@ -146,3 +146,16 @@ def test_autocast_applies_to_grids() -> None:
     (rounded,) = torch.autograd.grad(updated.float().sum(), weight)
     assert rounded.dtype == torch.float32
     torch.testing.assert_close(rounded, exact, rtol=0.02, atol=0.02 * exact.abs().max().item())
+
+
+@pytest.mark.parametrize(("free", "largest"), [(10**12, 7), (16 * 1200, 2), (16 * 300, 1)])
+def test_pieces_on_an_accelerator_are_as_large_as_its_free_memory_allows(
+    free: int, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """7 grids of 5 rows of 100 bytes: all at once, two grids (1,200 bytes) or three rows (300)."""
+    monkeypatch.setattr(grids, "_free_bytes", lambda device: free)
+    slices = grids._pieces(7, 5, 100, torch.device("cuda"))
+    covered = [(g, r) for grid, row in slices for g in range(7)[grid] for r in range(5)[row]]
+    assert sorted(covered) == [(g, r) for g in range(7) for r in range(5)]
+    assert max(len(range(7)[grid]) for grid, _ in slices) == largest
+    assert max(len(range(7)[g]) * len(range(5)[r]) * 100 for g, r in slices) <= free / 16
