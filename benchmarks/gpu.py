@@ -40,13 +40,11 @@ import sys
 import tempfile
 import time
 import traceback
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -67,6 +65,7 @@ from pipeline.settings import GmMlicSettings, TrainSettings
 from pipeline.shards.index import write_index
 from pipeline.shards.reader import RegionCache
 from pipeline.shards.shard import shard_name, write_shard
+from pipeline.tensors import computing_in
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 QUICK = Size(2, 4, 5, feature_size=16, vector_size=8, latent_size=16)
@@ -89,25 +88,6 @@ class Bench:
     quick: bool
     folder: Path
     rates: dict[str, float] = field(default_factory=dict)
-
-
-@contextmanager
-def computing_in(precision: str) -> Iterator[None]:
-    """Allow or forbid TF32 within the block."""
-    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    _set_tf32("highest" if precision == "float32" else "high", precision != "float32")
-    try:
-        yield
-    finally:
-        _set_tf32(products, convolutions)
-
-
-def _set_tf32(products: str, convolutions: bool) -> None:
-    with warnings.catch_warnings():
-        # Torch 2.9 and later have a second interface, and some of them warn of this one.
-        warnings.filterwarnings("ignore", "Please use the new API settings", UserWarning)
-        torch.set_float32_matmul_precision(products)
-        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def rates(bench: Bench) -> Figures:
@@ -276,19 +256,13 @@ def train_settings(bench: Bench, epochs: int, batch_size: int, **changes: Any) -
     return TrainSettings(network=network, epochs=epochs, batch_size=batch_size, **changes)
 
 
-def trained_precisions() -> list[str]:
-    """The values of `train.NAME.precision` that name a precision."""
-    choices = get_args(TrainSettings.model_fields["precision"].annotation)
-    return [choice for choice in choices if choice != "auto"]
-
-
 def loop(bench: Bench) -> Figures:
     """Measure epochs of a training at COCO's size."""
     images, regions, labels, batch = (8, 3, 4, 4) if bench.quick else (1024, 35, 80, 32)
     task = make_task(bench.folder / "loop", images, regions, labels)
     print(f"train_network, {images} images, B = {batch}, M = {regions}, C = {labels}")
     figures: Figures = {}
-    for precision in trained_precisions():
+    for precision in PRECISIONS:
         settings = train_settings(bench, 3, batch, precision=precision)
         _, taken = task.train(bench.device, settings, bench.folder / "loop.pt")
         rate = images / statistics.median(taken[1:])  # the first epoch warms up
@@ -314,7 +288,7 @@ def curve(bench: Bench) -> Figures:
         return np.array([row["train_loss"] for row in history])
 
     expected = losses(CPU, "float32")
-    curves = {name: losses(bench.device, name) for name in trained_precisions()}
+    curves = {name: losses(bench.device, name) for name in PRECISIONS}
     names = ["epoch", "CPU", *curves]
     rows = zip(range(1, epochs + 1), expected, *curves.values(), strict=True)
     print(f"training loss after each of {epochs} epochs of {images // batch} steps")

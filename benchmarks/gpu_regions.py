@@ -47,13 +47,13 @@ from benchmarks.networks.costs import seconds
 from pipeline.machine import cores
 from pipeline.regions.detection import (
     Detections,
-    computing_in,
     detect,
     prepare_for_extraction,
 )
 from pipeline.regions.extraction import ShardExtractor
 from pipeline.regions.plan import ViewJob
 from pipeline.settings import ExtractSettings, Precision
+from pipeline.tensors import computing_in
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "bfloat16", "float16")
 
@@ -132,6 +132,7 @@ def measure_extraction(device: torch.device, folder: Path, *, quick: bool) -> Fi
     figures: Figures = {"decoding": _decoding(theirs, paths, settings)}
     print(f"images/s, {len(paths)} images, S = {settings.size}, m = {settings.regions},", end=" ")
     print(f"batches of {settings.batch_size}; {cores()} cores decode {figures['decoding']}")
+    bare: dict[float, dict[str, float]] = {}
     for precision in PRECISIONS:
         figures[precision] = {}
         for threshold in THRESHOLDS:
@@ -139,10 +140,11 @@ def measure_extraction(device: torch.device, folder: Path, *, quick: bool) -> Fi
             used = settings.model_copy(update=changes)
             theirs.roi_heads.score_thresh = threshold
             part = _extraction_rates(theirs, paths, many, used)
-            if precision in ("float32", "tf32"):
-                bare = part
-            part["ratio"] = round(part["gmpipe"] / bare["bare_loop"], 3)
-            part["detector_ratio"] = round(part["detector"] / bare["bare_detector"], 3)
+            if "bare_loop" in part:
+                bare[threshold] = part
+            part["ratio"] = round(part["gmpipe"] / bare[threshold]["bare_loop"], 3)
+            of_detector = part["detector"] / bare[threshold]["bare_detector"]
+            part["detector_ratio"] = round(of_detector, 3)
             figures[precision][str(threshold)] = part
             show(f"{precision}, threshold {threshold}", part)
     figures["decoding_share"] = {

@@ -10,7 +10,8 @@ import io
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -202,6 +203,8 @@ def check_equal(found: Any, expected: Any, name: str) -> None:
 
 def _check_optimizer(found: Any, optimizer: torch.optim.Optimizer, steps: int) -> None:
     """Check the state of an optimizer whose groups are as they must be after ``steps`` steps."""
+    for own, one in zip(optimizer.param_groups, found["param_groups"], strict=True):
+        one["fused"] = own.get("fused")  # as its device asks for; a resume may be on another one
     check_equal(found["param_groups"], optimizer.state_dict()["param_groups"], "param_groups")
     parameters = [one for group in optimizer.param_groups for one in group["params"]]
     adam = isinstance(optimizer, torch.optim.AdamW)
@@ -268,6 +271,24 @@ def load_state(path: Path) -> dict[str, Any]:
 def best_device() -> torch.device:
     """Choose CUDA if there is a device, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def computing_in(precision: str) -> Iterator[None]:
+    """Let float32 products of matrices, and convolutions, be rounded to TF32 or not in the block.
+
+    torch's own choice is to round in convolutions. Only accelerators have TF32.
+
+    Args:
+        precision: they are rounded if it is `tf32`.
+    """
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    former = cudnn.allow_tf32, products.allow_tf32
+    try:
+        cudnn.allow_tf32 = products.allow_tf32 = precision == "tf32"
+        yield
+    finally:
+        cudnn.allow_tf32, products.allow_tf32 = former
 
 
 def non_finite(tensors: Mapping[str, torch.Tensor]) -> list[str]:

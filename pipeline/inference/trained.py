@@ -43,7 +43,6 @@ from pipeline.learning.prediction import (
 )
 from pipeline.learning.splits import instance_batch
 from pipeline.machine import cores
-from pipeline.regions.detection import computing_in
 from pipeline.regions.detector import DESCRIPTION_FILE, read_description
 from pipeline.regions.extraction import (
     blank_rows,
@@ -55,7 +54,7 @@ from pipeline.regions.extraction import (
 from pipeline.regions.transforms import load_image, view_of
 from pipeline.settings import ExtractSettings
 from pipeline.shards.schema import check_same_recipe, without_images
-from pipeline.tensors import best_device
+from pipeline.tensors import best_device, computing_in
 
 Picture = Image.Image | npt.NDArray[np.uint8]
 """A Pillow image of any mode, or an upright (H, W, 3) array of RGB.
@@ -260,7 +259,8 @@ class TrainedRun:
         Raises:
             NotFinite: a logit of an image, or what is said of a real region, is nan or infinite.
         """
-        output: HeadOutput = self.network(batch, self.labels, **parts)
+        with computing_in("float32"):
+            output: HeadOutput = self.network(batch, self.labels, **parts)
         names = names or [str(number) for number in range(len(output.image))]
         finite = finite_output(output, batch.mask)
         check_finite(finite, self.name, names, self.vocabulary, self.network)

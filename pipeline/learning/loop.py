@@ -41,8 +41,8 @@ from pipeline.tensors import (
     save_tensors,
 )
 
-_LOOK_EVERY = 32
-"""Number of steps on an accelerator between two looks at their losses: each look waits for it."""
+_LOOK_EVERY = {"cpu": 1, "cuda": 32}
+"""Device -> number of steps between two looks at their losses: each look waits for the device."""
 
 Row = dict[str, float]
 """One epoch in the history: column -> value."""
@@ -170,7 +170,7 @@ class TrainingLoop:
         self._saved = time.monotonic()
         self._save_due = False
         self._unseen: list[_Step] = []
-        self._look_every = 1 if processes.device.type == "cpu" else _LOOK_EVERY
+        self._look_every = _LOOK_EVERY[processes.device.type]
 
     @property
     def steps(self) -> int:

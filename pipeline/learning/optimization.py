@@ -127,10 +127,12 @@ class Average(AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """Take the network's present weights into the average."""
+        """Take the network's present weights into the average, and its buffers as they are."""
         own: list[Tensor] = list(self.module.parameters())
         new: list[Tensor] = list(model.parameters())
         torch._foreach_lerp_(own, new, 1 - self._decay if self.n_averaged else 1.0)
+        for buffer, newest in zip(self.module.buffers(), model.buffers(), strict=True):
+            buffer.copy_(newest)
         self.n_averaged += 1
 
 

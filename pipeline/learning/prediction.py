@@ -20,7 +20,7 @@ from pipeline.heads.contract import Head, HeadOutput, LabelSet, RegionBatch
 from pipeline.learning.batches import Feed
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.splits import SplitData
-from pipeline.tensors import best_device, non_finite
+from pipeline.tensors import best_device, computing_in, non_finite
 
 Result = TypeVar("Result")
 
@@ -138,7 +138,8 @@ class Scorer:
         ids = feed.split.image_ids
         with closing(feed.in_order(self.batch_size)) as batches:
             for number, (batch, _) in enumerate(batches):
-                result, finite = compute(batch)
+                with computing_in("float32"):
+                    result, finite = compute(batch)
                 first = number * self.batch_size
                 check_finite(
                     finite, self.name, ids[first : first + len(finite)], self.names, self.network

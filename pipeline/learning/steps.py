@@ -4,14 +4,10 @@ On a GPU a step of these heads is a thousand small kernels, and launching them o
 longer than they run. So the kernels of the first full batch are recorded as a CUDA graph
 (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs), and every batch of that size
 replays them. The numbers are the same, dropout included.
-
-Letters: B images of a batch, C labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 
 import torch
@@ -29,21 +25,10 @@ _WARM_UPS = 2
 """Steps before a recording, in which libraries choose their algorithms and allocate workspace."""
 
 
-@contextmanager
-def matrix_products(precision: str) -> Iterator[None]:
-    """Let float32 products of matrices use TF32 within the block if ``precision`` is `tf32`."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else before)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
 class Gradients:
     """Compute the loss of a batch and its gradients, which are left in the parameters.
 
-    Nothing waits for an accelerator.
+    Nothing waits for an accelerator, except the recording and heads that are not `recordable`.
 
     Args:
         network: on the device of ``processes``.
@@ -77,8 +62,8 @@ class Gradients:
         """
         recorded = self._recorded
         if recorded is None and self._can_record(batch):
-            recorded = self._recorded = self._record(batch, share)
-        if recorded is not None and recorded.fits(batch, share):
+            recorded = self._recorded = self._record(batch)
+        if recorded is not None and recorded.fits(batch):
             return recorded.replay(batch)
         return self._compute(batch, share)
 
@@ -106,22 +91,30 @@ class Gradients:
             and len(instances.mask) == self._settings.batch_size
         )
 
-    def _record(self, batch: Batch, share: float) -> _Recorded:
-        """Record the step of a batch, without taking random numbers from later steps."""
+    def _record(self, batch: Batch) -> _Recorded:
+        """Record the step of a batch, without taking random numbers from later steps.
+
+        The batch is all of its step, since there is one process.
+        """
         static = _copied(batch)
         random, stream = torch.cuda.get_rng_state(), torch.cuda.Stream()
+        buffers = [(buffer, buffer.clone()) for buffer in self._network.buffers()]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UPS):
-                self._compute(static, share)
+                self._compute(static, 1.0)
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.set_rng_state(random)
+        for buffer, before in buffers:
+            buffer.copy_(before)
         self._network.zero_grad()
         graph = torch.cuda.CUDAGraph()
         try:
             # Another thread may pin the memory of the next batches meanwhile.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                loss, norm = self._compute(static, share)
+                loss, norm = self._compute(static, 1.0)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise InputError(
                 f"The training step of {HEADS[self._settings.network.head].file} can't be recorded "
@@ -130,7 +123,7 @@ class Gradients:
                 "Replace the operation, such as `.item()`, `nonzero` or an index by a mask, or set "
                 "`recordable = False` in the head's class.",
             ) from error
-        return _Recorded(graph, static, share, loss, norm, self._network)
+        return _Recorded(graph, static, loss, norm, self._network)
 
 
 class _Recorded:
@@ -140,21 +133,19 @@ class _Recorded:
         self,
         graph: torch.cuda.CUDAGraph,
         batch: Batch,
-        share: float,
         loss: Tensor,
         norm: Tensor,
         network: nn.Module,
     ) -> None:
         self._graph = graph
         self._batch = batch
-        self._share = share
         self._results = loss, norm
         self._gradients = [(one, one.grad) for one in network.parameters()]
 
-    def fits(self, batch: Batch, share: float) -> bool:
-        """Whether the batch has the recorded one's shapes, and its share of the step."""
-        shapes = [[tensor.shape for tensor in _tensors(one)] for one in (batch, self._batch)]
-        return shapes[0] == shapes[1] and share == self._share
+    def fits(self, batch: Batch) -> bool:
+        """Whether the batch has the recorded one's shapes."""
+        found, recorded = ([x.shape for x in _tensors(one)] for one in (batch, self._batch))
+        return found == recorded
 
     def replay(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Do to a batch what was done to the recorded one."""

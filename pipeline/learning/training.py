@@ -20,12 +20,13 @@ from pipeline.learning.loop import Row, Training, TrainingLoop, is_finished
 from pipeline.learning.prediction import NotFinite, Predictions, Scorer
 from pipeline.learning.seeds import seed_process, seeded
 from pipeline.learning.splits import SplitData, label_set
-from pipeline.learning.steps import matrix_products
 from pipeline.settings import TrainSettings
+from pipeline.tensors import computing_in
 
 SAVE_SECONDS = 30.0
-"""A killed training loses at most these seconds. Saving takes a fraction of a second, fsync
-included, so that saving after every epoch would cost more than the epochs where those are short."""
+"""A killed training loses at most these seconds, and on an accelerator up to 32 steps more. Saving
+takes a fraction of a second, fsync included, so that saving after every epoch would cost more than
+the epochs where those are short."""
 
 
 def train_network(
@@ -70,7 +71,7 @@ def train_network(
         InputError: the validation part has no positive label.
     """
     processes = processes or alone()
-    with seeded(seed), matrix_products(settings.precision):
+    with seeded(seed), computing_in(settings.precision):
         feed = Feed(split, processes.device, sharers=processes.on_machine)
         labels = known_labels(split, vectors, settings)
         network = _initial_network(feed, labels, settings)

@@ -152,21 +152,6 @@ def prepare_for_extraction(model: FasterRCNN, precision: Precision = "float32") 
 
 
 @contextmanager
-def computing_in(precision: Precision) -> Iterator[None]:
-    """Let products of float32 matrices, and convolutions, be rounded to TF32 or not in the block.
-
-    torch's own choice is to round in convolutions. Only accelerators have TF32.
-    """
-    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
-    former = cudnn.allow_tf32, products.allow_tf32
-    try:
-        cudnn.allow_tf32 = products.allow_tf32 = precision == "tf32"
-        yield
-    finally:
-        cudnn.allow_tf32, products.allow_tf32 = former
-
-
-@contextmanager
 def trained_faster(model: FasterRCNN) -> Iterator[None]:
     """Make a model's training steps on a CPU faster within the block, up to rounding.
 
@@ -268,7 +253,10 @@ def convolve(model: FasterRCNN, views: Tensor, *, rpn: bool = True) -> Convolved
         )
     # Only this part of the transform: its resize changes nothing at this size, but takes time.
     inputs = model.transform.normalize(views)
-    maps = model.backbone(inputs.to(model.roi_heads.box_head.fc6.weight.dtype))
+    dtype = model.roi_heads.box_head.fc6.weight.dtype
+    if not _on_cpu(model) and dtype == torch.float32:
+        inputs = inputs.contiguous()  # views of bytes come in channels-last memory
+    maps = model.backbone(inputs.to(dtype))
     logits, codes = model.rpn.head(list(maps.values())) if rpn else ([], [])
     return Convolved(
         {name: level.to(views.dtype) for name, level in maps.items()},

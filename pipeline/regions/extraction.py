@@ -25,7 +25,6 @@ from pipeline.errors import DamagedError, InputError, MismatchError, MissingErro
 from pipeline.files import canonical_json
 from pipeline.regions.detection import (
     Convolved,
-    computing_in,
     convolve,
     describe,
     find,
@@ -53,7 +52,7 @@ from pipeline.shards.schema import (
     holds_whole,
 )
 from pipeline.shards.shard import write_shard
-from pipeline.tensors import best_device, non_finite
+from pipeline.tensors import best_device, computing_in, non_finite
 
 OnImages = Callable[[int], None]
 """Called with the number of images that were processed since the last call."""

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from pipeline.tensors import computing_in
+
 DEVICE = torch.device(os.environ.get("GMPIPE_TEST_DEVICE", "cuda"))
 
 
@@ -29,7 +31,5 @@ def _on_a_gpu_in_float32(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     if DEVICE.type == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    from benchmarks.gpu import computing_in  # for these tests alone: its imports take seconds
-
     with computing_in("float32"):
         yield

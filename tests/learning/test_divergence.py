@@ -19,6 +19,7 @@ from pipeline.errors import GmpipeError
 from pipeline.heads.building import build_head
 from pipeline.heads.contract import Head
 from pipeline.learning import batches as batches_module
+from pipeline.learning import loop
 from pipeline.learning.loop import Diverged
 from pipeline.learning.losses import compute_loss
 
@@ -76,6 +77,23 @@ def test_a_first_step_that_diverges_is_no_matter_of_the_learning_rate(
         train(toy, tmp_path / "a.pt", chosen=settings(network=tiny("max-pool")))
     assert "pipeline/heads/pooling/max_pool.py" in caught.value.remedy
     assert "train.toy" not in caught.value.remedy
+
+
+def test_a_step_that_diverges_between_two_looks_is_named(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = iter(range(1, 100))
+
+    def broken(*inputs: Any) -> torch.Tensor:
+        return compute_loss(*inputs) * (float("nan") if next(steps) == 11 else 1.0)
+
+    monkeypatch.setattr("pipeline.learning.steps.compute_loss", broken)
+    monkeypatch.setitem(loop._LOOK_EVERY, "cpu", 4)
+    with pytest.raises(Diverged, match=r"step 11 \(epoch 2\)") as caught:
+        train(toy, tmp_path / "a.pt", chosen=settings(batch_size=5))  # 9 steps an epoch
+    assert [row["epoch"] for row in caught.value.history] == [1]
+    # The gradients of a step before the last one are gone.
+    assert "largest gradient" not in str(caught.value)
 
 
 def test_the_parameter_with_the_largest_gradient_is_named(

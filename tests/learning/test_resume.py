@@ -66,6 +66,37 @@ def test_a_training_killed_between_epochs_ends_as_an_undisturbed_one(
     assert math.isnan(again.waited)
 
 
+LOOKS = mock.patch.dict("pipeline.learning.loop._LOOK_EVERY", cpu=4)
+"""As on an accelerator: losses are looked at every few steps."""
+
+
+def test_how_often_losses_are_looked_at_changes_nothing(toy: Toy, tmp_path: Path) -> None:
+    chosen = settings(batch_size=5, averaging=0.5)  # 9 steps an epoch
+    always = train(toy, tmp_path / "a.pt", chosen=chosen)
+    with LOOKS:
+        assert same(train(toy, tmp_path / "b.pt", chosen=chosen), always)
+        loss = mock.patch("pipeline.learning.steps.compute_loss", killed_after(17))
+        with loss, pytest.raises(Killed):
+            train(toy, tmp_path / "c.pt", chosen=chosen, save_every=0)
+        position = torch.load(tmp_path / "c.pt", weights_only=True)["position"]
+        assert (len(position["history"]), position["steps"]) == (1, 8)
+        torch.manual_seed(99)
+        assert same(train(toy, tmp_path / "c.pt", chosen=chosen), always)
+
+
+def test_a_state_that_cuda_left_resumes_on_a_cpu(toy: Toy, tmp_path: Path) -> None:
+    """There, the optimizer has one kernel for all parameters."""
+    chosen = settings(optimizer="adamw")
+    whole = train(toy, tmp_path / "a.pt", chosen=chosen)
+    loss = mock.patch("pipeline.learning.steps.compute_loss", killed_after(5))
+    with loss, pytest.raises(Killed):
+        train(toy, tmp_path / "b.pt", chosen=chosen, save_every=0)
+    state = torch.load(tmp_path / "b.pt", weights_only=True)
+    state["optimizer"]["param_groups"][0]["fused"] = True
+    torch.save(state, tmp_path / "b.pt")
+    assert same(train(toy, tmp_path / "b.pt", chosen=chosen), whole)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Training:
     kept, held_out = split_validation(toy.train, 0.25, seed=0)

@@ -34,7 +34,8 @@ _CACHE_BYTES = 2**21
 
 _LARGEST_SHARE = 1 / 16
 """Size of the largest tensor of a piece on an accelerator, as a share of its free memory. A few
-tensors of that size exist at the same time."""
+tensors of that size exist at the same time. Where other programs use the accelerator, too, the sums
+of two runs may be rounded in different ways."""
 
 
 class Pair(NamedTuple):

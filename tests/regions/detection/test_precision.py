@@ -20,7 +20,6 @@ from torchvision.models.detection import FasterRCNN
 from pipeline.datasets.scenes import KINDS
 from pipeline.regions import choosing, extraction
 from pipeline.regions.detection import (
-    computing_in,
     convolve,
     describe,
     detect,
@@ -33,6 +32,7 @@ from pipeline.regions.given_boxes import GivenRegions
 from pipeline.regions.plan import ViewJob
 from pipeline.regions.pooling import LevelPool
 from pipeline.settings import ExtractSettings, Precision
+from pipeline.tensors import computing_in
 
 
 @pytest.fixture(scope="module")
