@@ -121,8 +121,8 @@ class ExtractSettings(Settings):
     seed: int = Field(0, ge=0, description="Seed of the random crops.")
     precision: Precision = Field(
         "float32",
-        description="Number format in which the detector's convolutions and box head compute. Boxes "
-        "and scores are float32 in any case. `tf32` differs from `float32` on GPUs only.",
+        description="Number format in which the detector's convolutions and box head compute. "
+        "Boxes and scores are float32 in any case. `tf32` differs from `float32` on GPUs only.",
     )
     feature_dtype: Literal["float16", "float32"] = Field(
         "float16", description="Type of the stored features."
