@@ -22,7 +22,7 @@ from PIL import Image
 
 from pipeline.datasets.manifest import COLUMNS, Manifest, full_counts, write_manifest
 from pipeline.regions import extraction
-from pipeline.regions.detection import Detections
+from pipeline.regions.detection import BatchDetections
 from pipeline.regions.detector import DetectorDescription
 from pipeline.settings import ArchitectureSettings
 from pipeline.shards.reader import RegionCache
@@ -30,13 +30,13 @@ from stages import extract as stage
 from stages.checkout.params import read_request
 from stages.workers import cluster, tasks
 
-FOUND = Detections(
-    boxes=torch.tensor([[0.1, 0.1, 0.5, 0.5]]),
-    scores=torch.ones(1),
-    classes=torch.ones(1, dtype=torch.int64),
-    features=torch.ones(1, 8),
-    whole=torch.ones(8),
-)
+
+def found(model: torch.nn.Module, views: int, *, whole: bool) -> BatchDetections:
+    """The same region in each of so many views."""
+    ones = torch.ones(views, 1, dtype=torch.int64)
+    boxes = torch.tensor([0.1, 0.1, 0.5, 0.5]).expand(views, 1, 4)
+    features = torch.ones(views, 1, 8)
+    return BatchDetections(boxes, ones.float(), ones, features, ones[:, 0], features[:, 0])
 
 
 class Stub(torch.nn.Module):
@@ -87,7 +87,8 @@ def extract() -> None:
     stage.dataset_detector = lambda dataset: description
     tasks.read_description = lambda folder: description
     tasks.load_detector = lambda folder, description, settings: Stub()
-    extraction.detect = lambda model, views, whole: [FOUND] * len(views)
+    extraction.convolve = lambda model, views, rpn: len(views)
+    extraction.find = found
 
     def local() -> Any:
         return LocalCluster(
