@@ -44,10 +44,12 @@ class RegionBatch:
 
     def each(self, change: Callable[[Tensor], Tensor]) -> RegionBatch:
         """Apply a function to every tensor."""
-        tensors = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return RegionBatch(
-            **{name: change(tensor) for name, tensor in tensors if tensor is not None}
-        )
+        return RegionBatch(**{name: change(tensor) for name, tensor in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by the names above, without `whole` where it is None."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def to(self, device: torch.device, dtype: torch.dtype) -> RegionBatch:
         """Copy the batch to a device and convert its floats to a precision."""

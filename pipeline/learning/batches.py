@@ -7,7 +7,6 @@ D feature size.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -125,13 +124,7 @@ class Feed:
 def _row_bytes(split: SplitData) -> int:
     """Bytes that `_read_all` uses per row."""
     row = split.instances(np.zeros(1, dtype=np.int64))
-    return sum(tensor.nbytes for tensor in _tensors(row).values())
-
-
-def _tensors(batch: RegionBatch) -> dict[str, Tensor]:
-    """The tensors of a batch by name."""
-    named = {field.name: getattr(batch, field.name) for field in fields(RegionBatch)}
-    return {name: tensor for name, tensor in named.items() if tensor is not None}
+    return sum(tensor.nbytes for tensor in row.tensors().values())
 
 
 def _chunk(split: SplitData) -> int:
@@ -150,7 +143,7 @@ def _read_all(split: SplitData, device: torch.device) -> RegionBatch:
         part = split.instances(images[chunk], views[chunk])
         if in_memory is None:
             in_memory = part.each(lambda x: x.new_empty(len(images), *x.shape[1:], device=device))
-        for name, tensor in _tensors(part).items():
+        for name, tensor in part.tensors().items():
             getattr(in_memory, name)[chunk] = tensor.to(device)
     assert in_memory is not None  # a split has at least one image
     return in_memory

@@ -8,13 +8,11 @@ replays them. The numbers are the same, dropout included.
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import torch
 from torch import Tensor, nn
 
 from pipeline.errors import InputError
-from pipeline.heads.contract import Head, LabelSet, RegionBatch
+from pipeline.heads.contract import Head, LabelSet
 from pipeline.learning.batches import Batch
 from pipeline.learning.distributed import Processes
 from pipeline.learning.losses import compute_loss
@@ -161,8 +159,7 @@ class _Recorded:
 
 def _tensors(batch: Batch) -> list[Tensor]:
     instances, truth = batch
-    named = (getattr(instances, field.name) for field in fields(RegionBatch))
-    return [*(tensor for tensor in named if tensor is not None), truth]
+    return [*instances.tensors().values(), truth]
 
 
 def _copied(batch: Batch) -> Batch:
