@@ -19,7 +19,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
+from torchvision.ops import FrozenBatchNorm2d
 
 from pipeline.machine import cores
 from pipeline.regions.detection import prepare_for_extraction
@@ -60,19 +61,31 @@ def view(path: Path, settings: ExtractSettings) -> Tensor:
     )
 
 
+def take_statistics(norm: Any, inputs: tuple[Tensor]) -> None:
+    """A hook that gives a norm the statistics of its inputs."""
+    norm.running_mean.copy_(inputs[0].mean((0, 2, 3)))
+    norm.running_var.copy_(inputs[0].var((0, 2, 3)))
+
+
 @torch.no_grad()
-def enliven(model: FasterRCNN, views: Tensor) -> None:
+def enliven(
+    model: FasterRCNN, views: Tensor, set_norm: Callable[..., None] = take_statistics
+) -> None:
     """Make random weights detect something.
 
     Norms get the statistics of real activations, and the outputs of predictors are spread, so that
-    an image has detections of several classes.
+    an image has detections of several classes, with scores from 0 to 1.
+
+    Args:
+        model: in eval mode.
+        views: (B, 3, S, S) float32 in [0, 1].
+        set_norm: called with each norm and its inputs, before they pass it.
     """
 
-    def normalise(norm: Any, inputs: tuple[Tensor]) -> None:
-        norm.running_mean.copy_(inputs[0].mean((0, 2, 3)))
-        norm.running_var.copy_(inputs[0].var((0, 2, 3)))
-
     def spread_to(deviation: float) -> Any:
+        """Return a hook that gives a layer's outputs a mean of 0 and this standard deviation: each
+        unit of a linear layer on its own, all of a convolution together."""
+
         def spread(module: Any, _: Any, output: Tensor) -> Tensor:
             if module in done:
                 return output
@@ -88,9 +101,9 @@ def enliven(model: FasterRCNN, views: Tensor) -> None:
     done: set[nn.Module] = set()
     heads = model.roi_heads
     hooks = [
-        module.register_forward_pre_hook(normalise)
+        module.register_forward_pre_hook(set_norm)
         for module in model.modules()
-        if isinstance(module, nn.BatchNorm2d)
+        if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d)
     ]
     for module, deviation in (
         (model.rpn.head.cls_logits, 2.0),

@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from tabulate import tabulate
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from pipeline.heads.contract import RegionBatch
 from pipeline.heads.matching.graphs import instance_neighbors
@@ -67,7 +68,8 @@ class Count:
     def add(self, batch: RegionBatch, chosen: Tensor) -> None:
         """Count the chosen pairs (B, M, M) of a batch."""
         centers = (batch.boxes[..., :2] + batch.boxes[..., 2:]).double() / 2
-        overlapping = chosen & boxes_overlap(batch.boxes, OVERLAPPING)
+        iou = torch.stack([box_iou(boxes, boxes) for boxes in batch.boxes])
+        overlapping = chosen & (iou > OVERLAPPING)
         alike = chosen & (batch.classes[:, :, None] == batch.classes[:, None])
         self.regions += int(batch.mask.sum())
         self.pairs += int(chosen.sum())
@@ -86,15 +88,6 @@ class Count:
             "same class %": 100 * self.alike / pairs,
             "distance": self.distance / pairs,
         }
-
-
-def boxes_overlap(boxes: Tensor, iou: float) -> Tensor:
-    """Find the pairs (B, M, M) of boxes (B, M, 4) whose IoU is over ``iou``."""
-    low = torch.maximum(boxes[:, :, None, :2], boxes[:, None, :, :2])
-    high = torch.minimum(boxes[:, :, None, 2:], boxes[:, None, :, 2:])
-    common = (high - low).clamp(min=0).prod(dim=-1)
-    areas = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)
-    return common > iou * (areas[:, :, None] + areas[:, None] - common)
 
 
 def measure(batches: Iterable[RegionBatch], neighbors: Sequence[int]) -> list[Row]:

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from lively import CLASSES, NARROW, S, enliven, generator, narrow_model, soft_noise
+from lively import CLASSES, NARROW, S, disturbed, generator, narrow_model, soft_noise
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
+from benchmarks.extraction import enliven
 from pipeline.regions import pooling
 from pipeline.regions.detection import (
     Detections,
@@ -136,7 +137,7 @@ def test_detections_of_the_full_network_are_torchvisions(norm: str, shared: Path
             if isinstance(module, nn.BatchNorm2d):
                 module.eps = 0.0
     views = torch.cat([photographs(shared, 2, size), soft_noise(1, size, seed=2)])
-    enliven(theirs, views)
+    enliven(theirs, views, disturbed())
     state = theirs.state_dict()
     if norm == "frozen":
         state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
