@@ -5,8 +5,11 @@ Computed on fake tensors, without a GPU (`fakes`).
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
+from builders import S, tiny_model
 from fakes import FakeCuda, Operations, counted, gradients
 from tiny import (
     C,
@@ -28,6 +31,7 @@ from pipeline.heads.matching.network import GmMlic
 from pipeline.inference.explain import _without_all, _without_each
 from pipeline.learning.losses import compute_loss
 from pipeline.learning.prediction import finite_output, shown_attribution
+from pipeline.regions.detection import convolve, prepare_for_extraction
 from pipeline.settings import TrainSettings, WeightedLoss, variant_changes, variant_names
 from pipeline.settings.heads import HEADS
 
@@ -128,6 +132,21 @@ def test_an_explanation_stays_on_the_device(device: FakeCuda) -> None:
         regions = batch.mask.shape[1]
         assert head(_without_each(batch, regions), labels).image.shape == (regions, C)
         assert head(_without_all(batch), labels).image.shape == (1, C)
+
+
+def test_convolutions_of_a_detector_stay_on_the_device(device: FakeCuda) -> None:
+    """The part of a detection that depends on no data, so that it is only queued."""
+    model = device.network(tiny_model())
+    views = device.tensor(torch.zeros(4, 3, S, S))
+    with device.mode:
+        # Fake tensors can't be copied in that way.
+        with mock.patch("copy.deepcopy", lambda model: model):
+            prepared = prepare_for_extraction(model)
+        with Operations() as operations:
+            convolved = convolve(prepared, views)
+    assert operations.waits == []
+    made = [*convolved.maps.values(), *convolved.logits, *convolved.codes]
+    assert {(one.device.type, one.dtype, len(one)) for one in made} == {("cuda", torch.float32, 4)}
 
 
 def operations_at_cocos_size(device: FakeCuda, images: int) -> tuple[int, int, str]:

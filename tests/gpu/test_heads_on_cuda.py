@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 import torch
+from devices import refusing_to_wait
 from tiny import (
     assert_same,
     head_settings,
@@ -75,22 +72,6 @@ def test_losses_and_gradients_are_the_cpus(variant: str, device: torch.device) -
     for name, of_cpu in expected.items():
         difference = (found[name] - of_cpu).abs().max()
         assert difference <= TOLERANCE * max(of_cpu.abs().max(), least), name
-
-
-@contextmanager
-def refusing_to_wait(device: torch.device) -> Iterator[None]:
-    """Raise an error where the host would wait for the device."""
-    if device.type != "cuda":
-        yield
-        return
-    with warnings.catch_warnings():
-        # It is a prototype, which does not see all such operations.
-        warnings.filterwarnings("ignore", "Synchronization debug mode", UserWarning)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            yield
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
 
 
 # The loss of PLA aligns its targets on the CPU.

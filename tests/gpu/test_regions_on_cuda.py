@@ -7,13 +7,16 @@ whose scores are equal but for rounding may still change places, so regions are 
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from builders import CLASSES, TINY, S, Scenes, draw_scenes
+from clusters import worker_in_this_process
 from fakes import without_cuda
+from flows import Flow
 from PIL import Image
 from tiny import D, head_settings, make_head, make_label_set
 from torchvision.models.detection import FasterRCNN
@@ -40,6 +43,7 @@ from pipeline.regions.extraction import ShardExtractor, extraction_recipe, load_
 from pipeline.regions.given_boxes import GivenRegions
 from pipeline.regions.plan import ViewJob
 from pipeline.settings import ExtractSettings, TrainSettings
+from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import RegionRows
 from pipeline.shards.shard import map_shard
 
@@ -143,12 +147,21 @@ def as_detections(rows: RegionRows) -> list[Detections]:
     ]
 
 
-def extracted(folder: Path, scenes: Scenes, path: Path) -> RegionRows:
-    """Load the detector of a folder as a worker does, and write a shard of all training views."""
+def extracted(
+    folder: Path, scenes: Scenes, path: Path, *, boxes: GivenRegions | None = None
+) -> RegionRows:
+    """Load the detector of a folder as a worker does, and write a shard of all views but two.
+
+    Args:
+        boxes: of every view; None for what the detector finds.
+    """
     description = read_description(folder)
     extractor = ShardExtractor(load_detector(folder, description, EXTRACT), EXTRACT, threads=2)
     paths = scenes.manifest.table["path"].to_pylist()
-    jobs = [ViewJob(f"{name}", name, view) for name in paths for view in (0, 1)]
+    jobs = [ViewJob(name, name, view, boxes) for name in paths for view in (0, 1)]
+    # The second batch of four loses one of its views, and the third one all of them.
+    jobs[5:5] = [ViewJob("missing", "missing.png", 0, boxes)]
+    jobs[8:8] = [ViewJob(f"missing-{at}", "missing.png", 0, boxes) for at in range(4)]
     outcome = extractor.extract(
         jobs,
         np.zeros((len(jobs), 32), dtype=np.uint8),
@@ -157,14 +170,31 @@ def extracted(folder: Path, scenes: Scenes, path: Path) -> RegionRows:
         dataset="tiny",
         recipe=extraction_recipe(description, EXTRACT),
     )
-    assert (outcome.rows, outcome.failures) == (len(jobs), ())
+    assert (outcome.rows, len(outcome.failures)) == (len(jobs) - 5, 5)
     _, rows, _ = map_shard(path)
     return rows
 
 
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        None,
+        GivenRegions(
+            np.array([[0.1, 0.1, 0.6, 0.9], [0.5, 0.0, 1.0, 0.5]]),
+            np.array([1.0, 0.5], np.float32),
+            np.array([1, 2], np.int16),
+        ),
+    ],
+    ids=["found", "given"],
+)
 def test_a_shard_is_the_cpus(
-    scenes: Scenes, model: FasterRCNN, device: torch.device, tmp_path: Path
+    scenes: Scenes,
+    model: FasterRCNN,
+    device: torch.device,
+    tmp_path: Path,
+    boxes: GivenRegions | None,
 ) -> None:
+    """Also beside views that can't be decoded."""
     write_detector(
         tmp_path / "detector",
         model.state_dict(),
@@ -172,14 +202,35 @@ def test_a_shard_is_the_cpus(
         architecture=ARCHITECTURE,
         classes=("background", *KINDS),
     )
-    found = extracted(tmp_path / "detector", scenes, tmp_path / "found.h5")
+    found = extracted(tmp_path / "detector", scenes, tmp_path / "found.h5", boxes=boxes)
     with without_cuda():
-        expected = extracted(tmp_path / "detector", scenes, tmp_path / "expected.h5")
+        expected = extracted(tmp_path / "detector", scenes, tmp_path / "expected.h5", boxes=boxes)
     np.testing.assert_array_equal(found.image_id, expected.image_id)
     np.testing.assert_array_equal(found.count, expected.count)
     assert_alike(as_detections(found), as_detections(expected))
     assert found.whole is not None
     np.testing.assert_allclose(found.whole, expected.whole, rtol=1e-3, atol=1e-3)
+
+
+def test_a_cache_that_a_worker_extracts_is_the_cpus(device: torch.device, tmp_path: Path) -> None:
+    """`gmpipe extract` with its Dask worker, which is a process, against one in this process."""
+    flow = Flow(tmp_path / "device")
+    flow.folder.mkdir()
+    # All regions that there are, so that no two change places at the end of the list.
+    flow.params(extract__tiny__regions=20, extract__tiny__score_threshold=0.0)
+    with without_cuda():
+        flow.ok("prepare")
+        flow.ok("detector")
+    other = Flow(Path(shutil.copytree(flow.folder, tmp_path / "cpu")))
+    flow.ok("extract")
+    with without_cuda(), worker_in_this_process():
+        other.ok("extract")
+    caches = [RegionCache.open(one / "cache/tiny") for one in (flow, other)]
+    assert caches[0].fingerprint == caches[1].fingerprint
+    found, expected = (cache.gather(np.arange(len(cache))) for cache in caches)
+    np.testing.assert_array_equal(found.image_id, expected.image_id)
+    figures = differences(as_detections(found), as_detections(expected))
+    assert figures["matched"] >= 0.9, figures
 
 
 def make_run(model: FasterRCNN, variant: str, device: torch.device) -> TrainedRun:
