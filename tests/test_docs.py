@@ -283,6 +283,14 @@ def test_every_command_exists(block: Block) -> None:
                 parse_args(words[1:])
 
 
+@pytest.mark.parametrize(
+    "block", [one for one in SHELL if "#!/bin/bash" in one.text], ids=lambda one: one.where
+)
+def test_scripts_are_valid(block: Block) -> None:
+    checked = subprocess.run(["bash", "-n"], input=block.text, text=True, capture_output=True)
+    assert (checked.returncode, checked.stderr) == (0, "")
+
+
 @pytest.mark.usefixtures("uninvoked")
 @pytest.mark.parametrize("name", PAGES)
 def test_commands_and_options_in_prose_exist(name: str) -> None:
