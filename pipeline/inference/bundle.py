@@ -16,7 +16,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from pipeline.errors import DamagedError, InputError, MissingError, briefly
+from pipeline.errors import DamagedError, InputError, MissingError, advising
 from pipeline.files import exists, folder_lock, replacing, replacing_folder, sha256_file
 from pipeline.formats.sealed import read_sealed_json, write_sealed_json
 from pipeline.inference.trained import TrainedRun, attach_detector, detector_of
@@ -89,29 +89,25 @@ def _check(folder: Path) -> None:
     """Check that a bundle is whole, before anything of it is used."""
     path = folder / BUNDLE_FILE
     try:
-        content = read_sealed_json(path)
-        version, digests = content["version"], content["files"]
+        with advising(_COPY_AGAIN, DamagedError):
+            content = read_sealed_json(path)
     except (FileNotFoundError, NotADirectoryError):
         raise MissingError(
             f"{folder} is not a bundle: it has no {BUNDLE_FILE}.", "Name the folder of a bundle."
         ) from None
-    except DamagedError as error:
-        error.remedy = _COPY_AGAIN
-        raise
-    except KeyError as error:
-        raise DamagedError(f"{path} is damaged ({briefly(error)}).", _COPY_AGAIN) from error
-    if version != BUNDLE_VERSION:
+    if (version := content.get("version")) != BUNDLE_VERSION:
         raise DamagedError(
             f"{path} has version {version}, but this release of gmpipe reads version "
             f"{BUNDLE_VERSION}.",
             "Export the run again with this release.",
         )
+    digests = content["files"]
     for name in _FILES:
         if not exists(folder / name):
             raise DamagedError(f"The bundle {folder} lacks {name}.", _COPY_AGAIN)
-        if (digest := sha256_file(folder / name)) != digests.get(name):
+        if (digest := sha256_file(folder / name)) != digests[name]:
             raise DamagedError(
                 f"{folder / name} has sha256 {digest}, but {BUNDLE_FILE} expects "
-                f"{digests.get(name)}: the file was changed or damaged.",
+                f"{digests[name]}: the file was changed or damaged.",
                 _COPY_AGAIN,
             )

@@ -164,13 +164,6 @@ def export(
     help="Port to listen on; 0 for any that is free.",
 )
 @click.option(
-    "--threshold",
-    type=click.FloatRange(0, 1),
-    default=0.5,
-    metavar="SCORE",
-    help="Labels with a score above this are `predicted`; at 0 all labels are.",
-)
-@click.option(
     "--max-images",
     type=click.IntRange(1, 1000),
     default=8,
@@ -198,7 +191,7 @@ def export(
     metavar="N",
     help="Largest number of requests at the same time; others are told to come back later.",
 )
-def serve(run: str, host: str, port: int, threshold: float, **limits: int) -> None:
+def serve(run: str, host: str, port: int, **limits: int) -> None:
     """Label photographs over HTTP.
 
     POST photographs to /predict, as the body of a request or as the parts of a form, and get the
@@ -213,4 +206,4 @@ def serve(run: str, host: str, port: int, threshold: float, **limits: int) -> No
 
     folder = find_run(run, None)
     check_run(folder)
-    command.serve(folder, host, port, threshold, **limits)
+    command.serve(folder, host, port, **limits)

@@ -92,7 +92,7 @@ def test_its_health_check_asks_the_service(instructions: list[tuple[str, str]]) 
     compile(words[-1], "HEALTHCHECK", "exec")
     [(port, path)] = re.findall(r"http://127\.0\.0\.1:(\d+)(/\w+)", words[-1])
     assert [port] == of(instructions, "EXPOSE")
-    routes = make_service(mock.Mock(), 0.5, mock.Mock()).routes
+    routes = make_service(mock.Mock(), mock.Mock()).routes
     assert path in {route.path for route in routes if isinstance(route, Route)}
 
 

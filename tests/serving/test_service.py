@@ -44,7 +44,7 @@ def client(run: TrainedRun) -> TestClient:
 
 
 def client_of(run: TrainedRun, **limits: int) -> TestClient:
-    service = make_service(run, 0.5, replace(LIMITS, **limits))
+    service = make_service(run, replace(LIMITS, **limits))
     return TestClient(service, raise_server_exceptions=False)
 
 
@@ -116,7 +116,7 @@ def test_health_names_the_run(client: TestClient, run: TrainedRun) -> None:
 
 def test_no_image(client: TestClient) -> None:
     error_of(client.post("/predict"), 400)
-    error_of(client.post("/predict", files=form(b"")), 400)
+    assert "1.png" in error_of(client.post("/predict", files=form(b"x", b"")), 400)
     empty = {"Content-Type": "multipart/form-data; boundary=x"}
     error_of(client.post("/predict", content=b"--x--\r\n", headers=empty), 400)
 

@@ -15,13 +15,12 @@ from stages.console.messages import say
 _LONGEST_SHUTDOWN = 60  # seconds for the answers to requests that have come before
 
 
-def serve(folder: Path, host: str, port: int, threshold: float, **limits: int) -> None:
+def serve(folder: Path, host: str, port: int, **limits: int) -> None:
     """Serve a run or bundle until the process is told to stop; see `make_service`.
 
     Args:
         folder: of the run or bundle.
         host, port: to listen on.
-        threshold: as `label_rows` takes it.
         limits: of `Limits`.
 
     Raises:
@@ -44,7 +43,7 @@ def serve(folder: Path, host: str, port: int, threshold: float, **limits: int) -
         note_undecided(run, "The answers give the scores of all labels.")
         server = uvicorn.Server(
             uvicorn.Config(
-                make_service(run, threshold, Limits(**limits)),
+                make_service(run, Limits(**limits)),
                 http="h11",
                 ws="none",
                 lifespan="off",

@@ -26,6 +26,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pipeline.evaluation.metrics import THRESHOLD
 from pipeline.inference.formats import image_json, label_rows
 from pipeline.inference.trained import TrainedRun
 from pipeline.learning.prediction import NotFinite
@@ -35,15 +36,14 @@ from stages.console.messages import echo, is_quiet
 _LONGEST_PATH = 80  # characters of a path in the log
 
 
-def make_service(run: TrainedRun, threshold: float, limits: Limits) -> Starlette:
+def make_service(run: TrainedRun, limits: Limits) -> Starlette:
     """Make the application.
 
     Args:
         run: that labels the images.
-        threshold: as `label_rows` takes it.
         limits: of a request, and of the number of requests.
     """
-    service = _Service(run, threshold, limits)
+    service = _Service(run, limits)
     return Starlette(
         routes=[
             Route("/predict", service.predict, methods=["POST"]),
@@ -60,9 +60,8 @@ def make_service(run: TrainedRun, threshold: float, limits: Limits) -> Starlette
 
 
 class _Service:
-    def __init__(self, run: TrainedRun, threshold: float, limits: Limits) -> None:
+    def __init__(self, run: TrainedRun, limits: Limits) -> None:
         self._run = run
-        self._threshold = threshold
         self._limits = limits
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
         self._inside = 0
@@ -87,7 +86,7 @@ class _Service:
         images = (decoded(upload, self._limits) for upload in uploads)
         predictions = self._run.predict(images, batch_size=len(uploads))
         return [
-            image_json(label_rows(Path(one.name), prediction, self._run, self._threshold, None))
+            image_json(label_rows(Path(one.name), prediction, self._run, THRESHOLD, None))
             for one, prediction in zip(uploads, predictions, strict=True)
         ]
 
@@ -102,7 +101,6 @@ class _Service:
                 "seed": checkpoint.seed,
                 "checkpoint_sha256": checkpoint.sha256,
                 "labels": checkpoint.vocabulary,
-                "threshold": self._threshold,
                 "limits": asdict(self._limits),
             }
         )

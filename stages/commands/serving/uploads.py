@@ -78,8 +78,10 @@ async def read_uploads(request: Request, limits: Limits) -> list[Upload]:
     except TimeoutError:
         problem = f"The request did not arrive within {READ_SECONDS} s. Send smaller images."
         raise HTTPException(408, problem) from None
-    if not uploads or not all(upload.content for upload in uploads):
-        raise HTTPException(400, "An image is empty, or there is none. Send one image or more.")
+    if not uploads:
+        raise HTTPException(400, "The form has no image. Send one or more.")
+    if empty := [upload.name for upload in uploads if not upload.content]:
+        raise HTTPException(400, f"The image {empty[0]} is empty. Send its file.")
     return uploads
 
 
