@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import subprocess
-import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from flows import Flow
 from pages import read_page
 
-from benchmarks.serving import ask, kinds, measure, serving
+from benchmarks.serving import Service, measure, serving
 
 MOST_GROWTH = 30  # MB between a fifth of the requests and the end
 
@@ -29,6 +30,18 @@ def photographs_of(made: Flow) -> list[Path]:
     return sorted((made / "data/tiny/prepared/images").glob("*.png"))
 
 
+@contextlib.contextmanager
+def connected(service: Service) -> Iterator[http.client.HTTPConnection]:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", service.port)) as connection:
+        yield connection
+
+
+def health(service: Service) -> Any:
+    with connected(service) as connection:
+        connection.request("GET", "/health")
+        return json.loads(connection.getresponse().read())
+
+
 @pytest.mark.slow
 def test_many_requests_leave_it_as_it_was(made: Flow, bundle: Path) -> None:
     before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
@@ -36,10 +49,7 @@ def test_many_requests_leave_it_as_it_was(made: Flow, bundle: Path) -> None:
         numbers = measure(service, photographs_of(made), requests=100)
         process = psutil.Process(service.process.pid)
         written = [file.path for file in process.open_files() if "r" not in file.mode]
-        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
-        connection.request("GET", "/health")
-        assert json.loads(connection.getresponse().read())["status"] == "ok"
-        connection.close()
+        assert health(service)["status"] == "ok"
     assert numbers["memory_late_mb"] - numbers["memory_early_mb"] < MOST_GROWTH, numbers
     assert written == []
     assert before == {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
@@ -47,14 +57,18 @@ def test_many_requests_leave_it_as_it_was(made: Flow, bundle: Path) -> None:
 
 @pytest.mark.slow
 def test_what_was_accepted_is_answered_before_it_ends(made: Flow, bundle: Path) -> None:
-    fine = kinds(photographs_of(made))[:8]
-    with ThreadPoolExecutor(8) as pool:
+    with contextlib.ExitStack() as stack:
         with serving(bundle) as service:
-            ask(service.port, fine[0])
-            answers = [pool.submit(ask, service.port, kind) for kind in fine]
-            time.sleep(0.05)  # so that they have come, and some wait
-        for answer in answers:
-            assert answer.result() > 0
+            waiting = []
+            for photograph in photographs_of(made)[:8]:
+                connection = stack.enter_context(connected(service))
+                connection.request("POST", "/predict", photograph.read_bytes())
+                waiting.append(connection)
+            assert health(service)["status"] == "ok"  # so all connections before have been accepted
+        for connection in waiting:
+            response = connection.getresponse()
+            assert response.status == 200
+            assert len(json.loads(response.read())) == 1
 
 
 @pytest.mark.slow
