@@ -6,6 +6,7 @@ docs/python.md has an example of each.
 from __future__ import annotations
 
 from pipeline.evaluation.metrics import Metrics, evaluate
+from pipeline.inference.bundle import load_bundle
 from pipeline.inference.explain import Explanation, LabelExplanation, explain
 from pipeline.inference.trained import Prediction, TrainedRun, load_run
 from pipeline.learning.torch_dataset import RegionDataset, open_cache
@@ -19,6 +20,7 @@ __all__ = [
     "TrainedRun",
     "evaluate",
     "explain",
+    "load_bundle",
     "load_run",
     "open_cache",
 ]

@@ -69,6 +69,10 @@ _LARGE = 30_000_000  # pixels of images of which one at a time is examined, to s
 _ONE_LARGE = threading.Lock()
 
 
+class TooManyPixels(ValueError):
+    """An image has more pixels than are decoded."""
+
+
 @dataclass(frozen=True)
 class Photograph:
     """An opened photograph, whose pixels are not decoded yet.
@@ -92,7 +96,8 @@ def open_photograph(source: BinaryIO) -> Iterator[Photograph]:
         source: the opened file, at its start.
 
     Raises:
-        ValueError: it has more than `MOST_PIXELS` pixels, or is a camera's raw file.
+        TooManyPixels: it has more than `MOST_PIXELS` pixels.
+        ValueError: it is a camera's raw file.
         PIL.UnidentifiedImageError: it has none of the `FORMATS`.
         Exception: whatever Pillow raises for a damaged header.
     """
@@ -157,7 +162,7 @@ def _open(source: BinaryIO, start: bytes) -> Image.Image:
     image = Image.open(source, formats=FORMATS)
     if image.width * image.height > MOST_PIXELS:
         image.close()
-        raise ValueError(
+        raise TooManyPixels(
             f"{image.width} x {image.height} pixels, more than the {MOST_PIXELS} that are decoded"
         )
     return image

@@ -91,31 +91,37 @@ def _about_region(region: int | None, prediction: Prediction, run: TrainedRun) -
     }
 
 
+def image_json(rows: list[Row]) -> Row:
+    """Make the JSON object of an image: its labels are nested in it.
+
+    Args:
+        rows: of `label_rows`, for one image.
+    """
+    rows = _storable(rows)
+    image = {name: rows[0][name] for name in ("image", "width", "height")}
+    labels = [
+        {
+            "label": row["label"],
+            "score": _short(row["score"]),
+            "predicted": row["predicted"],
+            "region": row["region"],
+            "box": None if row["region"] is None else [_short(row[side]) for side in _SIDES],
+            "detector_class": row["detector_class"],
+            "detector_score": _short(row["detector_score"]),
+        }
+        for row in rows
+    ]
+    return {**image, "labels": labels}
+
+
 @contextmanager
 def json_writer(stream: TextIO) -> Iterator[Write]:
-    """Write a list of objects, one per image, each on a line."""
+    """Write a list of objects as `image_json` makes them, each on a line."""
     separator = "["
-
-    def box(row: Row) -> list[float | None] | None:
-        return None if row["region"] is None else [_short(row[side]) for side in _SIDES]
 
     def write(rows: list[Row]) -> None:
         nonlocal separator
-        rows = _storable(rows)
-        image = {name: rows[0][name] for name in ("image", "width", "height")}
-        labels = [
-            {
-                "label": row["label"],
-                "score": _short(row["score"]),
-                "predicted": row["predicted"],
-                "region": row["region"],
-                "box": box(row),
-                "detector_class": row["detector_class"],
-                "detector_score": _short(row["detector_score"]),
-            }
-            for row in rows
-        ]
-        stream.write(f"{separator}\n{json.dumps({**image, 'labels': labels})}")
+        stream.write(f"{separator}\n{json.dumps(image_json(rows))}")
         separator = ","
 
     yield write

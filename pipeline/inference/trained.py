@@ -390,6 +390,17 @@ def load_run(folder: str | Path, detector: str | Path | None = None) -> TrainedR
     return attach_detector(load_checkpoint(Path(folder) / CHECKPOINT_FILE), folder, detector)
 
 
+def detector_of(folder: Path, dataset: str, detector: str | Path | None = None) -> Path:
+    """The folder of a run's detector: ``detector``, or the one in the run's checkout.
+
+    Args:
+        folder: of the run, as an absolute path; not resolved, as `runs` may be a link.
+        dataset: of the run.
+        detector: as `load_run` takes it.
+    """
+    return Path(detector or folder.parent.parent.parent / "data" / dataset / "detector")
+
+
 def attach_detector(
     checkpoint: Checkpoint, folder: str | Path, detector: str | Path | None = None
 ) -> TrainedRun:
@@ -405,7 +416,6 @@ def attach_detector(
         MissingError, DamagedError: there is no detector, or it can't be read.
         MismatchError: it is not the one whose regions the run was trained on.
     """
-    # Not resolved: `runs` may be a link to another disk.
     folder = Path(folder).absolute()
     recipe, dataset = checkpoint.recipe, checkpoint.dataset
     if "imported_from" in recipe:
@@ -421,7 +431,7 @@ def attach_detector(
             f"Set `extract.{dataset}.boxes` to `detector`, extract, and train a run to predict "
             "with; this one can only be evaluated, reported and exported.",
         )
-    source = Path(detector or folder.parent.parent.parent / "data" / dataset / "detector")
+    source = detector_of(folder, dataset, detector)
     if not exists(source / DESCRIPTION_FILE):
         raise MissingError(
             f"{folder} needs the detector of its regions, but there is no detector in {source}.",

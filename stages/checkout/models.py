@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import DamagedError, MismatchError, MissingError, advising
+from pipeline.inference.bundle import is_bundle, load_bundle
 from pipeline.inference.trained import TrainedRun, attach_detector
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
 from pipeline.learning.prediction import NotFinite
@@ -49,12 +50,14 @@ def open_run(folder: Path, detector: Path | None) -> TrainedRun:
     """Load a trained run for new images.
 
     Args:
-        folder: of the run.
-        detector: folder of its detector; None for that of the run's checkout.
+        folder: of the run, or a bundle of it.
+        detector: folder of its detector; None for that of the bundle or of the run's checkout.
 
     Raises:
-        GmpipeError: as `load_run`.
+        GmpipeError: as `load_run` and `load_bundle`.
     """
+    if detector is None and is_bundle(folder):
+        return load_bundle(folder)
     checkpoint = open_checkpoint(folder)
     make = f"Run `gmpipe detector --dataset {checkpoint.dataset}` in the checkout of the run"
     with (

@@ -134,6 +134,7 @@ for _command in (
     trained.predict,
     trained.explain,
     trained.export,
+    trained.serve,
     about.settings,
     about.doctor,
     about.completion,

@@ -319,6 +319,21 @@ def _is_managed(path: Path) -> bool:
     return any(Path(folder).resolve() in path.resolve().parents for folder in kept)
 
 
+def _free_folder(context: Any, option: Any, path: Path | None) -> Path | None:
+    if path is not None and _is_managed(path):
+        raise click.BadParameter(f"{path} is in a folder that gmpipe keeps: choose another place")
+    return path
+
+
+bundle_option = click.option(
+    "--bundle",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path, file_okay=False),
+    callback=_free_folder,
+    help="Write this folder instead: all that `predict` and `serve` need, on any machine.",
+)
+
+
 def output_option(
     *suffixes: str, help_text: str, required: bool = False
 ) -> Callable[[Command], Command]:

@@ -1,4 +1,4 @@
-"""Commands that use a trained run on new images, or write its network for other programs."""
+"""Commands that use a trained run on new images, or write it for other programs and machines."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ from pathlib import Path
 
 import click
 
-from stages.cli.options import detector_option, output_option, trained_run_options
+from stages.cli.completion import complete_run
+from stages.cli.options import (
+    bundle_option,
+    detector_option,
+    output_option,
+    trained_run_options,
+)
 from stages.console.messages import say
 
 
@@ -115,16 +121,89 @@ def explain(
 
 @click.command()
 @trained_run_options
+@detector_option
 @output_option(
     ".onnx",
     help_text="File to write: .onnx.  [default: <dataset>-<run>.onnx in the current folder]",
 )
-def export(run_folder: Path, output: Path | None) -> None:
-    """Write the network of a run as an ONNX file.
+@bundle_option
+def export(
+    run_folder: Path, detector: Path | None, output: Path | None, bundle: Path | None
+) -> None:
+    """Write a run as an ONNX file or as a bundle.
 
-    The network takes any number of images, each with any number of regions, in the form in which a
-    cache holds them. The label vectors are part of the file.
+    An ONNX file has the network of the run without the detector. It takes any number of images,
+    each with any number of regions, in the form in which a cache holds them. The label vectors are
+    part of the file.
+
+    A bundle is a folder with the run and its detector. It takes the place of a run in `predict`,
+    `explain` and `serve`, also on a machine without this checkout.
     """
     from stages.commands import export as command
 
-    say(command.export(run_folder, output))
+    if bundle is None and detector is not None:
+        raise click.UsageError("--detector is for a bundle: the network alone needs none.")
+    if bundle is None:
+        say(command.export(run_folder, output))
+    elif output is None:
+        say(command.export_bundle(run_folder, detector, bundle))
+    else:
+        raise click.UsageError("--bundle and --output exclude each other.")
+
+
+@click.command()
+@click.argument("run", metavar="BUNDLE|RUN", shell_complete=complete_run)
+@click.option(
+    "--host", default="127.0.0.1", metavar="ADDRESS", help="Address to listen on; 0.0.0.0 for all."
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=8000,
+    metavar="N",
+    help="Port to listen on; 0 for any that is free.",
+)
+@click.option(
+    "--max-images",
+    type=click.IntRange(1, 1000),
+    default=8,
+    metavar="N",
+    help="Largest number of images in a request.",
+)
+@click.option(
+    "--max-megabytes",
+    type=click.IntRange(1, 1000),
+    default=10,
+    metavar="N",
+    help="Largest size of an image's file.",
+)
+@click.option(
+    "--max-megapixels",
+    type=click.IntRange(1, 178),
+    default=40,
+    metavar="N",
+    help="Largest number of pixels of an image.",
+)
+@click.option(
+    "--max-requests",
+    type=click.IntRange(1, 1000),
+    default=16,
+    metavar="N",
+    help="Largest number of requests at the same time; others are told to come back later.",
+)
+def serve(run: str, host: str, port: int, **limits: int) -> None:
+    """Label photographs over HTTP.
+
+    POST photographs to /predict, as the body of a request or as the parts of a form, and get the
+    JSON of `gmpipe predict --json`. GET /health says which run it is. There is no encryption and no
+    password: put it behind a server that has them.
+
+    Requests are answered one after another. SIGTERM or Ctrl-C ends the service when all that it
+    has accepted are answered. Each request is a line on stderr, unless --quiet is given.
+    """
+    from stages.commands.runs.listing import check_run, find_run
+    from stages.commands.serving import serve as command
+
+    folder = find_run(run, None)
+    check_run(folder)
+    command.serve(folder, host, port, **limits)
