@@ -220,11 +220,13 @@ def load_entries(request: Request, scores: Scores) -> tuple[list[Entry], Scores]
 
 
 def read_entry_of(
-    folder: Path, manifest: Manifest, image_ids: Sequence[str] | None = None
+    folder: Path, manifest: Manifest | None, image_ids: Sequence[str] | None = None
 ) -> Entry:
     """Read an entry of the test images and labels of today.
 
     Args:
+        folder: of the entry.
+        manifest: of the data set; None to leave today's images and labels out of it.
         image_ids: the images that it must be for; None if any will do.
 
     Raises:
@@ -235,12 +237,12 @@ def read_entry_of(
     with advising(remedy, MissingError, DamagedError):
         evaluation = read_entry(folder / METRICS_FILE)
     again = f"Run {entry_command(evaluation)}, or delete {folder}."
-    if folder != entry_folder(manifest.dataset, evaluation.name):
+    if folder != entry_folder(evaluation.dataset, evaluation.name):
         raise MismatchError(
             f"{folder} is the entry {evaluation.name} of {evaluation.dataset}.",
             f"Move it back, or delete {folder}.",
         )
-    if evaluation.test_sha256 != manifest.test_sha256:
+    if manifest is not None and evaluation.test_sha256 != manifest.test_sha256:
         changed = changed_treatment(manifest, "test_sha256", evaluation.test_sha256)
         raise MismatchError(
             f"{folder} is out of date: the test split had other images or labels"
@@ -251,7 +253,7 @@ def read_entry_of(
         _, logits = read_logits(
             folder / PREDICTIONS_FILE,
             checkpoint_sha256=evaluation.sha256,
-            labels=len(manifest.vocabulary),
+            labels=len(evaluation.metrics.AP),
             image_ids=image_ids,
         )
     return Entry(evaluation, logits)

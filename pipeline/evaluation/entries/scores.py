@@ -41,7 +41,7 @@ class ScoreTable:
         file: the file.
         image_ids: N.
         labels: C.
-        scores: (N, C) float64, finite.
+        scores: (N, C) float64, finite, also as float32.
         notes: sentences on what was left out, and on scores that say nothing.
     """
 
@@ -202,7 +202,8 @@ def _numbers(
         numbers = np.asarray(column.cast(pa.float64()))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         numbers = np.array([_number(value) for value in column.to_pylist()])
-    bad = np.flatnonzero(~np.isfinite(numbers))
+    with np.errstate(over="ignore"):
+        bad = np.flatnonzero(~np.isfinite(numbers.astype(np.float32)))  # as predictions are stored
     if len(bad):
         found = column[int(bad[0])].as_py()
         raise InputError(

@@ -32,6 +32,7 @@ from stages.checkout.caches import advising_on_cache
 from stages.checkout.keys import name_error
 from stages.checkout.layout import (
     CHECKPOINT_FILE,
+    ENTRIES,
     EVALUATION_FILES,
     METRICS_FILE,
     PREDICTIONS_FILE,
@@ -69,7 +70,6 @@ def evaluate_scores(request: Request, file: Path, name: str | None, *, logits: b
     _check_name(request, name)
     manifest = dataset_manifest(request.dataset)
     image_ids = _scored_images(manifest)
-    sha256 = sha256_file(file) if exists(file) else ""
     table = read_scores(file, manifest.vocabulary, image_ids)
     for sentence in table.notes:
         note(sentence)
@@ -86,7 +86,9 @@ def evaluate_scores(request: Request, file: Path, name: str | None, *, logits: b
         ):
             numbers = table.logits_of_probabilities()
     kind: Kind = "logits" if logits else "probabilities"
-    return _write(request, manifest, name, (kind, {str(file): sha256}), image_ids, numbers)
+    return _write(
+        request, manifest, name, (kind, {str(file): sha256_file(file)}), image_ids, numbers
+    )
 
 
 def evaluate_average(request: Request, runs: Sequence[str], name: str | None) -> str:
@@ -150,6 +152,8 @@ def _read_run(
 ) -> tuple[Evaluation, np.ndarray]:
     """Read the metrics and the logits (N, C) of a run of today's test images and labels."""
     folder = find_run(name, request.dataset)
+    if folder.parent.name == ENTRIES:
+        raise InputError(f"--average: {name!r} is an entry.", "Average runs.")
     run = run_of_folder(folder.name)
     options = f"--dataset {request.dataset}"
     if run is not None:
@@ -199,8 +203,9 @@ def _write(
     rows = {image_id: row for row, image_id in enumerate(manifest.image_ids("test"))}
     truth = manifest.truth("test")[[rows[image_id] for image_id in image_ids]]
     labels = manifest.vocabulary
+    stored = logits.astype(np.float32)  # so that the metrics are those of predictions.parquet
     eleven = has_eleven_points(request.prepare.source, labels)
-    metrics = measure(logits, truth, labels, voc11=eleven)
+    metrics = measure(stored, truth, labels, voc11=eleven)
     note_without_negative(truth, manifest)
     commit, uncommitted = commit_of_checkout()
     evaluation = EntryEvaluation(
@@ -223,19 +228,17 @@ def _write(
         write_predictions(
             folder / PREDICTIONS_FILE,
             image_ids,
-            logits,
-            np.full(logits.shape, -1),
+            stored,
+            np.full(stored.shape, -1),
             checkpoint_sha256=evaluation.sha256,
         )
         write_json(folder / SUMMARY_FILE, metrics.summary())
         write_entry(folder / METRICS_FILE, evaluation)  # last, as for a run
     with progress_phase("interval", bootstrap.RESAMPLES, "resample") as on_resamples:
-        interval = bootstrap.intervals({name: [logits]}, truth, name, on_resamples).of[name]
+        interval = bootstrap.intervals({name: [stored]}, truth, name, on_resamples).of[name]
     numbers = ", ".join(f"{of} {shown(metrics.number(of))}" for of in ("mAP", "CF1", "OF1"))
     low, high = interval.ends
-    ending = (
-        ""
-        if not evaluation.left_out
-        else (f"; {counted(evaluation.left_out, 'image')} without regions left out")
-    )
-    return f"{folder}: {numbers}; interval of the mAP {low:.2f} to {high:.2f}{ending}"
+    left_out = evaluation.left_out
+    ending = f"; {counted(left_out, 'image')} without regions left out" if left_out else ""
+    interval_of = f"{100 * bootstrap.COVERAGE:.0f} % interval of the mAP"
+    return f"{folder}: {numbers}; {interval_of} {low:.2f} to {high:.2f}{ending}"
