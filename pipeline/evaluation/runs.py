@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.evaluation.entries.entry import Entry, EntryEvaluation
+from pipeline.evaluation.entries import Entry, EntryEvaluation
 from pipeline.evaluation.metrics import Evaluation
 from pipeline.settings import TrainSettings
 from pipeline.shards.schema import Recipe

@@ -15,7 +15,7 @@ from pipeline.datasets.difficult import describe_treatments
 from pipeline.datasets.groups import label_groups
 from pipeline.evaluation.bootstrap import COVERAGE, Intervals
 from pipeline.evaluation.differences import paper_differences, seen_by_detector
-from pipeline.evaluation.entries.entry import Entry, EntryEvaluation
+from pipeline.evaluation.entries import Entry, EntryEvaluation
 from pipeline.evaluation.metrics import GROUPS, SIX, Evaluation
 from pipeline.evaluation.paper import NOT_REPRODUCED, PaperResults, method_of, paper_results
 from pipeline.evaluation.runs import Evaluations, Runs, evaluations_of

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.datasets.difficult import describe_treatments
 from pipeline.datasets.manifest import Manifest
 from pipeline.evaluation.differences import describe_detector
-from pipeline.evaluation.entries.entry import EntryEvaluation
+from pipeline.evaluation.entries import EntryEvaluation
 from pipeline.evaluation.metrics import Evaluation
 from pipeline.report.inputs import PageInputs
 

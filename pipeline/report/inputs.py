@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.datasets.manifest import Manifest
 from pipeline.errors import MismatchError
-from pipeline.evaluation.entries.entry import Entry
+from pipeline.evaluation.entries import Entry
 from pipeline.evaluation.predictions import Scores
 from pipeline.evaluation.runs import Evaluations, Run, Runs, evaluations_of, ranking
 from pipeline.evaluation.tables import default_base

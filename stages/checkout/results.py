@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.datasets.difficult import describe_treatments
 from pipeline.datasets.manifest import Manifest
 from pipeline.errors import DamagedError, MismatchError, MissingError, advising
-from pipeline.evaluation.entries.entry import Entry, EntryEvaluation, read_entry
+from pipeline.evaluation.entries import Entry, EntryEvaluation, read_entry
 from pipeline.evaluation.metrics import read_evaluation
 from pipeline.evaluation.predictions import Scores, read_logits
 from pipeline.evaluation.runs import Run, Runs

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.special import logit
 
+from pipeline.entries.averages import average_of
+from pipeline.entries.scores import read_scores
 from pipeline.errors import DamagedError, InputError, MissingError
-from pipeline.evaluation.entries.averages import average_of
-from pipeline.evaluation.entries.entry import EntryEvaluation, read_entry, write_entry
-from pipeline.evaluation.entries.scores import read_scores
+from pipeline.evaluation.entries import EntryEvaluation, read_entry, write_entry
 from pipeline.evaluation.metrics import evaluate
 
 LABELS = ("dog", "dining table", "été")

@@ -16,11 +16,11 @@ from pydantic_core import PydanticCustomError
 
 from pipeline.datasets.groups import has_eleven_points
 from pipeline.datasets.manifest import Manifest
+from pipeline.entries.averages import average_of
+from pipeline.entries.scores import read_scores
 from pipeline.errors import DamagedError, InputError, MismatchError, MissingError, advising
 from pipeline.evaluation import bootstrap
-from pipeline.evaluation.entries.averages import average_of
-from pipeline.evaluation.entries.entry import EntryEvaluation, Kind, write_entry
-from pipeline.evaluation.entries.scores import read_scores
+from pipeline.evaluation.entries import EntryEvaluation, Kind, write_entry
 from pipeline.evaluation.metrics import Evaluation, read_evaluation, shown
 from pipeline.evaluation.metrics import evaluate as measure
 from pipeline.evaluation.predictions import read_logits, write_predictions

@@ -13,7 +13,7 @@ from typing import Any
 from tabulate import tabulate
 
 from pipeline.errors import AccessError, DamagedError, InputError, MissingError
-from pipeline.evaluation.entries.entry import read_entry
+from pipeline.evaluation.entries import read_entry
 from pipeline.evaluation.metrics import shown
 from pipeline.files import canonical_json, exists, matching, sha256_file
 from pipeline.formats.sealed import read_sealed_json

@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from pipeline.datasets.difficult import describe_treatments
 from pipeline.errors import DamagedError, InputError, MissingError
-from pipeline.evaluation.entries.entry import EntryEvaluation, read_entry
+from pipeline.evaluation.entries import EntryEvaluation, read_entry
 from pipeline.evaluation.metrics import Evaluation, read_evaluation, shown
 from pipeline.evaluation.tables import HEADLINES
 from pipeline.files import canonical_json

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.datasets.manifest import Manifest
 from pipeline.errors import MismatchError
-from pipeline.evaluation.entries.entry import EntryEvaluation, read_entry
+from pipeline.evaluation.entries import EntryEvaluation, read_entry
 from pipeline.evaluation.metrics import read_evaluation, shown
 from pipeline.files import sha256_file
 from stages.checkout.layout import METRICS_FILE, SUMMARY_FILE, runs_folder

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.datasets.manifest import Manifest
 from pipeline.errors import DamagedError, InputError, MismatchError, MissingError, advising
-from pipeline.evaluation.entries.entry import EntryEvaluation
+from pipeline.evaluation.entries import EntryEvaluation
 from pipeline.evaluation.metrics import Evaluation, read_evaluation, shown
 from pipeline.evaluation.predictions import read_logits
 from pipeline.files import read_bytes
