@@ -93,8 +93,8 @@ def _evaluate(run: RunPlan) -> str:
         decides=checkpoint.settings.decides,
     )
     if metrics.mAP is not None:
-        _note_without_negative(split.truth, manifest)
-    commit, uncommitted = _commit()
+        note_without_negative(split.truth, manifest)
+    commit, uncommitted = commit_of_checkout()
     evaluation = Evaluation(
         metrics,
         dataset=run.dataset,
@@ -134,7 +134,7 @@ def _summary(run: RunPlan, evaluation: Evaluation) -> str:
     return f"{run.folder}: {numbers}{ending}"
 
 
-def _note_without_negative(truth: np.ndarray, manifest: Manifest) -> None:
+def note_without_negative(truth: np.ndarray, manifest: Manifest) -> None:
     """Print a note if labels have an AP of 100 because no test image is known to lack them."""
     labels = np.array(manifest.vocabulary)[LabelCounts.of_truth(truth).without_negative]
     if len(labels):
@@ -188,7 +188,7 @@ def _other_labels(used: Sequence[str], today: Sequence[str]) -> str:
     return first_few(words, "; ") or "they are in another order"
 
 
-def _commit() -> tuple[str | None, bool | None]:
+def commit_of_checkout() -> tuple[str | None, bool | None]:
     """The checkout's commit, and whether tracked files differ from it; None outside of git."""
     commit = _git("rev-parse", "HEAD")
     if commit is None:

@@ -40,7 +40,7 @@ from stages.checkout.layout import (
 from stages.checkout.manifests import dataset_manifest, given_classes
 from stages.checkout.params import Request, changes_of_variant
 from stages.checkout.plans import refill_command
-from stages.checkout.results import load_runs, load_scores
+from stages.checkout.results import load_entries, load_runs, load_scores
 from stages.checkout.times import read_times
 from stages.console.messages import note
 from stages.console.progress import progress_phase
@@ -58,8 +58,8 @@ def report(
         the tables, and the path of the page.
 
     Raises:
-        MissingError, DamagedError, MismatchError: as `load_runs` and `load_scores`, or the cache
-            is not the one that the runs were trained on.
+        MissingError, DamagedError, MismatchError: as `load_runs`, `load_scores` and
+            `load_entries`, or the cache is not the one that the runs were trained on.
         NotFinite: a score that a run computes for the gallery is nan or infinite.
     """
     inputs = _read_inputs(request, variants, seeds, images)
@@ -90,6 +90,7 @@ def _read_inputs(
     runs = load_runs(request, variants, seeds)
     recipe = next(iter(runs.values()))[0].recipe
     manifest = dataset_manifest(request.dataset)
+    entries, scores = load_entries(request, load_scores(request, runs))
     return PageInputs(
         manifest=manifest,
         source=request.prepare.source,
@@ -98,12 +99,13 @@ def _read_inputs(
         cache=_open_cache(request.dataset, runs),
         failures=_failures(request.dataset),
         runs=runs,
-        scores=load_scores(request, runs),
+        scores=scores,
         sweeps=_finished_sweeps(request.dataset),
         times=_times(request.dataset, runs),
         settings=_settings(request, list(runs)),
         images=images,
         given_classes=given_classes(request, manifest, recipe),
+        entries=entries,
     )
 
 

@@ -71,7 +71,8 @@ def write_predictions(
     Args:
         image_ids: N.
         logits, regions: (N, C); a region of -1 is none.
-        checkpoint_sha256: of the file of the network that predicted.
+        checkpoint_sha256: of the file of the network that predicted; of an entry, which has no
+            network, `EntryEvaluation.sha256`.
     """
     images, labels = logits.shape
     starts = pa.array(np.arange(images + 1, dtype=np.int32) * np.int32(labels))
@@ -89,7 +90,7 @@ def read_logits(
     """Read the image ids (N) and the logits (N, C) of a file.
 
     Args:
-        checkpoint_sha256: of the network that must have predicted.
+        checkpoint_sha256: of what must have predicted, as in `write_predictions`.
         labels: C.
         image_ids: the images that it must be for; None if any will do.
 

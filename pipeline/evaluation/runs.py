@@ -5,10 +5,11 @@ The code that reads the checkout makes these values; tables and the page are mad
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.evaluation.entries import Entry, EntryEvaluation
 from pipeline.evaluation.metrics import Evaluation
 from pipeline.settings import TrainSettings
 from pipeline.shards.schema import Recipe
@@ -43,20 +44,25 @@ class Run:
 Runs = Mapping[str, Sequence[Run]]
 """Variant -> its runs, one per seed."""
 
-Evaluations = Mapping[str, Sequence[Evaluation]]
-"""Variant -> the evaluation of each of its runs."""
+Evaluations = Mapping[str, Sequence[Evaluation | EntryEvaluation]]
+"""Variant -> the evaluation of each of its runs; name of an entry -> its evaluation."""
 
 
-def ranking(runs: Evaluations) -> dict[str, Sequence[Evaluation]]:
+def ranking(runs: Evaluations) -> dict[str, Sequence[Evaluation | EntryEvaluation]]:
     """The variants whose scores rank, and so have AP and mAP; a predictor of sets has none."""
     return {variant: seeds for variant, seeds in runs.items() if seeds[0].metrics.mAP is not None}
 
 
-def deciding(runs: Evaluations) -> dict[str, Sequence[Evaluation]]:
+def deciding(runs: Evaluations) -> dict[str, Sequence[Evaluation | EntryEvaluation]]:
     """The variants whose scores say which labels an image has, and not only which are likelier."""
     return {variant: seeds for variant, seeds in runs.items() if seeds[0].metrics.all is not None}
 
 
-def evaluations_of(runs: Runs) -> dict[str, list[Evaluation]]:
-    """The evaluations alone."""
-    return {variant: [run.evaluation for run in seeds] for variant, seeds in runs.items()}
+def evaluations_of(
+    runs: Runs, entries: Iterable[Entry] = ()
+) -> dict[str, Sequence[Evaluation | EntryEvaluation]]:
+    """The evaluations alone, of the runs and then of the entries beside them."""
+    return {
+        **{variant: [run.evaluation for run in seeds] for variant, seeds in runs.items()},
+        **{entry.evaluation.name: [entry.evaluation] for entry in entries},
+    }

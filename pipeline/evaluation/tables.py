@@ -15,6 +15,7 @@ from pipeline.datasets.difficult import describe_treatments
 from pipeline.datasets.groups import label_groups
 from pipeline.evaluation.bootstrap import COVERAGE, Intervals
 from pipeline.evaluation.differences import paper_differences, seen_by_detector
+from pipeline.evaluation.entries import Entry, EntryEvaluation
 from pipeline.evaluation.metrics import GROUPS, SIX, Evaluation
 from pipeline.evaluation.paper import NOT_REPRODUCED, PaperResults, method_of, paper_results
 from pipeline.evaluation.runs import Evaluations, Runs, evaluations_of
@@ -48,6 +49,7 @@ def results_markdown(
     intervals: Intervals,
     base: str,
     seconds: Mapping[str, Sequence[float | None]] | None = None,
+    entries: Sequence[Entry] = (),
 ) -> str:
     """Write all tables of a data set's runs, each under a heading.
 
@@ -59,14 +61,15 @@ def results_markdown(
         base: the variant that the others are compared with.
         seconds: variant -> how long the training of each seed took, None where it is not known;
             None if the tables must not depend on it.
+        entries: to show beside the runs.
     """
-    evaluations = evaluations_of(runs)
+    evaluations = evaluations_of(runs, entries)
     first = next(iter(evaluations.values()))
     shown = next(iter(runs.values()))[0]
     seen = seen_by_detector(shown, detector)
     about = markdown(caption(dataset, first))
     notes = f"\n\n{markdown(TOP3)}" + (f"\n\n{seen}." if seen else "")
-    sections = {"Results": f"{about}\n\n{results_table(runs, seconds)}{notes}"}
+    sections = {"Results": f"{about}\n\n{results_table(runs, seconds, entries)}{notes}"}
     paper = paper_results(source, shown.evaluation)
     if paper is not None:
         lines = paper_differences(runs, paper, detector)
@@ -91,7 +94,7 @@ def results_markdown(
     return "\n".join(f"## {title}\n\n{text}\n" for title, text in sections.items())
 
 
-def caption(dataset: str, seeds: Sequence[Evaluation]) -> str:
+def caption(dataset: str, seeds: Sequence[Evaluation | EntryEvaluation]) -> str:
     """Say what a table of a data set's runs shows, from the evaluations of one of its rows."""
     first = seeds[0]
     ap = list(first.metrics.AP.values())
@@ -109,11 +112,15 @@ def caption(dataset: str, seeds: Sequence[Evaluation]) -> str:
     return f"{dataset}, split {first.split}, {images}, in percent; {of_labels}{of_seeds}"
 
 
-def results_table(runs: Runs, seconds: Mapping[str, Sequence[float | None]] | None = None) -> str:
-    """Write one row per variant: the headline metrics, and what the network costs; Markdown.
+def results_table(
+    runs: Runs,
+    seconds: Mapping[str, Sequence[float | None]] | None = None,
+    entries: Sequence[Entry] = (),
+) -> str:
+    """Write one row per variant and entry: the headline metrics, and what the network costs.
 
     Args:
-        seconds: as in `results_markdown`.
+        seconds, entries: as in `results_markdown`.
     """
     header = ["variant", *HEADLINES, "parameters"]
     rows = [
@@ -125,6 +132,9 @@ def results_table(runs: Runs, seconds: Mapping[str, Sequence[float | None]] | No
         for row in rows:
             mean = mean_of(seconds[row[0]])
             row.append("-" if mean is None else f"{mean:.1f}")
+    for entry in entries:
+        cells = [entry.evaluation.name, *_cells([entry.evaluation], HEADLINES)]
+        rows.append([*cells, *("-" for _ in header[len(cells) :])])
     return markdown_table(header, rows)
 
 
@@ -300,7 +310,7 @@ def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
     return stream.getvalue()
 
 
-def _cells(seeds: Sequence[Evaluation], columns: Iterable[str]) -> list[str]:
+def _cells(seeds: Sequence[Evaluation | EntryEvaluation], columns: Iterable[str]) -> list[str]:
     return [cell(one.metrics.number(column) for one in seeds) for column in columns]
 
 

@@ -18,7 +18,7 @@ from pipeline.evaluation.differences import (
     seen_by_detector,
 )
 from pipeline.evaluation.paper import paper_results
-from pipeline.evaluation.runs import deciding, evaluations_of, ranking
+from pipeline.evaluation.runs import deciding, ranking
 from pipeline.evaluation.tables import (
     TOP3,
     caption,
@@ -56,7 +56,7 @@ def write_page(folder: Path, inputs: PageInputs, phase: Phase) -> str:
     Raises:
         MissingError, DamagedError: a file of a run can't be read.
     """
-    scores, evaluations = inputs.scores, evaluations_of(inputs.runs)
+    scores, evaluations = inputs.scores, inputs.evaluations
     ranked = {variant: scores.logits[variant] for variant in ranking(evaluations)}
     with phase("intervals", len(ranked) * bootstrap.RESAMPLES, "resample") as on_resamples:
         intervals = bootstrap.intervals(ranked, scores.truth, inputs.base, on_resamples)
@@ -67,6 +67,7 @@ def write_page(folder: Path, inputs: PageInputs, phase: Phase) -> str:
         inputs.runs,
         intervals,
         inputs.base,
+        entries=inputs.entries,
     )
     write_frame(folder)
     (folder / TABLES / "results.md").write_text(text, encoding="utf-8")
@@ -106,10 +107,10 @@ def _draw_figures(
 
     Each shows the variants that have what it draws.
     """
-    runs = {variant: inputs.runs[variant] for variant in inputs.variants}
+    evaluations = {name: inputs.evaluations[name] for name in inputs.variants}
+    runs = {name: inputs.runs[name] for name in evaluations if name in inputs.runs}
     scores = inputs.scores.logits
     truth, labels, base = inputs.scores.truth, inputs.manifest.vocabulary, inputs.base
-    evaluations = evaluations_of(runs)
     ranked, decided = ranking(evaluations), deciding(evaluations)
     figures: list[drawn.Illustration] = []
     curves: drawn.Curves = {}
@@ -196,7 +197,7 @@ def _about_data_set(inputs: PageInputs, groups: Groups | None) -> dict[str, Any]
         group_of = [of[label] for label in labels]
     return {
         "dataset": inputs.manifest.dataset,
-        "caption": caption(inputs.manifest.dataset, evaluations_of(inputs.runs)[inputs.base]),
+        "caption": caption(inputs.manifest.dataset, inputs.evaluations[inputs.base]),
         "detector": f"{detector}. {seen}" if seen else detector,
         "base": inputs.base,
         "variants": inputs.variants,
@@ -210,7 +211,7 @@ def _about_data_set(inputs: PageInputs, groups: Groups | None) -> dict[str, Any]
 
 def _numbers(inputs: PageInputs, intervals: bootstrap.Intervals) -> dict[str, Any]:
     """The overview's tables, with the paper's numbers where it has any."""
-    evaluations, labels = evaluations_of(inputs.runs), inputs.manifest.vocabulary
+    evaluations, labels = inputs.evaluations, inputs.manifest.vocabulary
     first = next(iter(inputs.runs.values()))[0]
     paper = paper_results(inputs.source, first.evaluation)
     rows = own_rows(evaluations, intervals.of, inputs.base)

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.datasets.difficult import describe_treatments
 from pipeline.datasets.manifest import Manifest
 from pipeline.evaluation.differences import describe_detector
+from pipeline.evaluation.entries import EntryEvaluation
 from pipeline.evaluation.metrics import Evaluation
 from pipeline.report.inputs import PageInputs
 
@@ -36,7 +37,8 @@ def what_was_run(inputs: PageInputs) -> dict[str, Any]:
 
 def _facts(inputs: PageInputs) -> list[tuple[str, str]]:
     manifest, run = inputs.manifest, inputs.shown
-    commits = {_commit(one.evaluation) for seeds in inputs.runs.values() for one in seeds}
+    entries = [entry.evaluation for entry in inputs.entries]
+    commits = {_commit(one) for seeds in inputs.evaluations.values() for one in seeds}
     return [
         ("data set", manifest.dataset),
         ("split", run.evaluation.split),
@@ -53,6 +55,7 @@ def _facts(inputs: PageInputs) -> list[tuple[str, str]]:
         *_difficult(manifest),
         ("regions made by", describe_detector(inputs.detector, run.recipe)),
         ("head of each network", _heads(inputs)),
+        *((f"scores of {one.name}", one.describe()) for one in entries),
         ("label vectors", run.settings.label_vectors),
         ("regions per image", str(run.settings.regions or run.recipe["regions"])),
         ("fingerprint of the regions", run.evaluation.fingerprint),
@@ -72,11 +75,12 @@ def _difficult(manifest: Manifest) -> list[tuple[str, str]]:
 
 def _heads(inputs: PageInputs) -> str:
     """The head of each variant, such as `full: gm-mlic`."""
-    heads = {variant: inputs.runs[variant][0].settings.network.head for variant in inputs.variants}
+    variants = (variant for variant in inputs.variants if variant in inputs.runs)
+    heads = {variant: inputs.runs[variant][0].settings.network.head for variant in variants}
     return ", ".join(f"{variant}: {head}" for variant, head in heads.items())
 
 
-def _commit(evaluation: Evaluation) -> str:
+def _commit(evaluation: Evaluation | EntryEvaluation) -> str:
     """The commit of the code that evaluated a run, and whether that says all about the code."""
     if evaluation.commit is None:
         return "none"

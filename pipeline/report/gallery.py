@@ -7,7 +7,7 @@ node.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.evaluation.runs import deciding, evaluations_of
+from pipeline.evaluation.predictions import probabilities
+from pipeline.evaluation.runs import deciding
 from pipeline.heads.contract import Attribution, RegionBatch
 from pipeline.heads.matching.network import GmMlic
 from pipeline.learning.prediction import Scorer, shown_attribution
@@ -36,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 def write_gallery(folder: Path, inputs: PageInputs, phase: Phase) -> dict[str, Any]:
-    """Write pictures, regions, and what the first run of each variant predicts.
+    """Write pictures, regions, and what the first run of each variant and each entry predicts.
 
     Args:
         phase: as in `assemble.write_page`.
@@ -45,7 +46,7 @@ def write_gallery(folder: Path, inputs: PageInputs, phase: Phase) -> dict[str, A
         what the page must know before it loads any of these.
     """
     split = shown_split(inputs, None)
-    decided = deciding(evaluations_of(inputs.runs))
+    decided = deciding(inputs.evaluations)
     rows = {row["image_id"]: row for row in inputs.manifest.rows("test").to_pylist()}
     photographs = [rows[image_id] for image_id in split.image_ids]
     paths = [inputs.root / photograph["path"] for photograph in photographs]
@@ -64,6 +65,10 @@ def write_gallery(folder: Path, inputs: PageInputs, phase: Phase) -> dict[str, A
     regions = read_regions(split)
     write_images(folder, list(split.image_ids), sizes, readable, split.truth, regions)
     for number, variant in enumerate(inputs.variants):
+        if variant not in inputs.runs:
+            write_scores(folder, number, entry_scores(inputs, variant, split.image_ids))
+            attributions.append(None)
+            continue
         checkpoint = load_evaluated(inputs.runs[variant][0])
         used = shown_split(inputs, checkpoint.settings.regions)
         scorer = Scorer.of_checkpoint(checkpoint, inputs.runs[variant][0].name)
@@ -180,6 +185,14 @@ def region_scores(
     )
     labels, values = of_regions or (None, None)
     return ShownScores(scores, winners, labels, values)
+
+
+def entry_scores(inputs: PageInputs, name: str, image_ids: Sequence[str]) -> ShownScores:
+    """What an entry predicts for N images; no region of theirs says anything about it."""
+    rows = {image_id: row for row, image_id in enumerate(inputs.scores.image_ids)}
+    logits = inputs.scores.logits[name][0][[rows[image_id] for image_id in image_ids]]
+    winners = np.full(logits.shape, -1, dtype=np.int16)
+    return ShownScores(probabilities(logits).astype(np.float32), winners, None, None)
 
 
 def mean_label_nodes(

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from pipeline.datasets.manifest import Manifest
 from pipeline.errors import MismatchError
+from pipeline.evaluation.entries import Entry
 from pipeline.evaluation.predictions import Scores
-from pipeline.evaluation.runs import Run, Runs, evaluations_of, ranking
+from pipeline.evaluation.runs import Evaluations, Run, Runs, evaluations_of, ranking
 from pipeline.evaluation.tables import default_base
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
 from pipeline.regions.detector import DetectorDescription
@@ -35,13 +36,14 @@ class PageInputs:
         cache: the regions that the runs were trained on.
         failures: the images that have no regions, by id.
         runs: those to show; every variant has the same seeds.
-        scores: their predictions.
+        scores: their predictions, and those of the entries.
         sweeps: to show.
         times: rows of the table of times: stage, what of, seconds, when it finished.
         settings: the settings that were used, as a text to show.
         images: how many test images the gallery shows at most.
         given_classes: names of the class numbers of regions at given boxes; None if they are
             unknown, or a detector found the regions.
+        entries: to show beside the runs.
     """
 
     manifest: Manifest
@@ -57,6 +59,12 @@ class PageInputs:
     settings: str
     images: int
     given_classes: Sequence[str] | None = None
+    entries: Sequence[Entry] = ()
+
+    @property
+    def evaluations(self) -> Evaluations:
+        """Those of the runs and of the entries."""
+        return evaluations_of(self.runs, self.entries)
 
     @property
     def classes(self) -> Sequence[str] | None:
@@ -77,8 +85,8 @@ class PageInputs:
 
     @property
     def variants(self) -> list[str]:
-        """The variants in the order of figures and legends: `base` first."""
-        return [self.base, *(variant for variant in self.runs if variant != self.base)]
+        """The variants in the order of figures and legends: `base` first, entries last."""
+        return [self.base, *(name for name in self.evaluations if name != self.base)]
 
 
 def load_evaluated(run: Run) -> Checkpoint:

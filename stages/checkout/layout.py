@@ -118,6 +118,14 @@ def sweep_folder(dataset: str, variant: str, key: str) -> Path:
     return runs_folder(dataset) / SWEEPS / (key if variant == "full" else f"{variant}-{key}")
 
 
+ENTRIES = "entries"
+
+
+def entry_folder(dataset: str, name: str) -> Path:
+    """Scores of another model, or the average of some runs, beside the runs."""
+    return runs_folder(dataset) / ENTRIES / name
+
+
 def report_folder(dataset: str) -> Path:
     """Output of `report`."""
     return Path("reports") / dataset

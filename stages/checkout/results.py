@@ -1,29 +1,36 @@
-"""The finished runs of a data set, as `compare`, `sweep` and `report` read them."""
+"""The finished runs of a data set and the entries beside them, as commands read them."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 
 from pipeline.datasets.difficult import describe_treatments
 from pipeline.datasets.manifest import Manifest
 from pipeline.errors import DamagedError, MismatchError, MissingError, advising
+from pipeline.evaluation.entries import Entry, EntryEvaluation, read_entry
 from pipeline.evaluation.metrics import read_evaluation
 from pipeline.evaluation.predictions import Scores, read_logits
 from pipeline.evaluation.runs import Run, Runs
-from pipeline.files import exists
+from pipeline.files import exists, matching
 from stages.checkout.layout import (
     CHECKPOINT_FILE,
+    ENTRIES,
     METRICS_FILE,
     PREDICTIONS_FILE,
+    entry_folder,
     manifest_file,
+    runs_folder,
 )
 from stages.checkout.manifests import HashName, changed_treatment, dataset_manifest
-from stages.checkout.params import Request
+from stages.checkout.params import Request, has_variant
 from stages.checkout.plans import RunPlan, plan_run, read_checkpoint, run_commands
+from stages.console.messages import note
 from stages.console.progress import progress_phase
 
 
@@ -176,3 +183,86 @@ def _check_labels(manifest: Manifest, run: Run, plan: RunPlan) -> None:
                 f"Run {run_commands(plan, *commands)}, and the same for every other run; or "
                 "restore the manifest.",
             )
+
+
+# Entries -----------------------------------------------------------------------------------------
+
+
+def load_entries(request: Request, scores: Scores) -> tuple[list[Entry], Scores]:
+    """Read the entries beside the runs of a data set; a note says which ones are out of date.
+
+    Args:
+        scores: of the runs, which must be for the test images and labels of today.
+
+    Returns:
+        the entries that are for the same images and labels, and the scores with theirs.
+
+    Raises:
+        DamagedError: a file of an entry can't be read.
+    """
+    manifest = dataset_manifest(request.dataset)
+    entries = []
+    for folder in matching(runs_folder(request.dataset) / ENTRIES, "[!.]*"):
+        try:
+            entry = read_entry_of(folder, manifest, scores.image_ids)
+            if has_variant(request.train, entry.evaluation.name):
+                raise MismatchError(
+                    f"{folder} has the name of a variant.",
+                    "Rename the variant, or evaluate the entry again with another `--name`, and "
+                    f"delete {folder}.",
+                )
+        except MismatchError as error:
+            note(f"{error.problem} The tables leave it out. {error.remedy}")
+            continue
+        entries.append(entry)
+    of_entries = {entry.evaluation.name: [entry.logits] for entry in entries}
+    return entries, replace(scores, logits={**scores.logits, **of_entries})
+
+
+def read_entry_of(
+    folder: Path, manifest: Manifest | None, image_ids: Sequence[str] | None = None
+) -> Entry:
+    """Read an entry of the test images and labels of today.
+
+    Args:
+        folder: of the entry.
+        manifest: of the data set; None to leave today's images and labels out of it.
+        image_ids: the images that it must be for; None if any will do.
+
+    Raises:
+        MissingError, DamagedError: a file of it can't be read.
+        MismatchError: it is of another name, data set, images or labels.
+    """
+    remedy = f"Run `gmpipe evaluate` with its `--scores` or `--average` again, or delete {folder}."
+    with advising(remedy, MissingError, DamagedError):
+        evaluation = read_entry(folder / METRICS_FILE)
+    again = f"Run {entry_command(evaluation)}, or delete {folder}."
+    if folder != entry_folder(evaluation.dataset, evaluation.name):
+        raise MismatchError(
+            f"{folder} is the entry {evaluation.name} of {evaluation.dataset}.",
+            f"Move it back, or delete {folder}.",
+        )
+    if manifest is not None and evaluation.test_sha256 != manifest.test_sha256:
+        changed = changed_treatment(manifest, "test_sha256", evaluation.test_sha256)
+        raise MismatchError(
+            f"{folder} is out of date: the test split had other images or labels"
+            f"{f': {changed}' if changed else ''}.",
+            again,
+        )
+    with advising(again, MissingError, DamagedError, MismatchError):
+        _, logits = read_logits(
+            folder / PREDICTIONS_FILE,
+            checkpoint_sha256=evaluation.sha256,
+            labels=len(evaluation.metrics.AP),
+            image_ids=image_ids,
+        )
+    return Entry(evaluation, logits)
+
+
+def entry_command(evaluation: EntryEvaluation) -> str:
+    """The command that makes an entry."""
+    option = "--average" if evaluation.kind == "average" else "--scores"
+    words = ["gmpipe", "evaluate", "--dataset", evaluation.dataset]
+    words += [word for name in evaluation.made_of for word in (option, name)]
+    words += ["--logits"] if evaluation.kind == "logits" else []
+    return f"`{shlex.join([*words, '--name', evaluation.name])}`"

@@ -144,7 +144,8 @@ def show(run: str, dataset: str | None) -> None:
 
     RUN is the folder of a run, such as runs/demo/full-s0, or the name of a run of --dataset, such
     as full-s0. Every setting is listed, and those that differ from params.yaml are marked. What is
-    out of date comes last.
+    out of date comes last. Of an entry, which `evaluate --scores` or `--average` made, the metrics
+    are shown, and what it is made of.
     """
     from stages.checkout.params import load_params
 
@@ -164,7 +165,7 @@ _yes_option = click.option("--yes", is_flag=True, help="Remove it. By default, i
     "--unlisted",
     is_flag=True,
     help="Also remove the runs of variants and seeds that the lists `variants` and `seeds` of "
-    "params.yaml leave out.",
+    "params.yaml leave out, and the entries beside the runs.",
 )
 @_yes_option
 def prune(request: Request, unlisted: bool, yes: bool) -> None:
@@ -172,7 +173,8 @@ def prune(request: Request, unlisted: bool, yes: bool) -> None:
 
     These are runs with other settings (made with --set or sweep), runs of variants that do not
     exist any more, and the tables and plots of sweeps. Runs of any seed stay, because compare makes
-    them. So does a run that is being made, and a folder with a file that gmpipe did not write.
+    them. So do the entries beside the runs, a run that is being made, and a folder with a file that
+    gmpipe did not write.
     """
     from stages.commands.runs import removal
 

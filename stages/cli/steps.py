@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from stages.cli.exit_codes import FAILED
 from stages.cli.options import check_variants, request_options, run_options
@@ -136,12 +137,64 @@ def train(request: Request, variant: str, seed: int | None, tensorboard: bool) -
 @click.command()
 @request_options
 @run_options
-def evaluate(request: Request, variant: str, seed: int | None) -> None:
-    """Score a trained run on the test split."""
-    run = _plan(request, variant, seed)
-    from stages import evaluate as stage
+@click.option(
+    "--scores",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Put the scores of another model beside the runs, instead of a run: a CSV or Parquet file "
+    "with a column `image_id` and a column per label, probabilities of all test images.",
+)
+@click.option("--logits", is_flag=True, help="With --scores: the scores are logits.")
+@click.option(
+    "--average",
+    metavar="RUN",
+    multiple=True,
+    help="Put the average of runs beside them, instead of a run: the mean of the probabilities of "
+    "the runs of these names, such as full-s0. Repeat it for each of two or more runs.",
+)
+@click.option(
+    "--name",
+    metavar="NAME",
+    help="With --scores or --average: what tables call it.  [default: the name of FILE, or "
+    "`average`]",
+)
+@click.pass_context
+def evaluate(
+    context: click.Context,
+    request: Request,
+    variant: str,
+    seed: int | None,
+    scores: Path | None,
+    logits: bool,
+    average: tuple[str, ...],
+    name: str | None,
+) -> None:
+    """Score a trained run on the test split, or other scores of it.
 
-    say(stage.evaluate(run))
+    What --scores and --average make is in runs/<dataset>/entries/NAME/. `gmpipe compare` and
+    `gmpipe report` show it beside the runs.
+    """
+    if scores is None and not average:
+        if logits or name is not None:
+            raise click.UsageError("`--logits` and `--name` are for `--scores` or `--average`.")
+        run = _plan(request, variant, seed)
+        from stages import evaluate as stage
+
+        say(stage.evaluate(run))
+        return
+    chosen = context.get_parameter_source("variant") is not ParameterSource.DEFAULT
+    if chosen or seed is not None or request.overrides or (scores is not None and average):
+        raise click.UsageError(
+            "`--scores` and `--average` exclude each other, and `--variant`, `--seed` and `--set`."
+        )
+    if average and logits:
+        raise click.UsageError("`--logits` is for `--scores`: leave it out.")
+    from stages.commands.runs import beside
+
+    if scores is not None:
+        say(beside.evaluate_scores(request, scores, name, logits=logits))
+    else:
+        say(beside.evaluate_average(request, average, name))
 
 
 def _plan(request: Request, variant: str, seed: int | None) -> RunPlan:

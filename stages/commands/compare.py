@@ -40,7 +40,7 @@ from stages.checkout.plans import (
     plan_run,
     read_checkpoint,
 )
-from stages.checkout.results import load_runs, load_scores
+from stages.checkout.results import load_entries, load_runs, load_scores
 from stages.checkout.times import read_times
 from stages.console.messages import say
 from stages.console.progress import progress_bar, progress_phase
@@ -78,15 +78,17 @@ def compare(
     plans = [plan_run(request, variant, seed) for variant in variants for seed in seeds]
     make_runs(plans, jobs)
     runs = load_runs(request, variants, seeds)
-    scores = load_scores(request, runs)
-    ranked = {name: scores.logits[name] for name in ranking(evaluations_of(runs))}
+    entries, scores = load_entries(request, load_scores(request, runs))
+    ranked = {name: scores.logits[name] for name in ranking(evaluations_of(runs, entries))}
     recipe = next(iter(runs.values()))[0].recipe
     with advising(f"Run `gmpipe detector --dataset {request.dataset}`.", DamagedError):
         detector = detector_of_regions(detector_folder(request.dataset), recipe)
     with progress_phase("intervals", len(ranked) * bootstrap.RESAMPLES, "resample") as on_resamples:
         of_runs = bootstrap.intervals(ranked, scores.truth, base, on_resamples)
     source, seconds = request.prepare.source, _training_seconds(request.dataset, runs)
-    return results_markdown(request.dataset, source, detector, runs, of_runs, base, seconds)
+    return results_markdown(
+        request.dataset, source, detector, runs, of_runs, base, seconds, entries
+    )
 
 
 def _training_seconds(dataset: str, runs: Runs) -> dict[str, list[float | None]]:

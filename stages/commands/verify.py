@@ -28,6 +28,7 @@ from pipeline.shards.shard import read_header
 from pipeline.tensors import load_state
 from stages.checkout.caches import advising_on_cache
 from stages.checkout.layout import (
+    ENTRIES,
     SWEEP_FILE,
     SWEEP_RESULTS_FILE,
     SWEEPS,
@@ -47,6 +48,7 @@ from stages.checkout.params import Request
 from stages.checkout.resolved import outdated_variant_settings
 from stages.checkout.times import damaged_lines, read_times
 from stages.commands.cache import verify as verify_cache
+from stages.commands.verification.entries import entry_findings
 from stages.commands.verification.findings import (
     Finding,
     Status,
@@ -98,6 +100,7 @@ def _findings(request: Request, *, images: bool) -> Iterator[Finding]:
     yield from _cached(request, today, images=images)
     yield from _each(runs, lambda run: RunFiles(request, today, run).findings())
     yield from _each(runs / SWEEPS, _of_sweep)
+    yield from _each(runs / ENTRIES, lambda entry: entry_findings(entry, today.manifest))
     yield from _each(Path(".state"), _of_state)
     if there(times_file(dataset)):
         yield look(times_file(dataset), lambda: _times(dataset))

@@ -1,7 +1,7 @@
 """Which files and folders gmpipe wrote, by their names.
 
-`entries` lists a folder; `is_run` and `is_sweep` are about runs/<dataset>/, and `sort_out` about
-the folders that hold one output, by the patterns below.
+`entries` lists a folder; `is_run`, `is_sweep` and `is_entry` are about runs/<dataset>/, and
+`sort_out` about the folders that hold one output, by the patterns below.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from pipeline.files import access_error, exists
 from stages.checkout.layout import (
     CHECKPOINT_FILE,
+    ENTRIES,
     EVALUATION_FILES,
     HISTORY_FILE,
     LAST_GOOD_FILE,
@@ -34,6 +35,7 @@ def _one_of(*names: str) -> re.Pattern[str]:
 
 _RUN_FILE = _one_of(CHECKPOINT_FILE, LAST_GOOD_FILE, HISTORY_FILE, SETTINGS_FILE, *EVALUATION_FILES)
 _BOARD_FILE = re.compile(r"events\.out\.tfevents\..+")  # TensorBoard's
+_ENTRY_FILE = _one_of(*EVALUATION_FILES)
 _SWEEP_FILE = _one_of(
     SWEEP_FILE, SWEEP_RESULTS_FILE, *(f"{SWEEP_FIGURE_STEM}.{suffix}" for suffix in ("svg", "png"))
 )
@@ -101,6 +103,11 @@ def is_run(folder: Path) -> bool:
 def is_sweep(folder: Path) -> bool:
     """Whether a folder is where sweeps lie, and has nothing but a sweep's files."""
     return folder.parent.name == SWEEPS and _holds_only(folder, _SWEEP_FILE)
+
+
+def is_entry(folder: Path) -> bool:
+    """Whether a folder is where scores beside the runs lie, and has nothing but their files."""
+    return folder.parent.name == ENTRIES and _holds_only(folder, _ENTRY_FILE)
 
 
 def _holds_only(folder: Path, name: re.Pattern[str], board: str = "") -> bool:

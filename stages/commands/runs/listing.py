@@ -13,14 +13,17 @@ from typing import Any
 from tabulate import tabulate
 
 from pipeline.errors import AccessError, DamagedError, InputError, MissingError
+from pipeline.evaluation.entries import read_entry
 from pipeline.evaluation.metrics import shown
-from pipeline.files import canonical_json, exists, sha256_file
+from pipeline.files import canonical_json, exists, matching, sha256_file
 from pipeline.formats.sealed import read_sealed_json
 from pipeline.formats.text import first_few
 from stages.checkout.keys import differing, flat
 from stages.checkout.layout import (
     CHECKPOINT_FILE,
+    ENTRIES,
     METRICS_FILE,
+    entry_folder,
     run_folder,
     run_of_folder,
     runs_folder,
@@ -37,10 +40,10 @@ _RUN_STAGES = ("train", "evaluate")
 
 
 def find_run(named: str, dataset: str | None) -> Path:
-    """Find the folder of a run.
+    """Find the folder of a run, or of an entry.
 
     Args:
-        named: a folder, or the name of a run.
+        named: a folder, or the name of a run or of an entry.
         dataset: whose run is meant by a name; None for the first of ``datasets`` in params.yaml.
 
     Raises:
@@ -56,7 +59,9 @@ def find_run(named: str, dataset: str | None) -> Path:
             )
         return path
     dataset = read_request(dataset).dataset
-    folder = runs_folder(dataset) / named
+    folder, entry = runs_folder(dataset) / named, entry_folder(dataset, named)
+    if not exists(folder) and exists(entry):
+        return entry
     if not exists(folder):
         raise MissingError(
             f"The data set {dataset} has no run {named!r}.",
@@ -75,6 +80,8 @@ def check_run(folder: Path) -> None:
     if exists(checkpoint):
         return
     remedy = "Run `gmpipe train` for its data set, variant, seed and `--set` options."
+    if folder.parent.name == ENTRIES:
+        remedy = "An entry has none, only scores: name a run."
     raise MissingError(f"There is no checkpoint at {checkpoint}.", _same_name(folder) or remedy)
 
 
@@ -118,11 +125,27 @@ def list_runs(request: Request, *, times: bool = False) -> str:
         value = metrics if isinstance(metrics, str) else shown(metrics["mAP"], digits=1)
         epochs = _epochs(sha256, made_with)
         rows.append([str(folder), value, epochs, *named_and_made_with, _commit(metrics)])
+    rows += map(_entry_row, matching(top / ENTRIES, "[!.]*"))
     if not rows:
         return f"There are no runs in {top}. Run `gmpipe train --dataset {dataset}`."
     headers = ["run", "mAP", "epochs", "named by params.yaml", "made with", "commit"]
     total = _add_times(dataset, headers, rows) if times else ""
     return f"{tabulate(rows, headers, tablefmt='github', disable_numparse=True)}{total}"
+
+
+def _entry_row(folder: Path) -> list[str]:
+    """The row of an entry, which no training made and params.yaml does not name."""
+    try:
+        found = read_entry(folder / METRICS_FILE)
+    except MissingError:
+        return [str(folder), "-", "", "no", "", ""]
+    except OSError:
+        return [str(folder), _UNREADABLE, "", "no", "", ""]
+    except (DamagedError, InputError):
+        return [str(folder), "damaged", "", "no", "", ""]
+    mean = shown(found.metrics.mAP, digits=1)
+    commit = _commit({"commit": found.commit, "uncommitted": found.uncommitted})
+    return [str(folder), mean, "-", "no", found.describe(), commit]
 
 
 def _add_times(dataset: str, headers: list[str], rows: Sequence[list[str]]) -> str:

@@ -19,6 +19,7 @@ from pipeline.formats.text import counted
 from pipeline.report.folder import PAGE_FILE
 from stages.checkout.disk import shown_bytes
 from stages.checkout.layout import (
+    ENTRIES,
     SWEEPS,
     cache_folder,
     data_root,
@@ -38,6 +39,7 @@ from stages.commands.runs.entries import (
     PREPARED_FILE,
     SETTINGS_OF_VARIANT,
     entries,
+    is_entry,
     is_run,
     is_sweep,
     sort_out,
@@ -65,11 +67,12 @@ def prune(request: Request, *, unlisted: bool = False, remove: bool = False) -> 
     """Remove the runs that params.yaml does not describe, all sweeps, and what killed runs left.
 
     A run is described if it has the settings of params.yaml and a variant that exists, whatever its
-    seed. So the runs of `compare` stay.
+    seed. So the runs of `compare` stay. So do entries, which may be of files that are gone.
 
     Args:
         request: for the data set.
-        unlisted: also remove runs that are not variants x seeds of the lists in params.yaml.
+        unlisted: also remove entries, and runs that are not variants x seeds of the lists in
+            params.yaml.
         remove: whether to remove them; otherwise this only says what would be removed.
 
     Returns:
@@ -81,28 +84,34 @@ def prune(request: Request, *, unlisted: bool = False, remove: bool = False) -> 
     dataset, params = request.dataset, request.params
     top = runs_folder(dataset)
 
-    def is_listed(name: str) -> bool:
-        run = run_of_folder(name)
+    def is_listed(folder: Path) -> bool:
+        run = run_of_folder(folder.name)
         return run is not None and run.variant in params.variants and run.seed in params.seeds
 
-    def is_kept(name: str) -> bool:
-        run = run_of_folder(name)
+    def is_kept(folder: Path) -> bool:
+        if folder.parent.name == ENTRIES:
+            return not unlisted
+        run = run_of_folder(folder.name)
         if run is None or run.hashed:
             return False
-        return is_listed(name) if unlisted else has_variant(request.train, run.variant)
+        return is_listed(folder) if unlisted else has_variant(request.train, run.variant)
 
     lines, total, _ = _take_away(list(_of_runs(top, is_kept)), remove=remove)
     if remove:
-        _remove_empty(top / SWEEPS)
+        _remove_empty(top / SWEEPS, top / ENTRIES)
     lines.append(f"{shown_bytes(total)} {'' if remove else 'would be '}removed from {top}")
     if not remove and len(lines) > 1:
         options = " --unlisted" if unlisted else ""
         lines.append(f"Run `gmpipe runs prune --dataset {dataset}{options} --yes` to remove this.")
-    others = [folder for folder in entries(top) if is_run(folder) and is_kept(folder.name)]
-    if more := sum(not is_listed(folder.name) for folder in others):
+    others = [folder for folder in entries(top) if is_run(folder) and is_kept(folder)]
+    if more := sum(not is_listed(folder) for folder in others):
         lines.append(
             f"Kept: {counted(more, 'run')} of variants or seeds that params.yaml does not list. "
             "`--unlisted` removes them, too."
+        )
+    if more := sum(is_entry(folder) and is_kept(folder) for folder in entries(top / ENTRIES)):
+        lines.append(
+            f"Kept, beside the runs: {more} of {top / ENTRIES}. `--unlisted` removes them."
         )
     return "\n".join(lines)
 
@@ -146,7 +155,8 @@ def clean(dataset: str, *, remove: bool = False) -> str:
             "`dvc gc --workspace` removes them, and all else that the workspace does not use."
         )
     if remove:
-        _remove_empty(runs_folder(dataset) / SWEEPS, runs_folder(dataset), data_root(dataset))
+        runs = runs_folder(dataset)
+        _remove_empty(runs / SWEEPS, runs / ENTRIES, runs, data_root(dataset))
     else:
         lines.append(f"Run `gmpipe clean {dataset} --yes` to remove this.")
     return "\n".join(lines)
@@ -166,7 +176,7 @@ def _of_dataset(dataset: str) -> Iterator[_Part]:
     of_cache = _of_folder(cache, CACHE_FILE)
     workers = cache.parent / f".{cache.name}.workers.lock"
     yield replace(of_cache, paths=[*of_cache.paths, *_there(workers)])
-    yield from _of_runs(runs_folder(dataset), lambda name: False)
+    yield from _of_runs(runs_folder(dataset), lambda folder: False)
     yield _of_folder(report_folder(dataset), PAGE_FILE)
 
 
@@ -190,31 +200,31 @@ def _made_for(asked: str) -> str:
     return f"Something was made for {', '.join(sorted(made))}." if made else ""
 
 
-def _of_runs(top: Path, is_kept: Callable[[str], bool]) -> Iterator[_Part]:
+def _of_runs(top: Path, is_kept: Callable[[Path], bool]) -> Iterator[_Part]:
     """Yield the runs and sweeps of a folder, and the locks of those that are gone.
 
     Of a run that is kept, what killed processes left in it.
     """
-    folders = [*entries(top), *entries(top / SWEEPS)]
+    folders = [*entries(top), *entries(top / SWEEPS), *entries(top / ENTRIES)]
     for folder in folders:
-        if is_run(folder) and is_kept(folder.name):
+        if (is_run(folder) or is_entry(folder)) and is_kept(folder):
             left = [path for path in entries(folder) if path.suffix == ".tmp"]
             yield _Part(folder, left, goes=False)
-        elif is_run(folder) or is_sweep(folder):
+        elif is_run(folder) or is_sweep(folder) or is_entry(folder):
             yield _Part(folder, [folder])
-        elif _is_run_of_others(folder) and not is_kept(folder.name):
+        elif _is_run_of_others(folder) and not is_kept(folder):
             yield _Part(folder, [], goes=False, others=[folder])
     for lock in folders:
         folder = lock.with_name(lock.name.removeprefix(".").removesuffix(".lock"))
-        ours = folder.parent.name == SWEEPS or run_of_folder(folder.name)
+        ours = folder.parent.name in (SWEEPS, ENTRIES) or run_of_folder(folder.name)
         stale = lock.name == f".{folder.name}.lock" and not exists(folder)
-        if stale and ours and not is_kept(folder.name):
+        if stale and ours and not is_kept(folder):
             yield _Part(folder, [])
 
 
 def _is_run_of_others(folder: Path) -> bool:
-    """Whether a folder has the name of a run or lies with the sweeps, but has more files in it."""
-    named = folder.parent.name == SWEEPS or run_of_folder(folder.name) is not None
+    """Whether a folder has a run's name or lies with sweeps or entries, but has more files."""
+    named = folder.parent.name in (SWEEPS, ENTRIES) or run_of_folder(folder.name) is not None
     return named and folder.is_dir() and not folder.is_symlink()
 
 

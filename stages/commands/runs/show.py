@@ -1,4 +1,4 @@
-"""Command `runs show`: what one run was made with, what it reached, and what is out of date."""
+"""Command `runs show`: how a run or an entry was made, what it reached, and what is out of date."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from tabulate import tabulate
 
 from pipeline.datasets.difficult import describe_treatments
 from pipeline.errors import DamagedError, InputError, MissingError
+from pipeline.evaluation.entries import EntryEvaluation, read_entry
 from pipeline.evaluation.metrics import Evaluation, read_evaluation, shown
 from pipeline.evaluation.tables import HEADLINES
 from pipeline.files import canonical_json
@@ -16,19 +17,20 @@ from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.splits import validation_size
 from pipeline.shards.schema import fingerprint
 from stages.checkout.keys import flat
-from stages.checkout.layout import CHECKPOINT_FILE, METRICS_FILE, runs_folder
+from stages.checkout.layout import CHECKPOINT_FILE, ENTRIES, METRICS_FILE, runs_folder
 from stages.checkout.models import open_checkpoint
 from stages.checkout.params import Request, has_variant, read_request, variant_settings
 from stages.checkout.plans import differing_settings
 from stages.checkout.times import read_times
 from stages.commands.runs.listing import check_run, shown_commit
+from stages.commands.verification.entries import entry_findings
 from stages.commands.verification.runs import RunFiles, Today
 
 _Rows = Sequence[tuple[str, object]]
 
 
 def show(path: Path) -> str:
-    """Show a run.
+    """Show a run, or an entry.
 
     Args:
         path: of its folder.
@@ -41,6 +43,8 @@ def show(path: Path) -> str:
         InputError: it is in another checkout.
         DamagedError: its checkpoint is damaged.
     """
+    if path.absolute().parent.name == ENTRIES:
+        return _show_entry(path)
     folder = _in_checkout(path)
     check_run(folder)
     request = read_request(folder.parent.name)
@@ -55,6 +59,21 @@ def show(path: Path) -> str:
         _out_of_date(request, today, folder),
     ]
     return "\n\n".join(parts)
+
+
+def _show_entry(folder: Path) -> str:
+    evaluation = read_entry(folder / METRICS_FILE)
+    facts: _Rows = [
+        ("data set", evaluation.dataset),
+        ("entry", evaluation.name),
+        *_measured(evaluation),
+        ("scores", evaluation.describe()),
+        *((name, f"sha256 {sha256}") for name, sha256 in evaluation.made_of.items()),
+    ]
+    by_label = [(label, shown(ap)) for label, ap in evaluation.metrics.AP.items()]
+    findings = entry_findings(folder, Today(evaluation.dataset).manifest)
+    parts = [str(folder), _table(facts), _table([("label", "AP"), *by_label])]
+    return "\n\n".join([*parts, "\n".join(map(str, findings))])
 
 
 def _in_checkout(path: Path) -> Path:
@@ -157,7 +176,7 @@ def _times(dataset: str, run: str) -> Iterator[tuple[str, object]]:
             yield done, f"{one.finished}, in {one.seconds:.1f} s"
 
 
-def _measured(evaluation: Evaluation) -> Iterator[tuple[str, object]]:
+def _measured(evaluation: Evaluation | EntryEvaluation) -> Iterator[tuple[str, object]]:
     left_out = f", {evaluation.left_out} without regions left out" if evaluation.left_out else ""
     yield "test images", f"{evaluation.images} of {evaluation.split}{left_out}"
     if evaluation.difficult:

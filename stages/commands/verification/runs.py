@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.datasets.manifest import Manifest
 from pipeline.errors import DamagedError, InputError, MismatchError, MissingError, advising
+from pipeline.evaluation.entries import EntryEvaluation
 from pipeline.evaluation.metrics import Evaluation, read_evaluation, shown
 from pipeline.evaluation.predictions import read_logits
 from pipeline.files import read_bytes
@@ -56,6 +57,24 @@ class Today:
             found = sound(lambda: load_label_vectors(names, source))
             self._vectors[names, source] = None if found is None else found.sha256
         return self._vectors[names, source]
+
+
+def check_summary(path: Path, evaluation: Evaluation | EntryEvaluation | None) -> None:
+    """Check that summary.json has the numbers of metrics.json, if these are known.
+
+    Raises:
+        DamagedError: it is not JSON.
+        MismatchError: it has other numbers.
+    """
+    try:
+        found = json.loads(read_bytes(path))
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"it is not JSON ({error}).") from error
+    if evaluation is not None and found != evaluation.metrics.summary():
+        raise MismatchError(
+            f"its numbers are not those of {METRICS_FILE}. An evaluation that was killed "
+            "leaves such a file."
+        )
 
 
 class RunFiles:
@@ -192,16 +211,8 @@ class RunFiles:
         return f"mAP {shown(found.metrics.mAP)}"
 
     def _summary(self) -> str:
-        try:
-            found = json.loads(read_bytes(self.folder / SUMMARY_FILE))
-        except (ValueError, RecursionError) as error:
-            raise DamagedError(f"it is not JSON ({error}).") from error
         evaluation = sound(self._read_evaluation)
-        if evaluation is not None and found != evaluation.metrics.summary():
-            raise MismatchError(
-                f"its numbers are not those of {METRICS_FILE}. An evaluation that was killed "
-                "leaves such a file."
-            )
+        check_summary(self.folder / SUMMARY_FILE, evaluation)
         return f"as {METRICS_FILE}" if evaluation else ""
 
     def _predictions(self) -> str:
