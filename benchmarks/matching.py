@@ -9,13 +9,15 @@ padding. Before anything is timed, both must give equal scores and equal gradien
 What is measured, on random inputs in which every instance is real:
 
 - forward: logits of the images, without gradients. Training step: forward, loss (15), backward,
-  SGD with momentum. Both networks take turns; a ratio is the median over the turns.
+  SGD with momentum. Both networks take turns; a ratio is the median over the turns. Everything is
+  measured in float32, and again with the scores under autocast to bfloat16 in both networks.
 - memory of a training step, each network in a process of its own: the peak of the resident set
   (VmHWM) minus the resident set once network and inputs exist and a tiny network of the same kind
   has made a step. So it holds activations, gradients, the optimiser's state and what the allocator
   wastes, but not parameters, inputs and libraries.
 - matmul_share: floating-point operations per second of all matrix products that our step really
-  makes, as a share of the best rate of a plain float32 product (`RATE_SIZES`) in the same run.
+  makes, as a share of the best rate of a plain product (`RATE_SIZES`) of that precision in the same
+  run.
 - labels: our training step with many labels, of which each reads a fixed number of others and, for
   contrast, all others. Linear means that time and memory per label stay what they are at the
   smallest number. `growth` compares what one further label costs in the last interval with what it
@@ -33,6 +35,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -40,16 +43,29 @@ import torch
 from tabulate import tabulate
 
 from benchmarks.networks.costs import product_operations, product_rate, seconds, step_memory
-from benchmarks.networks.sides import Size, make_inputs, our_side, require_equal, their_side
+from benchmarks.networks.sides import (
+    Size,
+    make_inputs,
+    our_side,
+    require_close,
+    require_equal,
+    their_side,
+)
 from pipeline.machine import cores
 
 
-def compare(size: Size, *, turns: int, threads: int) -> dict[str, float]:
-    """Measure both networks for one size, print the table, and return the ratios."""
+def compare(size: Size, *, turns: int, threads: int, half: bool = False) -> dict[str, float]:
+    """Measure both networks for one size, print the table, and return the ratios.
+
+    ``half`` is that of `Side`.
+    """
     inputs = make_inputs(size)
     sides = {"gmpipe": our_side(size, inputs), "PyTorch Geometric": their_side(size, inputs)}
+    sides = {name: replace(side, half=half) for name, side in sides.items()}
     ours, theirs = sides.values()
     theirs.network.load_state_dict(ours.network.state_dict())
+    if half:
+        require_close(sides.values())
     operations = {
         "forward": product_operations(ours.forward),
         "train": product_operations(ours.train),
@@ -60,7 +76,7 @@ def compare(size: Size, *, turns: int, threads: int) -> dict[str, float]:
     }
     rate = 0.0
     for turn in range(turns):
-        rate = max(rate, product_rate())
+        rate = max(rate, product_rate(dtype=torch.bfloat16 if half else torch.float32))
         for kind in operations:
             # Each goes first as often as the other.
             for name in list(sides) if turn % 2 else reversed(sides):
@@ -68,7 +84,7 @@ def compare(size: Size, *, turns: int, threads: int) -> dict[str, float]:
     state = 2 * 4 * sum(parameter.numel() for parameter in ours.network.parameters())
     del sides, ours, theirs
     memory = {
-        name: step_memory(whose, size, threads)
+        name: step_memory(whose, size, threads, half=half)
         for name, whose in (("gmpipe", "ours"), ("PyTorch Geometric", "theirs"))
     }
 
@@ -87,7 +103,11 @@ def compare(size: Size, *, turns: int, threads: int) -> dict[str, float]:
         )
         for name in memory
     ]
-    print(f"\nB = {size.images}, M = {size.instances}, C = {size.labels}, {threads} threads")
+    precision = "bfloat16" if half else "float32"
+    print(
+        f"\nB = {size.images}, M = {size.instances}, C = {size.labels}, {threads} threads,",
+        precision,
+    )
     print(tabulate(table, headers=["median of", "forward, s", "training step, s", "memory, MB"]))
     print(f"{state / 1e6:.0f} MB of each are gradients and momentum")
     print(
@@ -178,6 +198,8 @@ def main() -> None:
         require_equal(Size(min(2, size.images), size.instances, size.labels))
     effort = {"turns": turns, "threads": options.threads}
     results: dict[str, Any] = {"voc2007": compare(voc, **effort), "coco": compare(coco, **effort)}
+    results["voc2007_bfloat16"] = compare(voc, half=True, **effort)
+    results["coco_bfloat16"] = compare(coco, half=True, **effort)
     counts = (80, 300) if options.quick else (80, 300, 1000)
     results["labels"] = {"sparse": many_labels(counts, 10, **effort)}
     if not options.quick:

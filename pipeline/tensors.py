@@ -273,6 +273,19 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def has_bfloat16_units(device: torch.device) -> bool:
+    """Whether a device multiplies matrices in bfloat16 faster than in float32.
+
+    These are CUDA devices with such units, and x86 processors with AVX512-BF16, which all
+    processors with AMX's bfloat16 have too. Elsewhere torch computes in bfloat16 as well, but
+    slowly.
+    """
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # torch 2.6 has no public function for it. The products are oneDNN's (mkldnn).
+    return bool(torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported())
+
+
 @contextmanager
 def computing_in(precision: str) -> Iterator[None]:
     """Let float32 products of matrices, and convolutions, be rounded to TF32 or not in the block.

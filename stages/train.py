@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from pipeline.datasets.label_counts import LabelCounts, check_learnable
 from pipeline.datasets.manifest import Manifest
 from pipeline.errors import InputError, MissingError, advising
 from pipeline.files import (
     check_writable,
+    exists,
     folder_lock,
     remove_temporaries,
     replacing,
@@ -30,7 +32,7 @@ from pipeline.files import (
 from pipeline.formats.text import counted, first_few
 from pipeline.interrupts import Interrupted
 from pipeline.labels.vectors import LabelVectors
-from pipeline.learning.checkpoint import Checkpoint, save_checkpoint
+from pipeline.learning.checkpoint import CHOSEN_PRECISIONS, Checkpoint, save_checkpoint
 from pipeline.learning.distributed import Processes, joined_processes
 from pipeline.learning.loop import (
     Diverged,
@@ -41,9 +43,10 @@ from pipeline.learning.loop import (
     steps_per_epoch,
 )
 from pipeline.learning.splits import SplitData, open_split, split_validation, training_part
-from pipeline.learning.training import known_labels, train_network
+from pipeline.learning.training import known_labels, train_network, with_precision
 from pipeline.settings import TrainSettings
 from pipeline.shards.reader import RegionCache
+from pipeline.tensors import has_bfloat16_units
 from stages.checkout.caches import advising_on_cache
 from stages.checkout.layout import (
     CHECKPOINT_FILE,
@@ -75,6 +78,7 @@ class _Inputs:
         manifest, cache, vectors: of the data set.
         split: the images to train on.
         validation: the images to validate on, if any.
+        settings: the run's, with the precision that `auto` means here.
         state: file that a killed training resumes from.
     """
 
@@ -83,6 +87,7 @@ class _Inputs:
     vectors: LabelVectors
     split: SplitData
     validation: SplitData | None
+    settings: TrainSettings
     state: Path
 
 
@@ -113,14 +118,14 @@ def train(run: RunPlan, *, tensorboard: bool = False) -> str | None:
             processes = stack.enter_context(joined_processes())
         if processes.rank:
             try:
-                _learn(run, _open(run), processes)
+                _learn(run, _open(run, processes), processes)
             except Diverged:  # the first process meets the same error, and reports it
                 sys.exit(1)
             return None
         # Before anything is read: what two trainings of a run read and write must not mix.
         stack.enter_context(folder_lock(run.folder))
         tidy(run.folder)
-        inputs = _open(run)
+        inputs = _open(run, processes)
         remove_temporaries(inputs.state.parent, inputs.state.name)
         # Before hours are spent on the training.
         check_writable(
@@ -129,6 +134,7 @@ def train(run: RunPlan, *, tensorboard: bool = False) -> str | None:
         check_writable(inputs.state.parent)
         per_epoch = steps_per_epoch(len(inputs.split), run.settings.batch_size, processes.count)
         _note_few_steps(run, per_epoch)
+        _note_precision(run, inputs.settings.precision, processes.device)
         shown = stack.enter_context(_shown(run, per_epoch, tensorboard=tensorboard))
         try:
             training = _learn(run, inputs, processes, shown)
@@ -144,7 +150,7 @@ def train(run: RunPlan, *, tensorboard: bool = False) -> str | None:
     return f"{run.folder}: {_summary(training, run.settings)}{ending}"
 
 
-def _open(run: RunPlan) -> _Inputs:
+def _open(run: RunPlan, processes: Processes) -> _Inputs:
     manifest, cache, vectors = open_inputs(run.dataset, run.settings)
     check_run_regions([run], cache)
     with advising_on_cache(run.dataset):
@@ -153,17 +159,40 @@ def _open(run: RunPlan) -> _Inputs:
     _check_labels(run, whole, split, manifest.vocabulary)
     if validation is not None and not LabelCounts.of_truth(validation.truth).tells_apart:
         raise _can_not_validate(run, validation, of_split="val" in manifest.splits)
-    key = {
-        "run": str(run.folder),  # so that its lock holds for the state, too
-        "seed": run.seed,
-        "settings": run.settings.model_dump(mode="json"),
-        "views": run.views,
-        "cache": cache.fingerprint,
-        "vectors": vectors.sha256,
-        "labels": manifest.train_sha256,
-    }
-    state = state_file("train", run.dataset, key)
-    return _Inputs(manifest, cache, vectors, split, validation, state)
+
+    def state_of(settings: TrainSettings) -> Path:
+        key = {
+            "run": str(run.folder),  # so that its lock holds for the state, too
+            "seed": run.seed,
+            "settings": settings.model_dump(mode="json"),
+            "views": run.views,
+            "cache": cache.fingerprint,
+            "vectors": vectors.sha256,
+            "labels": manifest.train_sha256,
+        }
+        return state_file("train", run.dataset, key)
+
+    settings = _with_precision(run.settings, state_of, processes)
+    return _Inputs(manifest, cache, vectors, split, validation, settings, state_of(settings))
+
+
+def _with_precision(
+    settings: TrainSettings, state_of: Callable[[TrainSettings], Path], processes: Processes
+) -> TrainSettings:
+    """Replace the precision `auto`: by that of a killed training, or by that of the device.
+
+    Args:
+        settings: of the run.
+        state_of: the file that a killed training with some settings resumes from.
+        processes: which all get the same.
+    """
+    if settings.precision != "auto":
+        return settings
+    of_device = with_precision(settings, processes)
+    choices = [settings.model_copy(update={"precision": one}) for one in CHOSEN_PRECISIONS]
+    left = [choice.precision for choice in choices if exists(state_of(choice))]
+    chosen = processes.of_first((left or [of_device.precision])[0])
+    return settings.model_copy(update={"precision": chosen})
 
 
 def _check_labels(
@@ -274,7 +303,7 @@ def _learn(
         inputs.split,
         inputs.vectors,
         run.seed,
-        run.settings,
+        inputs.settings,
         state_file=inputs.state,
         name=f"{run.variant}, seed {run.seed},",
         processes=processes,
@@ -300,6 +329,19 @@ def _note_few_steps(run: RunPlan, per_epoch: int) -> None:
     )
 
 
+def _note_precision(run: RunPlan, precision: str, device: torch.device) -> None:
+    """Note which precision the machine chose, or that it is slow in the one that was chosen."""
+    setting = f"train.{run.dataset}.precision"
+    if run.settings.precision == "auto":
+        note(f"{setting} is auto, which means {precision} here.")
+    elif precision == "bfloat16" and not has_bfloat16_units(device):
+        note(
+            f"{setting} is bfloat16, for which this machine's {device.type.upper()} has no units, "
+            "so that float32 would be faster. Set `precision: auto` to use bfloat16 only where it "
+            "is fast."
+        )
+
+
 def _write(run: RunPlan, inputs: _Inputs, training: Training) -> None:
     """Write the results of a finished training.
 
@@ -312,7 +354,7 @@ def _write(run: RunPlan, inputs: _Inputs, training: Training) -> None:
     _write_history(run.folder / HISTORY_FILE, training.history)
     for name in (*EVALUATION_FILES, LAST_GOOD_FILE):  # of an earlier training
         (run.folder / name).unlink(missing_ok=True)
-    write_run_settings(run)
+    write_run_settings(run, checkpoint.chosen_precision)
     inputs.state.unlink(missing_ok=True)
 
 
@@ -350,6 +392,7 @@ def _checkpoint(
         recipe=dict(inputs.cache.recipe),
         feature_size=inputs.cache.feature_size,
         state=weights,
+        chosen_precision=inputs.settings.precision if run.settings.precision == "auto" else "",
     )
 
 

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,12 @@ def _resident(field: str) -> int:
     return int(re.findall(rf"{field}:\s*(\d+) kB", status)[0]) * 1024
 
 
-def _step_memory(whose: str, size: Size, threads: int) -> int:
+def _step_memory(whose: str, size: Size, threads: int, half: bool) -> int:
     """Measure how many bytes a first training step needs beyond those in use before it."""
     torch.set_num_threads(threads)
     make_side = our_side if whose == "ours" else their_side
-    make_side(TINY, make_inputs(TINY)).train()
-    side = make_side(size, make_inputs(size))
+    replace(make_side(TINY, make_inputs(TINY)), half=half).train()
+    side = replace(make_side(size, make_inputs(size)), half=half)
     ctypes.CDLL(None).malloc_trim(0)  # or the step would reuse what the preparation freed
     before, highest = _resident("VmRSS"), _resident("VmHWM")
     side.train()
@@ -58,11 +59,14 @@ def _step_memory(whose: str, size: Size, threads: int) -> int:
     return after - before
 
 
-def step_memory(whose: str, size: Size, threads: int) -> float:
-    """Measure a training step of `ours` or `theirs` in a process of its own, in megabytes (1e6)."""
+def step_memory(whose: str, size: Size, threads: int, *, half: bool = False) -> float:
+    """Measure a training step of `ours` or `theirs` in a process of its own, in megabytes (1e6).
+
+    ``half`` is that of `Side`.
+    """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_step_memory, whose, size, threads).result() / 1e6
+        return pool.submit(_step_memory, whose, size, threads, half).result() / 1e6
 
 
 RATE_SIZES = ((2048, 2048, 2048), (22400, 512, 1536))

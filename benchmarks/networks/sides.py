@@ -5,8 +5,8 @@ Letters: B images, M instances, C labels, L neighbours of a label, W label vecto
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +82,7 @@ class Side:
 
     Attributes:
         network, scores, inputs: these, all on one device.
-        half: whether `loss` computes the scores under autocast to bfloat16, as a training does.
+        half: whether the scores are computed under autocast to bfloat16, as in a training.
     """
 
     network: nn.Module
@@ -93,16 +93,19 @@ class Side:
     def __post_init__(self) -> None:
         self.optimizer = torch.optim.SGD(self.network.parameters(), lr=1e-4, momentum=0.9)
 
-    def loss(self) -> Tensor:
-        truth = self.inputs.truth
-        with torch.autocast(truth.device.type, torch.bfloat16, enabled=self.half):
+    def logits(self) -> Tensor:
+        """Compute the scores in the precision that `half` asks for."""
+        with torch.autocast(self.inputs.truth.device.type, torch.bfloat16, enabled=self.half):
             scores = self.scores()
-        scores = scores.float() if self.half else scores
-        return matching_loss(scores, truth, self.inputs.labels.ratio, beta=0.4)
+        return scores.float() if self.half else scores
+
+    def loss(self) -> Tensor:
+        ratio = self.inputs.labels.ratio
+        return matching_loss(self.logits(), self.inputs.truth, ratio, beta=0.4)
 
     @torch.no_grad()
     def forward(self) -> None:
-        self.scores()
+        self.logits()
 
     def train(self) -> None:
         self.optimizer.zero_grad()
@@ -187,6 +190,21 @@ def largest_differences(
 SCORES_LIMIT = {torch.float32: 1e-4, torch.float64: 1e-9}
 GRADIENTS_LIMIT = 1e-9
 """In float64. In float32 two regions may tie for an image's max, and either gets the gradient."""
+
+
+HALF_LIMIT = 0.05
+"""Of the difference of scores in bfloat16, which has 8 significant bits, from those in float32."""
+
+
+def require_close(sides: Iterable[Side]) -> None:
+    """Stop unless each network's scores in bfloat16 are near its scores in float32."""
+    for side in sides:
+        with torch.no_grad():
+            exact, half = side.scores(), replace(side, half=True).logits()
+        difference = float((half - exact).abs().max() / exact.abs().max())
+        print(f"scores in bfloat16 differ by {difference:.1e} from those in float32", flush=True)
+        if not difference <= HALF_LIMIT:
+            raise SystemExit("bfloat16 is not close to float32; nothing was timed in it")
 
 
 def require_equal(size: Size) -> None:

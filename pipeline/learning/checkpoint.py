@@ -29,6 +29,9 @@ _log = logging.getLogger(__name__)
 CHECKPOINT_VERSION = 5
 """4 knew two networks and no statistics of the labels."""
 
+CHOSEN_PRECISIONS = ("bfloat16", "float32")
+"""What the precision `auto` can mean."""
+
 _TRAIN = "Train this run again."
 
 
@@ -56,6 +59,8 @@ class Checkpoint:
         recipe: of the regions that it was trained on.
         feature_size: D.
         state: the network's parameters and the statistics of its inputs.
+        chosen_precision: what the precision `auto` of the settings meant in the training; empty
+            where the settings name the precision.
         sha256: hex sha256 of the file that it was read from; empty for one that was not read.
     """
 
@@ -76,6 +81,7 @@ class Checkpoint:
     recipe: Recipe
     feature_size: int
     state: dict[str, Tensor]
+    chosen_precision: str = ""
     sha256: str = ""
 
     @property
@@ -124,6 +130,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     content = {name: getattr(checkpoint, name) for name in _STORED}
     content["settings"] = checkpoint.settings.model_dump(mode="json")
     content["vocabulary"] = list(checkpoint.vocabulary)
+    if not checkpoint.chosen_precision:  # which earlier releases did not store
+        del content["chosen_precision"]
     # As text: torch writes equal strings of a killed and of a resumed training in different ways.
     content["history"] = canonical_json([dict(row) for row in checkpoint.history])
     save_tensors(path, {"gmpipe_checkpoint": CHECKPOINT_VERSION, **content})
@@ -199,6 +207,7 @@ def _checked(content: dict[str, Any], sha256: str) -> Checkpoint:
             found = type(content[name]).__name__
             raise TypeError(f"`{name}` is {found}, expected {kind.__name__}")
     vocabulary = _texts(content["vocabulary"])
+    chosen_precision = content.get("chosen_precision", "")
     history = [_numbers(row) for row in json.loads(content["history"])]
     checkpoint = Checkpoint(
         **{name: content[name] for name in _TYPES},
@@ -206,6 +215,7 @@ def _checked(content: dict[str, Any], sha256: str) -> Checkpoint:
         vocabulary=vocabulary,
         conditional=content["conditional"],
         history=history,
+        chosen_precision=chosen_precision,
         sha256=sha256,
     )
     vectors = LabelVectors(vocabulary, checkpoint.label_vectors.numpy(), "the checkpoint")
@@ -218,6 +228,9 @@ def _checked(content: dict[str, Any], sha256: str) -> Checkpoint:
             f"the label vectors have the sha256 {vectors.sha256}, expected "
             f"{checkpoint.label_vectors_sha256}"
         )
+    is_chosen = checkpoint.settings.precision == "auto"
+    if chosen_precision not in (CHOSEN_PRECISIONS if is_chosen else ("",)):
+        raise ValueError(f"`chosen_precision` is {chosen_precision!r}")
     _check_statistics(checkpoint)
     _check_numbers(checkpoint)
     for name, tensor in checkpoint.state.items():

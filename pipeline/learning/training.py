@@ -21,7 +21,7 @@ from pipeline.learning.prediction import NotFinite, Predictions, Scorer
 from pipeline.learning.seeds import seed_process, seeded
 from pipeline.learning.splits import SplitData, label_set
 from pipeline.settings import TrainSettings
-from pipeline.tensors import computing_in
+from pipeline.tensors import computing_in, has_bfloat16_units
 
 SAVE_SECONDS = 30.0
 """A killed training loses at most these seconds, and on an accelerator up to 32 steps more. Saving
@@ -55,7 +55,7 @@ def train_network(
         vectors: of the C labels.
         seed: of the initial weights, the shuffling, the views and the dropout.
         settings: the variant's own settings.
-        state_file: where the state is kept between two attempts.
+        state_file: where the state is kept between two attempts, which must have one precision.
         name: of the network, for messages.
         processes: that train it together; None for this one alone.
         validation: images on which mAP is measured in each epoch, from which
@@ -80,7 +80,7 @@ def train_network(
             network.to(processes.device),
             labels.to(processes.device),
             feed,
-            settings,
+            with_precision(settings, processes),
             seed=seed,
             processes=processes,
             name=name,
@@ -89,6 +89,14 @@ def train_network(
             validated=validation is not None,
         )
         return _run(loop, validation, vectors.names, on_step, on_epoch)
+
+
+def with_precision(settings: TrainSettings, processes: Processes) -> TrainSettings:
+    """Replace the precision `auto` by the one that it means on the device of the first process."""
+    if settings.precision != "auto":
+        return settings
+    half = processes.of_first(has_bfloat16_units(processes.device))
+    return settings.model_copy(update={"precision": "bfloat16" if half else "float32"})
 
 
 def known_labels(split: SplitData, vectors: LabelVectors, settings: TrainSettings) -> LabelSet:

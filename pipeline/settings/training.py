@@ -94,12 +94,13 @@ class TrainSettings(Settings):
         description="Number of regions used per image, by descending score. null: all regions in "
         "the cache.",
     )
-    precision: Literal["float32", "tf32", "bfloat16"] = Field(
+    precision: Literal["float32", "tf32", "bfloat16", "auto"] = Field(
         "float32",
         description="Precision of training. `bfloat16`: that of the forward pass; the loss is "
         "computed in float32. `tf32`: products of float32 matrices may round their factors to "
-        "TF32's 10 bits; a processor without such units computes as in float32. Scores of trained "
-        "runs are always computed in float32.",
+        "TF32's 10 bits; a processor without such units computes as in float32. `auto`: `bfloat16` "
+        "on a GPU or CPU with units for it, else `float32`; the run's settings.yaml says which. "
+        "Scores of trained runs are always computed in float32.",
     )
     optimizer: Literal["sgd", "adamw"] = Field(
         "sgd", description="Optimiser. The paper uses `sgd`."

@@ -77,14 +77,20 @@ def _variant_files(request: Request) -> dict[Path, str]:
     }
 
 
-def write_run_settings(run: RunPlan) -> None:
+def write_run_settings(run: RunPlan, chosen_precision: str) -> None:
     """Write what a run was made with beside its checkpoint, with a digest of the rest of the file.
 
     The file names the checkpoint, so that nobody takes it for what another one was made with.
+
+    Args:
+        run: the plan.
+        chosen_precision: `Checkpoint.chosen_precision`; written if there is one.
     """
     identity = {"dataset": run.dataset, "variant": run.variant, "seed": run.seed}
     checkpoint = {"checkpoint_sha256": sha256_file(run.folder / CHECKPOINT_FILE)}
     content = {**identity, **_resolved(run.settings, run.views), **checkpoint}
+    if chosen_precision:
+        content["chosen_precision"] = chosen_precision
     _write(run.folder / SETTINGS_FILE, _as_yaml({**content, "sha256": sha256_json(content)}))
 
 

@@ -130,6 +130,8 @@ def _facts(
             ("validation images", _validated(checkpoint, today)),
             ("validation mAP", f"{validation:.2f}"),
         ]
+    if checkpoint.chosen_precision:
+        rows.append(("precision of training", f"auto, {checkpoint.chosen_precision}"))
     if evaluation is None:
         rows.append(("metrics", problem))
     else:
