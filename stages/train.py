@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ import numpy as np
 
 from pipeline.datasets.label_counts import LabelCounts, check_learnable
 from pipeline.datasets.manifest import Manifest
+from pipeline.decisions.decisions import Decisions
+from pipeline.decisions.fitting import ENOUGH, fit_decisions
 from pipeline.errors import InputError, MissingError, advising
 from pipeline.files import (
     check_writable,
@@ -40,6 +42,7 @@ from pipeline.learning.loop import (
     Weights,
     steps_per_epoch,
 )
+from pipeline.learning.prediction import Scorer
 from pipeline.learning.splits import SplitData, open_split, split_validation, training_part
 from pipeline.learning.training import known_labels, train_network
 from pipeline.settings import TrainSettings
@@ -250,6 +253,9 @@ def _parts(
     asking = {"selection": ("best", "last")} if settings.selection == "best" else {}
     if settings.patience is not None:
         asking["patience"] = (str(settings.patience), "null")
+    for name, usual in (("thresholds", "fixed"), ("calibration", "none")):
+        if (kind := getattr(settings.decisions, name)) != usual:
+            asking[f"decisions.{name}"] = (kind, usual)
     if asking:
         asked = " and ".join(f"{block}.{name} is `{value}`" for name, (value, _) in asking.items())
         without = " and ".join(f"`{block}.{name}: {value}`" for name, (_, value) in asking.items())
@@ -306,14 +312,44 @@ def _write(run: RunPlan, inputs: _Inputs, training: Training) -> None:
     The checkpoint comes first. It holds the history too, and metrics name their checkpoint, so that
     nobody takes what an earlier training left for this one's, wherever this is killed.
     """
+    decisions = _fitted(run, inputs, training)
     weights = training.network.cpu().state_dict()
-    checkpoint = _checkpoint(run, inputs, weights, training.epoch, training.history)
+    checkpoint = replace(
+        _checkpoint(run, inputs, weights, training.epoch, training.history), decisions=decisions
+    )
     save_checkpoint(run.folder / CHECKPOINT_FILE, checkpoint)
     _write_history(run.folder / HISTORY_FILE, training.history)
     for name in (*EVALUATION_FILES, LAST_GOOD_FILE):  # of an earlier training
         (run.folder / name).unlink(missing_ok=True)
     write_run_settings(run)
     inputs.state.unlink(missing_ok=True)
+
+
+def _fitted(run: RunPlan, inputs: _Inputs, training: Training) -> Decisions | None:
+    """Fit calibration and thresholds on the validation part, if the settings ask for them."""
+    settings, validation = run.settings.decisions, inputs.validation
+    if not settings.fitted or validation is None:  # `_parts` refuses to fit without such a part
+        return None
+    scorer = Scorer(
+        training.network,
+        known_labels(inputs.split, inputs.vectors, run.settings),
+        inputs.vectors.names,
+        name=str(run.folder),
+        batch_size=run.settings.batch_size,
+    )
+    decisions = fit_decisions(scorer.predict(validation).logits, validation.truth, settings)
+    for what, kind, own in (
+        ("threshold", settings.thresholds, decisions.own_threshold),
+        ("calibration", settings.calibration, decisions.own_calibration),
+    ):
+        if kind in ("f1", "precision", "platt") and not own.all():
+            note(
+                f"labels that share the {what} of all labels: "
+                f"{_names(inputs.manifest.vocabulary, ~own)}. Among the "
+                f"{counted(len(validation), 'image')} that validate, they have fewer than {ENOUGH} "
+                f"positives or negatives, or scores that allow no {what} of their own."
+            )
+    return decisions
 
 
 def _reported(error: Diverged, run: RunPlan, inputs: _Inputs) -> InputError:

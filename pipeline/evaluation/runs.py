@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.decisions.decisions import Decisions
 from pipeline.evaluation.metrics import Evaluation
 from pipeline.settings import TrainSettings
 from pipeline.shards.schema import Recipe
@@ -27,6 +28,7 @@ class Run:
         parameters: how many numbers the network learns.
         evaluation: its metrics, and what they were measured on.
         checkpoint, predictions: its files.
+        decisions: that it fitted; None if it fitted none.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Run:
     evaluation: Evaluation
     checkpoint: Path
     predictions: Path
+    decisions: Decisions | None = None
 
 
 Runs = Mapping[str, Sequence[Run]]
