@@ -66,7 +66,9 @@ def explain(
 def _tables(explanation: Explanation, run: TrainedRun) -> str:
     lines = []
     if not explanation.predicted and not explanation.asked:
-        lines += ["No label is predicted. This is the best one.", ""]
+        fitted = explanation.prediction.decisions is not None
+        above = "probability above its threshold" if fitted else "score above 0.5"
+        lines += [f"No label has a {above}. This is the best one.", ""]
     lines.append("Changes of the score when something is removed:")
     lines.append(_labels_table(explanation, run))
     if not explanation.reads_regions:
