@@ -12,6 +12,7 @@ from pipeline.datasets.groups import has_eleven_points
 from pipeline.datasets.label_counts import LabelCounts
 from pipeline.datasets.manifest import Manifest
 from pipeline.errors import MismatchError, advising
+from pipeline.evaluation.diagnostics import with_decisions
 from pipeline.evaluation.metrics import Evaluation, shown, write_evaluation
 from pipeline.evaluation.metrics import evaluate as measure
 from pipeline.evaluation.predictions import write_predictions
@@ -92,6 +93,8 @@ def _evaluate(run: RunPlan) -> str:
         ranks=checkpoint.settings.ranks,
         decides=checkpoint.settings.decides,
     )
+    if checkpoint.decisions is not None:
+        metrics = with_decisions(metrics, predictions.logits, split.truth, checkpoint.decisions)
     if metrics.mAP is not None:
         note_without_negative(split.truth, manifest)
     commit, uncommitted = commit_of_checkout()
@@ -129,7 +132,8 @@ def _evaluate(run: RunPlan) -> str:
 
 def _summary(run: RunPlan, evaluation: Evaluation) -> str:
     number, left_out = evaluation.metrics.number, evaluation.left_out
-    numbers = ", ".join(f"{name} {shown(number(name))}" for name in ("mAP", "OF1"))
+    names = ("mAP", "OF1", *(["decided OF1"] if evaluation.metrics.decided else []))
+    numbers = ", ".join(f"{name} {shown(number(name))}" for name in names)
     ending = f"; {counted(left_out, 'image')} without regions left out" if left_out else ""
     return f"{run.folder}: {numbers}{ending}"
 

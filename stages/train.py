@@ -9,9 +9,9 @@ import csv
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ import torch
 
 from pipeline.datasets.label_counts import LabelCounts, check_learnable
 from pipeline.datasets.manifest import Manifest
-from pipeline.errors import InputError, MissingError, advising
+from pipeline.decisions.decisions import Decisions
+from pipeline.decisions.fitting import ENOUGH, fit_decisions
+from pipeline.errors import InputError, advising
 from pipeline.files import (
     check_writable,
     exists,
@@ -37,11 +39,11 @@ from pipeline.learning.distributed import Processes, joined_processes
 from pipeline.learning.loop import (
     Diverged,
     History,
-    Row,
     Training,
     Weights,
     steps_per_epoch,
 )
+from pipeline.learning.prediction import Scorer
 from pipeline.learning.splits import SplitData, open_split, split_validation, training_part
 from pipeline.learning.training import known_labels, train_network, with_precision
 from pipeline.settings import TrainSettings
@@ -62,7 +64,7 @@ from stages.checkout.plans import RunPlan, check_run_regions, open_inputs
 from stages.checkout.resolved import write_run_settings
 from stages.checkout.times import record_time
 from stages.console.messages import note, stopped
-from stages.console.progress import progress_bar
+from stages.console.training import TrainingDisplay, displayed_training
 
 ENOUGH_STEPS = 500
 """With far fewer steps than these, a network learns little (docs/own-data.md)."""
@@ -135,7 +137,9 @@ def train(run: RunPlan, *, tensorboard: bool = False) -> str | None:
         per_epoch = steps_per_epoch(len(inputs.split), run.settings.batch_size, processes.count)
         _note_few_steps(run, per_epoch)
         _note_precision(run, inputs.settings.precision, processes.device)
-        shown = stack.enter_context(_shown(run, per_epoch, tensorboard=tensorboard))
+        board = run.folder / TENSORBOARD_FOLDER if tensorboard else None
+        display = displayed_training(run.folder.name, run.settings.epochs, per_epoch, board)
+        shown = stack.enter_context(display)
         try:
             training = _learn(run, inputs, processes, shown)
         except Diverged as error:
@@ -279,6 +283,9 @@ def _parts(
     asking = {"selection": ("best", "last")} if settings.selection == "best" else {}
     if settings.patience is not None:
         asking["patience"] = (str(settings.patience), "null")
+    for name, usual in (("thresholds", "fixed"), ("calibration", "none")):
+        if (kind := getattr(settings.decisions, name)) != usual:
+            asking[f"decisions.{name}"] = (kind, usual)
     if asking:
         asked = " and ".join(f"{block}.{name} is `{value}`" for name, (value, _) in asking.items())
         without = " and ".join(f"`{block}.{name}: {value}`" for name, (_, value) in asking.items())
@@ -294,7 +301,7 @@ def _learn(
     run: RunPlan,
     inputs: _Inputs,
     processes: Processes,
-    shown: _Shown | None = None,
+    shown: TrainingDisplay | None = None,
 ) -> Training:
     callbacks: dict[str, Any] = {}
     if shown is not None:
@@ -348,14 +355,44 @@ def _write(run: RunPlan, inputs: _Inputs, training: Training) -> None:
     The checkpoint comes first. It holds the history too, and metrics name their checkpoint, so that
     nobody takes what an earlier training left for this one's, wherever this is killed.
     """
+    decisions = _fitted(run, inputs, training)
     weights = training.network.cpu().state_dict()
-    checkpoint = _checkpoint(run, inputs, weights, training.epoch, training.history)
+    checkpoint = replace(
+        _checkpoint(run, inputs, weights, training.epoch, training.history), decisions=decisions
+    )
     save_checkpoint(run.folder / CHECKPOINT_FILE, checkpoint)
     _write_history(run.folder / HISTORY_FILE, training.history)
     for name in (*EVALUATION_FILES, LAST_GOOD_FILE):  # of an earlier training
         (run.folder / name).unlink(missing_ok=True)
     write_run_settings(run, checkpoint.chosen_precision)
     inputs.state.unlink(missing_ok=True)
+
+
+def _fitted(run: RunPlan, inputs: _Inputs, training: Training) -> Decisions | None:
+    """Fit calibration and thresholds on the validation part, if the settings ask for them."""
+    settings, validation = run.settings.decisions, inputs.validation
+    if not settings.fitted or validation is None:  # `_parts` refuses to fit without such a part
+        return None
+    scorer = Scorer(
+        training.network,
+        known_labels(inputs.split, inputs.vectors, run.settings),
+        inputs.vectors.names,
+        name=str(run.folder),
+        batch_size=run.settings.batch_size,
+    )
+    decisions = fit_decisions(scorer.predict(validation).logits, validation.truth, settings)
+    for what, kind, own in (
+        ("threshold", settings.thresholds, decisions.own_threshold),
+        ("calibration", settings.calibration, decisions.own_calibration),
+    ):
+        if kind in ("f1", "precision", "platt") and not own.all():
+            note(
+                f"labels that share the {what} of all labels: "
+                f"{_names(inputs.manifest.vocabulary, ~own)}. Among the "
+                f"{counted(len(validation), 'image')} that validate, they have fewer than {ENOUGH} "
+                f"positives or negatives, or scores that allow no {what} of their own."
+            )
+    return decisions
 
 
 def _reported(error: Diverged, run: RunPlan, inputs: _Inputs) -> InputError:
@@ -419,71 +456,3 @@ def _write_history(path: Path, history: History) -> None:
         writer = csv.DictWriter(stream, history[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(history)
-
-
-class _Shown:
-    """Shows a training: its steps in a progress bar, and its epochs in TensorBoard if asked for."""
-
-    def __init__(self, bar: Any, epochs: int, board: Callable[[Row], None] | None) -> None:
-        self._bar = bar
-        self._epochs = epochs
-        self._board = board
-        self._has_begun = False
-
-    def step(self, done: int) -> None:
-        """Show how many steps are done; at the first call, by an earlier attempt."""
-        if self._has_begun:
-            self._bar.update(done - self._bar.n)
-        else:
-            self._bar.resume(done)
-            self._has_begun = True
-
-    def end(self) -> None:
-        """Show that no step is left, also of a training that stopped early."""
-        self._bar.total = self._bar.n
-
-    def epoch(self, row: Row) -> None:
-        """Show a finished epoch."""
-        numbers = {"epoch": f"{row['epoch']:g}/{self._epochs}", "loss": f"{row['train_loss']:.3f}"}
-        self._bar.set_postfix(numbers, refresh=False)
-        if self._board is not None:
-            self._board(row)
-
-
-@contextmanager
-def _shown(run: RunPlan, per_epoch: int, *, tensorboard: bool) -> Iterator[_Shown]:
-    """Show a training until the block ends; ``per_epoch`` are the steps of an epoch."""
-    epochs = run.settings.epochs
-    with ExitStack() as stack:
-        board = _board(run.folder / TENSORBOARD_FOLDER, stack) if tensorboard else None
-        options = {"total": epochs * per_epoch, "desc": run.folder.name, "unit": "step"}
-        bar = stack.enter_context(progress_bar(**options))
-        yield _Shown(bar, epochs, board)
-
-
-def _board(folder: Path, stack: ExitStack) -> Callable[[Row], None]:
-    """Return a function that writes a row of the history to ``folder``, until the stack is closed.
-
-    Raises:
-        MissingError: TensorBoard is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MissingError(
-            f"--tensorboard needs the package `tensorboard`, which can't be imported ({error}).",
-            "Run `pip install --editable '.[tensorboard]'` in the checkout, or leave the option "
-            "out.",
-        ) from error
-    writer: SummaryWriter | None = None
-
-    def add(row: Row) -> None:
-        nonlocal writer
-        epoch = int(row["epoch"])
-        if writer is None:
-            # A resumed training repeats epochs; this drops what an earlier attempt wrote of them.
-            writer = stack.enter_context(SummaryWriter(str(folder), purge_step=epoch))
-        for column in row.keys() - {"epoch"}:
-            writer.add_scalar(column, row[column], epoch)
-
-    return add

@@ -6,12 +6,21 @@ in `pipeline.evaluation.metrics`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation.metrics import Floats, Integers, precision_recall
+from pipeline.decisions.decisions import Decisions
+from pipeline.evaluation.metrics import (
+    CalibrationErrors,
+    Floats,
+    Integers,
+    Metrics,
+    precision_recall,
+    six_numbers,
+)
 from pipeline.evaluation.predictions import probabilities
 
 BINS = 15
@@ -71,6 +80,44 @@ def calibration(logits: Floats, truth: Integers) -> Calibration:
     gaps = np.abs(confidence - frequency)[count > 0]
     error = 100 * float(np.average(gaps, weights=count[count > 0]))
     return Calibration(confidence, frequency, count, error)
+
+
+def with_decisions(
+    metrics: Metrics, logits: Floats, truth: Integers, decisions: Decisions
+) -> Metrics:
+    """Add `decided` and `calibration_error` to the metrics of a split.
+
+    Args:
+        metrics: of the same scores.
+        logits: (N, C), not calibrated.
+        truth: (N, C) in {1, 0, -1}; an ignored label is neither predicted nor true.
+        decisions: of the run.
+    """
+    before, before_by_label = calibration_errors(logits, truth)
+    after, after_by_label = calibration_errors(decisions.calibrated(logits), truth)
+    return replace(
+        metrics,
+        decided=six_numbers(decisions.predicted(logits) & (truth != -1), truth),
+        calibration_error=CalibrationErrors(before, after, before_by_label, after_by_label),
+    )
+
+
+def calibration_errors(logits: Floats, truth: Integers) -> tuple[float, float]:
+    """Compute the expected calibration error of all labels, and its mean over labels, in percent.
+
+    With the entries of a bin b (all of them, or those of one label), their mean probability p_b
+    and their share of positives f_b:
+
+        ECE = sum over b of |entries in b| / |entries| * |p_b - f_b|
+
+    The 15 bins have equal widths. The mean is over the labels with a positive.
+    """
+    by_label = [
+        calibration(x, known).error
+        for x, known in zip(logits.T, truth.T, strict=True)
+        if (known == 1).any()
+    ]
+    return calibration(logits, truth).error, fmean(by_label)
 
 
 @dataclass(frozen=True)

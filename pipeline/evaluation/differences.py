@@ -95,6 +95,7 @@ IN_WORDS = (
 
 WITHOUT_EFFECT: Mapping[str, str] = {
     "variants": "defines other variants",
+    "decisions": "fitted after the training, for numbers that stand beside those at 0.5",
     "extract.seed": "a seed",
     "extract.boxes_file": "where given boxes are read",
     "extract.whole": "what only heads read whose own setting asks for it",

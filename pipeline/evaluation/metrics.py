@@ -14,7 +14,6 @@ fields of the dataclasses are spelled as in the paper and in metrics.json.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -23,7 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import DamagedError, InputError, MismatchError, MissingError, advising
+from pipeline.errors import DamagedError, MissingError, advising
+from pipeline.evaluation.checks import check_scores
 from pipeline.formats.sealed import read_sealed_json, write_sealed_json
 from pipeline.settings import TREATMENTS
 
@@ -69,8 +69,23 @@ class PrecisionRecall:
 
 SIX = tuple(field.name for field in fields(PrecisionRecall))
 
-GROUPS = {"": "all", "top-3": "top3", "top-3 forced": "top3_forced"}
+GROUPS = {"": "all", "top-3": "top3", "top-3 forced": "top3_forced", "decided": "decided"}
 """How the columns of tables name a way to choose labels -> the field of `Metrics`."""
+
+
+@dataclass(frozen=True)
+class CalibrationErrors:
+    """How far probabilities are from the truth, before and after calibration, in percent.
+
+    Attributes:
+        before, after: the expected calibration error (`diagnostics.calibration`) of all labels.
+        before_by_label, after_by_label: its mean over the labels with a positive in the split.
+    """
+
+    before: float
+    after: float
+    before_by_label: float
+    after_by_label: float
 
 
 @dataclass(frozen=True)
@@ -87,6 +102,8 @@ class Metrics:
             a positive, and for every label if scores do not rank.
         mAP11: the same mean of the 11-point average precision; None where it was not asked for,
             and if scores do not rank.
+        decided: at the thresholds that the run fitted; None if it fitted nothing.
+        calibration_error: before and after the calibration that it fitted; None as `decided`.
     """
 
     mAP: float | None
@@ -95,6 +112,8 @@ class Metrics:
     top3_forced: PrecisionRecall | None
     AP: Mapping[str, float | None]
     mAP11: float | None = None
+    decided: PrecisionRecall | None = None
+    calibration_error: CalibrationErrors | None = None
 
     def number(self, column: str) -> float | None:
         """The number in a column of a table, e.g. `mAP`, `CF1`, `top-3 CF1` or `top-3 forced OR`.
@@ -114,8 +133,8 @@ class Metrics:
         """The value of metrics.json: `all` at the top level, no key for what is not defined."""
         alone = {"mAP": self.mAP, "mAP11": self.mAP11}
         groups = {
-            name: None if numbers is None else asdict(numbers)
-            for name, numbers in (("top3", self.top3), ("top3_forced", self.top3_forced))
+            name: None if (numbers := getattr(self, name)) is None else asdict(numbers)
+            for name in ("top3", "top3_forced", "decided", "calibration_error")
         }
         numbers = {**alone, **(asdict(self.all) if self.all else {}), **groups}
         return {**_defined(numbers), "AP": dict(self.AP)}
@@ -147,6 +166,10 @@ class Metrics:
         decides = "top3" in value or any(name in value for name in SIX)
         if not ranks and not decides:
             raise KeyError("mAP")
+        errors = None
+        if (group := value.get("calibration_error")) is not None:
+            names = (one.name for one in fields(CalibrationErrors))
+            errors = CalibrationErrors(**{name: number(group[name]) for name in names})
         return cls(
             mAP=number(value["mAP"]) if ranks else None,
             all=numbers(value) if decides else None,
@@ -154,6 +177,8 @@ class Metrics:
             top3_forced=numbers(value["top3_forced"]) if ranks else None,
             AP=ap,
             mAP11=number(value["mAP11"]) if "mAP11" in value else None,
+            decided=numbers(value["decided"]) if "decided" in value else None,
+            calibration_error=errors,
         )
 
     def summary(self) -> dict[str, Any]:
@@ -362,7 +387,7 @@ def evaluate(
         InputError: a label appears twice, the split is empty, a logit is not finite, a truth is
             none of 1, 0, -1, or nothing is positive.
     """
-    _check(logits, truth, labels)
+    check_scores(logits, truth, labels)
     by_label = list(zip(logits.T, truth.T, strict=True))
     ap = np.full(len(labels), np.nan)
     if ranks:
@@ -375,9 +400,9 @@ def evaluate(
     best = _best(logits, truth)
     return Metrics(
         mAP=float(np.nanmean(ap)) if ranks else None,
-        all=_precision_recall(over, truth) if decides else None,
-        top3=_precision_recall(over & best, truth) if decides else None,
-        top3_forced=_precision_recall(best, truth) if ranks else None,
+        all=six_numbers(over, truth) if decides else None,
+        top3=six_numbers(over & best, truth) if decides else None,
+        top3_forced=six_numbers(best, truth) if ranks else None,
         AP={
             name: None if np.isnan(value) else float(value)
             for name, value in zip(labels, ap, strict=True)
@@ -425,8 +450,8 @@ def _best(logits: Floats, truth: Integers) -> Mask:
     return best
 
 
-def _precision_recall(predicted: Mask, truth: Integers) -> PrecisionRecall:
-    """The numbers for (N, C) predictions that hold no ignored label."""
+def six_numbers(predicted: Mask, truth: Integers) -> PrecisionRecall:
+    """Compute CP to OF1 of (N, C) predictions that hold no ignored label."""
     counts_right = (predicted & (truth == 1)).sum(axis=0)
     counts_predicted = predicted.sum(axis=0)
     counts_positive = (truth == 1).sum(axis=0)
@@ -448,44 +473,3 @@ def _precision_recall(predicted: Mask, truth: Integers) -> PrecisionRecall:
 
 def _harmonic_mean(a: float, b: float) -> float:
     return 2 * a * b / (a + b) if a + b > 0 else 0.0
-
-
-def _check(logits: Floats, truth: Integers, labels: Sequence[str]) -> None:
-    """Refuse arrays that have no metrics; `evaluate` lists them."""
-    if logits.ndim != 2 or logits.shape != truth.shape or logits.shape[1] != len(labels):
-        raise MismatchError(
-            f"The logits have the shape {logits.shape}, the truth has {truth.shape}, and there are "
-            f"{len(labels)} labels; expected (images, labels) for both.",
-            "Evaluate the predictions with the manifest that they were made from.",
-        )
-    twice = [name for name, count in Counter(labels).items() if count > 1]
-    if twice:
-        raise InputError(
-            f"These labels appear more than once: {', '.join(twice)}.", "Rename or merge them."
-        )
-    if logits.shape[0] == 0:
-        raise InputError(
-            "The split to evaluate has no images.", "Prepare a data set with test images."
-        )
-    bad = np.argwhere(~np.isfinite(logits))
-    if bad.size:
-        row, column = bad[0]
-        raise InputError(
-            f"The logit of image {row}, label {labels[column]!r} is {logits[row, column]}, not a "
-            f"finite number; {len(bad)} logits are not finite.",
-            "The training diverged, or its inputs are damaged: check the regions, or train with a "
-            "lower learning rate.",
-        )
-    bad = np.argwhere(~np.isin(truth, (1, 0, -1)))
-    if bad.size:
-        row, column = bad[0]
-        raise InputError(
-            f"The truth of image {row}, label {labels[column]!r} is {truth[row, column]}; expected "
-            "1 (positive), 0 (negative) or -1 (ignored).",
-            "Prepare the data set again.",
-        )
-    if not (truth == 1).any():
-        raise InputError(
-            f"None of the {logits.shape[0]} images has a positive label, so no metric is defined.",
-            "Evaluate a split with labels; images without labels can only be predicted.",
-        )

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.decisions.decisions import Decisions
 from pipeline.evaluation.entries import Entry, EntryEvaluation
 from pipeline.evaluation.metrics import Evaluation
 from pipeline.settings import TrainSettings
@@ -28,6 +29,7 @@ class Run:
         parameters: how many numbers the network learns.
         evaluation: its metrics, and what they were measured on.
         checkpoint, predictions: its files.
+        decisions: that it fitted; None if it fitted none.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Run:
     evaluation: Evaluation
     checkpoint: Path
     predictions: Path
+    decisions: Decisions | None = None
 
 
 Runs = Mapping[str, Sequence[Run]]

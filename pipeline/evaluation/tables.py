@@ -78,6 +78,8 @@ def results_markdown(
             f"{paper_table(evaluations, paper)}\n\n{_not_reproduced(paper)}What differs:\n\n"
             + "\n".join(f"- {markdown(line)}" for line in lines)
         )
+    if any(seeds[0].metrics.decided for seeds in evaluations.values()):
+        sections["Fitted decisions"] = decisions_table(evaluations)
     groups = label_groups(source, list(first[0].metrics.AP))
     printed = paper.ap if paper is not None else {}
     sections["Average precision by label"] = labels_table(evaluations, groups, printed)
@@ -136,6 +138,27 @@ def results_table(
         cells = [entry.evaluation.name, *_cells([entry.evaluation], HEADLINES)]
         rows.append([*cells, *("-" for _ in header[len(cells) :])])
     return markdown_table(header, rows)
+
+
+def decisions_table(runs: Evaluations) -> str:
+    """Write CF1, OF1 and calibration error with and without what each run fitted; Markdown.
+
+    Variants that fitted nothing are not in the table.
+    """
+    names = ("CF1", "OF1")
+    header = [column for name in names for column in (f"{name} at 0.5", f"decided {name}")]
+    rows = []
+    for variant, seeds in runs.items():
+        errors = [one.metrics.calibration_error for one in seeds]
+        if seeds[0].metrics.decided is None:
+            continue
+        columns = [column for name in names for column in (name, f"decided {name}")]
+        ece = [
+            cell(None if error is None else getattr(error, when) for error in errors)
+            for when in ("before", "after")
+        ]
+        rows.append([variant, *_cells(seeds, columns), *ece])
+    return markdown_table(["variant", *header, "calibration error", "after calibration"], rows)
 
 
 def differences_table(rows: Mapping[str, tuple[float, float, float]], base: str) -> str:
@@ -268,6 +291,7 @@ def results_csv(runs: Evaluations) -> str:
     columns = {name: name for name in ("mAP", *eleven_points)} | {
         "_".join(filter(None, (field if group else "", name))): f"{group} {name}".strip()
         for group, field in GROUPS.items()
+        if group != "decided" or any(one.decided for one in every)
         for name in SIX
     }
     return as_csv(

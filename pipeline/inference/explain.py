@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import InputError
-from pipeline.evaluation.metrics import THRESHOLD
 from pipeline.formats.text import composed, legible
 from pipeline.heads.contract import Attribution, RegionBatch
 from pipeline.heads.matching.network import GmMlic
@@ -92,7 +91,7 @@ class Explanation:
 def explain(
     run: TrainedRun, image: Picture, name: str = "0", labels: Sequence[str] = ()
 ) -> Explanation:
-    """Explain which regions and graphs produced an image's predicted labels (score above 0.5).
+    """Explain which regions and graphs produced an image's predicted labels.
 
     Args:
         run: a trained run with any head.
@@ -110,8 +109,8 @@ def explain(
     batch = run.instances([picture], [name])
     [prediction] = run.read(batch, [picture.size], [name])
     changes = _changes(run, batch, prediction, name)
-    order = np.argsort(-prediction.logits, kind="stable").tolist()
-    predicted = [label for label in order if prediction.scores[label] > THRESHOLD]
+    order, decided = prediction.order, prediction.predicted
+    predicted = [label for label in order if decided[label]]
     chosen = [label for label in order if label in asked] or predicted
     return Explanation(
         prediction,

@@ -15,7 +15,11 @@ with up to M regions (any numbers of either), C labels and feature size D:
     region_scores  (B, M, C) float32, what each region says for each label: its probability, or the
                    weight by which the head reads it; 0 for padding
 
+    probabilities  (B, C) float32, the calibrated probability of each label
+    predicted      (B, C) bool, whether it exceeds the label's threshold
+
 A head that does not tell regions apart (`Head.attribution`) has no `winners` and `region_scores`.
+`probabilities` and `predicted` are there if the run fitted decisions.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from pipeline.decisions.decisions import Decisions
 from pipeline.errors import GmpipeError, InputError, MissingError, briefly
 from pipeline.files import replacing
 from pipeline.heads.contract import Head, HeadOutput, LabelSet, RegionBatch
@@ -51,8 +56,11 @@ class CacheToScores(nn.Module):
     """The network on the arrays of a cache. Its arguments and results are the model's."""
 
     conditional: Tensor | None
+    scale: Tensor
+    shift: Tensor
+    thresholds: Tensor
 
-    def __init__(self, network: Head, labels: LabelSet) -> None:
+    def __init__(self, network: Head, labels: LabelSet, decisions: Decisions | None = None) -> None:
         super().__init__()
         self.network = network
         self.label_vectors = nn.Buffer(labels.vectors)
@@ -61,12 +69,17 @@ class CacheToScores(nn.Module):
         # With K instances of padding there are always K others, so the number of neighbours that
         # the network looks for is the same for any M.
         self.padding = network.settings.neighbors if isinstance(network, GmMlic) else 0
+        self.decides = decisions is not None
+        if decisions is not None:
+            for name in ("scale", "shift", "thresholds"):
+                self.register_buffer(name, torch.from_numpy(getattr(decisions, name)))
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the outputs."""
         of_regions = () if self.network.attribution is None else ("winners", "region_scores")
-        return ("image_scores", *of_regions)
+        of_decisions = ("probabilities", "predicted") if self.decides else ()
+        return ("image_scores", *of_regions, *of_decisions)
 
     def forward(
         self,
@@ -92,12 +105,16 @@ class CacheToScores(nn.Module):
         )
         labels = LabelSet(self.label_vectors, self.ratio, self.conditional)
         output: HeadOutput = self.network(batch, labels)
-        if output.regions is None:
-            return (output.image.sigmoid(),)
-        output = output._replace(regions=output.regions[:, :instances])
-        said = shown_attribution(self.network, output)
-        assert said is not None
-        return output.image.sigmoid(), output.winners(), said
+        results = [output.image.sigmoid()]
+        if output.regions is not None:
+            output = output._replace(regions=output.regions[:, :instances])
+            said = shown_attribution(self.network, output)
+            assert said is not None
+            results += [output.winners(), said]
+        if self.decides:
+            calibrated = self.scale * output.image.double() + self.shift
+            results += [calibrated.sigmoid().float(), calibrated > self.thresholds]
+        return tuple(results)
 
 
 def export_onnx(checkpoint: Checkpoint, path: Path, phase: Phase = nullcontext) -> None:
@@ -105,7 +122,9 @@ def export_onnx(checkpoint: Checkpoint, path: Path, phase: Phase = nullcontext) 
 
     The model's metadata says what it is: data set, variant, seed, head, vocabulary (JSON), what
     `region_scores` are (`logits` as probabilities, `weights`, or `none`), and of the regions it was
-    trained on the recipe (JSON), its fingerprint and how many of an image are used.
+    trained on the recipe (JSON), its fingerprint and how many of an image are used. If decisions
+    were fitted, `thresholds` are the probabilities that a predicted label exceeds, and `scale` and
+    `shift` calibrate logits (JSON, in the vocabulary's order).
 
     Raises:
         MissingError: the packages that write ONNX are not installed.
@@ -119,7 +138,7 @@ def export_onnx(checkpoint: Checkpoint, path: Path, phase: Phase = nullcontext) 
             f"Writing ONNX needs the packages `onnx` and `onnxscript`: {error}.",
             "Run `pip install --editable '.[onnx]'` in the checkout.",
         ) from error
-    network = CacheToScores(checkpoint.network(), checkpoint.labels).eval()
+    network = CacheToScores(checkpoint.network(), checkpoint.labels, checkpoint.decisions).eval()
     settings = checkpoint.settings.network
     try:
         with quiet():
@@ -147,10 +166,23 @@ def export_onnx(checkpoint: Checkpoint, path: Path, phase: Phase = nullcontext) 
             "fingerprint": fingerprint(recipe),
             "recipe": json.dumps(recipe),
             "regions": str(checkpoint.settings.regions or recipe.get("regions")),
+            **_about(checkpoint.decisions),
         }
     )
     with phase("writing the file"), replacing(path) as temporary:
         temporary.write_bytes(program.model_proto.SerializeToString(deterministic=True))
+
+
+def _about(decisions: Decisions | None) -> dict[str, str]:
+    """The metadata of decisions."""
+    if decisions is None:
+        return {}
+    numbers = {
+        "thresholds": decisions.probabilities,
+        "scale": decisions.scale,
+        "shift": decisions.shift,
+    }
+    return {name: json.dumps(values.tolist()) for name, values in numbers.items()}
 
 
 def _translate(

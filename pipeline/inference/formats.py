@@ -29,7 +29,9 @@ COLUMNS = pa.schema(
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("label", pa.string()),
-        ("score", pa.float32()),  # probability
+        ("score", pa.float32()),  # the sigmoid of the logit
+        ("probability", pa.float32()),  # calibrated, if the run has a calibration; else the score
+        ("threshold", pa.float32()),  # what the probability of a predicted label exceeds
         ("predicted", pa.bool_()),
         # The one that says most for the label, from 0, in the detector's order. Where that is the
         # image as a whole, it is null, and so is all that follows.
@@ -48,28 +50,35 @@ Write = Callable[[list[Row]], None]
 
 
 def label_rows(
-    path: Path, prediction: Prediction, run: TrainedRun, threshold: float, top: int | None
+    path: Path, prediction: Prediction, run: TrainedRun, threshold: float | None, top: int | None
 ) -> list[Row]:
     """Make a row for each label of an image, as `COLUMNS`.
 
     Args:
         path: of the image.
         prediction: of the image, by ``run``.
-        threshold: a label is predicted if its score is higher; at 0 every label is.
+        threshold: a label is predicted if its probability is higher; at 0 every label is. None for
+            the thresholds that the run fitted, or 0.5.
         top: a label is predicted only if it is among this many best labels; None for no limit.
     """
     rows: list[Row] = []
-    order = np.argsort(-prediction.logits, kind="stable")
-    for rank, label in enumerate(order.tolist()):
-        score, region = float(prediction.scores[label]), prediction.region_of(label)
+    probabilities, thresholds = prediction.probabilities, prediction.thresholds
+    decided = prediction.predicted
+    if threshold is not None:
+        thresholds = np.full_like(thresholds, threshold)
+        decided = (probabilities.astype(np.float64) > threshold) | (threshold == 0)
+    for rank, label in enumerate(prediction.order):
+        region = prediction.region_of(label)
         rows.append(
             {
                 "image": str(path),
                 "width": prediction.size[0],
                 "height": prediction.size[1],
                 "label": run.vocabulary[label],
-                "score": score,
-                "predicted": (score > threshold or not threshold) and (top is None or rank < top),
+                "score": float(prediction.scores[label]),
+                "probability": float(probabilities[label]),
+                "threshold": float(thresholds[label]),
+                "predicted": bool(decided[label]) and (top is None or rank < top),
                 "region": region,
                 **_about_region(region, prediction, run),
             }
@@ -102,7 +111,7 @@ def image_json(rows: list[Row]) -> Row:
     labels = [
         {
             "label": row["label"],
-            "score": _short(row["score"]),
+            **{name: _short(row[name]) for name in ("score", "probability", "threshold")},
             "predicted": row["predicted"],
             "region": row["region"],
             "box": None if row["region"] is None else [_short(row[side]) for side in _SIDES],

@@ -141,7 +141,7 @@ def _draw_photograph(
     axes.set_axis_off()
     axes.set_anchor("N")
     best = not explanation.predicted and not explanation.asked
-    note = "\nno label is above 0.5; this is the best one" if best else ""
+    note = "\nno label is predicted; this is the best one" if best else ""
     if len(explanation.labels) > len(labels):
         note = f"\nthe {len(labels)} best of {len(explanation.labels)} labels"
     # matplotlib's own wrapping takes texts for formulas.

@@ -14,14 +14,17 @@ from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from scipy.special import expit
 from torchvision.models.detection import FasterRCNN
 
 from pipeline.ahead import ahead
+from pipeline.decisions.decisions import Decisions
 from pipeline.errors import (
     AccessError,
     DamagedError,
@@ -30,6 +33,7 @@ from pipeline.errors import (
     MissingError,
     briefly,
 )
+from pipeline.evaluation.metrics import THRESHOLD
 from pipeline.files import access_error, exists
 from pipeline.heads.contract import Head, HeadOutput, LabelSet, RegionBatch
 from pipeline.images import upright
@@ -82,6 +86,7 @@ class Prediction:
         detector_classes: (n,) int64, numbers in `TrainedRun.detector_classes`; 0 if the detector
             found nothing, and the only region is the whole image.
         size: width and height in pixels, after the image was turned by its EXIF orientation.
+        decisions: that the run fitted; None if it fitted none.
     """
 
     logits: npt.NDArray[np.float32]
@@ -92,6 +97,36 @@ class Prediction:
     detector_scores: npt.NDArray[np.float32]
     detector_classes: npt.NDArray[np.int64]
     size: tuple[int, int]
+    decisions: Decisions | None = None
+
+    @property
+    def probabilities(self) -> npt.NDArray[np.floating[Any]]:
+        """(C,), calibrated as the run fitted it; `scores` if it fitted nothing."""
+        if self.decisions is None:
+            return self.scores
+        calibrated: npt.NDArray[np.float64] = expit(self.decisions.calibrated(self.logits))
+        return calibrated
+
+    @property
+    def thresholds(self) -> npt.NDArray[np.float64]:
+        """(C,), the probability that each predicted label exceeds: fitted by the run, or 0.5."""
+        if self.decisions is None:
+            return np.full(len(self.logits), THRESHOLD)
+        return self.decisions.probabilities
+
+    @property
+    def predicted(self) -> npt.NDArray[np.bool_]:
+        """(C,), whether each label is predicted."""
+        if self.decisions is None:
+            return self.scores > THRESHOLD
+        return self.decisions.predicted(self.logits)
+
+    @property
+    def order(self) -> list[int]:
+        """The numbers of the labels, the most probable first."""
+        logits = self.logits if self.decisions is None else self.decisions.calibrated(self.logits)
+        order: list[int] = np.argsort(-logits, kind="stable").tolist()
+        return order
 
     def region_of(self, label: int) -> int | None:
         """The region that says most for a label; None where that is the image as a whole."""
@@ -296,6 +331,7 @@ class TrainedRun:
                 regions=regions[image],
                 region_scores=None if said is None else said[image, :count].cpu().numpy(),
                 size=size,
+                decisions=self.checkpoint.decisions,
                 **{name: array[image, :count] for name, array in arrays.items()},
             )
             for image, (count, size) in enumerate(zip(counts, sizes, strict=True))

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.decisions.decisions import Decisions
 from pipeline.errors import DamagedError, MissingError, briefly
 from pipeline.files import canonical_json
 from pipeline.heads.building import build_head
@@ -61,6 +62,8 @@ class Checkpoint:
         state: the network's parameters and the statistics of its inputs.
         chosen_precision: what the precision `auto` of the settings meant in the training; empty
             where the settings name the precision.
+        decisions: fitted calibration and thresholds; None if none were asked for, or the training
+            diverged. The file has no such field then.
         sha256: hex sha256 of the file that it was read from; empty for one that was not read.
     """
 
@@ -82,6 +85,7 @@ class Checkpoint:
     feature_size: int
     state: dict[str, Tensor]
     chosen_precision: str = ""
+    decisions: Decisions | None = None
     sha256: str = ""
 
     @property
@@ -134,6 +138,12 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         del content["chosen_precision"]
     # As text: torch writes equal strings of a killed and of a resumed training in different ways.
     content["history"] = canonical_json([dict(row) for row in checkpoint.history])
+    if checkpoint.decisions is None:
+        del content["decisions"]
+    else:
+        content["decisions"] = {
+            name: torch.from_numpy(getattr(checkpoint.decisions, name)) for name in _OF_DECISIONS
+        }
     save_tensors(path, {"gmpipe_checkpoint": CHECKPOINT_VERSION, **content})
 
 
@@ -216,8 +226,11 @@ def _checked(content: dict[str, Any], sha256: str) -> Checkpoint:
         conditional=content["conditional"],
         history=history,
         chosen_precision=chosen_precision,
+        decisions=_decisions(content, len(vocabulary)),
         sha256=sha256,
     )
+    if checkpoint.decisions is not None and not checkpoint.settings.decisions.fitted:
+        raise ValueError("it has decisions, which its settings don't ask for")
     vectors = LabelVectors(vocabulary, checkpoint.label_vectors.numpy(), "the checkpoint")
     if vectors.vectors.shape[:1] != (len(vocabulary),) or vectors.vectors.dtype != np.float32:
         raise ValueError(
@@ -238,6 +251,31 @@ def _checked(content: dict[str, Any], sha256: str) -> Checkpoint:
             raise ValueError(f"the weights `{name}` are not finite numbers")
     checkpoint.check_weights()
     return checkpoint
+
+
+_OF_DECISIONS = {
+    "scale": torch.float64,
+    "shift": torch.float64,
+    "thresholds": torch.float64,
+    "own_calibration": torch.bool,
+    "own_threshold": torch.bool,
+    "positives": torch.int64,
+    "negatives": torch.int64,
+}
+"""The fields of `Decisions`, as tensors (C,)."""
+
+
+def _decisions(content: Mapping[str, Any], labels: int) -> Decisions | None:
+    """The decisions that a file holds, if it does; raises as `_checked`."""
+    if "decisions" not in content:
+        return None
+    tensors = content["decisions"]
+    like = {name: torch.empty(labels, dtype=kind) for name, kind in _OF_DECISIONS.items()}
+    check_alike(tensors, like, "decisions")
+    decisions = Decisions(**{name: tensor.numpy() for name, tensor in tensors.items()})
+    if not (decisions.scale > 0).all():
+        raise ValueError("a scale of `decisions` is not above 0")
+    return decisions
 
 
 def _check_statistics(checkpoint: Checkpoint) -> None:

@@ -18,7 +18,7 @@ from pipeline.evaluation.differences import (
     seen_by_detector,
 )
 from pipeline.evaluation.paper import paper_results
-from pipeline.evaluation.runs import deciding, ranking
+from pipeline.evaluation.runs import Run, deciding, ranking
 from pipeline.evaluation.tables import (
     TOP3,
     caption,
@@ -128,7 +128,8 @@ def _draw_figures(
         figure, curves = drawn.draw_precision_recall(folder, first_seed, truth, labels)
         figures.append(figure)
         on_figures(1)
-    if probable := {variant: scores[variant] for variant in ranked if variant in decided}:
+    probable = {variant: scores[variant] for variant in ranked if variant in decided}
+    if probable := {**probable, **_calibrated(inputs)}:
         figures.append(drawn.draw_calibration(folder, probable, truth))
         on_figures(1)
     if len(labels) > 1 and base in decided:
@@ -136,6 +137,19 @@ def _draw_figures(
         figures.append(drawn.draw_co_occurrence(folder, scores[base][0], truth, labels, run))
         on_figures(1)
     return figures, curves
+
+
+def _calibrated(inputs: PageInputs) -> dict[str, list[np.ndarray]]:
+    """Variant, and that its scores are calibrated -> (N, C) calibrated logits of each run."""
+    return {
+        f"{variant}, calibrated": [
+            run.decisions.calibrated(logits)
+            for run, logits in zip(inputs.runs[variant], inputs.scores.logits[variant], strict=True)
+            if run.decisions is not None
+        ]
+        for variant in inputs.variants
+        if inputs.runs[variant][0].settings.decisions.calibration != "none"
+    }
 
 
 def _draw_label_map(
@@ -206,7 +220,15 @@ def _about_data_set(inputs: PageInputs, groups: Groups | None) -> dict[str, Any]
         "groups": group_of,
         "positives": (inputs.scores.truth == 1).sum(axis=0).tolist(),
         "few": FEW,
+        "thresholds": _thresholds(inputs.shown),
     }
+
+
+def _thresholds(run: Run) -> list[float] | None:
+    """The run's fitted thresholds by label, as probabilities in percent; None without any."""
+    if run.decisions is None or run.settings.decisions.thresholds == "fixed":
+        return None
+    return [float(share) for share in np.round(100 * run.decisions.probabilities, 2)]
 
 
 def _numbers(inputs: PageInputs, intervals: bootstrap.Intervals) -> dict[str, Any]:

@@ -20,7 +20,12 @@ from pipeline.evaluation.tables import mean_difference
 
 Cell = list[Any]
 
-_TITLES = {"": "All", "top-3": "Top-3", "top-3 forced": "Top-3, always three"}
+_TITLES = {
+    "": "All",
+    "top-3": "Top-3",
+    "top-3 forced": "Top-3, always three",
+    "decided": "Fitted thresholds",
+}
 """Titles of the `GROUPS` of columns."""
 
 _IN_GROUPS = tuple((group, name, f"{group} {name}".strip()) for group in GROUPS for name in SIX)
@@ -36,9 +41,14 @@ def columns(runs: Evaluations, base: str) -> list[dict[str, str]]:
         alone["mAP11"] = "11-point mAP"
     if len(runs) > 1 and base in runs:
         alone["difference"] = f"difference from {base}"
+    decided = any(seeds[0].metrics.decided for seeds in runs.values())
     return [
         *({"key": key, "title": title, "group": ""} for key, title in alone.items()),
-        *({"key": key, "title": name, "group": _TITLES[group]} for group, name, key in _IN_GROUPS),
+        *(
+            {"key": key, "title": name, "group": _TITLES[group]}
+            for group, name, key in _IN_GROUPS
+            if group != "decided" or decided
+        ),
     ]
 
 

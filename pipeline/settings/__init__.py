@@ -8,6 +8,7 @@ anything runs.
 """
 
 from pipeline.settings.all import SECTIONS, Params
+from pipeline.settings.decisions import DecisionSettings
 from pipeline.settings.gm_mlic import GmMlicSettings
 from pipeline.settings.heads import (
     FeatureSettings,
@@ -59,6 +60,7 @@ __all__ = [
     "AsymmetricLoss",
     "BoxFrame",
     "CocoSettings",
+    "DecisionSettings",
     "DetectorSettings",
     "DifficultSettings",
     "ExtractSettings",

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializeAsAny, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from pipeline.names import Name
 from pipeline.settings.blocks import Settings
+from pipeline.settings.decisions import DecisionSettings
 from pipeline.settings.gm_mlic import GmMlicSettings
 from pipeline.settings.heads import HeadSettings, head_settings
 
@@ -161,6 +169,7 @@ class TrainSettings(Settings):
         description="Number of epochs without a better mAP on the validation part or the `val` "
         "split after which the training stops. null: it makes all `epochs`.",
     )
+    decisions: DecisionSettings = DecisionSettings()
     variants: dict[Name, dict[str, object]] = Field(
         default_factory=dict,
         description="Settings above that a variant changes, e.g. "
@@ -197,3 +206,19 @@ class TrainSettings(Settings):
                 {"head": self.network.head, "loss": self.loss.name},
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_decisions(self) -> TrainSettings:
+        if self.decisions.fitted and not self.ranks:
+            raise PydanticCustomError(
+                "decisions", "the head {head!r} gives sets of labels", {"head": self.network.head}
+            )
+        return self
+
+    @model_serializer(mode="wrap", when_used="json")
+    def _without_default_decisions(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Files of runs without them stay as they were before there were any, to the bit.
+        written: dict[str, Any] = handler(self)
+        if self.decisions == DecisionSettings():
+            written.pop("decisions", None)
+        return written

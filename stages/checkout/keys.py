@@ -74,6 +74,13 @@ def settings_error(
         return _unknown_kind(where, key, finding)
     if kind == "own_loss":
         return _wrong_loss(where, ".".join([*location, "loss.name"]), finding["ctx"])
+    if kind == "decisions":
+        return InputError(
+            f"{where}: `{'.'.join([*location, 'decisions'])}` asks for fitted decisions, but the "
+            f"head `{finding['ctx']['head']}` gives sets of labels, whose scores have no threshold "
+            "to fit.",
+            "Set `decisions: {thresholds: fixed, calibration: none}` for it.",
+        )
     if kind == "name":
         return name_error(value, f"{where}: {location[0]}", finding["ctx"])
     hint = ""

@@ -79,7 +79,7 @@ def note_undecided(run: TrainedRun, instead: str) -> None:
         instead: a sentence on what to do.
     """
     settings = run.checkpoint.settings
-    if not settings.decides:
+    if not settings.decides and run.checkpoint.decisions is None:
         note(
             f"with the head `{settings.network.head}` and the loss `{settings.loss.name}`, scores "
             "only tell which labels are more likely than others, so that a score above 0.5 does "

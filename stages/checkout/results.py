@@ -112,6 +112,7 @@ def _load_run(plan: RunPlan, missing: str) -> Run:
         evaluation=evaluation,
         checkpoint=path,
         predictions=plan.folder / PREDICTIONS_FILE,
+        decisions=checkpoint.decisions,
     )
 
 

@@ -23,9 +23,9 @@ from stages.console.messages import say
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1),
-    default=0.5,
     metavar="SCORE",
-    help="Predict the labels with a score above this; 0 predicts all labels.",
+    help="Predict the labels with a score (calibrated, if the run has a calibration) above this; 0 "
+    "predicts all labels.  [default: the thresholds that the run fitted, else 0.5]",
 )
 @click.option(
     "--top",
@@ -52,7 +52,7 @@ def predict(
     images: tuple[str, ...],
     run_folder: Path,
     detector: Path | None,
-    threshold: float,
+    threshold: float | None,
     top: int | None,
     stdout: str | None,
     output: Path | None,
@@ -105,8 +105,8 @@ def explain(
 ) -> None:
     """Explain which regions and graphs produced the labels.
 
-    Draws the explanation of a photograph and prints it as tables. For each label that scores above
-    0.5 (or for the best label, if none does), they give the region that won it, and how its score
+    Draws the explanation of a photograph and prints it as tables. For each predicted label
+    (or for the best one, if none is), they give the region that won it, and how its score
     changes when the label graph, the instance graph or a region is removed. For each change the
     network is run again without that part.
 

@@ -66,9 +66,11 @@ def explain(
 def _tables(explanation: Explanation, run: TrainedRun) -> str:
     lines = []
     if not explanation.predicted and not explanation.asked:
-        lines += ["No label has a score above 0.5. This is the best one.", ""]
+        fitted = explanation.prediction.decisions is not None
+        above = "probability above its threshold" if fitted else "score above 0.5"
+        lines += [f"No label has a {above}. This is the best one.", ""]
     lines.append("Changes of the score when something is removed:")
-    lines.append(_labels_table(explanation))
+    lines.append(_labels_table(explanation, run))
     if not explanation.reads_regions:
         head = run.checkpoint.settings.network.head
         lines.append(f"The head {head} reads no regions, so removing them changes nothing.")
@@ -78,7 +80,7 @@ def _tables(explanation: Explanation, run: TrainedRun) -> str:
     return "\n".join(lines)
 
 
-def _labels_table(explanation: Explanation) -> str:
+def _labels_table(explanation: Explanation, run: TrainedRun) -> str:
     """A row for each label. Columns that no label has anything for are left out."""
     labels = explanation.labels
     scores = [f"{label.score:.3f}" for label in labels]
@@ -86,6 +88,7 @@ def _labels_table(explanation: Explanation) -> str:
     columns: dict[str, list[str | None]] = {
         "label": [label.label for label in labels],
         "score": [*scores],
+        **_decided(explanation, run),
         "region": [
             "the whole image" if label.region is None else str(label.region) for label in labels
         ],
@@ -98,6 +101,18 @@ def _labels_table(explanation: Explanation) -> str:
     kept = {name: cells for name, cells in columns.items() if set(cells) != {None}}
     rows = [[cell or "-" for cell in row] for row in zip(*kept.values(), strict=True)]
     return markdown_table(list(kept), rows)
+
+
+def _decided(explanation: Explanation, run: TrainedRun) -> dict[str, list[str | None]]:
+    """Columns of the fitted probabilities and thresholds, if the run fitted any."""
+    prediction = explanation.prediction
+    if prediction.decisions is None:
+        return {}
+    numbers = [run.vocabulary.index(label.label) for label in explanation.labels]
+    columns = {"probability": prediction.probabilities, "threshold": prediction.thresholds}
+    return {
+        name: [f"{values[number]:.3f}" for number in numbers] for name, values in columns.items()
+    }
 
 
 def _influential(label: LabelExplanation) -> list[tuple[int, float]]:

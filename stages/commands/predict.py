@@ -26,7 +26,7 @@ def predict(
     run_folder: Path,
     detector: Path | None,
     *,
-    threshold: float,
+    threshold: float | None,
     top: int | None,
     batch_size: int,
     stdout: str | None,
@@ -152,10 +152,11 @@ def _table_writer(stream: TextIO) -> Iterator[Write]:
     def write(rows: list[Row]) -> None:
         predicted = [row for row in rows if row["predicted"]]
         for row in predicted:
-            lines.append([row["image"], row["label"], f"{row['score']:.3f}"])
+            lines.append([row["image"], row["label"], f"{row['probability']:.3f}"])
         if not predicted:
             best = rows[0]
-            lines.append([best["image"], f"none; best: {best['label']}", f"{best['score']:.3f}"])
+            shown = f"{best['probability']:.3f}"
+            lines.append([best["image"], f"none; best: {best['label']}", shown])
 
     yield write
     if lines:

@@ -16,6 +16,7 @@ from pipeline.files import canonical_json
 from pipeline.settings import (
     SECTIONS,
     ArchitectureSettings,
+    DecisionSettings,
     DetectorSettings,
     DifficultSettings,
     ExtractSettings,
@@ -65,7 +66,14 @@ def blocks(section: str) -> dict[str, type[BaseModel]]:
         return {"extract.DATASET": ExtractSettings}
     losses = {f"train.DATASET.loss with name: {_chosen_by(kind, 'name')}": kind for kind in _LOSSES}
     heads = {f"{_NETWORK} with head: {head}": settings_class(head) for head in HEADS}
-    return {"train.DATASET": TrainSettings, **losses, _NETWORK: RegionSettings, **heads}
+    decisions = {"train.DATASET.decisions": DecisionSettings}
+    return {
+        "train.DATASET": TrainSettings,
+        **losses,
+        **decisions,
+        _NETWORK: RegionSettings,
+        **heads,
+    }
 
 
 _LOSSES: tuple[type[BaseModel], ...] = get_args(Loss)

@@ -31,6 +31,7 @@ from pipeline.regions.detector import DetectorDescription
 from pipeline.regions.extraction import extraction_recipe
 from pipeline.settings import (
     ArchitectureSettings,
+    DecisionSettings,
     ExtractSettings,
     GmMlicSettings,
     Loss,
@@ -215,6 +216,8 @@ def other_value(name: str) -> Any:
         return next(choice for choice in choices if choice != value)
     if isinstance(value, bool):
         return not value
+    if isinstance(value, DecisionSettings):
+        return DecisionSettings(thresholds="f1")
     if isinstance(value, float):
         return value + 0.25
     return {"own": {}} if isinstance(value, dict) else (value or 0) + 1

@@ -49,7 +49,8 @@ gmpipe.tables = (() => {
   }
 
   function drawResults() {
-    const groups = results.forced ? ["", "All", "Top-3, always three"] : ["", "All", "Top-3"];
+    const top = results.forced ? "Top-3, always three" : "Top-3";
+    const groups = ["", "All", "Fitted thresholds", top];
     const columns = overview.columns.filter((column) => groups.includes(column.group));
     const rows = overview.rows.filter((row) =>
       (row.kind !== "seed" || results.seeds) && (row.kind !== "paper" || results.paper));
@@ -139,7 +140,7 @@ gmpipe.tables = (() => {
     const paper = overview.paper?.ap;
     const rows = overview.labels.map((name, label) => {
       const value = { name, group: overview.groups?.[label],
-        positives: overview.positives[label],
+        positives: overview.positives[label], threshold: overview.thresholds?.[label],
         base: apOf(overview.base, label), paper: paper ? paper[label] : null };
       for (const other of others) value[ofVariant(other)] = apOf(other, label);
       const against = labels.against ? value[ofVariant(labels.against)] : null;
@@ -155,6 +156,7 @@ gmpipe.tables = (() => {
         head(overview.base, "base"), ...others.map((name) => head(name, ofVariant(name))),
         labels.against ? head(`${labels.against} \u2212 ${overview.base}`, "difference") : null,
         paper ? head("paper", "paper") : null, head("positives", "positives"),
+        overview.thresholds ? head(`threshold of ${overview.base}`, "threshold") : null,
         overview.groups ? head("group", "group", false) : null,
         element("th", { scope: "col", class: "wide" }, "AP as bars"))),
       element("tbody", {}, ...rows.map(({ label, value }) => element("tr", {},
@@ -166,6 +168,7 @@ gmpipe.tables = (() => {
           ? element("span", { class: "few", title: "too few for a reliable number" },
             `${value.positives} \u26a0`)
           : count(value.positives)),
+        overview.thresholds ? numberCell([value.threshold, null], "threshold") : null,
         overview.groups ? element("td", {}, value.group) : null,
         element("td", { class: "wide" }, value.positives ? bars(label) : "no positives")))));
   }

@@ -26,7 +26,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipeline.evaluation.metrics import THRESHOLD
 from pipeline.inference.formats import image_json, label_rows
 from pipeline.inference.trained import TrainedRun
 from pipeline.learning.prediction import NotFinite
@@ -86,7 +85,7 @@ class _Service:
         images = (decoded(upload, self._limits) for upload in uploads)
         predictions = self._run.predict(images, batch_size=len(uploads))
         return [
-            image_json(label_rows(Path(one.name), prediction, self._run, THRESHOLD, None))
+            image_json(label_rows(Path(one.name), prediction, self._run, None, None))
             for one, prediction in zip(uploads, predictions, strict=True)
         ]
 
