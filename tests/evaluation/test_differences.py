@@ -238,7 +238,7 @@ def with_loss(name: str) -> TrainSettings:
     else:
         [kind] = [loss for loss in losses if name in loss.model_fields]
         tag = get_args(kind.model_fields["name"].annotation)[0]
-        loss = kind(name=tag, **{name: 0.5})
+        loss = kind(name=tag, **{name: 1.5 if name == "largest_positive_weight" else 0.5})
     return PAPERS.model_copy(update={"loss": loss})
 
 
