@@ -175,7 +175,8 @@ def repeat_factors(truth: np.ndarray, threshold: float) -> np.ndarray:
     """
     positive = truth == 1
     of_labels = np.sqrt(threshold / np.maximum(positive.mean(axis=0), 1 / len(truth)))
-    return np.where(positive, of_labels, 1.0).max(axis=1, initial=1.0)
+    factors: np.ndarray = np.where(positive, of_labels, 1.0).max(axis=1, initial=1.0)
+    return factors
 
 
 def repeated(factors: np.ndarray, offset: float) -> np.ndarray:
@@ -192,7 +193,8 @@ def repeated(factors: np.ndarray, offset: float) -> np.ndarray:
     """
     ends = np.cumsum(factors)
     ticks = (np.arange(len(factors)) + offset) / len(factors) * ends[-1]
-    return np.searchsorted(ends, ticks, side="right").clip(max=len(factors) - 1)
+    drawn: np.ndarray = np.searchsorted(ends, ticks, side="right")
+    return drawn.clip(max=len(factors) - 1)  # a tick may be rounded up to the last end
 
 
 def check_regions(cache: RegionCache, dataset: str, regions: int | None) -> None:
