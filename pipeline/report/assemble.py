@@ -158,7 +158,7 @@ def _draw_label_map(
 
 def _drawn_texts(inputs: PageInputs) -> list[str]:
     """The user's texts that figures show."""
-    values = [run.value for sweep in inputs.sweeps for run in sweep.runs]
+    values = [text for sweep in inputs.sweeps for text in sweep.texts()]
     return [*inputs.manifest.vocabulary, *values]
 
 
