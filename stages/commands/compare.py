@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from pipeline.datasets.label_counts import LabelCounts
 from pipeline.errors import (
     DamagedError,
     GmpipeError,
@@ -88,7 +89,10 @@ def compare(
     with progress_phase("intervals", len(ranked) * bootstrap.RESAMPLES, "resample") as on_resamples:
         of_runs = bootstrap.intervals(ranked, scores.truth, base, on_resamples)
     source, seconds = request.prepare.source, _training_seconds(request.dataset, runs)
-    return results_markdown(request.dataset, source, detector, runs, of_runs, base, seconds)
+    positives = LabelCounts.of_truth(scores.truth).positive.tolist()
+    return results_markdown(
+        request.dataset, source, detector, runs, of_runs, base, positives, seconds
+    )
 
 
 def _training_seconds(dataset: str, runs: Runs) -> dict[str, list[float | None]]:

@@ -128,9 +128,9 @@ def test_test_images_that_the_detector_was_trained_on(
     if seen and said:
         assert re.search(seen, said)
         assert re.search(seen, lines(run, detector)["Test images"])
-        table = results_markdown(
-            "coco", "coco", detector, {"full": [run]}, Intervals({}, "", weak=False), "full"
-        )
+        none, positives = Intervals({}, "", weak=False), [50] * len(run.evaluation.metrics.AP)
+        runs = {"full": [run]}
+        table = results_markdown("coco", "coco", detector, runs, none, "full", positives)
         assert said in table.partition("Comparison")[0]  # also where the paper has no rows
 
 
