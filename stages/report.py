@@ -20,7 +20,7 @@ from pipeline.regions.detector import DetectorDescription, detector_of_regions
 from pipeline.report.assemble import write_page
 from pipeline.report.folder import PAGE
 from pipeline.report.inputs import PageInputs, check_same_regions
-from pipeline.report.sweeps import SweepResults, read_sweep
+from pipeline.report.sweeps import Sweep, read_sweep
 from pipeline.shards.failures import Failure, read_failures
 from pipeline.shards.index import read_index
 from pipeline.shards.reader import RegionCache
@@ -132,7 +132,7 @@ def _failures(dataset: str) -> dict[str, Failure]:
         return read_failures(cache_folder(dataset))
 
 
-def _finished_sweeps(dataset: str) -> list[SweepResults]:
+def _finished_sweeps(dataset: str) -> list[Sweep]:
     """The sweeps that have their numbers; one that was killed has none yet.
 
     Raises:
@@ -161,7 +161,7 @@ def _finished_sweeps(dataset: str) -> list[SweepResults]:
     return sweeps
 
 
-def check_sweep(sweep: SweepResults) -> None:
+def check_sweep(sweep: Sweep) -> None:
     """Check that a sweep's runs have the regions and labels that the checkout has now.
 
     A manifest or a cache that can't be read is not compared: its own check says what is wrong.

@@ -54,6 +54,8 @@ UNMENTIONED: Mapping[str, object] = {
     "precision": "float32",
     "validation": 0.0,
     "training_share": 1.0,
+    "repeat_threshold": 0.0,
+    "loss.largest_positive_weight": 1.0,
     "extract.precision": "float32",
     "extract.feature_dtype": "float32",
 }

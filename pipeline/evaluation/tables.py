@@ -32,6 +32,10 @@ TOP3 = (
 )
 """Which labels the columns of top-3 count."""
 
+FEW = 20
+"""With fewer positives in the test split, the average precision of a label means little: on VOC
+2007, the 95 % interval of an AP from 20 positives is ± 10 points (docs/guides/rare-labels.md)."""
+
 HEADLINES = ("mAP", "CF1", "OF1", "top-3 CF1", "top-3 OF1")
 
 
@@ -48,6 +52,7 @@ def results_markdown(
     runs: Runs,
     intervals: Intervals,
     base: str,
+    positives: Sequence[int],
     seconds: Mapping[str, Sequence[float | None]] | None = None,
     entries: Sequence[Entry] = (),
 ) -> str:
@@ -59,6 +64,7 @@ def results_markdown(
         detector: as in `differences.describe_detector`.
         intervals: against ``base``.
         base: the variant that the others are compared with.
+        positives: of each label among the images that were scored.
         seconds: variant -> how long the training of each seed took, None where it is not known;
             None if the tables must not depend on it.
         entries: to show beside the runs.
@@ -82,7 +88,10 @@ def results_markdown(
         sections["Fitted decisions"] = decisions_table(evaluations)
     groups = label_groups(source, list(first[0].metrics.AP))
     printed = paper.ap if paper is not None else {}
-    sections["Average precision by label"] = labels_table(evaluations, groups, printed)
+    few = f"\n\nfew: fewer than {FEW} positives, so that the numbers of the label mean little."
+    sections["Average precision by label"] = labels_table(
+        evaluations, groups, printed, positives
+    ) + few * any(0 < count < FEW for count in positives)
     differences = {
         variant: (mean_difference(evaluations, variant, base), *interval.difference)
         for variant, interval in intervals.of.items()
@@ -247,6 +256,7 @@ def labels_table(
     runs: Evaluations,
     groups: Mapping[str, Sequence[str]] | None,
     printed: Mapping[str, float | None],
+    positives: Sequence[int],
 ) -> str:
     """Write the AP of each label by variant; Markdown.
 
@@ -254,6 +264,7 @@ def labels_table(
         groups: name of a group -> its labels, in the order of the rows. Each group gets a row
             with its mean. None if the data set defines no groups: there is no such column then.
         printed: label -> the paper's AP; a column of its own unless empty.
+        positives: of each label, in the vocabulary's order; fewer than `FEW` are marked.
     """
     ap = {variant: [one.metrics.AP for one in seeds] for variant, seeds in runs.items()}
     known = list(next(iter(ap.values()))[0])
@@ -269,15 +280,19 @@ def labels_table(
             *of_paper,
         ]
 
-    columns = ["label", *runs, *(["paper"] if printed else [])]
+    counts = {
+        label: f"{count:,}" + " (few)" * (0 < count < FEW)
+        for label, count in zip(known, positives, strict=True)
+    }
+    columns = ["label", *runs, *(["paper"] if printed else []), "positives"]
     if groups is None:
-        return markdown_table(columns, [[label, *row([label])] for label in known])
+        return markdown_table(columns, [[label, *row([label]), counts[label]] for label in known])
     rows = []
     for group, members in groups.items():
         labels = [label for label in members if label in known]
         if labels:
-            rows += [[group, label, *row([label])] for label in labels]
-            rows.append([group, "mean", *row(labels)])
+            rows += [[group, label, *row([label]), counts[label]] for label in labels]
+            rows.append([group, "mean", *row(labels), ""])
     return markdown_table(["group", *columns], rows)
 
 

@@ -24,6 +24,7 @@ from pipeline.interrupts import Interrupted
 from pipeline.learning.batches import Batch, Feed
 from pipeline.learning.distributed import Processes
 from pipeline.learning.optimization import make_average, make_optimizer, make_schedule
+from pipeline.learning.splits import repeat_factors, repeated
 from pipeline.learning.steps import Gradients
 from pipeline.settings import TrainSettings
 from pipeline.settings.heads import HEADS
@@ -199,10 +200,11 @@ class TrainingLoop:
         views = rng.integers(self.feed.split.rows.shape[1], size=len(order))
         size = self.settings.batch_size * self.processes.count
         steps = [order[start : start + size] for start in range(0, len(order), size)]
-        parts = [self.processes.part(images) for images in steps]
+        parts = [self.processes.part(places) for places in steps]
+        drawn = self._drawn(rng)
         self.network.train()
         began, rate = time.perf_counter(), self._schedule.rate
-        chosen = ((own, views[own]) for own, _ in parts[position.steps :])
+        chosen = ((drawn[own], views[own]) for own, _ in parts[position.steps :])
         with closing(self.feed.batches(chosen)) as batches:
             for step in range(position.steps, len(steps)):
                 asked = time.perf_counter()
@@ -222,6 +224,13 @@ class TrainingLoop:
             "train_loss": position.loss / len(order),
             "gradient_norm": position.gradient,
         }
+
+    def _drawn(self, rng: np.random.Generator) -> np.ndarray:
+        """The (N,) images of an epoch, sorted: each one once, unless rare labels are repeated."""
+        threshold = self.settings.repeat_threshold
+        if not threshold:
+            return np.arange(len(self.feed))
+        return repeated(repeat_factors(self.feed.split.truth, threshold), rng.random())
 
     def _step(self, batch: Batch, share: float, number: int, images: int) -> None:
         """Take a step of the optimiser.

@@ -39,7 +39,7 @@ def compute_loss(output: HeadOutput, truth: Tensor, ratio: Tensor, loss: Loss) -
     logits = output.image.float()
     match loss:
         case WeightedLoss():
-            return matching_loss(logits, truth, ratio, loss.beta)
+            return matching_loss(logits, truth, ratio, loss.beta, loss.largest_positive_weight)
         case AsymmetricLoss():
             return asymmetric_loss(logits, truth, loss)
         case FocalLoss():
@@ -51,25 +51,40 @@ def compute_loss(output: HeadOutput, truth: Tensor, ratio: Tensor, loss: Loss) -
     )
 
 
-def matching_loss(logits: Tensor, truth: Tensor, ratio: Tensor, beta: float) -> Tensor:
+def matching_loss(
+    logits: Tensor,
+    truth: Tensor,
+    ratio: Tensor,
+    beta: float,
+    largest_positive_weight: float = 1.0,
+) -> Tensor:
     r"""Compute equation (15), summed over labels and averaged over images.
 
     It has the minus sign that the paper's print lacks:
 
     .. math:: -\frac1B \sum_i \sum_c w^c [y \log p + (1-y) \log(1-p)],\quad
-              w^c = y e^{\beta(1-r^c)} + (1-y) e^{\beta r^c}
+              w^c = y v^c e^{\beta(1-r^c)} + (1-y) e^{\beta r^c}
+
+    The paper has no :math:`v^c`, which is 1 by default. Otherwise it is the ``pos_weight`` of
+    `torch.nn.BCEWithLogitsLoss`, :math:`(1-r^c)/r^c`, between 1 and ``largest_positive_weight``.
+    Beta multiplies the positives of all rare labels by about the same, :math:`e^\beta`, and this
+    those of a rarer label by more.
 
     Args:
         logits: (B, C), before the sigmoid.
         truth: (B, C), 1 for positive, 0 for negative, -1 for ignored labels, which carry no loss.
         ratio: (C,), r^c, the share of the training images that have the label.
         beta: strength of the class balance; 0 gives the plain cross-entropy.
+        largest_positive_weight: largest v^c.
 
     Returns:
         a scalar.
     """
     positive = truth == 1
-    weight = torch.where(positive, torch.exp(beta * (1 - ratio)), torch.exp(beta * ratio))
+    of_positives = torch.exp(beta * (1 - ratio))
+    if largest_positive_weight > 1:
+        of_positives = of_positives * (1 / ratio - 1).clamp(1, largest_positive_weight)
+    weight = torch.where(positive, of_positives, torch.exp(beta * ratio))
     weight = weight.masked_fill(truth < 0, 0.0)
     loss = binary_cross_entropy_with_logits(
         logits, positive.to(logits.dtype), weight=weight, reduction="sum"

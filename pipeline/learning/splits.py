@@ -158,6 +158,45 @@ def training_size(images: int, share: float) -> int:
     return max(1, round(share * images))
 
 
+def repeat_factors(truth: np.ndarray, threshold: float) -> np.ndarray:
+    r"""How many times as often as others each image should be drawn, for the sake of rare labels.
+
+    .. math:: r_i = \max_{c \in i} \max(1, \sqrt{t / f_c})
+
+    over the positive labels c of image i; f_c is the share of the images that have c, and t the
+    threshold: the repeat factor sampling of LVIS (Gupta et al., CVPR 2019).
+
+    Args:
+        truth: (N, C), of the images that are trained on.
+        threshold: t, above 0.
+
+    Returns:
+        (N,) float64, at least 1.
+    """
+    positive = truth == 1
+    of_labels = np.sqrt(threshold / np.maximum(positive.mean(axis=0), 1 / len(truth)))
+    factors: np.ndarray = np.where(positive, of_labels, 1.0).max(axis=1, initial=1.0)
+    return factors
+
+
+def repeated(factors: np.ndarray, offset: float) -> np.ndarray:
+    """Draw N of N images, in proportion to factors (systematic sampling).
+
+    An image whose share of the N draws is x is drawn floor(x) or ceil(x) times.
+
+    Args:
+        factors: (N,), positive.
+        offset: random, uniform in [0, 1).
+
+    Returns:
+        (N,) indices, ascending.
+    """
+    ends = np.cumsum(factors)
+    ticks = (np.arange(len(factors)) + offset) / len(factors) * ends[-1]
+    drawn: np.ndarray = np.searchsorted(ends, ticks, side="right")
+    return drawn.clip(max=len(factors) - 1)  # a tick may be rounded up to the last end
+
+
 def check_regions(cache: RegionCache, dataset: str, regions: int | None) -> None:
     """Check that a cache holds as many regions per image as a run uses.
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.datasets.groups import label_groups
+from pipeline.datasets.label_counts import LabelCounts
 from pipeline.drawing import missing_letters
 from pipeline.evaluation import bootstrap
 from pipeline.evaluation.differences import (
@@ -20,6 +21,7 @@ from pipeline.evaluation.differences import (
 from pipeline.evaluation.paper import paper_results
 from pipeline.evaluation.runs import Run, deciding, ranking
 from pipeline.evaluation.tables import (
+    FEW,
     TOP3,
     caption,
     labels_csv,
@@ -36,9 +38,6 @@ from pipeline.report.folder import TABLES, write_data, write_frame
 from pipeline.report.gallery import mean_label_nodes, shown_split, write_gallery
 from pipeline.report.inputs import PageInputs, Phase, load_evaluated
 from pipeline.report.rows import columns, label_cells, own_rows, paper_rows
-
-FEW = 10
-"""The page warns about the average precision of a label with fewer positives in the test split."""
 
 Groups = Mapping[str, Sequence[str]]
 """Name of a group -> its labels."""
@@ -67,6 +66,7 @@ def write_page(folder: Path, inputs: PageInputs, phase: Phase) -> str:
         inputs.runs,
         intervals,
         inputs.base,
+        _positives(inputs),
         entries=inputs.entries,
     )
     write_frame(folder)
@@ -171,9 +171,15 @@ def _draw_label_map(
     return [] if figure is None else [figure]
 
 
+def _positives(inputs: PageInputs) -> list[int]:
+    """How many of the images that were scored have each label."""
+    positives: list[int] = LabelCounts.of_truth(inputs.scores.truth).positive.tolist()
+    return positives
+
+
 def _drawn_texts(inputs: PageInputs) -> list[str]:
     """The user's texts that figures show."""
-    values = [run.value for sweep in inputs.sweeps for run in sweep.runs]
+    values = [text for sweep in inputs.sweeps for text in sweep.texts()]
     return [*inputs.manifest.vocabulary, *values]
 
 
@@ -218,7 +224,7 @@ def _about_data_set(inputs: PageInputs, groups: Groups | None) -> dict[str, Any]
         "looks": looks(inputs.variants),
         "labels": list(labels),
         "groups": group_of,
-        "positives": (inputs.scores.truth == 1).sum(axis=0).tolist(),
+        "positives": _positives(inputs),
         "few": FEW,
         "thresholds": _thresholds(inputs.shown),
     }

@@ -81,7 +81,7 @@ def looks(variants: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 @contextmanager
-def _drawing(stem: Path, width: float, height: float) -> Iterator[Any]:
+def drawing_to(stem: Path, width: float, height: float) -> Iterator[Any]:
     """Yield a figure of a size in inches to draw on; save it when the block ends without error."""
     # The import takes half a second, and only figures need it.
     from matplotlib.figure import Figure
@@ -155,7 +155,7 @@ def sweep_figure(
     """
     positions = [float(value) if numeric else number for number, value in enumerate(numbers)]
     line = "-" if numeric else "none"
-    with _drawing(stem, 5.5, 3.8) as figure:
+    with drawing_to(stem, 5.5, 3.8) as figure:
         axes = figure.add_subplot()
         if validation:
             same = metric == "mAP"  # the axis names it then
@@ -219,7 +219,7 @@ def average_precision_figure(
     first, *others = ap
     labels = list(ap[first])
     positions = np.arange(len(labels))
-    with _drawing(stem, 7.5, 1.4 + 0.26 * len(labels)) as figure:
+    with drawing_to(stem, 7.5, 1.4 + 0.26 * len(labels)) as figure:
         axes = figure.add_subplot()
         axes.barh(
             positions,
@@ -271,7 +271,7 @@ def gains_figure(
     longest = max(map(len, shown.values()))
     reach = 1.1 * max(1.0, *(abs(value) for entries in shown.values() for _, value in entries))
     width = 4.2 + _beyond(16, (label for entries in shown.values() for label, _ in entries))
-    with _drawing(stem, width * columns, rows * (1.0 + 0.22 * longest)) as figure:
+    with drawing_to(stem, width * columns, rows * (1.0 + 0.22 * longest)) as figure:
         panels = figure.subplots(rows, columns, squeeze=False)
         for axes in panels.flat[len(shown) :]:
             axes.set_visible(False)
@@ -302,7 +302,7 @@ def learning_figure(
     panels = {"train_loss": "training loss"}
     if any("validation_mAP" in run[0] for run in runs):
         panels["validation_mAP"] = "validation mAP (%)"
-    with _drawing(stem, 4.8 * len(panels) + 0.6, 3.8) as figure:
+    with drawing_to(stem, 4.8 * len(panels) + 0.6, 3.8) as figure:
         for axes, (column, title) in zip(
             np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True
         ):
@@ -339,7 +339,7 @@ def precision_recall_figure(stem: Path, curves: Mapping[str, Mapping[str, Curve]
     columns = min(6, len(curves))
     rows = -(-len(curves) // columns)
     width, height = max(6.0, 1.7 * columns), 1.7 * rows + 0.9
-    with _drawing(stem, width, height) as figure:
+    with drawing_to(stem, width, height) as figure:
         # The margins are set by hand: computing a layout for so many panels takes longer than
         # drawing them.
         figure.set_layout_engine("none")
@@ -385,7 +385,7 @@ def calibration_figure(stem: Path, calibrations: Mapping[str, Calibration]) -> N
         stem: path without suffix.
         calibrations: one for each variant.
     """
-    with _drawing(stem, 5.2, 5.7 + 0.1 * len(calibrations)) as figure:
+    with drawing_to(stem, 5.2, 5.7 + 0.1 * len(calibrations)) as figure:
         axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         axes.plot([0, 100], [0, 100], color=_SOFT, linewidth=1, linestyle=":", label="perfect")
         for number, (variant, one) in enumerate(calibrations.items()):
@@ -433,7 +433,7 @@ def co_occurrence_figure(stem: Path, shares: CoOccurrence, labels: Sequence[str]
     side = max(2.4, 0.17 * len(labels))
     names = list(map(legible, labels))
     beyond = _beyond(20, labels)
-    with _drawing(stem, 3 * side + 2.4 + beyond, side + 1.6 + beyond) as figure:
+    with drawing_to(stem, 3 * side + 2.4 + beyond, side + 1.6 + beyond) as figure:
         row = figure.subplots(1, 3)
         for column, (axes, (title, matrix, colours, low)) in enumerate(
             zip(row, panels, strict=True)
@@ -466,7 +466,7 @@ def label_map_figure(
     """
     indices = {label: index for index, label in enumerate(labels)}
     small = 8 if len(labels) <= 40 else 6.5
-    with _drawing(stem, 5.2 * len(maps), 5.4) as figure:
+    with drawing_to(stem, 5.2 * len(maps), 5.4) as figure:
         row = np.atleast_1d(figure.subplots(1, len(maps)))
         for axes, (title, points) in zip(row, maps.items(), strict=True):
             handles = {}

@@ -29,7 +29,8 @@ from pipeline.evaluation.spread import Spread, mean_of, spread_of
 from pipeline.evaluation.tables import as_csv
 from pipeline.report import figures
 from pipeline.report.folder import FIGURES, TABLES
-from pipeline.report.sweeps import SweepResults
+from pipeline.report.searches import SearchResults, in_words
+from pipeline.report.sweeps import Sweep
 
 Histories = Mapping[str, Mapping[int, Sequence[Mapping[str, float]]]]
 """Variant -> seed -> one row per epoch."""
@@ -344,8 +345,10 @@ def draw_label_map(
     return about
 
 
-def draw_sweep(folder: Path, sweep: SweepResults) -> Illustration:
-    """Draw a sweep."""
+def draw_sweep(folder: Path, sweep: Sweep) -> Illustration:
+    """Draw a sweep of one setting, or a search over several."""
+    if isinstance(sweep, SearchResults):
+        return _draw_search(folder, sweep)
     key, variant = sweep.setting, sweep.variant
     metric = sweep.metric
     means = ", ".join(
@@ -367,6 +370,23 @@ def draw_sweep(folder: Path, sweep: SweepResults) -> Illustration:
     )
     sweep.draw(about.stem(folder))
     about.write_table(folder, sweep.rows())
+    return about
+
+
+def _draw_search(folder: Path, search: SearchResults) -> Illustration:
+    best = search.best()
+    mean = shown(search.ranking()[best], digits=1)
+    keys, words = ", ".join(search.settings), in_words(search.settings, best)
+    about = Illustration(
+        f"sweep-{search.variant}-{search.setting}".replace(".", "-").replace("+", "-"),
+        f"Search over {keys}",
+        f"The validation mAP of {len(search.trials())} trials of {search.variant}, against each of "
+        f"{keys}. The best trial has {words}, with {mean}.",
+        "A point is the mean of a trial's runs, and the ring marks the best trial: "
+        f"{words}. Only that one was evaluated on the test split.",
+    )
+    search.draw(about.stem(folder))
+    about.write_table(folder, search.rows())
     return about
 
 

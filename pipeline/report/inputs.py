@@ -15,7 +15,7 @@ from pipeline.evaluation.runs import Evaluations, Run, Runs, evaluations_of, ran
 from pipeline.evaluation.tables import default_base
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
 from pipeline.regions.detector import DetectorDescription
-from pipeline.report.sweeps import SweepResults
+from pipeline.report.sweeps import Sweep
 from pipeline.shards.failures import Failure
 from pipeline.shards.reader import RegionCache
 
@@ -54,7 +54,7 @@ class PageInputs:
     failures: Mapping[str, Failure]
     runs: Runs
     scores: Scores
-    sweeps: Sequence[SweepResults]
+    sweeps: Sequence[Sweep]
     times: Sequence[Sequence[str]]
     settings: str
     images: int

@@ -1,6 +1,7 @@
 """The numbers of a sweep: what `sweep` writes for the page, and its figure.
 
-A sealed JSON file (`pipeline.formats.sealed`) with the fields of `SweepResults`.
+A sealed JSON file (`pipeline.formats.sealed`) with the fields of `SweepResults` or, if it was a
+search over several settings, of `SearchResults`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ from pipeline.errors import DamagedError
 from pipeline.formats.sealed import read_sealed_json, write_sealed_json
 from pipeline.names import Name
 from pipeline.report.figures import sweep_figure
-
-_Percent = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+from pipeline.report.searches import Key, Percent, SearchResults
 
 
 class _Strict(BaseModel):
@@ -36,10 +36,10 @@ class SweepRun(_Strict):
 
     value: str
     seed: int
-    mAP: _Percent | None = None
-    CF1: _Percent | None = None
-    OF1: _Percent | None = None
-    validation_mAP: _Percent | None = None
+    mAP: Percent | None = None
+    CF1: Percent | None = None
+    OF1: Percent | None = None
+    validation_mAP: Percent | None = None
 
 
 class SweepResults(_Strict):
@@ -56,7 +56,7 @@ class SweepResults(_Strict):
     dataset: str
     split: str
     variant: Name
-    setting: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+    setting: Key
     numeric: bool
     fingerprint: str
     train_sha256: str
@@ -68,6 +68,10 @@ class SweepResults(_Strict):
         same = {"variant": self.variant, "setting": self.setting}
         without = {"validation_mAP"} if all(run.validation_mAP is None for run in self.runs) else ()
         return [same | run.model_dump(exclude=set(without)) for run in self.runs]
+
+    def texts(self) -> list[str]:
+        """The user's texts that the figure shows."""
+        return [run.value for run in self.runs]
 
     @property
     def metric(self) -> str:
@@ -114,12 +118,15 @@ class SweepResults(_Strict):
         )
 
 
-def write_sweep(path: Path, results: SweepResults) -> None:
+Sweep = SweepResults | SearchResults
+
+
+def write_sweep(path: Path, results: Sweep) -> None:
     """Write the numbers of a sweep, whole or not at all."""
     write_sealed_json(path, results.model_dump())
 
 
-def read_sweep(path: Path) -> SweepResults:
+def read_sweep(path: Path) -> Sweep:
     """Read the numbers of a sweep.
 
     Raises:
@@ -128,6 +135,8 @@ def read_sweep(path: Path) -> SweepResults:
     """
     content = read_sealed_json(path)
     try:
+        if isinstance(content, dict) and "settings" in content:
+            return SearchResults.model_validate(content)
         results = SweepResults.model_validate(content)
         if results.numeric and not all(math.isfinite(float(value)) for value in results.numbers()):
             raise ValueError("a value is not finite")

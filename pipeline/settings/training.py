@@ -31,6 +31,13 @@ class WeightedLoss(Settings):
         le=1000,
         description="Class balance of equation (15). 0: plain cross-entropy.",
     )
+    largest_positive_weight: float = Field(
+        1.0,
+        ge=1,
+        le=1e6,
+        description="The loss of a label's positives is also multiplied by the number of negatives "
+        "that the training images have for each of them, up to this number. 1: it is not.",
+    )
 
 
 class AsymmetricLoss(Settings):
@@ -157,6 +164,15 @@ class TrainSettings(Settings):
         "least one image, drawn with the run's seed after the validation part was taken away. Of "
         "the same seed, the images of a smaller share are among those of a larger one. An epoch is "
         "a pass over the drawn images, so that a smaller share makes fewer steps.",
+    )
+    repeat_threshold: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the training images below which a label is rare. An image with a "
+        "rare label of share f is drawn sqrt(repeat_threshold / f) times as often as one without "
+        "(LVIS, Gupta et al., CVPR 2019). Epochs keep their length, so some of them leave out "
+        "images without a rare label. 0: an epoch draws each image once.",
     )
     selection: Literal["last", "best"] = Field(
         "last",

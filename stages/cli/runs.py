@@ -87,18 +87,52 @@ def compare(
 
 
 @click.command()
-@click.argument("setting", metavar="KEY=VALUE,VALUE,...", shell_complete=complete_train_setting)
+@click.argument(
+    "settings",
+    metavar="KEY=VALUES...",
+    nargs=-1,
+    required=True,
+    shell_complete=complete_train_setting,
+)
 @request_options
 @variant_option
 @seeds_option("`seeds` in params.yaml")
+@click.option(
+    "--trials",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Draw N combinations at random. The first of them are the same for every N.  "
+    "[default: all combinations]",
+)
+@click.option(
+    "--minutes",
+    metavar="N",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Begin no run after N minutes. The same command continues.  [default: no limit]",
+)
+@click.option(
+    "--halving",
+    is_flag=True,
+    help="Train only the better half of the trials with each further seed.",
+)
 @jobs_option
 def sweep(
-    request: Request, setting: str, variant: str, seeds: tuple[int, ...], jobs: int | None
+    request: Request,
+    settings: tuple[str, ...],
+    variant: str,
+    seeds: tuple[int, ...],
+    trials: int | None,
+    minutes: float | None,
+    halving: bool,
+    jobs: int | None,
 ) -> None:
-    """Train with several values of one setting.
+    """Train with several values of one setting, or search over several settings.
 
-    KEY is a setting of train.<dataset>, e.g. regions=2,4,6,8,10 or network.modules=1,2,3,4 (as in
-    Figure 4 of the paper). Prints a table, and writes it with a plot of mAP to
+    KEY is a setting of train.<dataset>. VALUES are VALUE,VALUE,... such as regions=2,4,6,8,10 or
+    network.modules=1,2,3,4 (as in Figure 4 of the paper), or a range of numbers: 1..4, from which
+    numbers are drawn evenly, or log:0.0001..0.1, from which their logarithms are.
+
+    With one setting, prints a table, and writes it with a plot of mAP to
     runs/<dataset>/sweeps/KEY/, or to runs/<dataset>/sweeps/VARIANT-KEY/ for another variant than
     `full`. Existing runs are reused. While runs are made, the progress shows the epoch and the loss
     of each.
@@ -106,13 +140,29 @@ def sweep(
     If the runs have a validation part (train.<dataset>.validation), or the data set has a split
     `val`, the table marks the value with the best mAP on it, or each of several that tie. The test
     split never decides.
+
+    Several settings, or one with --trials, --minutes or --halving, are a search. It needs a
+    validation part or a split `val`. Only the best trial is evaluated on the test split. The folder
+    is named by all keys, joined by `+`.
     """
     check_variants(request, [variant])
-    from stages.commands import sweep as command
+    from stages.commands import sweep as one_setting
+    from stages.commands.searching import search as searching
 
-    table, files = command.sweep(
-        setting, request, variant, seeds or request.params.seeds, jobs=jobs
-    )
+    seeds = seeds or tuple(request.params.seeds)
+    if len(settings) == 1 and trials is None and minutes is None and not halving:
+        table, files = one_setting.sweep(settings[0], request, variant, seeds, jobs=jobs)
+    else:
+        table, files = searching.search(
+            settings,
+            request,
+            variant,
+            seeds,
+            trials=trials,
+            minutes=minutes,
+            halving=halving,
+            jobs=jobs,
+        )
     click.echo(table)
     say(f"\n{files}")
 

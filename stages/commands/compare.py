@@ -1,17 +1,20 @@
 """Command `compare`: train variants x seeds from one cache, and tabulate mean, spread, differences.
 
-Also `make_runs`, which makes the runs that are missing, for every command that needs many.
+Also `make_runs` and `try_runs`, which make the missing runs for every command that needs many.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from pipeline.datasets.label_counts import LabelCounts
 from pipeline.errors import (
     DamagedError,
     GmpipeError,
@@ -86,8 +89,9 @@ def compare(
     with progress_phase("intervals", len(ranked) * bootstrap.RESAMPLES, "resample") as on_resamples:
         of_runs = bootstrap.intervals(ranked, scores.truth, base, on_resamples)
     source, seconds = request.prepare.source, _training_seconds(request.dataset, runs)
+    positives = LabelCounts.of_truth(scores.truth).positive.tolist()
     return results_markdown(
-        request.dataset, source, detector, runs, of_runs, base, seconds, entries
+        request.dataset, source, detector, runs, of_runs, base, positives, seconds, entries
     )
 
 
@@ -98,7 +102,29 @@ def _training_seconds(dataset: str, runs: Runs) -> dict[str, list[float | None]]
 
 
 def make_runs(runs: Sequence[RunPlan], jobs: int | None) -> None:
-    """Train and evaluate the runs that are missing, and print a line about each.
+    """Train and evaluate the runs that are missing, as `try_runs` does.
+
+    Raises:
+        GmpipeError: as `open_inputs`.
+        MissingError: some of the runs failed; the others were made.
+    """
+    if problems := try_runs(runs, jobs):
+        listed = "\n".join(f"{folder}: {problem}" for folder, problem in problems.items())
+        raise MissingError(
+            f"{len(problems)} of {counted(len(runs), 'run')} failed.\n{listed}\n",
+            "All other runs are finished and kept. Fix the problems above, and run the same "
+            "command again.",
+        )
+
+
+def try_runs(
+    runs: Sequence[RunPlan],
+    jobs: int | None,
+    *,
+    stages: Collection[str] = tuple(_STAGES),
+    until: float = math.inf,
+) -> dict[Path, str | None]:
+    """Make the runs that are missing, and print a line about each.
 
     A run that is trained but not evaluated is only evaluated. Several runs at a time are made in
     processes with one thread each; a run alone uses all threads. The number of threads changes how
@@ -107,15 +133,19 @@ def make_runs(runs: Sequence[RunPlan], jobs: int | None) -> None:
     Args:
         runs: the plans.
         jobs: runs at a time; None for one per core, or one on a GPU.
+        stages: that are wanted, of `train` and `evaluate`.
+        until: the time, on `time.monotonic`'s clock, from which no further run is begun.
+
+    Returns:
+        By folder, why a run is not made; None if the time was over before.
 
     Raises:
         GmpipeError: as `open_inputs`.
-        MissingError: some of the runs failed; the others were made.
     """
     missing = {
-        run.folder: (run, stages)
-        for run, stages in zip(runs, _missing_stages(runs), strict=True)
-        if stages
+        run.folder: (run, wanted)
+        for run, lacking in zip(runs, _missing_stages(runs), strict=True)
+        if (wanted := [stage for stage in lacking if stage in stages])
     }
     if jobs is None:
         jobs = 1 if torch.cuda.is_available() else cores()
@@ -123,39 +153,38 @@ def make_runs(runs: Sequence[RunPlan], jobs: int | None) -> None:
         finished = f"{len(runs) - len(missing)} of {len(runs)} runs"
         say(f"finished already: {finished}; made now: {len(missing)}")
     if not missing:
-        return
+        return {}
     make = _make_in_processes if min(jobs, len(missing)) > 1 else _make_here
-    problems = {}
-    for folder, outcome in make(missing, jobs):
+    not_made: dict[Path, str | None] = dict.fromkeys(missing)
+    for folder, outcome in make(missing, jobs, until):
         if outcome.problem:
-            problems[folder] = outcome.problem
+            not_made[folder] = outcome.problem
         else:
+            del not_made[folder]
             say(outcome.output)
-    if problems:
-        listed = "\n".join(f"{folder}: {problem}" for folder, problem in problems.items())
-        raise MissingError(
-            f"{len(problems)} of {counted(len(missing), 'run')} failed.\n{listed}\n",
-            "All other runs are finished and kept. Fix the problems above, and run the same "
-            "command again.",
-        )
+    return not_made
 
 
 _Missing = Mapping[Path, tuple[RunPlan, Sequence[str]]]
 """By folder, a run and the stages that are missing of it."""
 
 
-def _make_in_processes(missing: _Missing, at_once: int) -> Iterator[tuple[Path, Outcome]]:
+def _make_in_processes(
+    missing: _Missing, at_once: int, until: float
+) -> Iterator[tuple[Path, Outcome]]:
     jobs = {
         str(folder): [(stage, *run.arguments) for stage in stages]
         for folder, (run, stages) in missing.items()
     }
-    for folder, outcome in run_jobs(jobs, at_once):
+    for folder, outcome in run_jobs(jobs, at_once, until):
         yield Path(folder), outcome
 
 
-def _make_here(missing: _Missing, _: int) -> Iterator[tuple[Path, Outcome]]:
+def _make_here(missing: _Missing, _: int, until: float) -> Iterator[tuple[Path, Outcome]]:
     with progress_bar(total=len(missing), desc="runs", unit="run", smoothing=0) as bar:
         for folder, (run, stages) in missing.items():
+            if time.monotonic() >= until:
+                return
             try:
                 outcome = Outcome("\n".join(str(_STAGES[stage](run)) for stage in stages))
             except Stopped:

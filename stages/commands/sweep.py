@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +12,7 @@ from pipeline.errors import InputError
 from pipeline.evaluation.runs import Evaluations, Runs, evaluations_of
 from pipeline.evaluation.tables import as_csv, caption, sweep_table
 from pipeline.files import canonical_json, folder_lock, replacing, tidy
-from pipeline.report.sweeps import SweepResults, SweepRun, write_sweep
+from pipeline.report.sweeps import Sweep, SweepResults, SweepRun, write_sweep
 from stages.checkout.layout import (
     SWEEP_FIGURE_STEM,
     SWEEP_FILE,
@@ -21,10 +20,10 @@ from stages.checkout.layout import (
     sweep_folder,
 )
 from stages.checkout.params import Request, unreached
-from stages.checkout.plans import RunPlan, plan_run, why_unreached
+from stages.checkout.plans import plan_run, why_unreached
 from stages.checkout.results import load_runs
-from stages.checkout.yaml_text import load_yaml
 from stages.commands.compare import make_runs
+from stages.commands.searching.spaces import choose_trials, read_space
 from stages.console.messages import note
 
 
@@ -39,7 +38,8 @@ def sweep(
     """Train and evaluate a variant with each value of a setting; reuse the runs that exist.
 
     Args:
-        setting: ``key=value,value,...``; the key is relative to ``train.<dataset>``.
+        setting: as `read_space` takes it, without a `Range`; the key is relative to
+            ``train.<dataset>``.
         request: for a data set.
         variant, seeds: of the runs.
         jobs: runs at a time, as in `make_runs`.
@@ -52,32 +52,27 @@ def sweep(
             take it, or two values make the same run.
         GmpipeError: as `make_runs` and `load_runs`.
     """
-    key, values = _parse(setting)
+    key, space = read_space(setting)
+    values = [value for [value] in choose_trials({key: space}, None)]
     try:
-        requests = _requests(setting, key, values, request)
+        requests = _requests(key, values, request)
     except InputError as error:
         own = f"variants.{variant}.{key}"
         with suppress(InputError):
-            _requests(setting, own, values, request)
+            _requests(own, values, request)
             error = InputError(error.problem, f"Sweep `{own}`, which this variant has.")
         raise error from None
-    _check_reached(key, variant, requests)
-    plans = {
-        value: [plan_run(changed, variant, seed) for seed in seeds]
-        for value, changed in requests.items()
-    }
-    _check_different(key, variant, plans)
-    make_runs([plan for of_value in plans.values() for plan in of_value], jobs)
+    trials = {f"{key}={value}": changed for value, changed in requests.items()}
+    check_trials([key], variant, trials)
+    make_runs(
+        [plan_run(changed, variant, seed) for changed in requests.values() for seed in seeds], jobs
+    )
     runs = {
         value: load_runs(changed, [variant], seeds)[variant] for value, changed in requests.items()
     }
     folder = sweep_folder(request.dataset, variant, key)
     results = _results(key, variant, runs, numeric=_are_numbers(values))
-    _write(folder, results)
-    return (
-        _shown(results, evaluations_of(runs)),
-        f"{folder}: {SWEEP_RESULTS_FILE}, {SWEEP_FIGURE_STEM}.svg, {SWEEP_FIGURE_STEM}.png",
-    )
+    return _shown(results, evaluations_of(runs)), write_results(folder, results)
 
 
 def _results(key: str, variant: str, runs: Runs, *, numeric: bool) -> SweepResults:
@@ -147,34 +142,16 @@ def _note_no_choice(results: SweepResults) -> None:
     )
 
 
-def _write(folder: Path, results: SweepResults) -> None:
-    """Write the CSV file, the figure, and the numbers for the page."""
+def write_results(folder: Path, results: Sweep) -> str:
+    """Write the CSV file, the figure, and the numbers for the page; return a line that says so."""
     with folder_lock(folder):
         tidy(folder)
         with replacing(folder / SWEEP_RESULTS_FILE) as temporary:
             temporary.write_text(as_csv(results.rows()), encoding="utf-8")
-        missing_letters(results.numbers())
+        missing_letters(results.texts())
         results.draw(folder / SWEEP_FIGURE_STEM)
         write_sweep(folder / SWEEP_FILE, results)
-
-
-def _parse(setting: str) -> tuple[str, list[Any]]:
-    """Split ``key=value,value,...`` into the key and its values, which are YAML."""
-    key, equals, text = setting.partition("=")
-    error = InputError(
-        f"{setting}: expected KEY=VALUE,VALUE,... with a key of train.<dataset> and at least two "
-        "values.",
-        "An example is `network.modules=1,2,3,4`.",
-    )
-    try:
-        values = load_yaml(f"[{text}]", setting, error.remedy)
-    except InputError:
-        raise error from None
-    if not key or not equals or not isinstance(values, list) or len(values) < 2:
-        raise error
-    if not all(map(math.isfinite, filter(_is_number, values))):
-        raise InputError(f"{setting}: a value is not a finite number.", error.remedy)
-    return key, values
+    return f"{folder}: {SWEEP_RESULTS_FILE}, {SWEEP_FIGURE_STEM}.svg, {SWEEP_FIGURE_STEM}.png"
 
 
 def _are_numbers(values: Sequence[Any]) -> bool:
@@ -185,48 +162,50 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float)
 
 
-def _requests(
-    setting: str, key: str, values: Sequence[Any], request: Request
-) -> dict[str, Request]:
+def _requests(key: str, values: Sequence[Any], request: Request) -> dict[str, Request]:
     """By value, as it is shown, the request with that value; numbers in ascending order."""
-    requests = {
-        value if isinstance(value, str) else canonical_json(value): request.overriding(
-            f"train.{request.dataset}.{key}={canonical_json(value)}"
-        )
+    return {
+        shown_value(value): request.overriding(as_override(request, key, value))
         for value in (sorted(values) if _are_numbers(values) else values)
     }
-    if len(requests) < len(values):
-        raise InputError(f"{setting}: a value occurs twice.", "Remove one of the two.")
-    return requests
 
 
-def _check_different(key: str, variant: str, plans: Mapping[str, Sequence[RunPlan]]) -> None:
-    """Check that each value makes another run, which it does not for a key of another variant.
-
-    Raises:
-        InputError: two values make the same run.
-    """
-    value_of: dict[str, str] = {}
-    for value, runs in plans.items():
-        settings = runs[0].settings.model_dump_json()
-        if settings in value_of:
-            raise InputError(
-                f"{key}={value_of[settings]} and {key}={value} make the same run of {variant}.",
-                "Choose another variant, or sweep another setting.",
-            )
-        value_of[settings] = value
+def shown_value(value: Any) -> str:
+    """A value of a setting as tables show it."""
+    return value if isinstance(value, str) else canonical_json(value)
 
 
-def _check_reached(key: str, variant: str, requests: Mapping[str, Request]) -> None:
-    """Check that the variant takes each value, and does not set the key itself.
+def as_override(request: Request, key: str, value: Any) -> str:
+    """The `--set` option that gives a train setting a value."""
+    return f"train.{request.dataset}.{key}={canonical_json(value)}"
+
+
+def check_trials(keys: Sequence[str], variant: str, trials: Mapping[str, Request]) -> None:
+    """Check that the variant takes each trial's values, and that no two make the same run.
+
+    Args:
+        keys: of the settings that the trials give values to.
+        variant: of the runs.
+        trials: the trial, as messages name it -> its request.
 
     Raises:
-        InputError: it does not take one.
+        InputError: it does not take one, because it has another head or sets the key itself; or two
+            trials make the same run, as those do of a key of another variant.
     """
-    for value, request in requests.items():
-        if key in unreached(request, variant):
+    for trial, request in trials.items():
+        for key in set(keys).intersection(unreached(request, variant)):
             why, remedy = why_unreached(request, variant, key)
+            of_several = f" ({key})" if len(keys) > 1 else ""
             raise InputError(
-                f"{key}={value} has no effect on the variant {variant}, which {why}.",
+                f"{trial}{of_several} has no effect on the variant {variant}, which {why}.",
                 remedy or f"Choose another variant, or sweep `variants.{variant}.{key}`.",
             )
+    trial_of: dict[str, str] = {}
+    for trial, request in trials.items():
+        settings = request.variant(variant).model_dump_json()
+        if settings in trial_of:
+            raise InputError(
+                f"{trial_of[settings]} and {trial} make the same run of {variant}.",
+                "Choose another variant, or sweep another setting.",
+            )
+        trial_of[settings] = trial

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -46,7 +47,9 @@ class Outcome:
     problem: str = ""
 
 
-def run_jobs(jobs: Mapping[str, Sequence[Command]], at_once: int) -> Iterator[tuple[str, Outcome]]:
+def run_jobs(
+    jobs: Mapping[str, Sequence[Command]], at_once: int, until: float = math.inf
+) -> Iterator[tuple[str, Outcome]]:
     """Run jobs in processes; yield the name and the outcome of each as it ends.
 
     The processes say as much as this one does (`--quiet`, `--verbose`). They end when the generator
@@ -55,6 +58,7 @@ def run_jobs(jobs: Mapping[str, Sequence[Command]], at_once: int) -> Iterator[tu
     Args:
         jobs: by name, commands that run one after the other; the first one that fails ends the job.
         at_once: how many jobs run at the same time.
+        until: the time, on `time.monotonic`'s clock, from which no further job is begun.
     """
     waiting = deque(jobs.items())
     started: list[_Job] = []
@@ -62,6 +66,8 @@ def run_jobs(jobs: Mapping[str, Sequence[Command]], at_once: int) -> Iterator[tu
     with closing(_Shown(len(jobs))) as shown:
         try:
             while waiting or running:
+                if time.monotonic() >= until:
+                    waiting.clear()
                 while waiting and len(running) < at_once:
                     started.append(_Job(*waiting.popleft()))
                     running.append(started[-1])

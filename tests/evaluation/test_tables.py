@@ -93,30 +93,31 @@ def test_a_label_without_a_positive_has_a_dash() -> None:
         "max-pool": [run(1, sun=60, moon=30), run(1, sun=62, moon=None)],
     }
     # 80, 90: mean 85, deviation 5 * root 2. 60, 62: 61, root 2. A single value has no spread.
-    assert cells(labels_table(runs, None, {})) == [
-        ["label", "full", "max-pool"],
-        ["sun", "85.0 ± 7.1", "61.0 ± 1.4"],
-        ["moon", "-", "30.0"],
+    assert cells(labels_table(runs, None, {}, [1234, 0])) == [
+        ["label", "full", "max-pool", "positives"],
+        ["sun", "85.0 ± 7.1", "61.0 ± 1.4", "1,234"],
+        ["moon", "-", "30.0", "0"],
     ]
 
 
 def test_groups_have_a_mean_over_the_labels_with_a_positive() -> None:
     seeds = [run(1, a=10, b=20, c=None, d=None), run(1, a=30, b=60, c=None, d=None)]
     # Means of the first group by seed: 15 and 45; mean 30, deviation 15 * root 2.
-    assert cells(labels_table({"full": seeds}, {"one": ["b", "a"], "two": ["c", "d"]}, {})) == [
-        ["group", "label", "full"],
-        ["one", "b", "40.0 ± 28.3"],
-        ["one", "a", "20.0 ± 14.1"],
-        ["one", "mean", "30.0 ± 21.2"],
-        ["two", "c", "-"],
-        ["two", "d", "-"],
-        ["two", "mean", "-"],
+    groups = {"one": ["b", "a"], "two": ["c", "d"]}
+    assert cells(labels_table({"full": seeds}, groups, {}, [20, 19, 0, 0])) == [
+        ["group", "label", "full", "positives"],
+        ["one", "b", "40.0 ± 28.3", "19 (few)"],
+        ["one", "a", "20.0 ± 14.1", "20"],
+        ["one", "mean", "30.0 ± 21.2", ""],
+        ["two", "c", "-", "0"],
+        ["two", "d", "-", "0"],
+        ["two", "mean", "-", ""],
     ]
 
 
 def test_names_that_look_like_numbers_stay_as_they_are() -> None:
-    table = labels_table({"full": [run(1, **{"007": 5.0})]}, {"1e3": ["007"]}, {})
-    assert cells(table)[1:] == [["1e3", "007", "5.0"], ["1e3", "mean", "5.0"]]
+    table = labels_table({"full": [run(1, **{"007": 5.0})]}, {"1e3": ["007"]}, {}, [50])
+    assert cells(table)[1:] == [["1e3", "007", "5.0", "50"], ["1e3", "mean", "5.0", ""]]
 
 
 def test_a_difference_has_its_sign_and_interval() -> None:
@@ -196,14 +197,14 @@ def test_ablations_stand_beside_the_papers_and_unknown_cells_are_dashes() -> Non
 
 def test_the_papers_ap_has_a_column_of_its_own() -> None:
     runs = {"full": [run(1, a=10.0, b=20.0)]}
-    assert cells(labels_table(runs, None, {"a": 99.4})) == [
-        ["label", "full", "paper"],
-        ["a", "10.0", "99.4"],
-        ["b", "20.0", "-"],
+    assert cells(labels_table(runs, None, {"a": 99.4}, [50, 60])) == [
+        ["label", "full", "paper", "positives"],
+        ["a", "10.0", "99.4", "50"],
+        ["b", "20.0", "-", "60"],
     ]
     groups = {"g": ["a", "b"], "h": ["of no image of this data set"]}
-    table = labels_table(runs, groups, {"a": 90.0, "b": 95.0})
-    assert cells(table)[3:] == [["g", "mean", "15.0", "92.5"]]
+    table = labels_table(runs, groups, {"a": 90.0, "b": 95.0}, [50, 60])
+    assert cells(table)[3:] == [["g", "mean", "15.0", "92.5", ""]]
 
 
 def complete(seed: int, map_11: float | None = None) -> Evaluation:

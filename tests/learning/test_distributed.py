@@ -133,17 +133,18 @@ def test_a_parallel_network_comes_without_warnings(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "batch_size",
+    ("batch_size", "repeat_threshold"),
     # 33 images train: in steps of 14, 14 and 5, of which the processes take 3 and 2, or in steps
     # of 16, 16 and 1, which only one of them takes.
-    [14, 16],
+    [(14, 0.0), (16, 1.0)],
 )
 def test_two_processes_make_the_steps_of_one_with_twice_the_batch(
-    tmp_path: Path, batch_size: int
+    tmp_path: Path, batch_size: int, repeat_threshold: float
 ) -> None:
     """They agree to a relative 1e-5, because the sums of a step are rounded in another order."""
+    same = {"validation": 9 / 42, "loss": {"beta": 0.4}, "repeat_threshold": repeat_threshold}
     one, two = (
-        make_checkout(tmp_path / name, batch_size=size, validation=9 / 42, loss={"beta": 0.4})
+        make_checkout(tmp_path / name, batch_size=size, **same)
         for name, size in (("one", batch_size), ("two", batch_size // 2))
     )
     one.ok("train")

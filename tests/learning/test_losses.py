@@ -70,6 +70,22 @@ def test_loss_without_balance_is_the_mean_over_images_of_bce() -> None:
     assert loss.item() == pytest.approx(expected.item() / 3)
 
 
+def test_positives_weigh_as_many_times_as_a_label_has_negatives_up_to_a_limit() -> None:
+    """The labels have 1 negative for each positive, 3, 99, no negative, and no positive."""
+    logits = torch.tensor([[0.3, -2.0, 1.5, 0.2, 0.1], [1.5, 0.0, -0.7, 4.0, -1.0]])
+    truth = torch.tensor([[1, 1, 1, 1, 0], [0, 0, 1, -1, 0]])
+    ratio = torch.tensor([0.5, 0.25, 0.01, 1.0, 0.0])
+    bce = nn.BCEWithLogitsLoss(
+        reduction="none", pos_weight=torch.tensor([1.0, 3.0, 10.0, 1.0, 1.0])
+    )
+    expected = bce(logits, truth.float())[truth >= 0].sum().item() / 2
+    loss = matching_loss(logits, truth, ratio, 0.0, largest_positive_weight=10.0)
+    assert loss.item() == pytest.approx(expected)
+    with_beta = matching_loss(logits[:, :1], truth[:, :1], ratio[:1], 2.0, 10.0)
+    without = matching_loss(logits[:, :1], truth[:, :1], ratio[:1], 2.0)
+    assert with_beta.item() == pytest.approx(without.item())
+
+
 def test_extreme_logits_have_a_finite_loss_and_gradient() -> None:
     logits = torch.tensor([[1e4, -1e4, 1e4, -1e4, 1e30]], requires_grad=True)
     loss = matching_loss(logits, torch.tensor([[0, 1, 1, 0, -1]]), torch.full((5,), 0.5), 0.4)

@@ -20,6 +20,7 @@ from small import make_small, write_params
 from pipeline.datasets.readers.voc import VOCABULARY as VOC_LABELS
 from pipeline.datasets.scenes import VOCABULARY
 from pipeline.evaluation.paper import METHOD, PAPER
+from pipeline.evaluation.tables import FEW
 from pipeline.report.figures import COLOURS
 from pipeline.shards.reader import RegionCache
 
@@ -132,8 +133,10 @@ def test_labels_sort_by_what_they_gain_and_lose(reader: Reader, made: Flow) -> N
         values = [sign * gain[label] for label in shown]
         assert values == sorted(values)
         assert len(shown) == len(gain)
-    few = sum(count < 10 for count in (truth_and_scores(made, "full-s0")[0] == 1).sum(axis=0))
-    expect(page.locator("#labels-note")).to_contain_text(f"{few} of 18 labels have fewer than 10")
+    few = sum(count < FEW for count in (truth_and_scores(made, "full-s0")[0] == 1).sum(axis=0))
+    expect(page.locator("#labels-note")).to_contain_text(
+        f"{few} of 18 labels have fewer than {FEW}"
+    )
     by_name = page.locator("#labels-table thead").get_by_role("button", name="label")
     by_name.click()
     assert reader.column("labels-table", 0) == sorted(VOCABULARY)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 from flows import BIN, ROOT, Flow
+from pages import read_page
 from small import run_names, write_params
 
 from pipeline.shards.reader import RegionCache
@@ -145,3 +147,30 @@ def test_dvc_never_drops_regions_by_itself(tmp_path: Path) -> None:
     assert RegionCache.open(flow / "cache/tiny").regions == 3
     assert repro(flow, "extract@tiny") == ["prepare", "extract"]
     assert stale(flow) >= {"train-full-0"}
+
+
+def test_the_commands_of_the_guide_to_searches(small: Flow) -> None:
+    make_checkout(small)
+    # DVC takes the author of an experiment from git.
+    run(small, "git", "config", "user.name", "somebody")
+    run(small, "git", "config", "user.email", "somebody@example.org")
+    run(small, "git", "add", ".")
+    run(small, "git", "commit", "--quiet", "--message", "start")
+    [block] = [
+        one
+        for one in read_page("docs/guides/searches.md").blocks
+        if one.reason and "test_dvc.py" in one.reason
+    ]
+    said = {}
+    for line in block.lines:
+        line = line.replace("demo", "voc2007").replace("epochs=5", "epochs=1")
+        said[line] = run(small, *shlex.split(line))
+    first, _, _, trial, shown, _, queue = said.values()
+    for made in (first, trial):
+        assert "Running stage 'train@voc2007-full-0'" in made
+    assert "'extract@voc2007' didn't change" in trial
+    assert "train.voc2007.epochs" in shown
+    assert "Queued" in queue
+    assert run_names(small) == set()  # nothing is evaluated
+    history = (small / "runs/voc2007/full-s0/history.csv").read_text().splitlines()
+    assert len(history) == 2

@@ -174,6 +174,10 @@ def killing(number: int, *, when: int) -> Iterator[None]:
     thread.join()
 
 
+def test_no_job_begins_when_the_time_is_over() -> None:
+    assert not list(run_jobs({"list": [LIST]}, 1, until=time.monotonic()))
+
+
 def test_jobs_run_side_by_side_up_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     waiting_for_ever(monkeypatch)
     running = run_jobs({name: [LIST] for name in "abc"}, 2)
