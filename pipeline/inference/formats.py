@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -48,7 +48,12 @@ Write = Callable[[list[Row]], None]
 
 
 def label_rows(
-    path: Path, prediction: Prediction, run: TrainedRun, threshold: float, top: int | None
+    path: Path,
+    prediction: Prediction,
+    run: TrainedRun,
+    threshold: float,
+    top: int | None,
+    only: Collection[str] = (),
 ) -> list[Row]:
     """Make a row for each label of an image, as `COLUMNS`.
 
@@ -57,10 +62,12 @@ def label_rows(
         prediction: of the image, by ``run``.
         threshold: a label is predicted if its score is higher; at 0 every label is.
         top: a label is predicted only if it is among this many best labels; None for no limit.
+        only: names of the labels to make rows for; empty for all.
     """
     rows: list[Row] = []
-    order = np.argsort(-prediction.logits, kind="stable")
-    for rank, label in enumerate(order.tolist()):
+    order = np.argsort(-prediction.logits, kind="stable").tolist()
+    listed = [label for label in order if not only or run.vocabulary[label] in only]
+    for rank, label in enumerate(listed):
         score, region = float(prediction.scores[label]), prediction.region_of(label)
         rows.append(
             {

@@ -25,6 +25,7 @@ def predict(
     names: Sequence[str],
     run_folder: Path,
     detector: Path | None,
+    labels: Sequence[str] = (),
     *,
     threshold: float,
     top: int | None,
@@ -37,6 +38,8 @@ def predict(
     Args:
         names: photographs, folders and patterns.
         run_folder, detector: as `open_run` takes them.
+        labels: the only labels to list, which the run need not have been trained with; empty for
+            all labels of the run.
         threshold, top: as `label_rows` takes them.
         batch_size: images that the detector processes at once.
         stdout: `json` or `csv`; None for a table, unless a file is written.
@@ -52,7 +55,7 @@ def predict(
         GmpipeError: as `open_run`.
     """
     paths = _named_images(names)
-    run = open_run(run_folder, detector)
+    run = open_run(run_folder, detector, labels)
     note_undecided(run, "`--threshold 0 --top 3` gives each photograph's three best labels.")
     labelled = failures = 0
     with ExitStack() as stack:
@@ -71,7 +74,7 @@ def predict(
                 failures += 1
                 tqdm.write(printable_lines(str(outcome)), file=sys.stderr)
                 continue
-            rows = label_rows(path, outcome, run, threshold, top)
+            rows = label_rows(path, outcome, run, threshold, top, labels)
             for write in writers:
                 write(rows)
             labelled += 1
