@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
+from pipeline.doubts.listing import DoubtList, read_doubts
 from pipeline.errors import DamagedError, GmpipeError, MismatchError, advising
 from pipeline.evaluation.runs import Runs
 from pipeline.files import exists, folder_lock, matching, replacing_folder
@@ -27,12 +28,14 @@ from pipeline.shards.reader import RegionCache
 from pipeline.shards.schema import Recipe
 from stages.checkout.caches import advising_on_cache, open_cache
 from stages.checkout.layout import (
+    DOUBTS_FILE,
     SWEEP_FILE,
     SWEEP_RESULTS_FILE,
     SWEEPS,
     cache_folder,
     data_root,
     detector_folder,
+    doubts_folder,
     report_folder,
     runs_folder,
     sweep_folder,
@@ -101,6 +104,7 @@ def _read_inputs(
         runs=runs,
         scores=scores,
         sweeps=_finished_sweeps(request.dataset),
+        doubts=_doubts(request.dataset),
         times=_times(request.dataset, runs),
         settings=_settings(request, list(runs)),
         images=images,
@@ -169,19 +173,57 @@ def check_sweep(sweep: Sweep) -> None:
     Raises:
         MismatchError: the sweep has other ones.
     """
+    folder = sweep_folder(sweep.dataset, sweep.variant, sweep.setting)
+    _check_current(sweep, folder, _again(folder))
+
+
+def _doubts(dataset: str) -> DoubtList | None:
+    """The list of doubtful labels, if there is one of the labels and regions of today.
+
+    Raises:
+        DamagedError: it can't be read.
+    """
+    path = doubts_folder(dataset) / DOUBTS_FILE
+    if not exists(path):
+        return None
+    with advising(f"Run `gmpipe doubts` again, or delete {path}.", DamagedError):
+        found = read_doubts(path)
+    try:
+        check_doubts(found)
+    except MismatchError as error:
+        note(f"{error.problem} The page leaves it out. {error.remedy}")
+        return None
+    return found
+
+
+def check_doubts(found: DoubtList) -> None:
+    """Check that a list of doubtful labels is of the labels and regions that the checkout has now.
+
+    Raises:
+        MismatchError: as `check_sweep`.
+    """
+    folder = doubts_folder(found.dataset)
+    _check_current(found, folder, f"Run `gmpipe doubts --dataset {found.dataset}` again.")
+
+
+def _check_current(found: Sweep | DoubtList, folder: Path, remedy: str) -> None:
+    """Check that something was made of the regions and labels that the checkout has now.
+
+    Raises:
+        MismatchError: it was made of other ones.
+    """
     today: dict[str, str] = {}
     with suppress(GmpipeError, OSError):
-        today["fingerprint"] = read_index(cache_folder(sweep.dataset)).fingerprint
+        today["fingerprint"] = read_index(cache_folder(found.dataset)).fingerprint
     with suppress(GmpipeError, OSError):
-        manifest = dataset_manifest(sweep.dataset)
+        manifest = dataset_manifest(found.dataset)
         today |= {"train_sha256": manifest.train_sha256, "test_sha256": manifest.test_sha256}
-    folder = sweep_folder(sweep.dataset, sweep.variant, sweep.setting)
     for name, expected in today.items():
-        if (found := getattr(sweep, name)) != expected:
+        if (made_of := getattr(found, name)) != expected:
             raise MismatchError(
-                f"{folder} is out of date: its runs have the {name} {found}, but the checkout now "
-                f"has {expected}.",
-                _again(folder),
+                f"{folder} is out of date: it was made with the {name} {made_of}, but the checkout "
+                f"now has {expected}.",
+                remedy,
             )
 
 

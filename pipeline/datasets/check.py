@@ -74,8 +74,7 @@ def check_files(
         root: the folder that its paths are relative to.
         on_images: called with the number of images that were checked since the last call.
     """
-    columns = (manifest.table.column(name).to_pylist() for name in ("image_id", "path", "split"))
-    images = [ListedImage(*row) for row in zip(*columns, strict=True)]
+    images = _listed(manifest)
     exists = find_files(root, [image.path for image in images])
     on_images(int((~exists).sum()))
     present = [images[row] for row in np.flatnonzero(exists)]
@@ -127,6 +126,30 @@ def _open(path: Path) -> _Opened:
         if isinstance(error, OSError) and error.errno:  # the system's; Pillow's have no number
             return _Opened(refused=error.strerror or str(error))
         return _Opened(unreadable=reason(error))
+
+
+def find_duplicates(manifest: Manifest, root: Path) -> list[list[str]]:
+    """Find the images of a manifest whose files have the same content; nothing is decoded.
+
+    Args:
+        manifest: the images. Those whose files are missing or can't be read are left out.
+        root: the folder that its paths are relative to.
+
+    Returns:
+        groups of two or more image ids.
+    """
+    images = _listed(manifest)
+    exists = find_files(root, [image.path for image in images])
+    readable = [images[row] for row in np.flatnonzero(exists)]
+    readable = [image for image in readable if os.access(root / image.path, os.R_OK)]
+    sizes = [(image, (root / image.path).stat().st_size) for image in readable]
+    groups = _duplicates(root, [(image, size) for image, size in sizes if size])
+    return [[image.image_id for image in group] for group in groups]
+
+
+def _listed(manifest: Manifest) -> list[ListedImage]:
+    columns = (manifest.table.column(name).to_pylist() for name in ("image_id", "path", "split"))
+    return [ListedImage(*row) for row in zip(*columns, strict=True)]
 
 
 def _duplicates(root: Path, sizes: list[tuple[ListedImage, int]]) -> list[list[ListedImage]]:

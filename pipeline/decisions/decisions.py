@@ -49,6 +49,16 @@ class Decisions:
         chosen: NDArray[np.bool_] = self.calibrated(logits) > self.thresholds
         return chosen
 
+    def with_more(self, labels: int) -> Decisions:
+        """Append labels on which nothing was fitted: not calibrated, with a threshold of 0.5."""
+        blank = {"scale": 1.0}
+        return Decisions(
+            **{
+                name: np.concatenate([own, np.full(labels, blank.get(name, 0), own.dtype)])
+                for name, own in vars(self).items()
+            }
+        )
+
     @property
     def probabilities(self) -> NDArray[np.float64]:
         """(C,), the thresholds as probabilities."""

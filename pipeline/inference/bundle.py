@@ -80,13 +80,19 @@ def load_bundle(folder: str | Path) -> TrainedRun:
         DamagedError: a file of it is missing or was changed, or it has another version.
     """
     folder = Path(folder)
-    _check(folder)
-    checkpoint = load_checkpoint(folder / CHECKPOINT_FILE)
-    return attach_detector(checkpoint, folder, folder / _DETECTOR)
+    detector = check_bundle(folder)
+    return attach_detector(load_checkpoint(folder / CHECKPOINT_FILE), folder, detector)
 
 
-def _check(folder: Path) -> None:
-    """Check that a bundle is whole, before anything of it is used."""
+def check_bundle(folder: Path) -> Path:
+    """Check that a bundle is whole, before anything of it is used.
+
+    Returns:
+        the folder of its detector.
+
+    Raises:
+        MissingError, DamagedError: as `load_bundle`.
+    """
     path = folder / BUNDLE_FILE
     try:
         with advising(_COPY_AGAIN, DamagedError):
@@ -111,3 +117,4 @@ def _check(folder: Path) -> None:
                 f"{digests[name]}: the file was changed or damaged.",
                 _COPY_AGAIN,
             )
+    return folder / _DETECTOR

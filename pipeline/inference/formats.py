@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -50,7 +50,12 @@ Write = Callable[[list[Row]], None]
 
 
 def label_rows(
-    path: Path, prediction: Prediction, run: TrainedRun, threshold: float | None, top: int | None
+    path: Path,
+    prediction: Prediction,
+    run: TrainedRun,
+    threshold: float | None,
+    top: int | None,
+    only: Collection[str] = (),
 ) -> list[Row]:
     """Make a row for each label of an image, as `COLUMNS`.
 
@@ -60,6 +65,7 @@ def label_rows(
         threshold: a label is predicted if its probability is higher; at 0 every label is. None for
             the thresholds that the run fitted, or 0.5.
         top: a label is predicted only if it is among this many best labels; None for no limit.
+        only: names of the labels to make rows for; empty for all.
     """
     rows: list[Row] = []
     probabilities, thresholds = prediction.probabilities, prediction.thresholds
@@ -67,7 +73,8 @@ def label_rows(
     if threshold is not None:
         thresholds = np.full_like(thresholds, threshold)
         decided = (probabilities.astype(np.float64) > threshold) | (threshold == 0)
-    for rank, label in enumerate(prediction.order):
+    listed = [label for label in prediction.order if not only or run.vocabulary[label] in only]
+    for rank, label in enumerate(listed):
         region = prediction.region_of(label)
         rows.append(
             {

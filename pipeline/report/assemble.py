@@ -32,6 +32,7 @@ from pipeline.heads.matching.network import GmMlic
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.prediction import Scorer
 from pipeline.report import illustrations as drawn
+from pipeline.report.doubts import write_doubt_pictures
 from pipeline.report.facts import what_was_run
 from pipeline.report.figures import looks
 from pipeline.report.folder import TABLES, write_data, write_frame
@@ -84,6 +85,7 @@ def write_page(folder: Path, inputs: PageInputs, phase: Phase) -> str:
             figures.append(drawn.draw_sweep(folder, sweep))
             on_figures(1)
     gallery = write_gallery(folder, inputs, phase)
+    doubts = write_doubt_pictures(folder, inputs, phase)
 
     write_data(folder, "curves", _rounded(curves, inputs.manifest.vocabulary))
     # Times have a script of their own: all others have the same bytes for the same runs.
@@ -94,6 +96,7 @@ def write_page(folder: Path, inputs: PageInputs, phase: Phase) -> str:
         "figures": [asdict(figure) for figure in figures],
         "missing_letters": missing_letters(_drawn_texts(inputs)),
         "gallery": gallery,
+        "doubts": doubts,
         "run": what_was_run(inputs),
     }
     write_data(folder, "overview", overview)

@@ -6,7 +6,7 @@ A page that was opened from disk can't fetch files, so its data are scripts: eac
     index.html      the file to open
     assets/         styles and scripts, the same for every data set
     data/           the data that they show
-    pictures/       small pictures of the test images
+    pictures/       small pictures of the test images, and in doubts/ of those with doubtful labels
     figures/        SVG and PNG
     tables/         CSV, and results.md
 """
@@ -35,9 +35,9 @@ _FIGURE = (
 )
 PAGE_FILE = re.compile(
     r"index\.html"
-    r"|assets/(core\.js|page\.js|tables\.js|gallery\.js|page\.css)"
+    r"|assets/(core\.js|page\.js|tables\.js|gallery\.js|doubts\.js|page\.css)"
     r"|data/(overview|curves|times|images|scores-\d+|regions-\d+)\.js"
-    r"|pictures/\d+\.jpg"
+    r"|pictures/(doubts/)?\d+\.jpg"
     rf"|figures/({_FIGURE})\.(svg|png)"
     rf"|tables/({_FIGURE}|results|labels)\.csv|tables/results\.md"
 )

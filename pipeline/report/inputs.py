@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.datasets.manifest import Manifest
+from pipeline.doubts.listing import DoubtList
 from pipeline.errors import MismatchError
 from pipeline.evaluation.entries import Entry
 from pipeline.evaluation.predictions import Scores
@@ -41,6 +42,7 @@ class PageInputs:
         times: rows of the table of times: stage, what of, seconds, when it finished.
         settings: the settings that were used, as a text to show.
         images: how many test images the gallery shows at most.
+        doubts: the doubtful labels; None if they were not looked for.
         given_classes: names of the class numbers of regions at given boxes; None if they are
             unknown, or a detector found the regions.
         entries: to show beside the runs.
@@ -58,6 +60,7 @@ class PageInputs:
     times: Sequence[Sequence[str]]
     settings: str
     images: int
+    doubts: DoubtList | None = None
     given_classes: Sequence[str] | None = None
     entries: Sequence[Entry] = ()
 

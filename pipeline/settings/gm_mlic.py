@@ -58,6 +58,10 @@ class GmMlicSettings(RegionSettings):
     )
 
     @property
+    def scores_new_labels(self) -> bool:
+        return True
+
+    @property
     def matching_states(self) -> bool:
         """Whether the matching edges have states, as in the paper."""
         return self.matching_edges is True

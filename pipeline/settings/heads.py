@@ -49,6 +49,12 @@ class HeadSettings(Settings):
     def reads_conditional(self) -> bool:
         return False
 
+    @property
+    def scores_new_labels(self) -> bool:
+        """Whether a trained head can score labels that it was not trained with, given only their
+        vectors: no weight or statistic belongs to a label."""
+        return False
+
 
 class FeatureSettings(HeadSettings):
     """Settings of heads that read features."""

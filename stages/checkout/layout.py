@@ -20,10 +20,13 @@ METRICS_FILE = "metrics.json"
 SUMMARY_FILE = "summary.json"
 PREDICTIONS_FILE = "predictions.parquet"
 EVALUATION_FILES = (METRICS_FILE, SUMMARY_FILE, PREDICTIONS_FILE)
-# and files in the folder of a sweep.
+# files in the folder of a sweep,
 SWEEP_RESULTS_FILE = "results.csv"
 SWEEP_FIGURE_STEM = "figure"
 SWEEP_FILE = "sweep.json"
+# and of the doubtful labels.
+DOUBTS_FILE = "doubts.parquet"
+DOUBTS_TABLE_FILE = "doubts.csv"
 
 
 def data_root(dataset: str) -> Path:
@@ -116,6 +119,11 @@ SWEEPS = "sweeps"
 def sweep_folder(dataset: str, variant: str, key: str) -> Path:
     """Output of `sweep`, beside the runs. The name includes the variant unless it is `full`."""
     return runs_folder(dataset) / SWEEPS / (key if variant == "full" else f"{variant}-{key}")
+
+
+def doubts_folder(dataset: str) -> Path:
+    """Output of `doubts`, beside the runs."""
+    return runs_folder(dataset) / "doubts"
 
 
 ENTRIES = "entries"

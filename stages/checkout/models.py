@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import DamagedError, MismatchError, MissingError, advising
-from pipeline.inference.bundle import is_bundle, load_bundle
+from pipeline.formats.text import first_few
+from pipeline.inference.bundle import check_bundle, is_bundle
+from pipeline.inference.new_labels import new_labels, with_labels
 from pipeline.inference.trained import TrainedRun, attach_detector
 from pipeline.learning.checkpoint import Checkpoint, load_checkpoint
 from pipeline.learning.prediction import NotFinite
@@ -46,19 +48,22 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         return load_checkpoint(folder / CHECKPOINT_FILE)
 
 
-def open_run(folder: Path, detector: Path | None) -> TrainedRun:
+def open_run(folder: Path, detector: Path | None, labels: Sequence[str] = ()) -> TrainedRun:
     """Load a trained run for new images.
 
     Args:
         folder: of the run, or a bundle of it.
         detector: folder of its detector; None for that of the bundle or of the run's checkout.
+        labels: names, of which those that are not labels of the run are added to it.
 
     Raises:
-        GmpipeError: as `load_run` and `load_bundle`.
+        GmpipeError: as `load_run`, `load_bundle` and `with_labels`.
     """
     if detector is None and is_bundle(folder):
-        return load_bundle(folder)
+        detector = check_bundle(folder)
     checkpoint = open_checkpoint(folder)
+    if new := new_labels(checkpoint, labels):
+        checkpoint = _with_new(checkpoint, folder, new)
     make = f"Run `gmpipe detector --dataset {checkpoint.dataset}` in the checkout of the run"
     with (
         advising(f"{make}, or name the detector with `--detector`.", MissingError, DamagedError),
@@ -69,6 +74,24 @@ def open_run(folder: Path, detector: Path | None) -> TrainedRun:
         ),
     ):
         return attach_detector(checkpoint, folder, detector)
+
+
+def _with_new(checkpoint: Checkpoint, folder: Path, new: Sequence[str]) -> Checkpoint:
+    """`with_labels`, with a note on what the scores of new labels are worth."""
+    source = checkpoint.settings.label_vectors
+    remedy = (
+        f"New labels get their vectors from {source}, the run's `label_vectors`: put it where it "
+        "was, or leave out the labels that the run was not trained with."
+    )
+    with advising(remedy, MissingError):
+        added = with_labels(checkpoint, new)
+    note(
+        f"{folder} was not trained with {first_few(new)}, and scores "
+        f"{'it' if len(new) == 1 else 'them'} by the label vector alone. Such scores can sort "
+        "photographs, but often little better than chance, and whether one is over 0.5 means "
+        "nothing (docs/guides/new-labels.md)."
+    )
+    return added
 
 
 def note_undecided(run: TrainedRun, instead: str) -> None:

@@ -19,7 +19,7 @@ import click
 from pipeline.errors import GmpipeError, Stopped
 from pipeline.files import access_error
 from pipeline.formats.text import printable_lines
-from stages.cli import about, caches, runs, trained
+from stages.cli import about, caches, doubts, runs, trained
 from stages.cli.exit_codes import DONE, FAILED, STOPPED
 from stages.cli.options import CommandGroup, level_options
 from stages.cli.steps import STAGES
@@ -128,6 +128,7 @@ for _command in (
     runs.sweep,
     runs.runs,
     runs.clean,
+    doubts.doubts,
     caches.cache,
     caches.import_regions,
     caches.verify_all,

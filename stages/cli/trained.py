@@ -16,6 +16,13 @@ from stages.cli.options import (
 from stages.console.messages import say
 
 
+def _label_names(_: click.Context, parameter: click.Parameter, names: str) -> tuple[str, ...]:
+    labels = tuple(name.strip() for name in names.split(",")) if names else ()
+    if "" in labels:
+        raise click.BadParameter(f"{names!r} has an empty name: write commas between labels only")
+    return labels
+
+
 @click.command()
 @click.argument("images", metavar="IMAGE|FOLDER|GLOB...", nargs=-1, required=True)
 @trained_run_options
@@ -32,6 +39,15 @@ from stages.console.messages import say
     type=click.IntRange(min=1),
     metavar="N",
     help="Predict at most the N best labels of an image.  [default: any number]",
+)
+@click.option(
+    "--labels",
+    metavar="NAME,NAME,...",
+    default="",
+    show_default=False,
+    callback=_label_names,
+    help="List only these labels. The run need not have been trained with them if its head reads "
+    "labels by their vectors, as GM-MLIC does.  [default: the labels of the run]",
 )
 @click.option("--json", "stdout", flag_value="json", help="Print JSON: a list of images.")
 @click.option("--csv", "stdout", flag_value="csv", help="Print CSV: one row per image and label.")
@@ -54,6 +70,7 @@ def predict(
     detector: Path | None,
     threshold: float | None,
     top: int | None,
+    labels: tuple[str, ...],
     stdout: str | None,
     output: Path | None,
     batch_size: int,
@@ -73,6 +90,7 @@ def predict(
         images,
         run_folder,
         detector,
+        labels,
         threshold=threshold,
         top=top,
         batch_size=batch_size,

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline.datasets.manifest import Manifest, read_boxes
+from pipeline.doubts.listing import read_doubts
 from pipeline.errors import DamagedError, MismatchError, MissingError, advising
 from pipeline.evaluation.tables import as_csv
 from pipeline.files import read_bytes
@@ -28,6 +29,7 @@ from pipeline.shards.shard import read_header
 from pipeline.tensors import load_state
 from stages.checkout.caches import advising_on_cache
 from stages.checkout.layout import (
+    DOUBTS_FILE,
     ENTRIES,
     SWEEP_FILE,
     SWEEP_RESULTS_FILE,
@@ -36,6 +38,7 @@ from stages.checkout.layout import (
     cache_folder,
     data_root,
     detector_folder,
+    doubts_folder,
     manifest_file,
     report_folder,
     runs_folder,
@@ -61,7 +64,7 @@ from stages.commands.verification.findings import (
 from stages.commands.verification.runs import RunFiles, Today
 from stages.console.progress import progress_bar
 from stages.extract import hashed_images
-from stages.report import check_sweep
+from stages.report import check_doubts, check_sweep
 
 _BAD: tuple[Status, ...] = ("damaged", "unreadable")
 _ORDER: tuple[Status, ...] = ("sound", "out of date", "missing", *_BAD)
@@ -101,6 +104,8 @@ def _findings(request: Request, *, images: bool) -> Iterator[Finding]:
     yield from _each(runs, lambda run: RunFiles(request, today, run).findings())
     yield from _each(runs / SWEEPS, _of_sweep)
     yield from _each(runs / ENTRIES, lambda entry: entry_findings(entry, today.manifest))
+    if there(doubts_folder(dataset) / DOUBTS_FILE):
+        yield look(doubts_folder(dataset), lambda: _doubts(dataset))
     yield from _each(Path(".state"), _of_state)
     if there(times_file(dataset)):
         yield look(times_file(dataset), lambda: _times(dataset))
@@ -248,6 +253,13 @@ def _of_sweep(folder: Path) -> Iterator[Finding]:
 
     if there(path) or there(table):
         yield look(folder, sweep)
+
+
+def _doubts(dataset: str) -> str:
+    with advising(f"Run `gmpipe doubts --dataset {dataset}`.", DamagedError, MismatchError):
+        found = read_doubts(doubts_folder(dataset) / DOUBTS_FILE)
+        check_doubts(found)
+    return f"{counted(len(found), 'doubtful label')}"
 
 
 def _readable(folder: Path) -> str:

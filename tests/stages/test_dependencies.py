@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 
 from pipeline.settings.heads import HEADS
 
-DECIDING = {"decisions", "evaluation", "labels", "learning", "heads", "report"}
+DECIDING = {"decisions", "doubts", "evaluation", "labels", "learning", "heads", "report"}
 EXEMPT = {
     "ahead": "decides when something is computed, which changes no number",
     "datasets": "what they make is in the manifest, which the stages depend on",

@@ -53,6 +53,10 @@ class MlDecoderSettings(AttentionSettings):
         "one. With `vectors`, each label has its own.",
     )
 
+    @property
+    def scores_new_labels(self) -> bool:
+        return self.queries == "vectors"
+
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "ml-decoder": {

@@ -55,6 +55,10 @@ class Query2LabelSettings(AttentionSettings):
         "published, or linear in the label `vectors`.",
     )
 
+    @property
+    def scores_new_labels(self) -> bool:
+        return self.queries == "vectors"
+
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "query2label": {

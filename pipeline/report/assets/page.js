@@ -54,6 +54,7 @@
       document.getElementById(section).append(figure(about));
     }
     gmpipe.tables.start();
+    gmpipe.doubts.start();
     startRun(overview.run, gmpipe.data("times"));
     return gmpipe.gallery.start();
   }

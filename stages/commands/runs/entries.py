@@ -12,6 +12,8 @@ from pathlib import Path
 from pipeline.files import access_error, exists
 from stages.checkout.layout import (
     CHECKPOINT_FILE,
+    DOUBTS_FILE,
+    DOUBTS_TABLE_FILE,
     ENTRIES,
     EVALUATION_FILES,
     HISTORY_FILE,
@@ -46,6 +48,7 @@ PREPARED_FILE = re.compile(
 )
 SETTINGS_OF_VARIANT = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_-]*\.yaml({_TEMPORARY})?")
 DETECTOR_FILE = _one_of("weights.pt", "detector.json", "metrics.json")
+FILE_OF_DOUBTS = _one_of(DOUBTS_FILE, DOUBTS_TABLE_FILE)
 CACHE_FILE = re.compile(rf"(regions-\d{{5,}}\.h5|index\.parquet|failures\.parquet)({_TEMPORARY})?")
 
 

@@ -24,6 +24,7 @@ from stages.checkout.layout import (
     cache_folder,
     data_root,
     detector_folder,
+    doubts_folder,
     prepared_folder,
     report_folder,
     run_of_folder,
@@ -36,6 +37,7 @@ from stages.checkout.params import Request, check_dataset_name, has_variant
 from stages.commands.runs.entries import (
     CACHE_FILE,
     DETECTOR_FILE,
+    FILE_OF_DOUBTS,
     PREPARED_FILE,
     SETTINGS_OF_VARIANT,
     entries,
@@ -177,6 +179,7 @@ def _of_dataset(dataset: str) -> Iterator[_Part]:
     workers = cache.parent / f".{cache.name}.workers.lock"
     yield replace(of_cache, paths=[*of_cache.paths, *_there(workers)])
     yield from _of_runs(runs_folder(dataset), lambda folder: False)
+    yield _of_folder(doubts_folder(dataset), FILE_OF_DOUBTS)
     yield _of_folder(report_folder(dataset), PAGE_FILE)
 
 
