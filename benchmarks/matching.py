@@ -17,7 +17,8 @@ What is measured, on random inputs in which every instance is real:
   wastes, but not parameters, inputs and libraries.
 - matmul_share: floating-point operations per second of all matrix products that our step really
   makes, as a share of the best rate of a plain product (`RATE_SIZES`) of that precision in the same
-  run.
+  run. Where our network computes wide float32 products with oneDNN
+  (`pipeline.heads.matching.products`), that is oneDNN's rate. The other network uses torch's own.
 - labels: our training step with many labels, of which each reads a fixed number of others and, for
   contrast, all others. Linear means that time and memory per label stay what they are at the
   smallest number. `growth` compares what one further label costs in the last interval with what it
@@ -34,7 +35,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -44,6 +45,7 @@ from tabulate import tabulate
 
 from benchmarks.networks.costs import product_operations, product_rate, seconds, step_memory
 from benchmarks.networks.sides import (
+    Side,
     Size,
     make_inputs,
     our_side,
@@ -71,16 +73,7 @@ def compare(size: Size, *, turns: int, threads: int, half: bool = False) -> dict
         "train": product_operations(ours.train),
     }
     theirs.forward()
-    times: dict[tuple[str, str], list[float]] = {
-        (name, kind): [] for name in sides for kind in operations
-    }
-    rate = 0.0
-    for turn in range(turns):
-        rate = max(rate, product_rate(dtype=torch.bfloat16 if half else torch.float32))
-        for kind in operations:
-            # Each goes first as often as the other.
-            for name in list(sides) if turn % 2 else reversed(sides):
-                times[name, kind].append(seconds(getattr(sides[name], kind)))
+    times, rate = _in_turn(sides, list(operations), turns)
     state = 2 * 4 * sum(parameter.numel() for parameter in ours.network.parameters())
     del sides, ours, theirs
     memory = {
@@ -103,11 +96,8 @@ def compare(size: Size, *, turns: int, threads: int, half: bool = False) -> dict
         )
         for name in memory
     ]
-    precision = "bfloat16" if half else "float32"
-    print(
-        f"\nB = {size.images}, M = {size.instances}, C = {size.labels}, {threads} threads,",
-        precision,
-    )
+    sizes = f"B = {size.images}, M = {size.instances}, C = {size.labels}, {threads} threads"
+    print(f"\n{sizes}, {'bfloat16' if half else 'float32'}")
     print(tabulate(table, headers=["median of", "forward, s", "training step, s", "memory, MB"]))
     print(f"{state / 1e6:.0f} MB of each are gradients and momentum")
     print(
@@ -123,6 +113,28 @@ def compare(size: Size, *, turns: int, threads: int, half: bool = False) -> dict
         "matmul_share": share("train"),
         "matmul_share_forward": share("forward"),
     }
+
+
+def _in_turn(
+    sides: Mapping[str, Side], kinds: Sequence[str], turns: int
+) -> tuple[dict[tuple[str, str], list[float]], float]:
+    """Time both networks in turn.
+
+    Returns:
+        Seconds by network and kind, and the best rate of plain products in their precision.
+    """
+    times: dict[tuple[str, str], list[float]] = {
+        (name, kind): [] for name in sides for kind in kinds
+    }
+    half = any(side.half for side in sides.values())
+    rate = 0.0
+    for turn in range(turns):
+        rate = max(rate, product_rate(dtype=torch.bfloat16 if half else torch.float32))
+        for kind in kinds:
+            # Each goes first as often as the other.
+            for name in list(sides) if turn % 2 else reversed(sides):
+                times[name, kind].append(seconds(getattr(sides[name], kind)))
+    return times, rate
 
 
 def many_labels(

@@ -13,6 +13,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def is_intel(root: Path = Path("/")) -> bool:
+    """Whether the processor is one of Intel's.
+
+    Args:
+        root: of the file system that contains /proc.
+    """
+    return "GenuineIntel" in (root / "proc/cpuinfo").read_text()
+
+
 def sign_of_gpu(root: Path = Path("/")) -> str | None:
     """Say what shows that this machine has an NVIDIA GPU, whether or not torch can use it.
 

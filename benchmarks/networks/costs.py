@@ -18,6 +18,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.networks.sides import CPU, TINY, Size, make_inputs, our_side, their_side
+from pipeline.heads.matching.products import Factor
 
 
 def seconds(work: Callable[[], object], device: torch.device = CPU) -> float:
@@ -92,8 +93,9 @@ def product_rate(
         left = torch.randn(rows, inner, device=device, dtype=dtype)
         right = torch.randn(inner, columns, device=device, dtype=dtype)
         out = torch.empty(rows, columns, device=device, dtype=dtype)
-        multiply = partial(torch.mm, left, right, out=out)
-        for _ in range(repetitions):
+        by_torch = partial(torch.mm, left, right, out=out)
+        by_ours = partial(Factor(right.T).times, left, out=out)
+        for multiply in [by_torch, by_ours] * repetitions:
             best = max(best, 2 * rows * inner * columns / seconds(multiply, device))
     return best
 
@@ -108,7 +110,8 @@ def product_operations(work: Callable[[], object]) -> int:
     # Forms that PyTorch's counter does not know.
     aten = torch.ops.aten
     others = (aten.addmm_, aten.baddbmm_, aten.addbmm, aten.addbmm_, aten._addmm_activation)
-    mapping = dict.fromkeys(others, added)
+    mapping: dict[Any, Any] = dict.fromkeys(others, added)
+    mapping[aten.mkldnn_linear] = lambda rows, weight, *_, **__: 2 * math.prod(rows) * weight[0]
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         work()
     return counter.get_total_flops()

@@ -30,6 +30,7 @@ from benchmarks.networks.sides import (
     largest_differences,
     make_inputs,
     our_side,
+    require_close,
     require_equal,
     their_side,
 )
@@ -116,4 +117,19 @@ def test_operations_of_products_by_hand() -> None:
         torch.einsum("bnk,km->bnm", batch, b)
         torch.zeros(2, 3, 7).baddbmm_(batch, b.expand(2, -1, -1))
 
+    def by_onednn() -> None:
+        torch.nn.functional.linear(a.detach().to_mkldnn(), b.T.contiguous().to_mkldnn())
+
     assert product_operations(work) == 2 * 3 * 5 * 7 * (2 + 1 + 2 + 2)
+    if torch.backends.mkldnn.is_available():
+        assert product_operations(by_onednn) == 2 * 3 * 5 * 7
+
+
+def test_scores_in_bfloat16_that_are_far_from_float32_are_not_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sides = [make_side(SMALL, make_inputs(SMALL)) for make_side in (our_side, their_side)]
+    require_close(sides)
+    monkeypatch.setattr("benchmarks.networks.sides.HALF_LIMIT", 1e-6)
+    with pytest.raises(SystemExit, match="bfloat16"):
+        require_close(sides)

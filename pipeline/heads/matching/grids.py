@@ -29,6 +29,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pipeline.heads.matching.products import Factor, add_product
+
 _CACHE_BYTES = 2**21
 """Size of the largest tensor of a piece on a CPU: of the order of a core's cache."""
 
@@ -163,14 +165,6 @@ def _sum_like(tensor: Tensor) -> Tensor:
     return torch.zeros_like(tensor, dtype=wide)
 
 
-def _add_product(total: Tensor, gradient: Tensor, states: Tensor) -> None:
-    """``total += gradient.T @ states``"""
-    if total.dtype == states.dtype:
-        torch.addmm(total, gradient.T, states, out=total)
-    else:
-        total.add_(gradient.T @ states)
-
-
 @cache
 def _free_bytes(device: torch.device) -> int:
     """Memory of an accelerator that was free when this was first asked."""
@@ -240,10 +234,11 @@ class _Read(torch.autograd.Function):
         row_passed = weight.new_empty(passed_shape, dtype=torch.bool)
         column_passed = row_passed.new_empty(passed_shape if has_columns else (0,))
         scale = column_weight.expand(rows, columns)[..., None]
+        reader = Factor(weight)
         row_bytes = columns * len(weight) * weight.element_size()
         for g, r in _pieces(grids, rows, row_bytes, weight.device):
             states = _states(hidden, left, right, g, r)
-            read = (states.flatten(0, 2) @ weight.T).view(*states.shape[:3], len(weight))
+            read = reader.times(states.flatten(0, 2)).view(*states.shape[:3], len(weight))
             messages = read[..., :size].add_(_select(column_term, g)[:, None]).relu_()
             if differentiated:
                 row_passed[g, r] = messages
@@ -281,6 +276,7 @@ class _Read(torch.autograd.Function):
         grad_weight, grad_column = _sum_like(weight), _sum_like(column_term)
         grad_row = None if to_columns is None else weight.new_empty(grids, rows, size)
         scale = column_weight.expand(rows, columns)[..., None]
+        reader = Factor(weight.T)
         row_bytes = columns * len(weight) * weight.element_size()
         for g, r in _pieces(grids, rows, row_bytes, weight.device):
             states = _states(hidden, left, right, g, r)
@@ -297,11 +293,11 @@ class _Read(torch.autograd.Function):
             if kept is not None:
                 grad_read[..., -size:] = kept[g, r]
             flat = grad_read.flatten(0, 2)
-            _add_product(grad_weight, flat, states.flatten(0, 2))
+            add_product(grad_weight, flat, states.flatten(0, 2))
             if grad_hidden is not None:
-                torch.mm(flat, weight, out=grad_hidden[g, r].flatten(0, 2))
+                reader.times(flat, out=grad_hidden[g, r].flatten(0, 2))
             else:
-                _split(flat @ weight, states, g, r, grad_left, grad_right)
+                _split(reader.times(flat), states, g, r, grad_left, grad_right)
         return (
             grad_hidden,
             grad_left,
@@ -323,11 +319,12 @@ class _Update(torch.autograd.Function):
     ) -> Tensor:
         grids, rows, columns = len(left), left.shape[1], right.shape[1]
         updated = weight.new_empty(grids, rows, columns, len(weight))
+        reader = Factor(weight)
         row_bytes = columns * max(weight.shape) * weight.element_size()
         for g, r in _pieces(grids, rows, row_bytes, weight.device):
             states = _states(None, left, right, g, r).flatten(0, 2)
             piece = updated[g, r]
-            torch.mm(states, weight.T, out=piece.flatten(0, 2))
+            reader.times(states, out=piece.flatten(0, 2))
             piece.add_(_select(kept, g)[:, r]).add_(bias).relu_()
         ctx.save_for_backward(updated, left, right, weight)
         ctx.shared = len(kept) < grids
@@ -344,6 +341,7 @@ class _Update(torch.autograd.Function):
             grad_kept = _sum_like(grad_kept)
         grad_left, grad_right = torch.empty_like(left), _sum_like(right)
         grad_weight, grad_bias = _sum_like(weight), _sum_like(weight[:, 0])
+        reader = Factor(weight.T)
         row_bytes = columns * max(weight.shape) * weight.element_size()
         for g, r in _pieces(grids, rows, row_bytes, weight.device):
             states = _states(None, left, right, g, r)
@@ -353,9 +351,9 @@ class _Update(torch.autograd.Function):
             else:
                 grad_kept[g, r] = grad_sum
             flat = grad_sum.flatten(0, 2)
-            _add_product(grad_weight, flat, states.flatten(0, 2))
+            add_product(grad_weight, flat, states.flatten(0, 2))
             grad_bias += flat.sum(dim=0)
-            _split(flat @ weight, states, g, r, grad_left, grad_right)
+            _split(reader.times(flat), states, g, r, grad_left, grad_right)
         dtype = weight.dtype
         return (
             grad_kept.to(dtype),
