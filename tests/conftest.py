@@ -1,11 +1,17 @@
-"""Fixtures that every test module can use."""
+"""Fixtures that every test module can use.
+
+They import what they need themselves: the process that hands the tests out to others needs none of
+it, and the others wait for it.
+"""
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,17 +21,23 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis
-import torch
 from filelock import FileLock
-from flows import Flow, run_all
-from small import make_small
-from toys import Toy, make_toy
 
-from pipeline.evaluation import bootstrap
+if TYPE_CHECKING:
+    from flows import Flow
+    from toys import Toy
 
 # How long an example takes says nothing where other processes run beside the tests.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+
+def pytest_collection_finish() -> None:
+    """Keep all that was imported and collected from the garbage collector, which finds none in it.
+
+    It would look through a million objects again and again.
+    """
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -35,6 +47,8 @@ def _leave_torch_as_it_was() -> Iterator[None]:
     An extraction in this process sets the number of threads, which every thread that is new to
     torch then takes over.
     """
+    import torch
+
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -43,6 +57,8 @@ def _leave_torch_as_it_was() -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="session")
 def _few_resamples() -> Iterator[None]:
     """Intervals from 100 resamples instead of 1,000. Tables and pages state the number used."""
+    from pipeline.evaluation import bootstrap
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bootstrap, "RESAMPLES", 100)
         yield
@@ -95,6 +111,8 @@ def made_once(
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Flow:
     """A finished flow; to be read only."""
+    import torch
+    from flows import Flow, run_all
 
     def make(folder: Path) -> None:
         # Here, since the tests on a GPU also run where Dask is not installed.
@@ -112,22 +130,31 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Flow:
 @pytest.fixture
 def flow(made: Flow, tmp_path: Path) -> Flow:
     """A finished flow, to be changed."""
+    from flows import Flow
+
     return Flow(Path(shutil.copytree(made.folder, tmp_path / "flow")))
 
 
 @pytest.fixture(scope="session")
 def small_made(tmp_path_factory: pytest.TempPathFactory) -> Flow:
     """A data set whose runs take a moment; to be read only."""
+    from flows import Flow
+    from small import make_small
+
     return Flow(made_once("small-made", make_small, tmp_path_factory))
 
 
 @pytest.fixture
 def small(small_made: Flow, tmp_path: Path) -> Flow:
     """A data set whose runs take a moment, to be changed."""
+    from flows import Flow
+
     return Flow(Path(shutil.copytree(small_made.folder, tmp_path / "small")))
 
 
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
     """The toy problem; to be read only."""
+    from toys import make_toy
+
     return make_toy(tmp_path_factory.mktemp("cache") / "toy")

@@ -25,8 +25,9 @@ import re
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -211,8 +212,9 @@ def _from_glove(labels: Sequence[str], path: Path) -> _Vectors:
     return np.stack(vectors).astype(np.float32), [" + ".join(words[label]) for label in labels]
 
 
-def _from_wordllama(labels: Sequence[str]) -> _Vectors:
-    """Means of the embeddings of each name's tokens."""
+@cache
+def _wordllama() -> Any:
+    """Load wordllama's embeddings and tokenizer, once for all runs that a process makes."""
     # wordllama configures the root logger when it is imported, and then the INFO lines of every
     # library would appear on stderr. `basicConfig` does nothing if the root logger has a handler.
     guard = logging.NullHandler()
@@ -223,7 +225,7 @@ def _from_wordllama(labels: Sequence[str]) -> _Vectors:
         logging.root.removeHandler(guard)
 
     try:
-        model = wordllama.WordLlama.load(
+        return wordllama.WordLlama.load(
             config=_WORDLLAMA_CONFIG,
             dim=_WORDLLAMA_SIZE,
             # Without this it finds the weights in its wheel, but not the tokenizer.
@@ -237,6 +239,10 @@ def _from_wordllama(labels: Sequence[str]) -> _Vectors:
             "to an npz.",
         ) from error
 
+
+def _from_wordllama(labels: Sequence[str]) -> _Vectors:
+    """Means of the embeddings of each name's tokens."""
+    model = _wordllama()
     # One name at a time: encoding a batch starts a thread pool of tokenizers, which then warns at
     # every fork of a data loader.
     encoded = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from pipeline.decisions.decisions import Decisions
 from pipeline.errors import DamagedError, MissingError, briefly
@@ -113,7 +114,8 @@ class Checkpoint:
         return sum(weights.numel() for weights in self._network_of_shapes().parameters())
 
     def _network_of_shapes(self) -> Head:
-        with torch.device("meta"):  # which takes neither memory nor random numbers
+        # This takes neither memory nor random numbers.
+        with torch.device("meta"), _WithoutNormal():
             return self._untrained_network()
 
     def _untrained_network(self) -> Head:
@@ -124,6 +126,24 @@ class Checkpoint:
             int(self.state["inputs.classes"]),
         )
         return build_head(sizes, self.settings.network)
+
+
+class _WithoutNormal(TorchFunctionMode):
+    """Let `torch.nn.init.normal_` do nothing.
+
+    On the device `meta`, torch does it in Python. The first call imports TorchDynamo, which takes
+    more than a second.
+    """
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        return kwargs["tensor"] if function is torch.nn.init.normal_ else function(*args, **kwargs)
 
 
 _STORED = [field.name for field in fields(Checkpoint) if field.name != "sha256"]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -84,6 +85,14 @@ print(loaded.sha256)
     )
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout.strip() == load_label_vectors(NAMES, "wordllama").sha256
+
+
+def test_wordllama_is_loaded_once_in_a_process(vectors: NDArray[np.float32]) -> None:
+    import wordllama
+
+    with mock.patch.object(wordllama.WordLlama, "load", side_effect=AssertionError):
+        again = load_label_vectors(NAMES, "wordllama").vectors
+    np.testing.assert_array_equal(again, vectors)
 
 
 def test_wordllama_describes_tokens_and_replaces_spellings() -> None:

@@ -121,6 +121,12 @@ def test_a_checkpoint_is_the_same_bytes_and_runs_no_code(tmp_path: Path, trained
     assert content["settings"] == SETTINGS.model_dump(mode="json")
 
 
+def test_weights_are_checked_without_drawing_others(trained: Training) -> None:
+    """To draw them on the device `meta` would import TorchDynamo, which takes a second."""
+    with mock.patch.object(torch.Tensor, "normal_", side_effect=AssertionError):
+        checkpoint_of(trained).check_weights()
+
+
 CONDITIONAL = torch.tensor([[0.0, 0.5, 1.0], [0.25, 0.0, 0.0], [0.0, 0.125, 0.0]])
 
 

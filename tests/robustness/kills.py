@@ -2,7 +2,8 @@
 
 What a kill leaves is what the file system holds at that moment. So `moments` runs a command once,
 and copies its folder before each operation on a file: that is every state that a kill can leave,
-but for how much of a temporary file is written. `killed` kills a real process.
+but for how much of a temporary file is written. `killed` kills a real process, in which figures are
+saved empty.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from flows import Flow
+from flows import Flow, unrendered
 
 from pipeline import files
 
@@ -101,7 +102,8 @@ def duration(flow: Flow, *arguments: str) -> float:
 
 
 def _run(folder: Path, arguments: tuple[str, ...]) -> None:
-    outcome = Flow(folder).gmpipe(*arguments)
+    with unrendered():
+        outcome = Flow(folder).gmpipe(*arguments)
     assert outcome.code == 0, outcome.err
 
 
