@@ -151,7 +151,8 @@ def _calibrated(inputs: PageInputs) -> dict[str, list[np.ndarray]]:
             if run.decisions is not None
         ]
         for variant in inputs.variants
-        if inputs.runs[variant][0].settings.decisions.calibration != "none"
+        if variant in inputs.runs
+        and inputs.runs[variant][0].settings.decisions.calibration != "none"
     }
 
 
