@@ -21,6 +21,7 @@ from small import no_run_is_made, write_params
 from pipeline.datasets.manifest import COLUMNS, Manifest, full_counts, read_manifest, write_manifest
 from pipeline.formats.sealed import read_sealed_json
 from pipeline.shards.failures import Failure, write_failures
+from stages.checkout.layout import is_entry_folder
 
 ENTRIES = "runs/voc2007/entries"
 TEXT_IDS = pacsv.ConvertOptions(column_types={"image_id": pa.string()})
@@ -247,6 +248,11 @@ def test_an_entry_of_other_labels_or_of_a_variants_name_is_left_out(beside: Flow
     assert "`prepare.voc2007.difficult.test` was `ignored`" in outcome.err
     assert "--scores 'my scores.csv' --name my-scores" in outcome.err
     assert "| my-scores" not in outcome.out
+
+
+def test_a_run_of_a_data_set_called_entries_is_no_entry() -> None:
+    assert is_entry_folder(Path("runs/demo/entries/other"))
+    assert not is_entry_folder(Path("runs/entries/full-s0"))
 
 
 # What is refused ---------------------------------------------------------------------------------
