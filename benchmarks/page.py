@@ -92,6 +92,8 @@ def _overview(images: int, labels: Sequence[str]) -> dict[str, Any]:
         "interval_is_weak": False,
         "top3": "",
         "few": 1,
+        "thresholds": None,
+        "doubts": None,
         "detector": "chance",
         "base": VARIANTS[0],
         "variants": VARIANTS,

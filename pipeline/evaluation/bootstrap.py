@@ -158,7 +158,8 @@ def intervals(
     """Compute the interval of each variant from `RESAMPLES` resamples.
 
     Args:
-        runs: variant -> (N, C) scores of each of its seeds; all variants have the same seeds.
+        runs: variant -> (N, C) scores of each of its seeds; all variants have the same seeds. An
+            entry has one array, which is compared with the mean over the seeds of ``base``.
             Variants whose scores do not rank have no mAP, and are left out by the caller.
         truth: (N, C).
         base: the variant that the others are compared with.

@@ -39,12 +39,12 @@ _COLUMNS = pa.schema(
 
 @dataclass(frozen=True)
 class Scores:
-    """What runs predict for the test images.
+    """What runs, and the entries beside them, predict for the test images.
 
     Attributes:
         image_ids: N, the images of the split that have regions.
         truth: (N, C) int8: 1 positive, 0 negative, -1 ignored.
-        logits: variant -> (N, C) float32 of each of its runs.
+        logits: variant -> (N, C) float32 of each of its runs; name of an entry -> its own.
     """
 
     image_ids: list[str]

@@ -134,6 +134,11 @@ def entry_folder(dataset: str, name: str) -> Path:
     return runs_folder(dataset) / ENTRIES / name
 
 
+def is_entry_folder(folder: Path) -> bool:
+    """Whether `entry_folder` gives this path, which a run of a data set `entries` does not have."""
+    return folder == entry_folder(folder.parent.parent.name, folder.name)
+
+
 def report_folder(dataset: str) -> Path:
     """Output of `report`."""
     return Path("reports") / dataset

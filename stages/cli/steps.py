@@ -169,10 +169,10 @@ def evaluate(
     average: tuple[str, ...],
     name: str | None,
 ) -> None:
-    """Score a trained run on the test split, or other scores of it.
+    """Score a trained run on the test split.
 
-    What --scores and --average make is in runs/<dataset>/entries/NAME/. `gmpipe compare` and
-    `gmpipe report` show it beside the runs.
+    --scores and --average measure other scores of it. What they make is in
+    runs/<dataset>/entries/NAME/. `gmpipe compare` and `gmpipe report` show it beside the runs.
     """
     if scores is None and not average:
         if logits or name is not None:

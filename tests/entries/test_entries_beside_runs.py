@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
@@ -19,8 +20,11 @@ from small import no_run_is_made, write_params
 
 from pipeline.datasets.manifest import COLUMNS, Manifest, full_counts, read_manifest, write_manifest
 from pipeline.formats.sealed import read_sealed_json
+from pipeline.shards.failures import Failure, write_failures
+from stages.checkout.layout import is_entry_folder
 
 ENTRIES = "runs/voc2007/entries"
+TEXT_IDS = pacsv.ConvertOptions(column_types={"image_id": pa.string()})
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +158,18 @@ def test_logits_are_taken_as_they_are(beside: Flow) -> None:
     assert metrics(beside, "taken")["OR"] == 100  # all are over 0, so over 0.5
 
 
+def test_images_without_regions_are_left_out_as_for_runs(beside: Flow) -> None:
+    lost, *others = manifest_of(beside).image_ids("test")
+    write_failures(beside / "cache/voc2007", [Failure(lost, "x.jpg", "it is broken")])
+    table = pacsv.read_csv(beside / "my scores.csv", convert_options=TEXT_IDS)
+    pacsv.write_csv(table.filter(pc.not_equal(table["image_id"], lost)), beside / "fewer.csv")
+    assert "1 image without regions" in beside.ok("evaluate", "--scores", "fewer.csv")
+    assert metrics(beside, "fewer")["left_out"] == 1
+    stored = pq.read_table(beside / ENTRIES / "fewer/predictions.parquet")
+    assert stored["image_id"].to_pylist() == others
+    assert metrics(beside, "fewer")["images"] == len(others)
+
+
 # What shows it -----------------------------------------------------------------------------------
 
 
@@ -234,6 +250,11 @@ def test_an_entry_of_other_labels_or_of_a_variants_name_is_left_out(beside: Flow
     assert "| my-scores" not in outcome.out
 
 
+def test_a_run_of_a_data_set_called_entries_is_no_entry() -> None:
+    assert is_entry_folder(Path("runs/demo/entries/other"))
+    assert not is_entry_folder(Path("runs/entries/full-s0"))
+
+
 # What is refused ---------------------------------------------------------------------------------
 
 
@@ -252,6 +273,11 @@ def test_an_entry_of_other_labels_or_of_a_variants_name_is_left_out(beside: Flow
 )
 def test_what_can_be_no_entry(beside_made: Flow, words: tuple[str, ...], pattern: str) -> None:
     assert beside_made.gmpipe("evaluate", *words).refused(pattern)
+
+
+def test_an_entry_has_no_network(beside_made: Flow) -> None:
+    outcome = beside_made.gmpipe("export", "--run", "my-scores")
+    assert outcome.refused(f"{ENTRIES}/my-scores/checkpoint.pt.*entry")
 
 
 @pytest.mark.parametrize(

@@ -32,13 +32,13 @@ from stages.checkout.caches import advising_on_cache
 from stages.checkout.keys import name_error
 from stages.checkout.layout import (
     CHECKPOINT_FILE,
-    ENTRIES,
     EVALUATION_FILES,
     METRICS_FILE,
     PREDICTIONS_FILE,
     SUMMARY_FILE,
     cache_folder,
     entry_folder,
+    is_entry_folder,
     manifest_file,
     run_of_folder,
 )
@@ -152,7 +152,7 @@ def _read_run(
 ) -> tuple[Evaluation, np.ndarray]:
     """Read the metrics and the logits (N, C) of a run of today's test images and labels."""
     folder = find_run(name, request.dataset)
-    if folder.parent.name == ENTRIES:
+    if is_entry_folder(folder):
         raise InputError(f"--average: {name!r} is an entry.", "Average runs.")
     run = run_of_folder(folder.name)
     options = f"--dataset {request.dataset}"

@@ -14,7 +14,6 @@ from stages.checkout.layout import (
     CHECKPOINT_FILE,
     DOUBTS_FILE,
     DOUBTS_TABLE_FILE,
-    ENTRIES,
     EVALUATION_FILES,
     HISTORY_FILE,
     LAST_GOOD_FILE,
@@ -24,6 +23,7 @@ from stages.checkout.layout import (
     SWEEP_RESULTS_FILE,
     SWEEPS,
     TENSORBOARD_FOLDER,
+    is_entry_folder,
     run_of_folder,
 )
 
@@ -110,7 +110,7 @@ def is_sweep(folder: Path) -> bool:
 
 def is_entry(folder: Path) -> bool:
     """Whether a folder is where scores beside the runs lie, and has nothing but their files."""
-    return folder.parent.name == ENTRIES and _holds_only(folder, _ENTRY_FILE)
+    return is_entry_folder(folder) and _holds_only(folder, _ENTRY_FILE)
 
 
 def _holds_only(folder: Path, name: re.Pattern[str], board: str = "") -> bool:

@@ -24,6 +24,7 @@ from stages.checkout.layout import (
     ENTRIES,
     METRICS_FILE,
     entry_folder,
+    is_entry_folder,
     run_folder,
     run_of_folder,
     runs_folder,
@@ -80,7 +81,7 @@ def check_run(folder: Path) -> None:
     if exists(checkpoint):
         return
     remedy = "Run `gmpipe train` for its data set, variant, seed and `--set` options."
-    if folder.parent.name == ENTRIES:
+    if is_entry_folder(folder):
         remedy = "An entry has none, only scores: name a run."
     raise MissingError(f"There is no checkpoint at {checkpoint}.", _same_name(folder) or remedy)
 

@@ -25,6 +25,7 @@ from stages.checkout.layout import (
     data_root,
     detector_folder,
     doubts_folder,
+    is_entry_folder,
     prepared_folder,
     report_folder,
     run_of_folder,
@@ -91,7 +92,7 @@ def prune(request: Request, *, unlisted: bool = False, remove: bool = False) -> 
         return run is not None and run.variant in params.variants and run.seed in params.seeds
 
     def is_kept(folder: Path) -> bool:
-        if folder.parent.name == ENTRIES:
+        if is_entry_folder(folder):
             return not unlisted
         run = run_of_folder(folder.name)
         if run is None or run.hashed:
@@ -219,7 +220,7 @@ def _of_runs(top: Path, is_kept: Callable[[Path], bool]) -> Iterator[_Part]:
             yield _Part(folder, [], goes=False, others=[folder])
     for lock in folders:
         folder = lock.with_name(lock.name.removeprefix(".").removesuffix(".lock"))
-        ours = folder.parent.name in (SWEEPS, ENTRIES) or run_of_folder(folder.name)
+        ours = _is_named(folder)
         stale = lock.name == f".{folder.name}.lock" and not exists(folder)
         if stale and ours and not is_kept(folder):
             yield _Part(folder, [])
@@ -227,8 +228,16 @@ def _of_runs(top: Path, is_kept: Callable[[Path], bool]) -> Iterator[_Part]:
 
 def _is_run_of_others(folder: Path) -> bool:
     """Whether a folder has a run's name or lies with sweeps or entries, but has more files."""
-    named = folder.parent.name in (SWEEPS, ENTRIES) or run_of_folder(folder.name) is not None
-    return named and folder.is_dir() and not folder.is_symlink()
+    return _is_named(folder) and folder.is_dir() and not folder.is_symlink()
+
+
+def _is_named(folder: Path) -> bool:
+    """Whether a path is one of a run, a sweep or an entry."""
+    return (
+        folder.parent.name == SWEEPS
+        or is_entry_folder(folder)
+        or run_of_folder(folder.name) is not None
+    )
 
 
 def _take_away(parts: Sequence[_Part], *, remove: bool) -> tuple[list[str], int, bool]:

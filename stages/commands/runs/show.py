@@ -17,7 +17,7 @@ from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.splits import validation_size
 from pipeline.shards.schema import fingerprint
 from stages.checkout.keys import flat
-from stages.checkout.layout import CHECKPOINT_FILE, ENTRIES, METRICS_FILE, runs_folder
+from stages.checkout.layout import CHECKPOINT_FILE, METRICS_FILE, is_entry_folder, runs_folder
 from stages.checkout.models import open_checkpoint
 from stages.checkout.params import Request, has_variant, read_request, variant_settings
 from stages.checkout.plans import differing_settings
@@ -43,7 +43,7 @@ def show(path: Path) -> str:
         InputError: it is in another checkout.
         DamagedError: its checkpoint is damaged.
     """
-    if path.absolute().parent.name == ENTRIES:
+    if is_entry_folder(path):
         return _show_entry(path)
     folder = _in_checkout(path)
     check_run(folder)
