@@ -131,6 +131,17 @@ class CocoSettings(_BoxedSettings):
     )
 
 
+class YoloSettings(_BoxedSettings):
+    """Photographs with YOLO's labels in Ultralytics' layout: data.yaml, images/ and labels/."""
+
+    source: Literal["yolo"]
+    file: str = Field("data.yaml", description="File with the names of the classes and the splits.")
+    train: str = Field("train", description="Key of data.yaml with the split to train on.")
+    test: str = Field(
+        "test", description="Key with the split to test on: `val`, if there is no `test`."
+    )
+
+
 class NuswideSettings(_ListedSettings):
     """NUS-WIDE, in one of the three forms in which it is distributed."""
 
@@ -202,7 +213,7 @@ class ImportedSettings(Settings):
     difficult: DifficultSettings = DifficultSettings()
 
 
-ListedSettings = VocSettings | CocoSettings | NuswideSettings | TableSettings
+ListedSettings = VocSettings | CocoSettings | YoloSettings | NuswideSettings | TableSettings
 PrepareSettings = ScenesSettings | ListedSettings | ImportedSettings
 
 

@@ -33,6 +33,7 @@ from pipeline.settings import (
     PrepareSettings,
     TableSettings,
     VocSettings,
+    YoloSettings,
 )
 from stages.checkout.disk import existing_part, free_bytes, shown_bytes
 from stages.checkout.layout import (
@@ -357,6 +358,8 @@ def _needed(dataset: str, source: PrepareSettings) -> tuple[list[str], str]:
             f"unpack the publisher's annotations_*.zip, "
             f"{' and '.join(f'{split}.zip' for split in splits)} in {root}",
         )
+    if isinstance(source, YoloSettings):
+        return [source.file], f"put the data set in {root}"
     if isinstance(source, NuswideSettings):
         forms = {
             "official": [

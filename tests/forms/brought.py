@@ -1,4 +1,4 @@
-"""Data sets whose regions are brought along: `npz` with its labels, `listed` with a manifest."""
+"""A checkout of data sets that are brought along: `npz` with its labels, `listed`, and `yolo`."""
 
 from __future__ import annotations
 
@@ -19,17 +19,22 @@ LABELS = ("cat", "dog", "sun")
 
 
 def make_brought(folder: Path, **extract: Any) -> Flow:
-    """A checkout with both data sets and no regions; ``extract`` are the settings of both."""
+    """A checkout with the data sets and no regions; ``extract`` are the settings of all."""
     folder.mkdir(exist_ok=True)
     network = {"network": {"latent_size": 8, "neighbors": 2}, "epochs": 1, "batch_size": 4}
+    names = ("npz", "listed", "yolo")
     params = {
         "datasets": ["npz"],
         "variants": ["full"],
         "seeds": [0],
-        "prepare": {"npz": {"source": "imported"}, "listed": {"source": "table"}},
-        "detector": {name: {"source": "imported"} for name in ("npz", "listed")},
-        "extract": {name: {"regions": 50, **extract} for name in ("npz", "listed")},
-        "train": dict.fromkeys(("npz", "listed"), network),
+        "prepare": {
+            "npz": {"source": "imported"},
+            "listed": {"source": "table"},
+            "yolo": {"source": "yolo", "test": "val"},
+        },
+        "detector": {name: {"source": "imported"} for name in names},
+        "extract": {name: {"regions": 50, **extract} for name in names},
+        "train": dict.fromkeys(names, network),
     }
     with (folder / "params.yaml").open("w") as stream:
         YAML().dump(params, stream)
