@@ -436,4 +436,7 @@ def is_current(
 
 def _settings_sha256(settings: ListedSettings) -> str:
     # What difficult labels count as changes nothing of what is read.
-    return sha256_json({"version": LISTING_VERSION, **settings.model_dump(exclude={"difficult"})})
+    values = settings.model_dump(exclude={"difficult"})
+    if values.get("unknown") == []:  # as before there was this setting
+        del values["unknown"]
+    return sha256_json({"version": LISTING_VERSION, **values})

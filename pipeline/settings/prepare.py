@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -169,6 +169,12 @@ class NuswideSettings(_ListedSettings):
     )
 
 
+def _as_texts(value: Any) -> Any:
+    """A list of texts; a single one, and numbers, as YAML reads -1, become texts."""
+    texts = value if isinstance(value, list) else [value]
+    return [str(one) if type(one) in (int, float) else one for one in texts]
+
+
 class TableSettings(_ListedSettings):
     """Any data set, from a CSV or Parquet file with one row per image, or one per label of it."""
 
@@ -199,6 +205,12 @@ class TableSettings(_ListedSettings):
     )
     separator: str = Field(
         ";", min_length=1, description="Text between two labels, unless a cell holds a list."
+    )
+    unknown: Annotated[list[str], BeforeValidator(_as_texts)] = Field(
+        [],
+        description="Cells that mean, in columns of 0 and 1, that it is not known whether the "
+        'image has the label: for example `["", "?", -1]`. Such a label is ignored in training and '
+        "metrics.",
     )
     vocabulary: list[str] | None = Field(
         None, description="The labels, in order. null: the labels in the table, sorted."
