@@ -96,7 +96,8 @@ class _BoxedSettings(_ListedSettings):
 
 
 class VocSettings(_BoxedSettings):
-    """PASCAL VOC 2007 in the folders of its devkit: `trainval` is trained on, `test` tested on."""
+    """PASCAL VOC 2007 in the folders of its devkit: `trainval` is trained on, `test` tested on. For
+    VOC 2012, whose test labels are not public, set `folder`, `train: train` and `test: val`."""
 
     source: Literal["voc"]
     folder: str = Field("VOCdevkit/VOC2007", description="Folder that holds ImageSets.")

@@ -343,8 +343,13 @@ def _needed(dataset: str, source: PrepareSettings) -> tuple[list[str], str]:
     root = f"{data_root(dataset)}/"
     if isinstance(source, VocSettings):
         lists = (f"{source.folder}/ImageSets/Main/{name}.txt" for name in source.splits.values())
-        archives = "VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar"
-        fix = f"unpack {archives}" if source.vocabulary is None else "put the data set"
+        from pipeline.datasets.readers.voc import archives_of
+
+        fix = (
+            f"unpack {archives_of(source.folder)}"
+            if source.vocabulary is None
+            else "put the data set"
+        )
         return [*lists, f"{source.folder}/JPEGImages"], f"{fix} in {root}"
     if isinstance(source, CocoSettings):
         from pipeline.datasets.readers.coco import annotations_of, is_published
