@@ -24,7 +24,7 @@ PAGES = [
     "CONTRIBUTING.md",
     "data/README.md",
     "cache/README.md",
-    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")),
+    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")),
 ]
 LANGUAGES = {"csv", "python", "sh", "text", "xml", "yaml"}
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from brought import list_images, make_brought, stored
 from flows import Flow
+from pages import read_page
 from region_files import assert_stored, make_arrays, read_tsv, write_npz
 
 from pipeline.errors import InputError
@@ -140,6 +141,26 @@ def test_damage_and_nothing_are_named(tmp_path: Path) -> None:
     path.write_bytes(pickle.dumps({"x": 1}))
     with pytest.raises(InputError, match=r"000000000101.*damaged"):
         NpzFolder.open([tmp_path])
+
+
+def test_pickled_information_is_converted_as_the_guide_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [block] = [one for one in read_page("docs/guides/forms.md").blocks if "_info.npy" in one.text]
+    images = make_images()
+    (tmp_path / "mmf").mkdir()
+    for image_id, one in images.items():
+        stem = image_id.removesuffix(".jpg")
+        info = {"bbox": one["bbox"], "num_boxes": one["num_bbox"], "objects": [1], "cls_prob": []}
+        info |= {"image_width": one["image_w"], "image_height": one["image_h"]}
+        np.save(tmp_path / f"mmf/{stem}.npy", one["x"])
+        np.save(tmp_path / f"mmf/{stem}_info.npy", np.array(info, dtype=object))
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block.text, block.where, "exec"), {})
+    source = NpzFolder.open([tmp_path / "converted"])
+    for read, one in zip(source.read(np.arange(3)), images.values(), strict=True):
+        assert read.features.tolist() == one["x"].tolist()
+        np.testing.assert_allclose(read.boxes, one["bbox"] / [200, 100, 200, 100], rtol=1e-6)
 
 
 def test_single_files_are_taken_for_whole_data_sets(tmp_path: Path) -> None:
