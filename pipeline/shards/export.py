@@ -66,8 +66,16 @@ def write_npz_export(
     """Write all N images; those without regions have a count of 0.
 
     Raises:
+        InputError: no label is negative, but some are neither, which a reader would take for
+            negative.
         GmpipeError: as `RegionCache.gather`, or as `replacing`.
     """
+    if (images.labels == 0).any() and not (images.labels == -1).any():
+        raise InputError(
+            f"{path}: no label of an image is negative, but some are ignored. An npz with 0 and "
+            "without -1 is read as one whose 0 is negative; expected both.",
+            "Export a .parquet instead.",
+        )
     n = len(images.image_ids)
     m, d = cache.regions, cache.feature_size
     shapes: dict[str, tuple[int, ...]] = {

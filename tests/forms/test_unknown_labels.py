@@ -158,6 +158,7 @@ def test_unknown_labels_are_in_the_manifest_and_change_what_is_current(tmp_path:
     assert flow.gmpipe("prepare", "--dataset", "listed").refused("'dog'.*unknown")
 
 
+@pytest.mark.slow
 def test_unknown_labels_are_left_out_of_metrics_and_have_no_loss(tmp_path: Path) -> None:
     flow = make_brought(tmp_path / "checkout")
     root = flow / "data/listed"

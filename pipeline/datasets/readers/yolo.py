@@ -100,7 +100,8 @@ def read_yolo(root: Path, settings: YoloSettings, load_yaml: LoadYaml) -> Listin
             otherwise = "set `test` to the name of another split."
             splits = split_by_share(paths, settings.test_share, description.path, otherwise)
         for path, file, of_image in zip(paths, files, splits, strict=True):
-            boxes = list(_boxes(root / file, description)) if disk.file(file) else []
+            labels = disk.file(file)
+            boxes = [] if labels is None else list(_boxes(root / labels, description))
             objects += [(len(rows), number, corners) for number, corners in boxes]
             rows.append(
                 {

@@ -90,7 +90,7 @@ def _images(cache: RegionCache, manifest: Manifest, root: Path) -> ExportedImage
     every = cache.ids
     known = pa.array([every[row] for row in whole_views.tolist()], pa.string())
     found = np.asarray(pc.fill_null(pc.index_in(ids, value_set=known), -1), dtype=np.int64)
-    rows = np.where(found >= 0, whole_views[found], -1)
+    rows = np.append(whole_views, -1)[found]
     if not (rows >= 0).any():
         raise InputError(
             f"{cache.folder}: none of its images is in the manifest of {manifest.dataset}, whose "
