@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from region_files import make_lines, write_tsv
 from sklearn.metrics import average_precision_score
 from trees import draw_image, labels_of, read_pets_text
 
-from pipeline.datasets.listing import Listing
+from pipeline.datasets.listing import Listing, is_current, make_manifest
 from pipeline.datasets.manifest import read_manifest
 from pipeline.datasets.readers.table import read_table
 from pipeline.errors import InputError
@@ -53,6 +54,18 @@ def test_a_mark_is_neither_positive_nor_negative(
     listing = read_pets_text(tmp_path, text, unknown=setting, **labels)
     assert labels_of(listing) == [["sofa"], [], ["cat"]]
     assert unknown_of(listing) == [["cat"], ["sofa", "cat"], []]
+
+
+def test_the_default_leaves_manifests_current_that_were_made_before(tmp_path: Path) -> None:
+    read_pets_text(tmp_path, "image,labels,split\na.jpg,cat,train\nb.jpg,,test\n")
+    for name in "ab":
+        draw_image(tmp_path / f"{name}.jpg")
+    settings = TableSettings(source="table")
+    manifest, _ = make_manifest(read_table(tmp_path, settings), "pets", tmp_path, settings)
+    before = {"version": 3, **settings.model_dump(exclude={"unknown"})}
+    text = json.dumps(before, sort_keys=True, separators=(",", ":"))
+    assert manifest.sources["settings"] == hashlib.sha256(text.encode()).hexdigest()
+    assert not is_current(manifest, [], tmp_path, TableSettings(source="table", unknown=["?"]))
 
 
 def test_without_the_setting_the_message_names_it(tmp_path: Path) -> None:
