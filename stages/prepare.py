@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from pipeline.datasets.readers.coco import read_coco
 from pipeline.datasets.readers.nuswide import read_nuswide
 from pipeline.datasets.readers.table import read_table
 from pipeline.datasets.readers.voc import read_voc
+from pipeline.datasets.readers.yolo import read_yolo
 from pipeline.datasets.scenes import make_scenes, scenes_sources
 from pipeline.errors import DamagedError, MissingError, advising
 from pipeline.files import (
@@ -55,6 +57,7 @@ from pipeline.settings import (
     ScenesSettings,
     TableSettings,
     VocSettings,
+    YoloSettings,
     difficult_settings,
 )
 from stages.checkout.layout import (
@@ -68,12 +71,14 @@ from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request
 from stages.checkout.resolved import write_variant_settings
 from stages.checkout.times import record_time
+from stages.checkout.yaml_text import load_yaml
 from stages.console.labels import describe_labels
 from stages.console.progress import progress_bar, progress_phase
 
 _READERS: dict[type, Callable[[Path, Any], Listing]] = {
     VocSettings: read_voc,
     CocoSettings: read_coco,
+    YoloSettings: partial(read_yolo, load_yaml=load_yaml),
     NuswideSettings: read_nuswide,
     TableSettings: read_table,
 }
@@ -215,7 +220,7 @@ def _place(
     listing: Listing, manifest: Manifest, root: Path, source: ListedSettings
 ) -> tuple[Manifest, BoxTable | None]:
     """The manifest with the pictures' sizes and notes, and the boxes, if there can be any."""
-    if listing.boxes is None or not isinstance(source, VocSettings | CocoSettings):
+    if listing.boxes is None or not isinstance(source, VocSettings | CocoSettings | YoloSettings):
         return manifest, None
     with progress_bar(total=len(manifest), desc="sizes", unit="image") as bar:
         return place_boxes(listing, manifest, root, source.box_frame, bar.update)
@@ -265,7 +270,7 @@ def _gives_boxes(source: ScenesSettings | ListedSettings) -> bool:
     """Whether a source has annotated boxes."""
     if isinstance(source, VocSettings):
         return source.labels == "annotations"
-    return isinstance(source, ScenesSettings | CocoSettings)
+    return isinstance(source, ScenesSettings | CocoSettings | YoloSettings)
 
 
 def _write_missing(path: Path, rows: pa.Table) -> None:

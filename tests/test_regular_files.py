@@ -23,14 +23,21 @@ from pipeline.datasets.readers.coco import read_coco
 from pipeline.datasets.readers.nuswide import read_nuswide
 from pipeline.datasets.readers.table import read_table
 from pipeline.datasets.readers.voc import read_voc
+from pipeline.datasets.readers.yolo import read_yolo
 from pipeline.errors import DamagedError, InputError, MissingError
 from pipeline.files import sha256_file
 from pipeline.labels.vectors import load_label_vectors
 from pipeline.regions.detector import load_state
 from pipeline.regions.plan import ViewPlan, check_readable, image_digests
 from pipeline.regions.transforms import load_image
-from pipeline.settings import CocoSettings, NuswideSettings, TableSettings, VocSettings
-from pipeline.shards.imports import BottomUpFiles, NpzFile
+from pipeline.settings import (
+    CocoSettings,
+    NuswideSettings,
+    TableSettings,
+    VocSettings,
+    YoloSettings,
+)
+from pipeline.shards.imports import BottomUpFiles, NpzFile, ParquetFiles
 from pipeline.shards.mapping import MappedFiles
 from pipeline.shards.shard import read_header
 from stages.checkout.params import read_params
@@ -115,6 +122,11 @@ PLACES: dict[str, tuple[Callable[[Path], object], Reader]] = {
     "glove.zip": (no_tree, lambda root: vectors(root / "glove.zip")),
     "regions.npz": (no_tree, lambda root: NpzFile.open(root / "regions.npz")),
     "regions.tsv": (no_tree, lambda root: BottomUpFiles.open([root / "regions.tsv"])),
+    "regions.parquet": (no_tree, lambda root: ParquetFiles.open([root / "regions.parquet"])),
+    "data.yaml": (
+        no_tree,
+        lambda root: read_yolo(root, YoloSettings(source="yolo"), lambda text, *_: text),
+    ),
     "weights.pt": (no_tree, lambda root: load_state(root / "weights.pt")),
 }
 """Path below a folder -> what makes the files around it, and what reads it."""

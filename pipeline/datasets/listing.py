@@ -1,7 +1,8 @@
 """From the files of a data set to its manifest.
 
-An adapter (`voc`, `coco`, `nuswide`, `table`) reads one layout of files into a `Listing`. What all
-adapters have in common happens here: which images exist, which are left out, and the counts.
+An adapter (`voc`, `coco`, `yolo`, `nuswide`, `table`) reads one layout of files into a `Listing`.
+What all adapters have in common happens here: which images exist, which are left out, and the
+counts.
 
 Letters: N listed images, n annotated objects.
 """
@@ -36,6 +37,7 @@ from pipeline.errors import InputError, MissingError
 from pipeline.files import open_regular, sha256_file, sha256_json
 from pipeline.formats.encodings import not_utf8
 from pipeline.formats.text import composed
+from pipeline.images import files_below
 from pipeline.settings import ListedSettings, TableSettings, difficult_settings
 
 LISTING_VERSION = 3
@@ -169,11 +171,17 @@ def note_relative(where: Path | str) -> str:
 
 
 def hash_sources(root: Path, names: Iterable[str]) -> dict[str, str]:
-    """Hex sha256 of files below ``root``; of a folder, over the names and hashes of its files."""
+    """Hex sha256 of files below ``root``; of a folder, over the names and hashes of its files.
+
+    If the name of a folder ends in a slash, the hash is over the names of all files below it alone.
+    """
     digests = {}
     for name in names:
         path = root / name
-        if path.is_dir():
+        if name.endswith("/"):
+            below = files_below(path) if path.is_dir() else ()
+            digests[name] = sha256_json([one.relative_to(path).as_posix() for one in below])
+        elif path.is_dir():
             digests[name] = sha256_json(
                 {f.name: sha256_file(f) for f in path.iterdir() if f.is_file()}
             )
@@ -428,4 +436,7 @@ def is_current(
 
 def _settings_sha256(settings: ListedSettings) -> str:
     # What difficult labels count as changes nothing of what is read.
-    return sha256_json({"version": LISTING_VERSION, **settings.model_dump(exclude={"difficult"})})
+    values = settings.model_dump(exclude={"difficult"})
+    if values.get("unknown") == []:  # as before there was this setting
+        del values["unknown"]
+    return sha256_json({"version": LISTING_VERSION, **values})

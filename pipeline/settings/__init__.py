@@ -34,6 +34,7 @@ from pipeline.settings.prepare import (
     TableSettings,
     Treatment,
     VocSettings,
+    YoloSettings,
     difficult_settings,
 )
 from pipeline.settings.regions import (
@@ -86,6 +87,7 @@ __all__ = [
     "Treatment",
     "VocSettings",
     "WeightedLoss",
+    "YoloSettings",
     "difficult_settings",
     "head_of_variant",
     "head_variants",

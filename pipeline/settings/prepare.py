@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -96,7 +96,8 @@ class _BoxedSettings(_ListedSettings):
 
 
 class VocSettings(_BoxedSettings):
-    """PASCAL VOC 2007 in the folders of its devkit: `trainval` is trained on, `test` tested on."""
+    """PASCAL VOC 2007 in the folders of its devkit: `trainval` is trained on, `test` tested on. For
+    VOC 2012, whose test labels are not public, set `folder`, `train: train` and `test: val`."""
 
     source: Literal["voc"]
     folder: str = Field("VOCdevkit/VOC2007", description="Folder that holds ImageSets.")
@@ -131,6 +132,17 @@ class CocoSettings(_BoxedSettings):
     )
 
 
+class YoloSettings(_BoxedSettings):
+    """Photographs with YOLO's labels in Ultralytics' layout: data.yaml, images/ and labels/."""
+
+    source: Literal["yolo"]
+    file: str = Field("data.yaml", description="File with the names of the classes and the splits.")
+    train: str = Field("train", description="Key of data.yaml with the split to train on.")
+    test: str = Field(
+        "test", description="Key with the split to test on: `val`, if there is no `test`."
+    )
+
+
 class NuswideSettings(_ListedSettings):
     """NUS-WIDE, in one of the three forms in which it is distributed."""
 
@@ -156,6 +168,12 @@ class NuswideSettings(_ListedSettings):
     split_name: str | None = Field(
         None, description="Name of the split in results. null: named after the form."
     )
+
+
+def _as_texts(value: Any) -> Any:
+    """A list of texts; a single one, and numbers, as YAML reads -1, become texts."""
+    texts = value if isinstance(value, list) else [value]
+    return [str(one) if type(one) in (int, float) else one for one in texts]
 
 
 class TableSettings(_ListedSettings):
@@ -189,6 +207,12 @@ class TableSettings(_ListedSettings):
     separator: str = Field(
         ";", min_length=1, description="Text between two labels, unless a cell holds a list."
     )
+    unknown: Annotated[list[str], BeforeValidator(_as_texts)] = Field(
+        [],
+        description="Cells that mean, in columns of 0 and 1, that it is not known whether the "
+        'image has the label: for example `["", "?", -1]`. Such a label is ignored in training and '
+        "metrics.",
+    )
     vocabulary: list[str] | None = Field(
         None, description="The labels, in order. null: the labels in the table, sorted."
     )
@@ -202,7 +226,7 @@ class ImportedSettings(Settings):
     difficult: DifficultSettings = DifficultSettings()
 
 
-ListedSettings = VocSettings | CocoSettings | NuswideSettings | TableSettings
+ListedSettings = VocSettings | CocoSettings | YoloSettings | NuswideSettings | TableSettings
 PrepareSettings = ScenesSettings | ListedSettings | ImportedSettings
 
 

@@ -145,8 +145,8 @@ def _given_boxes(request: Request, manifest: Manifest) -> GivenBoxes | None:
     if not exists(path):
         raise InputError(
             f"`extract.{dataset}.boxes` is `annotations`, but {dataset} has no boxes: there is no "
-            f"{path}. Only the sources `coco` and `scenes` have them, and `voc` with `labels: "
-            "annotations`.",
+            f"{path}. Only the sources `coco`, `yolo` and `scenes` have them, and `voc` with "
+            "`labels: annotations`.",
             others,
         )
     with (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,6 +19,7 @@ from stages.console.messages import say
 
 if TYPE_CHECKING:
     from stages.checkout.params import Request
+    from stages.commands.regions.forms import Form
 
 
 @click.group(cls=CommandGroup)
@@ -64,6 +65,24 @@ def estimate(request: Request, probe: int) -> None:
     click.echo(command.estimate(request, probe=probe))
 
 
+@cache.command("export")
+@request_options
+@click.option(
+    "--to",
+    "path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    metavar="FILE",
+    help="File to write, for other programs and for `import-regions`: .npz, with labels and "
+    "splits, .parquet, or the .tsv of bottom-up attention.",
+)
+def export_(request: Request, path: Path) -> None:
+    """Write the regions to a file that other programs read."""
+    from stages.commands.regions.export import export_regions
+
+    click.echo(export_regions(request.dataset, path))
+
+
 @click.command("verify")
 @dataset_options
 @click.option(
@@ -94,16 +113,18 @@ def verify_all(context: click.Context, request: Request, images: bool) -> None:
 @set_option
 @click.option(
     "--form",
-    type=click.Choice(["npz", "bottom-up"]),
-    help="Form of FILE. npz: one file with arrays. bottom-up: one or more TSV files, as published "
-    "for bottom-up attention.  [default: by the suffix, .npz or .tsv]",
+    type=click.Choice(["npz", "bottom-up", "parquet", "npz-folder", "npy-folder"]),
+    help="Form of FILE. npz: one file with arrays and labels. bottom-up: one or more TSV files, as "
+    "published for bottom-up attention. parquet: one or more files. npz-folder: folders with an "
+    "npz for each image. npy-folder: a folder with a .npy for each array, and ids.txt.  [default: "
+    "by the suffix, or by the files in a folder]",
 )
 @click.option("--replace", is_flag=True, help="Drop shards that were made from something else.")
 def import_regions(
     files: tuple[Path, ...],
     dataset: str | None,
     overrides: tuple[str, ...],
-    form: Literal["npz", "bottom-up"] | None,
+    form: Form | None,
     replace: bool,
 ) -> None:
     """Import regions that were made elsewhere into the cache."""

@@ -33,6 +33,7 @@ from pipeline.settings import (
     PrepareSettings,
     TableSettings,
     VocSettings,
+    YoloSettings,
 )
 from stages.checkout.disk import existing_part, free_bytes, shown_bytes
 from stages.checkout.layout import (
@@ -342,8 +343,13 @@ def _needed(dataset: str, source: PrepareSettings) -> tuple[list[str], str]:
     root = f"{data_root(dataset)}/"
     if isinstance(source, VocSettings):
         lists = (f"{source.folder}/ImageSets/Main/{name}.txt" for name in source.splits.values())
-        archives = "VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar"
-        fix = f"unpack {archives}" if source.vocabulary is None else "put the data set"
+        from pipeline.datasets.readers.voc import archives_of
+
+        fix = (
+            f"unpack {archives_of(source.folder)}"
+            if source.vocabulary is None
+            else "put the data set"
+        )
         return [*lists, f"{source.folder}/JPEGImages"], f"{fix} in {root}"
     if isinstance(source, CocoSettings):
         from pipeline.datasets.readers.coco import annotations_of, is_published
@@ -357,6 +363,8 @@ def _needed(dataset: str, source: PrepareSettings) -> tuple[list[str], str]:
             f"unpack the publisher's annotations_*.zip, "
             f"{' and '.join(f'{split}.zip' for split in splits)} in {root}",
         )
+    if isinstance(source, YoloSettings):
+        return [source.file], f"put the data set in {root}"
     if isinstance(source, NuswideSettings):
         forms = {
             "official": [

@@ -1,7 +1,7 @@
 """Command `import-regions`: regions that were made elsewhere -> cache/<dataset>/.
 
-An npz holds split and labels as well, and so makes the manifest. A TSV of bottom-up-attention does
-not; its lines are matched to the manifest that `prepare` wrote.
+An npz holds split and labels as well, and so makes the manifest. The other forms don't; their
+images are matched to the manifest that `prepare` wrote.
 
 Letters: R images with regions.
 """
@@ -9,36 +9,25 @@ Letters: R images with regions.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 
-from pipeline.datasets.listing import check_lengths
 from pipeline.datasets.manifest import (
-    COLUMNS,
     Manifest,
-    full_counts,
     read_manifest,
     write_manifest,
 )
 from pipeline.errors import GmpipeError, InputError, MismatchError
-from pipeline.files import folder_lock, replacing_folder, sha256_json, tidy
+from pipeline.files import folder_lock, replacing_folder, tidy
 from pipeline.formats.text import counted
-from pipeline.settings import ExtractSettings, ImportedSettings, difficult_settings
-from pipeline.shards.failures import FAILURES_NAME, Failure
+from pipeline.settings import ImportedSettings
+from pipeline.shards.failures import FAILURES_NAME
 from pipeline.shards.imports import (
-    BottomUpFiles,
-    KnownImage,
     NpzFile,
-    match_lines,
-    region_rows,
 )
-from pipeline.shards.schema import IMAGES, Recipe, RegionRows, format_recipe
+from pipeline.shards.schema import IMAGES, Recipe
 from pipeline.shards.store import ImagesById, ShardStore, StaleShard, Survey, open_store
 from stages.checkout.caches import (
     amount_of,
@@ -51,13 +40,11 @@ from stages.checkout.caches import (
 from stages.checkout.layout import cache_folder, manifest_file, prepared_folder
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request, check_dataset_name, load_params
+from stages.commands.regions.forms import Form, form_of, open_source
+from stages.commands.regions.job import RegionImport, from_lines, from_npz
 from stages.console.labels import shown_counts
 from stages.console.messages import say
 from stages.console.progress import progress_bar
-
-Form = Literal["npz", "bottom-up"]
-
-_SUFFIXES: dict[str, Form] = {".npz": "npz", ".tsv": "bottom-up"}
 
 _BLOCKS = """\
 prepare:
@@ -75,73 +62,6 @@ train:
 """
 
 
-@dataclass(frozen=True, eq=False)
-class _Import:
-    """What is imported, and under which ids.
-
-    Attributes:
-        source: the file or files.
-        names: of the files, for messages.
-        manifest: of the data set.
-        images: (R,) ascending numbers, in the source, of the images that the cache will hold.
-        image_ids: R, as in the manifest.
-        failures: the manifest's images that have no region.
-        left_out: where the source has images that the manifest lacks.
-        regions: m.
-        settings: of the cache.
-    """
-
-    source: NpzFile | BottomUpFiles
-    names: str
-    manifest: Manifest
-    images: npt.NDArray[np.int64]
-    image_ids: list[str]
-    failures: list[Failure]
-    left_out: list[str]
-    settings: ExtractSettings
-
-    @property
-    def regions(self) -> int:
-        """m: no more than the image with the most regions has."""
-        return int(min(self.settings.regions, self.source.counts.max()))
-
-    @property
-    def has_whole(self) -> bool:
-        """Whether the cache will hold the vectors of whole views."""
-        return isinstance(self.source, NpzFile) and self.source.whole_sha256 is not None
-
-    def recipe(self, form: Form, *, whole: bool) -> Recipe:
-        """What decides the rows, except the images: with vectors of ``whole`` views or without."""
-        sha256 = self.source.sha256
-        if whole and isinstance(self.source, NpzFile):
-            sha256 = sha256_json([sha256, self.source.whole_sha256])
-        return {
-            **format_recipe(whole=whole),
-            "imported_from": form,
-            "source_sha256": sha256,
-            "regions": self.regions,
-            "feature_dtype": self.settings.feature_dtype,
-        }
-
-    def shards(self, numbers: npt.NDArray[np.int64]) -> Iterator[RegionRows]:
-        """The rows of some of the R images, one shard's at a time.
-
-        Raises:
-            InputError: a region is impossible.
-        """
-        read = self.source.read(self.images[numbers])
-        for start in range(0, len(numbers), self.settings.rows_per_shard):
-            some = numbers[start : start + self.settings.rows_per_shard].tolist()
-            yield region_rows(
-                read,
-                [self.image_ids[number] for number in some],
-                regions=self.regions,
-                feature_size=self.source.feature_size,
-                feature_dtype=self.settings.feature_dtype,
-                whole=self.has_whole,
-            )
-
-
 def check_described(
     dataset: str | None, overrides: Sequence[str], files: Sequence[Path], form: Form | None
 ) -> Form:
@@ -154,20 +74,12 @@ def check_described(
         form: of the files, if it was given.
 
     Returns:
-        the form of the files: ``form``, or else the one that their suffix stands for.
+        the form of the files, as `form_of`.
 
     Raises:
-        InputError: params.yaml lacks the data set, or the form is not clear from the suffixes.
+        InputError: params.yaml lacks the data set, or as `form_of`.
     """
-    forms = {form or _SUFFIXES.get(path.suffix.lower()) for path in files}
-    if len(forms) != 1 or None in forms:
-        names = ", ".join(str(path) for path in files)
-        raise InputError(
-            f"{names}: expected files that end in .npz, or all in .tsv.",
-            "Name files of one form, or say which it is with `--form npz` or `--form bottom-up`.",
-        )
-    (chosen,) = forms
-    assert chosen is not None
+    chosen = form_of(files, form)
     params = load_params(overrides)
     if dataset is not None and dataset not in params.prepare:
         check_dataset_name(dataset, "--dataset")
@@ -190,7 +102,7 @@ def import_regions(request: Request, files: Sequence[Path], form: Form, *, repla
     Args:
         request: of the data set; ``detector.source`` and, for an npz, ``prepare.source`` must say
             that the regions are imported.
-        files: one npz, or one or more TSVs.
+        files: as `form_of` accepts them.
         form: of the files.
         replace: drop shards that were made from something else; without it they are an error.
 
@@ -221,7 +133,7 @@ def import_regions(request: Request, files: Sequence[Path], form: Form, *, repla
     return _summary(folder, job, written)
 
 
-def _read_through(request: Request, files: Sequence[Path], form: Form) -> _Import:
+def _read_through(request: Request, files: Sequence[Path], form: Form) -> RegionImport:
     """Read the files through, and match them to the manifest.
 
     Raises:
@@ -234,12 +146,11 @@ def _read_through(request: Request, files: Sequence[Path], form: Form) -> _Impor
             bar.total = total
             bar.update(read)
 
-        if form == "npz":
-            source = NpzFile.open(files[0], on_bytes, whole=request.extract.whole)
-            job = _from_npz(source, request, names)
-        else:
-            manifest = dataset_manifest(request.dataset)
-            job = _from_bottom_up(BottomUpFiles.open(files, on_bytes), manifest, request, names)
+        source = open_source(files, form, on_bytes, whole=request.extract.whole)
+    if isinstance(source, NpzFile):
+        job = from_npz(source, request, names)
+    else:
+        job = from_lines(source, dataset_manifest(request.dataset), request, names)
     if len(job.failures) > request.extract.max_failures:
         others = (
             f" Not in the manifest: {counted(len(job.left_out), 'image')} there; the first is "
@@ -250,8 +161,8 @@ def _read_through(request: Request, files: Sequence[Path], form: Form) -> _Impor
         raise InputError(
             f"{names}: no region of {len(job.failures)} of {len(job.manifest)} images of "
             f"{request.dataset} is there; the first is {job.failures[0].image_id!r}.{others}",
-            "Import a file that has them (several TSVs can be named at once), or tolerate that: "
-            f"`--set extract.{request.dataset}.max_failures={len(job.failures)}`.",
+            "Import what has them (several files or folders can be named at once), or tolerate "
+            f"that: `--set extract.{request.dataset}.max_failures={len(job.failures)}`.",
         )
     return job
 
@@ -291,7 +202,7 @@ def _refuse_to_drop(
     )
 
 
-def _agree_to_drop(request: Request, job: _Import, survey: Survey) -> None:
+def _agree_to_drop(request: Request, job: RegionImport, survey: Survey) -> None:
     """Say once what is dropped and why, after a check that it can be imported again.
 
     Raises:
@@ -307,7 +218,7 @@ def _agree_to_drop(request: Request, job: _Import, survey: Survey) -> None:
 
 
 def _write_missing(
-    store: ShardStore, job: _Import, recipe: Recipe, images: ImagesById, survey: Survey
+    store: ShardStore, job: RegionImport, recipe: Recipe, images: ImagesById, survey: Survey
 ) -> int:
     """Write the images that the current shards lack; return how many these are."""
     done = np.zeros(len(images), dtype=np.bool_)
@@ -326,7 +237,7 @@ def _write_missing(
     return len(missing)
 
 
-def _summary(folder: Path, job: _Import, written: int) -> str:
+def _summary(folder: Path, job: RegionImport, written: int) -> str:
     """A line that says what was done; one more on the manifest that an npz makes."""
     line = (
         f"{folder}: {counted(len(job.images), 'row')} of {job.regions} x {job.source.feature_size} "
@@ -358,17 +269,12 @@ def _summary(folder: Path, job: _Import, written: int) -> str:
 def _check_settings(request: Request, files: Sequence[Path], form: Form) -> None:
     """Refuse settings that contradict the import."""
     dataset = request.dataset
-    if form == "npz" and len(files) != 1:
-        raise InputError(
-            f"found {len(files)} npz files; expected one, since it holds the whole data set.",
-            "Name one file.",
-        )
     makes_manifest = isinstance(request.prepare, ImportedSettings)
     if (form == "npz") != makes_manifest:
         why, expected = (
             ("an npz brings the manifest", "imported")
             if form == "npz"
-            else ("a TSV of bottom-up-attention has no labels", "that of its labels, e.g. coco")
+            else ("regions of this form have no labels", "that of their labels, e.g. coco")
         )
         raise InputError(
             f"params.yaml: prepare.{dataset}.source is {request.prepare.source}, but {why}; "
@@ -387,101 +293,6 @@ def _check_settings(request: Request, files: Sequence[Path], form: Form) -> None
             "imported regions are of the whole image.",
             "Change it.",
         )
-
-
-def _from_npz(source: NpzFile, request: Request, names: str) -> _Import:
-    """The import of an npz, which makes the manifest."""
-    images = np.flatnonzero(source.counts > 0)
-    if not len(images):
-        raise InputError(
-            f"{source.path}: count is 0 for all {len(source.counts)} images; expected at least one "
-            "region.",
-            "Import another file.",
-        )
-    paths = [f"images/{image_id}.jpg" for image_id in source.image_ids]
-    failures = [
-        Failure(source.image_ids[row], paths[row], f"{names} has no region of this image")
-        for row in np.flatnonzero(source.counts == 0).tolist()
-    ]
-    return _Import(
-        source=source,
-        names=names,
-        manifest=_manifest_of(source, paths, request),
-        images=images,
-        image_ids=[source.image_ids[row] for row in images.tolist()],
-        failures=failures,
-        left_out=[],
-        settings=request.extract,
-    )
-
-
-def _manifest_of(source: NpzFile, paths: Sequence[str], request: Request) -> Manifest:
-    """The manifest that an npz makes.
-
-    Raises:
-        InputError: the arrays make no sound manifest.
-    """
-    columns = [
-        source.image_ids,
-        paths,
-        source.splits,
-        [np.flatnonzero(row == 1).tolist() for row in source.labels],
-        [np.flatnonzero(row == 0).tolist() for row in source.labels],
-        source.sizes[:, 0],
-        source.sizes[:, 1],
-    ]
-    table = pa.table(
-        [pa.array(values, field.type) for values, field in zip(columns, COLUMNS, strict=True)],
-        schema=COLUMNS,
-    )
-    try:
-        check_lengths(table, source.label_names, str(source.path))
-        return Manifest(
-            dataset=request.dataset,
-            split_name="imported",
-            vocabulary=source.label_names,
-            sources=source.manifest_sources,
-            counts=full_counts(table),
-            table=table,
-            difficult=difficult_settings(request.prepare),
-        )
-    except GmpipeError as error:  # of whatever kind: the npz is the input
-        raise InputError(
-            f"{source.path} makes no sound manifest: {error.problem}", error.remedy
-        ) from error
-
-
-def _from_bottom_up(
-    source: BottomUpFiles, manifest: Manifest, request: Request, names: str
-) -> _Import:
-    """The import of TSVs, whose lines are matched to the manifest."""
-    rows = manifest.table.select(["image_id", "path", "width", "height"]).to_pylist()
-    matches = match_lines(source.lines, [KnownImage(**row) for row in rows])
-    images = np.flatnonzero((matches >= 0) & (source.counts > 0))
-    if not len(images):
-        raise InputError(
-            f"{source.lines[0].where}: neither this image nor one of the {len(matches) - 1} others "
-            f"with regions is in the manifest of {manifest.dataset}, whose first image is "
-            f"{rows[0]['image_id']!r} ({rows[0]['path']}); expected the same ids, file names with "
-            "any suffix or none, or ids that end in the same number.",
-            "Import regions of its images.",
-        )
-    matched = set(matches[images].tolist())
-    failures = [
-        Failure(row["image_id"], row["path"], f"{names} has no region of this image")
-        for number, row in enumerate(rows)
-        if number not in matched
-    ]
-    return _Import(
-        source=source,
-        names=names,
-        manifest=manifest,
-        images=images,
-        image_ids=[rows[number]["image_id"] for number in matches[images].tolist()],
-        failures=failures,
-        left_out=[source.lines[number].where for number in np.flatnonzero(matches < 0)],
-        settings=request.extract,
-    )
 
 
 def _write_manifest(manifest: Manifest) -> None:

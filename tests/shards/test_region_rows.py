@@ -76,7 +76,7 @@ def stored(image: ImageRegions, feature_dtype: str = "float16") -> RegionRows:
         ({"boxes": np.array([[-0.5, 0, 1, 1], [0, 0, 1, 1]])}, r"boxes\[0\].*-0\.5.*\[0, 1\]"),
         ({"boxes": np.array([[0, 0, 1, 1], [0.5, 0, 0.25, 1]])}, r"boxes\[1\].*x0 <= x1"),
         ({"boxes": np.array([[0, 1, 1, 0.5], [0, 0, 1, 1]])}, r"boxes\[0\].*y0 <= y1"),
-        ({"classes": np.array([-1, 3])}, r"classes\[0\].*-1.*0 to 32766"),
+        ({"classes": np.array([-2, 3])}, r"classes\[0\].*-2.*0 to 32766"),
         ({"classes": np.array([0, 32767])}, r"classes\[1\].*32767.*0 to 32766"),
     ],
 )

@@ -1,5 +1,7 @@
 """Labels in columns of their own: each is named after a label, and holds 0 or 1.
 
+Marks of the settings may also stand there, where it is not known whether an image has the label.
+
 Letters: N rows, C labels.
 """
 
@@ -21,6 +23,7 @@ _FLAGS = {
     **dict.fromkeys(("1", "1.0", "true", "yes"), 1),
     **dict.fromkeys(("0", "0.0", "false", "no"), 0),
 }
+_UNKNOWN = 2
 _SHOWN = 8  # columns that a message names
 _CODING = (
     "Write 1 where the image has the label, and 0 where it has not. (`true` and `false`, and `yes` "
@@ -28,31 +31,69 @@ _CODING = (
 )
 
 
-def read_flags(columns: Mapping[str, pa.ChunkedArray], where: Where) -> pa.ChunkedArray:
+Marks = frozenset[str]
+"""Texts of cells that mean unknown, as `marks_of` returns them."""
+
+
+def marks_of(texts: Sequence[str], setting: str) -> Marks:
+    """The marks of the settings in the form in which cells are compared.
+
+    Raises:
+        InputError: one of them is read as 0 or 1; names the ``setting``.
+    """
+    if known := [text for text in texts if _plain(text) in _FLAGS]:
+        raise InputError(
+            f"`{setting}` in params.yaml has {known[0]!r}, which is read as "
+            f"{_FLAGS[_plain(known[0])]}. Expected marks that are neither 0 nor 1.",
+            "Remove it there.",
+        )
+    return frozenset(map(_plain, texts))
+
+
+def _plain(text: str) -> str:
+    """A cell as it is compared. A table program writes -1 as -1.0 beside an empty cell."""
+    plain = text.strip().lower()
+    return plain.removesuffix(".0") if re.fullmatch(r"-?\d+\.0", plain) else plain
+
+
+def read_flags(
+    columns: Mapping[str, pa.ChunkedArray], where: Where, marks: Marks
+) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
     """Read columns of 0 and 1.
 
     Args:
         columns: label -> its column, N texts.
+        marks: that mean unknown.
 
     Returns:
-        N lists of the names of labels.
+        N lists of the names of labels; and N lists of those that are unknown.
 
     Raises:
         InputError: a cell is neither; names its row, column and value.
     """
-    matrix = np.stack([flags_of(column) for column in columns.values()], axis=1)
+    matrix = np.stack([flags_of(column, marks) for column in columns.values()], axis=1)
     names = list(columns)
     if (matrix < 0).any():
         row, number = (int(index) for index in np.argwhere(matrix < 0)[0])
         value = columns[names[number]][row].as_py()
         found = "empty" if value in (None, "") else repr(value)
         raise InputError(
-            f"{where(row)}: the column {names[number]!r} is {found}, expected 0 or 1.", _CODING
+            f"{where(row)}: the column {names[number]!r} is {found}, expected 0 or 1.",
+            f"{_CODING} If such a cell means that it is unknown, set {_as_setting(value or '')} in "
+            "the same block of params.yaml.",
         )
-    numbers = np.nonzero(matrix)[1]
+    return _names_where(matrix == 1, names), _names_where(matrix == _UNKNOWN, names)
+
+
+def _names_where(matrix: np.ndarray, names: Sequence[str]) -> pa.ChunkedArray:
+    """N lists of the names (C) of the columns of (N, C) bool that are true."""
     offsets = np.concatenate([[0], np.cumsum(matrix.sum(axis=1))]).astype(np.int32)
-    entries = pc.take(pa.array(names, pa.string()), pa.array(numbers))
+    entries = pc.take(pa.array(names, pa.string()), pa.array(np.nonzero(matrix)[1]))
     return pa.chunked_array([pa.ListArray.from_arrays(pa.array(offsets), entries)])
+
+
+def _as_setting(mark: str) -> str:
+    return f"`unknown: [{json.dumps(mark, ensure_ascii=False)}]`"
 
 
 def yaml_list(names: Sequence[str]) -> str:
@@ -62,21 +103,30 @@ def yaml_list(names: Sequence[str]) -> str:
     return f"[{', '.join(written)}]"
 
 
-def flags_of(column: pa.ChunkedArray) -> np.ndarray:
-    """(N,) int8: 1 or 0 for each cell, -1 where it is neither."""
+def flags_of(column: pa.ChunkedArray, marks: Marks) -> np.ndarray:
+    """(N,) int8: 1 or 0 for each cell, `_UNKNOWN` for one of the marks, -1 for anything else."""
     encoded = pc.fill_null(column, "").combine_chunks().dictionary_encode()
-    known = [_FLAGS.get(text.strip().lower(), -1) for text in encoded.dictionary.to_pylist()]
+    texts = map(_plain, encoded.dictionary.to_pylist())
+    known = [_UNKNOWN if text in marks else _FLAGS.get(text, -1) for text in texts]
     flags: np.ndarray = np.array(known, dtype=np.int8)[np.asarray(encoded.indices)]
     return flags
 
 
-def columns_of_flags(columns: Mapping[str, pa.ChunkedArray]) -> tuple[str, ...]:
-    """The columns that hold only 0 and 1."""
-    return tuple(name for name, column in columns.items() if (flags_of(column) >= 0).all())
+def columns_of_flags(columns: Mapping[str, pa.ChunkedArray], marks: Marks) -> tuple[str, ...]:
+    """The columns that hold only 0 and 1, and perhaps marks."""
+    flags = {name: flags_of(column, marks) for name, column in columns.items()}
+    return tuple(
+        name for name, own in flags.items() if (own >= 0).all() and (own != _UNKNOWN).any()
+    )
 
 
 def guess_columns(
-    rows: Rows, columns: Mapping[str, pa.ChunkedArray], unlike: Sequence[str], label: str, key: str
+    rows: Rows,
+    columns: Mapping[str, pa.ChunkedArray],
+    unlike: Sequence[str],
+    label: str,
+    key: str,
+    marks: Marks,
 ) -> tuple[str, ...]:
     """Decide whether a table without a column of labels has one column per label.
 
@@ -86,6 +136,7 @@ def guess_columns(
         unlike: columns that can't hold 0 and 1.
         label: the column of labels that is missing.
         key: the setting that names it.
+        marks: that mean unknown.
 
     Returns:
         the columns, if all of them hold only 0 and 1, and there are two or more; none if no column
@@ -94,15 +145,15 @@ def guess_columns(
     Raises:
         InputError: some do and others don't, or only one does; or all are in another coding.
     """
-    good = columns_of_flags(columns)
+    good = columns_of_flags(columns, marks)
     others = [name for name in columns if name not in good]
     alike = [name for name in others if _is_alike(columns[name])]
     if len(good) > 1 and not others and not unlike:
         return good
     if good:
-        _refuse_mixed(rows, columns, (good, [*others, *unlike], alike), label, key)
+        _refuse_mixed(rows, columns, (good, [*others, *unlike], alike), label, key, marks)
     if len(alike) == len(columns) > 1 and not unlike:
-        row, found = _first_other(columns[alike[0]])
+        row, found = _first_other(columns[alike[0]], marks)
         raise InputError(
             f"{rows.where(row)}: the column {alike[0]!r} is {found!r}. Since the column {label!r} "
             "is missing, expected 0 or 1, in one column per label.",
@@ -118,6 +169,7 @@ def _refuse_mixed(
     kinds: tuple[Sequence[str], Sequence[str], Sequence[str]],
     label: str,
     key: str,
+    marks: Marks,
 ) -> NoReturn:
     """Say which columns hold only 0 and 1, as the setting that reads these.
 
@@ -135,9 +187,12 @@ def _refuse_mixed(
     if others:
         problem += f", and {_shown(others)} {'do' if len(others) > 1 else 'does'} not"
     if bad := next((name for name in (*alike, *others) if name in columns), None):
-        row, found = _first_other(columns[bad])
+        row, found = _first_other(columns[bad], marks)
         problem += f" ({rows.where(row)}: {bad!r} is {found!r})"
-        remedy += f" If {bad!r} is a label too, write 0 or 1 in each row."
+        remedy += (
+            f" If {bad!r} is a label too, write 0 or 1 in each row, or set {_as_setting(found)} in "
+            "the same block if such a cell means that it is unknown."
+        )
     if others:
         remedy += f" If one column holds the names of labels, set `{key}` to its name."
     else:
@@ -145,9 +200,9 @@ def _refuse_mixed(
     raise InputError(f"{rows.file}: the column {label!r} is missing. {problem}.", remedy)
 
 
-def _first_other(column: pa.ChunkedArray) -> tuple[int, str]:
-    """The first cell that is neither 0 nor 1, with its row."""
-    row = int((flags_of(column) < 0).argmax())
+def _first_other(column: pa.ChunkedArray, marks: Marks) -> tuple[int, str]:
+    """The first cell that is neither 0 nor 1 nor a mark, with its row."""
+    row = int((flags_of(column, marks) < 0).argmax())
     return row, column[row].as_py() or ""
 
 

@@ -463,12 +463,14 @@ def listing_table(
     paths: pa.ChunkedArray,
     splits: pa.ChunkedArray,
     labels: pa.ListArray,
+    ignored: pa.ListArray | None = None,
 ) -> pa.Table:
-    """`Listing.table` of N images without ignored labels and without known sizes."""
+    """`Listing.table` of N images without known sizes; None for no ignored labels."""
     count = len(image_ids)
     none = np.empty(0, dtype=np.int64)
     size = pa.nulls(count, pa.int32())
-    columns = [image_ids, paths, splits, labels, label_lists(none, none, count), size, size]
+    ignored = label_lists(none, none, count) if ignored is None else ignored
+    columns = [image_ids, paths, splits, labels, ignored, size, size]
     return pa.table(columns, schema=COLUMNS)
 
 

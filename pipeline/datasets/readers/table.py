@@ -43,7 +43,14 @@ import pyarrow.compute as pc
 from pipeline.datasets.listing import Listing, hash_sources, split_by_share
 from pipeline.datasets.manifest import Split, repeats
 from pipeline.datasets.readers.cells import encode_labels, notes_on_names, split_cells
-from pipeline.datasets.readers.onehot import columns_of_flags, guess_columns, read_flags, yaml_list
+from pipeline.datasets.readers.onehot import (
+    Marks,
+    columns_of_flags,
+    guess_columns,
+    marks_of,
+    read_flags,
+    yaml_list,
+)
 from pipeline.datasets.readers.rows import (
     Rows,
     check_header,
@@ -92,6 +99,7 @@ class _Labels:
         flags: whether each label has a column of its own.
         listed: as in `CellLabels`; None where no cell was split.
         notes: on how they were read.
+        unknown: N lists of the numbers of labels that are unknown; None if none can be.
     """
 
     vocabulary: tuple[str, ...]
@@ -99,6 +107,7 @@ class _Labels:
     flags: bool
     notes: list[str]
     listed: npt.NDArray[np.bool_] | None = field(default=None, repr=False)
+    unknown: pa.ListArray | None = field(default=None, repr=False)
 
 
 def read_table(root: Path, settings: TableSettings) -> Listing:
@@ -133,7 +142,9 @@ def read_table(root: Path, settings: TableSettings) -> Listing:
         vocabulary=labels.vocabulary,
         split_name=settings.split_name,
         sources=hash_sources(root, [settings.file]),
-        table=listing_table(images, join_folder(settings.images, images), splits, numbers),
+        table=listing_table(
+            images, join_folder(settings.images, images), splits, numbers, labels.unknown
+        ),
         notes=tuple(notes),
         places={name: rows.place(row) for name, row in first_rows.items()},
     )
@@ -220,26 +231,31 @@ def _read_rows(root: Path, settings: TableSettings) -> tuple[Rows, tuple[str, ..
     if once and all(header.count(name) == 1 for name in names.values()):
         rows = read(_keys(once))
         twice = [name for name in others if header.count(name) > 1]
-        if twice and columns_of_flags(_columns(rows, once)):
+        marks = _marks(root, settings)
+        if twice and columns_of_flags(_columns(rows, once), marks):
             read(_keys(twice))  # which says so
-        guessed = _guess(rows, once, others, label, f"{block}.labels")
+        guessed = _guess(rows, once, others, label, f"{block}.labels", marks)
         if guessed:
             return rows, guessed
     return read({"labels": label}), ()
 
 
+def _marks(root: Path, settings: TableSettings) -> Marks:
+    return marks_of(settings.unknown, f"prepare.{root.name}.unknown")
+
+
 def _guess(
-    rows: Rows, once: Sequence[str], others: Sequence[str], label: str, key: str
+    rows: Rows, once: Sequence[str], others: Sequence[str], label: str, key: str, marks: Marks
 ) -> tuple[str, ...]:
     """The columns of 0 and 1, as `guess_columns`; none if one column has the misspelt name."""
     flags = _columns(rows, once)
     close = difflib.get_close_matches(label, others, n=2)
     if len(close) == 1 and (
-        _stem(close[0]) == _stem(label) or close[0] not in columns_of_flags(flags)
+        _stem(close[0]) == _stem(label) or close[0] not in columns_of_flags(flags, marks)
     ):
         return ()
     unlike = list(dict.fromkeys(name for name in others if name not in once))
-    return guess_columns(rows, flags, unlike, label, key)
+    return guess_columns(rows, flags, unlike, label, key, marks)
 
 
 def _hint_at_split(rows: Rows, columns: Sequence[str], block: str) -> str | None:
@@ -301,7 +317,8 @@ def _read_labels(
     """Read the labels of each row; ``columns`` are those of 0 and 1, if there are any."""
     source = f"`prepare.{root.name}.vocabulary` of params.yaml"
     if columns or not isinstance(settings.labels, str):
-        lists, notes = read_flags(_columns(rows, columns), rows.where), []
+        marks, notes = _marks(root, settings), []
+        lists, unknown = read_flags(_columns(rows, columns), rows.where, marks)
         if isinstance(settings.labels, str):
             shown = ", ".join([*columns[:_SHOWN], *(["..."] if len(columns) > _SHOWN else [])])
             notes = [
@@ -309,10 +326,16 @@ def _read_labels(
                 f"and are read as one column per label: {shown}. To read others, set "
                 f"`prepare.{root.name}.labels` to a list of columns, or to the column with names."
             ]
-        vocabulary, numbers = encode_labels(
-            lists, settings.vocabulary or columns, rows.where, source
+        names = settings.vocabulary or columns
+        vocabulary, numbers = encode_labels(lists, names, rows.where, source)
+        _, unknown_numbers = encode_labels(unknown, names, rows.where, source)
+        return _Labels(vocabulary, numbers, True, notes, unknown=unknown_numbers)
+    if settings.unknown:
+        raise InputError(
+            f"`prepare.{root.name}.unknown` in params.yaml marks cells of columns of 0 and 1, but "
+            f"the labels of {rows.file} are in the column {settings.labels!r}.",
+            "Remove `unknown`, or write a column for each label.",
         )
-        return _Labels(vocabulary, numbers, True, notes)
     cells, listed, notes = rows.table.column("labels"), None, []
     if pa.types.is_string(cells.type):
         block = f"prepare.{root.name}"

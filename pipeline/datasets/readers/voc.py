@@ -1,4 +1,4 @@
-"""PASCAL VOC 2007, as its development kit lays it out, and other data sets in its layout.
+"""PASCAL VOC, as its development kit lays it out, and other data sets in its layout.
 
     data/voc2007/VOCdevkit/VOC2007/
         ImageSets/Main/trainval.txt             one image id per line: the training split
@@ -9,8 +9,9 @@
         JPEGImages/<id>.jpg
 
 The archives VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar, unpacked in data/voc2007/,
-make this tree. The devkit's documentation (devkit_doc.pdf) describes the format. Lists may have
-CRLF or LF line ends, blank lines, and blanks around an entry.
+make this tree, and VOCtrainval_11-May-2012.tar makes VOC2012, whose test labels are not public: its
+lists are `train` and `val`. The devkit's documentation (devkit_doc.pdf) describes the format. Lists
+may have CRLF or LF line ends, blank lines, and blanks around an entry.
 
 A class whose objects in an image are all marked `difficult` is a difficult label there: neither
 positive nor negative. A 0 in the class lists means the same, so both sources give the same labels.
@@ -104,7 +105,7 @@ class _Image:
 
 
 def read_voc(root: Path, settings: VocSettings) -> Listing:
-    """List VOC 2007, or another data set in its layout. Image ids are the devkit's (``000005``).
+    """List VOC, or another data set in its layout. Image ids are the devkit's (``000005``).
 
     Args:
         root: data/<dataset>/.
@@ -377,12 +378,18 @@ class _Devkit:
         )
 
 
+def archives_of(folder: str) -> str:
+    """The publisher's archives that make the folder of a devkit."""
+    if PurePosixPath(folder).name == "VOC2012":
+        return "VOCtrainval_11-May-2012.tar, whose lists are train and val,"
+    return "VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar"
+
+
 def _layout(root: Path, folder: PurePosixPath, settings: VocSettings) -> str:
     folders = "ImageSets/Main/, Annotations/ and JPEGImages/"
     if settings.vocabulary is None:
         return (
-            f"VOC 2007 needs {folders} in {root / folder}: unpack VOCtrainval_06-Nov-2007.tar and "
-            f"VOCtest_06-Nov-2007.tar in {root}."
+            f"VOC needs {folders} in {root / folder}: unpack {archives_of(str(folder))} in {root}."
         )
     others = []
     if not (root / folder / "ImageSets").is_dir():

@@ -24,10 +24,10 @@ from pipeline.shards.imports.image_regions import (
     CHUNK,
     ImageRegions,
     OnBytes,
-    first_true,
     refuse,
     refuse_no_file,
 )
+from pipeline.shards.imports.pixels import boxes_of_pixels
 
 _log = logging.getLogger(__name__)
 
@@ -101,6 +101,7 @@ class BottomUpFiles:
         counts: (N,) number of regions of each image.
         feature_size: d.
         odd_type: that the first features look like if it is not float32, else empty.
+        whole_sha256: None, since the files have no features of whole images.
     """
 
     sha256: str
@@ -108,6 +109,7 @@ class BottomUpFiles:
     counts: npt.NDArray[np.int64]
     feature_size: int
     odd_type: str = ""
+    whole_sha256: None = None
 
     @classmethod
     def open(
@@ -193,36 +195,14 @@ class BottomUpFiles:
                 refuse(line.where, _COLUMNS[column], f"damaged ({error})", "base64")
         if self.odd_type and _are_useless(arrays[9]):
             _tell_odd_type(line.where, self.odd_type, arrays[9], self.feature_size)
-        size = np.array([line.width, line.height, line.width, line.height])
-        boxes = arrays[8].astype(np.float64)
-        _refuse_form(line, boxes)
-        # Rounding may leave the image by up to a pixel. A box further out is another image's.
-        for (region,) in first_true(((boxes < -1) | (boxes > size + 1)).any(axis=1)):
-            expected = f"xyxy in pixels of an image of {line.width} x {line.height}"
-            refuse(line.where, f"boxes[{region}]", boxes[region].tolist(), expected)
+        boxes = boxes_of_pixels(line.where, arrays[8], line.width, line.height)
         return ImageRegions(
             where=line.where,
             features=arrays[9],
-            boxes=(boxes / size).clip(0, 1),
+            boxes=boxes,
             scores=arrays[4],
             classes=arrays[3],
         )
-
-
-def _refuse_form(line: _Line, boxes: npt.NDArray[np.float64]) -> None:
-    """Refuse boxes (n, 4) that are all in [0, 1], or some of which can only be x, y, w, h."""
-    expected = f"xyxy in pixels of an image of {line.width} x {line.height}"
-    many = len(boxes) > 1 and line.width > 1 and line.height > 1
-    if many and (boxes >= 0).all() and (boxes <= 1).all() and boxes.any():
-        found = f"within one pixel, such as {boxes[0].tolist()}, so probably in [0, 1]"
-        remedy = "Multiply them by [width, height, width, height], and import again."
-        refuse(line.where, "each box", found, expected, remedy)
-    corner, other = boxes[:, :2], boxes[:, 2:]
-    for (region,) in first_true((other < corner).any(axis=1)):
-        if (corner + other <= np.array([line.width, line.height]) + 1).all() and (boxes >= 0).all():
-            found = f"{boxes[region].tolist()}, so probably x, y, width, height"
-            remedy = "Convert them with `boxes[:, 2:] += boxes[:, :2]`, and import again."
-            refuse(line.where, f"boxes[{region}]", found, expected, remedy)
 
 
 def _decoded(where: str, content: bytes, column: int) -> bytes:

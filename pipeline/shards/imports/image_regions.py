@@ -2,7 +2,8 @@
 
 The files are untrusted. They are read as streams, an image at a time, and are read through once
 before the first region is used. What they declare is checked against their sizes before memory is
-allocated for it. Class ids count from 0 in these files and from 1 in a shard, where 0 means none.
+allocated for it. Class ids count from 0 in these files, where -1 means none, and from 1 in a shard,
+where 0 does.
 
 Letters, besides R rows, m regions and d feature size as in `pipeline.shards.schema`: N images of a
 file, n regions of one image, C labels.
@@ -10,6 +11,7 @@ file, n regions of one image, C labels.
 
 from __future__ import annotations
 
+import hashlib
 import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import InputError
-from pipeline.files import raise_if_refused
+from pipeline.files import open_regular, raise_if_refused
 from pipeline.shards.schema import RegionRows
 
 LARGEST_CLASS = np.iinfo(np.int16).max - 1
@@ -39,7 +41,7 @@ class ImageRegions:
         features: (n, d), any float type.
         boxes: (n, 4), any float type, xyxy in [0,1] of the image.
         scores: (n,), any float type.
-        classes: (n,), any integer type, from 0.
+        classes: (n,), any integer type, from 0; -1 for none.
         whole: (d,), any float type: the feature of the whole image; None if the file has none.
     """
 
@@ -49,6 +51,22 @@ class ImageRegions:
     scores: npt.NDArray[Any]
     classes: npt.NDArray[Any]
     whole: npt.NDArray[Any] | None = None
+
+
+@dataclass(frozen=True)
+class ListedImage:
+    """An image as a file of regions names it.
+
+    Attributes:
+        where: file and position, for messages.
+        file_id: its id there.
+        width, height: in pixels.
+    """
+
+    where: str
+    file_id: str
+    width: int
+    height: int
 
 
 def region_rows(
@@ -124,8 +142,8 @@ def _refuse_unsound(image: ImageRegions) -> None:
     for (region,) in first_true((boxes[:, 2:] < boxes[:, :2]).any(axis=1)):
         box = image.boxes[region].tolist()
         refuse(image.where, f"boxes[{region}]", box, "x0 <= x1 and y0 <= y1")
-    for (region,) in first_true((image.classes < 0) | (image.classes > LARGEST_CLASS)):
-        expected = f"a class id from 0 to {LARGEST_CLASS}"
+    for (region,) in first_true((image.classes < -1) | (image.classes > LARGEST_CLASS)):
+        expected = f"a class id from 0 to {LARGEST_CLASS}, or -1 for none"
         refuse(image.where, f"classes[{region}]", image.classes[region], expected)
 
 
@@ -189,3 +207,28 @@ def refuse_no_file(path: Path) -> None:
         raise InputError(
             f"{path} is a folder or not a plain file.", "Name the file that holds the regions."
         )
+
+
+def hash_file(path: Path, on_bytes: Callable[[int], object]) -> str:
+    """Hex sha256 of a file; ``on_bytes`` is called with the number of bytes of each piece.
+
+    Raises:
+        InputError: the file can't be read.
+    """
+    refuse_no_file(path)
+    hashing = hashlib.sha256()
+    with open_regular(path) as stream:
+        while chunk := stream.read(CHUNK):
+            hashing.update(chunk)
+            on_bytes(len(chunk))
+    return hashing.hexdigest()
+
+
+def refuse_repeated(images: Iterable[ListedImage]) -> None:
+    """Refuse the first of the images whose id an earlier one has."""
+    known: dict[str, ListedImage] = {}
+    for image in images:
+        first = known.setdefault(image.file_id, image)
+        if first is not image:
+            expected = f"each image once; it is also {first.where}"
+            refuse(image.where, "id", repr(image.file_id), expected)
