@@ -159,7 +159,7 @@ def _open(run: RunPlan) -> _Inputs:
     key = {
         "run": str(run.folder),  # so that its lock holds for the state, too
         "seed": run.seed,
-        "settings": run.settings.model_dump(mode="json"),
+        "settings": run.settings.stored(),
         "views": run.views,
         "cache": cache.fingerprint,
         "vectors": vectors.sha256,

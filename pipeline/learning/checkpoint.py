@@ -126,7 +126,7 @@ _STORED = [field.name for field in fields(Checkpoint) if field.name != "sha256"]
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint atomically; the same content gives the same bytes."""
     content = {name: getattr(checkpoint, name) for name in _STORED}
-    content["settings"] = checkpoint.settings.model_dump(mode="json")
+    content["settings"] = checkpoint.settings.stored()
     content["vocabulary"] = list(checkpoint.vocabulary)
     # As text: torch writes equal strings of a killed and of a resumed training in different ways.
     content["history"] = canonical_json([dict(row) for row in checkpoint.history])

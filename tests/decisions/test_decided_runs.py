@@ -86,7 +86,7 @@ def test_a_run_without_them_has_nothing_new_in_its_files(tmp_path: Path) -> None
 
 def test_a_precision_without_effect_is_kept_so_that_the_run_stays_current() -> None:
     chosen = TrainSettings.model_validate({**TRAIN, "decisions": {"precision": 0.7}})
-    again = TrainSettings.model_validate(chosen.model_dump(mode="json"))
+    again = TrainSettings.model_validate(chosen.stored())
     assert again.decisions.precision == 0.7
 
 
