@@ -37,8 +37,8 @@ def test_scores_of_another_loss_are_calibrated_and_decided(shared: Path, tmp_pat
         YAML().dump(PARAMS, stream)
     flow = Flow(tmp_path)
     flow.ok("import-regions", str(shared / "data/voc2007-official/regions.npz"))
-    flow.ok("train")
-    flow.ok("evaluate")
+    flow.ok("train", "--variant", "linear-scores")
+    flow.ok("evaluate", "--variant", "linear-scores")
     run = flow / "runs/voc/linear-scores-s0"
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["decided"]["CF1"] > metrics["CF1"]

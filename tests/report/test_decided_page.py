@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -47,5 +48,8 @@ def test_the_page_has_both_blocks_thresholds_and_both_reliability_lines(
         [column] = [n for n, head in enumerate(heads) if head.startswith("threshold of max-pool")]
         assert reader.column("labels-table", column) == [f"{threshold:.1f}"] * (len(others) + 1)
         assert "Fitted thresholds" in reader.page.locator("#results-table thead").inner_text()
+        stored = json.loads((small / "runs/voc2007/max-pool-s0/metrics.json").read_text())
+        shown = [reader.column("results-table", number)[0] for number in range(-6, 0)]
+        assert shown == [f"{percent:.1f}" for percent in stored["decided"].values()]
     finally:
         reader.close()
