@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Field,
-    SerializeAsAny,
-    SerializerFunctionWrapHandler,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from pipeline.names import Name
@@ -202,6 +195,15 @@ class TrainSettings(Settings):
         """Whether the scores rank the images for a label (`HeadSettings.ranks`)."""
         return self.network.ranks
 
+    def stored(self) -> dict[str, Any]:
+        """The settings as files of runs hold them, in JSON.
+
+        Without `decisions` where those are the default: files of runs without any stay as they were
+        before there were any, to the bit.
+        """
+        usual = self.decisions == DecisionSettings()
+        return self.model_dump(mode="json", exclude={"decisions"} if usual else None)
+
     @field_validator("network", mode="before")
     @classmethod
     def _check_network(cls, block: Any) -> Any:
@@ -230,11 +232,3 @@ class TrainSettings(Settings):
                 "decisions", "the head {head!r} gives sets of labels", {"head": self.network.head}
             )
         return self
-
-    @model_serializer(mode="wrap", when_used="json")
-    def _without_default_decisions(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Files of runs without them stay as they were before there were any, to the bit.
-        written: dict[str, Any] = handler(self)
-        if self.decisions == DecisionSettings():
-            written.pop("decisions", None)
-        return written

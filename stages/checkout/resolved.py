@@ -132,7 +132,8 @@ def _with_code(settings: TrainSettings, views: int) -> dict[str, Any]:
 
 
 def _resolved(settings: TrainSettings, views: int) -> dict[str, Any]:
-    return {"settings": settings.model_dump(mode="json", exclude={"variants"}), "views": views}
+    own = {name: value for name, value in settings.stored().items() if name != "variants"}
+    return {"settings": own, "views": views}
 
 
 def _as_yaml(content: Mapping[str, Any]) -> str:

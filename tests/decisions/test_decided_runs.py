@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from flows import Flow
 from toys import LABELS, N_TRAIN, TRAIN, make_checkout
-from trainings import rewritten
+from trainings import float_batch, rewritten
 
 from pipeline.datasets.manifest import read_manifest
 from pipeline.decisions.fitting import fit_decisions
 from pipeline.errors import DamagedError
+from pipeline.inference.export import INPUTS
 from pipeline.learning.checkpoint import load_checkpoint
 from pipeline.learning.prediction import Scorer
 from pipeline.learning.splits import open_split, split_validation
@@ -86,7 +88,7 @@ def test_a_run_without_them_has_nothing_new_in_its_files(tmp_path: Path) -> None
 
 def test_a_precision_without_effect_is_kept_so_that_the_run_stays_current() -> None:
     chosen = TrainSettings.model_validate({**TRAIN, "decisions": {"precision": 0.7}})
-    again = TrainSettings.model_validate(chosen.model_dump(mode="json"))
+    again = TrainSettings.model_validate(chosen.stored())
     assert again.decisions.precision == 0.7
 
 
@@ -147,3 +149,28 @@ def test_decisions_that_no_setting_asks_for_are_damage(checkout: Flow, tmp_path:
     rewritten(path, settings=settings)
     with pytest.raises(DamagedError, match="decisions"):
         load_checkpoint(path)
+
+
+@pytest.mark.slow
+def test_the_onnx_file_decides_as_the_run_does(checkout: Flow) -> None:
+    checkout.ok("train", "--variant", "max-pool")
+    checkout.ok("export", "--run", "runs/toy/max-pool-s0", "-o", "model.onnx")
+    session = onnxruntime.InferenceSession(checkout / "model.onnx")
+    found = load_checkpoint(checkout / "runs/toy/max-pool-s0/checkpoint.pt")
+    manifest = read_manifest(checkout / "data/toy/prepared/manifest.parquet")
+    split = open_split(RegionCache.open(checkout / "cache/toy"), manifest, "train")
+    batch = float_batch(split, np.arange(len(split)))
+    arrays = {name: getattr(batch, name).numpy() for name in INPUTS[:-1]}
+    arrays["classes"] = arrays["classes"].astype(np.int64)
+    *_, probabilities, chosen = session.run(
+        None, {**arrays, "count": batch.mask.sum(dim=1).numpy()}
+    )
+    logits = Scorer.of_checkpoint(found, "the run").predict(split).logits
+    assert found.decisions is not None
+    expected = 1 / (1 + np.exp(-found.decisions.calibrated(logits)))
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+    sure = np.abs(expected - found.decisions.probabilities) > 1e-4
+    assert np.array_equal(chosen[sure], found.decisions.predicted(logits)[sure])
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["thresholds"]) == found.decisions.probabilities.tolist()
+    assert json.loads(metadata["scale"]) == found.decisions.scale.tolist()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
-from flows import Flow
+from flows import Flow, unrendered
 from playwright.sync_api import Browser
 from reading import Reader, data
 from small import write_params
@@ -25,7 +26,8 @@ def test_the_page_has_both_blocks_thresholds_and_both_reliability_lines(
     said = small.ok("compare", "--jobs", "1")
     assert "decided CF1" in said
     assert said.count("| full") > said.partition("decided CF1")[2].count("| full")
-    small.ok("report")
+    with unrendered():
+        small.ok("report")
     page = small / "reports/voc2007"
     overview = data(page, "overview")
     assert overview["thresholds"] is None  # of `full`, which is shown
@@ -33,7 +35,8 @@ def test_the_page_has_both_blocks_thresholds_and_both_reliability_lines(
         variants = {row["variant"] for row in csv.DictReader(stream)}
     assert variants == {"full", "max-pool", "max-pool, calibrated"}
 
-    small.ok("report", "--set", "variants=[max-pool]")
+    with unrendered():
+        small.ok("report", "--set", "variants=[max-pool]")
     [threshold, *others] = data(page, "overview")["thresholds"]
     fitted = load_checkpoint(small / "runs/voc2007/max-pool-s0/checkpoint.pt").decisions
     assert fitted is not None
@@ -45,5 +48,8 @@ def test_the_page_has_both_blocks_thresholds_and_both_reliability_lines(
         [column] = [n for n, head in enumerate(heads) if head.startswith("threshold of max-pool")]
         assert reader.column("labels-table", column) == [f"{threshold:.1f}"] * (len(others) + 1)
         assert "Fitted thresholds" in reader.page.locator("#results-table thead").inner_text()
+        stored = json.loads((small / "runs/voc2007/max-pool-s0/metrics.json").read_text())
+        shown = [reader.column("results-table", number)[0] for number in range(-6, 0)]
+        assert shown == [f"{percent:.1f}" for percent in stored["decided"].values()]
     finally:
         reader.close()

@@ -50,7 +50,7 @@ gmpipe.tables = (() => {
 
   function drawResults() {
     const top = results.forced ? "Top-3, always three" : "Top-3";
-    const groups = ["", "All", "Fitted thresholds", top];
+    const groups = ["", "All", top, "Fitted thresholds"];
     const columns = overview.columns.filter((column) => groups.includes(column.group));
     const rows = overview.rows.filter((row) =>
       (row.kind !== "seed" || results.seeds) && (row.kind !== "paper" || results.paper));
