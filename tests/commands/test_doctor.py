@@ -366,7 +366,8 @@ def test_a_missing_or_broken_torch_is_reported(tmp_path: Path, body: str, reason
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (1, "")
+    assert done.returncode == 1
+    assert re.fullmatch(r"(look at the checkout: \S+\n)?", done.stderr)  # on a busy machine
     table = sections(done.stdout)
     assert table["programs"]["torch"][0] == "missing"
     assert re.search(rf"{reason}.*pip install --editable", table["programs"]["torch"][1])
