@@ -46,12 +46,13 @@ def is_run(block: Block) -> bool:
 
 
 OTHER_OPTIONS = {
-    # torchrun, Dask and pip
+    # torchrun, Dask, pip and DVC
     "--nproc-per-node",
     "--no-python",
     "--nthreads",
     "--memory-limit",
     "--resources",
+    "--queue",
     # Slurm
     "--cpus-per-task",
 }

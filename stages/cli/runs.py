@@ -126,7 +126,7 @@ def sweep(
     halving: bool,
     jobs: int | None,
 ) -> None:
-    """Train with several values of one setting, or search over several settings.
+    """Train with values of one or more settings.
 
     KEY is a setting of train.<dataset>. VALUES are VALUE,VALUE,... such as regions=2,4,6,8,10 or
     network.modules=1,2,3,4 (as in Figure 4 of the paper), or a range of numbers: 1..4, from which

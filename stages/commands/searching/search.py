@@ -1,7 +1,7 @@
 """Command `sweep` over several settings: a search, which the validation part alone decides.
 
 Each seed is a round: it trains the trials that are left. The best trial is then evaluated on the
-test split. The others never are, so that nobody can choose by their test numbers.
+test split. The others are not, so that nobody can choose by their test numbers.
 """
 
 from __future__ import annotations
@@ -231,6 +231,6 @@ def _shown(results: SearchResults, tested: Sequence[Run], request: Request) -> s
     return (
         f"{results.dataset}, {results.variant}, in percent\n\n{markdown_table(header, rows)}\n\n"
         f"The best trial by validation mAP is {words}. On the test split it has {numbers}.\n"
-        "No other trial was evaluated on the test split.\n"
+        "This search evaluated no other trial on it.\n"
         f"To use its values, write them to params.yaml, or add {options}"
     )
