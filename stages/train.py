@@ -168,7 +168,7 @@ def _open(run: RunPlan, processes: Processes) -> _Inputs:
         key = {
             "run": str(run.folder),  # so that its lock holds for the state, too
             "seed": run.seed,
-            "settings": settings.stored(),
+            "settings": settings.model_dump(mode="json"),
             "views": run.views,
             "cache": cache.fingerprint,
             "vectors": vectors.sha256,

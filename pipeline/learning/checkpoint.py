@@ -152,7 +152,7 @@ _STORED = [field.name for field in fields(Checkpoint) if field.name != "sha256"]
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint atomically; the same content gives the same bytes."""
     content = {name: getattr(checkpoint, name) for name in _STORED}
-    content["settings"] = checkpoint.settings.stored()
+    content["settings"] = checkpoint.settings.model_dump(mode="json")
     content["vocabulary"] = list(checkpoint.vocabulary)
     if not checkpoint.chosen_precision:  # which earlier releases did not store
         del content["chosen_precision"]

@@ -195,15 +195,6 @@ class TrainSettings(Settings):
         """Whether the scores rank the images for a label (`HeadSettings.ranks`)."""
         return self.network.ranks
 
-    def stored(self) -> dict[str, Any]:
-        """The settings as files of runs hold them, in JSON.
-
-        Without `decisions` where those are the default: files of runs without any stay as they were
-        before there were any, to the bit.
-        """
-        usual = self.decisions == DecisionSettings()
-        return self.model_dump(mode="json", exclude={"decisions"} if usual else None)
-
     @field_validator("network", mode="before")
     @classmethod
     def _check_network(cls, block: Any) -> Any:

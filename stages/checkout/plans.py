@@ -72,7 +72,7 @@ def plan_run(request: Request, variant: str, seed: int) -> RunPlan:
     views = request.extract.views
     overridden = None
     if request.is_overridden(variant):
-        overridden = {"train": settings.stored(), "views": views}
+        overridden = {"train": settings.model_dump(mode="json"), "views": views}
     folder = run_folder(request.dataset, variant, seed, overridden)
     arguments = ["--dataset", request.dataset, "--variant", variant, "--seed", str(seed)]
     arguments += request.set_options

@@ -132,7 +132,11 @@ def _with_code(settings: TrainSettings, views: int) -> dict[str, Any]:
 
 
 def _resolved(settings: TrainSettings, views: int) -> dict[str, Any]:
-    own = {name: value for name, value in settings.stored().items() if name != "variants"}
+    own = {
+        name: value
+        for name, value in settings.model_dump(mode="json").items()
+        if name != "variants"
+    }
     return {"settings": own, "views": views}
 
 

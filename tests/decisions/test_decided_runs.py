@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from flows import Flow
-from toys import LABELS, N_TRAIN, TRAIN, make_checkout
+from toys import LABELS, N_TRAIN, make_checkout
 from trainings import float_batch, rewritten
 
 from pipeline.datasets.manifest import read_manifest
@@ -22,7 +22,7 @@ from pipeline.inference.export import INPUTS
 from pipeline.learning.checkpoint import load_checkpoint
 from pipeline.learning.prediction import Scorer
 from pipeline.learning.splits import open_split, split_validation
-from pipeline.settings import DecisionSettings, TrainSettings
+from pipeline.settings import DecisionSettings
 from pipeline.shards.reader import RegionCache
 
 DECISIONS = {"thresholds": "f1", "calibration": "platt"}
@@ -76,20 +76,12 @@ def test_metrics_stand_beside_those_at_a_half(checkout: Flow) -> None:
     assert "damaged" not in checkout.ok("verify")
 
 
-def test_a_run_without_them_has_nothing_new_in_its_files(tmp_path: Path) -> None:
+def test_a_run_without_them_has_none_in_its_checkpoint(tmp_path: Path) -> None:
     flow = make_checkout(tmp_path, epochs=1)
     flow.ok("train")
     content = torch.load(checkpoint_file(flow), weights_only=True)
     assert "decisions" not in content
-    assert "decisions" not in content["settings"]
-    assert "decisions" not in (flow / "runs/toy/full-s0/settings.yaml").read_text()
     assert load_checkpoint(checkpoint_file(flow)).decisions is None
-
-
-def test_a_precision_without_effect_is_kept_so_that_the_run_stays_current() -> None:
-    chosen = TrainSettings.model_validate({**TRAIN, "decisions": {"precision": 0.7}})
-    again = TrainSettings.model_validate(chosen.stored())
-    assert again.decisions.precision == 0.7
 
 
 @pytest.mark.parametrize(
