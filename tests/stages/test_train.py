@@ -190,7 +190,7 @@ def test_the_settings_of_a_run_lie_beside_its_checkpoint(checkout: Flow, tmp_pat
             "variant": "full",
             "seed": seed,
             "views": views,
-            "settings": settings.model_dump(mode="json", exclude={"variants", "decisions"}),
+            "settings": settings.model_dump(mode="json", exclude={"variants"}),
         }, top
 
 
