@@ -6,7 +6,7 @@ import glob
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -59,13 +59,7 @@ def predict(
     note_undecided(run, "`--threshold 0 --top 3` gives each photograph's three best labels.")
     labelled = failures = 0
     with ExitStack() as stack:
-        writers: list[Write] = []
-        if stdout is not None:
-            writers.append(stack.enter_context(TEXT_WRITERS[stdout](sys.stdout)))
-        elif output is None:
-            writers.append(stack.enter_context(_table_writer(sys.stdout)))
-        if output is not None:
-            writers.append(stack.enter_context(file_writer(output)))
+        writers = [stack.enter_context(writer) for writer in _writers(stdout, output)]
         stack.enter_context(advising_on_scores(run.checkpoint.dataset))
         bar = stack.enter_context(progress_bar(total=len(paths), desc="predict", unit="image"))
         for path, outcome in run.predict_files(paths, batch_size=batch_size):
@@ -84,6 +78,16 @@ def predict(
     if output is not None and stdout is None:  # with both, the line would mix with the results
         say(f"{output}: {counted(labelled, 'image')}")
     return labelled, failures
+
+
+def _writers(stdout: str | None, output: Path | None) -> Iterator[AbstractContextManager[Write]]:
+    """What writes the results, as `predict` describes it."""
+    if stdout is not None:
+        yield TEXT_WRITERS[stdout](sys.stdout)
+    elif output is None:
+        yield _table_writer(sys.stdout)
+    if output is not None:
+        yield file_writer(output)
 
 
 def unread(failures: int, labelled: int) -> InputError:
