@@ -13,7 +13,7 @@ import pytest
 import torch
 from networks import VARIANTS, net, score, vectors
 from reference import reference_logits
-from tiny import C, make_batch
+from tiny import make_batch
 from torch import Tensor
 
 CPU = torch.device("cpu")
@@ -21,9 +21,8 @@ CPU = torch.device("cpu")
 SCORES = 0.03
 """Largest difference of a score, as a share of the largest score."""
 
-GRADIENTS = 0.15
-"""Largest norm of the difference of all gradients, as a share of their norm: a ReLU or a max that
-rounding turns changes a whole summand."""
+GRADIENTS = 0.95
+"""Smallest cosine between the gradients: in a small network, a ReLU that rounding turns counts."""
 
 
 def joined(network: torch.nn.Module) -> Tensor:
@@ -38,13 +37,13 @@ def test_bfloat16_is_near_the_reference(variant: str) -> None:
     exact = net(variant)
     half = copy.deepcopy(exact).float()
     batch, words = make_batch(4), vectors()
-    weights = torch.randn(4, C, generator=torch.Generator().manual_seed(7))
-    expected = reference_logits(exact, batch, words).amax(dim=1)
-    (expected * weights).sum().backward()
+    expected = reference_logits(exact, batch, words)[batch.mask]
     with torch.autocast("cpu", torch.bfloat16):
-        scores = score(half, batch.to(CPU, torch.float32), words.float()).image
-    (scores.float() * weights).sum().backward()
-    difference = (scores.double() - expected).abs().max() / expected.abs().max()
-    assert 0 < difference <= SCORES
-    of_half, of_exact = joined(half), joined(exact)
-    assert (of_half - of_exact).norm() <= GRADIENTS * of_exact.norm()
+        regions = score(half, batch.to(CPU, torch.float32), words.float()).regions
+    assert regions is not None
+    scores = regions[batch.mask].double()
+    weights = torch.randn(scores.shape, generator=torch.Generator().manual_seed(7))
+    for logits in (scores, expected):
+        (logits * weights).sum().backward()
+    assert 0 < (scores - expected).abs().max() <= SCORES * expected.abs().max()
+    assert torch.cosine_similarity(joined(half), joined(exact), dim=0) >= GRADIENTS
