@@ -156,7 +156,7 @@ def train(request: Request, variant: str, seed: int | None, tensorboard: bool) -
     "--name",
     metavar="NAME",
     help="With --scores or --average: what tables call it.  [default: the name of FILE, or "
-    "`average`]",
+    "average]",
 )
 @click.pass_context
 def evaluate(

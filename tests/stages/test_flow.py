@@ -49,7 +49,7 @@ PAGE = sorted(
         "assets",
         *(
             f"assets/{name}"
-            for name in ("core.js", "gallery.js", "page.css", "page.js", "tables.js")
+            for name in ("core.js", "doubts.js", "gallery.js", "page.css", "page.js", "tables.js")
         ),
         "data",
         *(f"data/{name}.js" for name in ("curves", "images", "overview", "times")),
