@@ -7,11 +7,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
+from unittest import mock
 
 import pytest
 from flows import Flow
 from small import no_run_is_made, run_names
 
+from pipeline.errors import InputError
 from pipeline.learning.checkpoint import load_checkpoint
 from pipeline.report.illustrations import draw_sweep
 from pipeline.report.sweeps import read_sweep
@@ -74,6 +76,20 @@ def test_the_better_half_goes_on_and_the_best_alone_is_tested(small: Flow, tmp_p
         late = small.gmpipe("sweep", *SETTINGS, *VALIDATED, *ALONE, *SEEDS, *more)
     assert re.search(r"\b1 run of seed 2\b", late.err)
     assert said.endswith(late.out[late.out.index("| learning_rate") :])
+
+    # If the last trial that is left fails, the finished rounds decide among the others.
+    diverging = mock.Mock(side_effect=InputError("The loss of seed 2 is nan.", ""))
+    with mock.patch.dict("stages.commands.compare._STAGES", train=diverging):
+        failed = small.gmpipe(
+            "sweep", *SETTINGS, *VALIDATED, *ALONE, *SEEDS, "--seed", "2", "--halving"
+        )
+    assert diverging.call_count == 1
+    assert "The loss of seed 2" in failed.err
+    [second] = set(first[:2]) - {best}
+    assert re.search(
+        rf"^\| {second[0]} +\| {second[1]} +\| \S+ ± \S+ \(best\) +\| 2 ", failed.out, re.M
+    )
+    assert re.search(rf"^\| {best[0]} +\| {best[1]} +\| failed ", failed.out, re.M)
 
 
 def test_a_trial_that_diverges_is_listed_and_the_others_are_compared(small: Flow) -> None:
