@@ -53,7 +53,7 @@ def test_the_better_half_goes_on_and_the_best_alone_is_tested(small: Flow, tmp_p
     assert f"learning_rate={best[0]}, loss.beta={best[1]}." in said
     assert f"--set train.voc2007.learning_rate={best[0]} --set train.voc2007.loss.beta" in said
 
-    folder = small / "runs/voc2007/sweeps/learning_rate+loss.beta"
+    folder = small / "runs/voc2007/sweeps/learning_rate+loss.beta+search"
     assert is_sweep(folder)
     with (folder / "results.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -95,11 +95,17 @@ def test_the_better_half_goes_on_and_the_best_alone_is_tested(small: Flow, tmp_p
 def test_a_trial_that_diverges_is_listed_and_the_others_are_compared(small: Flow) -> None:
     wild = ("--set", "train.voc2007.clip_norm=1e30", "--set", "train.voc2007.epochs=1")
     options = (*wild, *VALIDATED, *ALONE, "--seed", "0")
+    plain = small / "runs/voc2007/sweeps/learning_rate/sweep.json"
+    plain.parent.mkdir(parents=True)
+    plain.write_text("of a sweep")
     outcome = small.gmpipe("sweep", "learning_rate=0.01,1e25", "--halving", *options)
     assert outcome.code == 0, outcome.err
     assert re.search(r"^\| 0\.01 +\| \S+ \(best\)", outcome.out, re.M)
     assert re.search(r"^\| 1e\+25 +\| failed", outcome.out, re.M)
     assert "diverged" in outcome.err
+    # A search over one setting leaves the sweep of that setting as it is.
+    assert plain.read_text() == "of a sweep"
+    assert read_sweep(plain.parent.with_name("learning_rate+search") / "sweep.json").runs
     late = ("--minutes", "1e-9", *VALIDATED, "--seed", "7")
     assert small.gmpipe("sweep", "epochs=1,2", *late).refused("No trial.*--minutes")
 
@@ -122,6 +128,10 @@ def untrained(small: Flow) -> Iterator[Flow]:
         (("epochs=1,2", "epochs=3,4", *VALIDATED), "epochs=3,4.*twice"),
         (("learning_rate=0.1..0.2", *VALIDATED), "learning_rate.*--trials"),
         (("epochs=1,2", "loss.gamma=1.0,2.0", *VALIDATED), r"train\.voc2007\.loss\.gamma"),
+        (
+            ("variants.full.decisions.thresholds=common,f1", "epochs=1,2", *VALIDATED),
+            r"variants\.full\.decisions\.thresholds.*params\.yaml",
+        ),
         (
             ("epochs=1,2", "momentum=0.5,0.9", "--variant", "max-pool", *VALIDATED),
             "epochs|momentum",
