@@ -181,7 +181,7 @@ def as_override(request: Request, key: str, value: Any) -> str:
 
 
 def check_trials(keys: Sequence[str], variant: str, trials: Mapping[str, Request]) -> None:
-    """Check that the trials differ: the variant takes their values, and none make the same run.
+    """Check that trials can be compared: the variant takes their values, and no two are the same.
 
     Args:
         keys: of the settings that the trials give values to.
