@@ -386,11 +386,17 @@ def _fitted(run: RunPlan, inputs: _Inputs, training: Training) -> Decisions | No
         ("calibration", settings.calibration, decisions.own_calibration),
     ):
         if kind in ("f1", "precision", "platt") and not own.all():
+            shared = f"They share the {what} of all labels."
+            if kind == "precision" and not decisions.thresholds[~own].any():  # logits
+                shared = (
+                    "Their threshold is 0.5, since no threshold gives all labels together a "
+                    f"precision of {settings.precision}."
+                )
             note(
-                f"labels that share the {what} of all labels: "
-                f"{_names(inputs.manifest.vocabulary, ~own)}. Among the "
-                f"{counted(len(validation), 'image')} that validate, they have fewer than {ENOUGH} "
-                f"positives or negatives, or scores that allow no {what} of their own."
+                f"labels without a {what} of their own: "
+                f"{_names(inputs.manifest.vocabulary, ~own)}. {shared} Among the "
+                f"{counted(len(validation), 'image')} that validate, these labels have fewer than "
+                f"{ENOUGH} positives or negatives, or scores that allow no {what} of their own."
             )
     return decisions
 

@@ -71,11 +71,14 @@ class SearchResults(BaseModel):
 
     @property
     def setting(self) -> str:
-        """The name of the search: its keys, joined by `+`; shortened by a hash if that is long."""
-        name = "+".join(self.settings)
-        if len(name) <= _LONGEST:
-            return name
-        return f"{self.settings[0][:_LONGEST]}+{sha256_json(self.settings)[:8]}"
+        """The name of the search: its keys and `search`, joined by `+`.
+
+        A sweep of one key has the key as its name. If the keys are long, a hash shortens them.
+        """
+        keys = "+".join(self.settings)
+        if len(keys) > _LONGEST:
+            keys = f"{self.settings[0][:_LONGEST]}+{sha256_json(self.settings)[:8]}"
+        return f"{keys}+search"
 
     def texts(self) -> list[str]:
         """The user's texts that the figure shows."""

@@ -22,7 +22,11 @@ class DecisionSettings(Settings):
         "`precision`: for each label the lowest one that reaches `precision`.",
     )
     precision: float = Field(
-        0.9, gt=0, le=1, description="Precision that thresholds of the kind `precision` reach."
+        0.9,
+        gt=0,
+        le=1,
+        description="Precision that thresholds of the kind `precision` reach. No other kind takes "
+        "one.",
     )
     calibration: Literal["none", "temperature", "platt"] = Field(
         "none",

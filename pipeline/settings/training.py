@@ -28,8 +28,9 @@ class WeightedLoss(Settings):
         1.0,
         ge=1,
         le=1e6,
-        description="The loss of a label's positives is also multiplied by the number of negatives "
-        "that the training images have for each of them, up to this number. 1: it is not.",
+        description="Upper bound of the factor on the loss of a label's positives, which is its "
+        "number of negative per positive training images; images that ignore the label count as "
+        "negatives. 1: no factor.",
     )
 
 
@@ -218,8 +219,23 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _check_decisions(self) -> TrainSettings:
-        if self.decisions.fitted and not self.ranks:
-            raise PydanticCustomError(
-                "decisions", "the head {head!r} gives sets of labels", {"head": self.network.head}
+        decisions, head = self.decisions, self.network.head
+        kinds, usual = (decisions.thresholds, decisions.calibration), DecisionSettings().precision
+        if decisions.fitted and not self.ranks:
+            problem = f"the head `{head}` gives sets of labels, whose scores have nothing to fit"
+            remedy = "Set `decisions: {thresholds: fixed, calibration: none}` for it."
+        elif not self.decides and kinds == ("fixed", "temperature"):
+            problem = (
+                f"with the head `{head}` and the loss `{self.loss.name}`, scores only rank the "
+                "labels, so that with `thresholds: fixed` a temperature decides nothing"
             )
-        return self
+            remedy = "Set `thresholds: common` for it, or `calibration` to `platt` or `none`."
+        elif decisions.precision != usual and decisions.thresholds != "precision":
+            problem = (
+                f"`precision` is {decisions.precision}, but only `thresholds: precision` reads it, "
+                f"and `thresholds` is `{decisions.thresholds}`"
+            )
+            remedy = f"Set `thresholds: precision`, or `precision: {usual}`, the default."
+        else:
+            return self
+        raise PydanticCustomError("decisions", "{problem}", {"problem": problem, "remedy": remedy})

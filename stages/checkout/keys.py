@@ -75,12 +75,8 @@ def settings_error(
     if kind == "own_loss":
         return _wrong_loss(where, ".".join([*location, "loss.name"]), finding["ctx"])
     if kind == "decisions":
-        return InputError(
-            f"{where}: `{'.'.join([*location, 'decisions'])}` asks for fitted decisions, but the "
-            f"head `{finding['ctx']['head']}` gives sets of labels, whose scores have no threshold "
-            "to fit.",
-            "Set `decisions: {thresholds: fixed, calibration: none}` for it.",
-        )
+        key = ".".join([*location, "decisions"])
+        return InputError(f"{where}: `{key}`: {finding['msg']}.", finding["ctx"]["remedy"])
     if kind == "name":
         return name_error(value, f"{where}: {location[0]}", finding["ctx"])
     hint = ""

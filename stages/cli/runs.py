@@ -143,7 +143,7 @@ def sweep(
 
     Several settings, or one with --trials, --minutes or --halving, are a search. It needs a
     validation part or a split `val`. Only the best trial is evaluated on the test split. The folder
-    is named by all keys, joined by `+`.
+    is named by all keys and `search`, joined by `+`.
     """
     check_variants(request, [variant])
     from stages.commands import sweep as one_setting

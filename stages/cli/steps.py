@@ -141,8 +141,8 @@ def train(request: Request, variant: str, seed: int | None, tensorboard: bool) -
     "--scores",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Put the scores of another model beside the runs, instead of a run: a CSV or Parquet file "
-    "with a column `image_id` and a column per label, probabilities of all test images.",
+    help="Put the scores of another model beside the runs, instead of a run: a CSV, TSV or Parquet "
+    "file with a column `image_id` and a column per label, probabilities of all test images.",
 )
 @click.option("--logits", is_flag=True, help="With --scores: the scores are logits.")
 @click.option(
@@ -185,7 +185,8 @@ def evaluate(
     chosen = context.get_parameter_source("variant") is not ParameterSource.DEFAULT
     if chosen or seed is not None or request.overrides or (scores is not None and average):
         raise click.UsageError(
-            "`--scores` and `--average` exclude each other, and `--variant`, `--seed` and `--set`."
+            "`--scores` and `--average` can't be combined with each other or with `--variant`, "
+            "`--seed` or `--set`: leave one out."
         )
     if average and logits:
         raise click.UsageError("`--logits` is for `--scores`: leave it out.")

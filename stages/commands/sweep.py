@@ -181,7 +181,7 @@ def as_override(request: Request, key: str, value: Any) -> str:
 
 
 def check_trials(keys: Sequence[str], variant: str, trials: Mapping[str, Request]) -> None:
-    """Check that the variant takes each trial's values, and that no two make the same run.
+    """Check that trials can be compared: the variant takes their values, and no two are the same.
 
     Args:
         keys: of the settings that the trials give values to.
@@ -189,9 +189,18 @@ def check_trials(keys: Sequence[str], variant: str, trials: Mapping[str, Request
         trials: the trial, as messages name it -> its request.
 
     Raises:
-        InputError: it does not take one, because it has another head or sets the key itself; or two
-            trials make the same run, as those do of a key of another variant.
+        InputError: the variant does not take one, because it has another head or sets the key
+            itself; two trials make the same run, as those do of a key of another variant; or a key
+            belongs to the decisions, which change no mAP.
     """
+    for key in keys:
+        if key.removeprefix(f"variants.{variant}.").partition(".")[0] == "decisions":
+            raise InputError(
+                f"{key} changes how scores become decisions, but not how images rank, so that all "
+                "of its values have the same mAP.",
+                "Set it in params.yaml. `python -m benchmarks.decisions` compares all kinds of "
+                "thresholds and calibration on trained runs.",
+            )
     for trial, request in trials.items():
         for key in set(keys).intersection(unreached(request, variant)):
             why, remedy = why_unreached(request, variant, key)

@@ -126,6 +126,7 @@ def test_a_variant_and_further_settings(small: Flow) -> None:
         ("epochs=1,0", r"`train\.voc2007\.epochs` is 0"),
         ("train.voc2007.epochs=1,2", r"train\.voc2007\.train"),
         ("regions=2,50", r"train\.voc2007\.regions is 50\b.*\b3\b"),
+        ("decisions.calibration=none,platt", r"decisions\.calibration.*`python -m benchmarks\.dec"),
     ],
 )
 def test_a_setting_that_cannot_be_swept_is_named_before_anything_is_made(

@@ -6,12 +6,14 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 from flows import Flow
+from pydantic import ValidationError
 from toys import LABELS, N_TRAIN, make_checkout
 from trainings import float_batch, rewritten
 
@@ -22,7 +24,7 @@ from pipeline.inference.export import INPUTS
 from pipeline.learning.checkpoint import load_checkpoint
 from pipeline.learning.prediction import Scorer
 from pipeline.learning.splits import open_split, split_validation
-from pipeline.settings import DecisionSettings
+from pipeline.settings import DecisionSettings, TrainSettings
 from pipeline.shards.reader import RegionCache
 
 DECISIONS = {"thresholds": "f1", "calibration": "platt"}
@@ -63,8 +65,22 @@ def test_labels_that_share_what_all_have_are_named(checkout: Flow) -> None:
     assert found is not None
     said = (checkout / "said").read_text()
     for what, own in (("threshold", found.own_threshold), ("calibration", found.own_calibration)):
-        [named] = re.findall(rf"Note: labels that share the {what} of all labels: (.*?)\.", said)
+        [named] = re.findall(rf"Note: labels without a {what} of their own: (.*?)\.", said)
         assert named.split(", ") == [LABELS[label] for label in np.flatnonzero(~own)]
+
+
+def test_a_precision_that_all_labels_together_never_reach_is_said(tmp_path: Path) -> None:
+    decisions = {"thresholds": "precision", "precision": 0.97}
+    flow = make_checkout(tmp_path, validation=0.5, epochs=1, decisions=decisions)
+    with mock.patch("pipeline.decisions.fitting.lowest_reaching", return_value=None):
+        said = flow.gmpipe("train").err
+    [note] = re.findall(rf"Note: .*threshold of their own: {', '.join(LABELS)}\. (.*)", said)
+    assert "0.5," in note
+    assert "0.97" in note
+    assert "share" not in note
+    found = load_checkpoint(checkpoint_file(flow)).decisions
+    assert found is not None
+    assert set(found.probabilities.tolist()) == {0.5}
 
 
 def test_metrics_stand_beside_those_at_a_half(checkout: Flow) -> None:
@@ -91,6 +107,11 @@ def test_a_run_without_them_has_none_in_its_checkpoint(tmp_path: Path) -> None:
         ({"decisions.precision": 1.5}, ["train.toy.decisions.precision", "1.5", "1"]),
         ({"decisions.precision": 0}, ["train.toy.decisions.precision", "0"]),
         ({"decisions.thresholds": "best"}, ["train.toy.decisions.thresholds", "best", "'f1'"]),
+        ({"decisions.precision": 0.8}, ["train.toy.decisions", "`precision` is 0.8", "`f1`"]),
+        (
+            {"loss": "{name: softmax-squared}", "decisions": "{calibration: temperature}"},
+            ["train.toy.decisions", "`softmax-squared`", "`thresholds: common`", "`platt`"],
+        ),
         (
             {"network.head": "pla", "loss.name": "own"},
             ["train.toy.decisions", "`pla`", "thresholds: fixed", "calibration: none"],
@@ -110,6 +131,20 @@ def test_bad_settings_are_refused_before_any_training(
     assert not [part for part in parts if part not in message], message
     assert checkpoint_file(checkout).stat().st_mtime_ns == before
     assert len(list((checkout / "runs/toy").glob("*/checkpoint.pt"))) == 1
+
+
+@pytest.mark.parametrize("calibration", ["none", "temperature", "platt"])
+@pytest.mark.parametrize("thresholds", ["fixed", "common", "f1", "precision"])
+def test_scores_that_only_rank_need_a_threshold_or_a_shift(
+    calibration: str, thresholds: str
+) -> None:
+    decisions = {"calibration": calibration, "thresholds": thresholds}
+    block = {"loss": {"name": "softmax-squared"}, "decisions": decisions}
+    if (calibration, thresholds) == ("temperature", "fixed"):
+        with pytest.raises(ValidationError, match="softmax-squared"):
+            TrainSettings.model_validate(block)
+    else:
+        TrainSettings.model_validate(block)
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_labels_sort_by_what_they_gain_and_lose(reader: Reader, made: Flow) -> N
         values = [sign * gain[label] for label in shown]
         assert values == sorted(values)
         assert len(shown) == len(gain)
-    few = sum(count < FEW for count in (truth_and_scores(made, "full-s0")[0] == 1).sum(axis=0))
+    few = sum(0 < count < FEW for count in (truth_and_scores(made, "full-s0")[0] == 1).sum(axis=0))
     expect(page.locator("#labels-note")).to_contain_text(
         f"{few} of 18 labels have fewer than {FEW}"
     )
@@ -143,6 +143,12 @@ def test_labels_sort_by_what_they_gain_and_lose(reader: Reader, made: Flow) -> N
     first = sorted(VOCABULARY)[0]
     row = page.locator("#labels-table tbody tr").first
     expect(row).to_contain_text(f"{ap['full'][first]:.1f}")
+
+
+def test_labels_without_test_positives_are_not_called_few(paper_reader: Reader) -> None:
+    page, others = paper_reader.page, len(VOC_LABELS) - 1  # all but tvmonitor
+    expect(page.locator("#labels-note")).to_contain_text(f"{others} of {others + 1} labels have")
+    expect(page.locator("#labels-table .few")).to_have_count(others)
 
 
 def test_the_curve_of_a_label_can_be_chosen(reader: Reader, made: Flow) -> None:

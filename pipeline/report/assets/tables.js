@@ -164,7 +164,7 @@ gmpipe.tables = (() => {
         cell(overview.base, label), ...others.map((name) => cell(name, label)),
         labels.against ? differenceCell(value.difference) : null,
         paper ? numberCell(paper[label] === null ? null : [paper[label], null], "paper") : null,
-        element("td", { class: "number" }, value.positives < overview.few
+        element("td", { class: "number" }, value.positives > 0 && value.positives < overview.few
           ? element("span", { class: "few", title: "too few for a reliable number" },
             `${value.positives} \u26a0`)
           : count(value.positives)),
@@ -186,7 +186,7 @@ gmpipe.tables = (() => {
   }
 
   function describeLabels() {
-    const few = overview.positives.filter((positives) => positives < overview.few).length;
+    const few = overview.positives.filter((number) => number > 0 && number < overview.few).length;
     document.getElementById("labels-note").replaceChildren(
       "Average precision (AP) in percent, averaged over the seeds. Bars: ",
       element("span", { class: "key" }, swatch(overview.base), overview.base),

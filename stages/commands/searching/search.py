@@ -58,7 +58,7 @@ def search(
 
     Raises:
         InputError: a setting can't be searched, as in `sweep`, or nothing validates the runs.
-        MissingError: no run was made.
+        MissingError: no trial has all of its runs.
         GmpipeError: as `make_runs` and `load_runs`.
     """
     until = math.inf if minutes is None else time.monotonic() + 60 * minutes
@@ -146,7 +146,7 @@ def _rounds(
         The runs of all finished rounds, and those that were made of an unfinished first one.
 
     Raises:
-        MissingError: no run was made.
+        MissingError: no trial has all of its runs.
     """
     runs: list[SearchRun] = []
     problems: list[str] = []
@@ -168,16 +168,17 @@ def _rounds(
                 maps[values].append(measured)
             if values not in late:
                 runs.append(SearchRun(values=values, seed=seed, validation_mAP=measured))
-        if not maps:
-            raise MissingError(
-                "\n".join(["No trial has all of its runs.", *problems, ""]),
-                "Run the same command again, with more `--minutes` or other values.",
-            )
-        if late:
+        if late or not maps:
             break
         if halving:
             ranked = sorted(maps.items(), key=lambda trial: -fmean(trial[1]))
             maps = dict(ranked[: -(-len(ranked) // 2)])
+    failed = {run.values for run in runs if run.validation_mAP is None}
+    if all(run.values in failed for run in runs):
+        raise MissingError(
+            "\n".join(["No trial has all of its runs.", *problems, ""]),
+            "Run the same command again, with more `--minutes` or other values.",
+        )
     for problem in problems:
         note(problem)
     return runs
