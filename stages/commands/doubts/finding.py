@@ -1,9 +1,9 @@
 """Command `doubts`: list the labels of a data set that are most likely to be wrong.
 
 Networks are trained on the cached regions without a fold of the training split each, and score the
-images of that fold; all of them score the other splits, on which nothing is trained, but for a copy
-of a training image: it is scored by the network of that image's fold. Labels and scores are then
-compared (`pipeline.doubts.ranking`).
+images of that fold; all of them score the other splits, on which nothing is trained. A copy of a
+training image in another split is scored by the network of that image's fold alone. Labels and
+scores are then compared (`pipeline.doubts.ranking`).
 
 Letters: N images, C labels, k folds.
 """
