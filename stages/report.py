@@ -186,7 +186,9 @@ def _doubts(dataset: str) -> DoubtList | None:
     path = doubts_folder(dataset) / DOUBTS_FILE
     if not exists(path):
         return None
-    with advising(f"Run `gmpipe doubts` again, or delete {path}.", DamagedError):
+    with advising(
+        f"Delete {path}. `gmpipe doubts`, with the same options, makes it again.", DamagedError
+    ):
         found = read_doubts(path)
     try:
         check_doubts(found)
@@ -203,7 +205,9 @@ def check_doubts(found: DoubtList) -> None:
         MismatchError: as `check_sweep`.
     """
     folder = doubts_folder(found.dataset)
-    _check_current(found, folder, f"Run `gmpipe doubts --dataset {found.dataset}` again.")
+    options = f"--dataset {found.dataset} --variant {found.variant}"
+    options += f" --folds {found.folds} --seed {found.seed}"
+    _check_current(found, folder, f"Run `gmpipe doubts {options}` again.")
 
 
 def _check_current(found: Sweep | DoubtList, folder: Path, remedy: str) -> None:

@@ -14,9 +14,9 @@ from dataclasses import replace
 
 import torch
 
-from pipeline.errors import InputError, MismatchError
+from pipeline.errors import InputError, MismatchError, advising
 from pipeline.formats.text import first_few
-from pipeline.labels.vectors import LabelVectors, load_label_vectors
+from pipeline.labels.vectors import LabelVectors, load_label_vectors, normalised
 from pipeline.learning.checkpoint import Checkpoint
 
 
@@ -37,13 +37,15 @@ def with_labels(checkpoint: Checkpoint, names: Sequence[str]) -> Checkpoint:
         image is known to have one, so `ratio` is 0, and no decision was fitted on them.
 
     Raises:
-        InputError: the head has weights for each label, or a label has no vector.
+        InputError: two labels are one name in other spellings, the head has weights for each label,
+            or a label has no vector.
         MissingError: the source of the run's label vectors does not exist.
         MismatchError: it holds other vectors now than the run was trained with.
     """
     new = new_labels(checkpoint, names)
     if not new:
         return checkpoint
+    _check_spellings(checkpoint, new)
     settings = checkpoint.settings
     if not settings.network.scores_new_labels:
         raise InputError(
@@ -52,7 +54,13 @@ def with_labels(checkpoint: Checkpoint, names: Sequence[str]) -> Checkpoint:
             "Use a run of a head that reads labels only by their vectors: `gm-mlic`; `ml-decoder` "
             "or `query2label` with `network.queries: vectors`. Or train with these labels.",
         )
-    vectors = load_label_vectors((*checkpoint.vocabulary, *new), settings.label_vectors)
+    source = settings.label_vectors
+    with advising(
+        f"The run takes vectors from {source} alone, which it was trained with. Name new labels by "
+        "words that have a vector there, or leave them out.",
+        InputError,
+    ):
+        vectors = load_label_vectors((*checkpoint.vocabulary, *new), source)
     own, decisions = len(checkpoint.vocabulary), checkpoint.decisions
     known = LabelVectors(checkpoint.vocabulary, vectors.vectors[:own], vectors.source)
     if known.sha256 != checkpoint.label_vectors_sha256:
@@ -69,3 +77,16 @@ def with_labels(checkpoint: Checkpoint, names: Sequence[str]) -> Checkpoint:
         label_vectors_sha256=vectors.sha256,
         decisions=decisions and decisions.with_more(len(new)),
     )
+
+
+def _check_spellings(checkpoint: Checkpoint, new: Sequence[str]) -> None:
+    """Refuse a new label that is another one in another spelling, so that both have one vector."""
+    known = {normalised(name): name for name in checkpoint.vocabulary}
+    for name in new:
+        same = known.setdefault(normalised(name), name)
+        if same != name:
+            raise InputError(
+                f"The labels {same!r} and {name!r} are the same name, up to case, Unicode form, "
+                "`_`, `-` and blanks.",
+                f"Is {same!r} meant? Write it in this way.",
+            )

@@ -133,7 +133,7 @@ def check_label_names(labels: Sequence[str]) -> None:
     """
     names: dict[str, str] = {}
     for label in labels:
-        name = _normalised(label)
+        name = normalised(label)
         if label != label.encode(errors="replace").decode():
             raise InputError(
                 f"The label {label!r} has a lone surrogate, which is half a character.",
@@ -159,8 +159,8 @@ def source_file(source: str) -> Path | None:
     return None if source == WORDLLAMA else archive_of(path) or path
 
 
-def _normalised(name: str) -> str:
-    """A name by step 1 of the rule in the module's docstring."""
+def normalised(name: str) -> str:
+    """A name by step 1 of the rule in the module's docstring: equal ones are one label."""
     lower = plain_text(name.lower())
     plain = " ".join(lower.replace("_", " ").replace("-", " ").split())
     return SPELLINGS.get(plain, plain)
@@ -191,7 +191,7 @@ def _lookup(source: str) -> Callable[[Sequence[str]], _Vectors]:
 
 def _from_glove(labels: Sequence[str], path: Path) -> _Vectors:
     """Means of the vectors of each name's words."""
-    words = {label: _normalised(label).split() for label in labels}
+    words = {label: normalised(label).split() for label in labels}
     known = read_words(path, {word for several in words.values() for word in several})
     missing = [
         f"{label[:100]!r} (the word {word[:100]!r})"
@@ -246,7 +246,7 @@ def _from_wordllama(labels: Sequence[str]) -> _Vectors:
     # One name at a time: encoding a batch starts a thread pool of tokenizers, which then warns at
     # every fork of a data loader.
     encoded = [
-        model.tokenizer.encode(_normalised(name), add_special_tokens=False) for name in labels
+        model.tokenizer.encode(normalised(name), add_special_tokens=False) for name in labels
     ]
     embedding: NDArray[np.float32] = model.embedding
     vectors = [embedding[tokens.ids].mean(axis=0, dtype=np.float64) for tokens in encoded]
@@ -275,20 +275,20 @@ def _from_npz(labels: Sequence[str], path: Path) -> _Vectors:
     names, vectors = _read_npz(path)
     entries: dict[str, int] = {}
     for row, name in enumerate(names):
-        first = entries.setdefault(_normalised(name), row)
+        first = entries.setdefault(normalised(name), row)
         if not np.array_equal(vectors[row], vectors[first], equal_nan=True):
             raise InputError(
                 f"{path}: {names[first]!r} (entry {first}) and {name!r} (entry {row}) are the same "
                 "name but have different vectors.",
                 "Remove one of them.",
             )
-    missing = [label for label in labels if _normalised(label) not in entries]
+    missing = [label for label in labels if normalised(label) not in entries]
     if missing:
         raise InputError(
             f"{path} has no vector for {len(missing)} of {len(labels)} labels: {_quoted(missing)}.",
             "Add them to the file, or set `label_vectors: wordllama`.",
         )
-    rows = [entries[_normalised(label)] for label in labels]
+    rows = [entries[normalised(label)] for label in labels]
     with np.errstate(over="ignore"):  # an overflow becomes inf, which the caller refuses
         return vectors[rows].astype(np.float32, order="C"), [names[row] for row in rows]
 

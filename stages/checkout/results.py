@@ -190,7 +190,9 @@ def _check_labels(manifest: Manifest, run: Run, plan: RunPlan) -> None:
 
 
 def load_entries(request: Request, scores: Scores) -> tuple[list[Entry], Scores]:
-    """Read the entries beside the runs of a data set; a note says which ones are out of date.
+    """Read the entries beside the runs of a data set; a note says which ones are left out, and why.
+
+    Those are left out that are out of date, or lack a file since a command was killed.
 
     Args:
         scores: of the runs, which must be for the test images and labels of today.
@@ -199,11 +201,13 @@ def load_entries(request: Request, scores: Scores) -> tuple[list[Entry], Scores]
         the entries that are for the same images and labels, and the scores with theirs.
 
     Raises:
-        DamagedError: a file of an entry can't be read.
+        DamagedError: a file of an entry is damaged.
     """
     manifest = dataset_manifest(request.dataset)
     entries = []
     for folder in matching(runs_folder(request.dataset) / ENTRIES, "[!.]*"):
+        if not folder.is_dir():  # it is not gmpipe's
+            continue
         try:
             entry = read_entry_of(folder, manifest, scores.image_ids)
             if has_variant(request.train, entry.evaluation.name):
@@ -212,7 +216,7 @@ def load_entries(request: Request, scores: Scores) -> tuple[list[Entry], Scores]
                     "Rename the variant, or evaluate the entry again with another `--name`, and "
                     f"delete {folder}.",
                 )
-        except MismatchError as error:
+        except (MismatchError, MissingError) as error:
             note(f"{error.problem} The tables leave it out. {error.remedy}")
             continue
         entries.append(entry)
@@ -234,9 +238,7 @@ def read_entry_of(
         MissingError, DamagedError: a file of it can't be read.
         MismatchError: it is of another name, data set, images or labels.
     """
-    remedy = f"Run `gmpipe evaluate` with its `--scores` or `--average` again, or delete {folder}."
-    with advising(remedy, MissingError, DamagedError):
-        evaluation = read_entry(folder / METRICS_FILE)
+    evaluation = read_metrics_of(folder)
     again = f"Run {entry_command(evaluation)}, or delete {folder}."
     if folder != entry_folder(evaluation.dataset, evaluation.name):
         raise MismatchError(
@@ -258,6 +260,17 @@ def read_entry_of(
             image_ids=image_ids,
         )
     return Entry(evaluation, logits)
+
+
+def read_metrics_of(folder: Path) -> EntryEvaluation:
+    """Read the metrics of an entry, whatever labels and images they are for.
+
+    Raises:
+        MissingError, DamagedError: as `read_entry`.
+    """
+    remedy = f"Run `gmpipe evaluate` with its `--scores` or `--average` again, or delete {folder}."
+    with advising(remedy, MissingError, DamagedError):
+        return read_entry(folder / METRICS_FILE)
 
 
 def entry_command(evaluation: EntryEvaluation) -> str:

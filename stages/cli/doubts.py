@@ -49,7 +49,9 @@ def doubts(request: Request, variant: str, folds: int, seed: int, top: int) -> N
 
     Trains a network for each of --folds parts of the training split, on the images of the other
     parts, and compares its scores with the labels of that part. So no image is judged by a network
-    that was trained on it. Images of the other splits are judged by the mean of these networks.
+    that was trained on it. Images of the other splits are judged by the mean of these networks. If
+    the same photograph is also in the training split, only the network that was not trained on it
+    judges it.
 
     Prints the most doubtful labels that are given, and those that are not. Writes all of them to
     runs/<dataset>/doubts/doubts.csv, the most doubtful first. `gmpipe report` shows their

@@ -59,7 +59,8 @@ def predict(
     note_undecided(run, "`--threshold 0 --top 3` gives each photograph's three best labels.")
     labelled = failures = 0
     with ExitStack() as stack:
-        writers = [stack.enter_context(writer) for writer in _writers(stdout, output)]
+        column = "probability" if run.checkpoint.decisions else "score"
+        writers = [stack.enter_context(writer) for writer in _writers(stdout, output, column)]
         stack.enter_context(advising_on_scores(run.checkpoint.dataset))
         bar = stack.enter_context(progress_bar(total=len(paths), desc="predict", unit="image"))
         for path, outcome in run.predict_files(paths, batch_size=batch_size):
@@ -80,12 +81,14 @@ def predict(
     return labelled, failures
 
 
-def _writers(stdout: str | None, output: Path | None) -> Iterator[AbstractContextManager[Write]]:
-    """What writes the results, as `predict` describes it."""
+def _writers(
+    stdout: str | None, output: Path | None, column: str
+) -> Iterator[AbstractContextManager[Write]]:
+    """What writes the results, as `predict` describes it; ``column`` is for `_table_writer`."""
     if stdout is not None:
         yield TEXT_WRITERS[stdout](sys.stdout)
     elif output is None:
-        yield _table_writer(sys.stdout)
+        yield _table_writer(sys.stdout, column)
     if output is not None:
         yield file_writer(output)
 
@@ -152,8 +155,13 @@ def _by_suffix(files: Iterable[Path]) -> Counter[str]:
 
 
 @contextmanager
-def _table_writer(stream: TextIO) -> Iterator[Write]:
-    """Print a table of predicted labels; of an image without any, its best label marked `none`."""
+def _table_writer(stream: TextIO, column: str) -> Iterator[Write]:
+    """Print a table of predicted labels; of an image without any, its best label marked `none`.
+
+    Args:
+        stream: to print to.
+        column: what the probabilities are called: `score` if the run has fitted no other ones.
+    """
     lines: list[list[str]] = []
 
     def write(rows: list[Row]) -> None:
@@ -167,4 +175,4 @@ def _table_writer(stream: TextIO) -> Iterator[Write]:
 
     yield write
     if lines:
-        stream.write(f"{markdown_table(['image', 'label', 'score'], lines)}\n")
+        stream.write(f"{markdown_table(['image', 'label', column], lines)}\n")

@@ -256,9 +256,11 @@ def _of_sweep(folder: Path) -> Iterator[Finding]:
 
 
 def _doubts(dataset: str) -> str:
-    with advising(f"Run `gmpipe doubts --dataset {dataset}`.", DamagedError, MismatchError):
-        found = read_doubts(doubts_folder(dataset) / DOUBTS_FILE)
-        check_doubts(found)
+    path = doubts_folder(dataset) / DOUBTS_FILE
+    again = f"Delete {path}, and run `gmpipe doubts --dataset {dataset}` with the same options."
+    with advising(again, DamagedError):
+        found = read_doubts(path)
+    check_doubts(found)
     return f"{counted(len(found), 'doubtful label')}"
 
 

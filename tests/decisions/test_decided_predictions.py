@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,12 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from flows import Flow
 from tiny import C, D, make_batch, make_head, make_label_set
 
 from pipeline.decisions.decisions import Decisions
 from pipeline.inference.export import INPUTS, CacheToScores
 from pipeline.inference.formats import csv_writer, json_writer, label_rows
 from pipeline.inference.trained import Prediction
+from pipeline.learning.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.settings import DecisionSettings
 
 LOGITS = np.array([1.0, -1.0, 3.0], dtype=np.float32)
 NAMES = ("cat", "dog", "owl")
@@ -125,3 +130,22 @@ def test_the_exported_form_has_probabilities_and_decisions() -> None:
     plain = CacheToScores(model.network, make_label_set(dtype=torch.float32))
     assert plain.outputs == model.outputs[:-2]
     assert len(plain(**arrays)) == len(plain.outputs)
+
+
+def test_the_printed_table_says_that_it_shows_probabilities(made: Flow, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(made / "runs/tiny/full-s0", tmp_path / "full-s0"))
+    checkpoint = load_checkpoint(run / "checkpoint.pt")
+    labels = len(checkpoint.vocabulary)
+    fitted = decisions([1.0] * labels, [3.0] * labels, [0.0] * labels)
+    settings = checkpoint.settings.model_copy(
+        update={"decisions": DecisionSettings(calibration="temperature"), "validation": 0.2}
+    )
+    fitting = replace(checkpoint, settings=settings, decisions=fitted)
+    save_checkpoint(run / "checkpoint.pt", fitting)
+    words = ("predict", "data/tiny/prepared/images/test-00000.png", "--run", str(run))
+    words += ("--detector", "data/tiny/detector")
+    table = made.ok(*words, "--threshold", "0", "--top", "1").splitlines()
+    assert table[0].split() == ["|", "image", "|", "label", "|", "probability", "|"]
+    best = json.loads(made.ok(*words, "--json"))[0]["labels"][0]
+    assert best["score"] < best["probability"]
+    assert table[2].split()[-2] == f"{best['probability']:.3f}"

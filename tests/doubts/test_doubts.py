@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir, nullcontext
 from dataclasses import replace
@@ -125,8 +126,24 @@ def test_finished_folds_and_lists_are_kept(flow: Flow, networks: Networks) -> No
     assert networks.trained == 10
 
 
+def test_folds_of_another_precision_are_not_used(flow: Flow, networks: Networks) -> None:
+    """`auto` means what the machine has units for."""
+    words = ("doubts", "--set", "train.toy.precision=auto")
+    units = "pipeline.learning.training.has_bfloat16_units"
+    networks.stop_at = 2
+    with mock.patch(units, return_value=False):
+        assert flow.gmpipe(*words).code == 130
+    networks.stop_at = None
+    with mock.patch(units, return_value=True):
+        flow.ok(*words)
+    assert networks.trained == 2 + 5
+    flow.ok("doubts", "--set", "train.toy.precision=bfloat16")
+    assert networks.trained == 2 + 5
+
+
 def test_a_corrected_label_leaves_the_list(flow: Flow, networks: Networks) -> None:
-    flow.ok("doubts")
+    options = ("--variant", "full", "--folds", "3", "--seed", "2")
+    flow.ok("doubts", *options)
     manifest = read_manifest(flow / MANIFEST)
     rows = manifest.table.to_pylist()
     own = next(row for row in rows if row["image_id"] == "image-30")
@@ -135,11 +152,12 @@ def test_a_corrected_label_leaves_the_list(flow: Flow, networks: Networks) -> No
     write_manifest(flow / MANIFEST, replace(manifest, table=table))
     with chdir(flow.folder), pytest.raises(MismatchError, match="train_sha256"):
         check_doubts(read_doubts(Path("runs/toy/doubts/doubts.parquet")))
-    assert "out of date" in flow.gmpipe("verify").out
+    command = f"gmpipe doubts --dataset toy {' '.join(options)}"
+    assert re.search(f"out of date.*`{command}`", flow.gmpipe("verify").out)
     with mock.patch.dict(DOUBTED):
         del DOUBTED["image-30", "dog"]
-        flow.ok("doubts")
-    assert networks.trained == 10
+        flow.ok(*command.split()[1:])
+    assert networks.trained == 6
     assert "image-30" not in {row["image_id"] for row in rows_of(flow)}
 
 
@@ -161,6 +179,30 @@ def test_equal_photographs_share_a_fold_and_are_named(flow: Flow, networks: Netw
     assert copies["image-7"].split() == ["image-9", f"image-{test_image}"]
     assert copies["image-30"] == ""
     assert f"image-7 = image-9 = image-{test_image}" in printed
+
+
+def test_a_copy_of_a_training_image_is_judged_by_no_network_that_learned_it(
+    flow: Flow, networks: Networks
+) -> None:
+    """A network that was trained on the copy agrees with the labels, which it has learned."""
+    copy, other = f"image-{N_TRAIN + 1}", f"image-{N_TRAIN + 2}"
+    for number in (7, N_TRAIN + 1):
+        Image.new("RGB", (8, 8)).save(flow / f"data/toy/{number}.png")
+
+    def score_fold(
+        split: SplitData, held_out: np.ndarray, others: Sequence[SplitData], *_: Any, **__: Any
+    ) -> list[np.ndarray]:
+        own, of_test = networks(split, held_out, others)
+        return [own, of_test if held_out[7] else np.where(others[0].truth == 1, 9.0, -9.0)]
+
+    with (
+        mock.patch("stages.commands.doubts.finding.score_fold", score_fold),
+        mock.patch.dict(DOUBTED, {(other, "owl"): 7.0}),
+    ):
+        flow.ok("doubts")
+    scores = {row["image_id"]: float(row["score"]) for row in rows_of(flow)}
+    assert min(scores[copy], 1 - scores[copy]) == pytest.approx(1 / (1 + np.exp(7)), abs=1e-4)
+    assert other not in scores  # one network in five doubts it
 
 
 def test_changed_and_cleaned(flow: Flow, networks: Networks) -> None:

@@ -142,6 +142,15 @@ def test_an_average_is_that_of_the_runs_probabilities(beside_made: Flow) -> None
     assert list(metrics(beside_made, "average")["made_of"]) == ["max-pool-s0", "max-pool-s1"]
 
 
+def test_runs_to_average_are_named_as_runs_list_shows_them(beside: Flow) -> None:
+    (beside / "max-pool-s1").mkdir()  # another folder of the name of a run
+    folder = "runs/voc2007/max-pool-s0"
+    assert f"| {folder} " in beside.ok("runs", "list")
+    for named in (folder, str(beside / folder)):
+        beside.ok("evaluate", "--average", named, "--average", "max-pool-s1")
+    assert list(metrics(beside, "average")["made_of"]) == ["max-pool-s0", "max-pool-s1"]
+
+
 def test_no_region_wins_in_an_entry(beside_made: Flow) -> None:
     table = pq.read_table(beside_made / ENTRIES / "average/predictions.parquet")
     assert {region for row in table["regions"].to_pylist() for region in row} == {-1}
@@ -208,7 +217,7 @@ def test_runs_list_show_and_verify_know_entries(beside: Flow) -> None:
     listed = beside.ok("runs", "list")
     assert table_row(listed, f"{ENTRIES}/average")[0] == f"{metrics(beside, 'average')['mAP']:.1f}"
     assert "average of max-pool-s0, max-pool-s1" in listed
-    for named in ("my-scores", f"{ENTRIES}/my-scores"):
+    for named in ("my-scores", f"{ENTRIES}/my-scores", str(beside / ENTRIES / "my-scores")):
         shown = beside.ok("runs", "show", named)
         assert f"{metrics(beside, 'my-scores')['mAP']:.2f}" in shown
         assert metrics(beside, "my-scores")["made_of"]["my scores.csv"] in shown
@@ -250,6 +259,20 @@ def test_an_entry_of_other_labels_or_of_a_variants_name_is_left_out(beside: Flow
     assert "| my-scores" not in outcome.out
 
 
+def test_an_unfinished_entry_is_left_out(beside: Flow) -> None:
+    """A killed command leaves no metrics.json, since that is written last."""
+    (beside / ENTRIES / "notes.txt").touch()
+    (beside / ENTRIES / "average/metrics.json").unlink()
+    outcome = beside.gmpipe("compare", "--seed", "0")
+    assert f"{ENTRIES}/average" in outcome.err
+    assert "notes.txt" not in outcome.err
+    assert "| my-scores" in outcome.out
+    (beside / ENTRIES / "my-scores/predictions.parquet").unlink()
+    assert "| my-scores" not in beside.ok("compare", "--seed", "0")
+    shown = beside.gmpipe("runs", "show", "average")
+    assert shown.refused(f"{ENTRIES}/average/metrics.json.*gmpipe evaluate.*delete")
+
+
 def test_a_run_of_a_data_set_called_entries_is_no_entry() -> None:
     assert is_entry_folder(Path("runs/demo/entries/other"))
     assert not is_entry_folder(Path("runs/entries/full-s0"))
@@ -268,11 +291,29 @@ def test_a_run_of_a_data_set_called_entries_is_no_entry() -> None:
         (("--average", "max-pool-s0"), "two"),
         (("--average", "max-pool-s0", "--average", "max-pool-s0"), "once"),
         (("--average", "max-pool-s0", "--average", "max-pool-s7"), "'max-pool-s7'"),
+        (("--average", "max-pool-s0", "--average", "runs/voc2007/max-pool-s0"), "once"),
+        (("--average", "max-pool-s0", "--average", "runs/x/full-s0"), "x/full-s0.*runs/voc2007"),
         (("--average", "max-pool-s0", "--average", "my-scores"), "'my-scores'"),
     ],
 )
 def test_what_can_be_no_entry(beside_made: Flow, words: tuple[str, ...], pattern: str) -> None:
     assert beside_made.gmpipe("evaluate", *words).refused(pattern)
+
+
+def test_an_entry_of_other_scores_is_not_replaced(beside: Flow) -> None:
+    (beside / "other").mkdir()
+    shutil.copy(beside / "my scores.csv", beside / "other")
+    words = ("evaluate", "--scores", "other/my scores.csv")
+    assert beside.gmpipe(*words).refused("'my-scores'.* my scores.csv.*--name")
+    two = ("evaluate", "--average", "max-pool-s0", "--average", "max-pool-s1")
+    assert beside.gmpipe(*two, "--name", "my-scores").refused("'my-scores'.*--name")
+    shutil.copytree(beside / "runs/voc2007/max-pool-s1", beside / "runs/voc2007/max-pool-s2")
+    assert beside.gmpipe(*two, "--average", "max-pool-s2").refused("'average'.*max-pool-s1.*--name")
+    write_scores(beside, seed=1)  # another content of the same file
+    before = metrics(beside, "my-scores")
+    beside.ok("evaluate", "--scores", "my scores.csv")
+    assert metrics(beside, "my-scores")["made_of"] != before["made_of"]
+    beside.ok(*two)
 
 
 def test_an_entry_has_no_network(beside_made: Flow) -> None:

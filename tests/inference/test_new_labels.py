@@ -90,14 +90,32 @@ def test_a_vector_source_that_changed_is_refused(checkpoint: Checkpoint, tmp_pat
     names, vectors = np.array([*checkpoint.vocabulary, "zebra"]), checkpoint.label_vectors.numpy()
     new = np.ones((1, vectors.shape[1]), np.float32)
     np.savez(path, labels=names[:-1], vectors=vectors)
-    with pytest.raises(InputError, match="zebra"):
+    with pytest.raises(InputError, match=r"zebra.*vectors\.npz") as error:
         of_file()
+    assert "wordllama" not in str(error.value)  # which the run was not trained with
     np.savez(path, labels=names, vectors=np.concatenate([vectors, new]))
     assert of_file().vocabulary[-1] == "zebra"
     assert torch.equal(of_file().label_vectors[-1], torch.from_numpy(new[0]))
     np.savez(path, labels=names, vectors=np.concatenate([2 * vectors, new]))
     with pytest.raises(MismatchError, match=checkpoint.label_vectors_sha256):
         of_file()
+
+
+@pytest.mark.parametrize(
+    ("names", "named"),
+    [
+        (("zebra", "Traffic_light", "traffic light"), "'Traffic_light'.*'traffic light'"),
+        (("--",), "'--'"),
+    ],
+)
+def test_a_name_that_gets_no_vector_of_its_own_is_refused(
+    checkpoint: Checkpoint, names: tuple[str, ...], named: str
+) -> None:
+    settings = checkpoint.settings.model_copy(update={"label_vectors": "wordllama"})
+    with pytest.raises(InputError, match=named) as error:
+        with_labels(replace(checkpoint, settings=settings), names)
+    for advice in ("data set", "label_vectors:", "train with"):
+        assert advice not in str(error.value)
 
 
 def test_predict_lists_the_labels_that_are_asked_for(made: Flow, tmp_path: Path) -> None:
@@ -124,4 +142,7 @@ def test_predict_refuses_a_head_with_weights_for_each_label(made: Flow) -> None:
     image = "data/tiny/prepared/images/test-00000.png"
     outcome = made.gmpipe("predict", image, "--run", "runs/tiny/max-pool-s0", "--labels", "zebra")
     assert outcome.refused("zebra.*max-pool.*gm-mlic.*ml-decoder.*query2label.*queries: vectors")
+    own = load_checkpoint(made / "runs/tiny/max-pool-s0/checkpoint.pt").vocabulary[0]
+    words = ("--run", "runs/tiny/max-pool-s0", "--labels", own.upper())
+    assert made.gmpipe("predict", image, *words).refused(f"Is {own!r}")
     assert made.gmpipe("predict", image, "--run", "x", "--labels", "a,,b").code == 2

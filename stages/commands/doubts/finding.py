@@ -1,7 +1,8 @@
 """Command `doubts`: list the labels of a data set that are most likely to be wrong.
 
 Networks are trained on the cached regions without a fold of the training split each, and score the
-images of that fold; all of them score the other splits, on which nothing is trained. Labels and
+images of that fold; all of them score the other splits, on which nothing is trained. A copy of a
+training image in another split is scored by the network of that image's fold alone. Labels and
 scores are then compared (`pipeline.doubts.ranking`).
 
 Letters: N images, C labels, k folds.
@@ -38,8 +39,10 @@ from pipeline.files import exists, folder_lock, sha256_json, tidy
 from pipeline.formats.text import counted, first_few, markdown_table
 from pipeline.interrupts import Interrupted
 from pipeline.labels.vectors import LabelVectors
+from pipeline.learning.distributed import alone
 from pipeline.learning.loop import steps_per_epoch
 from pipeline.learning.splits import SplitData, open_split
+from pipeline.learning.training import with_precision
 from pipeline.settings import TrainSettings
 from pipeline.tensors import load_state, save_tensors
 from stages.checkout.caches import advising_on_cache
@@ -70,7 +73,7 @@ class _Inputs:
         settings: of every network.
         split: the training split, N images.
         others: the other splits.
-        fold: (N,) of each image of the training split.
+        fold: (N,) of each image of the training split; copies share one.
         groups: ids of images whose files have the same content.
         key: all that decides the scores, as JSON.
     """
@@ -134,7 +137,8 @@ def doubts(request: Request, variant: str, seed: int, *, folds: int, top: int) -
 
 
 def _open(run: RunPlan, folds: int) -> _Inputs:
-    settings = without_choice(run.settings)
+    # Before the key is made, as in `train`: `auto` is another precision on another machine.
+    settings = with_precision(without_choice(run.settings), alone())
     manifest, cache, vectors = open_inputs(run.dataset, settings)
     check_run_regions([run], cache)
     with advising_on_cache(run.dataset):
@@ -256,17 +260,34 @@ def _probabilities(run: RunPlan, inputs: _Inputs, folds: int) -> list[np.ndarray
 
     Returns:
         (N, C) by the network that was not trained on the image; and for each other split an array
-        (N', C), the mean over the networks.
+        (N', C), the mean over the networks that were not trained on the image or a copy of it.
     """
     own = np.zeros(inputs.split.truth.shape)
     others = [np.zeros(other.truth.shape) for other in inputs.others]
+    shares = [_shares(inputs, other, folds) for other in inputs.others]
     for number in range(folds):
         stored = load_state(_fold_file(run.dataset, inputs, number))["logits"]
         held_out, *further = (expit(logits.double().numpy()) for logits in stored)
         own[inputs.fold == number] = held_out
-        for total, scores in zip(others, further, strict=True):
-            total += scores / folds
+        for total, share, scores in zip(others, shares, further, strict=True):
+            total += share[:, [number]] * scores
     return [own, *others]
+
+
+def _shares(inputs: _Inputs, other: SplitData, folds: int) -> np.ndarray:
+    """The share of each network in the mean for each image of a split without training: (N', k).
+
+    An image with copies in the training split gets only the network of their fold: all of them are
+    in one, so only this network was trained on none of them.
+    """
+    fold_of = dict(zip(inputs.split.image_ids, inputs.fold.tolist(), strict=True))
+    copies = copies_of(inputs.groups)
+    shares = np.full((len(other), folds), 1 / folds)
+    for row, image_id in enumerate(other.image_ids):
+        trained = [copy for copy in copies.get(image_id, ()) if copy in fold_of]
+        if trained:
+            shares[row] = np.arange(folds) == fold_of[trained[0]]
+    return shares
 
 
 # What is printed ----------------------------------------------------------------------------------

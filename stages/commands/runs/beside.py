@@ -20,7 +20,7 @@ from pipeline.entries.averages import average_of
 from pipeline.entries.scores import read_scores
 from pipeline.errors import DamagedError, InputError, MismatchError, MissingError, advising
 from pipeline.evaluation import bootstrap
-from pipeline.evaluation.entries import EntryEvaluation, Kind, write_entry
+from pipeline.evaluation.entries import EntryEvaluation, Kind, read_entry, write_entry
 from pipeline.evaluation.metrics import Evaluation, read_evaluation, shown
 from pipeline.evaluation.metrics import evaluate as measure
 from pipeline.evaluation.predictions import read_logits, write_predictions
@@ -41,10 +41,11 @@ from stages.checkout.layout import (
     is_entry_folder,
     manifest_file,
     run_of_folder,
+    runs_folder,
 )
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request, has_variant
-from stages.commands.runs.listing import find_run
+from stages.commands.runs.listing import folder_of_name
 from stages.console.messages import note
 from stages.console.progress import progress_phase
 from stages.evaluate import commit_of_checkout, note_without_negative
@@ -62,7 +63,8 @@ def evaluate_scores(request: Request, file: Path, name: str | None, *, logits: b
         a line with the headline numbers.
 
     Raises:
-        InputError: the file or the name can't be used.
+        InputError: the file or the name can't be used, or the name is that of an entry that was
+            made of another file.
         MissingError, DamagedError: the manifest can't be read.
         BusyError: another process writes to the entry's folder.
     """
@@ -95,20 +97,22 @@ def evaluate_average(request: Request, runs: Sequence[str], name: str | None) ->
     """Put the average of runs' probabilities beside them.
 
     Args:
-        runs: names of two or more runs of the data set.
+        runs: names or folders of two or more runs of the data set.
         name: of the entry; None for `average`.
 
     Returns:
         a line with the headline numbers.
 
     Raises:
-        InputError: the runs or the name can't be used.
+        InputError: the runs or the name can't be used, or the name is that of an entry that was
+            made of other runs.
         MissingError, DamagedError: a run or the manifest can't be read.
         MismatchError: a run was evaluated on other images or labels than those of today.
         BusyError: another process writes to the entry's folder.
     """
     name = "average" if name is None else name
     _check_name(request, name)
+    runs = [_name_of_run(request.dataset, named) for named in runs]
     if len(set(runs)) < max(2, len(runs)):
         raise InputError(
             f"--average names {', '.join(runs)}; expected two or more runs, and each once.",
@@ -140,6 +144,33 @@ def _check_name(request: Request, name: str) -> None:
         )
 
 
+def _check_replaced(folder: Path, made_of: Mapping[str, str]) -> None:
+    """Refuse to replace an entry that was made of another file or of other runs."""
+    try:
+        former = read_entry(folder / METRICS_FILE)
+    except (MissingError, DamagedError):
+        return
+    if former.made_of.keys() != made_of.keys():
+        raise InputError(
+            f"There is an entry {former.name!r} already, of other scores: {former.describe()}.",
+            f"Choose another name with `--name`, or delete {folder}.",
+        )
+
+
+def _name_of_run(dataset: str, named: str) -> str:
+    """The name of a run that is given by its name or, as `runs list` shows it, by its folder."""
+    path, runs = Path(named), runs_folder(dataset)
+    if path.absolute().parent == runs.absolute():
+        return path.name
+    if len(path.parts) != 1:
+        raise InputError(
+            f"--average: {named} is no run of the data set {dataset}: expected a name, or a folder "
+            f"in {runs}.",
+            f"`gmpipe runs list --dataset {dataset}` lists the runs.",
+        )
+    return named
+
+
 def _scored_images(manifest: Manifest) -> list[str]:
     """The test images on which runs are evaluated: those that don't lack regions."""
     with advising_on_cache(manifest.dataset):
@@ -151,7 +182,7 @@ def _read_run(
     request: Request, name: str, manifest: Manifest, image_ids: Sequence[str]
 ) -> tuple[Evaluation, np.ndarray]:
     """Read the metrics and the logits (N, C) of a run of today's test images and labels."""
-    folder = find_run(name, request.dataset)
+    folder = folder_of_name(request.dataset, name)
     if is_entry_folder(folder):
         raise InputError(f"--average: {name!r} is an entry.", "Average runs.")
     run = run_of_folder(folder.name)
@@ -200,6 +231,8 @@ def _write(
         image_ids: N.
         logits: (N, C).
     """
+    folder = entry_folder(request.dataset, name)
+    _check_replaced(folder, source[1])
     rows = {image_id: row for row, image_id in enumerate(manifest.image_ids("test"))}
     truth = manifest.truth("test")[[rows[image_id] for image_id in image_ids]]
     labels = manifest.vocabulary
@@ -221,7 +254,6 @@ def _write(
         test_sha256=manifest.test_sha256,
         difficult=manifest.treatments,
     )
-    folder = entry_folder(request.dataset, name)
     with folder_lock(folder):
         check_writable(folder, EVALUATION_FILES)
         tidy(folder)

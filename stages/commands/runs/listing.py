@@ -59,13 +59,21 @@ def find_run(named: str, dataset: str | None) -> Path:
                 "Leave the option out, or give the run's name.",
             )
         return path
-    dataset = read_request(dataset).dataset
-    folder, entry = runs_folder(dataset) / named, entry_folder(dataset, named)
+    return folder_of_name(read_request(dataset).dataset, named)
+
+
+def folder_of_name(dataset: str, name: str) -> Path:
+    """The folder of a run, or of an entry, of a data set by its name.
+
+    Raises:
+        MissingError: the data set has neither.
+    """
+    folder, entry = runs_folder(dataset) / name, entry_folder(dataset, name)
     if not exists(folder) and exists(entry):
         return entry
     if not exists(folder):
         raise MissingError(
-            f"The data set {dataset} has no run {named!r}.",
+            f"The data set {dataset} has no run {name!r}.",
             _same_name(folder) or f"`gmpipe runs list --dataset {dataset}` lists its runs.",
         )
     return folder

@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from pipeline.datasets.difficult import describe_treatments
 from pipeline.errors import DamagedError, InputError, MissingError
-from pipeline.evaluation.entries import EntryEvaluation, read_entry
+from pipeline.evaluation.entries import EntryEvaluation
 from pipeline.evaluation.metrics import Evaluation, read_evaluation, shown
 from pipeline.evaluation.tables import HEADLINES
 from pipeline.files import canonical_json
@@ -17,10 +17,17 @@ from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.splits import validation_size
 from pipeline.shards.schema import fingerprint
 from stages.checkout.keys import flat
-from stages.checkout.layout import CHECKPOINT_FILE, METRICS_FILE, is_entry_folder, runs_folder
+from stages.checkout.layout import (
+    CHECKPOINT_FILE,
+    METRICS_FILE,
+    entry_folder,
+    is_entry_folder,
+    runs_folder,
+)
 from stages.checkout.models import open_checkpoint
 from stages.checkout.params import Request, has_variant, read_request, variant_settings
 from stages.checkout.plans import differing_settings
+from stages.checkout.results import read_metrics_of
 from stages.checkout.times import read_times
 from stages.commands.runs.listing import check_run, shown_commit
 from stages.commands.verification.entries import entry_findings
@@ -39,13 +46,13 @@ def show(path: Path) -> str:
         tables of facts, of settings and of the recipe of its regions, and what is out of date.
 
     Raises:
-        MissingError: there is no such run.
+        MissingError: there is no such run or entry.
         InputError: it is in another checkout.
-        DamagedError: its checkpoint is damaged.
+        DamagedError: its checkpoint is damaged, or the metrics of the entry are.
     """
-    if is_entry_folder(path):
-        return _show_entry(path)
     folder = _in_checkout(path)
+    if is_entry_folder(folder):
+        return _show_entry(folder)
     check_run(folder)
     request = read_request(folder.parent.name)
     checkpoint = open_checkpoint(folder)
@@ -62,7 +69,7 @@ def show(path: Path) -> str:
 
 
 def _show_entry(folder: Path) -> str:
-    evaluation = read_entry(folder / METRICS_FILE)
+    evaluation = read_metrics_of(folder)
     facts: _Rows = [
         ("data set", evaluation.dataset),
         ("entry", evaluation.name),
@@ -77,7 +84,7 @@ def _show_entry(folder: Path) -> str:
 
 
 def _in_checkout(path: Path) -> Path:
-    """The path of a run's folder from the checkout.
+    """The path of the folder of a run or an entry from the checkout.
 
     Raises:
         InputError: it is in another checkout.
@@ -85,13 +92,15 @@ def _in_checkout(path: Path) -> Path:
     if not path.exists():
         return path
     whole = path.absolute()
-    folder = runs_folder(whole.parent.name) / whole.name
-    if not (folder.exists() and folder.samefile(path)):
-        raise InputError(
-            f"{path} is not in the folder runs/ of this checkout.",
-            "Name a folder such as runs/<dataset>/full-s0, or change to the run's checkout.",
-        )
-    return folder
+    run = runs_folder(whole.parent.name) / whole.name
+    entry = entry_folder(whole.parent.parent.name, whole.name)
+    for folder in (run, entry):
+        if folder.exists() and folder.samefile(path):
+            return folder
+    raise InputError(
+        f"{path} is not in the folder runs/ of this checkout.",
+        "Name a folder such as runs/<dataset>/full-s0, or change to the run's checkout.",
+    )
 
 
 def _evaluation(folder: Path, checkpoint: Checkpoint) -> tuple[Evaluation | None, str]:
