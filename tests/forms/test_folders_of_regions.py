@@ -216,6 +216,7 @@ def test_arrays_in_a_folder_are_those_of_an_npz(tmp_path: Path) -> None:
     assert stored(flow, "listed") == stored(flow, "npz")
     other = write_arrays(flow / "other", whole=2 * whole)
     assert flow.gmpipe("import-regions", str(other), "--dataset", "listed").refused("--replace")
+    assert flow.gmpipe("import-regions", str(other), "--dataset", "new").refused("coco.*yolo")
 
 
 def test_scores_classes_and_counts_may_be_missing(tmp_path: Path) -> None:
