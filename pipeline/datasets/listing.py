@@ -37,7 +37,7 @@ from pipeline.errors import InputError, MissingError
 from pipeline.files import open_regular, sha256_file, sha256_json
 from pipeline.formats.encodings import not_utf8
 from pipeline.formats.text import composed
-from pipeline.images import files_below
+from pipeline.images import files_below, suffixes
 from pipeline.settings import ListedSettings, TableSettings, difficult_settings
 
 LISTING_VERSION = 3
@@ -173,18 +173,18 @@ def note_relative(where: Path | str) -> str:
 def hash_sources(root: Path, names: Iterable[str]) -> dict[str, str]:
     """Hex sha256 of files below ``root``; of a folder, over the names and hashes of its files.
 
-    If the name of a folder ends in a slash, the hash is over the names of all files below it alone.
+    ``folder/*.txt`` stands for those files of a folder alone, if there is one. If the name of a
+    folder ends in a slash, the hash is over the names of all photographs below it alone.
     """
     digests = {}
     for name in names:
         path = root / name
         if name.endswith("/"):
-            below = files_below(path) if path.is_dir() else ()
+            below = (one for one in files_below(path) if one.suffix.lower() in suffixes())
             digests[name] = sha256_json([one.relative_to(path).as_posix() for one in below])
-        elif path.is_dir():
-            digests[name] = sha256_json(
-                {f.name: sha256_file(f) for f in path.iterdir() if f.is_file()}
-            )
+        elif "*" in path.name or path.is_dir():
+            files = path.parent.glob(path.name) if "*" in path.name else path.iterdir()
+            digests[name] = sha256_json({f.name: sha256_file(f) for f in files if f.is_file()})
         else:
             digests[name] = sha256_file(path)
     return digests

@@ -114,8 +114,14 @@ def decoded_texts(array: npt.NDArray[Any]) -> list[str]:
 
 
 @contextmanager
-def naming_damage(path: Path, remedy: str) -> Iterator[None]:
-    """Name the file in an `InputError` for what zipfile and numpy raise if it is damaged."""
+def naming_damage(path: Path, remedy: str, kind: str = "an npz") -> Iterator[None]:
+    """Name the file in an `InputError` for what zipfile and numpy raise if it is damaged.
+
+    Args:
+        path: of the file.
+        remedy: what to do about it.
+        kind: what the file should be.
+    """
     try:
         yield
     except _DAMAGED as error:
@@ -123,5 +129,5 @@ def naming_damage(path: Path, remedy: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         raise InputError(
-            f"{path} can't be read: it is damaged or not an npz ({error}).", remedy
+            f"{path} can't be read: it is damaged or not {kind} ({error}).", remedy
         ) from error

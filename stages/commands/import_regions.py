@@ -83,7 +83,7 @@ def check_described(
     params = load_params(overrides)
     if dataset is not None and dataset not in params.prepare:
         check_dataset_name(dataset, "--dataset")
-        source = "imported" if chosen == "npz" else "coco  # or voc, nuswide, table"
+        source = "imported" if chosen == "npz" else "coco  # or voc, yolo, nuswide, table"
         blocks = _BLOCKS.format(dataset=dataset, source=source)
         raise InputError(
             f"--dataset: params.yaml describes {', '.join(params.prepare)}, but not {dataset!r}.",

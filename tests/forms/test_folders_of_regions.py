@@ -216,6 +216,7 @@ def test_arrays_in_a_folder_are_those_of_an_npz(tmp_path: Path) -> None:
     assert stored(flow, "listed") == stored(flow, "npz")
     other = write_arrays(flow / "other", whole=2 * whole)
     assert flow.gmpipe("import-regions", str(other), "--dataset", "listed").refused("--replace")
+    assert flow.gmpipe("import-regions", str(other), "--dataset", "new").refused("coco.*yolo")
 
 
 def test_scores_classes_and_counts_may_be_missing(tmp_path: Path) -> None:
@@ -252,7 +253,23 @@ def test_arrays_that_do_not_fit_are_named(
 
 
 def test_a_cut_array_is_named(tmp_path: Path) -> None:
-    path = write_arrays(tmp_path) / "features.npy"
-    path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(InputError, match=r"features\.npy.*can't be read"):
+    path = write_arrays(tmp_path) / "scores.npy"
+    whole = path.read_bytes()
+    np.savez(tmp_path / "other.npz", scores=np.load(path))
+    zipped = (tmp_path / "other.npz").read_bytes()
+    without_bracket = whole.replace(b"}", b" ", 1)
+    for damaged in (whole[:-8], b"", zipped, zipped[:-30], without_bracket):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"scores\.npy can't be read.*npy "):
+            NpyFolder.open(tmp_path)
+
+
+def test_ids_end_with_their_line(tmp_path: Path) -> None:
+    ids = [f"{n}\u0085a\u2028b\x0c" for n in range(9)]
+    path = write_arrays(tmp_path, image_id=ids) / "ids.txt"
+    for ends in ("\n", "\r\n"):
+        path.write_bytes(ends.join(ids).encode())
+        assert [line.file_id for line in NpyFolder.open(tmp_path).lines] == ids
+    path.write_text("\n".join([*ids[:4], "", *ids[5:]]))
+    with pytest.raises(InputError, match=r"ids\.txt, row 4.*empty"):
         NpyFolder.open(tmp_path)

@@ -79,7 +79,7 @@ def test_without_the_setting_the_message_names_it(tmp_path: Path) -> None:
 
 def test_a_column_of_marks_alone_is_no_label(tmp_path: Path) -> None:
     text = "image,cat,dog,remark,split\na.jpg,1,0,,train\nb.jpg,0,1,,test\n"
-    with refused(InputError, "'cat', 'dog'", "'remark'"):
+    with refused(InputError, "'cat', 'dog'", "'remark'", "`unknown`", ": [cat, dog]`"):
         read_pets_text(tmp_path, text, unknown="")
 
 

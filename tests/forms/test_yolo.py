@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from pipeline.datasets.manifest import read_boxes, read_manifest
 from pipeline.datasets.readers.coco import read_coco
 from pipeline.datasets.readers.yolo import read_yolo
 from pipeline.errors import InputError, MissingError
+from pipeline.files import sha256_file
 from pipeline.settings import CocoSettings, YoloSettings
 from stages.checkout.yaml_text import load_yaml
 
@@ -129,6 +131,25 @@ def test_what_changes_is_noticed(tmp_path: Path) -> None:
         assert is_current(manifest, [], root, settings)
 
 
+@pytest.mark.parametrize("entry", [".", "./"])
+def test_labels_beside_photographs_are_hashed_alone(tmp_path: Path, entry: str) -> None:
+    flat = {f"{n}.jpg": "0 0.5 0.5 1 1" for n in range(9)}
+    root = write_yolo(tmp_path / "birds", flat, {"path": "../birds", "train": entry, "val": entry})
+    settings = YoloSettings(source="yolo", test_share=0.5)
+    listing = read(root, test="test", test_share=0.5)
+    assert set(images_of(listing, root)) < set(flat)
+    assert set(listing.table["path"].to_pylist()) == set(flat)
+    manifest, _ = make_manifest(listing, "birds", root, settings)
+    (root / "prepared").mkdir()
+    (root / "prepared/manifest.parquet").touch()
+    with mock.patch("pipeline.datasets.listing.sha256_file", wraps=sha256_file) as hashed:
+        assert is_current(manifest, [], root, settings)
+    names = {call.args[0].name for call in hashed.call_args_list}
+    assert names == {"data.yaml", *(f"{n}.txt" for n in range(9))}
+    (root / "3.txt").write_text("")
+    assert not is_current(manifest, [], root, settings)
+
+
 def test_key_points_after_the_box_are_not_read(tmp_path: Path) -> None:
     line = "1 0.5 0.5 0.2 0.2 0.4 0.4 2 0.6 0.6 1\n"
     pose = {**YAML_OF, "kpt_shape": [2, 3]}
@@ -164,6 +185,7 @@ def test_three_splits_and_a_share_of_one(tmp_path: Path) -> None:
         ("-1 0.5 0.5 0.2 0.2", "class is -1"),
         ("0 320 240 20 20", "320.*0 to 1.*pixels"),
         ("0 0.5 nan 0.2 0.2", "nan.*0 to 1"),
+        ("0 0.5 0.5 -0.005 0.1", r"-0\.005.*0 or more"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path: Path, line: str, message: str) -> None:
@@ -188,6 +210,14 @@ def test_a_wrong_line_is_named(tmp_path: Path, line: str, message: str) -> None:
         (YAML_OF, None, InputError, "`names` is None"),
         (YAML_OF, {1: "a", 2: "b"}, InputError, "`names` has the numbers 1, 2.*0 to 1"),
         (YAML_OF, ["a", "a"], InputError, "class 1 of `names` is 'a'"),
+        (YAML_OF, {0: "a", 1: None}, InputError, "class 1 of `names` is None"),
+        (YAML_OF, ["a", True], InputError, "class 1 of `names` is True"),
+        (
+            {"train": "images/train", "val": ["images/val", "images/train/"]},
+            NAMES,
+            InputError,
+            "`train` and `val`.*'images/train/'.*`prepare.birds.test_share: 0.2`.*'train'",
+        ),
     ],
 )
 def test_a_wrong_description_is_named(

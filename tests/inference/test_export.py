@@ -83,7 +83,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "weighing": ("weighing", {}),
     "only-whole": ("only-whole", {}),
     "full": ("full", {}),
-    "full, sparse": ("full", {"label_neighbors": 2, "modules": 1}),
+    "full, sparse": ("full", {"label_neighbors": 2, "latent_size": 8}),
     "without-label-graph": ("without-label-graph", {"modules": 1}),
     "without-instance-graph": ("without-instance-graph", {"modules": 1}),
     "without-matching-edges": ("without-matching-edges", {"modules": 1, "node_norm": False}),

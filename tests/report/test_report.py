@@ -192,6 +192,7 @@ def test_the_page_holds_what_was_run(made: Flow) -> None:
         ["train", "max-pool-s0"],
     ]
     assert all(re.fullmatch(r"\d+\.\d", row[2]) for row in times)
+    assert max(float(row[2]) for row in times) > 0
     assert {row[0] for row in times} == {"prepare", "detector", "extract", "train", "evaluate"}
 
 

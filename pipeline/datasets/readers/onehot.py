@@ -186,7 +186,10 @@ def _refuse_mixed(
         remedy = f"If these are the labels, {setting}. Leave out what is not a label."
     if others:
         problem += f", and {_shown(others)} {'do' if len(others) > 1 else 'does'} not"
-    if bad := next((name for name in (*alike, *others) if name in columns), None):
+    bad = next((name for name in (*alike, *others) if name in columns), None)
+    if bad and (flags_of(columns[bad], marks) == _UNKNOWN).all():
+        problem += f" ({bad!r} holds only marks of `unknown`)"
+    elif bad:
         row, found = _first_other(columns[bad], marks)
         problem += f" ({rows.where(row)}: {bad!r} is {found!r})"
         remedy += (

@@ -23,7 +23,7 @@ set's folder is meant. Image ids are paths relative to that folder.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,6 +162,7 @@ def _describe(root: Path, settings: YoloSettings, load_yaml: LoadYaml) -> _Descr
                 f"0.2`, without `test`, to test on a fifth of {settings.train!r}.",
             )
         splits[split] = entries
+        _refuse_shared(path, splits, settings, setting)
     base = raw.get("path")
     return _Description(
         path=path,
@@ -170,6 +171,24 @@ def _describe(root: Path, settings: YoloSettings, load_yaml: LoadYaml) -> _Descr
         base=base if isinstance(base, str) else "",
         has_key_points=raw.get("kpt_shape") is not None,
     )
+
+
+def _refuse_shared(
+    path: Path, splits: Mapping[Split, list[str]], settings: YoloSettings, setting: str
+) -> None:
+    """Refuse an entry of two splits, as in data.yaml of examples; ``setting`` is `prepare.NAME`."""
+    owners: dict[str, Split] = {}
+    for split, entries in splits.items():
+        for entry in entries:
+            owner = owners.setdefault(entry.strip().rstrip("/"), split)
+            if owner != split:
+                first, second = settings.splits[owner], settings.splits[split]
+                raise InputError(
+                    f"{path}: `{first}` and `{second}` have the same photographs, {entry!r}; "
+                    "expected others to test on.",
+                    f"Set {setting}.test_share: 0.2` in params.yaml, without `test` and `val`, to "
+                    f"test on a fifth of {settings.train!r}.",
+                )
 
 
 def _names(path: Path, raw: Any) -> tuple[str, ...]:
@@ -186,14 +205,17 @@ def _names(path: Path, raw: Any) -> tuple[str, ...]:
         raw = [numbers[str(number)] for number in range(len(numbers))]
     if not isinstance(raw, list) or not 1 <= len(raw) <= _MOST_LABELS:
         raise InputError(f"{path}: `names` is {raw!r}; expected {expected}.", "Correct `names`.")
-    names = [plain_text(str(name)) for name in raw]
-    for number, name in enumerate(names):
-        if not name or name in names[:number]:
+    names: dict[str, int] = {}
+    for number, given in enumerate(raw):
+        # Digits are whole numbers to YAML; an empty value or `true` is no name.
+        is_text = isinstance(given, str | int) and not isinstance(given, bool)
+        name = plain_text(str(given)) if is_text else ""
+        if not name or name in names:
             raise InputError(
-                f"{path}: class {number} of `names` is {raw[number]!r}; expected {expected}, each "
-                "once.",
+                f"{path}: class {number} of `names` is {given!r}; expected {expected}, each once.",
                 "Correct `names`.",
             )
+        names[name] = number
     return tuple(names)
 
 
@@ -226,9 +248,8 @@ def _files(
             f"labels. The first is {paths[0]}, expected {disk.root / files[0]}.",
             "Put the folder `labels` beside the folder `images`.",
         )
-    folders = {file.rpartition("/")[0] for file in files}
-    # Of a folder that does not exist the names, so that it is noticed when it appears.
-    sources |= {folder if (disk.root / folder).is_dir() else f"{folder}/" for folder in folders}
+    # Photographs may lie beside them, which take too long to hash.
+    sources |= {"/".join([*file.split("/")[:-1], "*.txt"]) for file in files}
     return paths, files, notes
 
 
@@ -266,7 +287,10 @@ def _photographs(
 
 
 def _place(description: _Description, entry: str, root: Path) -> str | None:
-    """What an entry of data.yaml means, relative to the root: the longest end that is there."""
+    """What an entry of data.yaml means, relative to the root: the longest end that is there.
+
+    An entry such as `.` is the folder of data.yaml.
+    """
     above = description.path.parent.relative_to(root).as_posix()
     for base in (f"{above}/{description.base}", above):
         parts = f"{base}/{entry}".replace("\\", "/").split("/")
@@ -275,6 +299,8 @@ def _place(description: _Description, entry: str, root: Path) -> str | None:
             place = "/".join(parts[start:])
             if (root / place).exists():
                 return place
+        if not parts:
+            return above
     return None
 
 
@@ -317,6 +343,10 @@ def _boxes(path: Path, description: _Description) -> Iterator[tuple[int, tuple[f
             raise InputError(
                 f"{where}: found {wrong:g}, expected shares of width and height, from 0 to 1.",
                 "If these are pixels, divide them by width and height. " + _FIX,
+            )
+        if is_box and min(read[2:]) < 0:
+            raise InputError(
+                f"{where}: found the width or height {min(read[2:]):g}, expected 0 or more.", _FIX
             )
         yield int(index), _corners(read) if is_box else _extent(read)
 

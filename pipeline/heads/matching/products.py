@@ -3,8 +3,8 @@
 torch multiplies float32 matrices with MKL, whose kernels use AVX-512 on Intel's processors only. On
 others, oneDNN, which torch offers for tensors in its own layout
 (https://docs.pytorch.org/docs/stable/generated/torch.Tensor.to_mkldnn.html), multiplied them here
-at twice the rate. Its sums are rounded in another order. Narrow matrices stay with MKL: with them
-copies take up more of the gain, and published results would change in their last digits.
+at twice the rate. Its sums are rounded in another order. Narrow matrices stay with MKL: copying
+them would cost most of the gain, and published results would change in their last digits.
 
 Letters: N rows, S and H sizes.
 """

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib import format as npy
 
-from pipeline.errors import InputError
 from pipeline.files import raise_if_refused, sha256_json
+from pipeline.formats.npz import naming_damage
+from pipeline.shards.imports.arrays import ARRAYS, Lengths
 from pipeline.shards.imports.image_regions import (
     ImageRegions,
     ListedImage,
@@ -22,23 +24,15 @@ from pipeline.shards.imports.image_regions import (
     first_true,
     hash_file,
     refuse,
+    refuse_no_file,
     refuse_repeated,
 )
 from pipeline.shards.schema import WHOLE
 
 IDS = "ids.txt"
-_ARRAYS = {
-    "features": ("NMd", "f", "floats"),
-    "boxes": ("NM4", "f", "floats"),
-    "size_wh": ("N2", "iu", "integers"),
-    "scores": ("NM", "f", "floats"),
-    "classes": ("NM", "iu", "integers"),
-    "count": ("N", "iu", "integers"),
-    WHOLE: ("Nd", "f", "floats"),
-}
-"""Axes and kinds of type of the arrays, as in an npz of regions."""
-
+_SAVE_AGAIN = "Save the array with `numpy.save`, and import again."
 _REQUIRED = ("features", "boxes", "size_wh")
+_OPTIONAL = ("scores", "classes", "count", WHOLE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,37 +126,33 @@ class NpyFolder:
 def _mapped(folder: Path, *, whole: bool) -> dict[str, npt.NDArray[Any]]:
     """The arrays that are there, mapped, after a check that they agree with each other."""
     arrays: dict[str, npt.NDArray[Any]] = {}
-    lengths: dict[str, tuple[int, str]] = {"4": (4, "xyxy"), "2": (2, "width and height")}
-    for name, (axes, kinds, words) in _ARRAYS.items():
+    lengths = Lengths()
+    for name in (*_REQUIRED, *_OPTIONAL):
         path = folder / f"{name}.npy"
-        if name not in _REQUIRED and (not path.exists() or (name == WHOLE and not whole)):
+        if name in _OPTIONAL and (not path.exists() or (name == WHOLE and not whole)):
             continue
-        try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise_if_refused(error, path)
+        if not path.exists():
             expected = ", ".join(f"{one}.npy" for one in _REQUIRED)
-            raise InputError(
-                f"{path} can't be read ({error}); expected {IDS}, {expected}.",
-                "Save the array with `numpy.save`, and import again.",
-            ) from error
+            refuse(str(path), "file", "missing", f"{IDS}, {expected}", _SAVE_AGAIN)
+        refuse_no_file(path)
+        with naming_damage(path, _SAVE_AGAIN, "one array in npy"):
+            array = npy.open_memmap(path, mode="r")
+        _, kinds, words = ARRAYS[name]
         if array.dtype.kind not in kinds or array.dtype.subdtype is not None:
             refuse(str(path), "dtype", array.dtype, words)
-        if array.ndim != len(axes) or 0 in array.shape:
-            refuse(str(path), "shape", array.shape, f"({', '.join(axes)}), none of them 0")
-        for axis, length in zip(axes, array.shape, strict=True):
-            known, elsewhere = lengths.setdefault(axis, (length, name))
-            if length != known:
-                expected = f"({', '.join(axes)}) with {axis} = {known}, as in {elsewhere}"
-                refuse(str(path), "shape", array.shape, expected)
+        lengths.check(str(path), name, array.shape, _SAVE_AGAIN)
         arrays[name] = array
     return arrays
 
 
 def _ids(path: Path) -> list[str]:
-    """The ids in a list, one on each line."""
+    """The ids in a list, one on each line; other marks that can end a line may be part of one."""
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise_if_refused(error, path)
         refuse(str(path), "list", f"not readable ({error})", "an image id on each line, in UTF-8")
+    ids = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    if "" in ids:
+        refuse(f"{path}, row {ids.index('')}", "id", "empty", "an image id on each line")
+    return ids

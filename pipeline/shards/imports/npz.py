@@ -22,6 +22,7 @@ import numpy.typing as npt
 from pipeline.files import sha256_json
 from pipeline.formats.encodings import plain_text
 from pipeline.formats.npz import NpyHeader, decoded_texts, naming_damage, npy_header
+from pipeline.shards.imports.arrays import ARRAYS, CODING, Lengths
 from pipeline.shards.imports.box_forms import are_odd, form_of
 from pipeline.shards.imports.image_regions import (
     CHUNK,
@@ -34,26 +35,9 @@ from pipeline.shards.imports.image_regions import (
 
 _log = logging.getLogger(__name__)
 
-_ARRAYS = {
-    "image_id": ("N", "US", "text"),
-    "features": ("NMd", "f", "floats"),
-    "boxes": ("NM4", "f", "floats"),
-    "scores": ("NM", "f", "floats"),
-    "classes": ("NM", "iu", "integers"),
-    "count": ("N", "iu", "integers"),
-    "size_wh": ("N2", "iu", "integers"),
-    "split": ("N", "US", "text"),
-    "labels": ("NC", "iub", "integers"),
-    "label_names": ("C", "US", "text"),
-    "whole": ("Nd", "f", "floats"),
-}
-"""Axes and kinds of type of the arrays that are read. A file may hold others."""
-
 _OPTIONAL = "whole"
 
 _CASTS = {"text": "str", "floats": "numpy.float32", "integers": "numpy.int64"}
-
-_CODING = "1 (positive), -1 (negative) or 0 (neither)"
 
 _LONGEST_TEXT = 4 * 4096  # bytes; numpy takes 4 for a character
 _MOST_LABELS = np.iinfo(np.int16).max + 1  # of a manifest
@@ -207,52 +191,44 @@ _SAVE_AGAIN = "Save the arrays again with `numpy.savez`."
 
 
 def _declared(path: Path, archive: zipfile.ZipFile, *, whole: bool) -> dict[str, NpyHeader]:
-    """The headers of `_ARRAYS`, after a check that they agree with each other.
+    """The headers of `ARRAYS`, after a check that they agree with each other.
 
     That of ``whole`` is left out if the file lacks it, or if it is not asked for.
     """
     arrays: dict[str, NpyHeader] = {}
-    lengths: dict[str, tuple[int, str]] = {"4": (4, "xyxy"), "2": (2, "width and height")}
-    for name, (axes, kinds, _) in _ARRAYS.items():
+    lengths = Lengths()
+    for name, (_, kinds, _) in ARRAYS.items():
         is_there = f"{name}.npy" in archive.namelist()
         if name == _OPTIONAL and not (whole and is_there):
             continue
         if not is_there:
             held = sorted(member.removesuffix(".npy") for member in archive.namelist())
-            required = [name for name in _ARRAYS if name != _OPTIONAL]
+            required = [name for name in ARRAYS if name != _OPTIONAL]
             expected = f"the arrays {', '.join(required)}"
             refuse(str(path), f"array `{name}`", f"missing; the file has {held[:20]}", expected)
         where = f"{path}, `{name}`"
         save_again = _SAVE_AGAIN + (_ANOTHER_WHOLE if name == _OPTIONAL else "")
         array = npy_header(archive, name)
-        shape, dtype = array.shape, array.dtype
+        dtype = array.dtype
         if dtype.kind not in kinds or dtype.itemsize == 0 or dtype.subdtype is not None:
             _refuse_type(where, name, dtype)
         if kinds == "US" and dtype.itemsize > _LONGEST_TEXT:
             refuse(where, "dtype", dtype, f"texts of at most {_LONGEST_TEXT} bytes", save_again)
-        if len(shape) != len(axes) or 0 in shape:
-            expected = f"({', '.join(axes)}), none of them 0"
-            if name == "labels":
-                expected += f": a column for each of `label_names`, of {_CODING}"
-            refuse(where, "shape", shape, expected, save_again)
-        for axis, length in zip(axes, shape, strict=True):
-            known, elsewhere = lengths.setdefault(axis, (length, name))
-            if length != known:
-                expected = f"({', '.join(axes)}) with {axis} = {known}, as in {elsewhere}"
-                refuse(where, "shape", shape, expected, save_again)
+        lengths.check(where, name, array.shape, save_again)
         size = archive.getinfo(f"{name}.npy").file_size
         if size != array.size:
             refuse(where, "size", f"{size} bytes", f"{array.size} bytes", save_again)
         arrays[name] = array
-    if lengths["C"][0] > _MOST_LABELS:
-        refuse(str(path), "number of labels", lengths["C"][0], f"at most {_MOST_LABELS}")
+    labels, _ = lengths.known["C"]
+    if labels > _MOST_LABELS:
+        refuse(str(path), "number of labels", labels, f"at most {_MOST_LABELS}")
     return arrays
 
 
 def _refuse_type(where: str, name: str, dtype: np.dtype[Any]) -> NoReturn:
     """Refuse an array of another kind of type, with the call that gives it the right one."""
-    axes, _, kind = _ARRAYS[name]
-    expected = f"{kind}: {_CODING}, or truth values" if name == "labels" else kind
+    axes, _, kind = ARRAYS[name]
+    expected = f"{kind}: {CODING}, or truth values" if name == "labels" else kind
     remedy = (
         f"Save it as {kind}: `numpy.savez(..., {name}={name}.astype({_CASTS[kind]}))`, with the "
         "other arrays as they are."
@@ -353,7 +329,7 @@ def _refuse_values(
         for row, *index in first_true((values < lowest) | (values > highest)):
             where = "".join(f"[{axis}]" for axis in index)
             value = values[row, *index]
-            expected = _CODING if name == "labels" else f"{lowest} to {highest}"
+            expected = CODING if name == "labels" else f"{lowest} to {highest}"
             refuse(_row(path, row, image_ids[row]), f"{name}{where}", value, expected)
 
 

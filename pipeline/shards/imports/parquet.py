@@ -156,15 +156,18 @@ class ParquetFiles:
         lengths, values = {}, {}
         for name in batch.schema.names:
             column = batch.column(name)
+            for (row,) in first_true(column.is_null()):
+                refuse(self.lines[numbers[row]].where, f"`{name}`", "null", "a list")
             lengths[name] = np.asarray(pc.list_value_length(column))
             values[name] = column.flatten()
         inner = {"features": self.feature_size, "boxes": 4}
         for name, size in inner.items():
-            sizes = np.asarray(pc.list_value_length(values[name]))
+            sizes = np.asarray(pc.fill_null(pc.list_value_length(values[name]), -1))
             for (entry,) in first_true(sizes != size):
+                found = "null" if sizes[entry] < 0 else sizes[entry]
                 row = int(np.searchsorted(np.cumsum(lengths[name]), entry, side="right"))
                 where = self.lines[numbers[row]].where
-                refuse(where, f"length of a list in `{name}`", sizes[entry], str(size))
+                refuse(where, f"length of a list in `{name}`", found, str(size))
             values[name] = values[name].flatten()
         for name, column in values.items():
             for row, number in enumerate(numbers):
