@@ -45,8 +45,8 @@ class Limits:
     Attributes:
         max_images: in a request.
         max_megabytes: of an image's file, in 1,000,000 bytes.
-        max_megapixels: of an image, in 1,000,000 pixels. While it is decoded, a pixel takes about
-            16 bytes.
+        max_megapixels: of an image, in 1,000,000 pixels. While it is decoded, a pixel takes 16
+            bytes, or 24 in a WebP with transparency.
         max_requests: that are read, wait or are answered at the same time.
     """
 
