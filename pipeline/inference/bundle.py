@@ -16,7 +16,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from pipeline.errors import DamagedError, InputError, MissingError, advising
+from pipeline.errors import DamagedError, GmpipeError, InputError, MissingError, advising
 from pipeline.files import exists, folder_lock, replacing, replacing_folder, sha256_file
 from pipeline.formats.sealed import read_sealed_json, write_sealed_json
 from pipeline.inference.trained import TrainedRun, attach_detector, detector_of
@@ -38,7 +38,7 @@ def is_bundle(folder: Path) -> bool:
 
 
 def write_bundle(folder: Path, run: str | Path, detector: str | Path | None = None) -> None:
-    """Write the bundle of a run, whole or not at all. A former bundle is replaced.
+    """Write the bundle of a run, whole or not at all. A former bundle is replaced, if it is intact.
 
     Args:
         folder: to write.
@@ -51,11 +51,7 @@ def write_bundle(folder: Path, run: str | Path, detector: str | Path | None = No
     """
     run = Path(run).absolute()
     dataset = load_checkpoint(run / CHECKPOINT_FILE).dataset
-    if exists(folder) and not is_bundle(folder):
-        raise InputError(
-            f"{folder} is not a bundle, and would be replaced.",
-            "Choose another name for the bundle, or move this away.",
-        )
+    _check_replaceable(folder)
     sources = (run, *2 * [detector_of(run, dataset, detector)])
     with folder_lock(folder), replacing_folder(folder) as temporary:
         for name, source in zip(_FILES, sources, strict=True):
@@ -69,6 +65,29 @@ def write_bundle(folder: Path, run: str | Path, detector: str | Path | None = No
                 "run": run.name,
                 "files": {name: sha256_file(temporary / name) for name in _FILES},
             },
+        )
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Check that at most a bundle, and no file of somebody, would be lost.
+
+    Raises:
+        InputError: there is something else.
+    """
+    if not exists(folder):
+        return
+    try:
+        read_sealed_json(folder / BUNDLE_FILE)
+        problem = ""
+    except (GmpipeError, OSError):
+        problem = f"it has no intact {BUNDLE_FILE}"
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    if others := found - {BUNDLE_FILE, _DETECTOR, *_FILES}:
+        problem = f"{min(others)} is no file of a bundle"
+    if problem:
+        raise InputError(
+            f"{folder} is not a bundle, and would be replaced: {problem}.",
+            "Choose another name for the bundle, or move this away.",
         )
 
 

@@ -216,8 +216,8 @@ def serve(run: str, host: str, port: int, **limits: int) -> None:
     JSON of `gmpipe predict --json`. GET /health says which run it is. There is no encryption and no
     password: put it behind a server that has them.
 
-    Requests are answered one after another. SIGTERM or Ctrl-C ends the service when all that it
-    has accepted are answered. Each request is a line on stderr, unless --quiet is given.
+    Requests are answered one after another. SIGTERM or Ctrl-C ends the service once all accepted
+    requests are answered. Each request is a line on stderr, unless --quiet is given.
     """
     from stages.commands.runs.listing import check_run, find_run
     from stages.commands.serving import serve as command

@@ -97,10 +97,26 @@ def test_what_is_no_bundle_is_neither_loaded_nor_replaced(made: Flow, tmp_path: 
         load_bundle(own)
     assert made.gmpipe("export", "--run", RUN, "--bundle", str(own)).refused("own")
     assert [path.name for path in own.iterdir()] == ["letter.txt"]
+    (own / BUNDLE_FILE).write_text("{}")  # another program's
+    with pytest.raises(InputError, match=r"own.*letter\.txt"):
+        write_bundle(own, made / RUN)
+    assert {path.name for path in own.iterdir()} == {"letter.txt", BUNDLE_FILE}
+    (own / "letter.txt").unlink()
+    with pytest.raises(InputError, match=rf"own.*{BUNDLE_FILE}"):
+        write_bundle(own, made / RUN)
+    assert (own / BUNDLE_FILE).read_text() == "{}"
     for folder in ("runs/tiny/other", "data/tiny/other"):
         outcome = made.gmpipe("export", "--run", RUN, "--bundle", folder)
         assert outcome.code == 2
         assert folder in outcome.err
+
+
+def test_a_bundle_with_a_file_of_somebody_is_not_replaced(made: Flow, bundle: Path) -> None:
+    (bundle / "detector/thesis.tex").write_text("x")
+    with pytest.raises(InputError, match=r"detector/thesis\.tex"):
+        write_bundle(bundle, made / RUN)
+    assert (bundle / "detector/thesis.tex").read_text() == "x"
+    load_bundle(bundle)
 
 
 def test_a_bundle_is_not_exported_again(bundle: Path) -> None:

@@ -67,7 +67,7 @@ def test_torchs_index_is_an_argument(instructions: list[tuple[str, str]]) -> Non
     assert "--constraint constraints.txt" in torch
 
 
-def test_it_serves_as_a_user_without_rights(instructions: list[tuple[str, str]]) -> None:
+def test_it_serves_as_an_unprivileged_user(instructions: list[tuple[str, str]]) -> None:
     kinds = [kind for kind, _ in instructions]
     [user] = of(instructions, "USER")
     assert int(user) > 0
@@ -92,7 +92,7 @@ def test_its_health_check_asks_the_service(instructions: list[tuple[str, str]]) 
     compile(words[-1], "HEALTHCHECK", "exec")
     [(port, path)] = re.findall(r"http://127\.0\.0\.1:(\d+)(/\w+)", words[-1])
     assert [port] == of(instructions, "EXPOSE")
-    routes = make_service(mock.Mock(), mock.Mock()).routes
+    routes = make_service(mock.Mock(), mock.Mock(), mock.Mock()).routes
     assert path in {route.path for route in routes if isinstance(route, Route)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import socket
@@ -44,7 +45,7 @@ def client(run: TrainedRun) -> TestClient:
 
 
 def client_of(run: TrainedRun, **limits: int) -> TestClient:
-    service = make_service(run, replace(LIMITS, **limits))
+    service = make_service(run, replace(LIMITS, **limits), ThreadPoolExecutor(1))
     return TestClient(service, raise_server_exceptions=False)
 
 
@@ -100,6 +101,21 @@ def test_a_photograph_is_turned_once(client: TestClient, run: TrainedRun, tmp_pa
         best = answer["labels"][0]
         assert best["label"] == run.vocabulary[expected.logits.argmax()]  # type: ignore[union-attr]
         assert best["score"] == pytest.approx(expected.scores.max(), abs=1e-5)  # type: ignore[union-attr]
+
+
+def test_many_images_go_through_the_detector_in_batches(
+    run: TrainedRun, photographs: list[Path]
+) -> None:
+    content, most = photographs[0].read_bytes(), 0
+
+    def watch(module: Any, inputs: Any) -> None:
+        nonlocal most
+        most = max(most, len(inputs[0]))
+
+    with run.detector.backbone.register_forward_pre_hook(watch):
+        response = client_of(run, max_images=20).post("/predict", files=form(*20 * [content]))
+    assert len(response.json()) == 20
+    assert 1 < most <= 8
 
 
 def test_health_names_the_run(client: TestClient, run: TrainedRun) -> None:
@@ -162,6 +178,21 @@ def test_what_is_no_image_is_named(client: TestClient, photographs: list[Path]) 
     for broken in (b"x" * 1000, whole[: len(whole) // 2], b"\xff\xd8\xff"):
         assert "1.png" in error_of(client.post("/predict", files=form(whole, broken)), 422)
         error_of(client.post("/predict", content=broken, headers=PNG), 422)
+
+
+def test_a_jpeg_of_very_many_scans(client: TestClient) -> None:
+    file = io.BytesIO()
+    Image.new("L", (16, 16)).save(file, "jpeg", progressive=True)
+    whole = file.getvalue()
+    last = whole[whole.rindex(b"\xff\xda") : -2]
+    own = whole.count(b"\xff\xda")
+    allowed, refused = (whole[:-2] + (most - own) * last + whole[-2:] for most in (100, 101))
+    assert client.post("/predict", content=allowed).status_code == 200
+    with mock.patch("stages.commands.serving.uploads.decode", side_effect=AssertionError):
+        message = error_of(client.post("/predict", files=form(refused)), 422)
+    assert "0.png" in message
+    assert "101" in message
+    assert "100" in message
 
 
 def test_another_kind_of_content(client: TestClient) -> None:
@@ -260,14 +291,42 @@ def test_each_request_is_a_line_on_stderr(
     client: TestClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     client.post("/predict", content=b"x", headers=PNG)
-    client.get("/o%0Ather" + 1000 * "x")
+    client.request(1000 * "\n", "/o%0Ather" + 1000 * "x")
     first, second = capsys.readouterr().err.splitlines()
     assert "POST /predict 422" in first
-    assert "GET /o%0Ather" in second
+    assert " %0A%0A%0A% /o%0Ather" in second
     assert len(second) < 120
     with speaking(QUIET):
         client.get("/health")
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_it_ends_although_images_are_being_labelled(
+    made: Flow, photographs: list[Path], monkeypatch: pytest.MonkeyPatch, busy: bool
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def waiting(*inputs: Any, **options: Any) -> Any:
+        begun.set()
+        assert go_on.wait(10)
+        return []
+
+    def run_server(server: Any, sockets: Any) -> None:
+        """Give up a request, as uvicorn does after the longest shutdown."""
+        if busy:
+            client = TestClient(server.config.app, raise_server_exceptions=False)
+            pool.submit(client.post, "/predict", content=photographs[0].read_bytes())
+            assert begun.wait(10)
+
+    monkeypatch.setattr("uvicorn.Server.run", run_server)
+    monkeypatch.setattr(TrainedRun, "predict", waiting)
+    monkeypatch.setattr("stages.commands.serving.serve._MOMENT", 0.1)
+    ended = mock.Mock(side_effect=lambda code: go_on.set())
+    monkeypatch.setattr("os._exit", ended)
+    with ThreadPoolExecutor(1) as pool:
+        made.ok("serve", "runs/tiny/full-s0", "--port", "0")
+    assert ended.mock_calls == ([mock.call(0)] if busy else [])
 
 
 # The command --------------------------------------------------------------------------------------

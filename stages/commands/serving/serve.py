@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pipeline.errors import InputError, MissingError
 from stages.checkout.models import note_undecided, open_run
-from stages.console.messages import say
+from stages.console.messages import echo, say
 
 _LONGEST_SHUTDOWN = 60  # seconds for the answers to requests that have come before
+_MOMENT = 1  # second, in which an idle thread ends
 
 
 def serve(folder: Path, host: str, port: int, **limits: int) -> None:
@@ -38,12 +41,13 @@ def serve(folder: Path, host: str, port: int, **limits: int) -> None:
             f"Serving needs the packages `starlette`, `uvicorn` and `multipart`: {error}.",
             "Run `pip install --editable '.[serve]'` in the checkout.",
         ) from error
+    thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
     with _bound(host, port) as address:
         run = open_run(folder, None)
         note_undecided(run, "The answers give the scores of all labels.")
         server = uvicorn.Server(
             uvicorn.Config(
-                make_service(run, Limits(**limits)),
+                make_service(run, Limits(**limits), thread),
                 http="h11",
                 ws="none",
                 lifespan="off",
@@ -60,6 +64,21 @@ def serve(folder: Path, host: str, port: int, **limits: int) -> None:
         signal.signal(signal.SIGTERM, lambda number, frame: None)
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[address])
+    _end(thread)
+
+
+def _end(thread: ThreadPoolExecutor) -> None:
+    """End a thread of which nobody waits for results any more: with the process, if it is busy.
+
+    Otherwise the process would stay until the work is done, since Python waits for such threads.
+    """
+    last = thread.submit(int)  # comes after all other work
+    try:
+        last.result(_MOMENT)
+    except TimeoutError:
+        echo("Ended, although images of a request were still being labelled.", err=True)
+        os._exit(0)
+    thread.shutdown()
 
 
 @contextlib.contextmanager

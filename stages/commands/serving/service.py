@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,17 +32,18 @@ from pipeline.learning.prediction import NotFinite
 from stages.commands.serving.uploads import Limits, Upload, decoded, read_uploads
 from stages.console.messages import echo, is_quiet
 
-_LONGEST_PATH = 80  # characters of a path in the log
+_LONGEST_METHOD, _LONGEST_PATH = 10, 80  # characters in the log, escaped
 
 
-def make_service(run: TrainedRun, limits: Limits) -> Starlette:
+def make_service(run: TrainedRun, limits: Limits, thread: Executor) -> Starlette:
     """Make the application.
 
     Args:
         run: that labels the images.
         limits: of a request, and of the number of requests.
+        thread: a single one, which decodes and labels images.
     """
-    service = _Service(run, limits)
+    service = _Service(run, limits, thread)
     return Starlette(
         routes=[
             Route("/predict", service.predict, methods=["POST"]),
@@ -59,10 +60,10 @@ def make_service(run: TrainedRun, limits: Limits) -> Starlette:
 
 
 class _Service:
-    def __init__(self, run: TrainedRun, limits: Limits) -> None:
+    def __init__(self, run: TrainedRun, limits: Limits, thread: Executor) -> None:
         self._run = run
         self._limits = limits
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
+        self._thread = thread
         self._inside = 0
 
     async def predict(self, request: Request) -> JSONResponse:
@@ -83,7 +84,7 @@ class _Service:
     def _label(self, uploads: list[Upload]) -> list[dict[str, Any]]:
         # One after another, since only the small view of an image is kept.
         images = (decoded(upload, self._limits) for upload in uploads)
-        predictions = self._run.predict(images, batch_size=len(uploads))
+        predictions = self._run.predict(images)
         return [
             image_json(label_rows(Path(one.name), prediction, self._run, None, None))
             for one, prediction in zip(uploads, predictions, strict=True)
@@ -149,8 +150,6 @@ class _Log:
             await self._app(scope, receive, sending)
         finally:
             took = (time.perf_counter() - start) * 1000
+            method = quote(scope["method"])[:_LONGEST_METHOD]
             path = quote(scope["path"])[:_LONGEST_PATH]
-            echo(
-                f"{time.strftime('%H:%M:%S')} {scope['method']} {path} {status} {took:.0f} ms",
-                err=True,
-            )
+            echo(f"{time.strftime('%H:%M:%S')} {method} {path} {status} {took:.0f} ms", err=True)

@@ -22,6 +22,7 @@ from PIL import Image
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from pipeline.image_metadata import JPEG
 from pipeline.images import TooManyPixels, decode, read_header, reason
 
 READ_SECONDS = 30
@@ -29,15 +30,23 @@ READ_SECONDS = 30
 
 _FORM = "multipart/form-data"
 
+_MOST_SCANS = 100
+"""Scans of a JPEG that are decoded. A progressive one has about ten, each of which goes over all
+pixels, and a scan that changes nothing takes a few bytes. libtiff has the same limit."""
+_SCAN = b"\xff\xda\x00"
+"""The marker of a scan, and the high byte of its length, which is 14 at most. The compressed pixels
+of a JPEG never have it."""
+
 
 @dataclass(frozen=True)
 class Limits:
-    """What the service takes at most; together they bound its memory.
+    """What the service takes at most; together they bound its memory: docs/guides/serving.md.
 
     Attributes:
         max_images: in a request.
         max_megabytes: of an image's file, in 1,000,000 bytes.
-        max_megapixels: of an image, in 1,000,000 pixels.
+        max_megapixels: of an image, in 1,000,000 pixels. While it is decoded, a pixel takes 16
+            bytes, or 24 in a WebP with transparency.
         max_requests: that are read, wait or are answered at the same time.
     """
 
@@ -134,18 +143,34 @@ def _too_large(limits: Limits) -> HTTPException:
     )
 
 
+def _check_scans(upload: Upload) -> None:
+    """Refuse a JPEG that would be decoded again and again.
+
+    Raises:
+        HTTPException: 422.
+    """
+    scans = upload.content.count(_SCAN) if upload.content.startswith(JPEG) else 0
+    if scans > _MOST_SCANS:
+        raise HTTPException(
+            422,
+            f"The image {upload.name} has {scans} scans: expected at most {_MOST_SCANS}. Save it "
+            "as a baseline JPEG, or as a PNG.",
+        )
+
+
 def decoded(upload: Upload, limits: Limits) -> Image.Image:
     """Decode an image to RGB, upright, without metadata.
 
     Raises:
-        HTTPException: 413 for too many pixels, 422 for what can't be decoded.
+        HTTPException: 413 for too many pixels, 422 for too many scans or what can't be decoded.
     """
     try:
         (width, height), _ = read_header(io.BytesIO(upload.content))
         if width * height > limits.max_megapixels * 1_000_000:
             raise TooManyPixels(f"{width} x {height} pixels")
+        _check_scans(upload)
         image = decode(io.BytesIO(upload.content))
-    except MemoryError:  # not the file's fault
+    except (MemoryError, HTTPException):  # not the file's fault
         raise
     except (TooManyPixels, Image.DecompressionBombError) as error:
         raise HTTPException(
