@@ -158,7 +158,8 @@ def check_training_rows(
                 f"{manifest.dataset}`.",
             )
         raise MismatchError(
-            f"{path} was trained on another training split: "
+            f"{path} was trained on another training split (an image, its split or "
+            "one of its labels has changed since, in `val` too if there is one): "
             f"{counted(checkpoint.trained_images, 'image')} with the sha256 "
             f"{checkpoint.train_sha256}. A training would now use "
             f"{counted(_trainable(checkpoint.settings, manifest, cache), 'image')}, and the sha256 "

@@ -9,6 +9,7 @@ import click
 from stages.cli.completion import complete_run
 from stages.cli.options import (
     bundle_option,
+    dataset_of_run_option,
     detector_option,
     output_option,
     trained_run_options,
@@ -171,6 +172,7 @@ def export(
 
 @click.command()
 @click.argument("run", metavar="BUNDLE|RUN", shell_complete=complete_run)
+@dataset_of_run_option
 @click.option(
     "--host", default="127.0.0.1", metavar="ADDRESS", help="Address to listen on; 0.0.0.0 for all."
 )
@@ -209,7 +211,7 @@ def export(
     metavar="N",
     help="Largest number of requests at the same time; others are told to come back later.",
 )
-def serve(run: str, host: str, port: int, **limits: int) -> None:
+def serve(run: str, dataset: str | None, host: str, port: int, **limits: int) -> None:
     """Label photographs over HTTP.
 
     POST photographs to /predict, as the body of a request or as the parts of a form, and get the
@@ -222,6 +224,6 @@ def serve(run: str, host: str, port: int, **limits: int) -> None:
     from stages.commands.runs.listing import check_run, find_run
     from stages.commands.serving import serve as command
 
-    folder = find_run(run, None)
+    folder = find_run(run, dataset)
     check_run(folder)
     command.serve(folder, host, port, **limits)

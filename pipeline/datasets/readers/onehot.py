@@ -79,8 +79,8 @@ def read_flags(
         found = "empty" if value in (None, "") else repr(value)
         raise InputError(
             f"{where(row)}: the column {names[number]!r} is {found}, expected 0 or 1.",
-            f"{_CODING} If such a cell means that it is unknown, set {_as_setting(value or '')} in "
-            "the same block of params.yaml.",
+            f"{_CODING} If such a cell means that it is unknown, set "
+            f"{_as_setting(value or '', marks)} in the same block of params.yaml.",
         )
     return _names_where(matrix == 1, names), _names_where(matrix == _UNKNOWN, names)
 
@@ -92,8 +92,9 @@ def _names_where(matrix: np.ndarray, names: Sequence[str]) -> pa.ChunkedArray:
     return pa.chunked_array([pa.ListArray.from_arrays(pa.array(offsets), entries)])
 
 
-def _as_setting(mark: str) -> str:
-    return f"`unknown: [{json.dumps(mark, ensure_ascii=False)}]`"
+def _as_setting(mark: str, marks: Marks) -> str:
+    """The setting with one more mark."""
+    return f"`unknown: {json.dumps([*sorted(marks), mark], ensure_ascii=False)}`"
 
 
 def yaml_list(names: Sequence[str]) -> str:
@@ -193,8 +194,9 @@ def _refuse_mixed(
         row, found = _first_other(columns[bad], marks)
         problem += f" ({rows.where(row)}: {bad!r} is {found!r})"
         remedy += (
-            f" If {bad!r} is a label too, write 0 or 1 in each row, or set {_as_setting(found)} in "
-            "the same block if such a cell means that it is unknown."
+            f" If {bad!r} is a label too, write 0 or 1 in each row, or set "
+            f"{_as_setting(found, marks)} in the same block if such a cell means that it is "
+            "unknown."
         )
     if others:
         remedy += f" If one column holds the names of labels, set `{key}` to its name."

@@ -487,10 +487,10 @@ def _splits(
         encoded = column.combine_chunks().dictionary_encode()
         words = encoded.dictionary.to_pylist()
         meant = [_split_word(word) for word in words]
-        other = [f"{a!r} as {b!r}" for a, b in zip(words, meant, strict=True) if a != b]
+        other = [f"{a!r} is read as {b!r}" for a, b in zip(words, meant, strict=True) if a != b]
         notes = []
         if other and set(meant) <= set(_SPLITS):
-            notes = [f"In the column {settings.split!r}, {', '.join(other)} is read."]
+            notes = [f"In the column {settings.split!r}, {', '.join(other)}."]
             column = pa.chunked_array([pc.take(pa.array(meant, pa.string()), encoded.indices)])
         return parse_splits(column, _SPLITS, rows.where), notes
     remedy = f"add a column {settings.split!r} with `train` or `test` in each row."

@@ -411,7 +411,8 @@ gmpipe.gallery = (() => {
         + "labels. Click the name of an image to open it."
         + (about.classes ? "" : " The detector's classes are numbers, because their names are not known."),
       "\u2713 marks a correct label, \u2717 a false positive and \u25cb a false negative. A label is "
-        + "predicted if its probability is over 50 %."
+        + "predicted if its probability is over 50 %"
+        + (overview.thresholds ? ", before calibration, whatever the fitted thresholds are." : ".")
         + (difficult ? " ? marks a difficult label, which counts as neither true nor false; only an opened "
           + "image shows these." : "")
         + (ranking.length ? ` The scores of ${ranking.join(" and ")} only rank labels, so no label of `

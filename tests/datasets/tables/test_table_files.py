@@ -107,7 +107,7 @@ def test_plain_forms_of_splits_are_read_and_noted(root: Path) -> None:
     expected = ["train"] * 3 + ["test"] * 2 + ["val"] * 3
     assert listing.table["split"].to_pylist() == expected
     [note] = listing.notes
-    for part in ("'split'", "'TEST' as 'test'", "'valid' as 'val'"):
+    for part in ("'split'", "'TEST' is read as 'test'", "'valid' is read as 'val'"):
         assert part in note
 
 
