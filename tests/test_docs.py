@@ -187,7 +187,15 @@ def add_settings(block: Block, flow: Flow) -> None:
         load_params(file=file)
 
 
-@pytest.mark.parametrize("name", [name for name in PAGES if any(map(is_run, READ[name].blocks))])
+@pytest.mark.parametrize(
+    "name",
+    [
+        # Its example of ONNX, which translates a network, takes longer than the whole of another.
+        pytest.param(name, marks=pytest.mark.slow if name == "docs/python.md" else ())
+        for name in PAGES
+        if any(map(is_run, READ[name].blocks))
+    ],
+)
 def test_the_commands_of_a_page_run(world: Flow, name: str, tmp_path: Path) -> None:
     flow = Flow(Path(shutil.copytree(world.folder, tmp_path / "checkout")))
     (tmp_path / "big").mkdir()
