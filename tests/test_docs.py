@@ -187,11 +187,14 @@ def add_settings(block: Block, flow: Flow) -> None:
         load_params(file=file)
 
 
+LONG_PAGES = {f"docs/{name}.md" for name in ("datasets", "experiments", "own-data", "python")}
+"""Those whose commands take four seconds and more."""
+
+
 @pytest.mark.parametrize(
     "name",
     [
-        # Its example of ONNX, which translates a network, takes longer than the whole of another.
-        pytest.param(name, marks=pytest.mark.slow if name == "docs/python.md" else ())
+        pytest.param(name, marks=pytest.mark.slow if name in LONG_PAGES else ())
         for name in PAGES
         if any(map(is_run, READ[name].blocks))
     ],

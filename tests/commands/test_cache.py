@@ -217,6 +217,7 @@ def test_a_repair_that_is_refused_has_touched_nothing(flow: Flow, change: str, d
     assert flow.bytes("cache/tiny") == before
 
 
+@pytest.mark.slow
 def test_a_repair_continues_where_a_killed_one_was(flow: Flow, made: Flow) -> None:
     """It stops at each file that it writes or removes itself; its workers go on for a moment."""
     folder = flow / "cache/tiny"

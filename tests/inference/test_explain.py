@@ -294,6 +294,7 @@ def drawn(explanation: Explanation, path: Path) -> tuple[int, int]:
         return picture.size
 
 
+@pytest.mark.slow
 def test_a_picture_of_any_number_of_labels(run: TrainedRun, tmp_path: Path) -> None:
     every = explain(changed(run, shift=9), photograph())
     none = explain(changed(run, shift=-9), photograph())

@@ -49,6 +49,7 @@ def with_labels(flow: Flow, labels: Sequence[str]) -> None:
     flow.ok("evaluate")
 
 
+@pytest.mark.slow
 def test_labels_are_shown_as_they_are(small: Flow, browser: Browser) -> None:
     with_labels(small, HARD)
     said = small.ok("report")
@@ -115,6 +116,7 @@ def swept(small: Flow) -> tuple[Flow, Path]:
     return small, folder
 
 
+@pytest.mark.slow
 def test_a_sweep_is_drawn_from_its_numbers(swept: tuple[Flow, Path]) -> None:
     flow, folder = swept
     planted = "<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>"

@@ -35,6 +35,7 @@ def measured(flow: Flow) -> dict[tuple[float, float], dict[int, float]]:
     return maps
 
 
+@pytest.mark.slow
 def test_the_better_half_goes_on_and_the_best_alone_is_tested(small: Flow, tmp_path: Path) -> None:
     said = small.ok("sweep", *SETTINGS, *VALIDATED, *ALONE, *SEEDS, "--halving")
     maps = measured(small)
