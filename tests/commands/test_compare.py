@@ -442,7 +442,6 @@ def test_the_report_has_tables_and_their_numbers(reported: Flow) -> None:
     assert printed == {name: "" if ap is None else str(ap) for name, ap in expected.items()}
 
 
-@pytest.mark.slow
 def test_removed_variants_leave_the_report(reported: Flow, tmp_path: Path) -> None:
     flow = Flow(Path(shutil.copytree(reported.folder, tmp_path / "flow")))
     assert "max-pool" in (flow / "said.txt").read_text()
