@@ -51,7 +51,8 @@ def write_doubt_pictures(folder: Path, inputs: PageInputs, phase: Phase) -> dict
 def _about(found: DoubtList) -> list[str]:
     sentences = [
         f"Each image of the training split was scored by a network ({found.variant}) that was not "
-        f"trained on it, images of the other splits by the mean of {found.folds} such networks. "
+        f"trained on it, images of the other splits by the mean of {found.folds} such networks, or "
+        "by one if a copy of the image is in the training split. "
         f"Of {found.judged:,} labels of images, {len(found):,} are doubtful: the networks are "
         "confident of the opposite. Many of them are right all the same: look before you change "
         "one.",

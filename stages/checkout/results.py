@@ -162,9 +162,14 @@ def load_scores(request: Request, runs: Runs) -> Scores:
             logits.setdefault(variant, []).append(of_run)
             on_runs(1)
     assert image_ids is not None  # there is a run
+    return Scores(image_ids, truth_of(manifest, image_ids), logits)
+
+
+def truth_of(manifest: Manifest, image_ids: Sequence[str]) -> np.ndarray:
+    """The labels (N, C) of N images of the test split, as `Manifest.truth` codes them."""
     rows = {image_id: row for row, image_id in enumerate(manifest.image_ids("test"))}
-    truth = manifest.truth("test")[[rows[image_id] for image_id in image_ids]]
-    return Scores(image_ids, truth, logits)
+    truth: np.ndarray = manifest.truth("test")[[rows[image_id] for image_id in image_ids]]
+    return truth
 
 
 def _check_labels(manifest: Manifest, run: Run, plan: RunPlan) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.drawing import missing_letters
 from pipeline.errors import InputError
-from pipeline.evaluation.runs import Evaluations, Runs, evaluations_of
+from pipeline.evaluation.runs import Evaluations, Run, Runs, evaluations_of
 from pipeline.evaluation.tables import as_csv, caption, sweep_table
 from pipeline.files import canonical_json, folder_lock, replacing, tidy
 from pipeline.report.sweeps import Sweep, SweepResults, SweepRun, write_sweep
@@ -98,15 +98,18 @@ def _results(key: str, variant: str, runs: Runs, *, numeric: bool) -> SweepResul
             SweepRun(
                 value=value,
                 seed=run.evaluation.seed,
-                mAP=run.evaluation.metrics.number("mAP"),
-                CF1=run.evaluation.metrics.number("CF1"),
-                OF1=run.evaluation.metrics.number("OF1"),
+                **numbers_on_test(run),
                 validation_mAP=run.history[run.evaluation.epoch - 1].get("validation_mAP"),
             )
             for value, seeds in runs.items()
             for run in seeds
         ],
     )
+
+
+def numbers_on_test(run: Run) -> dict[str, float | None]:
+    """What the results of a sweep or a search have of a run's metrics, in percent."""
+    return {name: run.evaluation.metrics.number(name) for name in ("mAP", "CF1", "OF1")}
 
 
 def _shown(results: SweepResults, evaluations: Evaluations) -> str:

@@ -412,7 +412,7 @@ gmpipe.gallery = (() => {
         + (about.classes ? "" : " The detector's classes are numbers, because their names are not known."),
       "\u2713 marks a correct label, \u2717 a false positive and \u25cb a false negative. A label is "
         + "predicted if its probability is over 50 %"
-        + (overview.thresholds ? ", before calibration, whatever the fitted thresholds are." : ".")
+        + (overview.thresholds ? " before calibration; the fitted thresholds are not used here." : ".")
         + (difficult ? " ? marks a difficult label, which counts as neither true nor false; only an opened "
           + "image shows these." : "")
         + (ranking.length ? ` The scores of ${ranking.join(" and ")} only rank labels, so no label of `

@@ -10,7 +10,7 @@ Letters: N images, C labels, k folds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -264,7 +264,8 @@ def _probabilities(run: RunPlan, inputs: _Inputs, folds: int) -> list[np.ndarray
     """
     own = np.zeros(inputs.split.truth.shape)
     others = [np.zeros(other.truth.shape) for other in inputs.others]
-    shares = [_shares(inputs, other, folds) for other in inputs.others]
+    fold_of_copy = _folds_of_copies(inputs)
+    shares = [_shares(other, folds, fold_of_copy) for other in inputs.others]
     for number in range(folds):
         stored = load_state(_fold_file(run.dataset, inputs, number))["logits"]
         held_out, *further = (expit(logits.double().numpy()) for logits in stored)
@@ -274,19 +275,28 @@ def _probabilities(run: RunPlan, inputs: _Inputs, folds: int) -> list[np.ndarray
     return [own, *others]
 
 
-def _shares(inputs: _Inputs, other: SplitData, folds: int) -> np.ndarray:
+def _folds_of_copies(inputs: _Inputs) -> dict[str, int]:
+    """Image with a copy in the training split -> the fold of its copies, which are all in one."""
+    fold_of = dict(zip(inputs.split.image_ids, inputs.fold.tolist(), strict=True))
+    return {
+        image_id: fold_of[trained]
+        for group in inputs.groups
+        for trained in group
+        if trained in fold_of
+        for image_id in group
+    }
+
+
+def _shares(other: SplitData, folds: int, fold_of_copy: Mapping[str, int]) -> np.ndarray:
     """The share of each network in the mean for each image of a split without training: (N', k).
 
-    An image with copies in the training split gets only the network of their fold: all of them are
-    in one, so only this network was trained on none of them.
+    An image with copies in the training split gets only the network of their fold, which alone was
+    trained on none of them.
     """
-    fold_of = dict(zip(inputs.split.image_ids, inputs.fold.tolist(), strict=True))
-    copies = copies_of(inputs.groups)
     shares = np.full((len(other), folds), 1 / folds)
     for row, image_id in enumerate(other.image_ids):
-        trained = [copy for copy in copies.get(image_id, ()) if copy in fold_of]
-        if trained:
-            shares[row] = np.arange(folds) == fold_of[trained[0]]
+        if image_id in fold_of_copy:
+            shares[row] = np.arange(folds) == fold_of_copy[image_id]
     return shares
 
 

@@ -45,6 +45,7 @@ from stages.checkout.layout import (
 )
 from stages.checkout.manifests import dataset_manifest
 from stages.checkout.params import Request, has_variant
+from stages.checkout.results import truth_of
 from stages.commands.runs.listing import folder_of_name
 from stages.console.messages import note
 from stages.console.progress import progress_phase
@@ -233,8 +234,7 @@ def _write(
     """
     folder = entry_folder(request.dataset, name)
     _check_replaced(folder, source[1])
-    rows = {image_id: row for row, image_id in enumerate(manifest.image_ids("test"))}
-    truth = manifest.truth("test")[[rows[image_id] for image_id in image_ids]]
+    truth = truth_of(manifest, image_ids)
     labels = manifest.vocabulary
     stored = logits.astype(np.float32)  # so that the metrics are those of predictions.parquet
     eleven = has_eleven_points(request.prepare.source, labels)
@@ -248,7 +248,7 @@ def _write(
         dataset=request.dataset,
         split=f"{manifest.split_name}/test",
         images=len(image_ids),
-        left_out=len(rows) - len(image_ids),
+        left_out=len(manifest.image_ids("test")) - len(image_ids),
         commit=commit,
         uncommitted=uncommitted,
         test_sha256=manifest.test_sha256,

@@ -26,7 +26,13 @@ from stages.checkout.plans import RunPlan, plan_run, read_checkpoint
 from stages.checkout.results import load_runs
 from stages.commands.compare import make_runs, try_runs
 from stages.commands.searching.spaces import Space, choose_trials, read_space
-from stages.commands.sweep import as_override, check_trials, shown_value, write_results
+from stages.commands.sweep import (
+    as_override,
+    check_trials,
+    numbers_on_test,
+    shown_value,
+    write_results,
+)
 from stages.console.messages import note, say
 
 
@@ -193,12 +199,7 @@ def _validation_map(plan: RunPlan) -> float:
 def _with_tested(results: SearchResults, tested: Sequence[Run]) -> SearchResults:
     """The results, with the test numbers of the best trial's runs."""
     best = results.best()
-    numbers = {
-        run.evaluation.seed: {
-            name: run.evaluation.metrics.number(name) for name in ("mAP", "CF1", "OF1")
-        }
-        for run in tested
-    }
+    numbers = {run.evaluation.seed: numbers_on_test(run) for run in tested}
     runs = [
         run.model_copy(update=numbers[run.seed]) if run.values == best else run
         for run in results.runs
